@@ -53,9 +53,9 @@ def unstack(episodes: Episode) -> list[Episode]:
     """A stack of tasks -> the single tasks, as views. Raises ValueError where the task dimension is missing or uneven."""
     support, query = episodes
     sizes = [len(t) for t in (*support, *query)]
-    if len(set(sizes)) != 1:
+    if len(set(sizes)) != 1 or min(t.ndim for t in (*support, *query)) < 2:
         raise ValueError(
             f"a stack of tasks needs one leading task dimension on every tensor; support inputs, support targets, query inputs "
-            f"and query targets have {sizes} entries. A single task is stacked by metalearn.episodes.stack([task])"
+            f"and query targets have {sizes} entries along their first. A single task is stacked by metalearn.episodes.stack([task])"
         )
     return [Episode(Examples(*s), Examples(*q)) for s, q in zip(zip(*support, strict=True), zip(*query, strict=True), strict=True)]

@@ -1,0 +1,11 @@
+"""Each file is what distinguishes one algorithm."""
+
+from .anil import ANIL
+from .boil import BOIL
+from .maml import MAML
+from .meta_sgd import MetaSGD
+from .nil import NIL
+from .protonet import ProtoNet
+from .reptile import Reptile
+
+__all__ = ["ANIL", "BOIL", "MAML", "NIL", "MetaSGD", "ProtoNet", "Reptile"]

@@ -1,0 +1,98 @@
+"""MAML: an initialisation from which a few gradient steps on a task's support set go far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..episodes import Examples
+from ..inner_loop import Update, Weights, inner_loop, sgd
+from ..layers import assign
+from ..learner import Adapted, Learner, Loss
+
+Rate = float | Tensor
+LR = Rate | Mapping[str, Rate]
+
+
+class MAML(Learner):
+    """Model-agnostic meta-learning (Finn, Abbeel and Levine, ICML 2017, algorithm 2).
+
+    Inner loop, `steps` times on the support set: `phi <- phi - lr * grad L_support(phi)`, starting from `theta`.
+    Outer loop: minimise the mean over tasks of `L_query(phi)` over `theta`, differentiating through the inner loop.
+
+    Arguments:
+        model: any module with one tensor in and one out.
+        lr: the inner rate: a number, or `{module or parameter path: rate}`, the longest path winning; what has no rate does not
+            move. A rate that is an `nn.Parameter` is learned by the outer loop. The inner loss is a mean: for a paper that sums over
+            the ways, multiply its rate by them.
+        steps: inner steps.
+        first_order: drop the second derivatives (FOMAML): the gradient is the query gradient at the adapted weights.
+        head, loss, execution: as for `Learner`.
+        update: the inner update, `sgd` by default (see `metalearn.inner_loop.sgd`).
+
+    Example:
+        >>> import torch
+        >>> from metalearn.models import MLP
+        >>> MAML(MLP(4, 2), lr={"": 0.1, "head": 0.5}).adapt(Examples(torch.rand(6, 4), torch.tensor([0, 1] * 3))).weights["head.bias"].shape
+        torch.Size([2])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: LR,
+        steps: int = 1,
+        *,
+        first_order: bool = False,
+        head: str | None = None,
+        loss: Loss = F.cross_entropy,
+        update: Update = sgd,
+        execution: str = "auto",
+    ) -> None:
+        super().__init__(model, head=head, loss=loss, execution=execution)
+        if steps < 0:
+            raise ValueError(f"steps={steps}; the inner loop takes 0 steps or more")
+        self.lr, self.steps, self.first_order, self.update = lr, steps, first_order, update
+        self.rates = self.rates_of(lr)
+        learned = {name: rate for name, rate in self.rates.items() if isinstance(rate, nn.Parameter)}
+        if learned:
+            # A ParameterDict for the outer loop and for checkpoints; dots are not allowed in its keys.
+            self.learned_rates = nn.ParameterDict({name.replace(".", "/"): rate for name, rate in learned.items()})
+
+    def rates_of(self, lr: LR) -> dict[str, Rate]:
+        """The rate of every parameter that moves, by name."""
+        given = assign(self.model, dict(lr) if isinstance(lr, Mapping) else {"": lr})
+        for name, rate in given.items():
+            if not isinstance(rate, Tensor) and not (math.isfinite(rate) and rate >= 0):
+                raise ValueError(f"the inner rate of {name} is {rate}; it must be a finite number of 0 or more")
+        return {name: rate for name, rate in given.items() if isinstance(rate, Tensor) or rate > 0}
+
+    def adapt(self, support: Examples) -> Adapted:
+        """The support set of one task -> its adapted weights, differentiable to the initial ones where gradients are on."""
+        self.check_outputs(support)
+        return Adapted(self.descend(lambda weights: self.task_loss(self.call(weights, support.inputs), support.targets), support))
+
+    def descend(self, closure: Any, support: Examples) -> Weights:
+        """The inner loop on a closure from weights to the support loss."""
+        weights = self.weights()
+        if self.stacked:
+            tasks = len(support.targets)
+            weights.update({name: weights[name].expand(tasks, *weights[name].shape) for name in self.rates})
+        return inner_loop(closure, weights, self.rates, self.steps, first_order=self.first_order, update=self.update)
+
+    def settings(self) -> dict[str, Any]:
+        """What was asked for, as plain values."""
+        values = self.lr if isinstance(self.lr, Mapping) else {"": self.lr}
+        lr = {path: "learned" if isinstance(rate, nn.Parameter) else float(rate) for path, rate in values.items()}
+        rates: Any = lr if isinstance(self.lr, Mapping) else lr[""]
+        return {
+            **super().settings(),
+            "lr": rates,
+            "steps": self.steps,
+            "first_order": self.first_order,
+            "update": getattr(self.update, "__name__", type(self.update).__name__),
+        }

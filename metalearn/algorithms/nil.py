@@ -1,0 +1,50 @@
+"""NIL: no inner loop. Labels come from how similar features are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..episodes import Examples
+from ..learner import FeatureLearner, Loss
+from ..readouts import RULES, cosine_readout
+
+
+class NIL(FeatureLearner):
+    """No inner loop and no head (Raghu, Raghu, Bengio and Vinyals, ICLR 2020, section 5).
+
+    Each query takes the labels of the support set, weighted by the cosines between their features: what the head would have seen. Around a
+    model that MAML or ANIL trained it tests the body alone; trained itself it is the paper's "NIL training". Any number of ways.
+
+    Arguments:
+        model: any module with one tensor in and one out; its head is not used.
+        rule: how cosines become labels, "softmax" (matching networks), "sum", or "class_mean" (BOIL's code): the paper says only that
+            similarities weight the labels. Formulas in `metalearn.readouts.cosine_readout`. For one shot all three agree on the class.
+        head, loss, execution: as for `Learner`; the features are what enters the head.
+
+    Example:
+        >>> import torch
+        >>> from metalearn.models import MLP
+        >>> nil = NIL(MLP(4, 2))
+        >>> inputs = torch.eye(4)[:3]
+        >>> nil.predict(nil.adapt(Examples(inputs, torch.arange(3))), inputs).argmax(-1)
+        tensor([0, 1, 2])
+    """
+
+    def __init__(
+        self, model: nn.Module, rule: str = "softmax", head: str | None = None, *, loss: Loss = F.cross_entropy, execution: str = "auto"
+    ) -> None:
+        super().__init__(model, head=head, loss=loss, execution=execution)
+        if rule not in RULES:
+            raise ValueError(f"NIL has no rule {rule!r}; choose one of {', '.join(RULES)}")
+        self.rule = rule
+
+    def readout(self, support: Examples, queries: Tensor, ways: int) -> Tensor:
+        """Features of support and queries -> logits (queries, ways): log attention mass, summed cosines, or cosine to class means."""
+        return cosine_readout(support, queries, ways, self.rule)
+
+    def settings(self) -> dict[str, Any]:
+        """What was asked for, as plain values."""
+        return {**super().settings(), "rule": self.rule}

@@ -1,0 +1,57 @@
+"""Reptile: move the initialisation towards where plain training on a task ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..episodes import Episode
+from .maml import MAML
+
+
+class Reptile(MAML):
+    """Reptile (Nichol, Achiam and Schulman, 2018): the outer gradient is `theta - phi`, no derivative through the inner loop at all.
+
+    `phi` is where `steps` inner steps on the support set end. With plain SGD of rate 1 as outer optimiser, `theta` moves all the way to
+    the mean of the tasks' `phi`; the paper uses many inner steps of Adam on minibatches (pass an `update` for that).
+
+    Train with `meta_backward` or `meta_train`: there is no outer loss to differentiate, so calling the learner while gradients are
+    on raises RuntimeError. Arguments are those of `MAML`, but for `first_order`.
+
+    Example:
+        >>> import metalearn
+        >>> from metalearn.models import MLP
+        >>> from metalearn.tasks import Sinusoid
+        >>> learner = Reptile(MLP(1, 1), lr=0.01, steps=5, loss=torch.nn.functional.mse_loss)
+        >>> tasks = metalearn.episodes.stack([Sinusoid(shots=10, queries=10, tasks=1)[0]])
+        >>> metalearn.meta_backward(learner, tasks).losses.shape
+        torch.Size([1])
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.first_order = True
+
+    def forward(self, episodes: Episode) -> Tensor:
+        """A stack of tasks -> query logits (tasks, queries, ways), for evaluation."""
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "Reptile has no outer loss to differentiate: its outer gradient is theta - phi. Train with "
+                "metalearn.meta_backward(learner, episodes), and evaluate under torch.no_grad()"
+            )
+        return super().forward(episodes)
+
+    def outer_gradient(self, episode: Episode) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        """One task -> its query loss, for the record, its query logits, and theta - phi."""
+        with torch.no_grad():
+            adapted = self.adapt(episode.support)
+            logits = self.predict(adapted, episode.query.inputs)
+            loss = self.task_loss(logits, episode.query.targets)
+            gradients = [self._distance(name.removeprefix("model."), theta, adapted.weights) for name, theta in self.trained().items()]
+        return loss, logits, gradients
+
+    def _distance(self, name: str, theta: Tensor, weights: dict[str, Tensor]) -> Tensor:
+        distance = theta - weights[name]
+        return distance.sum(0) if distance.ndim > theta.ndim else distance

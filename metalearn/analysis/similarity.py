@@ -1,0 +1,411 @@
+"""How alike two matrices of activations are, up to the maps that a measure calls the same.
+
+Every measure takes (examples, features) twice, as torch or numpy, computes in float64, and returns a similarity: 1 for the same,
+never a distance. What each one ignores: the CCA family any invertible linear map, CKA and Procrustes rotation and scale, and all of
+them the mean. Unrelated matrices score high at few examples and many features, so a number is read beside its `floor`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Matrix: TypeAlias = Tensor | np.ndarray
+
+CCA_FAMILY = ("cca", "svcca", "pwcca")
+
+
+def canonical_correlations(x: Matrix, y: Matrix) -> np.ndarray:
+    """All canonical correlations of two matrices, largest first: the singular values of `Q_x^T Q_y`, clipped to [0, 1].
+
+    `Q` is an orthonormal basis of the centred columns, from a singular value decomposition; constant features and directions below
+    1e-10 of the largest are dropped (Hotelling 1936; Raghu et al. 2017, arXiv:1706.05806).
+
+    Args:
+        x, y: (examples, features), as many examples in both.
+
+    Raises:
+        ValueError: different numbers of examples, a value that is not finite, no variance, or examples that do not exceed the directions.
+
+    Example:
+        >>> x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+        >>> canonical_correlations(x, x[:, :2] @ torch.tensor([[1.0, 2.0], [0.0, 3.0]])).round(6)
+        array([1., 1.])
+    """
+    before, after = _cca_forms(x, y)
+    return before.correlations(after)[1].cpu().numpy()
+
+
+def cca(x: Matrix, y: Matrix) -> float:
+    """Mean canonical correlation of (examples, features) twice: `mean(rho)` over `min(rank x, rank y)` correlations.
+
+    Raises ValueError as `canonical_correlations` does.
+
+    Example:
+        >>> x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+        >>> round(cca(x, x * torch.tensor([1.0, 10.0, 100.0]) + 5), 6)
+        1.0
+    """
+    return _similarity("cca", x, y)
+
+
+def svcca(x: Matrix, y: Matrix, energy: float = 0.99) -> float:
+    """Mean canonical correlation of the leading directions: those that hold `energy` of the sum of s² of each centred matrix.
+
+    Raghu et al. 2017 (arXiv:1706.05806). Raises ValueError as `canonical_correlations` does, counting only the directions kept.
+
+    Example:
+        >>> x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+        >>> round(svcca(x, 2 * x), 6)
+        1.0
+    """
+    return _similarity("svcca", x, y, energy=energy)
+
+
+def pwcca(x: Matrix, y: Matrix) -> float:
+    """Canonical correlations weighted by how much of `x` each direction explains; not symmetric.
+
+    `sum_i a_i rho_i / sum_i a_i` with `a_i = sum_j |<h_i, x_j>|`, `h_i` the canonical directions of `x` and `x_j` its centred columns,
+    whatever the widths (Morcos et al. 2018, arXiv:1806.05759). Raises ValueError as `canonical_correlations` does.
+
+    Example:
+        >>> x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+        >>> round(pwcca(x, -x), 6)
+        1.0
+    """
+    return _similarity("pwcca", x, y)
+
+
+def linear_cka(x: Matrix, y: Matrix, debiased: bool = True) -> float:
+    """Linear centred kernel alignment: `||Y^T X||² / (||X^T X|| ||Y^T Y||)` of the centred matrices, Frobenius norms.
+
+    Kornblith et al. 2019 (arXiv:1905.00414). `debiased` takes the U-statistic of Song et al. (2007) for each of the three terms: about
+    0 for unrelated matrices at any width (it may be negative), where the biased value of 75 examples in thousands of features is near 1.
+
+    Args:
+        x, y: (examples, features), as many examples in both; at least 4 where debiased.
+
+    Raises:
+        ValueError: different numbers of examples, too few, a value that is not finite, or no variance.
+
+    Example:
+        >>> rng = torch.Generator().manual_seed(0)
+        >>> x, y = torch.randn(75, 4000, generator=rng), torch.randn(75, 4000, generator=rng)
+        >>> round(linear_cka(x, y, debiased=False), 2), round(linear_cka(x, y), 2)
+        (0.98, 0.01)
+    """
+    return _similarity("linear_cka", x, y, debiased=debiased)
+
+
+def rbf_cka(x: Matrix, y: Matrix, fraction: float = 0.5, debiased: bool = False) -> float:
+    """CKA with the kernel `exp(-D² / (2 fraction² median(D²)))`, the median over squared distances with the zero diagonal.
+
+    Kornblith et al. 2019 (arXiv:1905.00414). Arguments and errors as `linear_cka`'s; holds an examples x examples matrix.
+
+    Example:
+        >>> x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+        >>> round(rbf_cka(x, 3 * x + 1), 6)
+        1.0
+    """
+    return _similarity("rbf_cka", x, y, fraction=fraction, debiased=debiased)
+
+
+def procrustes(x: Matrix, y: Matrix) -> float:
+    """How well a rotation and a scale take one centred matrix to the other: `||X^T Y||_* / (||X||_F ||Y||_F)`.
+
+    The nuclear norm over the product of Frobenius norms (Ding et al. 2021, arXiv:2108.01661, as a similarity). Any widths.
+    Raises ValueError as `linear_cka` does.
+
+    Example:
+        >>> x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+        >>> round(procrustes(x, -2 * x.flip(1)), 6)
+        1.0
+    """
+    return _similarity("procrustes", x, y)
+
+
+class Floor(NamedTuple):
+    """What unrelated features score: `median` and 95 % quantile `upper` of the measure with one side's examples shuffled."""
+
+    median: float
+    upper: float
+
+    @classmethod
+    def of(cls, draws: np.ndarray) -> Floor:
+        """The floor from shuffled values (draws,); NaN where there are none."""
+        return cls(float(np.median(draws)), float(np.quantile(draws, 0.95))) if len(draws) else cls(float("nan"), float("nan"))
+
+
+def measure(
+    name: str, x: Matrix, y: Matrix, *, units: int | None = None, draws: int = 20, seed: int = 0, **options: Any
+) -> tuple[float, np.ndarray]:
+    """A similarity and its values with whole units of `y` shuffled -> (similarity, (draws,)).
+
+    Rows of one image (or one task) are not independent, so shuffling rows would understate what chance scores: the rows are `units`
+    equal consecutive blocks, and no block keeps its place. Each matrix is decomposed once. A single unit has no other place: no draws.
+
+    Args:
+        name: a measure by its function's name, such as "cca" or "linear_cka"; `options` are that function's.
+        x, y: (examples, features), as many examples in both.
+        units: how many blocks the rows are made of; each row is one by default.
+
+    Example:
+        >>> x = torch.randn(300, 5, generator=torch.Generator().manual_seed(0))
+        >>> value, chance = measure("cca", x, 2 * x)
+        >>> round(value, 6), Floor.of(chance).upper < 0.2
+        (1.0, True)
+    """
+    before, after = forms(name, x, y, **options)
+    units = len(x) if units is None else units
+    if units < 1 or len(x) % units:
+        raise ValueError(f"{len(x)} examples do not divide into units={units} equal blocks")
+    rows = torch.arange(len(x)).reshape(units, -1)
+    generator = torch.Generator().manual_seed(seed)
+    orders = (rows[_derangement(units, generator)].flatten() for _ in range(draws if units > 1 else 0))
+    chance = np.array([before.similarity(after.shuffled(order)) for order in orders])
+    # The same numbers are the same network: exactly 1, without the last bit of a square root.
+    return (1.0 if _same(x, y) else before.similarity(after)), chance
+
+
+def forms(name: str, x: Matrix, y: Matrix, **options: Any) -> tuple[Form, Form]:
+    """Both matrices as the measure `name` needs them: decomposed or multiplied out once, then compared or shuffled at little cost."""
+    if name not in MEASURES:
+        raise ValueError(f"there is no measure {name!r}; there are {', '.join(MEASURES)}")
+    return MEASURES[name](x, y, **options)
+
+
+class Form(Protocol):
+    """One side of a comparison, prepared."""
+
+    def similarity(self, other: Any) -> float:
+        """The measure's value against the other side."""
+
+    def shuffled(self, order: Tensor) -> Form:
+        """The same with its examples in another order."""
+
+
+@dataclass(frozen=True)
+class _Directions:
+    """An orthonormal `basis` (examples, directions) and the centred columns in it, `coordinates` (directions, features)."""
+
+    basis: Tensor
+    coordinates: Tensor
+    weighted: bool = False
+
+    def correlations(self, other: _Directions) -> tuple[Tensor, Tensor]:
+        u, rho, _ = torch.linalg.svd(self.basis.T @ other.basis, full_matrices=False)
+        return u, rho.clamp(0, 1)
+
+    def similarity(self, other: _Directions) -> float:
+        if not self.weighted:
+            return float(torch.linalg.svdvals(self.basis.T @ other.basis).clamp(0, 1).mean())
+        u, rho = self.correlations(other)
+        weights = (u.T @ self.coordinates).abs().sum(1)
+        return float(weights @ rho / weights.sum())
+
+    def shuffled(self, order: Tensor) -> _Directions:
+        return replace(self, basis=self.basis[order.to(self.basis.device)])
+
+
+@dataclass(frozen=True)
+class _Gram:
+    """A centred kernel matrix (examples, examples) of norm 1."""
+
+    kernel: Tensor
+
+    def similarity(self, other: _Gram) -> float:
+        return min(1.0, float((self.kernel * other.kernel).sum()))
+
+    def shuffled(self, order: Tensor) -> _Gram:
+        order = order.to(self.kernel.device)
+        return _Gram(self.kernel[order][:, order])
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Centred columns (examples, features), scaled so that the alignment with itself is 1: linear CKA for more examples than features."""
+
+    columns: Tensor
+    debiased: bool
+
+    def alignment(self, other: _Columns) -> float:
+        x, y, n = self.columns, other.columns, len(self.columns)
+        cross = float((x.T @ y).square().sum())
+        if not self.debiased:
+            return cross
+        rows_x, rows_y = x.square().sum(1), y.square().sum(1)
+        return cross - n / (n - 2) * float(rows_x @ rows_y) + float(rows_x.sum() * rows_y.sum()) / ((n - 1) * (n - 2))
+
+    def similarity(self, other: _Columns) -> float:
+        return min(1.0, self.alignment(other))
+
+    def shuffled(self, order: Tensor) -> _Columns:
+        return replace(self, columns=self.columns[order.to(self.columns.device)])
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Centred columns (examples, features) of Frobenius norm 1."""
+
+    columns: Tensor
+
+    def similarity(self, other: _Shape) -> float:
+        return min(1.0, float(torch.linalg.svdvals(self.columns.T @ other.columns).sum()))
+
+    def shuffled(self, order: Tensor) -> _Shape:
+        return _Shape(self.columns[order.to(self.columns.device)])
+
+
+def _similarity(name: str, x: Matrix, y: Matrix, **options: Any) -> float:
+    return measure(name, x, y, draws=0, **options)[0]
+
+
+def _same(x: Matrix, y: Matrix) -> bool:
+    x, y = torch.as_tensor(x), torch.as_tensor(y)
+    return x.shape == y.shape and bool(torch.equal(x, y.to(x)))
+
+
+def _derangement(units: int, generator: torch.Generator) -> Tensor:
+    """A random order in which nothing keeps its place: with few units, a plain permutation would leave some matched."""
+    turn = torch.randperm(units, generator=generator)
+    order = torch.empty_like(turn)
+    order[turn] = turn.roll(1)
+    return order
+
+
+def _centred(x: Matrix, name: str, fewest: int = 2) -> Tensor:
+    tensor = torch.as_tensor(x).detach()
+    if tensor.ndim != 2:
+        raise ValueError(
+            f"{name} must be (examples, features), got {tuple(tensor.shape)}; flatten an image's features, or take positions as examples"
+        )
+    if tensor.device.type == "mps":  # it has no float64
+        tensor = tensor.cpu()
+    tensor = tensor.double()
+    if len(tensor) < fewest or not tensor.shape[1]:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; this measure needs at least {fewest} examples and one feature")
+    if not bool(torch.isfinite(tensor).all()):
+        raise ValueError(
+            f"{name} holds {int((~torch.isfinite(tensor)).sum())} values that are NaN or infinite; find where activations overflow"
+        )
+    centred = tensor - tensor.mean(0)
+    varies = centred.abs().amax(0) > 1e-12 * tensor.abs().amax(0)
+    if not bool(varies.any()):
+        raise ValueError(f"{name} has no variance: every feature is constant over the {len(tensor)} examples (a dead layer?)")
+    return centred[:, varies]
+
+
+def _both(x: Matrix, y: Matrix, fewest: int = 2) -> tuple[Tensor, Tensor]:
+    left, right = _centred(x, "x", fewest), _centred(y, "y", fewest)
+    if len(left) != len(right):
+        raise ValueError(f"x has {len(left)} examples and y has {len(right)}; row i of both must be the same example")
+    return left, right.to(left.device)
+
+
+def _cca_forms(x: Matrix, y: Matrix, energy: float = 1.0, weighted: bool = False) -> tuple[_Directions, _Directions]:
+    if not 0 < energy <= 1:
+        raise ValueError(f"energy={energy} must lie in (0, 1]; 0.99 keeps the directions that hold 99 % of the variance")
+    left, right = _both(x, y)
+    sides = [_directions(columns, name, energy, weighted) for columns, name in ((left, "x"), (right, "y"))]
+    widths, n = [side.basis.shape[1] for side in sides], len(left)
+    certain = sum(widths) - (n - 1)
+    if certain >= min(widths) / 2:
+        warnings.warn(
+            f"n={n} examples for {widths[0]} and {widths[1]} directions: {min(certain, *widths)} of {min(widths)} canonical correlations "
+            "are 1 whatever the data; pool more examples, or use linear_cka",
+            stacklevel=2,
+        )
+    return sides[0], sides[1]
+
+
+def _directions(centred: Tensor, name: str, energy: float, weighted: bool) -> _Directions:
+    n, features = centred.shape
+    u, s, v = torch.linalg.svd(centred, full_matrices=False)
+    kept = int((s >= 1e-10 * s[0]).sum())
+    if energy < 1:
+        share = s.square().cumsum(0) / s.square().sum()
+        kept = min(kept, int((share < energy).sum()) + 1)
+    if features >= n and kept >= n - 1:  # centred rows sum to zero: n - 1 directions are every direction there is
+        raise ValueError(
+            f"{name} has n={n} examples and d={features} features that vary: its directions fill the space of examples, and "
+            "every canonical correlation is 1 whatever the data. Pool examples over tasks, keep fewer positions as features, or use svcca "
+            "with less energy or linear_cka"
+        )
+    return _Directions(u[:, :kept], s[:kept, None] * v[:kept], weighted)
+
+
+def _linear_forms(x: Matrix, y: Matrix, debiased: bool = True) -> tuple[Form, Form]:
+    left, right = _both(x, y, fewest=4 if debiased else 2)
+    if len(left) <= max(left.shape[1], right.shape[1]):
+        return _gram(left @ left.T, "x", debiased), _gram(right @ right.T, "y", debiased)
+    return _columns(left, "x", debiased), _columns(right, "y", debiased)
+
+
+def _rbf_forms(x: Matrix, y: Matrix, fraction: float = 0.5, debiased: bool = False) -> tuple[_Gram, _Gram]:
+    if not fraction > 0:
+        raise ValueError(f"fraction={fraction} must be above 0: it is the kernel's width as a fraction of the median distance")
+    left, right = _both(x, y, fewest=4 if debiased else 2)
+    return tuple(_gram(_rbf(side, name, fraction), name, debiased) for side, name in ((left, "x"), (right, "y")))  # type: ignore[return-value]
+
+
+def _rbf(centred: Tensor, name: str, fraction: float) -> Tensor:
+    gram = centred @ centred.T
+    squares = gram.diagonal()
+    distances = (squares[:, None] + squares - 2 * gram).clamp(min=0)
+    distances.fill_diagonal_(0)
+    median = float(np.median(distances.cpu().numpy()))
+    if median <= 1e-12 * float(distances.max()):
+        raise ValueError(f"{name}: more than half of its pairs of examples coincide, so the median distance is 0; use linear_cka")
+    return torch.exp(-distances / (2 * fraction**2 * median))
+
+
+def _gram(kernel: Tensor, name: str, debiased: bool) -> _Gram:
+    n, size = len(kernel), float(kernel.norm())
+    if debiased:  # Szekely and Rizzo 2014: the inner product of kernels centred this way is the U-statistic
+        kernel = kernel.clone()
+        kernel.fill_diagonal_(0)
+        means = kernel.sum(0) / (n - 2)
+        means = means - means.sum() / (2 * (n - 1))
+        kernel = kernel - means[:, None] - means
+        kernel.fill_diagonal_(0)
+    else:
+        means = kernel.mean(0)
+        kernel = kernel - means[:, None] - means + means.mean()
+    norm = float(kernel.norm())
+    if norm <= 1e-12 * size:
+        raise ValueError(
+            f"{name}: all pairs of its {n} examples are equally far apart, so nothing is left to align; use more varied examples"
+        )
+    return _Gram(kernel / norm)
+
+
+def _columns(centred: Tensor, name: str, debiased: bool) -> _Columns:
+    plain = _Columns(centred / centred.norm(), debiased)
+    alignment = plain.alignment(plain)
+    if alignment <= 1e-14:
+        raise ValueError(
+            f"{name}: all pairs of its {len(centred)} examples are equally far apart, so nothing is left to align; use more varied examples"
+        )
+    return replace(plain, columns=plain.columns / alignment**0.25)
+
+
+def _procrustes_forms(x: Matrix, y: Matrix) -> tuple[_Shape, _Shape]:
+    # More features than examples: a rotation takes the columns to as many as there are examples, and the measure ignores it.
+    left, right = (torch.linalg.qr(side.T, mode="r")[1].T if side.shape[1] > len(side) else side for side in _both(x, y))
+    return _Shape(left / left.norm()), _Shape(right / right.norm())
+
+
+MEASURES: dict[str, Callable[..., tuple[Form, Form]]] = {
+    "cca": _cca_forms,
+    "svcca": lambda x, y, energy=0.99: _cca_forms(x, y, energy),
+    "pwcca": lambda x, y: _cca_forms(x, y, weighted=True),
+    "linear_cka": _linear_forms,
+    "rbf_cka": _rbf_forms,
+    "procrustes": _procrustes_forms,
+}

@@ -1,0 +1,277 @@
+"""How good a learner is on test episodes, with its interval; and two learners compared on the same episodes."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from scipy import stats
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from metalearn import ranks
+from metalearn.episodes import Episode, Examples, stack, unstack
+from metalearn.files import Record
+from metalearn.learner import Learner
+from metalearn.progress import progress as shown_progress
+
+
+class Tasks(Protocol):
+    """A number of single tasks by index, such as `FewShot`, `Sinusoid`, or a list of episodes."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Episode: ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a learner reached on test tasks: the mean, the half-width of its 95 % interval, and every task's figure.
+
+    `interval` is 1.96 std(ddof=1) / sqrt(tasks), over tasks and not over seeds; NaN for a single task, which has no spread. `measure` is
+    "accuracy" (0 to 1) for integer targets and "loss" (the learner's, per task) for real ones. `per_episode` is float64 `(tasks,)`.
+    `fingerprints` identifies each task by a checksum of its data, so that `paired` can tell whether two learners saw the same ones.
+    `settings` is a JSON-able record of the learner and the episodes.
+
+    Example:
+        >>> print(Evaluation(torch.tensor([0.5, 1.0, 0.75, 0.75], dtype=torch.float64)))
+        75.00 % ± 20.00 (95 % interval over 4 tasks)
+    """
+
+    per_episode: Tensor
+    measure: str = "accuracy"
+    fingerprints: tuple[int, ...] = field(default=(), repr=False)
+    settings: Record = field(default_factory=dict, repr=False)
+
+    @property
+    def mean(self) -> float:
+        return float(self.per_episode.mean())
+
+    @property
+    def interval(self) -> float:
+        return half_width(self.per_episode)
+
+    def __str__(self) -> str:
+        tasks = len(self.per_episode)
+        spread = f"± {_figure(self.interval, self.measure)} (95 % interval over {tasks} tasks)" if tasks > 1 else "(no interval: one task)"
+        return f"{self.mean:.2%} {spread}".replace("%", " %", 1) if self.measure == "accuracy" else f"loss {self.mean:.4g} {spread}"
+
+    def to_dict(self) -> Record:
+        """A JSON-able record of all of it; the interval of a single task is None."""
+        interval = None if math.isnan(self.interval) else self.interval
+        return {
+            "measure": self.measure,
+            "mean": self.mean,
+            "interval": interval,
+            "tasks": len(self.per_episode),
+            "per_episode": self.per_episode.tolist(),
+            **self.settings,
+        }
+
+
+@dataclass(frozen=True)
+class Paired:
+    """How much better a was than b on the same tasks: the mean of a - b, its 95 % half-width, and the paired t test.
+
+    `interval` is 1.96 std(ddof=1) / sqrt(tasks) of the differences; `p` is two-sided.
+    """
+
+    mean: float
+    interval: float
+    t: float
+    p: float
+    tasks: int
+    measure: str = "accuracy"
+
+    def __str__(self) -> str:
+        mean = f"{100 * self.mean:+.2f} points" if self.measure == "accuracy" else f"{self.mean:+.4g} loss"
+        spread = _figure(self.interval, self.measure)
+        return f"{mean} ± {spread} (95 % interval, paired over {self.tasks} tasks; t = {self.t:.2f}, p = {self.p:.2g})"
+
+
+def half_width(values: Tensor) -> float:
+    """1.96 std(ddof=1) / sqrt(n) of `values` (n,): half the 95 % interval of their mean; NaN for a single value.
+
+    Example:
+        >>> half_width(torch.tensor([0.0, 1.0])), half_width(torch.tensor([1.0]))
+        (0.98, nan)
+    """
+    return float(1.96 * values.double().std(correction=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def paired(a: Evaluation, b: Evaluation) -> Paired:
+    """Compare two learners on the same tasks: the mean of a - b with its interval, t and p.
+
+    Raises ValueError where the two did not see the same tasks in the same order, differ in measure, or saw fewer than two tasks.
+
+    Example:
+        >>> a, b = (Evaluation(torch.tensor(x, dtype=torch.float64)) for x in ([0.9, 0.8, 1.0], [0.7, 0.7, 0.9]))
+        >>> print(paired(a, b))
+        +13.33 points ± 6.53 (95 % interval, paired over 3 tasks; t = 4.00, p = 0.057)
+    """
+    if a.measure != b.measure:
+        raise ValueError(f"one evaluation holds {a.measure} and the other {b.measure}; compare two of one measure")
+    if len(a.per_episode) != len(b.per_episode):
+        raise ValueError(f"{len(a.per_episode)} tasks against {len(b.per_episode)}: evaluate both learners on the same episodes")
+    if len(a.per_episode) < 2:
+        raise ValueError("a paired comparison needs at least two tasks, since one difference has no spread")
+    different = [i for i, (x, y) in enumerate(zip(a.fingerprints, b.fingerprints, strict=True)) if x != y]
+    if different:
+        raise ValueError(
+            f"{len(different)} of {len(a.per_episode)} tasks differ between the two, the first being task {different[0]}; evaluate both "
+            "learners on the same episodes in the same order (one FewShot, or a DataLoader without shuffle)"
+        )
+    difference = a.per_episode - b.per_episode
+    mean = float(difference.mean())
+    if float(difference.min()) == float(difference.max()):  # scipy warns and gives NaN where there is no spread
+        t, p = (math.copysign(math.inf, mean), 0.0) if mean else (0.0, 1.0)
+    else:
+        t, p = (float(x) for x in stats.ttest_1samp(difference.numpy(), 0.0))
+    return Paired(mean, half_width(difference), t, p, len(difference), a.measure)
+
+
+def evaluate(
+    learner: Learner, episodes: Tasks | DataLoader[Episode] | Episode, *, progress: bool = False, tasks_at_once: int = 16
+) -> Evaluation:
+    """Adapt to each task and score its queries -> `Evaluation`.
+
+    Dropout is off meanwhile and no gradient reaches the learner. Where torchrun started several ranks, all of them must call this: each
+    takes its share of the tasks, and all return the same as one process would.
+
+    Args:
+        learner: any `Learner`; episodes are moved to its device and dtype.
+        episodes: tasks by index (`FewShot`), a `DataLoader` of stacks, or one stack.
+        progress: show rate and time left.
+        tasks_at_once: tasks in one call of the learner, for tasks by index or one stack; more take more memory and change no result.
+
+    Raises ValueError where there are no tasks, and FloatingPointError naming the task where a prediction is NaN.
+    """
+    return evaluate_together({"learner": learner}, episodes, progress=progress, tasks_at_once=tasks_at_once)["learner"]
+
+
+def evaluate_together(
+    learners: Mapping[str, Learner], episodes: Tasks | DataLoader[Episode] | Episode, *, progress: bool = False, tasks_at_once: int = 16
+) -> dict[str, Evaluation]:
+    """`evaluate` for several learners by name, each task drawn once for all of them; any two can then be compared by `paired`."""
+    scores: dict[str, list[Tensor]] = {name: [] for name in learners}
+    marks, measure, seen = [], "accuracy", 0
+    with (
+        torch.no_grad(),
+        evaluation_mode(learners.values()),
+        shown_progress("evaluating", _count(episodes, tasks_at_once), unit="task", shown=progress and ranks.here()[0] == 0) as advance,
+    ):
+        for count, tasks in _shared_out(episodes, tasks_at_once):
+            marks.append(torch.zeros(count, dtype=torch.float64) if tasks is None else _fingerprints(tasks))
+            if tasks is not None:
+                measure = "loss" if tasks.query.targets.is_floating_point() else "accuracy"
+            for name, learner in learners.items():
+                scores[name].append(torch.zeros(count, dtype=torch.float64) if tasks is None else _score(learner, tasks, seen))
+            seen += count
+            advance(count)
+    if not seen:
+        raise ValueError("there are no episodes to evaluate on; ask for at least one task")
+    device = _like(next(iter(learners.values()))).device
+    fingerprints = tuple(int(mark) for mark in ranks.total(torch.cat(marks).to(device)).tolist())
+    return {
+        name: Evaluation(
+            ranks.total(torch.cat(scores[name]).to(device)).cpu(), ranks.from_first(measure), fingerprints, _settings(learner, episodes)
+        )
+        for name, learner in learners.items()
+    }
+
+
+def place(episodes: Episode, learner: nn.Module) -> Episode:
+    """Episodes on the learner's device and, where their inputs are real numbers, in its dtype."""
+    like = _like(learner)
+    return episodes.to(like.device, like.dtype) if episodes.support.inputs.is_floating_point() else episodes.to(like.device)
+
+
+def accuracies(logits: Tensor, targets: Tensor) -> Tensor:
+    """The share of queries that are right, `(tasks,)` float64 on the CPU, from logits `(tasks, queries, ways)`; NaN for targets that are not labels."""
+    if targets.is_floating_point():
+        return torch.full((len(logits),), math.nan, dtype=torch.float64)
+    return (logits.argmax(-1) == targets).flatten(1).cpu().double().mean(1)
+
+
+def describe(episodes: object) -> Record:
+    """A JSON-able record of where episodes come from: their own `settings()`, or else their type and length."""
+    if isinstance(episodes, DataLoader):
+        return {"loader": {"batch_size": episodes.batch_size}, **describe(episodes.dataset)}
+    own = getattr(episodes, "settings", None)
+    if own is not None:
+        return dict(own())
+    tasks = len(episodes.query.inputs) if isinstance(episodes, Episode) else len(episodes)  # type: ignore[arg-type]
+    return {"source": type(episodes).__name__, "tasks": tasks}
+
+
+@contextmanager
+def evaluation_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Put modules into evaluation mode, and each submodule back into its own mode afterwards."""
+    before = [(module, module.training) for root in modules for module in root.modules()]
+    try:
+        for module, _ in before:
+            module.training = False
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode
+
+
+def _score(learner: Learner, episodes: Episode, first: int) -> Tensor:
+    placed = place(episodes, learner)
+    logits, targets = learner(placed), placed.query.targets
+    broken = logits.isnan().flatten(1).any(1).nonzero()
+    if len(broken):
+        raise FloatingPointError(
+            f"the predictions for task {first + int(broken[0])} are NaN; a lower inner rate keeps adaptation finite, or the weights are broken"
+        )
+    if targets.is_floating_point():
+        return torch.stack([learner.loss(ours, theirs) for ours, theirs in zip(logits, targets, strict=True)]).cpu().double()
+    return accuracies(logits, targets)
+
+
+def _shared_out(episodes: Tasks | DataLoader[Episode] | Episode, at_once: int) -> Iterator[tuple[int, Episode | None]]:
+    """(tasks, their stack) in order; None in place of a stack that another rank takes."""
+    rank, count = ranks.here()
+    if isinstance(episodes, DataLoader):
+        for number, (support, query) in enumerate(episodes):
+            yield len(query[0]), Episode(Examples(*support), Examples(*query)) if number % count == rank else None
+        return
+    tasks = unstack(episodes) if isinstance(episodes, Episode) else episodes
+    for number, start in enumerate(range(0, len(tasks), at_once)):
+        chosen = range(start, min(start + at_once, len(tasks)))
+        yield len(chosen), stack(tasks[i] for i in chosen) if number % count == rank else None
+
+
+def _count(episodes: Tasks | DataLoader[Episode] | Episode, at_once: int) -> int:
+    if at_once < 1:
+        raise ValueError(f"tasks_at_once={at_once} must be at least 1")
+    if isinstance(episodes, DataLoader):
+        return len(episodes) * (episodes.batch_size or 1)
+    return len(episodes.query.inputs) if isinstance(episodes, Episode) else len(episodes)
+
+
+def _fingerprints(episodes: Episode) -> Tensor:
+    # All targets and every 31st input value: enough to tell drawn tasks apart, at a small share of the cost of a whole checksum.
+    def mark(*tensors: Tensor) -> int:
+        return zlib.crc32(b"".join(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes() for tensor in tensors))
+
+    (support, labels), (query, answers) = episodes
+    parts = zip(support.flatten(1)[:, ::31], labels, query.flatten(1)[:, ::31], answers, strict=True)
+    return torch.tensor([mark(*task) for task in parts], dtype=torch.float64)
+
+
+def _like(learner: nn.Module) -> Tensor:
+    return next((p for p in learner.parameters() if p.is_floating_point()), torch.empty(0))
+
+
+def _settings(learner: Learner, episodes: object) -> Record:
+    return {"learner": learner.settings(), "episodes": describe(episodes)}
+
+
+def _figure(interval: float, measure: str) -> str:
+    return f"{100 * interval:.2f}" if measure == "accuracy" else f"{interval:.2g}"

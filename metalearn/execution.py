@@ -1,0 +1,235 @@
+"""How many tasks run: in a loop, in threads, or vectorized. Every way gives the same numbers.
+
+Tasks are independent, so nothing outside this file knows how they are run. All three ways take gradients with autograd *outside* of
+`torch.vmap`: the stacked inner step differentiates the sum of the tasks' losses by weights that carry a task dimension, and vmap is
+only ever applied to a forward pass. Autograd then records the batched operations themselves, so that batch, layer and instance norm
+whose weight and bias adapt per task have right second derivatives, which they have not under `vmap(grad(...))` (pytorch/functorch#534).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from queue import SimpleQueue
+from threading import Barrier
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .episodes import Episode, stack, unstack
+
+if TYPE_CHECKING:
+    from .learner import Learner
+
+WAYS = ("auto", "loop", "threads", "vectorized")
+CHUNK = 32  # tasks that are vectorized at once
+
+Result = TypeVar("Result")
+
+
+class MetaBackward(NamedTuple):
+    """What `meta_backward` computed on its way: detached outer losses (tasks,) and query logits (tasks, queries, ways)."""
+
+    losses: Tensor
+    logits: Tensor
+
+
+def meta_backward(learner: Learner, episodes: Episode, *, scale: float | None = None) -> MetaBackward:
+    """Add the gradient of the outer loss to `.grad`, a few tasks at a time -> `MetaBackward(losses, logits)`.
+
+    The outer loss is the mean over queries, then over tasks; the gradient equals that of `loss.backward()` on `learner(episodes)`, but
+    memory grows with the tasks in flight (one in a loop, one a thread, 32 vectorized) and never with the meta-batch. The gradients of
+    tasks are added in the order of the tasks, so that results repeat.
+
+    Arguments:
+        episodes: a stack of tasks.
+        scale: what each task's gradient is multiplied by; 1 / tasks by default. A process that holds a share of a meta-batch passes
+            1 / (tasks of all the processes).
+    Raises ValueError naming a trained parameter that no outer loss depends on.
+
+    Example:
+        >>> import torch, metalearn
+        >>> from metalearn.models import MLP
+        >>> from metalearn.tasks import Sinusoid
+        >>> learner = metalearn.MAML(MLP(1, 1), lr=0.01, loss=torch.nn.functional.mse_loss)
+        >>> tasks = Sinusoid(shots=10, queries=10, tasks=4)
+        >>> metalearn.meta_backward(learner, metalearn.episodes.stack(tasks[i] for i in range(4))).losses.shape
+        torch.Size([4])
+    """
+    tasks = unstack(episodes)
+    factor = 1 / len(tasks) if scale is None else scale
+    trained = learner.trained()
+    losses, logits, reached = [], [], set()
+    with torch.enable_grad():
+        for loss, prediction, gradients in _each(learner, tasks, _outer_gradient):
+            losses.append(loss)
+            logits.append(prediction)
+            for (name, parameter), gradient in zip(trained.items(), gradients, strict=True):
+                if gradient is not None:
+                    reached.add(name)
+                    _accumulate(parameter, gradient, factor)
+    unreached = [name.removeprefix("model.") for name in trained if name not in reached]
+    if unreached:
+        raise ValueError(
+            f"the outer loss does not depend on {', '.join(unreached)}; remove what the forward pass does not use, or exclude it with "
+            f"requires_grad_(False)"
+        )
+    return MetaBackward(torch.cat(losses), torch.cat(logits))
+
+
+def predictions(learner: Learner, episodes: Episode) -> Tensor:
+    """Query logits (tasks, queries, ways) of a stack of tasks, differentiable where gradients are on."""
+    return torch.cat(list(_each(learner, unstack(episodes), _predictions)))
+
+
+def chosen(learner: Learner) -> str:
+    """How this learner's tasks will be run: "loop", "threads" or "vectorized".
+
+    By default: active random layers (dropout) in a loop, since only there each task draws as it would alone; on a CPU networks
+    without convolutions vectorized (there a task is mostly overhead) and convolutions in threads (vectorized they become grouped
+    convolutions, which are slower); on other devices vectorized. What is not known to vectorize runs in threads or the loop.
+    Raises ValueError for a way that was asked for and would be wrong.
+    """
+    random = [f"{name} ({type(module).__name__})" for name, module in learner.model.named_modules() if _is_random(module)]
+    if random:
+        if learner.execution in ("threads", "vectorized"):
+            raise ValueError(
+                f"{random[0]} draws random numbers, so that {learner.execution} tasks would not repeat what a loop gives; use "
+                f"execution='loop', or switch it off with model.eval()"
+            )
+        return "loop"
+    if learner.execution != "auto":
+        return learner.execution
+    on_cpu = all(parameter.device.type == "cpu" for parameter in learner.parameters())
+    modules = [module for module in learner.model.modules() if next(module.children(), None) is None]
+    vectorizes = all(isinstance(module, _DENSE if on_cpu else (*_DENSE, *_CONVOLUTIONAL)) for module in modules)
+    if vectorizes and _is_plain(learner.model):
+        return "vectorized"
+    return "threads" if on_cpu and torch.get_num_threads() > 1 else "loop"
+
+
+def known(way: str) -> str:
+    """`way`, if there is such a way of running tasks; raises ValueError otherwise."""
+    if way not in WAYS:
+        raise ValueError(f"there is no execution {way!r}; choose one of {', '.join(WAYS)}")
+    return way
+
+
+_DENSE = (
+    nn.Linear, nn.Identity, nn.Flatten, nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.ELU, nn.Tanh, nn.Sigmoid, nn.Softplus,
+    nn.LayerNorm, nn.BatchNorm1d, nn.modules.dropout._DropoutNd,
+)  # fmt: skip
+_CONVOLUTIONAL = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)
+
+
+def _is_plain(model: nn.Module) -> bool:
+    """Whether we know what its modules compute: containers of torch's own, or models of this package."""
+    return all(type(module).__module__.startswith(("torch.", "metalearn.")) for module in model.modules())
+
+
+def _is_random(module: nn.Module) -> bool:
+    drops = isinstance(module, nn.modules.dropout._DropoutNd | nn.RReLU) or type(module).__name__ in ("StochasticDepth", "DropPath")
+    inner = isinstance(module, nn.MultiheadAttention | nn.RNNBase) and module.dropout > 0
+    return module.training and (inner or (drops and getattr(module, "p", getattr(module, "drop_prob", 1)) != 0))
+
+
+def _accumulate(parameter: nn.Parameter, gradient: Tensor, factor: float) -> None:
+    if parameter.grad is None:
+        parameter.grad = gradient * factor
+    else:
+        parameter.grad.add_(gradient, alpha=factor)
+
+
+def _predictions(learner: Learner, episode: Episode) -> Tensor:
+    logits = learner.predict(learner.adapt(episode.support), episode.query.inputs)
+    return logits if learner.stacked else logits.unsqueeze(0)
+
+
+def _outer_gradient(learner: Learner, episode: Episode) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+    loss, logits, gradients = learner.outer_gradient(episode)
+    return loss.reshape(-1), logits if learner.stacked else logits.unsqueeze(0), gradients
+
+
+def _each(learner: Learner, tasks: Sequence[Episode], work: Callable[[Learner, Episode], Result]) -> Iterator[Result]:
+    """The results of `work` on every task (or chunk of tasks), in the order of the tasks."""
+    way = chosen(learner)
+    if way == "vectorized":
+        stacked = learner.on(stacked=True)
+        for start in range(0, len(tasks), CHUNK):
+            yield work(stacked, stack(tasks[start : start + CHUNK]))
+    elif way == "threads" and len(tasks) > 1:
+        yield from _threaded(learner, tasks, work)
+    else:
+        for task in tasks:
+            yield work(learner, task)
+
+
+def _threaded(learner: Learner, tasks: Sequence[Episode], work: Callable[[Learner, Episode], Result]) -> Iterator[Result]:
+    threads = min(torch.get_num_threads(), len(tasks))
+    pool, modes = _pool(torch.get_num_threads()), _modes()
+    # `functional_call` writes into the module while it runs, so that every task in flight needs a module of its own.
+    free: SimpleQueue[Learner] = SimpleQueue()
+    for _ in range(threads):
+        free.put(learner.on(_same_tensors(learner.model)))
+
+    def run(task: Episode) -> Result:
+        replica = free.get()
+        try:
+            with modes():
+                return work(replica, task)
+        finally:
+            free.put(replica)
+
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for task in tasks:
+            waiting.append(pool.submit(run, task))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _same_tensors(model: nn.Module) -> nn.Module:
+    tensors = (*model.parameters(), *model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def _modes() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Grad mode and autocast belong to a thread: hand the caller's on."""
+    grad = torch.is_grad_enabled()
+    cast = [(device, torch.get_autocast_dtype(device)) for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
+
+    @contextlib.contextmanager
+    def same() -> Iterator[None]:
+        with contextlib.ExitStack() as opened:
+            opened.enter_context(torch.set_grad_enabled(grad))
+            for device, dtype in cast:
+                opened.enter_context(torch.autocast(device, dtype=dtype))
+            yield
+
+    return same
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that stay: the convolution library keeps its compiled kernels per thread."""
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, "metalearn-task", initializer=torch.set_num_threads, initargs=(1,))
+    barrier = Barrier(threads)  # so that every thread has started, and set its own number, before the number is put back
+    for started in [pool.submit(barrier.wait) for _ in range(threads)]:
+        started.result()
+    torch.set_num_threads(before)
+    return pool
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)

@@ -1,0 +1,134 @@
+"""The inner loop: differentiable gradient steps on some of a network's parameters, from nothing but a closure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Weights = dict[str, Tensor]
+Rates = Mapping[str, float | Tensor]
+Closure = Callable[[Weights], Tensor]
+Update = Callable[[Weights, Weights, Rates, Any], tuple[Weights, Any]]
+
+
+def sgd(weights: Weights, gradients: Weights, rates: Rates, state: Any) -> tuple[Weights, Any]:
+    """One step of gradient descent, `w - rate * gradient` -> (new weights, the state unchanged).
+
+    An update is any function of this form: it must not write into its arguments, `state` is None at the first step and whatever it
+    returned at the next, and every dictionary has just the parameters that move.
+
+    Example (a momentum of 0.9):
+        >>> def momentum(weights, gradients, rates, state):
+        ...     state = gradients if state is None else {n: 0.9 * state[n] + gradients[n] for n in gradients}
+        ...     return sgd(weights, state, rates, None)[0], state
+    """
+    return {name: weight - rates[name] * gradients[name] for name, weight in weights.items()}, state
+
+
+def inner_step(
+    closure: Closure, weights: Weights, rates: Rates, *, first_order: bool = False, update: Update = sgd, state: Any = None
+) -> tuple[Weights, Any]:
+    """One inner step: the parameters that have a rate move against the gradient of the closure -> (weights, the update's state).
+
+    `w' = w - rate * dL(w)/dw` for each `w` in `rates` (Finn et al. 2017, equation 1); the others are handed on as they are.
+
+    Arguments:
+        closure: from weights to a loss: a scalar, or one value a task (tasks,) where every moving weight has a leading task
+            dimension. The tasks are then independent, so that the gradient of the sum is every task's own gradient.
+        weights: every parameter by name.
+        rates: the rate of every parameter that moves: a number, or a tensor that broadcasts against it.
+        first_order: detach the weights *before* the gradient is taken, so that no second graph is built.
+    Raises ValueError naming a parameter with a rate that the loss does not depend on.
+
+    Example:
+        >>> w = {"w": torch.tensor(1.0, requires_grad=True)}
+        >>> inner_step(lambda w: w["w"] ** 2, w, {"w": 0.25})[0]["w"].item()
+        0.5
+    """
+    if not rates:
+        return weights, state
+    create_graph = torch.is_grad_enabled() and not first_order
+    with torch.enable_grad(), _attention.twice_differentiable(create_graph):
+        moving = {name: _leaf(weights[name], detach=not create_graph) for name in rates}
+        loss = closure({**weights, **moving})
+        gradients = dict(zip(moving, _gradient(loss, moving, create_graph), strict=True))
+    old = moving if create_graph else {name: weights[name] for name in rates}
+    new, state = update(old, gradients, rates, state)
+    return {**weights, **new}, state
+
+
+def inner_loop(closure: Closure, weights: Weights, rates: Rates, steps: int, *, first_order: bool = False, update: Update = sgd) -> Weights:
+    """`steps` inner steps on the same closure -> the adapted weights, differentiable to the first ones (see `inner_step`).
+
+    Example (a policy gradient, a regression, anything that gives a loss will do as the closure):
+        >>> w = {"w": torch.tensor(1.0, requires_grad=True)}
+        >>> adapted = inner_loop(lambda w: w["w"] ** 2, w, {"w": 0.25}, steps=2)
+        >>> torch.autograd.grad(adapted["w"], w["w"])[0].item()
+        0.25
+    """
+    state = None
+    for _ in range(steps):
+        weights, state = inner_step(closure, weights, rates, first_order=first_order, update=update, state=state)
+    return weights
+
+
+class _Attention:
+    """Keeps attention to its one kernel that has a second derivative, while any thread takes an inner step that needs it.
+
+    The choice of kernel is global to the process, so the first step in makes it and the last one out undoes it. (`sdpa_kernel` does
+    the same for one thread, and refuses to be left in another.)
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.before = Lock(), 0, (True, True, True)
+
+    @contextmanager
+    def twice_differentiable(self, needed: bool) -> Iterator[None]:
+        if not needed:
+            yield
+            return
+        kernels = torch.backends.cuda
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1:
+                self.before = kernels.flash_sdp_enabled(), kernels.mem_efficient_sdp_enabled(), kernels.cudnn_sdp_enabled()
+                self._enable(False, False, False)
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.inside -= 1
+                if self.inside == 0:
+                    self._enable(*self.before)
+
+    @staticmethod
+    def _enable(flash: bool, efficient: bool, cudnn: bool) -> None:
+        torch.backends.cuda.enable_flash_sdp(flash)
+        torch.backends.cuda.enable_mem_efficient_sdp(efficient)
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
+
+
+_attention = _Attention()
+
+
+def _leaf(weight: Tensor, *, detach: bool) -> Tensor:
+    """A tensor to differentiate by; one that the user froze with `requires_grad_(False)` may still move in the inner loop."""
+    return weight.detach().requires_grad_() if detach or not weight.requires_grad else weight
+
+
+def _gradient(loss: Tensor, moving: Weights, create_graph: bool) -> tuple[Tensor, ...]:
+    if not loss.requires_grad:
+        raise ValueError(f"the inner loss does not depend on any parameter that has a rate ({', '.join(moving)})")
+    gradients = torch.autograd.grad(loss.sum(), list(moving.values()), create_graph=create_graph, allow_unused=True)
+    unused = [name for name, gradient in zip(moving, gradients, strict=True) if gradient is None]
+    if unused:
+        raise ValueError(
+            f"the inner loss does not depend on {', '.join(unused)}; give a rate only to layers that the forward pass uses "
+            f"(lr={{'<layer>': <rate>}}), or remove what is unused"
+        )
+    return gradients

@@ -1,0 +1,196 @@
+"""A learner: a module from episodes to predictions for their queries."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from . import execution as _execution
+from .episodes import Episode, Examples
+from .inner_loop import Rates, Weights
+from .layers import head as find_head
+from .layers import assign, is_inside
+from .norm import check_statistics, statistics
+from .readouts import check_labels
+from .representations import head_input
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Adapted(NamedTuple):
+    """What a learner knows after the support set of one task.
+
+    `weights` is every parameter of the model by name (those that did not move are the model's own tensors); `support` holds the
+    features (shots, features) and labels that NIL and ProtoNet predict from, and None for the others.
+    """
+
+    weights: Weights
+    support: Examples | None = None
+
+
+class Learner(nn.Module):
+    """What every algorithm shares: a model, how a task is adapted to and predicted, and how many tasks are run.
+
+    A subclass says what distinguishes it in `adapt` and `predict`. Both are written once, for one task; where tasks are vectorized the
+    same code runs with a leading task dimension on inputs, targets, and every weight that moves (see `execution`).
+
+    Arguments:
+        model: any module with one tensor in and one out. One that keeps running statistics is refused, with the cure.
+        head: the path of its head; by default its last Linear or Conv2d.
+        loss: from logits (examples, ways) and targets (examples,) to the mean over examples.
+        execution: "loop", "threads", "vectorized", or "auto" (the fastest of them that is exact for this model and device).
+    """
+
+    first_order = False
+    steps = 0
+
+    def __init__(self, model: nn.Module, *, head: str | None = None, loss: Loss = F.cross_entropy, execution: str = "auto") -> None:
+        super().__init__()
+        check_statistics(model)
+        self.model = model
+        self.head = find_head(model, head)
+        self.loss = loss
+        self.execution = _execution.known(execution)
+        self.rates: Rates = {}
+        self.stacked = False
+
+    def forward(self, episodes: Episode) -> Tensor:
+        """A stack of tasks -> query logits (tasks, queries, ways), differentiable to `parameters()`."""
+        return _execution.predictions(self, episodes)
+
+    def adapt(self, support: Examples) -> Adapted:
+        """The support set of one task (no task dimension) -> what was learned from it."""
+        raise NotImplementedError
+
+    def predict(self, adapted: Adapted, inputs: Tensor) -> Tensor:
+        """Query inputs (queries, ...) of that task -> logits (queries, ways)."""
+        return self.call(adapted.weights, inputs)
+
+    def outer_gradient(self, episode: Episode) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        """One task -> its outer loss, its query logits, and the gradient of the loss for each of `trained()`."""
+        logits = self.predict(self.adapt(episode.support), episode.query.inputs)
+        loss = self.task_loss(logits, episode.query.targets)
+        gradients = torch.autograd.grad(loss.sum(), list(self.trained().values()), allow_unused=True)
+        return loss.detach(), logits.detach(), list(gradients)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that the outer loop trains, by name: those that require a gradient and that predictions depend on."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def frozen(self, layers: Iterable[str]) -> Learner:
+        """The same learner on the same parameters, with the named layers left out of the inner loop.
+
+        Raises ValueError, with near matches, for a layer that does not exist.
+        """
+        held = assign(self.model, dict.fromkeys(layers, True))
+        other = copy.copy(self)
+        other.rates = {name: rate for name, rate in self.rates.items() if name not in held}
+        return other
+
+    def settings(self) -> dict[str, Any]:
+        """What was asked for, as plain values, for the record of a result or a checkpoint."""
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        return {
+            "algorithm": type(self).__name__,
+            "model": f"{type(self.model).__name__} ({parameters:,} parameters)",
+            "head": self.head,
+            "norm": statistics(self.model),
+            "loss": getattr(self.loss, "__name__", type(self.loss).__name__),
+        }
+
+    # What subclasses build on
+
+    def weights(self) -> Weights:
+        """Every parameter of the model by name; those with a rate have a task dimension where tasks are vectorized."""
+        return dict(self.model.named_parameters())
+
+    def call(self, weights: Weights, inputs: Tensor) -> Tensor:
+        """The model's output under these weights: (examples, ...) -> (examples, ways)."""
+        return self._per_task(lambda w, x: functional_call(self.model, w, (x,)), weights, inputs)
+
+    def call_head(self, weights: Weights, features: Tensor) -> Tensor:
+        """The head's output for what enters it, under these weights: (examples, ...) -> (examples, ways)."""
+        module, start = self.model.get_submodule(self.head), len(self.head) + 1
+        own = {name: weight for name, weight in weights.items() if is_inside(name, self.head)}
+        return self._per_task(lambda w, x: functional_call(module, {name[start:]: v for name, v in w.items()}, (x,)), own, features)
+
+    def features(self, weights: Weights, inputs: Tensor) -> tuple[Tensor, bool]:
+        """What enters the head, as it enters, and whether the head is the last operation of the model."""
+        last = []
+
+        def run(w: Weights, x: Tensor) -> Tensor:
+            with head_input(self.model, self.head) as seen:
+                output = functional_call(self.model, w, (x,))
+            last.append(seen[1] is output)
+            return seen[0]
+
+        return self._per_task(run, weights, inputs), last[0]
+
+    def task_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of a task: a scalar, or (tasks,) where tasks are vectorized."""
+        return vmap(self.loss)(logits, targets) if self.stacked else self.loss(logits, targets)
+
+    def check_outputs(self, support: Examples) -> None:
+        """Raise ValueError where the head cannot tell the classes of the support set apart; warn where it has outputs to spare."""
+        module = self.model.get_submodule(self.head)
+        outputs = getattr(module, "out_features", getattr(module, "out_channels", None))
+        if outputs is None or support.targets.is_floating_point():
+            return
+        classes = int(support.targets.max()) + 1
+        cure = f"build the model with {classes} outputs, or name another head with head="
+        if classes > outputs:
+            raise ValueError(f"the head {self.head!r} has {outputs} outputs, but the support set has {classes} classes; {cure}")
+        check_labels(support.targets, outputs)
+        if classes < outputs:
+            warnings.warn(f"the head {self.head!r} has {outputs} outputs, but the support set has {classes} classes; {cure}", stacklevel=3)
+
+    def on(self, model: nn.Module | None = None, *, stacked: bool = False) -> Learner:
+        """This learner, sharing every tensor, on another module of the same structure or with a leading task dimension."""
+        other = copy.copy(self)
+        other._modules = dict(self._modules)
+        other.stacked = stacked
+        if model is not None:
+            other.model = model
+        return other
+
+    def _per_task(self, function: Callable[[Weights, Tensor], Tensor], weights: Weights, inputs: Tensor) -> Tensor:
+        if not self.stacked:
+            return function(weights, inputs)
+        single = dict(self.model.named_parameters())
+        dims = {name: 0 if weight.ndim > single[name].ndim else None for name, weight in weights.items()}
+        return vmap(function, in_dims=(dims, 0), randomness="error")(weights, inputs)
+
+
+class FeatureLearner(Learner):
+    """A learner without an inner loop: the support set is kept as features, and the head is not used (nor trained)."""
+
+    def adapt(self, support: Examples) -> Adapted:
+        """The support set of one task -> its features and labels; no weight moves."""
+        weights = self.weights()
+        return Adapted(weights, Examples(self.flat_features(weights, support.inputs), support.targets))
+
+    def predict(self, adapted: Adapted, inputs: Tensor) -> Tensor:
+        """Query inputs (queries, ...) of that task -> logits (queries, ways), for as many ways as the support set has."""
+        if adapted.support is None:
+            raise ValueError(f"{type(self).__name__} predicts from support features: pass what its own adapt(support) returned")
+        ways = int(adapted.support.targets.max()) + 1
+        return self.readout(adapted.support, self.flat_features(adapted.weights, inputs), ways)
+
+    def readout(self, support: Examples, queries: Tensor, ways: int) -> Tensor:
+        """Features of support and queries (..., examples, features) -> logits (..., queries, ways)."""
+        raise NotImplementedError
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that the outer loop trains: all but the head's."""
+        return {name: p for name, p in super().trained().items() if not is_inside(name.removeprefix("model."), self.head)}
+
+    def flat_features(self, weights: Weights, inputs: Tensor) -> Tensor:
+        """What enters the head, a row an example: (examples, features), with the task dimension before it where there is one."""
+        return self.features(weights, inputs)[0].flatten(2 if self.stacked else 1)

@@ -1,0 +1,132 @@
+"""The networks of the few-shot papers, with the names of their layers and batch norm on the current batch's statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .norm import batch_statistics
+
+
+class Conv4(nn.Module):
+    """Four blocks of 3x3 convolution, batch norm, ReLU and 2x2 max-pool, then a linear head: layers block1 to block4 and head.
+
+    Finn et al. 2017 use hidden=32 for miniImageNet (size 84, 3 channels) and 64 with `pool=False` for Omniglot; later papers
+    hidden=64 throughout (Vinyals et al. 2016). Convolutions and the head start from Xavier's uniform distribution, biases from zero.
+
+    Arguments:
+        ways: outputs of the head.
+        channels: of the images: 1 for Omniglot, 3 for miniImageNet.
+        hidden: channels of every block.
+        size: height and width of the images in pixels.
+        pool: max-pool after every block; False for convolutions of stride 2 and a mean over space before the head, Finn's Omniglot net.
+    Raises ValueError where `size` is too small for four poolings.
+
+    Example:
+        >>> Conv4(ways=5)(torch.rand(2, 1, 28, 28)).shape
+        torch.Size([2, 5])
+    """
+
+    def __init__(self, ways: int, channels: int = 1, hidden: int = 64, size: int = 28, pool: bool = True) -> None:
+        super().__init__()
+        if pool and size < 16:
+            raise ValueError(f"images of {size} pixels vanish in four 2x2 poolings; use at least 16 pixels, or pool=False")
+        self.block1 = ConvBlock(channels, hidden, pool)
+        self.block2 = ConvBlock(hidden, hidden, pool)
+        self.block3 = ConvBlock(hidden, hidden, pool)
+        self.block4 = ConvBlock(hidden, hidden, pool)
+        self.pool = pool
+        self.head = nn.Linear(hidden * (size // 16) ** 2 if pool else hidden, ways)
+        _xavier(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (examples, channels, height, width) -> logits (examples, ways)."""
+        maps = self.block4(self.block3(self.block2(self.block1(images))))
+        return self.head(maps.flatten(1) if self.pool else maps.mean((2, 3)))
+
+
+class ConvBlock(nn.Module):
+    """Convolution, batch norm, max-pool, ReLU. Pooling first is the same function (ReLU is monotone) on a quarter of the values."""
+
+    def __init__(self, inputs: int, outputs: int, pool: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, stride=1 if pool else 2, padding=1)
+        self.norm = nn.BatchNorm2d(outputs, track_running_stats=False)
+        self.pool = nn.MaxPool2d(2) if pool else nn.Identity()
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(examples, channels, height, width) -> (examples, outputs, height / 2, width / 2)."""
+        return torch.relu(self.pool(self.norm(self.conv(maps))))
+
+
+class ResNet12(nn.Module):
+    """Four residual blocks of three 3x3 convolutions, 64 to 512 channels: layers block1 to block4 and head.
+
+    LeakyReLU of slope 0.1, max-pool after every block, a mean over space before the head (Lee et al. 2019; BOIL's ResNet-12).
+
+    Example:
+        >>> ResNet12(ways=5)(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 5])
+    """
+
+    def __init__(self, ways: int, channels: int = 3, widths: Sequence[int] = (64, 128, 256, 512)) -> None:
+        super().__init__()
+        inputs = (channels, *widths)
+        for number, (before, after) in enumerate(zip(inputs, widths, strict=False), start=1):
+            self.add_module(f"block{number}", ResidualBlock(before, after))
+        self.head = nn.Linear(widths[-1], ways)
+        _xavier(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (examples, channels, height, width) -> logits (examples, ways)."""
+        maps = images
+        for name, block in self.named_children():
+            if name != "head":
+                maps = block(maps)
+        return self.head(maps.mean((2, 3)))
+
+
+class ResidualBlock(nn.Module):
+    """Three convolutions with batch norm beside a 1x1 shortcut, then a 2x2 max-pool."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.path = nn.Sequential(
+            *(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.LeakyReLU(0.1)),
+            *(nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.LeakyReLU(0.1)),
+            *(nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs)),
+        )
+        self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+        self.finish = nn.Sequential(nn.LeakyReLU(0.1), nn.MaxPool2d(2))
+        batch_statistics(self)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(examples, channels, height, width) -> (examples, outputs, height / 2, width / 2)."""
+        return self.finish(self.path(maps) + self.shortcut(maps))
+
+
+class MLP(nn.Sequential):
+    """Linear layers with ReLU between them: `layer1` ... and `head`; (40, 40) hidden units are MAML's sinusoid network.
+
+    Example:
+        >>> [name for name, _ in MLP(1, 1).named_children()]
+        ['layer1', 'relu1', 'layer2', 'relu2', 'head']
+    """
+
+    def __init__(self, inputs: int, outputs: int, hidden: Sequence[int] = (40, 40)) -> None:
+        super().__init__()
+        widths = (inputs, *hidden)
+        for number, (before, after) in enumerate(zip(widths, hidden, strict=False), start=1):
+            self.add_module(f"layer{number}", nn.Linear(before, after))
+            self.add_module(f"relu{number}", nn.ReLU())
+        self.add_module("head", nn.Linear(widths[-1], outputs))
+
+
+def _xavier(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
