@@ -8,7 +8,6 @@ import random
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +33,12 @@ def save(path: str | os.PathLike[str], tensors: dict[str, Tensor], record: Recor
     os.replace(coming, newest)
 
 
-def load(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Record] | None:
-    """The newest whole checkpoint at `path` -> (tensors, record), or None where there is none at all.
+def load(path: str | os.PathLike[str], *, set_aside: bool = False) -> tuple[dict[str, Tensor], Record]:
+    """The newest whole checkpoint at `path` -> (tensors, record).
 
-    A damaged one is renamed to `<path>.damaged` and the previous one used, with a warning that says so. Raises Damaged where no whole one is left.
+    Where the newest is damaged the previous one is used, with a warning that says so; `set_aside` renames the damaged one to
+    `<its name>.damaged`, so that the next `save` does not take it for a good one. Raises FileNotFoundError where there is none,
+    and Damaged where no whole one is left.
     """
     path, damage = Path(path), []
     previous = Path(f"{path}.previous")
@@ -48,7 +49,8 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Record] | Non
             continue
         except Damaged as error:
             damage.append(str(error))
-            os.replace(candidate, f"{candidate}.damaged")
+            if set_aside:
+                os.replace(candidate, f"{candidate}.damaged")
             continue
         if candidate == previous:
             why = damage[0] if damage else f"{path} is missing, as after a kill while it was written"
@@ -56,7 +58,7 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Record] | Non
         return tensors, record
     if damage:
         raise Damaged(f"{'; '.join(damage)}. No whole checkpoint is left at {path}: start again without it, or from another path")
-    return None
+    raise FileNotFoundError(f"there is no checkpoint {path}")
 
 
 def restore(module: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
@@ -79,17 +81,17 @@ def restore(module: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The learner's parameters and buffers by name, as its `state_dict()` has them (those of the model begin with `model.`)."""
-    tensors, _ = files.load(path)
+    tensors, _ = load(path)
     return {name.removeprefix(WEIGHTS): tensor for name, tensor in tensors.items() if name.startswith(WEIGHTS)}
 
 
 def read_settings(path: str | os.PathLike[str]) -> Record:
     """The settings under which a checkpoint was trained: the learner's, the episodes', the training's, and the caller's own under "run"."""
-    return files.load(path)[1]["settings"]
+    return load(path)[1]["settings"]
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Copy weights into `module` by name. Raises ValueError naming what is missing, left over, or of another shape; nothing is changed then."""
+    """Copy weights into `module` by name. Raises ValueError, changing nothing, naming what is missing, left over, or of another shape."""
     own = module.state_dict()
     wrong = [f"{name} is only in the model" for name in own.keys() - weights.keys()]
     wrong += [f"{name} is only in the file" for name in weights.keys() - own.keys()]
@@ -101,7 +103,8 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], source: str) -> 
     if wrong:
         listed = "; ".join(sorted(wrong)[:4]) + (f"; and {len(wrong) - 4} more" if len(wrong) > 4 else "")
         raise ValueError(
-            f"{source} holds the weights of another network: {listed}. Build the one that metalearn.checkpoints.read_settings(path) describes"
+            f"{source} holds the weights of another network: {listed}. "
+            "Build the one that metalearn.checkpoints.read_settings(path) describes"
         )
     module.load_state_dict(weights)
 
@@ -162,29 +165,28 @@ def set_generators(states: dict[str, Any], device: torch.device) -> None:
 
 def versions() -> dict[str, str]:
     """The versions of Python, torch, numpy and this package."""
-    try:
-        own = metadata.version("metalearn-transfer")
-    except metadata.PackageNotFoundError:
-        own = "not installed"
-    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__, "metalearn": own}
+    from metalearn import __version__  # not there yet while the package itself is imported
+
+    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__, "metalearn": __version__}
 
 
 def check_same(settings: Record, stored: Record, path: str | os.PathLike[str]) -> None:
-    """Raise ValueError naming each setting that differs from the checkpoint's, with both values and the cure."""
+    """Raise ValueError naming each setting that differs from the checkpoint's, with both values and the cure.
+
+    Under "training" only what both have is compared: versions of torch add options to their optimizers.
+    """
     ours, theirs = dict(_flat(settings)), dict(_flat(stored))
+    compared = {name for name in ours.keys() | theirs.keys() if not name.startswith("training.") or (name in ours and name in theirs)}
     different = [
         f"{name} is {ours.get(name, 'not set')!r} but was {theirs.get(name, 'not set')!r}"
-        for name in sorted(ours.keys() | theirs.keys())
-        if ours.get(name, _ABSENT) != theirs.get(name, _ABSENT)
+        for name in sorted(compared)
+        if name not in ours or name not in theirs or ours[name] != theirs[name]
     ]
     if different:
         raise ValueError(
             f"{path} was written by a run with other settings: {'; '.join(different)}. Ask for the settings it had to resume it, "
             "or name another checkpoint to start a new run"
         )
-
-
-_ABSENT = object()
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -174,11 +174,11 @@ def evaluate_together(
             advance(count)
     if not seen:
         raise ValueError("there are no episodes to evaluate on; ask for at least one task")
-    device = _like(next(iter(learners.values()))).device
-    fingerprints = tuple(int(mark) for mark in ranks.total(torch.cat(marks).to(device)).tolist())
+    fingerprints = tuple(int(mark) for mark in ranks.total(torch.cat(marks)).tolist())
+    measure = ranks.from_first(measure)
     return {
         name: Evaluation(
-            ranks.total(torch.cat(scores[name]).to(device)).cpu(), ranks.from_first(measure), fingerprints, _settings(learner, episodes)
+            ranks.total(torch.cat(scores[name])), measure, fingerprints, {"learner": learner.settings(), "episodes": describe(episodes)}
         )
         for name, learner in learners.items()
     }
@@ -191,7 +191,7 @@ def place(episodes: Episode, learner: nn.Module) -> Episode:
 
 
 def accuracies(logits: Tensor, targets: Tensor) -> Tensor:
-    """The share of queries that are right, `(tasks,)` float64 on the CPU, from logits `(tasks, queries, ways)`; NaN for targets that are not labels."""
+    """The share of queries that are right, `(tasks,)` float64 on the CPU, from logits `(tasks, queries, ways)`; NaN for real targets."""
     if targets.is_floating_point():
         return torch.full((len(logits),), math.nan, dtype=torch.float64)
     return (logits.argmax(-1) == targets).flatten(1).cpu().double().mean(1)
@@ -227,7 +227,8 @@ def _score(learner: Learner, episodes: Episode, first: int) -> Tensor:
     broken = logits.isnan().flatten(1).any(1).nonzero()
     if len(broken):
         raise FloatingPointError(
-            f"the predictions for task {first + int(broken[0])} are NaN; a lower inner rate keeps adaptation finite, or the weights are broken"
+            f"the predictions for task {first + int(broken[0])} are NaN: a lower inner rate keeps adaptation finite, "
+            "unless the weights or the data of the task are broken"
         )
     if targets.is_floating_point():
         return torch.stack([learner.loss(ours, theirs) for ours, theirs in zip(logits, targets, strict=True)]).cpu().double()
@@ -258,7 +259,7 @@ def _count(episodes: Tasks | DataLoader[Episode] | Episode, at_once: int) -> int
 def _fingerprints(episodes: Episode) -> Tensor:
     # All targets and every 31st input value: enough to tell drawn tasks apart, at a small share of the cost of a whole checksum.
     def mark(*tensors: Tensor) -> int:
-        return zlib.crc32(b"".join(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes() for tensor in tensors))
+        return zlib.crc32(b"".join(tensor.cpu().clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8).numpy().tobytes() for tensor in tensors))
 
     (support, labels), (query, answers) = episodes
     parts = zip(support.flatten(1)[:, ::31], labels, query.flatten(1)[:, ::31], answers, strict=True)
@@ -267,10 +268,6 @@ def _fingerprints(episodes: Episode) -> Tensor:
 
 def _like(learner: nn.Module) -> Tensor:
     return next((p for p in learner.parameters() if p.is_floating_point()), torch.empty(0))
-
-
-def _settings(learner: Learner, episodes: object) -> Record:
-    return {"learner": learner.settings(), "episodes": describe(episodes)}
 
 
 def _figure(interval: float, measure: str) -> str:

@@ -129,8 +129,9 @@ _CONVOLUTIONAL = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, n
 
 
 def _is_plain(model: nn.Module) -> bool:
-    """Whether we know what its modules compute: containers of torch's own, or models of this package."""
-    return all(type(module).__module__.startswith(("torch.", "metalearn.")) for module in model.modules())
+    """Whether we know what its modules compute: plain containers, and models of this package."""
+    composite = [module for module in model.modules() if next(module.children(), None) is not None]
+    return all(type(module) in (nn.Sequential, nn.ModuleList) or type(module).__module__.startswith("metalearn.") for module in composite)
 
 
 def _is_random(module: nn.Module) -> bool:

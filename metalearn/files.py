@@ -40,7 +40,8 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise OSError(
-                error.errno, f"could not write {path} ({error.strerror}); what was there before is untouched. Free some space or name another folder"
+                error.errno,
+                f"could not write {path} ({error.strerror}); what was there before is untouched. Free some space or name another folder",
             ) from error
         raise
 

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 Value = TypeVar("Value")
 

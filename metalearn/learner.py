@@ -15,8 +15,8 @@ from torch.func import functional_call, vmap
 from . import execution as _execution
 from .episodes import Episode, Examples
 from .inner_loop import Rates, Weights
-from .layers import head as find_head
 from .layers import assign, is_inside
+from .layers import head as find_head
 from .norm import check_statistics, statistics
 from .readouts import check_labels
 from .representations import head_input

@@ -85,7 +85,9 @@ def statistics(model: nn.Module) -> str:
         'no batch norm'
     """
     kinds = [
-        "frozen statistics" if isinstance(module, FrozenStatistics) else "running statistics" if module.running_mean is not None else "batch statistics"
+        "frozen statistics"
+        if isinstance(module, FrozenStatistics)
+        else ("batch statistics" if module.running_mean is None else "running statistics")
         for module in model.modules()
         if isinstance(module, _NormBase)
     ]

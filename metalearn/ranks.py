@@ -38,15 +38,24 @@ def join(device: torch.device) -> None:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if device.type == "cuda" and device.index != local:
         raise ValueError(f"rank {local} of this machine has its learner on {device}; move it to cuda:{local} before training")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None)
     atexit.register(dist.destroy_process_group)
 
 
 def total(tensor: Tensor) -> Tensor:
-    """The sum of `tensor` over all ranks, in place."""
-    if here()[1] > 1:
-        dist.all_reduce(tensor)
-    return tensor
+    """The sum of `tensor` over all ranks."""
+    if here()[1] == 1:
+        return tensor
+    moved = tensor.cuda() if dist.get_backend() == "nccl" else tensor.cpu().clone()
+    dist.all_reduce(moved)
+    return moved.to(tensor.device)
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether `flag` is set on any rank, so that all of them stop at the same step."""
+    return bool(total(torch.tensor(float(flag))))
 
 
 def total_gradients(parameters: Iterable[nn.Parameter]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..episodes import Examples
-from ..layers import assign, is_inside
+from ..layers import is_inside
 from ..learner import Adapted
 from .maml import LR, MAML, Rate
 

@@ -37,7 +37,8 @@ class MAML(Learner):
     Example:
         >>> import torch
         >>> from metalearn.models import MLP
-        >>> MAML(MLP(4, 2), lr={"": 0.1, "head": 0.5}).adapt(Examples(torch.rand(6, 4), torch.tensor([0, 1] * 3))).weights["head.bias"].shape
+        >>> learner = MAML(MLP(4, 2), lr={"": 0.1, "head": 0.5})
+        >>> learner.adapt(Examples(torch.rand(6, 4), torch.tensor([0, 1] * 3))).weights["head.bias"].shape
         torch.Size([2])
     """
 

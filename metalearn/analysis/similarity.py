@@ -21,6 +21,10 @@ Matrix: TypeAlias = Tensor | np.ndarray
 CCA_FAMILY = ("cca", "svcca", "pwcca")
 
 
+class Undefined(ValueError):
+    """The measure says nothing about these matrices: no variance, or too few examples for their directions."""
+
+
 def canonical_correlations(x: Matrix, y: Matrix) -> np.ndarray:
     """All canonical correlations of two matrices, largest first: the singular values of `Q_x^T Q_y`, clipped to [0, 1].
 
@@ -142,7 +146,7 @@ class Floor(NamedTuple):
         return cls(float(np.median(draws)), float(np.quantile(draws, 0.95))) if len(draws) else cls(float("nan"), float("nan"))
 
 
-def measure(
+def measured(
     name: str, x: Matrix, y: Matrix, *, units: int | None = None, draws: int = 20, seed: int = 0, **options: Any
 ) -> tuple[float, np.ndarray]:
     """A similarity and its values with whole units of `y` shuffled -> (similarity, (draws,)).
@@ -157,7 +161,7 @@ def measure(
 
     Example:
         >>> x = torch.randn(300, 5, generator=torch.Generator().manual_seed(0))
-        >>> value, chance = measure("cca", x, 2 * x)
+        >>> value, chance = measured("cca", x, 2 * x)
         >>> round(value, 6), Floor.of(chance).upper < 0.2
         (1.0, True)
     """
@@ -263,7 +267,7 @@ class _Shape:
 
 
 def _similarity(name: str, x: Matrix, y: Matrix, **options: Any) -> float:
-    return measure(name, x, y, draws=0, **options)[0]
+    return measured(name, x, y, draws=0, **options)[0]
 
 
 def _same(x: Matrix, y: Matrix) -> bool:
@@ -287,18 +291,16 @@ def _centred(x: Matrix, name: str, fewest: int = 2) -> Tensor:
         )
     if tensor.device.type == "mps":  # it has no float64
         tensor = tensor.cpu()
-    tensor = tensor.double()
     if len(tensor) < fewest or not tensor.shape[1]:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}; this measure needs at least {fewest} examples and one feature")
-    if not bool(torch.isfinite(tensor).all()):
-        raise ValueError(
-            f"{name} holds {int((~torch.isfinite(tensor)).sum())} values that are NaN or infinite; find where activations overflow"
-        )
-    centred = tensor - tensor.mean(0)
-    varies = centred.abs().amax(0) > 1e-12 * tensor.abs().amax(0)
+    low, high = tensor.aminmax(dim=0)
+    if not bool((low.isfinite() & high.isfinite()).all()):
+        raise ValueError(f"{name} holds {int((~tensor.isfinite()).sum())} values that are NaN or infinite; find where activations overflow")
+    varies = (high - low).double() > 1e-12 * torch.maximum(high.abs(), low.abs()).double()
     if not bool(varies.any()):
-        raise ValueError(f"{name} has no variance: every feature is constant over the {len(tensor)} examples (a dead layer?)")
-    return centred[:, varies]
+        raise Undefined(f"{name} has no variance: every feature is constant over the {len(tensor)} examples (a dead layer?)")
+    tensor = (tensor if bool(varies.all()) else tensor[:, varies]).double()
+    return tensor - tensor.mean(0)
 
 
 def _both(x: Matrix, y: Matrix, fewest: int = 2) -> tuple[Tensor, Tensor]:
@@ -332,7 +334,7 @@ def _directions(centred: Tensor, name: str, energy: float, weighted: bool) -> _D
         share = s.square().cumsum(0) / s.square().sum()
         kept = min(kept, int((share < energy).sum()) + 1)
     if features >= n and kept >= n - 1:  # centred rows sum to zero: n - 1 directions are every direction there is
-        raise ValueError(
+        raise Undefined(
             f"{name} has n={n} examples and d={features} features that vary: its directions fill the space of examples, and "
             "every canonical correlation is 1 whatever the data. Pool examples over tasks, keep fewer positions as features, or use svcca "
             "with less energy or linear_cka"
@@ -361,7 +363,7 @@ def _rbf(centred: Tensor, name: str, fraction: float) -> Tensor:
     distances.fill_diagonal_(0)
     median = float(np.median(distances.cpu().numpy()))
     if median <= 1e-12 * float(distances.max()):
-        raise ValueError(f"{name}: more than half of its pairs of examples coincide, so the median distance is 0; use linear_cka")
+        raise Undefined(f"{name}: more than half of its pairs of examples coincide, so the median distance is 0; use linear_cka")
     return torch.exp(-distances / (2 * fraction**2 * median))
 
 
@@ -379,7 +381,7 @@ def _gram(kernel: Tensor, name: str, debiased: bool) -> _Gram:
         kernel = kernel - means[:, None] - means + means.mean()
     norm = float(kernel.norm())
     if norm <= 1e-12 * size:
-        raise ValueError(
+        raise Undefined(
             f"{name}: all pairs of its {n} examples are equally far apart, so nothing is left to align; use more varied examples"
         )
     return _Gram(kernel / norm)
@@ -389,7 +391,7 @@ def _columns(centred: Tensor, name: str, debiased: bool) -> _Columns:
     plain = _Columns(centred / centred.norm(), debiased)
     alignment = plain.alignment(plain)
     if alignment <= 1e-14:
-        raise ValueError(
+        raise Undefined(
             f"{name}: all pairs of its {len(centred)} examples are equally far apart, so nothing is left to align; use more varied examples"
         )
     return replace(plain, columns=plain.columns / alignment**0.25)

@@ -1,0 +1,10 @@
+"""Where tasks come from: data sets that `FewShot` draws episodes from, and `Sinusoid`."""
+
+from metalearn.tasks.cifar_fs import cifar_fs, fc100
+from metalearn.tasks.few_shot import SEEDS, FewShot, LabelledImages
+from metalearn.tasks.glyphs import glyphs
+from metalearn.tasks.image_folder import image_folder, mini_imagenet
+from metalearn.tasks.omniglot import omniglot
+from metalearn.tasks.sinusoid import Sinusoid
+
+__all__ = ["SEEDS", "FewShot", "LabelledImages", "Sinusoid", "cifar_fs", "fc100", "glyphs", "image_folder", "mini_imagenet", "omniglot"]

@@ -41,6 +41,28 @@ def counted(items: Iterable[T], total: int, title: str, show: bool = True) -> It
             print(f"{title}: {done} of {total}, {rate:.0f} a second, {(total - done) / rate:.0f} s left", file=sys.stderr, flush=True)
 
 
+def choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Raise ValueError where `value` is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(choices)}")
+
+
+def folders_in(folder: str | os.PathLike[str]) -> list[Path]:
+    """The visible folders of a folder, by name; none where it does not exist."""
+    if not os.path.isdir(folder):
+        return []
+    with os.scandir(folder) as entries:
+        return [Path(e.path) for e in sorted(entries, key=lambda e: e.name) if e.is_dir() and not e.name.startswith(".")]
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The image files of a folder, by name. Raises ValueError where it has none."""
+    paths = [folder / name for name in sorted(os.listdir(folder)) if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+    if not paths:
+        raise ValueError(f"the class folder {folder} has no images ({', '.join(SUFFIXES)}); fill it or delete it")
+    return paths
+
+
 def as_tensor(image: Any, name: str) -> Tensor:
     """A PIL image -> uint8 (channels, height, width); an array or tensor -> a tensor of its uint8 or floating values.
 
@@ -109,10 +131,10 @@ def decode_all(paths: Sequence[Path], channels: int, size: int | None, title: st
 
 def fingerprint(paths: Iterable[Path], root: Path, settings: str) -> str:
     """A digest of the settings and of every file's name, size and time of change, so that a changed folder is decoded anew."""
-    digest = hashlib.sha256(settings.encode())
-    for path in paths:
-        status = path.stat()
-        digest.update(f"{path.relative_to(root)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    digest, skipped = hashlib.sha256(settings.encode()), len(str(root))
+    for path in map(str, paths):
+        status = os.stat(path)
+        digest.update(f"{path[skipped:]}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 

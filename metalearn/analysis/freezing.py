@@ -1,0 +1,92 @@
+"""What the inner loop's changes to each layer are worth: accuracy with the layers frozen from the bottom up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import progress as _progress
+from ..evaluation import evaluate, half_width
+from ..layers import body
+from ..learner import Learner
+
+
+class Estimate(NamedTuple):
+    """A mean over tasks with the half-width of its 95 % interval, `1.96 std(ddof=1) / sqrt(tasks)`; NaN where one task gives none."""
+
+    mean: float
+    interval: float
+
+    @classmethod
+    def of(cls, values: Any) -> Estimate:
+        """The estimate from one value a task (tasks,).
+
+        Example:
+            >>> Estimate.of([0.5, 0.7, 0.6, 0.6])
+            Estimate(mean=0.6, interval=0.08001...)
+        """
+        tensor = torch.as_tensor(values, dtype=torch.float64)
+        return cls(float(tensor.mean()), half_width(tensor))
+
+    @property
+    def low(self) -> float:
+        """The lower end of the interval."""
+        return self.mean - self.interval
+
+    @property
+    def high(self) -> float:
+        """The upper end of the interval."""
+        return self.mean + self.interval
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """One row: the `layers` that the inner loop could not move, the accuracy then, and what it cost against none on the same tasks."""
+
+    layers: tuple[str, ...]
+    accuracy: Estimate
+    cost: Estimate
+
+
+@dataclass(frozen=True)
+class Freezing:
+    """Accuracy with the first k layers frozen, k from 0 on; prints as the table of Raghu et al. 2020."""
+
+    rows: tuple[Frozen, ...]
+    tasks: int
+
+    def __str__(self) -> str:
+        names = ["nothing" if not row.layers else f"up to {row.layers[-1]}" for row in self.rows]
+        width = max(map(len, ("frozen", *names)))
+        lines = [f"{'frozen':{width}}  accuracy %        cost in points (paired)"]
+        for name, row in zip(names, self.rows, strict=True):
+            cost = "" if not row.layers else f"{100 * row.cost.mean:+6.2f} ± {100 * row.cost.interval:.2f}"
+            lines.append(f"{name:{width}}  {100 * row.accuracy.mean:6.2f} ± {100 * row.accuracy.interval:.2f}    {cost}".rstrip())
+        return "\n".join([*lines, f"({self.tasks} tasks; ± is 1.96 standard errors over tasks)"])
+
+
+def freezing(learner: Learner, episodes: Any, *, layers: Sequence[str] | None = None, progress: bool = False) -> Freezing:
+    """Accuracy on the queries with layers 1..k left out of the inner loop, for every k from 0 -> `Freezing`.
+
+    The weights are the trained ones throughout: only adaptation at test time is held back (Raghu et al. 2020, arXiv:1909.09157,
+    table 1). Costs are paired: the same tasks with and without, `mean(accuracy(nothing frozen) - accuracy(k frozen))`.
+
+    Args:
+        learner: any learner with an inner loop.
+        episodes: what `evaluate` takes, giving the same tasks each time; a `FewShot` or one stack.
+        layers: which to freeze, from the bottom; by default the body, layer by layer.
+        progress: show the progress on standard error.
+    """
+    names = body(learner.model, learner.head) if layers is None else list(layers)
+    accuracies: list[Tensor] = []
+    with _progress.progress("freezing", len(names) + 1, unit="evaluation", shown=progress) as advance:
+        for k in range(len(names) + 1):
+            evaluation = evaluate(learner.frozen(names[:k]) if k else learner, episodes)
+            accuracies.append(evaluation.per_episode)
+            advance(text="nothing frozen" if not k else f"frozen up to {names[k - 1]}")
+    rows = [Frozen(tuple(names[:k]), Estimate.of(values), Estimate.of(accuracies[0] - values)) for k, values in enumerate(accuracies)]
+    return Freezing(tuple(rows), len(accuracies[0]))

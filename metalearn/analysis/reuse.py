@@ -1,0 +1,295 @@
+"""What changed between two networks, where, and is it more than chance: asked of networks, and of a learner's inner loop."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import progress as _progress
+from ..episodes import Episode, Examples, unstack
+from ..evaluation import evaluation_mode, place
+from ..layers import body
+from ..layers import layers as layer_names
+from ..learner import Learner
+from ..readouts import cosine_readout
+from ..representations import head_input, representations
+from .freezing import Estimate, Freezing, freezing
+from .layerwise import Profile, compare_layers, plain, sample
+from .similarity import Floor
+from .verdict import Verdict, percent, verdict
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class LayerReuse:
+    """One layer before and after the inner loop.
+
+    `cka` is debiased linear CKA, per task on the query images, with its interval over tasks, taken over `cka_size` (examples, features);
+    `cca` is the mean canonical correlation pooled over tasks, over `cca_size`. `unmoved` says that the outputs were equal bit for bit.
+    """
+
+    layer: str
+    head: bool
+    unmoved: bool
+    cka: Estimate
+    cka_floor: Floor
+    cka_size: tuple[int, int]
+    cca: float
+    cca_floor: Floor
+    cca_size: tuple[int, int]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """Query accuracy, as fractions: the learner's own prediction, and with and without the head before and after adaptation.
+
+    With the head before adaptation is the meta-initialisation as it stands; without the head is the cosine readout of the features
+    that enter it. `head_cost` is with minus without after adaptation, paired. NaN where the learner does not use its head.
+    """
+
+    own: Estimate
+    head_before: Estimate
+    head_after: Estimate
+    headless_before: Estimate
+    headless_after: Estimate
+    head_cost: Estimate
+    chance: float
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """The answer of `feature_reuse`: print it, `plot` it, write the page with `report`, or take `to_dict`."""
+
+    name: str
+    verdict: Verdict
+    layers: tuple[LayerReuse, ...]
+    freezing: Freezing | None
+    accuracies: Accuracies
+    tasks: int
+    ways: int
+    shots: int
+    queries: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        from .report import text
+
+        return text(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON-able values; NaN is None."""
+        return plain(self)
+
+    def figure(self) -> Figure:
+        """The layer profile, the freezing curve and the accuracies as one matplotlib figure."""
+        from .plots import summary
+
+        return summary([self])
+
+    def plot(self, path: str | PathLike[str]) -> None:
+        """Write the figure; the ending of `path` says how (.png, .svg, .pdf)."""
+        from .plots import save
+
+        save(self.figure(), path)
+
+    def report(self, path: str | PathLike[str]) -> None:
+        """Write one self-contained HTML page."""
+        from .report import report
+
+        report([self], path)
+
+
+def feature_reuse(
+    learner: Learner, episodes: Any, *, name: str | None = None, seed: int = 0, rows: int = 30_000, progress: bool = False
+) -> Reuse:
+    """Does the inner loop change the features, or reuse them? -> `Reuse`, after Raghu et al. 2020 (arXiv:1909.09157).
+
+    Each layer's output on the query images is compared under the meta-initialisation and under the adapted weights: debiased linear CKA
+    per task, images flattened, and CCA with the tasks pooled, channels as features. The floor is the same measure with whole images (for
+    CCA: whole tasks) of one side shuffled. Then the body is frozen from the bottom up, and the head is left out.
+
+    Args:
+        learner: any learner; what it is made of does not matter.
+        episodes: a `FewShot` (or anything with a length and `[i]` giving single-task episodes), or one stack of tasks.
+        name: what to call it; by default the algorithm's name.
+        seed: what the floor's draws depend on.
+        rows: about how many rows CCA keeps, by taking some positions of every image.
+        progress: show the progress on standard error.
+
+    Raises:
+        ValueError: no tasks, targets that are not class labels, or activations that are not finite (the layer is named).
+    """
+    tasks = _tasks(episodes)
+    with (
+        evaluation_mode([learner]),
+        torch.no_grad(),
+        _progress.progress("before and after adaptation", len(tasks), unit="task", shown=progress) as advance,
+    ):
+        seen = _Seen(learner, rows // len(tasks), seed)
+        for index, task in enumerate(tasks):
+            seen.add(index, task)
+            advance()
+    layers = seen.layers()
+    adapts = not all(layer.unmoved for layer in layers)
+    frozen = freezing(learner, episodes, progress=progress) if adapts else None
+    accuracies = seen.accuracies()
+    return Reuse(
+        name=name or type(learner).__name__,
+        verdict=_judge(layers, frozen, accuracies),
+        layers=tuple(layers),
+        freezing=frozen,
+        accuracies=accuracies,
+        tasks=len(tasks),
+        ways=seen.ways,
+        shots=seen.shots,
+        queries=seen.queries,
+        settings=learner.settings(),
+        versions=versions(),
+        notes=tuple(_notes(layers, accuracies, len(tasks))),
+    )
+
+
+class _Seen:
+    """What is kept of each task while the learner adapts to one after another: CKA as numbers, sampled rows for CCA, and accuracies."""
+
+    def __init__(self, learner: Learner, rows: int, seed: int) -> None:
+        self.learner, self.rows, self.seed = learner, rows, seed
+        self.names = layer_names(learner.model)
+        self.body = set(body(learner.model, learner.head))
+        self.profiles: list[Profile] = []
+        self.sampled: dict[str, tuple[list[Tensor], list[Tensor]]] = {name: ([], []) for name in self.names}
+        self.unmoved = dict.fromkeys(self.names, True)
+        self.correct: dict[str, list[float]] = {
+            key: [] for key in ("own", "head_before", "head_after", "headless_before", "headless_after")
+        }
+        self.ways = self.shots = self.queries = 0
+
+    def add(self, index: int, task: Episode) -> None:
+        learner, (support, query) = self.learner, place(task, self.learner)
+        if support.targets.is_floating_point():
+            raise ValueError("feature_reuse needs class labels, and these targets are real numbers; for regression, use compare_layers")
+        self.ways = int(support.targets.max()) + 1
+        self.shots, self.queries = len(support.targets) // self.ways, len(query.targets) // self.ways
+        adapted = learner.adapt(support)
+        before, logits_before, features_before = self._run(lambda: learner.call(learner.weights(), query.inputs))
+        after, own, features_after = self._run(lambda: learner.predict(adapted, query.inputs))
+        self.profiles.append(compare_layers(before, after, seed=self.seed + index))
+        for name, (x, y) in self.sampled.items():
+            self.unmoved[name] &= torch.equal(before[name], after[name])
+            x.append(sample(before[name], self.rows, self.seed).cpu())
+            y.append(sample(after[name], self.rows, self.seed).cpu())
+        uses_head = adapted.support is None  # the others predict from the support features that they keep
+        self._score("own", own, query.targets)
+        self._score("head_before", logits_before if uses_head else None, query.targets)
+        self._score("head_after", own if uses_head else None, query.targets)
+        shots_before, shots_after = (
+            self._run(lambda w=w: learner.call(w, support.inputs))[2] for w in (learner.weights(), adapted.weights)
+        )
+        for key, shots, features in (("headless_before", shots_before, features_before), ("headless_after", shots_after, features_after)):
+            self._score(key, cosine_readout(Examples(shots, support.targets), features, self.ways), query.targets)
+
+    def _run(self, predict: Callable[[], Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        model = self.learner.model
+        with representations(model, self.names) as outputs, head_input(model, self.learner.head) as at_head:
+            logits = predict()
+        return outputs, logits, at_head[0].flatten(1)
+
+    def _score(self, key: str, logits: Tensor | None, targets: Tensor) -> None:
+        self.correct[key].append(float("nan") if logits is None else float((logits.argmax(-1) == targets).double().mean()))
+
+    def layers(self) -> list[LayerReuse]:
+        """Every layer's similarities: CKA summed up over tasks, CCA from the pooled rows."""
+        return [self._layer(name) for name in self.names]
+
+    def _layer(self, name: str) -> LayerReuse:
+        per_task = [profile[name] for profile in self.profiles]
+        before, after = (torch.cat(rows) for rows in self.sampled[name])
+        units = len(per_task) if len(per_task) > 1 else None
+        pooled = compare_layers(
+            {name: before}, {name: after}, measure="cca", units=units, rows=before.shape[0] * before.shape[1], seed=self.seed
+        )[name]
+        return LayerReuse(
+            layer=name,
+            head=name not in self.body,
+            unmoved=self.unmoved[name],
+            cka=Estimate.of([row.similarity for row in per_task]),
+            cka_floor=Floor.of(np.mean([row.chance for row in per_task], axis=0)),
+            cka_size=(per_task[0].examples, per_task[0].features[0]),
+            cca=pooled.similarity,
+            cca_floor=pooled.floor,
+            cca_size=(pooled.examples, pooled.features[0]),
+            note="; ".join(
+                dict.fromkeys(f"{measured}: {row.note}" for measured, row in (("CKA", per_task[0]), ("CCA", pooled)) if row.note)
+            ),
+        )
+
+    def accuracies(self) -> Accuracies:
+        """The accuracies over tasks."""
+        estimates = {key: Estimate.of(values) for key, values in self.correct.items()}
+        cost = Estimate.of(np.subtract(self.correct["head_after"], self.correct["headless_after"]))
+        return Accuracies(**estimates, head_cost=cost, chance=1 / self.ways)
+
+
+def _judge(layers: Sequence[LayerReuse], frozen: Freezing | None, accuracies: Accuracies) -> Verdict:
+    if frozen is None:
+        return Verdict(
+            "does not adapt",
+            "There is no inner loop that moves a weight: every layer is the same before and after, and there is nothing to compare "
+            "(similarity 1 by construction).",
+        )
+    body_layers = [layer for layer in layers if not layer.head]
+    estimates = {layer.layer: layer.cka for layer in body_layers}
+    return verdict(estimates, frozen.rows[-1].cost, accuracies.head_cost, [layer.layer for layer in body_layers if layer.unmoved])
+
+
+def _notes(layers: Sequence[LayerReuse], accuracies: Accuracies, tasks: int) -> Iterator[str]:
+    if tasks == 1:
+        yield "One task gives no interval: nothing can be decided from it; ask for at least 20."
+    still = [layer.layer for layer in layers if layer.unmoved and not layer.head]
+    if still and not all(layer.unmoved for layer in layers):
+        yield f"The inner loop changes nothing up to {still[-1]}: similarity 1 there is by construction, not a finding."
+    if accuracies.own.low <= accuracies.chance:
+        yield (
+            f"Accuracy {percent(accuracies.own)} cannot be told from chance ({accuracies.chance:.0%}): how similar features are that "
+            "solve nothing does not speak of reuse. Train the learner first."
+        )
+    yield from (f"{layer.layer}: {layer.note}." for layer in layers if layer.note)
+
+
+def _tasks(episodes: Any) -> Sequence[Episode]:
+    if isinstance(episodes, Episode):
+        return unstack(episodes)
+    if not hasattr(episodes, "__len__") or not hasattr(episodes, "__getitem__"):
+        raise TypeError(f"episodes must be a FewShot or one stack of tasks, not {type(episodes).__name__}; a DataLoader's data set will do")
+    if not len(episodes):
+        raise ValueError("episodes holds no tasks; ask for at least 20")
+    return episodes
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on: this package, torch, numpy, Python and the processor."""
+    try:
+        own = metadata.version("metalearn-transfer")
+    except metadata.PackageNotFoundError:
+        own = "not installed"
+    return {
+        "metalearn": own,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }

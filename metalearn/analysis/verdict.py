@@ -1,0 +1,82 @@
+"""Feature reuse, rapid learning, or undecided: one rule, applied to numbers and their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .freezing import Estimate
+
+RULE = (
+    "Feature reuse: the debiased CKA interval of every body layer lies above 0.9, and freezing the body and removing the head each "
+    "cost less than 2 points (paired interval). Rapid learning: one of these fails beyond its interval. Otherwise undecided."
+)
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One condition of the verdict: what was measured, its estimate, and whether it `holds`, `fails`, or is `open` at this interval."""
+
+    text: str
+    status: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`answer` is "feature reuse", "rapid learning", "undecided" or "does not adapt"; `evidence` says why, with every number."""
+
+    answer: str
+    evidence: str
+    criteria: tuple[Criterion, ...] = ()
+
+
+def verdict(body: Mapping[str, Estimate], freezing_cost: Estimate, head_cost: Estimate, by_construction: Sequence[str] = ()) -> Verdict:
+    """Feature reuse, rapid learning, or undecided, by the stated rule (`RULE`).
+
+    Args:
+        body: the debiased CKA before and after adaptation of every body layer.
+        freezing_cost, head_cost: accuracy lost, as fractions, by freezing the body and by removing the head.
+        by_construction: the body layers that the inner loop cannot change.
+
+    Example:
+        >>> same, free = Estimate(0.99, 0.002), Estimate(0.001, 0.004)
+        >>> verdict({"conv1": same, "conv2": same}, free, free).answer
+        'feature reuse'
+        >>> verdict({"conv1": same, "conv2": Estimate(0.5, 0.02)}, free, free).answer
+        'rapid learning'
+        >>> verdict({"conv1": same, "conv2": Estimate(0.9, 0.02)}, free, free).answer
+        'undecided'
+    """
+    criteria = [
+        Criterion(
+            f"CKA of {layer} {number(value)}{' by construction' if layer in by_construction else ''}",
+            _status(value.low - 0.9, 0.9 - value.high),
+        )
+        for layer, value in body.items()
+    ]
+    for action, cost in (("freezing the body", freezing_cost), ("removing the head", head_cost)):
+        criteria.append(Criterion(f"{action} costs {points(cost)}", _status(0.02 - cost.high, cost.low - 0.02)))
+    statuses = [criterion.status for criterion in criteria]
+    answer = "rapid learning" if "fails" in statuses else "feature reuse" if set(statuses) == {"holds"} else "undecided"
+    meaning = {"holds": "meets the bound", "fails": "misses the bound beyond its interval", "open": "cannot be told from the bound"}
+    evidence = "; ".join(f"{criterion.text} ({meaning[criterion.status]})" for criterion in criteria)
+    return Verdict(answer, evidence[0].upper() + evidence[1:] + ".", tuple(criteria))
+
+
+def _status(margin: float, excess: float) -> str:
+    return "holds" if margin > 0 else "fails" if excess > 0 else "open"
+
+
+def number(value: Estimate) -> str:
+    """A similarity with its interval, in words."""
+    return f"{value.mean:.3f} ± {value.interval:.3f}"
+
+
+def points(cost: Estimate) -> str:
+    """A difference of accuracies in percentage points, with its interval."""
+    return f"{100 * cost.mean:.2f} ± {100 * cost.interval:.2f} points"
+
+
+def percent(accuracy: Estimate) -> str:
+    """An accuracy in percent, with its interval."""
+    return f"{100 * accuracy.mean:.1f} ± {100 * accuracy.interval:.1f} %"

@@ -1,0 +1,192 @@
+"""Folders of images as few-shot data: one's own, and miniImageNet."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from metalearn.files import Record
+from metalearn.tasks.decoding import cached, choice, decode_all, fingerprint, folders_in, images_in
+from metalearn.tasks.few_shot import LabelledImages
+
+log = logging.getLogger("metalearn")
+FOLDERS = {"train": ("train",), "validation": ("val", "validation", "valid"), "test": ("test",)}
+FRACTIONS = (0.64, 0.16, 0.2)
+Classes = dict[str, list[Path]]
+
+
+def image_folder(
+    root: str | os.PathLike[str],
+    split: str = "train",
+    *,
+    size: int | None = 84,
+    splits: str | os.PathLike[str] | Sequence[float] | None = None,
+    seed: int = 0,
+    channels: int = 3,
+    cache: bool | str | os.PathLike[str] = True,
+    progress: bool = True,
+) -> LabelledImages:
+    """The images of one split of a folder, as `root/{train,val,test}/class/*` or `root/class/*`.
+
+    Without split folders the classes are dealt to the splits by `seed`; `description` records which classes this split got. The images
+    are decoded once, in threads, and kept in `root/.metalearn` (or in the user's cache folder where `root` cannot be written, which is
+    said). Hidden folders and files that are not images are passed over.
+
+    Args:
+        root: the folder.
+        split: "train", "validation" or "test".
+        size: the height and width in pixels to which every image is brought with an antialiased (Lanczos) filter, without keeping its
+            proportions; None keeps the images as they are, which must then be of one size.
+        splits: a CSV file with the columns filename (within `root`), label and, unless it lists one split alone, split; or a folder with
+            train.csv, val.csv and test.csv; or three numbers for a split by seed: fractions that sum to 1, or numbers of classes.
+            None: split folders where they exist, else fractions 0.64, 0.16 and 0.2.
+        seed: of a split by seed.
+        channels: 3 for RGB, 1 for grey.
+        cache: False decodes anew; a folder keeps the decoded images there.
+        progress: whether to show progress on stderr while decoding.
+
+    Raises FileNotFoundError where the folder, a split or a listed file is missing, and ValueError where a class has no images, an image
+    is empty, unreadable or of another size, or there are too few classes to split; the message names the file or folder.
+    """
+    choice("split", split, FOLDERS)
+    top = Path(root)
+    if not top.is_dir():
+        raise FileNotFoundError(f"there is no folder {top}: put folders of images there, one per class; `--dataset glyphs` needs no files")
+    if channels not in (1, 3):
+        raise ValueError(f"channels={channels} must be 3 (RGB) or 1 (grey)")
+    classes, description = _classes(top, split, splits, seed)
+    paths = [path for images in classes.values() for path in images]
+    title = f"decoding {len(paths)} images of {top.name}"
+    layout = hashlib.sha256(repr((splits, seed)).encode()).hexdigest()[:8]
+    images = cached(
+        f"{split}-{layout}-{size or 'own'}-{channels}",
+        top,
+        fingerprint(paths, top, f"{size} {channels}"),
+        lambda: decode_all(paths, channels, size, title, progress),
+        cache,
+    )
+    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(images) for images in classes.values()]))
+    return LabelledImages(
+        images, labels, classes, {"source": "image_folder", "folder": top.resolve().name, "split": split, **description, "size": size}
+    )
+
+
+def mini_imagenet(
+    root: str | os.PathLike[str],
+    split: str = "train",
+    *,
+    size: int = 84,
+    cache: bool | str | os.PathLike[str] = True,
+    progress: bool = True,
+) -> LabelledImages:
+    """miniImageNet in the split of Ravi and Larochelle (2017): 64 / 16 / 20 classes of 600 images for training, validation and test.
+
+    Args:
+        root: a folder that holds (or whose `miniimagenet` holds) `{train,val,test}/<class>/*.jpg`, or `images/*.jpg` beside the
+            published `train.csv`, `val.csv` and `test.csv`.
+        split, size, cache, progress: as in `image_folder`.
+
+    A folder with fewer images is read as it is, and `description` has the smallest number of images per class. Raises FileNotFoundError
+    where nothing is there, and ValueError where the split has another number of classes.
+
+    Example:
+        >>> mini_imagenet("/nowhere")
+        Traceback (most recent call last):
+        FileNotFoundError: there is no miniImageNet in /nowhere: ...
+    """
+    choice("split", split, FOLDERS)
+    for top in (Path(root) / "miniimagenet", Path(root)):
+        listed = (top / "images").is_dir() and (top / "train.csv").is_file()
+        if listed or folders_in(top / "train"):
+            break
+    else:
+        raise FileNotFoundError(
+            f"there is no miniImageNet in {root}: put train/, val/ and test/ with one folder of images per class there, or images/ with "
+            f"Ravi and Larochelle's train.csv, val.csv and test.csv; it cannot be downloaded. `--dataset glyphs` needs no files"
+        )
+    source = top / "images" if listed else top
+    data = image_folder(source, split, size=size, splits=top if listed else None, cache=cache, progress=progress)
+    expected = {"train": 64, "validation": 16, "test": 20}[split]
+    if len(data.names) != expected:
+        raise ValueError(
+            f"{source} has {len(data.names)} classes for {split}, but miniImageNet has {expected}; complete it, or read the folder for what "
+            f"it is with image_folder({str(source)!r})"
+        )
+    fewest = int(torch.bincount(data.labels).min())
+    data.description = {"source": "mini_imagenet", "split": split, "images_per_class": fewest, "size": size}
+    return data
+
+
+def _classes(top: Path, split: str, splits: Any, seed: int) -> tuple[Classes, Record]:
+    """The files of every class of this split, and how the split was made."""
+    if isinstance(splits, str | os.PathLike):
+        listed = Path(splits) / f"{FOLDERS[split][0]}.csv" if Path(splits).is_dir() else Path(splits)
+        return _listed(top, split, listed), {"classes_split_by": listed.name}
+    if splits is None and folders_in(top / "train"):
+        return {folder.name: images_in(folder) for folder in folders_in(_split_folder(top, split))}, {"classes_split_by": "folders"}
+    dealt = _dealt(top, split, FRACTIONS if splits is None else tuple(splits), seed)
+    return {folder.name: images_in(folder) for folder in dealt}, {
+        "classes_split_by": "seed",
+        "seed": seed,
+        "classes": [folder.name for folder in dealt],
+    }
+
+
+def _listed(top: Path, split: str, table: Path) -> Classes:
+    if not table.is_file():
+        raise FileNotFoundError(f"there is no split file {table}: it needs the columns filename and label")
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not {"filename", "label"} <= set(rows[0]):
+        raise ValueError(f"{table} needs a first line with the columns filename and label (and split), and a line for each image")
+    classes: dict[str, set[Path]] = {}
+    for line, row in enumerate(rows, 2):
+        if row.get("split") not in (None, *FOLDERS[split]):
+            continue
+        path = top / row["filename"]
+        if not path.is_file():
+            raise FileNotFoundError(f"{table} line {line} lists {path}, which does not exist")
+        classes.setdefault(row["label"], set()).add(path)
+    if not classes:
+        raise ValueError(f"{table} lists no image for {split}; its split column may hold {', '.join(FOLDERS[split])}")
+    return {label: sorted(classes[label]) for label in sorted(classes)}
+
+
+def _split_folder(top: Path, split: str) -> Path:
+    folders = {name: top / alias for name, aliases in FOLDERS.items() for alias in aliases if folders_in(top / alias)}
+    if split not in folders:
+        raise FileNotFoundError(f"{top} has a train folder but none for {split}: make {top / FOLDERS[split][0]} with one folder per class")
+    classes = {name: {folder.name for folder in folders_in(path)} for name, path in folders.items()}
+    shared = classes[split] & set().union(*(names for name, names in classes.items() if name != split))
+    if shared:
+        log.warning(
+            "%s shares %d classes with another split (%s, ...): few-shot tests need unseen ones", folders[split], len(shared), min(shared)
+        )
+    return folders[split]
+
+
+def _dealt(top: Path, split: str, shares: tuple[float, ...], seed: int) -> list[Path]:
+    """The class folders of this split, in a deal by seed; `shares` are fractions that sum to 1, or numbers of classes."""
+    classes = folders_in(top)
+    counted = len(shares) == 3 and all(isinstance(share, int) and share > 0 for share in shares)
+    if not counted and (len(shares) != 3 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6):
+        raise ValueError(f"splits={shares} must be three positive fractions that sum to 1, or three numbers of classes")
+    if len(classes) < 3 or (counted and sum(shares) > len(classes)):
+        needed = sum(shares) if counted else 3
+        raise ValueError(
+            f"{top} has {len(classes)} class folders but a split by seed needs {needed}; add classes, or name the splits in a CSV file"
+        )
+    held = [int(share) if counted else max(1, round(share * len(classes))) for share in shares[1:]]
+    train = int(shares[0]) if counted else len(classes) - sum(held)
+    order = [classes[i] for i in np.random.default_rng(seed).permutation(len(classes))]
+    start = {"train": 0, "validation": train, "test": train + held[0]}[split]
+    length = {"train": train, "validation": held[0], "test": held[1]}[split]
+    return sorted(order[start : start + length])
