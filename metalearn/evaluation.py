@@ -97,7 +97,7 @@ def half_width(values: Tensor) -> float:
     """1.96 std(ddof=1) / sqrt(n) of `values` (n,): half the 95 % interval of their mean; NaN for a single value.
 
     Example:
-        >>> half_width(torch.tensor([0.0, 1.0])), half_width(torch.tensor([1.0]))
+        >>> round(half_width(torch.tensor([0.0, 1.0])), 12), half_width(torch.tensor([1.0]))
         (0.98, nan)
     """
     return float(1.96 * values.double().std(correction=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
@@ -127,7 +127,7 @@ def paired(a: Evaluation, b: Evaluation) -> Paired:
         )
     difference = a.per_episode - b.per_episode
     mean = float(difference.mean())
-    if float(difference.min()) == float(difference.max()):  # scipy warns and gives NaN where there is no spread
+    if float(difference.max() - difference.min()) <= 1e-12 * float(difference.abs().max()):  # no spread: scipy would warn and give NaN
         t, p = (math.copysign(math.inf, mean), 0.0) if mean else (0.0, 1.0)
     else:
         t, p = (float(x) for x in stats.ttest_1samp(difference.numpy(), 0.0))

@@ -27,7 +27,7 @@ def records(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     with records(f"{folder}/log.jsonl") as write:
         ...         write({"step": 1, "loss": 0.5})
-        ...     print(open(f"{folder}/log.jsonl").read(), end="")
+        ...     print(Path(f"{folder}/log.jsonl").read_text(), end="")
         {"step": 1, "loss": 0.5}
     """
     with ExitStack() as opened:

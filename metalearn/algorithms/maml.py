@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -84,6 +85,12 @@ class MAML(Learner):
             tasks = len(support.targets)
             weights.update({name: weights[name].expand(tasks, *weights[name].shape) for name in self.rates})
         return inner_loop(closure, weights, self.rates, self.steps, first_order=self.first_order, update=self.update)
+
+    def taking(self, steps: int) -> MAML:
+        """The same learner on the same parameters with another number of inner steps, as the papers take more at test."""
+        other = copy.copy(self)
+        other.steps = steps
+        return other
 
     def settings(self) -> dict[str, Any]:
         """What was asked for, as plain values."""

@@ -21,7 +21,7 @@ LAYER_COLUMNS = ("layer", "CKA", "chance (95 %)", "n x d", "CCA", "chance (95 %)
 
 CONVENTION = (
     "CKA: debiased linear, per task on the query images, every image flattened, ± over tasks. CCA: mean canonical correlation, channels as "
-    "features, sampled positions of the query images of all tasks pooled. Chance: whole images (CCA: whole tasks) of one side shuffled, "
+    "features, sampled positions of the query images of all tasks pooled, so that one linear map must fit every task. Chance: whole images (CCA: whole tasks) of one side shuffled, "
     "median and 95 %."
 )
 

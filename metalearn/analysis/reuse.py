@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -185,8 +186,8 @@ class _Seen:
         self.ways = int(support.targets.max()) + 1
         self.shots, self.queries = len(support.targets) // self.ways, len(query.targets) // self.ways
         adapted = learner.adapt(support)
-        before, logits_before, features_before = self._run(lambda: learner.call(learner.weights(), query.inputs))
-        after, own, features_after = self._run(lambda: learner.predict(adapted, query.inputs))
+        before, logits_before, features_before = self._run(partial(learner.call, learner.weights(), query.inputs))
+        after, own, features_after = self._run(partial(learner.predict, adapted, query.inputs))
         self.profiles.append(compare_layers(before, after, seed=self.seed + index))
         for name, (x, y) in self.sampled.items():
             self.unmoved[name] &= torch.equal(before[name], after[name])
@@ -197,7 +198,7 @@ class _Seen:
         self._score("head_before", logits_before if uses_head else None, query.targets)
         self._score("head_after", own if uses_head else None, query.targets)
         shots_before, shots_after = (
-            self._run(lambda w=w: learner.call(w, support.inputs))[2] for w in (learner.weights(), adapted.weights)
+            self._run(partial(learner.call, weights, support.inputs))[2] for weights in (learner.weights(), adapted.weights)
         )
         for key, shots, features in (("headless_before", shots_before, features_before), ("headless_after", shots_after, features_after)):
             self._score(key, cosine_readout(Examples(shots, support.targets), features, self.ways), query.targets)

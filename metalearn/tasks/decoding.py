@@ -97,9 +97,10 @@ def decode(path: Path, channels: int, size: int | None) -> Tensor:
         raise ValueError(f"{path} is empty (0 bytes); replace it or delete it")
     try:
         with Image.open(path) as opened:
-            image = convert(opened, channels, str(path))
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+            opened.load()
+    except Exception as error:  # PIL's readers raise whatever a broken file makes them
         raise ValueError(f"{path} is not a readable image ({error}); replace it or delete it") from error
+    image = convert(opened, channels, str(path))
     if size is not None and image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.LANCZOS)
     return as_tensor(image, str(path))

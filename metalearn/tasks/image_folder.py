@@ -163,7 +163,8 @@ def _listed(top: Path, split: str, table: Path) -> Classes:
 def _split_folder(top: Path, split: str) -> Path:
     folders = {name: top / alias for name, aliases in FOLDERS.items() for alias in aliases if folders_in(top / alias)}
     if split not in folders:
-        raise FileNotFoundError(f"{top} has a train folder but none for {split}: make {top / FOLDERS[split][0]} with one folder per class")
+        place = top / FOLDERS[split][0]
+        raise FileNotFoundError(f"{top} has a train folder but none for {split}: make {place} with one folder per class")
     classes = {name: {folder.name for folder in folders_in(path)} for name, path in folders.items()}
     shared = classes[split] & set().union(*(names for name, names in classes.items() if name != split))
     if shared:

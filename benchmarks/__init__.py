@@ -1,0 +1,1 @@
+"""One question a file; each table's command and figures are in README.md."""

@@ -1,0 +1,111 @@
+"""How accurate is each learner on the same test tasks?
+
+    python -m benchmarks.few_shot --dataset omniglot --ways 5 --shots 1 --algorithms maml,anil,nil
+
+Trains each (or resumes, or loads what is done), tests all on the same episodes, prints one table with intervals, paired differences, training
+time and the papers' figures, and appends a JSON line a row to `benchmarks/results/few_shot.jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import auto_cli
+from rich.console import Console
+from rich.table import Table
+
+from metalearn import experiments
+from metalearn.checkpoints import load, versions
+from metalearn.evaluation import paired
+from metalearn.experiments import Experiment, parse, trained_by
+from metalearn.progress import duration
+
+from .papers import beside
+
+RESULTS = Path(__file__).parent / "results" / "few_shot.jsonl"
+
+
+def few_shot(algorithms: str = "maml,anil,nil", progress: bool = True, note: str = "", **settings: Any) -> None:
+    """Compare learners on the same test tasks.
+
+    Args:
+        algorithms: maml, fomaml, anil, boil, meta-sgd, reptile, protonet, nil (on the body that ANIL trains) or nil-train, with commas.
+        progress: show progress.
+        note: what a reader of the row should know.
+        settings: the few-shot problem and its training.
+    """
+    experiment = Experiment(**settings)
+    print(f"preset {experiment.preset}: {experiment.settings.follows}")
+    done = experiments.compare(experiment, parse(algorithms), progress=progress)
+    first = next(iter(done.evaluations))
+    table = Table(
+        title=f"{experiment.dataset}, {experiment.ways}-way {experiment.shots}-shot (± is 95 % over {experiment.test_tasks} tasks)"
+    )
+    for column in ("learner", "accuracy %", f"minus {first}, paired", "steps", "training", "paper's figure"):
+        table.add_column(column)
+    for name, found in done.evaluations.items():
+        compared = None if name == first else paired(found, done.evaluations[first])
+        record = load(experiment.checkpoint(trained_by(name)))[1]
+        row = {
+            "benchmark": "few_shot",
+            "algorithm": name,
+            "body_trained_by": trained_by(name),
+            **experiment.to_dict(),
+            "follows": experiment.settings.follows,
+            "test_steps": experiment.settings.test_steps,
+            "trained_steps": record["step"],
+            "training_seconds": round(record["seconds"], 1),
+            "accuracy": found.mean,
+            "interval": found.interval,
+            "interval_means": f"1.96 std / sqrt({len(found.per_episode)}) over test tasks, one seed",
+            "test_tasks": len(found.per_episode),
+            "queries": experiment.queries,
+            "minus": None
+            if compared is None
+            else {"learner": first, "mean": compared.mean, "interval": compared.interval, "p": compared.p},
+            "data": experiment.data("test").description,
+            "norm": done.learners[name].settings()["norm"],
+            "execution": experiment.execution,
+            "command": " ".join(["python -m benchmarks.few_shot", *sys.argv[1:]]),
+            "versions": versions(),
+            "machine": experiments.machine(),
+            "commit": commit(),
+            "time": experiments.now(),
+            "note": note,
+        }
+        append(row)
+        difference = "" if compared is None else f"{100 * compared.mean:+.2f} ± {100 * compared.interval:.2f}"
+        ours = f"{100 * found.mean:.2f} ± {100 * found.interval:.2f}"
+        theirs = beside(experiment.dataset, experiment.ways, experiment.shots, name)
+        table.add_row(name, ours, difference, f"{record['step']:,}", duration(record["seconds"]), theirs)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def append(row: dict[str, Any], path: Path = RESULTS) -> None:
+    """Add a JSON line to a result file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(row, sort_keys=True) + "\n")
+
+
+def commit() -> str:
+    """The commit that is checked out, with a + where the code differs from it."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--", "*.py"], cwd=here.parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+" if changed.stdout.strip() else "")
+
+
+if __name__ == "__main__":
+    auto_cli(few_shot)

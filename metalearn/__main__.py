@@ -1,0 +1,179 @@
+"""The command line: `metalearn reuse | train | evaluate`, every setting from the signatures below."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from . import experiments, files
+from .evaluation import Evaluation, evaluate, paired
+from .experiments import Experiment, parse
+from .learner import Learner
+from .progress import duration
+
+
+def reuse(
+    algorithms: str = "maml,anil,nil",
+    checkpoint: str | None = None,
+    report: str = "report.html",
+    analysed_tasks: int = 100,
+    progress: bool = True,
+    **settings: Any,
+) -> None:
+    """Rapid learning or feature reuse? Train learners, test them, and say what their inner loop changes, layer by layer.
+
+    Prints the accuracies, the similarity of every layer before and after adaptation, what freezing costs and a verdict, and writes
+    all of it with pictures as one HTML page (and as JSON beside it).
+
+    Args:
+        algorithms: maml, fomaml, anil, boil, meta-sgd, reptile, protonet, nil (on the body that ANIL trains) or nil-train, with commas.
+        checkpoint: analyse this trained run instead of training.
+        report: the page to write.
+        analysed_tasks: test tasks that the representations are compared on.
+        progress: show progress.
+        settings: the few-shot problem and its training.
+    """
+    from .analysis import feature_reuse
+    from .analysis.report import report as write_report
+
+    started = time.monotonic()
+    if checkpoint:
+        experiment, algorithm, learner = experiments.restored(checkpoint, **_said(settings))
+        learners: dict[str, Learner] = {algorithm: learner}
+        evaluations = {algorithm: evaluate(learner, experiment.test_tasks_of(), progress=progress)}
+        seconds = {algorithm: experiments.trained_seconds(Path(checkpoint))}
+    else:
+        experiment = Experiment(**settings)
+        _say_settings(experiment)
+        done = experiments.compare(experiment, parse(algorithms), progress=progress)
+        learners, evaluations, seconds = dict(done.learners), dict(done.evaluations), dict(done.seconds)
+    rows = _rows(evaluations, seconds)
+    _print_table(rows, experiment)
+    episodes = experiment.test_tasks_of()
+    episodes.tasks = min(analysed_tasks, episodes.tasks)
+    found = [
+        feature_reuse(learner, episodes, name=name.upper() if len(name) <= 4 else name, progress=progress)
+        for name, learner in learners.items()
+        if learner.steps
+    ]
+    for one in found:
+        print(f"\n{one}")
+    if found:
+        command = shlex.join(["metalearn", *sys.argv[1:]])
+        about = {"command": command, "data": experiment.dataset, "preset": experiment.settings.follows, "machine": experiments.machine()}
+        write_report(found, report, results=rows, settings={**about, "seconds": round(time.monotonic() - started)})
+        facts = {"results": rows, "settings": {**about, **_plain(experiment)}, "reuse": [one.to_dict() for one in found]}
+        files.write_atomically(Path(report).with_suffix(".json"), json.dumps(facts, indent=1).encode())
+        for one in found:
+            print(f"\n{one.name}: {one.verdict.answer}")
+        print(f"The page with pictures: {os.path.abspath(report)} ({duration(time.monotonic() - started)} in all)")
+    else:
+        print("None of these learners has an inner loop, so there is nothing to compare before and after; add maml, anil or boil")
+
+
+def train(algorithm: str = "maml", tensorboard: str | None = None, progress: bool = True, **settings: Any) -> None:
+    """Train one learner, or go on where it was interrupted, and test it.
+
+    Args:
+        algorithm: maml, fomaml, anil, boil, meta-sgd, reptile, protonet or nil-train.
+        tensorboard: also write events to this folder (needs the extra `tensorboard`).
+        progress: show progress.
+        settings: the few-shot problem and its training.
+    """
+    experiment = Experiment(**settings)
+    (name,) = parse(algorithm)
+    _say_settings(experiment)
+    done = experiments.compare(experiment, [name], progress=progress, tensorboard=tensorboard)
+    _print_table(_rows(done.evaluations, done.seconds), experiment)
+    print(f"The trained weights: {experiment.checkpoint(experiments.trained_by(name))}")
+
+
+def evaluate_checkpoint(checkpoint: str, split: str = "test", progress: bool = True, **settings: Any) -> None:
+    """Test a trained run on test tasks: mean accuracy with its 95 % interval.
+
+    Args:
+        checkpoint: the file that training wrote.
+        split: train, validation or test.
+        progress: show progress.
+        settings: what to change, such as the root of the data or the number of test tasks.
+    """
+    experiment, algorithm, learner = experiments.restored(checkpoint, **_said(settings))
+    print(f"{algorithm} on {experiment.dataset}, {split}: {evaluate(learner, experiment.test_tasks_of(split), progress=progress)}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line -> exit code: 0, 2 for input that cannot be used, 130 after Ctrl-C."""
+    from jsonargparse import auto_cli
+
+    try:
+        auto_cli({"reuse": reuse, "train": train, "evaluate": evaluate_checkpoint}, args=arguments, prog="metalearn")
+    except KeyboardInterrupt as stopped:
+        print(f"metalearn: {stopped or 'stopped'}; the same command goes on from there", file=sys.stderr)
+        return 130
+    except (ValueError, FileNotFoundError, FloatingPointError, OSError) as error:
+        print(f"metalearn: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _said(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that differ from the defaults: with a checkpoint the others come from it."""
+    defaults = {one.name: one.default for one in fields(Experiment)}
+    return {name: value for name, value in settings.items() if value != defaults[name]}
+
+
+def _plain(experiment: Experiment) -> dict[str, Any]:
+    return {**experiment.to_dict(), **asdict(experiment.settings), "test_tasks": experiment.test_tasks, "queries": experiment.queries}
+
+
+def _say_settings(experiment: Experiment) -> None:
+    chosen = experiment.settings
+    print(
+        f"{_problem(experiment)}; preset {experiment.preset}: {chosen.follows}\n"
+        f"{chosen.model}, inner rate {chosen.lr:g}, {chosen.inner_steps} inner steps ({chosen.test_steps} at test); "
+        f"{chosen.steps:,} outer steps of {chosen.meta_batch} tasks, {chosen.train_queries or experiment.shots} queries a class; "
+        f"seed {experiment.seed}"
+    )
+
+
+def _problem(experiment: Experiment) -> str:
+    return f"{experiment.dataset}, {experiment.ways}-way {experiment.shots}-shot"
+
+
+def _rows(evaluations: dict[str, Evaluation], seconds: dict[str, float]) -> list[dict[str, Any]]:
+    first = next(iter(evaluations))
+    rows = []
+    for name, found in evaluations.items():
+        compared = paired(found, evaluations[first]) if name != first and len(found.per_episode) > 1 else None
+        rows.append(
+            {
+                "learner": name,
+                "accuracy %": f"{100 * found.mean:.2f} ± {100 * found.interval:.2f}",
+                f"minus {first}, paired": "" if compared is None else f"{100 * compared.mean:+.2f} ± {100 * compared.interval:.2f}",
+                "training": duration(seconds[name]),
+            }
+        )
+    return rows
+
+
+def _print_table(rows: list[dict[str, Any]], experiment: Experiment) -> None:
+    title = f"{_problem(experiment)}, {experiment.test_tasks} test tasks of unseen classes (± is 95 % over tasks)"
+    table = Table(title=title, title_justify="left")
+    for column in rows[0]:
+        table.add_column(column, justify="left" if column == "learner" else "right")
+    for row in rows:
+        table.add_row(*row.values())
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,337 @@
+"""From names to runs: what the command line and the benchmarks share."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import models, tasks
+from .algorithms import ANIL, BOIL, MAML, NIL, MetaSGD, ProtoNet, Reptile
+from .checkpoints import restore
+from .evaluation import Evaluation, evaluate_together
+from .layers import head
+from .learner import Learner
+from .norm import batch_statistics, frozen_statistics
+from .presets import Preset, preset
+from .tasks.few_shot import SEEDS, FewShot, LabelledImages
+from .training import meta_train
+
+ALGORITHMS = ("maml", "fomaml", "anil", "boil", "meta-sgd", "reptile", "protonet", "nil", "nil-train")
+DATASETS = ("glyphs", "omniglot", "mini-imagenet", "cifar-fs", "fc100")
+ENDLESS = 10**9  # training tasks; only those that are asked for are drawn
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One few-shot problem and how it is trained: a data set, a model, and a preset with what overrides it.
+
+    Arguments:
+        dataset: glyphs (embedded), omniglot, mini-imagenet, cifar-fs, fc100, or the path of your own folder of class folders.
+        root: the folder that holds the data sets; by default METALEARN_DATA, or else ./data.
+        download: let torchvision download a data set that is not there.
+        ways: classes per task.
+        shots: support images per class.
+        queries: query images per class, at test.
+        preset: whose settings to follow: quick, finn2017, raghu2020 or boil2021.
+        model: conv4, resnet12, any torchvision model by name, or package.module:callable, called with the number of ways.
+        weights: torchvision's name of pretrained weights for its model (DEFAULT for its best); downloaded where they are not there.
+        norm: batch (statistics of the current batch, transductive, as in the MAML papers) or frozen (those of pretrained weights).
+        hidden: channels of conv4 [preset].
+        lr: inner rate on a mean loss [preset].
+        inner_steps: inner steps in training [preset].
+        test_steps: inner steps at test [preset].
+        meta_batch: tasks per outer step [preset].
+        train_queries: query images per class in training [preset].
+        steps: outer steps [preset].
+        outer_lr: rate of the outer Adam [preset].
+        test_tasks: test tasks, the same for every learner.
+        seed: of the initial weights and of the training tasks; test tasks keep their own.
+        execution: how tasks are run: auto, loop, threads or vectorized.
+        device: cpu, cuda, or any that torch knows.
+        precision: float32, float64, or bfloat16 (autocast).
+        runs: the folder of checkpoints and logs; a run that was interrupted goes on from there.
+    """
+
+    dataset: str = "glyphs"
+    root: str | None = None
+    download: bool = False
+    ways: int = 5
+    shots: int = 1
+    queries: int = 15
+    preset: str = "quick"
+    model: str | None = None
+    weights: str | None = None
+    norm: str = "batch"
+    hidden: int | None = None
+    lr: float | None = None
+    inner_steps: int | None = None
+    test_steps: int | None = None
+    meta_batch: int | None = None
+    train_queries: int | None = None
+    steps: int | None = None
+    outer_lr: float | None = None
+    test_tasks: int = 600
+    seed: int = 0
+    execution: str = "auto"
+    device: str = "cpu"
+    precision: str = "float32"
+    runs: str = "runs"
+    _loaded: dict[str, LabelledImages] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @cached_property
+    def settings(self) -> Preset:
+        """The preset, with what was asked for in its place."""
+        found = preset(self.preset, self.dataset, self.ways, self.shots)
+        names = ("model", "hidden", "lr", "inner_steps", "test_steps", "meta_batch", "train_queries", "steps", "outer_lr")
+        return replace(found, **{name: getattr(self, name) for name in names if getattr(self, name) is not None})
+
+    def data(self, split: str) -> LabelledImages:
+        """The images of a split: train, validation or test."""
+        if split not in self._loaded:
+            self._loaded[split] = self._load(split)
+        return self._loaded[split]
+
+    def training_tasks(self) -> FewShot:
+        """An endless stream of training tasks, named by the seed."""
+        queries = self.settings.train_queries or self.shots
+        return FewShot(self.data("train"), self.ways, self.shots, queries, ENDLESS, seed=SEEDS["train"] + len(SEEDS) * self.seed)
+
+    def test_tasks_of(self, split: str = "test") -> FewShot:
+        """The tasks that every learner is tested on."""
+        return FewShot(self.data(split), self.ways, self.shots, self.queries, self.test_tasks, seed=SEEDS[split])
+
+    def learner(self, algorithm: str, model: nn.Module | None = None) -> Learner:
+        """A learner by name, around `model` or a fresh one."""
+        options: dict[str, Any] = {"execution": self.execution}
+        net = self.fresh_model() if model is None else model
+        if algorithm in ("nil", "nil-train"):
+            return NIL(net, **options)
+        if algorithm == "protonet":
+            return ProtoNet(net, **options)
+        kinds = {"maml": MAML, "fomaml": MAML, "anil": ANIL, "boil": BOIL, "meta-sgd": MetaSGD, "reptile": Reptile}
+        if algorithm not in kinds:
+            raise ValueError(f"there is no algorithm {algorithm!r}; choose from {', '.join(ALGORITHMS)}")
+        chosen = self.settings
+        norms = [] if chosen.adapt_norm or algorithm == "anil" else _norms(net)
+        lr: Any = {"": chosen.lr, **dict.fromkeys(norms, 0.0)} if norms else chosen.lr
+        if algorithm == "fomaml":
+            options["first_order"] = True
+        return kinds[algorithm](net, lr, chosen.inner_steps, **options)
+
+    def fresh_model(self) -> nn.Module:
+        """The model with freshly drawn weights (or pretrained ones, where asked for), governed by the seed."""
+        channels, size = self.data("train").images.shape[1:3]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            model = self._build(channels, size)
+        dtype = torch.float64 if self.precision == "float64" else torch.float32
+        return model.to(device=self.device, dtype=dtype)
+
+    def train(self, algorithm: str, *, progress: bool = True, tensorboard: str | None = None) -> Learner:
+        """Train a learner, or go on where it was interrupted, or load it where it is done -> the learner, for training's steps."""
+        learner, chosen = self.learner(algorithm), self.settings
+        checkpoint = self.checkpoint(algorithm)
+        meta_train(
+            learner,
+            self.training_tasks(),
+            steps=chosen.steps,
+            meta_batch=chosen.meta_batch,
+            optimizer=lambda parameters: torch.optim.Adam(parameters, lr=chosen.outer_lr),
+            clip_value=chosen.clip_value,
+            checkpoint=checkpoint,
+            log=checkpoint.with_suffix(".jsonl"),
+            tensorboard=tensorboard,
+            precision="bfloat16" if self.precision == "bfloat16" else None,
+            progress=progress,
+            settings={"algorithm": algorithm, "experiment": self.to_dict()},
+        )
+        return learner
+
+    def tested(self, learner: Learner) -> Learner:
+        """The learner as it is tested: with as many inner steps as the preset takes at test."""
+        if isinstance(learner, MAML) and self.settings.test_steps != learner.steps:
+            return learner.taking(self.settings.test_steps)
+        return learner
+
+    def checkpoint(self, algorithm: str) -> Path:
+        """Where the run of an algorithm is kept; the name holds a hash of everything that decides its result."""
+        decisive = json.dumps({"algorithm": algorithm, **self.to_dict()}, sort_keys=True)
+        digest = hashlib.sha256(decisive.encode()).hexdigest()[:8]
+        dataset = Path(self.dataset).name
+        return Path(self.runs) / f"{dataset}-{self.ways}way-{self.shots}shot-{algorithm}-seed{self.seed}-{digest}.safetensors"
+
+    def to_dict(self) -> dict[str, Any]:
+        """What decides the weights that a run ends with, but for its length."""
+        chosen = asdict(self.settings)
+        skipped = ("steps", "test_steps", "follows")
+        own = {name: getattr(self, name) for name in ("dataset", "ways", "shots", "preset", "weights", "norm", "seed", "precision")}
+        return {**own, **{name: value for name, value in chosen.items() if name not in skipped}}
+
+    def _load(self, split: str) -> LabelledImages:
+        root = self.root or os.environ.get("METALEARN_DATA", "data")
+        if self.dataset == "glyphs":
+            found = tasks.glyphs(split)
+        elif self.dataset == "omniglot":
+            found = tasks.omniglot(root, split, download=self.download)
+        elif self.dataset == "mini-imagenet":
+            found = tasks.mini_imagenet(root, split)
+        elif self.dataset == "cifar-fs":
+            found = tasks.cifar_fs(root, split, download=self.download)
+        elif self.dataset == "fc100":
+            found = tasks.fc100(root, split, download=self.download)
+        elif Path(self.dataset).is_dir():
+            found = tasks.image_folder(self.dataset, split)
+        else:
+            raise ValueError(f"there is no data set {self.dataset!r}: it is none of {', '.join(DATASETS)}, and no folder of class folders")
+        if self._is_torchvision() and found.images.shape[1] == 1:
+            about = {**found.description, "channels": "grey, three times"}
+            return LabelledImages(found.images.expand(-1, 3, -1, -1), found.labels, found.names, about)
+        return found
+
+    def _is_torchvision(self) -> bool:
+        return self.settings.model not in ("conv4", "resnet12") and ":" not in self.settings.model
+
+    def _build(self, channels: int, size: int) -> nn.Module:
+        chosen = self.settings
+        if chosen.model == "conv4":
+            return models.Conv4(self.ways, channels, chosen.hidden, size, chosen.pool)
+        if chosen.model == "resnet12":
+            return models.ResNet12(self.ways, channels)
+        model = _called(chosen.model, self.ways) if ":" in chosen.model else _torchvision(chosen.model, self.weights, self.ways)
+        if self.norm not in ("batch", "frozen"):
+            raise ValueError(f"norm={self.norm!r}; choose batch (the current batch's statistics) or frozen (the model's own, kept)")
+        return batch_statistics(model) if self.norm == "batch" else frozen_statistics(model)
+
+
+def parse(algorithms: str) -> list[str]:
+    """ "maml, anil" -> ["maml", "anil"]. Raises ValueError for an unknown one.
+
+    Example:
+        >>> parse("maml, anil")
+        ['maml', 'anil']
+    """
+    names = [name.strip().lower() for name in algorithms.split(",") if name.strip()]
+    unknown = [name for name in names if name not in ALGORITHMS]
+    if unknown or not names:
+        raise ValueError(f"there is no algorithm {', '.join(unknown) or algorithms!r}; choose from {', '.join(ALGORITHMS)}")
+    return list(dict.fromkeys(names))
+
+
+def trained_by(algorithm: str) -> str:
+    """Which algorithm trains the body that `algorithm` is tested with: NIL's test-time rule takes ANIL's, as in the paper's table."""
+    return "anil" if algorithm == "nil" else algorithm
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Several learners on the same test tasks: the learners as tested, their evaluations, and each training run's seconds."""
+
+    learners: Mapping[str, Learner]
+    evaluations: Mapping[str, Evaluation]
+    seconds: Mapping[str, float]
+
+
+def compare(experiment: Experiment, algorithms: Iterable[str], *, progress: bool = True, tensorboard: str | None = None) -> Compared:
+    """Train each algorithm (or resume it, or load what is done), then test all on the same tasks."""
+    bodies: dict[str, Learner] = {}
+    learners: dict[str, Learner] = {}
+    seconds: dict[str, float] = {}
+    for algorithm in algorithms:
+        by = trained_by(algorithm)
+        if by not in bodies:
+            if progress:
+                print(f"{by}: training ({experiment.checkpoint(by)})", file=sys.stderr, flush=True)
+            bodies[by] = experiment.train(by, progress=progress, tensorboard=tensorboard)
+        net = bodies[by]
+        learners[algorithm] = experiment.tested(net if by == algorithm else experiment.learner(algorithm, net.model))
+        seconds[algorithm] = trained_seconds(experiment.checkpoint(by))
+    evaluations = evaluate_together(learners, experiment.test_tasks_of(), progress=progress)
+    return Compared(learners, evaluations, seconds)
+
+
+def trained_seconds(checkpoint: Path) -> float:
+    """The time spent in the training steps of a run, over all its resumes."""
+    from .checkpoints import load
+
+    return float(load(checkpoint)[1]["seconds"])
+
+
+def restored(path: str | os.PathLike[str], **changes: Any) -> tuple[Experiment, str, Learner]:
+    """A run from its checkpoint -> its experiment, the algorithm's name, and the trained learner as it is tested."""
+    from .checkpoints import read_settings
+
+    run = read_settings(path).get("run", {})
+    if "experiment" not in run:
+        raise ValueError(
+            f"{path} was not trained by the command line, so how its model is built is not recorded; in a script build the learner and "
+            f"call metalearn.checkpoints.restore(learner, path)"
+        )
+    # What a preset alone can say (pooling, clipping) comes back with the preset's name.
+    values = {**run["experiment"], **changes}
+    experiment = Experiment(**{name: value for name, value in values.items() if name in Experiment.__dataclass_fields__})
+    learner = experiment.learner(run["algorithm"])
+    restore(learner, path)
+    return experiment, run["algorithm"], experiment.tested(learner)
+
+
+def machine() -> str:
+    """This machine in words, for the record of a result."""
+    cores = os.cpu_count()
+    device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{platform.system()} {platform.machine()}, {cores} cores{device}"
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _norms(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._NormBase) and module.affine]
+
+
+def _torchvision(name: str, weights: str | None, ways: int) -> nn.Module:
+    import torchvision
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        import difflib
+
+        near = ", ".join(difflib.get_close_matches(name, known, n=4)) or "resnet18, vgg11, vit_b_16"
+        raise ValueError(f"there is no model {name!r}: conv4, resnet12, a torchvision model such as {near}, or package.module:callable")
+    if weights is None:
+        return torchvision.models.get_model(name, weights=None, num_classes=ways)
+    model = torchvision.models.get_model(name, weights=weights)
+    path = head(model)
+    old = model.get_submodule(path)
+    new: nn.Module = nn.Linear(old.in_features, ways) if isinstance(old, nn.Linear) else nn.Conv2d(old.in_channels, ways, old.kernel_size)
+    parent, _, leaf = path.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, new)
+    return model
+
+
+def _called(path: str, ways: int) -> nn.Module:
+    module, _, name = path.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        build = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"model {path!r} cannot be imported ({error}); write package.module:callable, from where you are") from error
+    model = build(ways)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{path} returned a {type(model).__name__}, not a torch.nn.Module")
+    return model

@@ -1,0 +1,126 @@
+"""Settings by the paper they follow: what it trained, with what rates, for how long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One paper's settings on one data set. `follows` says which paper, and where it leaves something open what was taken.
+
+    `lr` is the inner rate on a mean loss: the rate of a paper that sums over its ways is multiplied by them. `train_queries` None stands
+    for as many queries a class as shots.
+    """
+
+    follows: str
+    lr: float
+    inner_steps: int
+    test_steps: int
+    meta_batch: int
+    train_queries: int | None
+    steps: int
+    outer_lr: float = 1e-3
+    clip_value: float | None = None
+    model: str = "conv4"
+    hidden: int = 64
+    pool: bool = True
+    adapt_norm: bool = True
+
+
+def preset(name: str, dataset: str, ways: int = 5, shots: int = 1) -> Preset:
+    """The settings of `name` ("quick", "finn2017", "raghu2020", "boil2021") for a data set.
+
+    Raises ValueError, with those there are, for a paper that did not use the data set.
+
+    Example:
+        >>> preset("finn2017", "omniglot", ways=5).lr
+        2.0
+    """
+    if name not in PRESETS:
+        raise ValueError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}")
+    found = PRESETS[name](dataset, ways, shots)
+    if found is None:
+        raise ValueError(f"the paper behind {name!r} has no settings for {dataset!r}; use --preset quick and set what you know")
+    return found
+
+
+def _quick(dataset: str, ways: int, shots: int) -> Preset | None:
+    drawn = dataset in ("glyphs", "omniglot")
+    return Preset(
+        follows="this project's own settings for minutes on a CPU; no paper",
+        lr=0.4 if drawn else 0.1,
+        inner_steps=1 if ways <= 5 and drawn else 5,
+        test_steps=3 if drawn else 10,
+        meta_batch=16 if drawn else 4,
+        train_queries=5,
+        steps=600,
+        pool=not drawn,
+        hidden=64 if drawn else 32,
+    )
+
+
+def _finn(dataset: str, ways: int, shots: int) -> Preset | None:
+    if dataset == "omniglot" and ways <= 5:
+        return Preset(
+            follows="Finn et al. 2017, Omniglot 5-way: alpha 0.4 on a summed loss, so 0.4 x 5 on a mean; batch norm does not adapt",
+            lr=2.0,
+            inner_steps=1,
+            test_steps=3,
+            meta_batch=32,
+            train_queries=None,
+            steps=60_000,
+            pool=False,
+            adapt_norm=False,
+        )
+    if dataset == "omniglot":
+        return Preset(
+            follows="Finn et al. 2017, Omniglot 20-way: alpha 0.1 on a summed loss, so 0.1 x 20 on a mean; batch norm does not adapt",
+            lr=2.0,
+            inner_steps=5,
+            test_steps=5,
+            meta_batch=16,
+            train_queries=None,
+            steps=60_000,
+            pool=False,
+            adapt_norm=False,
+        )
+    if dataset == "mini-imagenet":
+        return Preset(
+            follows="Finn et al. 2017, miniImageNet: alpha 0.01 on a summed loss, so 0.01 x 5 on a mean; batch norm does not adapt",
+            lr=0.05,
+            inner_steps=5,
+            test_steps=10,
+            meta_batch=4 if shots == 1 else 2,
+            train_queries=15,
+            steps=60_000,
+            clip_value=10.0,
+            hidden=32,
+            adapt_norm=False,
+        )
+    return None
+
+
+def _raghu(dataset: str, ways: int, shots: int) -> Preset | None:
+    found = _finn(dataset, ways, shots)
+    if found is None:
+        return None
+    follows = f"Raghu et al. 2020, which keeps MAML's architecture; its own rates are not known, so MAML's: {found.follows}"
+    return replace(found, follows=follows, steps=30_000)
+
+
+def _boil(dataset: str, ways: int, shots: int) -> Preset | None:
+    if dataset not in ("mini-imagenet", "cifar-fs", "fc100"):
+        return None
+    return Preset(
+        follows="Oh et al. 2021 (BOIL), Conv4 of 64 channels: rate 0.5 on a mean loss, one step in training and at test, batch norm adapts",
+        lr=0.5,
+        inner_steps=1,
+        test_steps=1,
+        meta_batch=4,
+        train_queries=15,
+        steps=30_000,
+    )
+
+
+PRESETS = {"quick": _quick, "finn2017": _finn, "raghu2020": _raghu, "boil2021": _boil}
