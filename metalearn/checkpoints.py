@@ -146,21 +146,26 @@ def unpack(packed: Any, tensors: dict[str, Tensor]) -> Any:
     return Counter(items) if kind == "counter" else items
 
 
-def generators(device: torch.device) -> dict[str, Any]:
-    """The states of torch's (and this CUDA device's), numpy's and Python's global generators."""
+def generators(device: torch.device) -> Record:
+    """The states of torch's (and this CUDA device's), numpy's and Python's global generators, as plain values."""
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002 (the global generator is the one whose state a run depends on)
-    states = {"torch": torch.get_rng_state(), "numpy": [kind, torch.from_numpy(np.array(keys)), *rest], "python": random.getstate()}
-    return {**states, "cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
+    version, state, gauss = random.getstate()
+    states = {
+        "torch": torch.get_rng_state().tolist(),
+        "numpy": [kind, np.array(keys).tolist(), *rest],
+        "python": [version, list(state), gauss],
+    }
+    return {**states, "cuda": torch.cuda.get_rng_state(device).tolist()} if device.type == "cuda" else states
 
 
-def set_generators(states: dict[str, Any], device: torch.device) -> None:
+def set_generators(states: Record, device: torch.device) -> None:
     """Put the global generators into the states that `generators` returned."""
-    torch.set_rng_state(states["torch"])
-    kind, keys, *rest = states["numpy"]
-    np.random.set_state((kind, keys.numpy(), *rest))  # noqa: NPY002
-    random.setstate(states["python"])
+    torch.set_rng_state(torch.tensor(states["torch"], dtype=torch.uint8))
+    np.random.set_state(tuple(states["numpy"]))  # noqa: NPY002
+    version, state, gauss = states["python"]
+    random.setstate((version, tuple(state), gauss))
     if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
+        torch.cuda.set_rng_state(torch.tensor(states["cuda"], dtype=torch.uint8), device)
 
 
 def versions() -> dict[str, str]:

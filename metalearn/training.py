@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
@@ -78,7 +79,7 @@ class Run:
                 "versions": checkpoints.versions(),
                 "optimizer": checkpoints.pack(self.optimizer.state_dict(), "optimizer", tensors),
                 "schedule": checkpoints.pack(self.schedule.state_dict() if self.schedule else None, "schedule", tensors),
-                "generators": checkpoints.pack(states, "generators", tensors),
+                "generators": states,
                 "validation": self.curve.validation,
                 "seconds": self.curve.seconds,
             }
@@ -90,11 +91,12 @@ class Run:
         found = None
         if ranks.here()[0] == 0:
             with contextlib.suppress(FileNotFoundError):
-                found = checkpoints.load(path, set_aside=True)
+                tensors, record = checkpoints.load(path, set_aside=True)
+                found = safetensors.torch.save(tensors), record  # bytes, since only plain values go from rank to rank
         found = ranks.from_first(found)
         if found is None:
             return
-        tensors, record = found
+        tensors, record = safetensors.torch.load(found[0]), found[1]
         checkpoints.check_same(self.settings, record["settings"], path)
         if record["versions"] != checkpoints.versions():
             warnings.warn(
@@ -107,7 +109,7 @@ class Run:
         self.optimizer.load_state_dict(checkpoints.unpack(record["optimizer"], tensors))
         if self.schedule:
             self.schedule.load_state_dict(checkpoints.unpack(record["schedule"], tensors))
-        states, (rank, _) = checkpoints.unpack(record["generators"], tensors), ranks.here()
+        states, (rank, _) = record["generators"], ranks.here()
         if rank < len(states):
             checkpoints.set_generators(states[rank], _device(self.learner))
         self.curve = Curve(tensors["curve.losses"].tolist(), tensors["curve.accuracies"].tolist(), record["validation"], record["seconds"])

@@ -47,7 +47,9 @@ def test_a_task_has_distinct_classes_and_disjoint_support_and_query(data, seed, 
     assert len(set(chosen + asked)) == ways * least
     assert support.targets.tolist() == [c for c in range(ways) for _ in range(shots)]
     assert query.targets.tolist() == [c for c in range(ways) for _ in range(queries)]
-    originals = [{int(source.labels[n]) for n in chosen[c * shots : (c + 1) * shots] + asked[c * queries : (c + 1) * queries]} for c in range(ways)]
+    originals = [
+        {int(source.labels[n]) for n in chosen[c * shots : (c + 1) * shots] + asked[c * queries : (c + 1) * queries]} for c in range(ways)
+    ]
     assert all(len(one) == 1 for one in originals)
     assert len(set.union(*originals)) == ways
 
@@ -179,7 +181,12 @@ def test_pil_images_arrays_and_tensors_give_the_same_tasks():
         tasks = FewShot(Listed(items), 3, 2, 2, tasks=5)
         assert tasks._inputs.dtype == torch.uint8
         assert all(same(tasks[i], reference[i]) for i in range(5))
-    assert all(same(FewShot(reference.dataset, 3, 2, 2, tasks=5)[i], FewShot(TensorDataset(pixels / 255, torch.tensor(labels)), 3, 2, 2, tasks=5)[i]) for i in range(5))
+    assert all(
+        same(
+            FewShot(reference.dataset, 3, 2, 2, tasks=5)[i], FewShot(TensorDataset(pixels / 255, torch.tensor(labels)), 3, 2, 2, tasks=5)[i]
+        )
+        for i in range(5)
+    )
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("1", 1), ("LA", 1), ("P", 3), ("RGBA", 3)])
@@ -239,6 +246,8 @@ def test_a_data_set_without_a_length_is_refused():
 def test_more_ways_than_classes_and_too_few_images_are_refused_by_name():
     with pytest.raises(ValueError, match="has 2 classes but ways=3; ask for at most 2 ways"):
         FewShot(Listed(BIG), 3, 1, 1, tasks=1)
+    with pytest.raises(ValueError, match="has 0 classes but ways=1"):
+        FewShot(LabelledImages(torch.zeros(0, 1, 2, 2, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64)), 1, 1, 1, tasks=1)
     source = numbered([30, 8, 9])
     source.names = ("alpha", "beta", "gamma")
     with pytest.raises(ValueError, match=r"class 'beta' has 8 images but shots=5 and queries=15 need 20 \(2 of 3 classes are too small\)"):

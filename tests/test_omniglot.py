@@ -101,7 +101,7 @@ def test_the_second_start_reads_the_cache(alphabets, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "altered", "empty"])
-def test_a_damaged_cache_is_said_and_made_again(alphabets, caplog, damage):
+def test_a_damaged_cache_is_said_and_made_again(alphabets, caplog, monkeypatch, damage):
     first = omniglot(alphabets, protocol="finn")
     (path,) = (alphabets / ".metalearn").iterdir()
     content = path.read_bytes()
@@ -109,7 +109,8 @@ def test_a_damaged_cache_is_said_and_made_again(alphabets, caplog, damage):
     second = omniglot(alphabets, protocol="finn")
     assert torch.equal(first.images, second.images)
     assert "cache is damaged" in caplog.text and str(path) in caplog.text
-    assert path.read_bytes() == content
+    monkeypatch.setattr(decoding, "decode", never)
+    assert torch.equal(first.images, omniglot(alphabets, protocol="finn").images)
 
 
 def test_a_changed_folder_is_decoded_anew(alphabets, caplog):
@@ -140,7 +141,9 @@ def test_a_cache_folder_of_ones_own(alphabets, tmp_path):
         omniglot(alphabets, protocol="finn", cache=tmp_path / "file")
 
 
-@pytest.mark.parametrize(("content", "message"), [(b"", "is empty"), (b"not a png", "is not a readable image"), (None, "is not a readable image")])
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "is empty"), (b"not a png", "is not a readable image"), (None, "is not a readable image")]
+)
 def test_a_broken_image_is_named_and_no_cache_is_left(alphabets, content, message):
     broken = alphabets / "Beta" / "character03" / "1.png"
     broken.write_bytes(broken.read_bytes()[:60] if content is None else content)
@@ -219,6 +222,6 @@ def test_the_real_vinyals_split_is_the_published_one(real):
 @pytest.mark.data
 def test_the_real_second_start_takes_less_than_two_seconds(real):
     omniglot(real)
-    began = time.process_time()
+    began = time.process_time()  # not the wall clock, which counts whatever else the machine does
     omniglot(real)
     assert time.process_time() - began < 2

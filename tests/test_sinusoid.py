@@ -47,7 +47,12 @@ def test_parameters_fill_their_ranges():
 
 
 def test_settings_record_the_ranges():
-    assert Sinusoid(tasks=7, seed=1).settings()["data"] == {"source": "sinusoid", "amplitude": (0.1, 5.0), "phase": (0.0, math.pi), "inputs": (-5.0, 5.0)}
+    assert Sinusoid(tasks=7, seed=1).settings()["data"] == {
+        "source": "sinusoid",
+        "amplitude": (0.1, 5.0),
+        "phase": (0.0, math.pi),
+        "inputs": (-5.0, 5.0),
+    }
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ LAYER_COLUMNS = ("layer", "CKA", "chance (95 %)", "n x d", "CCA", "chance (95 %)
 
 CONVENTION = (
     "CKA: debiased linear, per task on the query images, every image flattened, ± over tasks. CCA: mean canonical correlation, channels as "
-    "features, sampled positions of the query images of all tasks pooled, so that one linear map must fit every task. Chance: whole images (CCA: whole tasks) of one side shuffled, "
-    "median and 95 %."
+    "features, sampled positions of the query images of all tasks pooled, so that one linear map must fit every task. Chance: whole images "
+    "(CCA: whole tasks) of one side shuffled, median and 95 %."
 )
 
 
@@ -125,7 +125,7 @@ def _section(reuse: Reuse, alone: bool) -> dict[str, Any]:
     return {
         "name": reuse.name,
         "verdict": reuse.verdict,
-        "plain": PLAIN[reuse.verdict.answer],
+        "plain": in_plain_words(reuse),
         "described": described(reuse),
         "layers": layer_rows(reuse),
         "freezing": freezing_rows(reuse),
@@ -143,6 +143,16 @@ PLAIN = {
     "undecided": "The evidence does not settle it at this number of tasks: an interval straddles a bound.",
     "does not adapt": "This learner has no inner loop, so there is no before and after to compare.",
 }
+
+
+def in_plain_words(reuse: Reuse) -> str:
+    """The verdict in a sentence for someone who has not read the paper."""
+    if reuse.freezing and all(layer.unmoved for layer in reuse.layers if not layer.head):
+        return (
+            "The inner loop cannot move the body, so its similarity is 1 by construction and freezing it costs nothing. What the evidence "
+            "tests is whether the features carry the task without the head."
+        )
+    return PLAIN[reuse.verdict.answer]
 
 
 def picture(figure: Figure) -> str:

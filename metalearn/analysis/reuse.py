@@ -6,7 +6,6 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -283,12 +282,10 @@ def _tasks(episodes: Any) -> Sequence[Episode]:
 
 def versions() -> dict[str, str]:
     """What a result depends on: this package, torch, numpy, Python and the processor."""
-    try:
-        own = metadata.version("metalearn-transfer")
-    except metadata.PackageNotFoundError:
-        own = "not installed"
+    from .. import __version__
+
     return {
-        "metalearn": own,
+        "metalearn": __version__,
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),

@@ -109,9 +109,9 @@ class FewShot(Dataset[Episode]):
         order = np.argsort(labels.numpy(), kind="stable")
         self._order = None if (order[1:] > order[:-1]).all() else order
         self._sizes, self._starts = sizes, np.cumsum(sizes) - sizes
+        self._check([names[c] if 0 <= c < len(names) else str(c) for c in classes])
         self._small = bool((sizes == sizes[0]).all() and sizes[0] <= 128)
         self._labels = [torch.arange(self.ways).repeat_interleave(n) for n in (self.shots, self.queries)]
-        self._check([names[c] if 0 <= c < len(names) else str(c) for c in classes])
 
     def _check(self, names: list[str]) -> None:
         if self.ways > len(names):

@@ -109,16 +109,16 @@ def mini_imagenet(
             break
     else:
         raise FileNotFoundError(
-            f"there is no miniImageNet in {root}: put train/, val/ and test/ with one folder of images per class there, or images/ with "
-            f"Ravi and Larochelle's train.csv, val.csv and test.csv; it cannot be downloaded. `--dataset glyphs` needs no files"
+            f"there is no miniImageNet in {root}: put train/, val/ and test/ with one folder of images per class there, or images/ "
+            f"with Ravi and Larochelle's train.csv, val.csv and test.csv; it cannot be downloaded. `--dataset glyphs` needs no files"
         )
     source = top / "images" if listed else top
     data = image_folder(source, split, size=size, splits=top if listed else None, cache=cache, progress=progress)
     expected = {"train": 64, "validation": 16, "test": 20}[split]
     if len(data.names) != expected:
         raise ValueError(
-            f"{source} has {len(data.names)} classes for {split}, but miniImageNet has {expected}; complete it, or read the folder for what "
-            f"it is with image_folder({str(source)!r})"
+            f"{source} has {len(data.names)} classes for {split}, but miniImageNet has {expected}; complete it, or read the folder "
+            f"for what it is with image_folder({str(source)!r})"
         )
     fewest = int(torch.bincount(data.labels).min())
     data.description = {"source": "mini_imagenet", "split": split, "images_per_class": fewest, "size": size}

@@ -1,0 +1,251 @@
+"""Known answers, and what each measure must and must not ignore."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from metalearn.analysis import canonical_correlations, cca, linear_cka, procrustes, pwcca, rbf_cka, svcca
+from metalearn.analysis.similarity import Floor, measured
+
+MEASURES = (cca, svcca, pwcca, linear_cka, rbf_cka, procrustes)
+CCA_FAMILY = (cca, svcca, pwcca)
+
+
+def kornblith_demo():
+    draws = np.random.RandomState(1337)
+    x = draws.randn(100, 10)
+    return x, draws.randn(100, 10) + x
+
+
+def related(seed: int = 0, examples: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    draws = np.random.default_rng(seed)
+    x = draws.normal(size=(examples, 6)) * [5, 3, 2, 1, 0.5, 0.2]
+    return x, x[:, :4] @ draws.normal(size=(4, 5)) + draws.normal(size=(examples, 5))
+
+
+def invertible(width: int, seed: int = 1) -> np.ndarray:
+    draws = np.random.default_rng(seed)
+    return draws.normal(size=(width, width)) + 3 * np.diag(draws.uniform(1, 20, width))
+
+
+def rotation(width: int, seed: int = 1) -> np.ndarray:
+    return np.linalg.qr(np.random.default_rng(seed).normal(size=(width, width)))[0]
+
+
+def test_the_published_demo_of_cka_is_reproduced():
+    x, y = kornblith_demo()
+    assert linear_cka(x, y, debiased=False) == pytest.approx(0.5576132566, abs=1e-8)
+    assert linear_cka(x, y) == pytest.approx(0.5134564895, abs=1e-8)
+    assert rbf_cka(x, y, fraction=0.5) == pytest.approx(0.65483, abs=5e-6)
+    assert (canonical_correlations(x, y) ** 2).mean() == pytest.approx(0.5453963, abs=5e-8)
+
+
+@pytest.mark.parametrize(
+    ("n", "mean_cca", "biased", "debiased"),
+    [(200, 0.6378, 0.3291, -0.0018), (500, 0.3887, 0.1656, -0.0013), (1000, 0.2691, 0.0897, -0.0014), (2000, 0.1900, 0.0471, -0.0006)],
+)
+def test_independent_noise_scores_as_tabulated(n: int, mean_cca: float, biased: float, debiased: float):
+    draws = np.random.RandomState(0)
+    a, b = draws.randn(100, n).T, draws.randn(100, n).T
+    assert cca(a, b) == pytest.approx(mean_cca, abs=5e-5)
+    assert linear_cka(a, b, debiased=False) == pytest.approx(biased, abs=5e-5)
+    assert linear_cka(a, b) == pytest.approx(debiased, abs=5e-5)
+
+
+def test_noise_of_unequal_widths_scores_as_tabulated():
+    draws = np.random.RandomState(0)
+    assert cca(draws.randn(100, 2000).T, draws.randn(50, 2000).T) == pytest.approx(0.2056955, abs=5e-8)
+
+
+def test_directions_that_leave_no_freedom_give_one_and_say_so():
+    draws = np.random.RandomState(0)
+    a, b = draws.randn(100, 101).T, draws.randn(100, 101).T
+    with pytest.warns(UserWarning, match="100 of 100 canonical correlations are 1 whatever the data"):
+        assert cca(a, b) == pytest.approx(1)
+    assert linear_cka(a, b, debiased=False) == pytest.approx(0.4902, abs=5e-5)
+    assert linear_cka(a, b) == pytest.approx(-0.0207, abs=5e-5)
+
+
+def test_pwcca_is_the_textbook_formula_for_either_width():
+    for x, y in (related(), related()[::-1]):
+        xc, yc = x - x.mean(0), y - y.mean(0)
+        u, s, _ = np.linalg.svd(np.linalg.qr(xc)[0].T @ np.linalg.qr(yc)[0], full_matrices=False)
+        weights = np.abs((np.linalg.qr(xc)[0] @ u).T @ xc).sum(1)
+        assert pwcca(x, y) == pytest.approx((weights / weights.sum()) @ s, abs=1e-12)
+
+
+def test_svcca_keeps_the_directions_that_hold_the_energy_of_the_squares():
+    draws = np.random.default_rng(0)
+    basis = np.linalg.qr(draws.normal(size=(300, 6)) - 0)[0]
+    basis = np.linalg.qr(basis - basis.mean(0))[0]
+    x = basis * [10, 3, 1, 1, 1, 1]  # shares of the squares: 0.885, 0.080, 0.009 four times
+    y = draws.normal(size=(300, 4))
+    assert svcca(x, y, energy=0.8) == pytest.approx(cca(x[:, :1], y))
+    assert svcca(x, y, energy=0.95) == pytest.approx(cca(x[:, :2], y))
+    assert svcca(x, y, energy=1.0) == pytest.approx(cca(x, y))
+
+
+def test_linear_cka_from_features_equals_linear_cka_from_examples():
+    x, y = related(examples=40)
+    wide = np.hstack([x, np.zeros((40, 60)) + 1e-9 * np.random.default_rng(0).normal(size=(40, 60))])
+    for debiased in (True, False):
+        assert linear_cka(wide, y, debiased) == pytest.approx(linear_cka(x, y, debiased), abs=1e-9)
+
+
+def test_debiased_linear_cka_is_the_u_statistic():
+    x, y = related(examples=12)
+    k, m, n = x @ x.T, y @ y.T, 12
+    np.fill_diagonal(k, 0)
+    np.fill_diagonal(m, 0)
+
+    def hsic(a: np.ndarray, b: np.ndarray) -> float:
+        return (np.trace(a @ b) + a.sum() * b.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (a @ b).sum()) / (n * (n - 3))
+
+    assert linear_cka(x, y) == pytest.approx(hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m)), abs=1e-12)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_the_same_scores_one_and_two_different_matrices_do_not(measure):
+    x, y = related()
+    assert measure(x, x) == 1.0
+    assert 0.05 < measure(x, y) < 0.99
+    assert measure(x, x + 5) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_every_measure_ignores_rotation_scale_and_shift_of_either_side(measure):
+    x, y = related()
+    turned = 3 * x + 7 if measure is pwcca else 3 * x @ rotation(6) + 7  # its weights are of the first argument's own columns
+    assert measure(turned, y) == pytest.approx(measure(x, y), abs=1e-9)
+    assert measure(x, 0.2 * y @ rotation(5) - 1) == pytest.approx(measure(x, y), abs=1e-9)
+
+
+@pytest.mark.parametrize("measure", [cca, lambda x, y: pwcca(y, x)])
+def test_cca_ignores_any_invertible_map(measure):
+    x, y = related()
+    assert measure(x @ invertible(6), y) == pytest.approx(measure(x, y), abs=1e-8)
+    assert cca(x, x @ invertible(6)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("measure", [linear_cka, rbf_cka, procrustes])
+def test_cka_and_procrustes_see_an_invertible_map_that_is_no_rotation(measure):
+    x, _ = related()
+    assert measure(x, x @ np.diag([0.1, 1, 2, 5, 20, 50])) < 0.9
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**31), st.integers(2, 9), st.integers(2, 9))
+def test_similarities_lie_in_their_range_and_repeat(seed: int, width: int, other: int):
+    draws = np.random.default_rng(seed)
+    x, y = draws.normal(size=(60, width)), draws.normal(size=(60, other))
+    for measure in (cca, svcca, pwcca, rbf_cka, procrustes):
+        assert 0 <= measure(x, y) < 0.9
+        assert measure(x, y) == measure(x, y)
+    assert abs(linear_cka(x, y)) < 0.5
+
+
+def test_torch_and_numpy_of_any_precision_agree_and_carry_no_graph():
+    x, y = related()
+    single = torch.tensor(x, dtype=torch.float32, requires_grad=True)
+    for measure in MEASURES:
+        assert isinstance(measure(single, y), float)
+        assert measure(single, torch.tensor(y)) == pytest.approx(measure(x, y), abs=1e-5)
+
+
+def test_dead_features_and_dependent_features_change_nothing():
+    x, y = related()
+    dead = np.hstack([x, np.full((200, 3), 0.1), x[:, :2] @ [[1.0], [2.0]]])
+    for measure in (cca, lambda a, b: pwcca(b, a)):
+        assert measure(dead, y) == pytest.approx(measure(x, y), abs=1e-9)
+    assert len(canonical_correlations(dead, dead)) == 6
+
+
+@pytest.mark.parametrize("measure", CCA_FAMILY)
+def test_too_few_examples_are_refused_with_the_cures(measure):
+    draws = np.random.default_rng(0)
+    x, y = draws.normal(size=(30, 64)), draws.normal(size=(30, 3))
+    arguments = {"energy": 1.0} if measure is svcca else {}
+    with pytest.raises(ValueError, match=r"x has n=30 examples and d=64 .*[Pp]ool examples over tasks.*positions.*svcca.*linear_cka"):
+        measure(x, y, **arguments)
+    with pytest.raises(ValueError, match="y has n=30 examples and d=64"):
+        measure(y, x, **arguments)
+
+
+def test_few_examples_of_many_dependent_features_are_enough():
+    draws = np.random.default_rng(0)
+    x = draws.normal(size=(50, 3)) @ draws.normal(size=(3, 64))
+    assert cca(x, x @ rotation(64)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_what_cannot_be_compared_is_refused_by_name(measure):
+    x, y = related(examples=20)
+    broken = y.copy()
+    broken[3, 2] = np.nan
+    with pytest.raises(ValueError, match="y holds 1 values that are NaN"):
+        measure(x, broken)
+    broken[3, 2] = np.inf
+    with pytest.raises(ValueError, match="x holds 1 values"):
+        measure(broken, x)
+    with pytest.raises(ValueError, match="x has no variance"):
+        measure(np.full((20, 4), 0.3), y)
+    with pytest.raises(ValueError, match="20 examples and y has 19"):
+        measure(x, y[1:])
+    with pytest.raises(ValueError, match=r"must be \(examples, features\), got \(20, 6, 1\)"):
+        measure(x[..., None], y)
+    with pytest.raises(ValueError, match="at least"):
+        measure(x[:1], y[:1])
+
+
+def test_options_out_of_range_are_refused():
+    x, y = related()
+    with pytest.raises(ValueError, match="energy=0"):
+        svcca(x, y, energy=0)
+    with pytest.raises(ValueError, match="fraction=0"):
+        rbf_cka(x, y, fraction=0)
+    with pytest.raises(ValueError, match="no measure 'cka'; there are cca"):
+        measured("cka", x, y)
+    with pytest.raises(ValueError, match="equally far apart"):
+        linear_cka(np.eye(8), x[:8])
+    with pytest.raises(ValueError, match="half of its pairs"):
+        rbf_cka(np.repeat([[0.0], [1.0]], [18, 2], axis=0), x[:20])
+
+
+@pytest.mark.parametrize("name", ["cca", "svcca", "pwcca", "linear_cka", "rbf_cka", "procrustes"])
+def test_the_floor_is_the_measure_of_a_shuffled_side(name: str):
+    x, y = related()
+    value, chance = measured(name, x, y, draws=5, seed=3)
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(3))
+    shuffled = np.empty_like(y)
+    shuffled[order] = y[order.roll(1)]
+    assert value == pytest.approx(measured(name, x, y)[0])
+    assert chance[0] == pytest.approx(measured(name, x, shuffled)[0], abs=1e-10)
+    assert Floor.of(chance).median < value
+
+
+def test_shuffling_whole_units_gives_a_higher_floor_than_shuffling_rows():
+    draws = np.random.default_rng(0)
+    x, y = (np.repeat(draws.normal(size=(20, 4)), 30, axis=0) + 0.1 * draws.normal(size=(600, 4)) for _ in range(2))
+    by_row, by_unit = (Floor.of(measured("cca", x, y, units=units)[1]).median for units in (600, 20))
+    assert by_row < 0.15 < by_unit
+
+
+def test_one_unit_has_no_floor_and_uneven_units_are_refused():
+    x, y = related()
+    assert measured("cca", x, y, units=1)[1].size == 0
+    assert np.isnan(Floor.of(np.array([])).median)
+    with pytest.raises(ValueError, match="200 examples do not divide into units=3"):
+        measured("cca", x, y, units=3)
+
+
+def test_two_units_are_exchanged_never_left_in_place():
+    x, _ = related()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert measured("cca", x, x, units=2)[1].max() < 0.9
