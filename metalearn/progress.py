@@ -56,7 +56,7 @@ def _lines(name: str, total: int, unit: str, done: int) -> Iterator[Callable[...
         nonlocal finished, written
         finished += count
         now = time.monotonic()
-        if now - written >= PLAIN_SECONDS or finished >= total:
+        if now - written >= PLAIN_SECONDS or (finished >= total and now - started > 1):
             written = now
             pace = _pace(finished - done, total - finished, now - started, unit, text)
             print(f"{name}  {finished}/{total}  {pace}", file=sys.stderr, flush=True)

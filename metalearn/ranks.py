@@ -9,7 +9,7 @@ import atexit
 import os
 from collections.abc import Iterable
 from itertools import groupby
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -40,7 +40,12 @@ def join(device: torch.device) -> None:
         raise ValueError(f"rank {local} of this machine has its learner on {device}; move it to cuda:{local} before training")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None)
+    store, rank, count = next(dist.rendezvous("env://"))
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(count):
+        # torchrun hands a restarted group its old store, with the addresses of dead ranks; one machine's ranks agree on the count of restarts.
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    options: dict[str, Any] = {"backend": "nccl", "device_id": device} if device.type == "cuda" else {"backend": "gloo"}
+    dist.init_process_group(store=store, rank=rank, world_size=count, **options)
     atexit.register(dist.destroy_process_group)
 
 

@@ -191,15 +191,6 @@ def test_names_that_do_not_exist_are_refused_with_the_choices(tmp_path, wrong):
         omniglot(tmp_path, **wrong)
 
 
-def test_progress_is_plain_lines_where_there_is_no_terminal(capsys, monkeypatch):
-    clock = iter(range(0, 1000, 4))
-    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
-    assert list(decoding.counted("abcdef", 6, "decoding")) == list("abcdef")
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == ["decoding: 3 of 6, 0 a second, 12 s left", "decoding: 6 of 6, 0 a second, 0 s left"]
-    assert list(decoding.counted("abc", 3, "decoding", show=False)) == list("abc") and capsys.readouterr().err == ""
-
-
 @pytest.mark.data
 def test_the_real_splits_have_the_published_counts(real):
     for protocol, counts in COUNTS.items():

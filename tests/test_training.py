@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -75,6 +76,8 @@ def spoil(value, query=False):
 def long_run(folder, steps):
     """A run in which everything matters that a checkpoint holds; run by the processes that get killed."""
     torch.set_num_threads(1)
+    random.seed(1)
+    np.random.seed(2)  # noqa: NPY002
     train(
         build(dropout=0.3),
         steps=steps,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -147,12 +148,13 @@ def _layer(name: str, x: Tensor, y: Tensor, measure: str, **options: Any) -> Lay
         )
     sizes = len(x), (x.shape[1], y.shape[1])
     try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with warnings.catch_warnings(record=True) if measure in CCA_FAMILY else nullcontext([]) as caught:
+            if measure in CCA_FAMILY:  # they warn where the directions leave no freedom; the others run in threads
+                warnings.simplefilter("always")
             value, chance = measured(measure, x, y, **options)
     except Undefined as reason:
         return LayerSimilarity(name, float("nan"), np.full(options["draws"], np.nan), *sizes, note=str(reason))
-    return LayerSimilarity(name, value, chance, *sizes, note="; ".join(str(warning.message) for warning in caught))
+    return LayerSimilarity(name, value, chance, *sizes, note="; ".join(str(warning.message) for warning in caught or []))
 
 
 def _pairs(before: Network, after: Network, layers: Sequence[str | tuple[str, str]] | None) -> list[tuple[str, str]]:

@@ -181,7 +181,7 @@ def overview(reuse: Reuse) -> dict[str, Any]:
         "name": reuse.name,
         "answer": reuse.verdict.answer,
         "accuracy": percent(reuse.accuracies.own),
-        "least": f"{number(least.cka)} ({least.layer})" if least else "-",
+        "least": f"{number(least.cka)} ({'by construction' if least.unmoved else least.layer})" if least else "-",
         "frozen": points(reuse.freezing.rows[-1].cost) if reuse.freezing else "-",
         "headless": points(reuse.accuracies.head_cost) if _known(reuse.accuracies.head_cost.mean) else "-",
     }

@@ -5,13 +5,13 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .. import execution
 from .. import progress as _progress
 from ..episodes import Episode, Examples, unstack
 from ..evaluation import evaluation_mode, place
@@ -134,19 +134,20 @@ def feature_reuse(
         ValueError: no tasks, targets that are not class labels, or activations that are not finite (the layer is named).
     """
     tasks = _tasks(episodes)
+    seen = _Seen(learner, seed)
     with (
         evaluation_mode([learner]),
         torch.no_grad(),
         _progress.progress("before and after adaptation", len(tasks), unit="task", shown=progress) as advance,
     ):
-        seen = _Seen(learner, rows // len(tasks), seed)
-        for index, task in enumerate(tasks):
-            seen.add(index, task)
+        for task in _side_by_side(learner, len(tasks), lambda one, i: _observe(one, seen.names, tasks[i], rows // len(tasks), seed, i)):
+            seen.tasks.append(task)
             advance()
     layers = seen.layers()
     adapts = not all(layer.unmoved for layer in layers)
     frozen = freezing(learner, episodes, progress=progress) if adapts else None
     accuracies = seen.accuracies()
+    ways, shots, queries = seen.tasks[0].sizes
     return Reuse(
         name=name or type(learner).__name__,
         verdict=_judge(layers, frozen, accuracies),
@@ -154,94 +155,109 @@ def feature_reuse(
         freezing=frozen,
         accuracies=accuracies,
         tasks=len(tasks),
-        ways=seen.ways,
-        shots=seen.shots,
-        queries=seen.queries,
+        ways=ways,
+        shots=shots,
+        queries=queries,
         settings=learner.settings(),
         versions=versions(),
         notes=tuple(_notes(layers, accuracies, len(tasks))),
     )
 
 
-class _Seen:
-    """What is kept of each task while the learner adapts to one after another: CKA as numbers, sampled rows for CCA, and accuracies."""
+@dataclass(frozen=True)
+class _Observed:
+    """What is kept of one task: CKA as numbers, sampled rows for CCA, whether layers moved, and how many queries were right."""
 
-    def __init__(self, learner: Learner, rows: int, seed: int) -> None:
-        self.learner, self.rows, self.seed = learner, rows, seed
-        self.names = layer_names(learner.model)
-        self.body = set(body(learner.model, learner.head))
-        self.profiles: list[Profile] = []
-        self.sampled: dict[str, tuple[list[Tensor], list[Tensor]]] = {name: ([], []) for name in self.names}
-        self.unmoved = dict.fromkeys(self.names, True)
-        self.correct: dict[str, list[float]] = {
-            key: [] for key in ("own", "head_before", "head_after", "headless_before", "headless_after")
-        }
-        self.ways = self.shots = self.queries = 0
+    profile: Profile
+    sampled: dict[str, tuple[Tensor, Tensor]]
+    unmoved: dict[str, bool]
+    correct: dict[str, float]
+    sizes: tuple[int, int, int]
 
-    def add(self, index: int, task: Episode) -> None:
-        learner, (support, query) = self.learner, place(task, self.learner)
-        if support.targets.is_floating_point():
-            raise ValueError("feature_reuse needs class labels, and these targets are real numbers; for regression, use compare_layers")
-        self.ways = int(support.targets.max()) + 1
-        self.shots, self.queries = len(support.targets) // self.ways, len(query.targets) // self.ways
-        adapted = learner.adapt(support)
-        before, logits_before, features_before = self._run(partial(learner.call, learner.weights(), query.inputs))
-        after, own, features_after = self._run(partial(learner.predict, adapted, query.inputs))
-        self.profiles.append(compare_layers(before, after, seed=self.seed + index))
-        for name, (x, y) in self.sampled.items():
-            self.unmoved[name] &= torch.equal(before[name], after[name])
-            x.append(sample(before[name], self.rows, self.seed).cpu())
-            y.append(sample(after[name], self.rows, self.seed).cpu())
-        uses_head = adapted.support is None  # the others predict from the support features that they keep
-        self._score("own", own, query.targets)
-        self._score("head_before", logits_before if uses_head else None, query.targets)
-        self._score("head_after", own if uses_head else None, query.targets)
-        shots_before, shots_after = (
-            self._run(partial(learner.call, weights, support.inputs))[2] for weights in (learner.weights(), adapted.weights)
-        )
-        for key, shots, features in (("headless_before", shots_before, features_before), ("headless_after", shots_after, features_after)):
-            self._score(key, cosine_readout(Examples(shots, support.targets), features, self.ways), query.targets)
 
-    def _run(self, predict: Callable[[], Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        model = self.learner.model
-        with representations(model, self.names) as outputs, head_input(model, self.learner.head) as at_head:
-            logits = predict()
+def _side_by_side(learner: Learner, count: int, work: Callable[[Learner, int], _Observed]) -> Iterator[_Observed]:
+    """`work` on every task, in order: on a CPU a task a core, since a task is too small to share out over cores."""
+    if next(learner.parameters()).device.type == "cpu" and torch.get_num_threads() > 1 and count > 1:
+        yield from execution._threaded(learner, range(count), work)  # type: ignore[arg-type]
+    else:
+        yield from (work(learner, index) for index in range(count))
+
+
+def _observe(learner: Learner, names: Sequence[str], task: Episode, rows: int, seed: int, index: int) -> _Observed:
+    support, query = place(task, learner)
+    if support.targets.is_floating_point():
+        raise ValueError("feature_reuse needs class labels, and these targets are real numbers; for regression, use compare_layers")
+    ways = int(support.targets.max()) + 1
+
+    def run(predict: Callable[..., Tensor], *arguments: Any) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        with representations(learner.model, names) as outputs, head_input(learner.model, learner.head) as at_head:
+            logits = predict(*arguments)
         return outputs, logits, at_head[0].flatten(1)
 
-    def _score(self, key: str, logits: Tensor | None, targets: Tensor) -> None:
-        self.correct[key].append(float("nan") if logits is None else float((logits.argmax(-1) == targets).double().mean()))
+    def share(logits: Tensor) -> float:
+        return float((logits.argmax(-1) == query.targets).double().mean())
+
+    def headless(weights: dict[str, Tensor], features: Tensor) -> float:
+        shots = run(learner.call, weights, support.inputs)[2]
+        return share(cosine_readout(Examples(shots, support.targets), features, ways))
+
+    adapted = learner.adapt(support)
+    before, logits_before, features_before = run(learner.call, learner.weights(), query.inputs)
+    after, own, features_after = run(learner.predict, adapted, query.inputs)
+    uses_head = adapted.support is None  # the others predict from the support features that they keep
+    return _Observed(
+        profile=compare_layers(before, after, seed=seed + index),
+        sampled={name: (sample(before[name], rows, seed).cpu(), sample(after[name], rows, seed).cpu()) for name in names},
+        unmoved={name: torch.equal(before[name], after[name]) for name in names},
+        correct={
+            "own": share(own),
+            "head_before": share(logits_before) if uses_head else float("nan"),
+            "head_after": share(own) if uses_head else float("nan"),
+            "headless_before": headless(learner.weights(), features_before),
+            "headless_after": headless(adapted.weights, features_after),
+        },
+        sizes=(ways, len(support.targets) // ways, len(query.targets) // ways),
+    )
+
+
+class _Seen:
+    """The tasks seen, and what they say together."""
+
+    def __init__(self, learner: Learner, seed: int) -> None:
+        self.names, self.body, self.seed = layer_names(learner.model), set(body(learner.model, learner.head)), seed
+        self.tasks: list[_Observed] = []
 
     def layers(self) -> list[LayerReuse]:
         """Every layer's similarities: CKA summed up over tasks, CCA from the pooled rows."""
         return [self._layer(name) for name in self.names]
 
     def _layer(self, name: str) -> LayerReuse:
-        per_task = [profile[name] for profile in self.profiles]
-        before, after = (torch.cat(rows) for rows in self.sampled[name])
+        per_task = [task.profile[name] for task in self.tasks]
+        before, after = (torch.cat(rows) for rows in zip(*(task.sampled[name] for task in self.tasks), strict=True))
         units = len(per_task) if len(per_task) > 1 else None
         pooled = compare_layers(
             {name: before}, {name: after}, measure="cca", units=units, rows=before.shape[0] * before.shape[1], seed=self.seed
         )[name]
+        note = next((row.note for row in per_task if row.note), "")
         return LayerReuse(
             layer=name,
             head=name not in self.body,
-            unmoved=self.unmoved[name],
+            unmoved=all(task.unmoved[name] for task in self.tasks),
             cka=Estimate.of([row.similarity for row in per_task]),
             cka_floor=Floor.of(np.mean([row.chance for row in per_task], axis=0)),
             cka_size=(per_task[0].examples, per_task[0].features[0]),
             cca=pooled.similarity,
             cca_floor=pooled.floor,
             cca_size=(pooled.examples, pooled.features[0]),
-            note="; ".join(
-                dict.fromkeys(f"{measured}: {row.note}" for measured, row in (("CKA", per_task[0]), ("CCA", pooled)) if row.note)
-            ),
+            note="; ".join(dict.fromkeys(f"{kind}: {note}" for kind, note in (("CKA", note), ("CCA", pooled.note)) if note)),
         )
 
     def accuracies(self) -> Accuracies:
         """The accuracies over tasks."""
-        estimates = {key: Estimate.of(values) for key, values in self.correct.items()}
-        cost = Estimate.of(np.subtract(self.correct["head_after"], self.correct["headless_after"]))
-        return Accuracies(**estimates, head_cost=cost, chance=1 / self.ways)
+        correct = {key: np.array([task.correct[key] for task in self.tasks]) for key in self.tasks[0].correct}
+        estimates = {key: Estimate.of(values) for key, values in correct.items()}
+        cost = Estimate.of(correct["head_after"] - correct["headless_after"])
+        return Accuracies(**estimates, head_cost=cost, chance=1 / self.tasks[0].sizes[0])
 
 
 def _judge(layers: Sequence[LayerReuse], frozen: Freezing | None, accuracies: Accuracies) -> Verdict:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,27 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from metalearn import files
+from metalearn.progress import progress as shown_progress
 
 T = TypeVar("T")
 log = logging.getLogger("metalearn")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
-
-
-def counted(items: Iterable[T], total: int, title: str, show: bool = True) -> Iterator[T]:
-    """Yield `items` under a progress bar with rate and time left; a plain line every ten seconds where stderr is not a terminal."""
-    if show and sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import track
-
-        yield from track(items, title, total, console=Console(stderr=True), transient=True)
-        return
-    began = said = time.monotonic()
-    for done, item in enumerate(items, 1):
-        yield item
-        now = time.monotonic()
-        if show and now - said > 10:
-            said, rate = now, done / (now - began)
-            print(f"{title}: {done} of {total}, {rate:.0f} a second, {(total - done) / rate:.0f} s left", file=sys.stderr, flush=True)
 
 
 def choice(name: str, value: str, choices: Iterable[str]) -> None:
@@ -122,8 +104,9 @@ def decode_all(paths: Sequence[Path], channels: int, size: int | None, title: st
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         try:
-            for _ in counted(pool.map(fill, range(len(paths))), len(paths), title, progress):
-                pass
+            with shown_progress(title, len(paths), unit="image", shown=progress) as advance:
+                for _ in pool.map(fill, range(len(paths))):
+                    advance()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

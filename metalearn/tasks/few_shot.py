@@ -14,7 +14,8 @@ from torch.utils.data import Dataset
 
 from metalearn.episodes import Episode, Examples
 from metalearn.files import Record
-from metalearn.tasks.decoding import as_tensor, counted
+from metalearn.progress import progress
+from metalearn.tasks.decoding import as_tensor
 
 SEEDS = {"train": 0, "validation": 1, "test": 2}
 """The seeds that this project's commands give to the tasks of each split."""
@@ -213,23 +214,25 @@ def _in_memory(dataset: Any) -> tuple[Tensor, Tensor, tuple[str, ...]]:
         raise TypeError(
             f"{type(dataset).__name__} has no length, so its classes cannot be counted; use a data set with len() and [i]"
         ) from None
-    inputs, labels = [], torch.empty(count, dtype=torch.int64)
-    for i in counted(range(count), count, f"reading {type(dataset).__name__} into memory"):
-        item = dataset[i]
-        if not isinstance(item, tuple | list) or len(item) != 2:
-            raise TypeError(f"item {i} of {type(dataset).__name__} is not a pair (image, label)")
-        inputs.append(_compact(as_tensor(item[0], f"item {i} of {type(dataset).__name__}")))
-        labels[i] = _label(item[1], i, dataset)
-        if inputs[i].shape != inputs[0].shape:
-            raise ValueError(
-                f"item {i} of {type(dataset).__name__} has shape {tuple(inputs[i].shape)} but item 0 has {tuple(inputs[0].shape)}; "
-                f"bring all to one size, for example with transform=Resize((84, 84))"
-            )
+    name, inputs, labels = type(dataset).__name__, [], torch.empty(count, dtype=torch.int64)
+    with progress(f"reading {name} into memory", count, unit="item") as advance:
+        for i in range(count):
+            item = dataset[i]
+            if not isinstance(item, tuple | list) or len(item) != 2:
+                raise TypeError(f"item {i} of {name} is not a pair (image, label)")
+            inputs.append(_compact(as_tensor(item[0], f"item {i} of {name}")))
+            labels[i] = _label(item[1], i, dataset)
+            if inputs[i].shape != inputs[0].shape:
+                raise ValueError(
+                    f"item {i} of {name} has shape {tuple(inputs[i].shape)} but item 0 has {tuple(inputs[0].shape)}; "
+                    f"bring all to one size, for example with transform=Resize((84, 84))"
+                )
+            advance()
     if not inputs:
         raise ValueError(f"{type(dataset).__name__} is empty: there is nothing to draw tasks from")
     if any(image.dtype != torch.uint8 for image in inputs):
         inputs = [image / 255 if image.dtype == torch.uint8 else image for image in inputs]
-    return torch.stack(inputs), labels, tuple(str(name) for name in getattr(dataset, "classes", ()))
+    return torch.stack(inputs), labels, tuple(str(label) for label in getattr(dataset, "classes", ()))
 
 
 def _compact(values: Tensor) -> Tensor:
