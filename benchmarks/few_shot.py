@@ -2,8 +2,8 @@
 
     python -m benchmarks.few_shot --dataset omniglot --ways 5 --shots 1 --algorithms maml,anil,nil
 
-Trains each (or resumes, or loads what is done), tests all on the same episodes, prints one table with intervals, paired differences, training
-time and the papers' figures, and appends a JSON line a row to `benchmarks/results/few_shot.jsonl`.
+Trains each (or resumes, or loads what is done), tests all on the same episodes, prints one table with intervals, paired differences,
+training time and the papers' figures, and appends a JSON line a row to `benchmarks/results/few_shot.jsonl`.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,7 @@ def _problem(experiment: Experiment) -> str:
     return f"{experiment.dataset}, {experiment.ways}-way {experiment.shots}-shot"
 
 
-def _rows(evaluations: dict[str, Evaluation], seconds: dict[str, float]) -> list[dict[str, Any]]:
+def _rows(evaluations: Mapping[str, Evaluation], seconds: Mapping[str, float]) -> list[dict[str, Any]]:
     first = next(iter(evaluations))
     rows = []
     for name, found in evaluations.items():

@@ -9,7 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from metalearn import files
 from metalearn.files import Damaged, Record
+
+Module = TypeVar("Module", bound=nn.Module)
 
 WEIGHTS = "learner."
 
@@ -61,7 +63,7 @@ def load(path: str | os.PathLike[str], *, set_aside: bool = False) -> tuple[dict
     raise FileNotFoundError(f"there is no checkpoint {path}")
 
 
-def restore(module: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
+def restore(module: Module, path: str | os.PathLike[str]) -> Module:
     """Give `module` the weights of a checkpoint, in place, and return it: a learner, or the model inside one.
 
     Nothing else of the checkpoint is taken. Raises FileNotFoundError, `files.Damaged`, or ValueError naming the weights that do not fit.

@@ -259,7 +259,12 @@ def _count(episodes: Tasks | DataLoader[Episode] | Episode, at_once: int) -> int
 def _fingerprints(episodes: Episode) -> Tensor:
     # All targets and every 31st input value: enough to tell drawn tasks apart, at a small share of the cost of a whole checksum.
     def mark(*tensors: Tensor) -> int:
-        return zlib.crc32(b"".join(tensor.cpu().clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8).numpy().tobytes() for tensor in tensors))
+        return zlib.crc32(
+            b"".join(
+                tensor.cpu().clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8).numpy().tobytes()
+                for tensor in tensors
+            )
+        )
 
     (support, labels), (query, answers) = episodes
     parts = zip(support.flatten(1)[:, ::31], labels, query.flatten(1)[:, ::31], answers, strict=True)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 WAYS = ("auto", "loop", "threads", "vectorized")
 CHUNK = 32  # tasks that are vectorized at once
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -164,33 +165,41 @@ def _each(learner: Learner, tasks: Sequence[Episode], work: Callable[[Learner, E
         stacked = learner.on(stacked=True)
         for start in range(0, len(tasks), CHUNK):
             yield work(stacked, stack(tasks[start : start + CHUNK]))
-    elif way == "threads" and len(tasks) > 1:
-        yield from _threaded(learner, tasks, work)
+    elif way == "threads":
+        yield from in_threads(learner, tasks, work)
     else:
-        for task in tasks:
-            yield work(learner, task)
+        yield from (work(learner, task) for task in tasks)
 
 
-def _threaded(learner: Learner, tasks: Sequence[Episode], work: Callable[[Learner, Episode], Result]) -> Iterator[Result]:
-    threads = min(torch.get_num_threads(), len(tasks))
+def in_threads(learner: Learner, items: Sequence[Item], work: Callable[[Learner, Item], Result]) -> Iterator[Result]:
+    """The results of `work(learner, item)` on every item, in order: one item a thread, each on a replica that shares every tensor.
+
+    On a CPU a task is too small to be shared out over cores, so that a task a core is faster. Where there is one core, or the model is
+    on another device, the items are worked on one by one.
+    """
+    on_cpu = all(parameter.device.type == "cpu" for parameter in learner.parameters())
+    threads = min(torch.get_num_threads() if on_cpu else 1, len(items))
+    if threads < 2:
+        yield from (work(learner, item) for item in items)
+        return
     pool, modes = _pool(torch.get_num_threads()), _modes()
     # `functional_call` writes into the module while it runs, so that every task in flight needs a module of its own.
     free: SimpleQueue[Learner] = SimpleQueue()
     for _ in range(threads):
         free.put(learner.on(_same_tensors(learner.model)))
 
-    def run(task: Episode) -> Result:
+    def run(item: Item) -> Result:
         replica = free.get()
         try:
             with modes():
-                return work(replica, task)
+                return work(replica, item)
         finally:
             free.put(replica)
 
     waiting: deque[Future[Result]] = deque()
     try:
-        for task in tasks:
-            waiting.append(pool.submit(run, task))
+        for item in items:
+            waiting.append(pool.submit(run, item))
             if len(waiting) > threads:
                 yield waiting.popleft().result()
         while waiting:

@@ -42,7 +42,7 @@ def join(device: torch.device) -> None:
         torch.cuda.set_device(device)
     store, rank, count = next(dist.rendezvous("env://"))
     if os.environ.get("LOCAL_WORLD_SIZE") == str(count):
-        # torchrun hands a restarted group its old store, with the addresses of dead ranks; one machine's ranks agree on the count of restarts.
+        # A restarted group is handed its old store, with the addresses of dead ranks. On one machine all agree on the count of restarts.
         store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     options: dict[str, Any] = {"backend": "nccl", "device_id": device} if device.type == "cuda" else {"backend": "gloo"}
     dist.init_process_group(store=store, rank=rank, world_size=count, **options)

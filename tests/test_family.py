@@ -271,7 +271,7 @@ def test_bad_input_is_named_with_its_cure() -> None:
         ml.MAML(model, 0.1)(made_up_tasks(ways=2))
     with pytest.raises(ValueError, match="ANIL adapts its head '6' alone, but lr gives a rate to '0'"):
         ml.ANIL(model, {"0": 0.1})
-    with pytest.raises(ValueError, match="BOIL leaves its head '6' as it is, but lr gives a rate to '6.bias'"):
+    with pytest.raises(ValueError, match=r"BOIL leaves its head '6' as it is, but lr gives a rate to '6\.bias'"):
         ml.BOIL(model, {"6.bias": 0.1})
     with pytest.raises(ValueError, match=r"inner rate of 0\.weight is nan"):
         ml.MAML(model, float("nan"))

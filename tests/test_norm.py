@@ -47,7 +47,11 @@ def test_what_keeps_running_statistics_is_refused_with_the_cure() -> None:
         check_statistics(network())
     with pytest.raises(ValueError, match=r"bn1 \(BatchNorm2d\) and 19 more keeps"):
         check_statistics(torchvision.models.resnet18(num_classes=2))
-    for cured in (ml.batch_statistics(network()), ml.frozen_statistics(network()), nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False))):
+    for cured in (
+        ml.batch_statistics(network()),
+        ml.frozen_statistics(network()),
+        nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False)),
+    ):
         check_statistics(cured)
 
 

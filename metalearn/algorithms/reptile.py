@@ -49,7 +49,9 @@ class Reptile(MAML):
             adapted = self.adapt(episode.support)
             logits = self.predict(adapted, episode.query.inputs)
             loss = self.task_loss(logits, episode.query.targets)
-            gradients = [self._distance(name.removeprefix("model."), theta, adapted.weights) for name, theta in self.trained().items()]
+            gradients: list[Tensor | None] = [
+                self._distance(name.removeprefix("model."), theta, adapted.weights) for name, theta in self.trained().items()
+            ]
         return loss, logits, gradients
 
     def _distance(self, name: str, theta: Tensor, weights: dict[str, Tensor]) -> Tensor:

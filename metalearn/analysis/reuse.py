@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import execution
 from .. import progress as _progress
 from ..episodes import Episode, Examples, unstack
 from ..evaluation import evaluation_mode, place
+from ..execution import in_threads
 from ..layers import body
 from ..layers import layers as layer_names
 from ..learner import Learner
@@ -140,7 +140,7 @@ def feature_reuse(
         torch.no_grad(),
         _progress.progress("before and after adaptation", len(tasks), unit="task", shown=progress) as advance,
     ):
-        for task in _side_by_side(learner, len(tasks), lambda one, i: _observe(one, seen.names, tasks[i], rows // len(tasks), seed, i)):
+        for task in in_threads(learner, range(len(tasks)), lambda one, i: _observe(one, seen.names, tasks[i], rows // len(tasks), seed, i)):
             seen.tasks.append(task)
             advance()
     layers = seen.layers()
@@ -173,14 +173,6 @@ class _Observed:
     unmoved: dict[str, bool]
     correct: dict[str, float]
     sizes: tuple[int, int, int]
-
-
-def _side_by_side(learner: Learner, count: int, work: Callable[[Learner, int], _Observed]) -> Iterator[_Observed]:
-    """`work` on every task, in order: on a CPU a task a core, since a task is too small to share out over cores."""
-    if next(learner.parameters()).device.type == "cpu" and torch.get_num_threads() > 1 and count > 1:
-        yield from execution._threaded(learner, range(count), work)  # type: ignore[arg-type]
-    else:
-        yield from (work(learner, index) for index in range(count))
 
 
 def _observe(learner: Learner, names: Sequence[str], task: Episode, rows: int, seed: int, index: int) -> _Observed:
