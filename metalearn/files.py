@@ -58,7 +58,7 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], record: Re
         ...     load(f"{folder}/x.safetensors")
         ({'weight': tensor([1., 1.])}, {'step': 3})
     """
-    stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    stored = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     text = json.dumps(record or {}, sort_keys=True)
     write_atomically(path, safetensors.torch.save(stored, {"record": text, "sha256": _checksum(stored, text)}))
 
