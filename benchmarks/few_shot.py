@@ -39,7 +39,7 @@ def few_shot(algorithms: str = "maml,anil,nil", progress: bool = True, note: str
         settings: the few-shot problem and its training.
     """
     experiment = Experiment(**settings)
-    print(f"preset {experiment.preset}: {experiment.settings.follows}")
+    print(f"preset {experiment.preset}: {experiment.settings().follows}")
     done = experiments.compare(experiment, parse(algorithms), progress=progress)
     first = next(iter(done.evaluations))
     table = Table(
@@ -54,9 +54,9 @@ def few_shot(algorithms: str = "maml,anil,nil", progress: bool = True, note: str
             "benchmark": "few_shot",
             "algorithm": name,
             "body_trained_by": trained_by(name),
-            **experiment.to_dict(),
-            "follows": experiment.settings.follows,
-            "test_steps": experiment.settings.test_steps,
+            **experiment.to_dict(trained_by(name)),
+            "follows": experiment.settings(trained_by(name)).follows,
+            "test_steps": experiment.settings(trained_by(name)).test_steps,
             "trained_steps": record["step"],
             "training_seconds": round(record["seconds"], 1),
             "accuracy": found.mean,

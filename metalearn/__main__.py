@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -54,8 +54,9 @@ def reuse(
         seconds = {algorithm: experiments.trained_seconds(Path(checkpoint))}
     else:
         experiment = Experiment(**settings)
-        _say_settings(experiment)
-        done = experiments.compare(experiment, parse(algorithms), progress=progress)
+        names = parse(algorithms)
+        _say_settings(experiment, names)
+        done = experiments.compare(experiment, names, progress=progress)
         learners, evaluations, seconds = dict(done.learners), dict(done.evaluations), dict(done.seconds)
     rows = _rows(evaluations, seconds)
     _print_table(rows, experiment)
@@ -70,9 +71,12 @@ def reuse(
         print(f"\n{one}")
     if found:
         command = shlex.join(["metalearn", *sys.argv[1:]])
-        about = {"command": command, "data": experiment.dataset, "preset": experiment.settings.follows, "machine": experiments.machine()}
+        about = {"command": command, "data": experiment.dataset, "preset": experiment.settings().follows, "machine": experiments.machine()}
         write_report(found, report, results=rows, settings={**about, "seconds": round(time.monotonic() - started)})
-        facts = {"results": rows, "settings": {**about, **_plain(experiment)}, "reuse": [one.to_dict() for one in found]}
+        details = {
+            name: {**experiment.to_dict(name), **asdict(experiment.settings(name))} for name in map(experiments.trained_by, learners)
+        }
+        facts = {"results": rows, "settings": {**about, "learners": details}, "reuse": [one.to_dict() for one in found]}
         files.write_atomically(Path(report).with_suffix(".json"), json.dumps(facts, indent=1).encode())
         for one in found:
             print(f"\n{one.name}: {one.verdict.answer}")
@@ -92,22 +96,42 @@ def train(algorithm: str = "maml", tensorboard: str | None = None, progress: boo
     """
     experiment = Experiment(**settings)
     (name,) = parse(algorithm)
-    _say_settings(experiment)
+    _say_settings(experiment, [name])
     done = experiments.compare(experiment, [name], progress=progress, tensorboard=tensorboard)
     _print_table(_rows(done.evaluations, done.seconds), experiment)
     print(f"The trained weights: {experiment.checkpoint(experiments.trained_by(name))}")
 
 
-def evaluate_checkpoint(checkpoint: str, split: str = "test", progress: bool = True, **settings: Any) -> None:
-    """Test a trained run on test tasks: mean accuracy with its 95 % interval.
+def evaluate_checkpoint(
+    checkpoint: str,
+    split: str = "test",
+    dataset: str | None = None,
+    root: str | None = None,
+    queries: int | None = None,
+    test_tasks: int | None = None,
+    test_steps: int | None = None,
+    device: str | None = None,
+    execution: str | None = None,
+    progress: bool = True,
+) -> None:
+    """Test a trained run on test tasks: mean accuracy with its 95 % interval. What is not said is as it was trained.
 
     Args:
         checkpoint: the file that training wrote.
         split: train, validation or test.
+        dataset: another data set than it was trained on, by name or path.
+        root: the folder that holds the data sets; by default METALEARN_DATA, or else ./data.
+        queries: query images per class.
+        test_tasks: how many tasks [600].
+        test_steps: inner steps.
+        device: cpu, cuda, or any that torch knows [cpu].
+        execution: how tasks are run: auto, loop, threads or vectorized [auto].
         progress: show progress.
-        settings: what to change, such as the root of the data or the number of test tasks.
     """
-    experiment, algorithm, learner = experiments.restored(checkpoint, **_said(settings))
+    asked = {"dataset": dataset, "root": root, "queries": queries, "test_tasks": test_tasks, "test_steps": test_steps}
+    asked |= {"device": device, "execution": execution}
+    changes = {name: value for name, value in asked.items() if value is not None}
+    experiment, algorithm, learner = experiments.restored(checkpoint, **changes)
     print(f"{algorithm} on {experiment.dataset}, {split}: {evaluate(learner, experiment.test_tasks_of(split), progress=progress)}")
 
 
@@ -116,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
     from jsonargparse import auto_cli
 
     try:
-        auto_cli({"reuse": reuse, "train": train, "evaluate": evaluate_checkpoint}, args=arguments, prog="metalearn")
+        auto_cli({"reuse": reuse, "train": train, "evaluate": evaluate_checkpoint}, args=arguments, prog="metalearn", as_positional=False)
     except KeyboardInterrupt as stopped:
         print(f"metalearn: {stopped or 'stopped'}; the same command goes on from there", file=sys.stderr)
         return 130
@@ -132,18 +156,17 @@ def _said(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value != defaults[name]}
 
 
-def _plain(experiment: Experiment) -> dict[str, Any]:
-    return {**experiment.to_dict(), **asdict(experiment.settings), "test_tasks": experiment.test_tasks, "queries": experiment.queries}
-
-
-def _say_settings(experiment: Experiment) -> None:
-    chosen = experiment.settings
-    print(
-        f"{_problem(experiment)}; preset {experiment.preset}: {chosen.follows}\n"
-        f"{chosen.model}, inner rate {chosen.lr:g}, {chosen.inner_steps} inner steps ({chosen.test_steps} at test); "
-        f"{chosen.steps:,} outer steps of {chosen.meta_batch} tasks, {chosen.train_queries or experiment.shots} queries a class; "
-        f"seed {experiment.seed}"
-    )
+def _say_settings(experiment: Experiment, algorithms: Iterable[str]) -> None:
+    print(f"{_problem(experiment)}; preset {experiment.preset}: {experiment.settings().follows}")
+    for name in dict.fromkeys(map(experiments.trained_by, algorithms)):
+        chosen = experiment.settings(name)
+        inner = (
+            "" if name in ("protonet", "nil-train") else f", inner rate {chosen.lr:g} x {chosen.inner_steps} ({chosen.test_steps} at test)"
+        )
+        print(
+            f"{name}: {chosen.model}{inner}; {chosen.steps:,} outer steps of {chosen.meta_batch} tasks with "
+            f"{chosen.train_queries or experiment.shots} queries a class; seed {experiment.seed}"
+        )
 
 
 def _problem(experiment: Experiment) -> str:
@@ -167,13 +190,13 @@ def _rows(evaluations: Mapping[str, Evaluation], seconds: Mapping[str, float]) -
 
 
 def _print_table(rows: list[dict[str, Any]], experiment: Experiment) -> None:
-    title = f"{_problem(experiment)}, {experiment.test_tasks} test tasks of unseen classes (± is 95 % over tasks)"
-    table = Table(title=title, title_justify="left")
+    table = Table()
     for column in rows[0]:
         table.add_column(column, justify="left" if column == "learner" else "right")
     for row in rows:
         table.add_row(*row.values())
-    Console().print(table)
+    print(f"\n{_problem(experiment)}, {experiment.test_tasks} test tasks of unseen classes (± is 95 % over tasks)")
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
 if __name__ == "__main__":

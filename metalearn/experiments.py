@@ -9,14 +9,15 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from . import models, tasks
 from .algorithms import ANIL, BOIL, MAML, NIL, MetaSGD, ProtoNet, Reptile
@@ -57,6 +58,7 @@ class Experiment:
         train_queries: query images per class in training [preset].
         steps: outer steps [preset].
         outer_lr: rate of the outer Adam [preset].
+        schedule: of that rate: constant, or cosine (falls to zero at the last step) [preset].
         test_tasks: test tasks, the same for every learner.
         seed: of the initial weights and of the training tasks; test tasks keep their own.
         execution: how tasks are run: auto, loop, threads or vectorized.
@@ -83,6 +85,7 @@ class Experiment:
     train_queries: int | None = None
     steps: int | None = None
     outer_lr: float | None = None
+    schedule: str | None = None
     test_tasks: int = 600
     seed: int = 0
     execution: str = "auto"
@@ -91,11 +94,10 @@ class Experiment:
     runs: str = "runs"
     _loaded: dict[str, LabelledImages] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    @cached_property
-    def settings(self) -> Preset:
-        """The preset, with what was asked for in its place."""
-        found = preset(self.preset, self.dataset, self.ways, self.shots)
-        names = ("model", "hidden", "lr", "inner_steps", "test_steps", "meta_batch", "train_queries", "steps", "outer_lr")
+    def settings(self, algorithm: str = "maml") -> Preset:
+        """The preset for an algorithm, with what was asked for in its place."""
+        found = preset(self.preset, self.dataset, self.ways, self.shots, algorithm)
+        names = ("model", "hidden", "lr", "inner_steps", "test_steps", "meta_batch", "train_queries", "steps", "outer_lr", "schedule")
         return replace(found, **{name: getattr(self, name) for name in names if getattr(self, name) is not None})
 
     def data(self, split: str) -> LabelledImages:
@@ -104,9 +106,9 @@ class Experiment:
             self._loaded[split] = self._load(split)
         return self._loaded[split]
 
-    def training_tasks(self) -> FewShot:
+    def training_tasks(self, algorithm: str = "maml") -> FewShot:
         """An endless stream of training tasks, named by the seed."""
-        queries = self.settings.train_queries or self.shots
+        queries = self.settings(algorithm).train_queries or self.shots
         return FewShot(self.data("train"), self.ways, self.shots, queries, ENDLESS, seed=SEEDS["train"] + len(SEEDS) * self.seed)
 
     def test_tasks_of(self, split: str = "test") -> FewShot:
@@ -124,7 +126,7 @@ class Experiment:
         kinds = {"maml": MAML, "fomaml": MAML, "anil": ANIL, "boil": BOIL, "meta-sgd": MetaSGD, "reptile": Reptile}
         if algorithm not in kinds:
             raise ValueError(f"there is no algorithm {algorithm!r}; choose from {', '.join(ALGORITHMS)}")
-        chosen = self.settings
+        chosen = self.settings(algorithm)
         norms = [] if chosen.adapt_norm or algorithm == "anil" else _norms(net)
         lr: Any = {"": chosen.lr, **dict.fromkeys(norms, 0.0)} if norms else chosen.lr
         if algorithm == "fomaml":
@@ -142,43 +144,50 @@ class Experiment:
 
     def train(self, algorithm: str, *, progress: bool = True, tensorboard: str | None = None) -> Learner:
         """Train a learner, or go on where it was interrupted, or load it where it is done -> the learner, for training's steps."""
-        learner, chosen = self.learner(algorithm), self.settings
+        learner, chosen = self.learner(algorithm), self.settings(algorithm)
         checkpoint = self.checkpoint(algorithm)
         meta_train(
             learner,
-            self.training_tasks(),
+            self.training_tasks(algorithm),
             steps=chosen.steps,
             meta_batch=chosen.meta_batch,
             optimizer=lambda parameters: torch.optim.Adam(parameters, lr=chosen.outer_lr),
+            schedule=self._schedule(algorithm),
             clip_value=chosen.clip_value,
             checkpoint=checkpoint,
             log=checkpoint.with_suffix(".jsonl"),
             tensorboard=tensorboard,
             precision="bfloat16" if self.precision == "bfloat16" else None,
             progress=progress,
-            settings={"algorithm": algorithm, "experiment": self.to_dict()},
+            settings={"algorithm": algorithm, "experiment": self.to_dict(algorithm)},
         )
         return learner
 
-    def tested(self, learner: Learner) -> Learner:
+    def tested(self, algorithm: str, learner: Learner) -> Learner:
         """The learner as it is tested: with as many inner steps as the preset takes at test."""
-        if isinstance(learner, MAML) and self.settings.test_steps != learner.steps:
-            return learner.taking(self.settings.test_steps)
-        return learner
+        return learner.taking(self.settings(algorithm).test_steps) if isinstance(learner, MAML) else learner
 
     def checkpoint(self, algorithm: str) -> Path:
         """Where the run of an algorithm is kept; the name holds a hash of everything that decides its result."""
-        decisive = json.dumps({"algorithm": algorithm, **self.to_dict()}, sort_keys=True)
+        decisive = json.dumps({"algorithm": algorithm, **self.to_dict(algorithm)}, sort_keys=True)
         digest = hashlib.sha256(decisive.encode()).hexdigest()[:8]
         dataset = Path(self.dataset).name
         return Path(self.runs) / f"{dataset}-{self.ways}way-{self.shots}shot-{algorithm}-seed{self.seed}-{digest}.safetensors"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self, algorithm: str) -> dict[str, Any]:
         """What decides the weights that a run ends with, but for its length."""
-        chosen = asdict(self.settings)
-        skipped = ("steps", "test_steps", "follows")
+        chosen = asdict(self.settings(algorithm))
+        # Where the rate falls to zero at the last step, a longer run is another run.
+        skipped = ("test_steps", "follows") if chosen["schedule"] == "cosine" else ("steps", "test_steps", "follows")
         own = {name: getattr(self, name) for name in ("dataset", "ways", "shots", "preset", "weights", "norm", "seed", "precision")}
         return {**own, **{name: value for name, value in chosen.items() if name not in skipped}}
+
+    def _schedule(self, algorithm: str) -> Callable[[Optimizer], LRScheduler] | None:
+        chosen = self.settings(algorithm)
+        kind, steps = chosen.schedule, chosen.steps
+        if kind not in ("constant", "cosine"):
+            raise ValueError(f"schedule={kind!r}; choose constant or cosine")
+        return None if kind == "constant" else lambda optimizer: CosineAnnealingLR(optimizer, steps)
 
     def _load(self, split: str) -> LabelledImages:
         root = self.root or os.environ.get("METALEARN_DATA", "data")
@@ -202,10 +211,11 @@ class Experiment:
         return found
 
     def _is_torchvision(self) -> bool:
-        return self.settings.model not in ("conv4", "resnet12") and ":" not in self.settings.model
+        model = self.settings().model
+        return model not in ("conv4", "resnet12") and ":" not in model
 
     def _build(self, channels: int, size: int) -> nn.Module:
-        chosen = self.settings
+        chosen = self.settings()
         if chosen.model == "conv4":
             return models.Conv4(self.ways, channels, chosen.hidden, size, chosen.pool)
         if chosen.model == "resnet12":
@@ -256,7 +266,7 @@ def compare(experiment: Experiment, algorithms: Iterable[str], *, progress: bool
                 print(f"{by}: training ({experiment.checkpoint(by)})", file=sys.stderr, flush=True)
             bodies[by] = experiment.train(by, progress=progress, tensorboard=tensorboard)
         net = bodies[by]
-        learners[algorithm] = experiment.tested(net if by == algorithm else experiment.learner(algorithm, net.model))
+        learners[algorithm] = experiment.tested(algorithm, net if by == algorithm else experiment.learner(algorithm, net.model))
         seconds[algorithm] = trained_seconds(experiment.checkpoint(by))
     evaluations = evaluate_together(learners, experiment.test_tasks_of(), progress=progress)
     return Compared(learners, evaluations, seconds)
@@ -284,7 +294,7 @@ def restored(path: str | os.PathLike[str], **changes: Any) -> tuple[Experiment, 
     experiment = Experiment(**{name: value for name, value in values.items() if name in Experiment.__dataclass_fields__})
     learner = experiment.learner(run["algorithm"])
     restore(learner, path)
-    return experiment, run["algorithm"], experiment.tested(learner)
+    return experiment, run["algorithm"], experiment.tested(run["algorithm"], learner)
 
 
 def machine() -> str:

@@ -10,7 +10,7 @@ class Preset:
     """One paper's settings on one data set. `follows` says which paper, and where it leaves something open what was taken.
 
     `lr` is the inner rate on a mean loss: the rate of a paper that sums over its ways is multiplied by them. `train_queries` None stands
-    for as many queries a class as shots.
+    for as many queries a class as shots; `schedule` of the outer rate is "constant" or "cosine" (to zero at the last step).
     """
 
     follows: str
@@ -21,6 +21,7 @@ class Preset:
     train_queries: int | None
     steps: int
     outer_lr: float = 1e-3
+    schedule: str = "constant"
     clip_value: float | None = None
     model: str = "conv4"
     hidden: int = 64
@@ -28,8 +29,8 @@ class Preset:
     adapt_norm: bool = True
 
 
-def preset(name: str, dataset: str, ways: int = 5, shots: int = 1) -> Preset:
-    """The settings of `name` ("quick", "finn2017", "raghu2020", "boil2021") for a data set.
+def preset(name: str, dataset: str, ways: int = 5, shots: int = 1, algorithm: str = "maml") -> Preset:
+    """The settings of `name` ("quick", "finn2017", "raghu2020", "boil2021") for a data set and an algorithm.
 
     Raises ValueError, with those there are, for a paper that did not use the data set.
 
@@ -39,28 +40,29 @@ def preset(name: str, dataset: str, ways: int = 5, shots: int = 1) -> Preset:
     """
     if name not in PRESETS:
         raise ValueError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}")
-    found = PRESETS[name](dataset, ways, shots)
+    found = PRESETS[name](dataset, ways, shots, algorithm)
     if found is None:
         raise ValueError(f"the paper behind {name!r} has no settings for {dataset!r}; use --preset quick and set what you know")
     return found
 
 
-def _quick(dataset: str, ways: int, shots: int) -> Preset | None:
+def _quick(dataset: str, ways: int, shots: int, algorithm: str) -> Preset | None:
     drawn = dataset in ("glyphs", "omniglot")
     return Preset(
         follows="this project's own settings for minutes on a CPU; no paper",
         lr=0.4 if drawn else 0.1,
-        inner_steps=1 if ways <= 5 and drawn else 5,
+        inner_steps=1 if drawn else 5,
         test_steps=3 if drawn else 10,
-        meta_batch=16 if drawn else 4,
+        meta_batch=4,
         train_queries=5,
-        steps=600,
-        pool=not drawn,
-        hidden=64 if drawn else 32,
+        steps=800,
+        outer_lr=3e-3 if drawn else 1e-3,
+        schedule="cosine",
+        hidden=32,
     )
 
 
-def _finn(dataset: str, ways: int, shots: int) -> Preset | None:
+def _finn(dataset: str, ways: int, shots: int, algorithm: str) -> Preset | None:
     if dataset == "omniglot" and ways <= 5:
         return Preset(
             follows="Finn et al. 2017, Omniglot 5-way: alpha 0.4 on a summed loss, so 0.4 x 5 on a mean; batch norm does not adapt",
@@ -101,15 +103,15 @@ def _finn(dataset: str, ways: int, shots: int) -> Preset | None:
     return None
 
 
-def _raghu(dataset: str, ways: int, shots: int) -> Preset | None:
-    found = _finn(dataset, ways, shots)
+def _raghu(dataset: str, ways: int, shots: int, algorithm: str) -> Preset | None:
+    found = _finn(dataset, ways, shots, algorithm)
     if found is None:
         return None
     follows = f"Raghu et al. 2020, which keeps MAML's architecture; its own rates are not known, so MAML's: {found.follows}"
     return replace(found, follows=follows, steps=30_000)
 
 
-def _boil(dataset: str, ways: int, shots: int) -> Preset | None:
+def _boil(dataset: str, ways: int, shots: int, algorithm: str) -> Preset | None:
     if dataset not in ("mini-imagenet", "cifar-fs", "fc100"):
         return None
     return Preset(

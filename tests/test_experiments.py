@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -60,12 +61,13 @@ def test_reuse_ends_with_a_verdict_a_page_and_its_numbers(here: Path, capsys: py
 
 
 def test_a_second_start_trains_nothing_again_and_more_steps_go_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("train", *TINY) == 0
+    constant = [*TINY, "--schedule", "constant"]
+    assert run("train", *constant) == 0
     (checkpoint,) = (here / "runs").glob("*.safetensors")
     first = ml.files.load(checkpoint)
-    assert run("train", *TINY) == 0
+    assert run("train", *constant) == 0
     assert ml.files.load(checkpoint)[1]["step"] == first[1]["step"] == 2
-    assert run("train", *TINY, "--steps", "3") == 0
+    assert run("train", *constant, "--steps", "3") == 0
     assert ml.files.load(checkpoint)[1]["step"] == 3
     assert run("evaluate", "--checkpoint", str(checkpoint), "--test_tasks", "6", "--progress", "false") == 0
     assert run("reuse", "--checkpoint", str(checkpoint), "--test_tasks", "6", "--analysed_tasks", "3", "--progress", "false") == 0
@@ -86,14 +88,14 @@ def test_every_algorithm_trains_and_is_tested(algorithm: str, here: Path) -> Non
     experiment = Experiment(steps=1, hidden=4, meta_batch=2, test_tasks=3, execution="loop")
     done = experiments.compare(experiment, [algorithm], progress=False)
     assert len(done.evaluations[algorithm].per_episode) == 3
-    assert done.learners[algorithm].steps == (0 if algorithm in ("protonet", "nil-train") else experiment.settings.test_steps)
+    assert done.learners[algorithm].steps == (0 if algorithm in ("protonet", "nil-train") else experiment.settings(algorithm).test_steps)
 
 
 def test_ones_own_folder_draws_the_class_split_by_seed_and_records_it(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--dataset", str(pictures), "--ways", "2", "--queries", "2", "--train_queries", "2", *TINY]
     assert run("reuse", *arguments, "--algorithms", "maml", "--analysed_tasks", "3", "--hidden", "4") == 0
     facts = json.loads(Path("report.json").read_text())
-    assert facts["settings"]["dataset"] == str(pictures)
+    assert facts["settings"]["data"] == str(pictures)
     experiment = Experiment(dataset=str(pictures), ways=2)
     names = [set(experiment.data(split).names) for split in ("train", "validation", "test")]
     assert sum(len(one) for one in names) == len(set.union(*names)) == 14
@@ -124,7 +126,7 @@ def test_settings_come_from_a_file(here: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--algorithm", "mmal"], "no algorithm mmal; choose from maml, fomaml"),
+        (["train", "--algorithm", "mmal"], "no algorithm .mmal.; choose from maml, fomaml"),
         (["train", "--dataset", "nowhere"], "no data set 'nowhere'"),
         (["train", "--dataset", "omniglot", "--root", "empty"], "--dataset glyphs"),
         (["train", "--ways", "1000"], "classes but ways=1000"),
@@ -144,8 +146,6 @@ def test_input_that_cannot_be_used_is_one_line_that_names_it(
     assert run(*arguments, "--progress", "false") == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("metalearn: ")
-    import re
-
     assert re.search(message, error), error
 
 
