@@ -230,11 +230,16 @@ def _modes() -> Callable[[], contextlib.AbstractContextManager[None]]:
     return same
 
 
+def _one_intra_op_thread() -> None:
+    torch.get_num_threads()  # a thread that first asks later would take over the number of the whole process then
+    torch.set_num_threads(1)
+
+
 @lru_cache(maxsize=1)
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Threads that stay: the convolution library keeps its compiled kernels per thread."""
     before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(threads, "metalearn-task", initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(threads, "metalearn-task", initializer=_one_intra_op_thread)
     barrier = Barrier(threads)  # so that every thread has started, and set its own number, before the number is put back
     for started in [pool.submit(barrier.wait) for _ in range(threads)]:
         started.result()

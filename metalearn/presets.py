@@ -48,14 +48,16 @@ def preset(name: str, dataset: str, ways: int = 5, shots: int = 1, algorithm: st
 
 def _quick(dataset: str, ways: int, shots: int, algorithm: str) -> Preset | None:
     if dataset not in ("glyphs", "omniglot"):
-        inner = {"lr": 0.1, "inner_steps": 5, "test_steps": 10}
+        rate, steps, test_steps = 0.1, 5, 10
     elif algorithm == "anil":
-        inner = {"lr": 0.1, "inner_steps": 5, "test_steps": 5}  # its steps are cheap: the body runs once
+        rate, steps, test_steps = 0.1, 5, 5  # its steps are cheap: the body runs once
     else:
-        inner = {"lr": 0.4, "inner_steps": 1, "test_steps": 3}
+        rate, steps, test_steps = 0.4, 1, 3
     return Preset(
         follows="this project's own settings for minutes on a CPU; no paper",
-        **inner,
+        lr=rate,
+        inner_steps=steps,
+        test_steps=test_steps,
         meta_batch=4,
         train_queries=5,
         steps=800,
