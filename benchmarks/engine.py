@@ -50,7 +50,7 @@ def episodes(tasks: int, ways: int = 5, queries: int = 15) -> Episode:
 
 def plain_loop(model: torch.nn.Module, tasks: Episode, lr: float) -> None:
     """MAML's meta-gradient as one would write it by hand: task by task, gradients added up."""
-    weights = dict(model.named_parameters())
+    weights: dict[str, torch.Tensor] = dict(model.named_parameters())
     for task in unstack(tasks):
         loss = F.cross_entropy(functional_call(model, weights, (task.support.inputs,)), task.support.targets)
         gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
@@ -167,7 +167,10 @@ def _start(rounds: int) -> None:
 def _report(what: str, said: str, facts: dict[str, object]) -> None:
     print(f"{what}: {said}", flush=True)
     about = {"command": " ".join(["python -m benchmarks.engine", *sys.argv[1:]]), "machine": machine(), "versions": versions()}
-    append(json.loads(json.dumps({"benchmark": "engine", "figure": what, **facts, **about, "commit": commit(), "time": now()})), RESULTS)
+    append(
+        json.loads(json.dumps({"benchmark": "engine", "figure": what, "said": said, **facts, **about, "commit": commit(), "time": now()})),
+        RESULTS,
+    )
 
 
 if __name__ == "__main__":

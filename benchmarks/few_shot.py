@@ -77,7 +77,7 @@ def few_shot(algorithms: str = "maml,anil,nil", progress: bool = True, note: str
             "time": experiments.now(),
             "note": note,
         }
-        append(row)
+        append(row, RESULTS)
         difference = "" if compared is None else f"{100 * compared.mean:+.2f} ± {100 * compared.interval:.2f}"
         ours = f"{100 * found.mean:.2f} ± {100 * found.interval:.2f}"
         theirs = beside(experiment.dataset, experiment.ways, experiment.shots, name)
@@ -85,7 +85,7 @@ def few_shot(algorithms: str = "maml,anil,nil", progress: bool = True, note: str
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
-def append(row: dict[str, Any], path: Path = RESULTS) -> None:
+def append(row: dict[str, Any], path: Path) -> None:
     """Add a JSON line to a result file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:

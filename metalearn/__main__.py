@@ -50,7 +50,7 @@ def reuse(
     if checkpoint:
         experiment, algorithm, learner = experiments.restored(checkpoint, **_said(settings))
         learners: dict[str, Learner] = {algorithm: learner}
-        evaluations = {algorithm: evaluate(learner, experiment.test_tasks_of(), progress=progress)}
+        evaluations = {algorithm: evaluate(learner, experiment.testing_tasks(), progress=progress)}
         seconds = {algorithm: experiments.trained_seconds(Path(checkpoint))}
     else:
         experiment = Experiment(**settings)
@@ -60,8 +60,7 @@ def reuse(
         learners, evaluations, seconds = dict(done.learners), dict(done.evaluations), dict(done.seconds)
     rows = _rows(evaluations, seconds)
     _print_table(rows, experiment)
-    episodes = experiment.test_tasks_of()
-    episodes.tasks = min(analysed_tasks, episodes.tasks)
+    episodes = experiment.testing_tasks(tasks=analysed_tasks)
     found = [
         feature_reuse(learner, episodes, name=name.upper() if len(name) <= 4 else name, progress=progress)
         for name, learner in learners.items()
@@ -132,7 +131,7 @@ def evaluate_checkpoint(
     asked |= {"device": device, "execution": execution}
     changes = {name: value for name, value in asked.items() if value is not None}
     experiment, algorithm, learner = experiments.restored(checkpoint, **changes)
-    print(f"{algorithm} on {experiment.dataset}, {split}: {evaluate(learner, experiment.test_tasks_of(split), progress=progress)}")
+    print(f"{algorithm} on {experiment.dataset}, {split}: {evaluate(learner, experiment.testing_tasks(split), progress=progress)}")
 
 
 def main(arguments: list[str] | None = None) -> int:

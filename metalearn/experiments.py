@@ -111,9 +111,9 @@ class Experiment:
         queries = self.settings(algorithm).train_queries or self.shots
         return FewShot(self.data("train"), self.ways, self.shots, queries, ENDLESS, seed=SEEDS["train"] + len(SEEDS) * self.seed)
 
-    def test_tasks_of(self, split: str = "test") -> FewShot:
-        """The tasks that every learner is tested on."""
-        return FewShot(self.data(split), self.ways, self.shots, self.queries, self.test_tasks, seed=SEEDS[split])
+    def testing_tasks(self, split: str = "test", tasks: int | None = None) -> FewShot:
+        """The tasks that every learner is tested on, or the first of them."""
+        return FewShot(self.data(split), self.ways, self.shots, self.queries, tasks or self.test_tasks, seed=SEEDS[split])
 
     def learner(self, algorithm: str, model: nn.Module | None = None) -> Learner:
         """A learner by name, around `model` or a fresh one."""
@@ -268,7 +268,7 @@ def compare(experiment: Experiment, algorithms: Iterable[str], *, progress: bool
         net = bodies[by]
         learners[algorithm] = experiment.tested(algorithm, net if by == algorithm else experiment.learner(algorithm, net.model))
         seconds[algorithm] = trained_seconds(experiment.checkpoint(by))
-    evaluations = evaluate_together(learners, experiment.test_tasks_of(), progress=progress)
+    evaluations = evaluate_together(learners, experiment.testing_tasks(), progress=progress)
     return Compared(learners, evaluations, seconds)
 
 

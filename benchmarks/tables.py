@@ -1,0 +1,86 @@
+"""The tables of README.md, drawn from the result files.
+
+python -m benchmarks.tables            # write them into benchmarks/README.md
+python -m benchmarks.tables --check true   # fail where README.md says something else than the results
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import auto_cli
+
+from metalearn.progress import duration
+
+from .papers import beside
+
+HERE = Path(__file__).parent
+Row = dict[str, Any]
+
+
+def rows(name: str) -> list[Row]:
+    """The lines of a result file, oldest first; none where there is no file."""
+    path = HERE / "results" / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def few_shot() -> str:
+    """Accuracy of every learner: the newest row of each run."""
+    newest: dict[tuple[Any, ...], Row] = {}
+    for row in rows("few_shot"):
+        newest[tuple(row[key] for key in ("dataset", "ways", "shots", "algorithm", "preset", "trained_steps", "seed"))] = row
+    lines = [
+        "| data, ways, shots | learner | ours, % (± 95 % over test tasks) | minus MAML, paired | outer steps | training | the paper's, % | command |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in newest.values():
+        theirs = beside(row["dataset"], row["ways"], row["shots"], row["algorithm"])
+        minus = row["minus"]
+        difference = f"{100 * minus['mean']:+.2f} ± {100 * minus['interval']:.2f}" if minus else ""
+        lines.append(
+            f"| {row['dataset']} {row['ways']}-way {row['shots']}-shot | {row['algorithm']} | {100 * row['accuracy']:.2f} ± "
+            f"{100 * row['interval']:.2f} ({row['test_tasks']} tasks) | {difference} | {row['trained_steps']:,} x {row['meta_batch']} tasks | "
+            f"{duration(row['training_seconds'])} | {theirs} | `{row['command']}` |"
+        )
+    return "\n".join(lines)
+
+
+def engine() -> str:
+    """The cost of a meta-gradient, of sampling and of starting: the newest figure of each."""
+    newest = {row["figure"]: row for row in rows("engine")}
+    lines = ["| figure | measured | torch | threads |", "|---|---|---|---|"]
+    for name, row in newest.items():
+        lines.append(f"| {name} | {row['said']} | {row['versions']['torch']} | {row.get('threads', '')} |")
+    return "\n".join(lines)
+
+
+TABLES = {"few_shot": few_shot, "engine": engine}
+
+
+def tables(check: bool = False) -> None:
+    """Draw the tables.
+
+    Args:
+        check: write nothing, and fail where the page differs.
+    """
+    path = HERE / "README.md"
+    text = drawn(path.read_text())
+    if check and text != path.read_text():
+        sys.exit("benchmarks/README.md does not say what the results say; run python -m benchmarks.tables")
+    if not check:
+        path.write_text(text)
+
+
+def drawn(text: str) -> str:
+    """A page with the tables between its markers drawn anew."""
+    for name, table in TABLES.items():
+        text = re.sub(rf"(<!-- table {name} -->\n).*?(\n<!-- end -->)", lambda m, t=table: m[1] + t() + m[2], text, flags=re.DOTALL)
+    return text
+
+
+if __name__ == "__main__":
+    auto_cli(tables)
