@@ -10,7 +10,6 @@ where METALEARN_DATA names it. Appends a JSON line a figure to `benchmarks/resul
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import statistics
@@ -167,10 +166,8 @@ def _start(rounds: int) -> None:
 def _report(what: str, said: str, facts: dict[str, object]) -> None:
     print(f"{what}: {said}", flush=True)
     about = {"command": " ".join(["python -m benchmarks.engine", *sys.argv[1:]]), "machine": machine(), "versions": versions()}
-    append(
-        json.loads(json.dumps({"benchmark": "engine", "figure": what, "said": said, **facts, **about, "commit": commit(), "time": now()})),
-        RESULTS,
-    )
+    row = {"benchmark": "engine", "figure": what, "said": said, **facts, **about, "commit": commit(), "time": now()}
+    append(row, RESULTS)
 
 
 if __name__ == "__main__":

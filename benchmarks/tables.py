@@ -7,7 +7,6 @@ python -m benchmarks.tables --check true   # fail where README.md says something
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,17 +32,16 @@ def few_shot() -> str:
     newest: dict[tuple[Any, ...], Row] = {}
     for row in rows("few_shot"):
         newest[tuple(row[key] for key in ("dataset", "ways", "shots", "algorithm", "preset", "trained_steps", "seed"))] = row
-    lines = [
-        "| data, ways, shots | learner | ours, % (± 95 % over test tasks) | minus MAML, paired | outer steps | training | the paper's, % | command |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    columns = ("data, ways, shots", "learner", "ours, % (± 95 % over test tasks)", "minus MAML, paired", "outer steps", "training")
+    lines = [f"| {' | '.join(columns)} | the paper's, % | command |", "|---" * (len(columns) + 2) + "|"]
     for row in newest.values():
         theirs = beside(row["dataset"], row["ways"], row["shots"], row["algorithm"])
         minus = row["minus"]
         difference = f"{100 * minus['mean']:+.2f} ± {100 * minus['interval']:.2f}" if minus else ""
         lines.append(
             f"| {row['dataset']} {row['ways']}-way {row['shots']}-shot | {row['algorithm']} | {100 * row['accuracy']:.2f} ± "
-            f"{100 * row['interval']:.2f} ({row['test_tasks']} tasks) | {difference} | {row['trained_steps']:,} x {row['meta_batch']} tasks | "
+            f"{100 * row['interval']:.2f} ({row['test_tasks']} tasks) | {difference} | "
+            f"{row['trained_steps']:,} x {row['meta_batch']} tasks | "
             f"{duration(row['training_seconds'])} | {theirs} | `{row['command']}` |"
         )
     return "\n".join(lines)
@@ -78,7 +76,10 @@ def tables(check: bool = False) -> None:
 def drawn(text: str) -> str:
     """A page with the tables between its markers drawn anew."""
     for name, table in TABLES.items():
-        text = re.sub(rf"(<!-- table {name} -->\n).*?(\n<!-- end -->)", lambda m, t=table: m[1] + t() + m[2], text, flags=re.DOTALL)
+        start, end = f"<!-- table {name} -->\n", "\n<!-- end -->"
+        before, found, rest = text.partition(start)
+        if found:
+            text = before + start + table() + end + rest.partition(end)[2]
     return text
 
 
