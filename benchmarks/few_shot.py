@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from metalearn import experiments
-from metalearn.checkpoints import load, versions
+from metalearn.checkpoints import versions
 from metalearn.evaluation import paired
 from metalearn.experiments import Experiment, parse, trained_by
 from metalearn.progress import duration
@@ -49,7 +49,7 @@ def few_shot(algorithms: str = "maml,anil,nil", progress: bool = True, note: str
         table.add_column(column)
     for name, found in done.evaluations.items():
         compared = None if name == first else paired(found, done.evaluations[first])
-        record = load(experiment.checkpoint(trained_by(name)))[1]
+        curve = done.curves[name]
         row = {
             "benchmark": "few_shot",
             "algorithm": name,
@@ -57,8 +57,8 @@ def few_shot(algorithms: str = "maml,anil,nil", progress: bool = True, note: str
             **experiment.to_dict(trained_by(name)),
             "follows": experiment.settings(trained_by(name)).follows,
             "test_steps": experiment.settings(trained_by(name)).test_steps,
-            "trained_steps": record["step"],
-            "training_seconds": round(record["seconds"], 1),
+            "trained_steps": len(curve.losses),
+            "training_seconds": round(curve.seconds, 1),
             "accuracy": found.mean,
             "interval": found.interval,
             "interval_means": f"1.96 std / sqrt({len(found.per_episode)}) over test tasks, one seed",
@@ -81,7 +81,7 @@ def few_shot(algorithms: str = "maml,anil,nil", progress: bool = True, note: str
         difference = "" if compared is None else f"{100 * compared.mean:+.2f} ± {100 * compared.interval:.2f}"
         ours = f"{100 * found.mean:.2f} ± {100 * found.interval:.2f}"
         theirs = beside(experiment.dataset, experiment.ways, experiment.shots, name)
-        table.add_row(name, ours, difference, f"{record['step']:,}", duration(record["seconds"]), theirs)
+        table.add_row(name, ours, difference, f"{len(curve.losses):,}", duration(curve.seconds), theirs)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 

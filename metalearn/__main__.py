@@ -12,10 +12,12 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
-from . import experiments, files
+from . import experiments, files, ranks
+from .checkpoints import load
 from .evaluation import Evaluation, evaluate, paired
 from .experiments import Experiment, parse
 from .learner import Learner
@@ -51,13 +53,16 @@ def reuse(
         experiment, algorithm, learner = experiments.restored(checkpoint, **_said(settings))
         learners: dict[str, Learner] = {algorithm: learner}
         evaluations = {algorithm: evaluate(learner, experiment.testing_tasks(), progress=progress)}
-        seconds = {algorithm: experiments.trained_seconds(Path(checkpoint))}
+        seconds = {algorithm: float(load(checkpoint)[1]["seconds"])}
     else:
         experiment = Experiment(**settings)
         names = parse(algorithms)
-        _say_settings(experiment, names)
+        _started(experiment, names)
         done = experiments.compare(experiment, names, progress=progress)
-        learners, evaluations, seconds = dict(done.learners), dict(done.evaluations), dict(done.seconds)
+        learners, evaluations = dict(done.learners), dict(done.evaluations)
+        seconds = {name: curve.seconds for name, curve in done.curves.items()}
+    if ranks.here()[0]:
+        return
     rows = _rows(evaluations, seconds)
     _print_table(rows, experiment)
     episodes = experiment.testing_tasks(tasks=analysed_tasks)
@@ -95,10 +100,11 @@ def train(algorithm: str = "maml", tensorboard: str | None = None, progress: boo
     """
     experiment = Experiment(**settings)
     (name,) = parse(algorithm)
-    _say_settings(experiment, [name])
+    _started(experiment, [name])
     done = experiments.compare(experiment, [name], progress=progress, tensorboard=tensorboard)
-    _print_table(_rows(done.evaluations, done.seconds), experiment)
-    print(f"The trained weights: {experiment.checkpoint(experiments.trained_by(name))}")
+    if ranks.here()[0] == 0:
+        _print_table(_rows(done.evaluations, {name: curve.seconds for name, curve in done.curves.items()}), experiment)
+        print(f"The trained weights: {experiment.checkpoint(experiments.trained_by(name))}")
 
 
 def evaluate_checkpoint(
@@ -155,16 +161,18 @@ def _said(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value != defaults[name]}
 
 
-def _say_settings(experiment: Experiment, algorithms: Iterable[str]) -> None:
+def _started(experiment: Experiment, algorithms: Iterable[str]) -> None:
+    """Meet the other processes where torchrun started this one, and say what is about to be done."""
+    ranks.join(torch.device(experiment.device))
+    if ranks.here()[0]:
+        return
     print(f"{_problem(experiment)}; preset {experiment.preset}: {experiment.settings().follows}")
     for name in dict.fromkeys(map(experiments.trained_by, algorithms)):
         chosen = experiment.settings(name)
-        inner = (
-            "" if name in ("protonet", "nil-train") else f", inner rate {chosen.lr:g} x {chosen.inner_steps} ({chosen.test_steps} at test)"
-        )
+        inner = f", inner rate {chosen.lr:g}, inner steps {chosen.inner_steps} (at test {chosen.test_steps})"
         print(
-            f"{name}: {chosen.model}{inner}; {chosen.steps:,} outer steps of {chosen.meta_batch} tasks with "
-            f"{chosen.train_queries or experiment.shots} queries a class; seed {experiment.seed}"
+            f"{name}: {chosen.model}{'' if name in ('protonet', 'nil-train') else inner}; {chosen.steps:,} outer steps of "
+            f"{chosen.meta_batch} tasks with {chosen.train_queries or experiment.shots} queries a class; seed {experiment.seed}"
         )
 
 

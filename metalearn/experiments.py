@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -19,16 +20,16 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from . import models, tasks
+from . import models, ranks, tasks
 from .algorithms import ANIL, BOIL, MAML, NIL, MetaSGD, ProtoNet, Reptile
-from .checkpoints import restore
+from .checkpoints import read_settings, restore
 from .evaluation import Evaluation, evaluate_together
 from .layers import head
 from .learner import Learner
 from .norm import batch_statistics, frozen_statistics
 from .presets import Preset, preset
 from .tasks.few_shot import SEEDS, FewShot, LabelledImages
-from .training import meta_train
+from .training import Curve, meta_train
 
 ALGORITHMS = ("maml", "fomaml", "anil", "boil", "meta-sgd", "reptile", "protonet", "nil", "nil-train")
 DATASETS = ("glyphs", "omniglot", "mini-imagenet", "cifar-fs", "fc100")
@@ -142,11 +143,11 @@ class Experiment:
         dtype = torch.float64 if self.precision == "float64" else torch.float32
         return model.to(device=self.device, dtype=dtype)
 
-    def train(self, algorithm: str, *, progress: bool = True, tensorboard: str | None = None) -> Learner:
-        """Train a learner, or go on where it was interrupted, or load it where it is done -> the learner, for training's steps."""
+    def train(self, algorithm: str, *, progress: bool = True, tensorboard: str | None = None) -> tuple[Learner, Curve]:
+        """Train a learner, or go on where it was interrupted, or load it where it is done -> the learner and how training went."""
         learner, chosen = self.learner(algorithm), self.settings(algorithm)
         checkpoint = self.checkpoint(algorithm)
-        meta_train(
+        curve = meta_train(
             learner,
             self.training_tasks(algorithm),
             steps=chosen.steps,
@@ -161,7 +162,7 @@ class Experiment:
             progress=progress,
             settings={"algorithm": algorithm, "experiment": self.to_dict(algorithm)},
         )
-        return learner
+        return learner, curve
 
     def tested(self, algorithm: str, learner: Learner) -> Learner:
         """The learner as it is tested: with as many inner steps as the preset takes at test."""
@@ -247,42 +248,31 @@ def trained_by(algorithm: str) -> str:
 
 @dataclass(frozen=True)
 class Compared:
-    """Several learners on the same test tasks: the learners as tested, their evaluations, and each training run's seconds."""
+    """Several learners on the same test tasks: the learners as tested, their evaluations, and how each one's training went."""
 
     learners: Mapping[str, Learner]
     evaluations: Mapping[str, Evaluation]
-    seconds: Mapping[str, float]
+    curves: Mapping[str, Curve]
 
 
 def compare(experiment: Experiment, algorithms: Iterable[str], *, progress: bool = True, tensorboard: str | None = None) -> Compared:
     """Train each algorithm (or resume it, or load what is done), then test all on the same tasks."""
-    bodies: dict[str, Learner] = {}
+    bodies: dict[str, tuple[Learner, Curve]] = {}
     learners: dict[str, Learner] = {}
-    seconds: dict[str, float] = {}
     for algorithm in algorithms:
         by = trained_by(algorithm)
         if by not in bodies:
-            if progress:
+            if progress and ranks.here()[0] == 0:
                 print(f"{by}: training ({experiment.checkpoint(by)})", file=sys.stderr, flush=True)
             bodies[by] = experiment.train(by, progress=progress, tensorboard=tensorboard)
-        net = bodies[by]
-        learners[algorithm] = experiment.tested(algorithm, net if by == algorithm else experiment.learner(algorithm, net.model))
-        seconds[algorithm] = trained_seconds(experiment.checkpoint(by))
+        trained = bodies[by][0]
+        learners[algorithm] = experiment.tested(algorithm, trained if by == algorithm else experiment.learner(algorithm, trained.model))
     evaluations = evaluate_together(learners, experiment.testing_tasks(), progress=progress)
-    return Compared(learners, evaluations, seconds)
-
-
-def trained_seconds(checkpoint: Path) -> float:
-    """The time spent in the training steps of a run, over all its resumes."""
-    from .checkpoints import load
-
-    return float(load(checkpoint)[1]["seconds"])
+    return Compared(learners, evaluations, {name: bodies[trained_by(name)][1] for name in learners})
 
 
 def restored(path: str | os.PathLike[str], **changes: Any) -> tuple[Experiment, str, Learner]:
     """A run from its checkpoint -> its experiment, the algorithm's name, and the trained learner as it is tested."""
-    from .checkpoints import read_settings
-
     run = read_settings(path).get("run", {})
     if "experiment" not in run:
         raise ValueError(
@@ -299,9 +289,12 @@ def restored(path: str | os.PathLike[str], **changes: Any) -> tuple[Experiment, 
 
 def machine() -> str:
     """This machine in words, for the record of a result."""
-    cores = os.cpu_count()
+    kind = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        kind = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{platform.system()} {platform.machine()}, {cores} cores{device}"
+    return f"{platform.system()}, {kind}, {os.cpu_count()} cores{device}"
 
 
 def now() -> str:

@@ -77,7 +77,7 @@ def test_a_second_start_trains_nothing_again_and_more_steps_go_on(here: Path, ca
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(here: Path) -> None:
     def weights(seed: int, folder: str) -> torch.Tensor:
         experiment = Experiment(steps=2, hidden=4, meta_batch=2, seed=seed, runs=folder, execution="loop")
-        return torch.cat([p.detach().flatten() for p in experiment.train("maml", progress=False).parameters()])
+        return torch.cat([p.detach().flatten() for p in experiment.train("maml", progress=False)[0].parameters()])
 
     assert torch.equal(weights(0, "a"), weights(0, "b"))
     assert not torch.equal(weights(0, "a"), weights(1, "a"))
