@@ -7,7 +7,7 @@ any module path will do: a prefix such as `layer2` stands for all the layers bel
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 from torch import nn
@@ -158,14 +158,13 @@ def _nests(module: nn.Module) -> bool:
     return any(next(child.children(), None) is not None for child in module.children())
 
 
-def _owner(tensor: str, names: Iterable[str]) -> str:
-    prefix = tensor
-    listed = list(names)
-    while prefix:
-        if prefix in listed:
-            return prefix
-        prefix = prefix.rpartition(".")[0]
-        below = [name for name in listed if is_inside(name, prefix)]
-        if below and prefix not in listed:
-            return below[0]
-    return listed[0]
+def _owner(tensor: str, names: list[str]) -> str:
+    """The layer that holds the tensor, or else the first layer of the innermost container that does."""
+    container = tensor
+    while True:
+        if container in names:
+            return container
+        container = container.rpartition(".")[0]
+        below = [name for name in names if is_inside(name, container)]
+        if below:
+            return container if container in names else below[0]

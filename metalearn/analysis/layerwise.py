@@ -17,6 +17,7 @@ from ..evaluation import evaluation_mode
 from ..layers import layers as layer_names
 from ..representations import representations
 from .similarity import CCA_FAMILY, Floor, Undefined, measured
+from .tables import aligned, plain
 
 Network: TypeAlias = nn.Module | tuple[nn.Module, Mapping[str, Tensor]] | Mapping[str, Tensor]
 
@@ -62,8 +63,6 @@ class Profile:
         raise KeyError(f"no layer {layer!r} was compared; these were: {', '.join(row.layer for row in self.layers)}")
 
     def __str__(self) -> str:
-        from .report import aligned
-
         rows = [
             (
                 row.layer,
@@ -216,23 +215,3 @@ def sample(output: Tensor, rows: int, seed: int) -> Tensor:
 
 def _width(features: tuple[int, int]) -> str:
     return f"{features[0]}" if features[0] == features[1] else f"{features[0]}, {features[1]}"
-
-
-def plain(value: Any) -> Any:
-    """Anything here as JSON-able values: dataclasses and named tuples as dictionaries, NaN and infinity as None.
-
-    Example:
-        >>> plain(Floor(0.5, float("nan")))
-        {'median': 0.5, 'upper': None}
-    """
-    if hasattr(value, "_asdict"):
-        return plain(value._asdict())
-    if hasattr(value, "__dataclass_fields__"):
-        return {key: plain(getattr(value, key)) for key in value.__dataclass_fields__}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [plain(item) for item in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if np.isfinite(value) else None
-    return value if value is None or isinstance(value, str | int | bool) else str(value)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..files import write_atomically
 from .similarity import Floor
+from .tables import aligned
 from .verdict import RULE, number, percent, points
 
 if TYPE_CHECKING:
@@ -221,18 +222,6 @@ def accuracy_rows(reuse: Reuse) -> list[tuple[str, str, str]]:
     rows = [("with the head", a.head_before, a.head_after), ("without the head", a.headless_before, a.headless_after)]
     found = [(name, percent(before), percent(after)) for name, before, after in rows if _known(before.mean)]
     return found if _known(a.head_after.mean) else [*found, ("the learner itself", "", percent(a.own))]
-
-
-def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A plain-text table with its columns lined up.
-
-    Example:
-        >>> print(aligned(("layer", "CKA"), [("conv1", "0.99")]))
-        layer  CKA
-        conv1  0.99
-    """
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    return "\n".join("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in (header, *rows))
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -21,8 +21,9 @@ from ..learner import Learner
 from ..readouts import cosine_readout
 from ..representations import head_input, representations
 from .freezing import Estimate, Freezing, freezing
-from .layerwise import Profile, compare_layers, plain, sample
+from .layerwise import Profile, compare_layers, sample
 from .similarity import Floor
+from .tables import plain
 from .verdict import Verdict, percent, verdict
 
 if TYPE_CHECKING:
