@@ -20,8 +20,8 @@ from rich.table import Table
 
 from metalearn import experiments
 from metalearn.checkpoints import versions
-from metalearn.evaluation import paired
-from metalearn.experiments import Experiment, parse, trained_by
+from metalearn.evaluation import Evaluation, paired
+from metalearn.experiments import Experiment, Run, parse
 from metalearn.progress import duration
 
 from .papers import beside
@@ -29,60 +29,68 @@ from .papers import beside
 RESULTS = Path(__file__).parent / "results" / "few_shot.jsonl"
 
 
-def few_shot(algorithms: str = "maml,anil,nil", progress: bool = True, note: str = "", **settings: Any) -> None:
+def few_shot(algorithms: str = "maml,anil,nil", checkpoints: str = "", progress: bool = True, note: str = "", **settings: Any) -> None:
     """Compare learners on the same test tasks.
 
     Args:
         algorithms: maml, fomaml, anil, boil, meta-sgd, reptile, protonet, nil (on the body that ANIL trains) or nil-train, with commas.
+        checkpoints: runs of `metalearn train` to take instead of training here, with commas; they fix the problem.
         progress: show progress.
         note: what a reader of the row should know.
         settings: the few-shot problem and its training.
     """
-    experiment = Experiment(**settings)
-    print(f"preset {experiment.preset}: {experiment.settings().follows}")
-    done = experiments.compare(experiment, parse(algorithms), progress=progress)
+    given = [experiments.restored(path.strip()) for path in checkpoints.split(",") if path.strip()]
+    experiment = given[0].experiment if given else Experiment(**settings)
+    done = experiments.compare(experiment, parse(algorithms), runs={run.algorithm: run for run in given}, progress=progress)
     first = next(iter(done.evaluations))
+    print(f"preset {experiment.preset}: {experiment.settings().follows}")
     table = Table(
-        title=f"{experiment.dataset}, {experiment.ways}-way {experiment.shots}-shot (± is 95 % over {experiment.test_tasks} tasks)"
+        title=f"{experiment.dataset}, {experiment.ways}-way {experiment.shots}-shot, ± is 95 % over {experiment.test_tasks} tasks"
     )
     for column in ("learner", "accuracy %", f"minus {first}, paired", "steps", "training", "paper's figure"):
         table.add_column(column)
     for name, found in done.evaluations.items():
         compared = None if name == first else paired(found, done.evaluations[first])
-        curve = done.curves[name]
-        row = {
-            "benchmark": "few_shot",
-            "algorithm": name,
-            "body_trained_by": trained_by(name),
-            **experiment.to_dict(trained_by(name)),
-            "follows": experiment.settings(trained_by(name)).follows,
-            "test_steps": experiment.settings(trained_by(name)).test_steps,
-            "trained_steps": len(curve.losses),
-            "training_seconds": round(curve.seconds, 1),
-            "accuracy": found.mean,
-            "interval": found.interval,
-            "interval_means": f"1.96 std / sqrt({len(found.per_episode)}) over test tasks, one seed",
-            "test_tasks": len(found.per_episode),
-            "queries": experiment.queries,
-            "minus": None
-            if compared is None
-            else {"learner": first, "mean": compared.mean, "interval": compared.interval, "p": compared.p},
-            "data": experiment.data("test").description,
-            "norm": done.learners[name].settings()["norm"],
-            "execution": experiment.execution,
-            "command": " ".join(["python -m benchmarks.few_shot", *sys.argv[1:]]),
-            "versions": versions(),
-            "machine": experiments.machine(),
-            "commit": commit(),
-            "time": experiments.now(),
-            "note": note,
-        }
+        row = {**described(name, done.runs[name], found), "minus": None, "note": note}
+        if compared:
+            row["minus"] = {"learner": first, "mean": compared.mean, "interval": compared.interval, "p": compared.p}
         append(row, RESULTS)
-        difference = "" if compared is None else f"{100 * compared.mean:+.2f} ± {100 * compared.interval:.2f}"
+        difference = f"{100 * compared.mean:+.2f} ± {100 * compared.interval:.2f}" if compared else ""
         ours = f"{100 * found.mean:.2f} ± {100 * found.interval:.2f}"
         theirs = beside(experiment.dataset, experiment.ways, experiment.shots, name)
-        table.add_row(name, ours, difference, f"{len(curve.losses):,}", duration(curve.seconds), theirs)
+        table.add_row(name, ours, difference, f"{row['trained_steps']:,}", duration(row["training_seconds"]), theirs)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def described(name: str, run: Run, found: Evaluation) -> dict[str, Any]:
+    """All that is behind a row: settings, seed, versions, machine and commit."""
+    experiment, chosen = run.experiment, run.experiment.settings(run.algorithm)
+    return {
+        "benchmark": "few_shot",
+        "algorithm": name,
+        "body_trained_by": run.algorithm,
+        **experiment.to_dict(run.algorithm),
+        "preset": experiment.preset,
+        "follows": chosen.follows,
+        "test_steps": chosen.test_steps,
+        "trained_steps": len(run.curve.losses),
+        "training_seconds": round(run.curve.seconds, 1),
+        "training_command": run.command(),
+        "accuracy": found.mean,
+        "interval": found.interval,
+        "interval_means": f"1.96 std / sqrt({len(found.per_episode)}) over test tasks, one seed",
+        "test_tasks": len(found.per_episode),
+        "queries": experiment.queries,
+        "data": experiment.data("test").description,
+        "training_images_per_class": round(len(experiment.data("train")) / len(experiment.data("train").names)),
+        "norm": run.learner.settings()["norm"],
+        "execution": experiment.execution,
+        "command": " ".join(["python -m benchmarks.few_shot", *sys.argv[1:]]),
+        "versions": versions(),
+        "machine": experiments.machine(),
+        "commit": commit(),
+        "time": experiments.now(),
+    }
 
 
 def append(row: dict[str, Any], path: Path) -> None:

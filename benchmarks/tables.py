@@ -42,7 +42,7 @@ def few_shot() -> str:
             f"| {row['dataset']} {row['ways']}-way {row['shots']}-shot | {row['algorithm']} | {100 * row['accuracy']:.2f} ± "
             f"{100 * row['interval']:.2f} ({row['test_tasks']} tasks) | {difference} | "
             f"{row['trained_steps']:,} x {row['meta_batch']} tasks | "
-            f"{duration(row['training_seconds'])} | {theirs} | `{row['command']}` |"
+            f"{duration(row['training_seconds'])} | {theirs} | `{row['training_command']}` |"
         )
     return "\n".join(lines)
 

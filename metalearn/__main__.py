@@ -17,10 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from . import experiments, files, ranks
-from .checkpoints import load
 from .evaluation import Evaluation, evaluate, paired
 from .experiments import Experiment, parse
-from .learner import Learner
 from .progress import duration
 
 
@@ -39,7 +37,7 @@ def reuse(
 
     Args:
         algorithms: maml, fomaml, anil, boil, meta-sgd, reptile, protonet, nil (on the body that ANIL trains) or nil-train, with commas.
-        checkpoint: analyse this trained run instead of training.
+        checkpoint: analyse this trained run instead of training; it fixes the settings it was trained with.
         report: the page to write.
         analysed_tasks: test tasks that the representations are compared on.
         progress: show progress.
@@ -49,21 +47,19 @@ def reuse(
     from .analysis.report import report as write_report
 
     started = time.monotonic()
+    Path(report).absolute().parent.mkdir(parents=True, exist_ok=True)  # now, rather than after all the work
     if checkpoint:
-        experiment, algorithm, learner = experiments.restored(checkpoint, **_said(settings))
-        learners: dict[str, Learner] = {algorithm: learner}
-        evaluations = {algorithm: evaluate(learner, experiment.testing_tasks(), progress=progress)}
-        seconds = {algorithm: float(load(checkpoint)[1]["seconds"])}
+        run = experiments.restored(checkpoint, **_at_test(settings, checkpoint))
+        experiment, names, runs = run.experiment, [run.algorithm], {run.algorithm: run}
+        print(f"{checkpoint}: {run.algorithm} on {_problem(experiment)}, {len(run.curve.losses):,} outer steps")
     else:
-        experiment = Experiment(**settings)
-        names = parse(algorithms)
+        experiment, names, runs = Experiment(**settings), parse(algorithms), {}
         _started(experiment, names)
-        done = experiments.compare(experiment, names, progress=progress)
-        learners, evaluations = dict(done.learners), dict(done.evaluations)
-        seconds = {name: curve.seconds for name, curve in done.curves.items()}
+    done = experiments.compare(experiment, names, runs=runs, progress=progress)
     if ranks.here()[0]:
         return
-    rows = _rows(evaluations, seconds)
+    learners, seconds = done.learners, {name: run.curve.seconds for name, run in done.runs.items()}
+    rows = _rows(done.evaluations, seconds)
     _print_table(rows, experiment)
     episodes = experiment.testing_tasks(tasks=analysed_tasks)
     found = [
@@ -93,17 +89,19 @@ def train(algorithm: str = "maml", tensorboard: str | None = None, progress: boo
     """Train one learner, or go on where it was interrupted, and test it.
 
     Args:
-        algorithm: maml, fomaml, anil, boil, meta-sgd, reptile, protonet or nil-train.
+        algorithm: maml, fomaml, anil, boil, meta-sgd, reptile, protonet, nil-train, or nil (trains anil and tests its body).
         tensorboard: also write events to this folder (needs the extra `tensorboard`).
         progress: show progress.
         settings: the few-shot problem and its training.
     """
     experiment = Experiment(**settings)
-    (name,) = parse(algorithm)
+    name, *more = parse(algorithm)
+    if more:
+        raise ValueError(f"train takes one algorithm, not {algorithm!r}; metalearn reuse trains and compares several")
     _started(experiment, [name])
     done = experiments.compare(experiment, [name], progress=progress, tensorboard=tensorboard)
     if ranks.here()[0] == 0:
-        _print_table(_rows(done.evaluations, {name: curve.seconds for name, curve in done.curves.items()}), experiment)
+        _print_table(_rows(done.evaluations, {name: done.runs[name].curve.seconds}), experiment)
         print(f"The trained weights: {experiment.checkpoint(experiments.trained_by(name))}")
 
 
@@ -136,8 +134,9 @@ def evaluate_checkpoint(
     asked = {"dataset": dataset, "root": root, "queries": queries, "test_tasks": test_tasks, "test_steps": test_steps}
     asked |= {"device": device, "execution": execution}
     changes = {name: value for name, value in asked.items() if value is not None}
-    experiment, algorithm, learner = experiments.restored(checkpoint, **changes)
-    print(f"{algorithm} on {experiment.dataset}, {split}: {evaluate(learner, experiment.testing_tasks(split), progress=progress)}")
+    run = experiments.restored(checkpoint, **changes)
+    found = evaluate(run.tested(), run.experiment.testing_tasks(split), progress=progress)
+    print(f"{run.algorithm} on {_problem(run.experiment)}, {split}: {found}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -155,10 +154,17 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _said(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that differ from the defaults: with a checkpoint the others come from it."""
+AT_TEST = ("dataset", "root", "download", "queries", "test_tasks", "test_steps", "device", "execution")
+
+
+def _at_test(settings: dict[str, Any], checkpoint: str) -> dict[str, Any]:
+    """The settings that were changed from their defaults; with a checkpoint only those that do not decide how it was trained."""
     defaults = {one.name: one.default for one in fields(Experiment)}
-    return {name: value for name, value in settings.items() if value != defaults[name]}
+    changed = {name: value for name, value in settings.items() if value != defaults[name]}
+    fixed = [name for name in changed if name not in AT_TEST]
+    if fixed:
+        raise ValueError(f"--{fixed[0]} is fixed by the run in {checkpoint}; with --checkpoint only {', '.join(AT_TEST)} can be set")
+    return changed
 
 
 def _started(experiment: Experiment, algorithms: Iterable[str]) -> None:

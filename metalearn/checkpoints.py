@@ -180,10 +180,12 @@ def versions() -> dict[str, str]:
 def check_same(settings: Record, stored: Record, path: str | os.PathLike[str]) -> None:
     """Raise ValueError naming each setting that differs from the checkpoint's, with both values and the cure.
 
-    Under "training" only what both have is compared: versions of torch add options to their optimizers.
+    Under "training" only what both have is compared: versions of torch add options to their optimizers. What a caller puts under "notes"
+    is kept and not compared.
     """
     ours, theirs = dict(_flat(settings)), dict(_flat(stored))
-    compared = {name for name in ours.keys() | theirs.keys() if not name.startswith("training.") or (name in ours and name in theirs)}
+    both = {name for name in ours.keys() & theirs.keys() if name.startswith("training.")}
+    compared = both | {name for name in ours.keys() | theirs.keys() if not name.startswith(("training.", "run.notes."))}
     different = [
         f"{name} is {ours.get(name, 'not set')!r} but was {theirs.get(name, 'not set')!r}"
         for name in sorted(compared)

@@ -230,6 +230,8 @@ def _score(learner: Learner, episodes: Episode, first: int) -> Tensor:
             f"the predictions for task {first + int(broken[0])} are NaN: a lower inner rate keeps adaptation finite, "
             "unless the weights or the data of the task are broken"
         )
+    if not targets.is_floating_point() and int(targets.max()) >= logits.shape[-1]:
+        raise ValueError(f"a query has the label {int(targets.max())}, but there are {logits.shape[-1]} ways: labels count from 0")
     if targets.is_floating_point():
         return torch.stack([learner.loss(ours, theirs) for ours, theirs in zip(logits, targets, strict=True)]).cpu().double()
     return accuracies(logits, targets)

@@ -66,6 +66,8 @@ def meta_backward(learner: Learner, episodes: Episode, *, scale: float | None = 
     tasks = unstack(episodes)
     factor = 1 / len(tasks) if scale is None else scale
     trained = learner.trained()
+    if not trained:
+        raise ValueError("the learner has no parameter to train; set requires_grad_(True) on what the outer loop should move")
     losses, logits, reached = [], [], set()
     with torch.enable_grad():
         for loss, prediction, gradients in _each(learner, tasks, _outer_gradient):
@@ -92,7 +94,8 @@ def predictions(learner: Learner, episodes: Episode) -> Tensor:
 def chosen(learner: Learner) -> str:
     """How this learner's tasks will be run: "loop", "threads" or "vectorized".
 
-    By default: active random layers (dropout) in a loop, since only there each task draws as it would alone; on a CPU networks
+    By default: active random layers (dropout modules; a call of `F.dropout` inside a forward cannot be seen) in a loop, since only there
+    each task draws as it would alone; on a CPU networks
     without convolutions vectorized (there a task is mostly overhead) and convolutions in threads (vectorized they become grouped
     convolutions, which are slower); on other devices vectorized. What is not known to vectorize runs in threads or the loop.
     Raises ValueError for a way that was asked for and would be wrong.
@@ -160,7 +163,9 @@ def _outer_gradient(learner: Learner, episode: Episode) -> tuple[Tensor, Tensor,
 
 def _each(learner: Learner, tasks: Sequence[Episode], work: Callable[[Learner, Episode], Result]) -> Iterator[Result]:
     """The results of `work` on every task (or chunk of tasks), in the order of the tasks."""
-    way = chosen(learner)
+    if learner.rates and torch.is_inference_mode_enabled():
+        raise RuntimeError("the inner loop takes gradients, which torch.inference_mode() rules out; evaluate under torch.no_grad()")
+    way, before = chosen(learner), _versions(learner.model)
     if way == "vectorized":
         stacked = learner.on(stacked=True)
         for start in range(0, len(tasks), CHUNK):
@@ -169,6 +174,17 @@ def _each(learner: Learner, tasks: Sequence[Episode], work: Callable[[Learner, E
         yield from in_threads(learner, tasks, work)
     else:
         yield from (work(learner, task) for task in tasks)
+    written = [name for name, version in _versions(learner.model).items() if version != before[name]]
+    if written:
+        raise ValueError(
+            f"the model writes into its buffer {written[0]} while it runs, so that every task changes what the next one sees; switch that "
+            f"off with model.eval(), or keep it out of the model"
+        )
+
+
+def _versions(model: nn.Module) -> dict[str, int]:
+    """How often each real-valued buffer was written to in place. (Counters of calls do no harm.)"""
+    return {name: buffer._version for name, buffer in model.named_buffers() if buffer.is_floating_point()}
 
 
 def in_threads(learner: Learner, items: Sequence[Item], work: Callable[[Learner, Item], Result]) -> Iterator[Result]:
@@ -247,4 +263,5 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return pool
 
 
-os.register_at_fork(after_in_child=_pool.cache_clear)
+if hasattr(os, "register_at_fork"):  # where processes fork, threads do not come along
+    os.register_at_fork(after_in_child=_pool.cache_clear)

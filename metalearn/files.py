@@ -28,9 +28,9 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     A crash, a kill or a full disk leaves the old file as it was. Raises OSError naming the path.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as file:
             file.write(content)
             file.flush()

@@ -89,8 +89,10 @@ class Learner(nn.Module):
 
         Raises ValueError, with near matches, for a layer that does not exist.
         """
+        if isinstance(layers, str):
+            raise TypeError(f"frozen() takes a list of layers; write frozen([{layers!r}])")
         held = assign(self.model, dict.fromkeys(layers, True))
-        other = copy.copy(self)
+        other = self.on()
         other.rates = {name: rate for name, rate in self.rates.items() if name not in held}
         return other
 
@@ -113,32 +115,43 @@ class Learner(nn.Module):
 
     def call(self, weights: Weights, inputs: Tensor) -> Tensor:
         """The model's output under these weights: (examples, ...) -> (examples, ways)."""
-        return self._per_task(lambda w, x: functional_call(self.model, w, (x,)), weights, inputs)
+        output = self._per_task(lambda w, x: functional_call(self.model, w, (x,)), weights, inputs)
+        if not isinstance(output, Tensor):
+            raise TypeError(f"{type(self.model).__name__} puts out a {type(output).__name__}; a learner needs one tensor (examples, ways)")
+        return output
 
     def call_head(self, weights: Weights, features: Tensor) -> Tensor:
         """The head's output for what enters it, under these weights: (examples, ...) -> (examples, ways)."""
-        module, start = self.model.get_submodule(self.head), len(self.head) + 1
+        module, start = self.model.get_submodule(self.head), len(self.head) + 1 if self.head else 0
         own = {name: weight for name, weight in weights.items() if is_inside(name, self.head)}
         return self._per_task(lambda w, x: functional_call(module, {name[start:]: v for name, v in w.items()}, (x,)), own, features)
 
     def features(self, weights: Weights, inputs: Tensor) -> tuple[Tensor, bool]:
-        """What enters the head, as it enters, and whether the head is the last operation of the model."""
-        last = []
+        """What enters the head, as it enters, and whether the model's output is just what the head puts out."""
+        ends = [False]
 
-        def run(w: Weights, x: Tensor) -> Tensor:
-            with head_input(self.model, self.head) as seen:
+        def run(w: Weights, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            with head_input(self.model, self.head) as at_head:
                 output = functional_call(self.model, w, (x,))
-            last.append(seen[1] is output)
-            return seen[0]
+            ends[:] = [at_head.runs == 1 and output is at_head.output]
+            return at_head.features, at_head.copy, output
 
-        return self._per_task(run, weights, inputs), last[0]
+        features, of_head, output = self._per_task(run, weights, inputs)
+        return features, ends[0] and torch.equal(of_head, output)  # what wrote into the head's output shows in its values
 
     def task_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of a task: a scalar, or (tasks,) where tasks are vectorized."""
-        return vmap(self.loss)(logits, targets) if self.stacked else self.loss(logits, targets)
+        loss = vmap(self.loss)(logits, targets) if self.stacked else self.loss(logits, targets)
+        if loss.ndim != int(self.stacked):
+            raise ValueError(f"the loss gives {tuple(loss.shape)} values for one task; give one that returns the mean (reduction='mean')")
+        return loss
 
     def check_outputs(self, support: Examples) -> None:
         """Raise ValueError where the head cannot tell the classes of the support set apart; warn where it has outputs to spare."""
+        if support.targets.is_floating_point() and support.targets.ndim == 1 + self.stacked and self.loss is F.cross_entropy:
+            raise ValueError(
+                f"class labels must be integers, not {support.targets.dtype}; use targets.long(), or another loss for regression"
+            )
         module = self.model.get_submodule(self.head)
         outputs = getattr(module, "out_features", getattr(module, "out_channels", None))
         if outputs is None or support.targets.is_floating_point():
@@ -160,7 +173,7 @@ class Learner(nn.Module):
             other.model = model
         return other
 
-    def _per_task(self, function: Callable[[Weights, Tensor], Tensor], weights: Weights, inputs: Tensor) -> Tensor:
+    def _per_task(self, function: Callable[[Weights, Tensor], Any], weights: Weights, inputs: Tensor) -> Any:
         if not self.stacked:
             return function(weights, inputs)
         single = dict(self.model.named_parameters())

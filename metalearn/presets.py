@@ -50,7 +50,7 @@ def _quick(dataset: str, ways: int, shots: int, algorithm: str) -> Preset | None
     if dataset not in ("glyphs", "omniglot"):
         rate, steps, test_steps = 0.1, 5, 10
     elif algorithm == "anil":
-        rate, steps, test_steps = 0.1, 5, 5  # its steps are cheap: the body runs once
+        rate, steps, test_steps = 0.1, 5, 20  # its steps are cheap: the body runs once
     else:
         rate, steps, test_steps = 0.4, 1, 3
     return Preset(

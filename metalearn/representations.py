@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .layers import resolve
@@ -34,7 +35,7 @@ def representations(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str
             if not isinstance(output, Tensor):
                 raise ValueError(f"layer {name!r} puts out a {type(output).__name__}, not a tensor; name a layer inside or after it")
             runs[name] += 1
-            seen[name] = output
+            seen[name] = output.clone()  # what follows may write into it: torchvision's ReLUs do
 
         return hook
 
@@ -49,20 +50,29 @@ def representations(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str
             raise ValueError(f"layer {name!r} ran {count} times in the forward pass, so it has no one output; name a layer that runs once")
 
 
+class HeadRun:
+    """What was seen of the head while the model ran: what entered it and what it put out the last time, and how often it ran."""
+
+    def __init__(self) -> None:
+        self.features = self.output = self.copy = torch.empty(0)
+        self.runs = 0
+
+
 @contextmanager
-def head_input(model: nn.Module, head: str) -> Iterator[list[Tensor]]:
-    """A list that receives what enters the head and what leaves it while the model runs: `[features, output]`."""
-    seen: list[Tensor] = []
+def head_input(model: nn.Module, head: str) -> Iterator[HeadRun]:
+    """A `HeadRun` that is filled while the model runs. Raises ValueError on leaving where the head did not run."""
+    seen = HeadRun()
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-        seen[:] = [inputs[0], output]
+        seen.features, seen.output, seen.copy = inputs[0], output, output.clone()
+        seen.runs += 1
 
     handle = model.get_submodule(head).register_forward_hook(hook)
     try:
         yield seen
     finally:
         handle.remove()
-    if not seen:
+    if not seen.runs:
         raise ValueError(f"the head {head!r} did not run in the forward pass; name the last layer that does with head=")
 
 
@@ -76,4 +86,4 @@ def features(model: nn.Module, inputs: Tensor, head: str) -> Tensor:
     """
     with head_input(model, head) as seen:
         model(inputs)
-    return seen[0].flatten(1)
+    return seen.features.flatten(1)

@@ -159,7 +159,8 @@ def meta_train(
         tensorboard: a folder for TensorBoard (the extra `tensorboard`).
         precision: "bfloat16" runs what is safe in it under autocast; None computes in the learner's own dtype.
         progress: show loss, accuracy, rate and time left on standard error.
-        settings: what else decides the run, JSON-able (data set, seeds, model); recorded in the checkpoint, and compared on resume.
+        settings: what else decides the run, JSON-able (data set, seeds, model); recorded in the checkpoint, and compared on
+            resume, but for what stands under "notes".
 
     Raises FloatingPointError naming step, tasks and last good checkpoint where a loss or gradient is not finite; ValueError naming the
     setting where the checkpoint is another run's; KeyboardInterrupt after Ctrl-C, once the step is finished and the checkpoint written.
@@ -354,6 +355,8 @@ def _check(learner: Learner, episodes: Tasks, precision: str | None, **counts: i
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
+    if not hasattr(episodes, "__getitem__"):
+        raise TypeError(f"meta_train draws tasks by index, which a {type(episodes).__name__} has not; pass the data set itself (FewShot)")
     if len(episodes) == 0:
         raise ValueError("there are no training tasks: len(episodes) is 0")
     if precision == "float16":

@@ -71,7 +71,7 @@ def test_a_second_start_trains_nothing_again_and_more_steps_go_on(here: Path, ca
     assert ml.files.load(checkpoint)[1]["step"] == 3
     assert run("evaluate", "--checkpoint", str(checkpoint), "--test_tasks", "6", "--progress", "false") == 0
     assert run("reuse", "--checkpoint", str(checkpoint), "--test_tasks", "6", "--analysed_tasks", "3", "--progress", "false") == 0
-    assert "maml on glyphs, test:" in capsys.readouterr().out
+    assert "maml on glyphs, 5-way 1-shot, test:" in capsys.readouterr().out
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(here: Path) -> None:
@@ -117,6 +117,36 @@ def test_torchvision_models_and_ones_own(pictures: Path, here: Path, monkeypatch
     assert grey.images.shape[1] == 3
 
 
+def test_a_checkpoint_remembers_how_it_is_tested_and_what_it_fixes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", *TINY, "--ways", "3", "--test_steps", "9", "--queries", "4", "--pool", "false") == 0
+    (checkpoint,) = map(str, (here / "runs").glob("*.safetensors"))
+    trained = re.findall(r"\d+\.\d\d ± \d+\.\d\d", capsys.readouterr().out)
+    assert run("evaluate", "--checkpoint", checkpoint, "--test_tasks", "6", "--progress", "false") == 0
+    printed = capsys.readouterr().out
+    assert "3-way 1-shot" in printed
+    assert re.findall(r"\d+\.\d\d % ± \d+\.\d\d", printed) == [trained[0].replace(" ±", " % ±")]
+    assert run("reuse", "--checkpoint", checkpoint, "--ways", "4") == 2
+    assert "--ways is fixed by the run" in capsys.readouterr().err
+
+
+def test_a_run_is_tested_on_images_of_another_size_and_kind(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", *TINY, "--ways", "2", "--queries", "2") == 0
+    (checkpoint,) = map(str, Path("runs").glob("*.safetensors"))
+    assert run("evaluate", "--checkpoint", checkpoint, "--dataset", str(pictures), "--test_tasks", "5", "--progress", "false") == 0
+    assert f"maml on {pictures}, 2-way 1-shot, test:" in capsys.readouterr().out
+
+
+def test_a_run_tells_the_command_that_trains_it(here: Path) -> None:
+    experiment = Experiment(steps=2, hidden=4, meta_batch=2, seed=3, runs=str(here), execution="loop")
+    learner, curve = experiment.train("anil", progress=False)
+    trained = experiments.Run(experiment, "anil", learner, curve)
+    command = trained.command().split()
+    assert command[:2] == ["metalearn", "train"]
+    asked = dict(zip(command[2::2], command[3::2], strict=True))
+    assert asked.items() >= {"--algorithm": "anil", "--steps": "2", "--hidden": "4", "--meta_batch": "2", "--seed": "3"}.items()
+    assert experiments.restored(experiment.checkpoint("anil")).command() == trained.command()
+
+
 def test_settings_come_from_a_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("settings.yaml").write_text("steps: 1\nhidden: 4\nmeta_batch: 2\ntest_tasks: 5\nprogress: false\nalgorithm: protonet\n")
     assert run("train", "--config", "settings.yaml") == 0
@@ -137,6 +167,13 @@ def test_settings_come_from_a_file(here: Path, capsys: pytest.CaptureFixture[str
         (["train", "--model", "nowhere:net"], "'nowhere:net' cannot be imported"),
         (["train", "--lr", "1e30", "--steps", "3", "--hidden", "4"], "not finite"),
         (["train", "--execution", "quickly"], "no execution 'quickly'"),
+        (["train", "--precision", "half"], "precision='half'; choose float32 or float64 or bfloat16"),
+        (["train", "--weights", "DEFAULT"], "weights='DEFAULT' are torchvision's, but the model is 'conv4'"),
+        (["train", "--norm", "frozen"], "norm='frozen' keeps the statistics of pretrained weights"),
+        (["train", "--device", "abacus"], "device='abacus' cannot be used here"),
+        (["train", "--model", "vit_b_16"], "vit_b_16 does not take images of 3 channels and 28x28 pixels .* try another --size"),
+        (["train", "--algorithm", "maml,anil"], "train takes one algorithm"),
+        (["train", "--queries", "30"], "has 20 images but shots=1 and queries=30"),
         (["evaluate", "--checkpoint", "nothing.safetensors"], "no checkpoint nothing.safetensors"),
     ],
 )

@@ -285,3 +285,94 @@ def test_bad_input_is_named_with_its_cure() -> None:
         ml.MAML(nn.Sequential(nn.PReLU()), 0.1)
     with pytest.raises(ValueError, match="must be integers"):
         ml.ProtoNet(model)(Episode(Examples(episodes.support.inputs, episodes.support.targets.double()), episodes.query))
+
+
+class TimesThree(nn.Module):
+    """A model that writes into what its head put out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        logits = self.head(torch.tanh(self.body(inputs)))
+        logits *= 3
+        return logits
+
+
+class HeadTwice(TimesThree):
+    """A model that runs its head twice."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        features = torch.tanh(self.body(inputs))
+        return self.head(features + self.head(features).sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize("way", WAYS_TO_RUN)
+@pytest.mark.parametrize("network", [TimesThree, HeadTwice])
+def test_anil_is_maml_of_the_head_whatever_the_model_does_with_it(network: type[nn.Module], way: str) -> None:
+    torch.manual_seed(0)
+    model, episodes = network().double(), made_up_tasks(shape=(4,))
+    assert_same_learner(ml.ANIL(model, 0.4, 2, execution=way), ml.MAML(model, {"head": 0.4}, 2, execution="loop"), episodes)
+
+
+@pytest.mark.parametrize("way", WAYS_TO_RUN)
+def test_an_update_sees_one_task_at_a_time(way: str) -> None:
+    def clipped(weights, gradients, rates, state):  # type: ignore[no-untyped-def]
+        norm = torch.stack([g.square().sum() for g in gradients.values()]).sum().sqrt()
+        count = torch.ones_like(norm) if state is None else state + 1
+        return {n: w - rates[n] * gradients[n] / (norm * count) for n, w in weights.items()}, count
+
+    model, episodes = smooth_network(), made_up_tasks()
+    assert_same_learner(
+        ml.MAML(model, 0.1, 2, update=clipped, execution=way), ml.MAML(model, 0.1, 2, update=clipped, execution="loop"), episodes
+    )
+
+
+def test_frozen_copies_share_nothing_but_the_parameters() -> None:
+    learner = ml.MetaSGD(smooth_network(), 0.4)
+    held = learner.frozen(["0"])
+    held.model = smooth_network(ways=5)
+    assert learner.model[6].out_features == 3
+    held = learner.frozen(["0"])
+    ml.meta_backward(held, made_up_tasks())
+    assert held.learned_rates["0/weight"].grad is None
+    assert held.learned_rates["4/weight"].grad is not None
+
+
+def test_learned_rates_are_those_that_were_loaded() -> None:
+    learner, episodes = ml.MetaSGD(smooth_network(), 0.4), made_up_tasks()
+    zero = {name: torch.zeros_like(t) if name.startswith("learned_rates") else t for name, t in learner.state_dict().items()}
+    expected = ml.MAML(learner.model, 0.4, steps=0)(episodes)
+    learner.load_state_dict(zero, assign=True)
+    torch.testing.assert_close(learner(episodes), expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("way", ["loop", "threads"])
+def test_a_model_that_writes_into_its_buffers_is_refused(way: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 8)), nn.Tanh(), nn.Linear(8, 3)).double()
+    learner, episodes = ml.MAML(model, 0.1, execution=way), made_up_tasks(shape=(4,))
+    with pytest.raises(ValueError, match=r"writes into its buffer 0\.parametrizations.*model\.eval\(\)"):
+        learner(episodes)
+    assert learner.eval()(episodes).shape == (3, 9, 3)
+
+
+def test_more_bad_input_is_named_with_its_cure() -> None:
+    model, episodes = smooth_network(), made_up_tasks()
+    with pytest.raises(ValueError, match="one that returns the mean"):
+        ml.MAML(model, 0.1, loss=nn.CrossEntropyLoss(reduction="none"))(episodes)
+    with pytest.raises(TypeError, match=r"rate of 0\.weight is '0\.1', a str"):
+        ml.MAML(model, "0.1")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="values that are not finite"):
+        ml.MAML(model, {"0": torch.tensor(float("nan"))})
+    with pytest.raises(TypeError, match=r"write frozen\(\['0'\]\)"):
+        ml.MAML(model, 0.1).frozen("0")
+    with pytest.raises(ValueError, match="class labels must be integers"):
+        ml.MAML(model, 0.1)(Episode(Examples(episodes.support.inputs, episodes.support.targets.double()), episodes.query))
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"evaluate under torch\.no_grad"):
+        ml.MAML(model, 0.1)(episodes)
+    with pytest.raises(ValueError, match="no parameter to train"):
+        ml.meta_backward(ml.MAML(smooth_network().requires_grad_(False), 0.1), episodes)
+    with pytest.raises(TypeError, match="first_order"):
+        ml.Reptile(model, 0.1, first_order=False)  # type: ignore[call-arg]

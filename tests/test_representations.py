@@ -25,6 +25,16 @@ def test_outputs_are_those_of_the_layers_and_hooks_are_gone() -> None:
     copy.deepcopy(model)
 
 
+def test_an_output_is_kept_as_it_was_though_the_next_layer_writes_into_it() -> None:
+    torch.manual_seed(0)
+    model, inputs = nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True), nn.Linear(8, 2)), torch.randn(6, 4)
+    with representations(model, ["0", "1"]) as seen:
+        model(inputs)
+    assert torch.equal(seen["0"], model[0](inputs))
+    assert seen["0"].min() < 0
+    assert torch.equal(seen["1"], torch.relu(seen["0"]))
+
+
 def test_hooks_are_gone_after_an_error_too() -> None:
     model = Conv4(5, hidden=4)
     with pytest.raises(RuntimeError), representations(model, ["block1"]):

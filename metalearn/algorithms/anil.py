@@ -15,7 +15,8 @@ class ANIL(MAML):
 
     `theta_m = (theta_1, ..., theta_{l-1}, theta_l^{m-1} - lr * grad_{theta_l} L_support)`, in training and at test; the outer loop
     trains everything. The same numbers as `MAML(model, lr={head: rate})`, but the body runs once a task instead of once a step. (Where the
-    model goes on after its head, as SqueezeNet pools, the whole model has to run at each step.)
+    model goes on after its head, as SqueezeNet pools, the whole model has to run at each step. A body that reads the head's weight without
+    calling the head cannot be told from one that does not: use `MAML` for it.)
 
     Arguments are those of `MAML`. Raises ValueError for a mapping that reaches outside the head.
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
-from typing import Any
+from operator import index
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import vmap
 
 from ..episodes import Examples
-from ..inner_loop import Update, Weights, inner_loop, sgd
+from ..inner_loop import Rates, Update, Weights, inner_loop, sgd
 from ..layers import assign
 from ..learner import Adapted, Learner, Loss
 
@@ -56,20 +57,25 @@ class MAML(Learner):
         execution: str = "auto",
     ) -> None:
         super().__init__(model, head=head, loss=loss, execution=execution)
-        if steps < 0:
+        if index(steps) < 0:
             raise ValueError(f"steps={steps}; the inner loop takes 0 steps or more")
         self.lr, self.steps, self.first_order, self.update = lr, steps, first_order, update
         self.rates = self.rates_of(lr)
         learned = {name: rate for name, rate in self.rates.items() if isinstance(rate, nn.Parameter)}
         if learned:
             # A ParameterDict for the outer loop and for checkpoints; dots are not allowed in its keys.
-            self.learned_rates = nn.ParameterDict({name.replace(".", "/"): rate for name, rate in learned.items()})
+            self.learned_rates = nn.ParameterDict({_key(name): rate for name, rate in learned.items()})
 
     def rates_of(self, lr: LR) -> dict[str, Rate]:
         """The rate of every parameter that moves, by name."""
         given = assign(self.model, dict(lr) if isinstance(lr, Mapping) else {"": lr})
         for name, rate in given.items():
-            if not isinstance(rate, Tensor) and not (math.isfinite(rate) and rate >= 0):
+            if not isinstance(rate, Tensor | float | int):
+                raise TypeError(f"the inner rate of {name} is {rate!r}, a {type(rate).__name__}; give a number or a tensor")
+            if isinstance(rate, Tensor):
+                if not bool(rate.isfinite().all()):
+                    raise ValueError(f"the inner rate of {name} is a tensor with values that are not finite")
+            elif not (math.isfinite(rate) and rate >= 0):
                 raise ValueError(f"the inner rate of {name} is {rate}; it must be a finite number of 0 or more")
         return {name: rate for name, rate in given.items() if isinstance(rate, Tensor) or rate > 0}
 
@@ -80,15 +86,30 @@ class MAML(Learner):
 
     def descend(self, closure: Any, support: Examples) -> Weights:
         """The inner loop on a closure from weights to the support loss."""
-        weights = self.weights()
+        weights, update = self.weights(), self.update
         if self.stacked:
             tasks = len(support.targets)
             weights.update({name: weights[name].expand(tasks, *weights[name].shape) for name in self.rates})
-        return inner_loop(closure, weights, self.rates, self.steps, first_order=self.first_order, update=self.update)
+            update = update if update is sgd else _task_by_task(update)
+        return inner_loop(closure, weights, self.current_rates(), self.steps, first_order=self.first_order, update=update)
+
+    def current_rates(self) -> dict[str, Rate]:
+        """The rate of every parameter that moves; learned ones as the outer loop has them now."""
+        learned = dict(getattr(self, "learned_rates", {}))
+        return {name: learned.get(_key(name), rate) for name, rate in self.rates.items()}
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that the outer loop trains; not the learned rates of layers that are frozen."""
+        moving = {f"learned_rates.{_key(name)}" for name in self.rates}
+        return {name: p for name, p in super().trained().items() if not name.startswith("learned_rates.") or name in moving}
+
+    def on(self, model: nn.Module | None = None, *, stacked: bool = False) -> MAML:
+        """This learner, sharing every tensor; see `Learner.on`."""
+        return cast(MAML, super().on(model, stacked=stacked))
 
     def taking(self, steps: int) -> MAML:
         """The same learner on the same parameters with another number of inner steps, as the papers take more at test."""
-        other = copy.copy(self)
+        other = self.on()
         other.steps = steps
         return other
 
@@ -104,3 +125,25 @@ class MAML(Learner):
             "first_order": self.first_order,
             "update": getattr(self.update, "__name__", type(self.update).__name__),
         }
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "/")  # a ParameterDict's keys may hold no dots
+
+
+def _task_by_task(update: Update) -> Update:
+    """An update for stacked tasks that sees one task at a time, so that a norm over its gradients is that task's norm."""
+
+    def stacked(weights: Weights, gradients: Weights, rates: Rates, state: Any) -> tuple[Weights, Any]:
+        stateless = []
+
+        def one(weights: Weights, gradients: Weights, state: Any) -> Any:
+            new, after = update(weights, gradients, rates, state)
+            stateless.append(after is None)
+            return new if after is None else (new, after)
+
+        first = state is None
+        result = vmap(lambda w, g: one(w, g, None))(weights, gradients) if first else vmap(one)(weights, gradients, state)
+        return (result, None) if stateless[0] else result
+
+    return stacked

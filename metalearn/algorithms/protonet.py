@@ -18,6 +18,7 @@ class ProtoNet(FeatureLearner):
     Arguments are those of `Learner`; the features are what enters the head.
 
     Example:
+        >>> import torch
         >>> from metalearn.models import MLP
         >>> net = ProtoNet(MLP(4, 2))
         >>> inputs = torch.eye(4)[:3]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ..episodes import Episode
-from .maml import MAML
+from ..inner_loop import Update, sgd
+from ..learner import Loss
+from .maml import LR, MAML
 
 
 class Reptile(MAML):
@@ -30,9 +31,18 @@ class Reptile(MAML):
         torch.Size([1])
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.first_order = True
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: LR,
+        steps: int = 1,
+        *,
+        head: str | None = None,
+        loss: Loss = F.cross_entropy,
+        update: Update = sgd,
+        execution: str = "auto",
+    ) -> None:
+        super().__init__(model, lr, steps, first_order=True, head=head, loss=loss, update=update, execution=execution)
 
     def forward(self, episodes: Episode) -> Tensor:
         """A stack of tasks -> query logits (tasks, queries, ways), for evaluation."""

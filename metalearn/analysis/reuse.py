@@ -185,7 +185,7 @@ def _observe(learner: Learner, names: Sequence[str], task: Episode, rows: int, s
     def run(predict: Callable[..., Tensor], *arguments: Any) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         with representations(learner.model, names) as outputs, head_input(learner.model, learner.head) as at_head:
             logits = predict(*arguments)
-        return outputs, logits, at_head[0].flatten(1)
+        return outputs, logits, at_head.features.flatten(1)
 
     def share(logits: Tensor) -> float:
         return float((logits.argmax(-1) == query.targets).double().mean())
@@ -217,7 +217,7 @@ class _Seen:
     """The tasks seen, and what they say together."""
 
     def __init__(self, learner: Learner, seed: int) -> None:
-        self.names, self.body, self.seed = layer_names(learner.model), set(body(learner.model, learner.head)), seed
+        self.names, self.body, self.seed = layers or layer_names(learner.model), set(body(learner.model, learner.head)), seed
         self.tasks: list[_Observed] = []
 
     def layers(self) -> list[LayerReuse]:
