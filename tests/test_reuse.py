@@ -250,3 +250,22 @@ def test_the_learner_is_left_as_it_was():
     feature_reuse(learner, tasks(2))
     assert learner.training and all(parameter.grad is None for parameter in learner.parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in learner.state_dict().items())
+
+
+def test_layers_may_be_named_where_the_default_ones_cannot_be_compared() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.norm, self.head = nn.LSTM(4, 8, batch_first=True), nn.LayerNorm(8), nn.Linear(8, 2)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self.head(self.norm(self.lstm(inputs.flatten(2).squeeze(1).unflatten(1, (-1, 4)))[0][:, -1]))
+
+    torch.manual_seed(0)
+    inputs = torch.rand(4, 20, 1, 8)
+    targets = torch.arange(2).repeat_interleave(10).repeat(4, 1)
+    tasks = Episode(Examples(inputs, targets), Examples(inputs, targets))
+    learner = MAML(Recurrent(), lr=0.3, execution="loop")
+    with pytest.raises(ValueError, match="'lstm' puts out a tuple"):
+        feature_reuse(learner, tasks)
+    assert [layer.layer for layer in feature_reuse(learner, tasks, layers=["norm", "head"]).layers] == ["norm", "head"]

@@ -15,7 +15,7 @@ from .. import progress as _progress
 from ..episodes import Episode, Examples, unstack
 from ..evaluation import evaluation_mode, place
 from ..execution import in_threads
-from ..layers import body
+from ..layers import is_inside
 from ..layers import layers as layer_names
 from ..learner import Learner
 from ..readouts import cosine_readout
@@ -115,7 +115,14 @@ class Reuse:
 
 
 def feature_reuse(
-    learner: Learner, episodes: Any, *, name: str | None = None, seed: int = 0, rows: int = 30_000, progress: bool = False
+    learner: Learner,
+    episodes: Any,
+    *,
+    layers: Sequence[str] | None = None,
+    name: str | None = None,
+    seed: int = 0,
+    rows: int = 30_000,
+    progress: bool = False,
 ) -> Reuse:
     """Does the inner loop change the features, or reuse them? -> `Reuse`, after Raghu et al. 2020 (arXiv:1909.09157).
 
@@ -126,6 +133,8 @@ def feature_reuse(
     Args:
         learner: any learner; what it is made of does not matter.
         episodes: a `FewShot` (or anything with a length and `[i]` giving single-task episodes), or one stack of tasks.
+        layers: the layers to look at, in order; by default all of `metalearn.layers(learner.model)`. One that puts out a tuple or runs
+            twice cannot be compared: name a module inside it instead.
         name: what to call it; by default the algorithm's name.
         seed: what the floor's draws depend on.
         rows: about how many rows CCA keeps, by taking some positions of every image.
@@ -135,7 +144,7 @@ def feature_reuse(
         ValueError: no tasks, targets that are not class labels, or activations that are not finite (the layer is named).
     """
     tasks = _tasks(episodes)
-    seen = _Seen(learner, seed)
+    seen = _Seen(learner, layers, seed)
     with (
         evaluation_mode([learner]),
         torch.no_grad(),
@@ -144,15 +153,15 @@ def feature_reuse(
         for task in in_threads(learner, range(len(tasks)), lambda one, i: _observe(one, seen.names, tasks[i], rows // len(tasks), seed, i)):
             seen.tasks.append(task)
             advance()
-    layers = seen.layers()
-    adapts = not all(layer.unmoved for layer in layers)
-    frozen = freezing(learner, episodes, progress=progress) if adapts else None
+    found = seen.layers()
+    adapts = not all(layer.unmoved for layer in found)
+    frozen = freezing(learner, episodes, layers=seen.body, progress=progress) if adapts else None
     accuracies = seen.accuracies()
     ways, shots, queries = seen.tasks[0].sizes
     return Reuse(
         name=name or type(learner).__name__,
-        verdict=_judge(layers, frozen, accuracies),
-        layers=tuple(layers),
+        verdict=_judge(found, frozen, accuracies),
+        layers=tuple(found),
         freezing=frozen,
         accuracies=accuracies,
         tasks=len(tasks),
@@ -161,7 +170,7 @@ def feature_reuse(
         queries=queries,
         settings=learner.settings(),
         versions=versions(),
-        notes=tuple(_notes(layers, accuracies, len(tasks))),
+        notes=tuple(_notes(found, accuracies, len(tasks))),
     )
 
 
@@ -216,8 +225,9 @@ def _observe(learner: Learner, names: Sequence[str], task: Episode, rows: int, s
 class _Seen:
     """The tasks seen, and what they say together."""
 
-    def __init__(self, learner: Learner, seed: int) -> None:
-        self.names, self.body, self.seed = layers or layer_names(learner.model), set(body(learner.model, learner.head)), seed
+    def __init__(self, learner: Learner, names: Sequence[str] | None, seed: int) -> None:
+        self.names, self.seed = list(names or layer_names(learner.model)), seed
+        self.body = [name for name in self.names if not is_inside(name, learner.head)]
         self.tasks: list[_Observed] = []
 
     def layers(self) -> list[LayerReuse]:
