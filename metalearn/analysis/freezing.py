@@ -83,10 +83,13 @@ def freezing(learner: Learner, episodes: Any, *, layers: Sequence[str] | None = 
     """
     names = body(learner.model, learner.head) if layers is None else list(layers)
     accuracies: list[Tensor] = []
+    moving = len(learner.rates)
     with _progress.progress("freezing", len(names) + 1, unit="evaluation", shown=progress) as advance:
         for k in range(len(names) + 1):
-            evaluation = evaluate(learner.frozen(names[:k]) if k else learner, episodes)
-            accuracies.append(evaluation.per_episode)
+            held = learner.frozen(names[:k]) if k else learner
+            # Freezing what does not move changes nothing, so that it need not be tried.
+            accuracies.append(accuracies[-1] if k and len(held.rates) == moving else evaluate(held, episodes).per_episode)
+            moving = len(held.rates)
             advance(text="nothing frozen" if not k else f"frozen up to {names[k - 1]}")
     rows = [Frozen(tuple(names[:k]), Estimate.of(values), Estimate.of(accuracies[0] - values)) for k, values in enumerate(accuracies)]
     return Freezing(tuple(rows), len(accuracies[0]))
