@@ -167,9 +167,9 @@ def _each(learner: Learner, tasks: Sequence[Episode], work: Callable[[Learner, E
         raise RuntimeError("the inner loop takes gradients, which torch.inference_mode() rules out; evaluate under torch.no_grad()")
     way, before = chosen(learner), _versions(learner.model)
     if way == "vectorized":
-        stacked = learner.on(stacked=True)
         for start in range(0, len(tasks), CHUNK):
-            yield work(stacked, stack(tasks[start : start + CHUNK]))
+            chunk = tasks[start : start + CHUNK]
+            yield work(learner.on(stacked=len(chunk)), stack(chunk))
     elif way == "threads":
         yield from in_threads(learner, tasks, work)
     else:

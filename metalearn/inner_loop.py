@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 
 Weights = dict[str, Tensor]
 Rates = Mapping[str, float | Tensor]
@@ -75,6 +76,27 @@ def inner_loop(closure: Closure, weights: Weights, rates: Rates, steps: int, *, 
     for _ in range(steps):
         weights, state = inner_step(closure, weights, rates, first_order=first_order, update=update, state=state)
     return weights
+
+
+def task_by_task(update: Update) -> Update:
+    """An update for vectorized tasks that sees one task at a time, so that a norm over its gradients is that task's norm."""
+
+    if update is sgd:
+        return sgd  # looks at one value at a time
+
+    def stacked(weights: Weights, gradients: Weights, rates: Rates, state: Any) -> tuple[Weights, Any]:
+        stateless = []
+
+        def one(weights: Weights, gradients: Weights, state: Any) -> Any:
+            new, after = update(weights, gradients, rates, state)
+            stateless.append(after is None)
+            return new if after is None else (new, after)
+
+        first = state is None
+        result = vmap(lambda w, g: one(w, g, None))(weights, gradients) if first else vmap(one)(weights, gradients, state)
+        return (result, None) if stateless[0] else result
+
+    return stacked
 
 
 class _Attention:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +59,7 @@ class Learner(nn.Module):
         self.loss = loss
         self.execution = _execution.known(execution)
         self.rates: Rates = {}
-        self.stacked = False
+        self.stacked = 0  # how many tasks are vectorized
 
     def forward(self, episodes: Episode) -> Tensor:
         """A stack of tasks -> query logits (tasks, queries, ways), differentiable to `parameters()`."""
@@ -84,7 +84,7 @@ class Learner(nn.Module):
         """The parameters that the outer loop trains, by name: those that require a gradient and that predictions depend on."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
-    def frozen(self, layers: Iterable[str]) -> Learner:
+    def frozen(self, layers: Iterable[str]) -> Self:
         """The same learner on the same parameters, with the named layers left out of the inner loop.
 
         Raises ValueError, with near matches, for a layer that does not exist.
@@ -111,7 +111,10 @@ class Learner(nn.Module):
 
     def weights(self) -> Weights:
         """Every parameter of the model by name; those with a rate have a task dimension where tasks are vectorized."""
-        return dict(self.model.named_parameters())
+        weights: Weights = dict(self.model.named_parameters())
+        if self.stacked:
+            weights.update({name: weights[name].expand(self.stacked, *weights[name].shape) for name in self.rates})
+        return weights
 
     def call(self, weights: Weights, inputs: Tensor) -> Tensor:
         """The model's output under these weights: (examples, ...) -> (examples, ways)."""
@@ -142,13 +145,13 @@ class Learner(nn.Module):
     def task_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of a task: a scalar, or (tasks,) where tasks are vectorized."""
         loss = vmap(self.loss)(logits, targets) if self.stacked else self.loss(logits, targets)
-        if loss.ndim != int(self.stacked):
+        if loss.ndim != bool(self.stacked):
             raise ValueError(f"the loss gives {tuple(loss.shape)} values for one task; give one that returns the mean (reduction='mean')")
         return loss
 
     def check_outputs(self, support: Examples) -> None:
         """Raise ValueError where the head cannot tell the classes of the support set apart; warn where it has outputs to spare."""
-        if support.targets.is_floating_point() and support.targets.ndim == 1 + self.stacked and self.loss is F.cross_entropy:
+        if support.targets.is_floating_point() and support.targets.ndim == 1 + bool(self.stacked) and self.loss is F.cross_entropy:
             raise ValueError(
                 f"class labels must be integers, not {support.targets.dtype}; use targets.long(), or another loss for regression"
             )
@@ -164,8 +167,8 @@ class Learner(nn.Module):
         if classes < outputs:
             warnings.warn(f"the head {self.head!r} has {outputs} outputs, but the support set has {classes} classes; {cure}", stacklevel=3)
 
-    def on(self, model: nn.Module | None = None, *, stacked: bool = False) -> Learner:
-        """This learner, sharing every tensor, on another module of the same structure or with a leading task dimension."""
+    def on(self, model: nn.Module | None = None, *, stacked: int = 0) -> Self:
+        """This learner, sharing every tensor, on another module of the same structure or for a stack of so many tasks."""
         other = copy.copy(self)
         other._modules = dict(self._modules)
         other.stacked = stacked

@@ -44,4 +44,4 @@ class ANIL(MAML):
         features, ends_in_head = self.features(self.weights(), support.inputs)
         if not ends_in_head or any(not is_inside(name, self.head) for name in self.rates):
             return super().adapt(support)
-        return Adapted(self.descend(lambda weights: self.task_loss(self.call_head(weights, features), support.targets), support))
+        return Adapted(self.descend(lambda weights: self.task_loss(self.call_head(weights, features), support.targets)))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from operator import index
-from typing import Any, cast
+from typing import Any, Self
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import vmap
 
 from ..episodes import Examples
-from ..inner_loop import Rates, Update, Weights, inner_loop, sgd
+from ..inner_loop import Closure, Update, Weights, inner_loop, sgd, task_by_task
 from ..layers import assign
 from ..learner import Adapted, Learner, Loss
 
@@ -82,16 +81,12 @@ class MAML(Learner):
     def adapt(self, support: Examples) -> Adapted:
         """The support set of one task -> its adapted weights, differentiable to the initial ones where gradients are on."""
         self.check_outputs(support)
-        return Adapted(self.descend(lambda weights: self.task_loss(self.call(weights, support.inputs), support.targets), support))
+        return Adapted(self.descend(lambda weights: self.task_loss(self.call(weights, support.inputs), support.targets)))
 
-    def descend(self, closure: Any, support: Examples) -> Weights:
+    def descend(self, closure: Closure) -> Weights:
         """The inner loop on a closure from weights to the support loss."""
-        weights, update = self.weights(), self.update
-        if self.stacked:
-            tasks = len(support.targets)
-            weights.update({name: weights[name].expand(tasks, *weights[name].shape) for name in self.rates})
-            update = update if update is sgd else _task_by_task(update)
-        return inner_loop(closure, weights, self.current_rates(), self.steps, first_order=self.first_order, update=update)
+        update = task_by_task(self.update) if self.stacked else self.update
+        return inner_loop(closure, self.weights(), self.current_rates(), self.steps, first_order=self.first_order, update=update)
 
     def current_rates(self) -> dict[str, Rate]:
         """The rate of every parameter that moves; learned ones as the outer loop has them now."""
@@ -103,11 +98,7 @@ class MAML(Learner):
         moving = {f"learned_rates.{_key(name)}" for name in self.rates}
         return {name: p for name, p in super().trained().items() if not name.startswith("learned_rates.") or name in moving}
 
-    def on(self, model: nn.Module | None = None, *, stacked: bool = False) -> MAML:
-        """This learner, sharing every tensor; see `Learner.on`."""
-        return cast(MAML, super().on(model, stacked=stacked))
-
-    def taking(self, steps: int) -> MAML:
+    def taking(self, steps: int) -> Self:
         """The same learner on the same parameters with another number of inner steps, as the papers take more at test."""
         other = self.on()
         other.steps = steps
@@ -129,21 +120,3 @@ class MAML(Learner):
 
 def _key(name: str) -> str:
     return name.replace(".", "/")  # a ParameterDict's keys may hold no dots
-
-
-def _task_by_task(update: Update) -> Update:
-    """An update for stacked tasks that sees one task at a time, so that a norm over its gradients is that task's norm."""
-
-    def stacked(weights: Weights, gradients: Weights, rates: Rates, state: Any) -> tuple[Weights, Any]:
-        stateless = []
-
-        def one(weights: Weights, gradients: Weights, state: Any) -> Any:
-            new, after = update(weights, gradients, rates, state)
-            stateless.append(after is None)
-            return new if after is None else (new, after)
-
-        first = state is None
-        result = vmap(lambda w, g: one(w, g, None))(weights, gradients) if first else vmap(one)(weights, gradients, state)
-        return (result, None) if stateless[0] else result
-
-    return stacked
