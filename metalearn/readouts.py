@@ -25,6 +25,7 @@ def cosine_readout(support: Examples, queries: Tensor, ways: int, rule: str = "s
     Raises ValueError for an unknown rule, or labels beyond `ways`.
 
     Example:
+        >>> import torch
         >>> support = Examples(torch.eye(2), torch.tensor([0, 1]))
         >>> cosine_readout(support, torch.tensor([[3.0, 0.1]]), ways=2).argmax(-1)
         tensor([0])
