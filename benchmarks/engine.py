@@ -11,7 +11,6 @@ where METALEARN_DATA names it. Appends a JSON line a figure to `benchmarks/resul
 from __future__ import annotations
 
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -61,22 +60,26 @@ def plain_loop(model: torch.nn.Module, tasks: Episode, lr: float) -> None:
             )
 
 
-def engine(rounds: int = 7, tasks: int = 32, peak_of: str | None = None) -> None:
+def engine(rounds: int = 7, tasks: int = 32, figures: str = "time,memory,sampling,start", peak_of: str | None = None) -> None:
     """Measure time, memory, sampling and start-up.
 
     Args:
         rounds: how often each side is timed, in turn, after one round that is not counted.
         tasks: the meta-batch.
+        figures: which of time, memory, sampling and start, with commas.
         peak_of: used by the benchmark itself, in a fresh process: "way,tasks,threads", whose peak of memory is printed in bytes.
     """
     if peak_of:
         way, count, threads = peak_of.split(",")
         print(_peak(way, int(count), int(threads)))
         return
-    _time(rounds, tasks)
-    _memory(tasks)
-    _sampling(rounds)
-    _start(rounds)
+    asked = [name.strip() for name in figures.split(",")]
+    parts = {"time": lambda: _time(rounds, tasks), "memory": lambda: _memory(tasks)}
+    parts |= {"sampling": lambda: _sampling(rounds), "start": lambda: _start(rounds)}
+    for name in asked:
+        if name not in parts:
+            raise ValueError(f"there is no figure {name!r}; choose from {', '.join(parts)}")
+        parts[name]()
 
 
 def _time(rounds: int, count: int) -> None:
@@ -126,12 +129,19 @@ def _memory(count: int) -> None:
 def _peak(way: str, count: int, threads: int) -> int:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    learner, stacked = MAML(Conv4(5), 0.4, execution=way), episodes(count)
+    small, learner, stacked = MAML(Conv4(5, hidden=2), 0.4, execution=way), MAML(Conv4(5), 0.4, execution=way), episodes(count)
+    meta_backward(small, episodes(2, queries=1))  # libraries and threads are there now
     for parameter in learner.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = _memory_now("VmRSS")
     meta_backward(learner, stacked)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return _memory_now("VmHWM") - before
+
+
+def _memory_now(kind: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(kind))
 
 
 def _sampling(rounds: int) -> None:
