@@ -168,6 +168,7 @@ class Hand(NamedTuple):
 
 
 def hands(seed: int, split: str, drawers: int) -> Hand:
+    """The style of every drawer of a split: each field (drawers,)."""
     first = HANDS | SPLITS[split].start << 24  # every split has drawers of its own
     loose, large, wide, slant, rotation, pen = np.stack([Draws(seed, first + i).bell(6) for i in range(drawers)], 1)
     loose, large = 0.85 * np.exp(0.25 * loose), 0.92 * np.exp(0.1 * large)
