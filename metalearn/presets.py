@@ -68,25 +68,15 @@ def _quick(dataset: str, ways: int, shots: int, algorithm: str) -> Preset | None
 
 
 def _finn(dataset: str, ways: int, shots: int, algorithm: str) -> Preset | None:
-    if dataset == "omniglot" and ways <= 5:
-        return Preset(
-            follows="Finn et al. 2017, Omniglot 5-way: alpha 0.4 on a summed loss, so 0.4 x 5 on a mean; batch norm does not adapt",
-            lr=2.0,
-            inner_steps=1,
-            test_steps=3,
-            meta_batch=32,
-            train_queries=None,
-            steps=60_000,
-            pool=False,
-            adapt_norm=False,
-        )
     if dataset == "omniglot":
+        few = ways <= 5
+        setting = "5-way: alpha 0.4 on a summed loss, so 0.4 x 5" if few else "20-way: alpha 0.1 on a summed loss, so 0.1 x 20"
         return Preset(
-            follows="Finn et al. 2017, Omniglot 20-way: alpha 0.1 on a summed loss, so 0.1 x 20 on a mean; batch norm does not adapt",
+            follows=f"Finn et al. 2017, Omniglot {setting} on a mean; batch norm does not adapt",
             lr=2.0,
-            inner_steps=5,
-            test_steps=5,
-            meta_batch=16,
+            inner_steps=1 if few else 5,
+            test_steps=3 if few else 5,
+            meta_batch=32 if few else 16,
             train_queries=None,
             steps=60_000,
             pool=False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import progress as _progress
+from ..checkpoints import versions
 from ..episodes import Episode, Examples, unstack
 from ..evaluation import evaluation_mode, place
 from ..execution import in_threads
@@ -297,16 +297,3 @@ def _tasks(episodes: Any) -> Sequence[Episode]:
     if not len(episodes):
         raise ValueError("episodes holds no tasks; ask for at least 20")
     return episodes
-
-
-def versions() -> dict[str, str]:
-    """What a result depends on: this package, torch, numpy, Python and the processor."""
-    from .. import __version__
-
-    return {
-        "metalearn": __version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-    }
