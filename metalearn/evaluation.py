@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from scipy import stats
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 
 from metalearn import ranks
 from metalearn.episodes import Episode, Examples, stack, unstack
@@ -159,21 +159,28 @@ def evaluate_together(
     """`evaluate` for several learners by name, each task drawn once for all of them; any two can then be compared by `paired`."""
     scores: dict[str, list[Tensor]] = {name: [] for name in learners}
     marks, measure, seen = [], "accuracy", 0
+    ranks.join(_like(next(iter(learners.values()), nn.Module())).device)
+    broken: Exception | None = None
     with (
         torch.no_grad(),
         evaluation_mode(learners.values()),
         shown_progress("evaluating", _count(episodes, tasks_at_once), unit="task", shown=progress and ranks.here()[0] == 0) as advance,
     ):
-        for count, tasks in _shared_out(episodes, tasks_at_once):
-            marks.append(torch.zeros(count, dtype=torch.float64) if tasks is None else _fingerprints(tasks))
-            if tasks is not None:
-                measure = "loss" if tasks.query.targets.is_floating_point() else "accuracy"
-            for name, learner in learners.items():
-                scores[name].append(torch.zeros(count, dtype=torch.float64) if tasks is None else _score(learner, tasks, seen))
-            seen += count
-            advance(count)
-    if not seen:
-        raise ValueError("there are no episodes to evaluate on; ask for at least one task")
+        try:
+            for count, tasks in _shared_out(episodes, tasks_at_once):
+                marks.append(torch.zeros(count, dtype=torch.float64) if tasks is None else _fingerprints(tasks))
+                if tasks is not None:
+                    measure = "loss" if tasks.query.targets.is_floating_point() else "accuracy"
+                for name, learner in learners.items():
+                    scores[name].append(torch.zeros(count, dtype=torch.float64) if tasks is None else _score(learner, tasks, seen))
+                seen += count
+                advance(count)
+            if not seen:
+                raise ValueError("there are no episodes to evaluate on; ask for at least one task")
+        except Exception as error:  # one rank alone would leave the others waiting for it
+            broken = error
+    ranks.raise_together(broken)
+    _check_alike(learners, seen)
     fingerprints = tuple(int(mark) for mark in ranks.total(torch.cat(marks)).tolist())
     measure = ranks.from_first(measure)
     return {
@@ -182,6 +189,24 @@ def evaluate_together(
         )
         for name, learner in learners.items()
     }
+
+
+def _check_alike(learners: Mapping[str, Learner], tasks: int) -> None:
+    """Raise ValueError where ranks hold other weights or other tasks: their shares would not be of one result."""
+    if ranks.here()[1] == 1:
+        return
+    sizes = {name: [float(p.detach().double().norm()) for p in learner.parameters()] for name, learner in learners.items()}
+    found = ranks.gather((tasks, sizes))
+    for rank, (count, theirs) in enumerate(found):
+        if count != found[0][0]:
+            raise ValueError(
+                f"rank {rank} has {count} tasks to evaluate on and rank 0 has {found[0][0]}; give every rank the same episodes"
+            )
+        for name, norms in theirs.items():
+            if not all(map(_close, norms, found[0][1][name])):
+                raise ValueError(
+                    f"the weights of {name} differ between rank {rank} and rank 0; build every rank's from one seed or checkpoint"
+                )
 
 
 def place(episodes: Episode, learner: nn.Module) -> Episode:
@@ -241,6 +266,8 @@ def _shared_out(episodes: Tasks | DataLoader[Episode] | Episode, at_once: int) -
     """(tasks, their stack) in order; None in place of a stack that another rank takes."""
     rank, count = ranks.here()
     if isinstance(episodes, DataLoader):
+        if count > 1 and isinstance(episodes.sampler, RandomSampler):
+            raise ValueError("this DataLoader shuffles, so that every rank would share out other stacks; build it with shuffle=False")
         for number, (support, query) in enumerate(episodes):
             yield len(query[0]), Episode(Examples(*support), Examples(*query)) if number % count == rank else None
         return
@@ -271,6 +298,10 @@ def _fingerprints(episodes: Episode) -> Tensor:
     (support, labels), (query, answers) = episodes
     parts = zip(support.flatten(1)[:, ::31], labels, query.flatten(1)[:, ::31], answers, strict=True)
     return torch.tensor([mark(*task) for task in parts], dtype=torch.float64)
+
+
+def _close(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-6) or (math.isnan(a) and math.isnan(b))
 
 
 def _like(learner: nn.Module) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,8 +16,10 @@ from .layers import resolve
 def representations(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
     """A dictionary that fills with the outputs of the named layers while the model runs; the hooks are gone afterwards.
 
-    Raises ValueError, naming the layer, where one does not exist or puts out something else than a tensor; and on leaving, where
-    one did not run or ran more than once.
+    One entry of a layer that puts out a tuple or a dictionary is named after a colon: "lstm:0", "encoder:last_hidden_state".
+
+    Raises ValueError, naming the layer, where one does not exist or puts out something else than a tensor (the entries are listed); and
+    on leaving, where one did not run or ran more than once.
 
     Example:
         >>> import torch
@@ -28,18 +30,17 @@ def representations(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str
         {'0': (3, 8), '1': (3, 8)}
     """
     seen: dict[str, Tensor] = {}
-    runs: dict[str, int] = {resolve(model, name): 0 for name in names}
+    paths = {name: _split(model, name) for name in names}
+    runs: dict[str, int] = dict.fromkeys(paths, 0)
 
-    def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def keep(name: str, entry: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if not isinstance(output, Tensor):
-                raise ValueError(f"layer {name!r} puts out a {type(output).__name__}, not a tensor; name a layer inside or after it")
             runs[name] += 1
-            seen[name] = output.clone()  # what follows may write into it: torchvision's ReLUs do
+            seen[name] = _tensor(output, name, entry).clone()  # what follows may write into it: torchvision's ReLUs do
 
         return hook
 
-    hooks = [model.get_submodule(name).register_forward_hook(keep(name)) for name in runs]
+    hooks = [model.get_submodule(path).register_forward_hook(keep(name, entry)) for name, (path, entry) in paths.items()]
     try:
         yield seen
     finally:
@@ -48,6 +49,42 @@ def representations(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str
     for name, count in runs.items():
         if count != 1:
             raise ValueError(f"layer {name!r} ran {count} times in the forward pass, so it has no one output; name a layer that runs once")
+
+
+def _split(model: nn.Module, name: str) -> tuple[str, str]:
+    """A layer and the entry named after it, "" where there is none."""
+    path, colon, entry = name.rpartition(":")
+    whole = not colon or name in dict(model.named_modules(remove_duplicate=False))
+    return (resolve(model, name), "") if whole else (resolve(model, path), entry)
+
+
+def _tensor(output: Any, name: str, entry: str) -> Tensor:
+    entries = _entries(output)
+    chosen = entries.get(entry) if entry else output
+    if isinstance(chosen, Tensor):
+        return chosen
+    layer = name.removesuffix(f":{entry}") if entry else name
+    if not entries:
+        lacks = f"which has no entry {entry!r}; name it without" if entry else "not a tensor; name a layer inside or after it"
+        raise ValueError(f"layer {layer!r} puts out a {type(output).__name__}, {lacks}")
+    listed = ", ".join(f"{key} ({_described(value)})" for key, value in entries.items())
+    tensors = [key for key, value in entries.items() if isinstance(value, Tensor)]
+    cure = f"name one as {layer + ':' + tensors[0]!r}" if tensors else "name a layer inside or after it"
+    lacks = f"of which {entry!r} is no tensor" if entry else "not a tensor"
+    raise ValueError(f"layer {layer!r} puts out a {type(output).__name__}, {lacks}; its entries are {listed}; {cure}")
+
+
+def _entries(output: Any) -> dict[str, Any]:
+    """What a tuple, list or dictionary holds, by index or key; named tuples by name."""
+    if isinstance(output, Mapping):
+        return {str(key): value for key, value in output.items()}
+    if isinstance(output, tuple | list):
+        return dict(zip(getattr(output, "_fields", map(str, range(len(output)))), output, strict=True))
+    return {}
+
+
+def _described(value: Any) -> str:
+    return " x ".join(map(str, value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
 class HeadRun:

@@ -10,8 +10,20 @@ import pytest
 import torch
 
 from metalearn import ANIL, MAML, NIL
-from metalearn.analysis import feature_reuse, report
-from metalearn.analysis.plots import accuracy_bars, freezing_curve, layer_profile, rendered, save, summary
+from metalearn.analysis import Estimate, feature_reuse, report
+from metalearn.analysis.plots import (
+    accuracy_bars,
+    class_cosines,
+    freezing_curve,
+    layer_profile,
+    paired_comparison,
+    rendered,
+    save,
+    summary,
+    timeline,
+    weights_moved,
+)
+from metalearn.analysis.together import differences, over_seeds
 from metalearn.models import Conv4
 from tests.test_reuse import tasks
 
@@ -64,7 +76,7 @@ def test_the_page_is_whole_and_loads_nothing(reuses, tmp_path):
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     page = Page(text)
     assert not page.open
-    assert len(page.links) == 3 and all(link.startswith("data:image/svg+xml;base64,") for link in page.links)
+    assert len(page.links) == 3 + 2 and all(link.startswith("data:image/svg+xml;base64,") for link in page.links)
     assert not re.search(r"https?://|@import|url\(|<script", text)
     words = " ".join(page.words)
     assert f"MAML: {reuses[0].verdict.answer}" in words and "How to read this page" in words and torch.__version__ in words
@@ -79,7 +91,7 @@ def test_one_page_on_several_learners_has_a_section_each_and_the_results(reuses,
     words = " ".join(page.words)
     for piece in ("MAML", "ANIL", "NIL: does not adapt", "81.0 ± 0.4 %", "metalearn reuse", "by construction"):
         assert piece in words
-    assert len(page.links) == 3 + 3
+    assert len(page.links) == 3 + 3 + 3
 
 
 def test_what_users_name_is_escaped(reuses, tmp_path):
@@ -127,3 +139,74 @@ def test_pictures_of_a_learner_without_an_inner_loop_and_of_many(reuses, tmp_pat
     save(summary(reuses[2:]), tmp_path / "nil.png")
     save(summary(reuses), tmp_path / "all.png")
     assert (tmp_path / "nil.png").stat().st_size > 10_000
+
+
+def test_the_tables_of_weights_and_classes_hold_the_numbers(reuses):
+    layer = reuses[0].layers[4]
+    text = str(reuses[0])
+    assert f"{layer.distance.mean:.3f} ± {layer.distance.interval:.3f}" in text
+    assert f"{layer.inter.after.mean:.3f} ± {layer.inter.after.interval:.3f}" in text
+    assert "Euclidean norm" in text and "at the meta-initialisation" in text and "not centred" in text
+    assert all("0, no rate" in line for line in str(reuses[1]).split("\n\n")[3].splitlines()[1:5])
+
+
+def test_weights_moved_draws_what_is_not_zero(reuses):
+    distances, gradients = weights_moved(reuses).axes
+    drawn = {bars.get_label(): bars.lines[0].get_ydata() for bars in distances.containers}
+    assert list(drawn["MAML"]) == [layer.relative_distance.mean for layer in reuses[0].layers]
+    assert [bool(mean > 0) for mean in drawn["ANIL"]] == [False] * 4 + [True] and set(drawn) == {"MAML", "ANIL"}
+    assert gradients.get_yscale() == "log"
+    assert "no layer has a rate" in [text.get_text() for text in weights_moved(reuses[2:]).axes[1].texts]
+
+
+def test_class_cosines_have_a_panel_a_learner_on_one_scale(reuses):
+    panels = class_cosines(reuses).axes
+    assert len(panels) == 3 and len({axes.get_ylim() for axes in panels}) == 1
+    curves = {bars.get_label(): bars.lines[0].get_ydata() for bars in panels[0].containers}
+    assert list(curves["two classes, after"]) == [layer.inter.after.mean for layer in reuses[0].layers]
+    low, high = panels[0].get_ylim()
+    assert all(
+        low < mean < high for reuse in reuses for layer in reuse.layers for mean in (layer.intra.before.mean, layer.inter.after.mean)
+    )
+
+
+def test_the_paired_comparison_shows_differences_and_says_where_there_are_none(reuses):
+    axes = paired_comparison(reuses).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["MAML minus ANIL", "MAML minus NIL", "ANIL minus NIL"]
+    shown = [float(bars.lines[0].get_xdata()[0]) for bars in axes.containers]
+    assert shown == pytest.approx([100 * one.estimate.mean for one in differences(reuses)])
+    fewer = replace(reuses[1], evaluation=replace(reuses[1].evaluation, per_episode=torch.zeros(2, dtype=torch.float64)))
+    assert any("not comparable" in text.get_text() for text in paired_comparison([reuses[0], fewer]).axes[0].texts)
+
+
+def test_the_timeline_draws_each_layer_and_the_accuracy_and_is_embedded(reuses, tmp_path):
+    steps, curve = [0, 100, 5000], [Estimate(1.0, 0.0), Estimate(0.9, 0.1), Estimate(0.8, 0.1)]
+    figure = timeline(steps, {"block1": curve, "head": curve[::-1]}, curve)
+    lines = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].get_lines()}
+    assert lines["head"] == [0.8, 0.9, 1.0]
+    assert list(figure.axes[1].get_lines()[0].get_ydata()) == pytest.approx([100, 90, 80])
+    with pytest.raises(ValueError, match="head has 2 points for 3 steps"):
+        timeline(steps, {"head": curve[:2]}, curve)
+    for name, some in (("one.html", reuses[:1]), ("three.html", reuses)):
+        report(some, tmp_path / name, pictures={"How it came about": figure})
+        page = Page((tmp_path / name).read_text(encoding="utf-8"))
+        assert "How it came about" in " ".join(page.words) and not page.open
+
+
+def test_a_page_on_pooled_seeds_has_their_table_and_says_what_the_interval_is_over(reuses, tmp_path):
+    torch.manual_seed(1)
+    other = feature_reuse(MAML(Conv4(3, channels=1, hidden=6, size=16), lr=0.2), tasks(3))
+    pooled = over_seeds([reuses[0], other])
+    pooled.report(tmp_path / "page.html")
+    words = " ".join(Page((tmp_path / "page.html").read_text(encoding="utf-8")).words)
+    for piece in ("Over seeds", "standard deviation over 2 seeds", "mean over 2 seeds", "Student's 95 % interval over seeds"):
+        assert piece in words
+    assert len(layer_profile([pooled]).axes[0].containers) == 2
+
+
+def test_one_task_has_no_interval_anywhere_on_the_page(tmp_path):
+    torch.manual_seed(0)
+    model = Conv4(3, channels=1, hidden=6, size=16)
+    report([feature_reuse(learner(model, lr=0.2), tasks(1)) for learner in (MAML, ANIL)], tmp_path / "page.html")
+    words = " ".join(Page((tmp_path / "page.html").read_text(encoding="utf-8")).words)
+    assert "One task gives no interval" in words and "(no interval)" in words and "nan" not in words.lower().split()

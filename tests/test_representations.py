@@ -55,6 +55,24 @@ def test_a_layer_that_puts_out_a_tuple_is_named() -> None:
     model = nn.ModuleDict({"lstm": nn.LSTM(3, 4)})
     with pytest.raises(ValueError, match="'lstm' puts out a tuple"), representations(model, ["lstm"]):
         model["lstm"](torch.ones(2, 1, 3))
+    assert not model["lstm"]._forward_hooks
+
+
+def test_entries_of_a_tuple_are_listed_and_can_be_named() -> None:
+    model, inputs = nn.ModuleDict({"lstm": nn.LSTM(3, 4), "a:b": nn.Linear(3, 2)}), torch.ones(2, 1, 3)
+    with (
+        pytest.raises(ValueError, match=r"its entries are 0 \(2 x 1 x 4\), 1 \(tuple\); name one as 'lstm:0'"),
+        representations(model, ["lstm"]),
+    ):
+        model["lstm"](inputs)
+    with pytest.raises(ValueError, match="of which '1' is no tensor"), representations(model, ["lstm:1"]):
+        model["lstm"](inputs)
+    with pytest.raises(ValueError, match="no layer 'lstn'"), representations(model, ["lstn:0"]):
+        pass
+    with representations(model, ["lstm:0", "a:b"]) as seen:
+        expected = model["lstm"](inputs)[0]
+        model["a:b"](inputs)
+    assert torch.equal(seen["lstm:0"], expected) and seen["a:b"].shape == (2, 1, 2)
 
 
 def test_features_enter_the_head() -> None:

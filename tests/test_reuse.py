@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
+from itertools import pairwise, permutations
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
 from torch import nn
 
 from metalearn import ANIL, BOIL, MAML, NIL, Episode, Examples, ProtoNet
 from metalearn.analysis import Estimate, compare_layers, feature_reuse, freezing, linear_cka, verdict
-from metalearn.episodes import stack
-from metalearn.evaluation import evaluate
+from metalearn.analysis.observed import class_cosines
+from metalearn.analysis.reuse import Reuse
+from metalearn.analysis.together import across, differences, over_seeds
+from metalearn.episodes import stack, unstack
+from metalearn.evaluation import evaluate, paired
 from metalearn.models import Conv4
 
 SAME, FREE = Estimate(0.99, 0.005), Estimate(0.001, 0.004)
@@ -269,3 +278,193 @@ def test_layers_may_be_named_where_the_default_ones_cannot_be_compared() -> None
     with pytest.raises(ValueError, match="'lstm' puts out a tuple"):
         feature_reuse(learner, tasks)
     assert [layer.layer for layer in feature_reuse(learner, tasks, layers=["norm", "head"]).layers] == ["norm", "head"]
+
+
+# What the inner loop does to weights, gradients and classes
+
+
+def double(learner: type[MAML], **options: Any) -> MAML:
+    return learner(net().double(), **options)
+
+
+def test_one_sgd_step_moves_each_layer_by_its_rate_times_its_first_gradient():
+    reuse = feature_reuse(double(MAML, lr={"": 0.3, "head": 0.7, "block2": 0.0}), tasks(3))
+    for layer, rate in zip(reuse.layers, (0.3, 0.0, 0.3, 0.3, 0.7), strict=True):
+        assert layer.distance.mean == pytest.approx(rate * layer.gradient.mean, rel=1e-12)
+        assert layer.distance.interval == pytest.approx(rate * layer.gradient.interval, rel=1e-9)
+    assert [layer.has_rate for layer in reuse.layers] == [True, False, True, True, True]
+    assert [layer.weights for layer in reuse.layers] == [
+        sum(p.numel() for p in net().get_submodule(x.layer).parameters()) for x in reuse.layers
+    ]
+
+
+def test_the_gradient_norm_is_autograds_at_the_meta_initialisation():
+    learner, episodes = double(MAML, lr=0.3, steps=3), tasks(2)
+    found = {layer.layer: layer.gradient.mean for layer in feature_reuse(learner, episodes).layers}
+    norms = []
+    for task in unstack(episodes):
+        loss = nn.functional.cross_entropy(learner.model(task.support.inputs.double()), task.support.targets)
+        gradients = torch.autograd.grad(loss, list(learner.model.block3.parameters()))
+        norms.append(float(sum(gradient.square().sum() for gradient in gradients).sqrt()))
+    assert found["block3"] == pytest.approx(sum(norms) / 2, rel=1e-12)
+
+
+def test_the_distance_is_that_of_the_adapted_weights_and_relative_to_their_norm():
+    learner, episodes = double(MAML, lr=0.3, steps=2), tasks(1)
+    layer = feature_reuse(learner, episodes).layers[4]
+    support = unstack(episodes)[0].support
+    with torch.no_grad():
+        adapted = learner.adapt(Examples(support.inputs.double(), support.targets)).weights
+    before = torch.cat([p.detach().flatten() for p in learner.model.head.parameters()])
+    after = torch.cat([adapted["head.weight"].flatten(), adapted["head.bias"]])
+    assert layer.distance.mean == pytest.approx(float((after - before).norm()), rel=1e-12)
+    assert layer.relative_distance.mean == pytest.approx(float((after - before).norm() / before.norm()), rel=1e-12)
+
+
+def test_what_has_no_rate_neither_moves_nor_has_a_gradient():
+    anil, boil = (feature_reuse(learner(net(), lr=0.5), tasks(3)).layers for learner in (ANIL, BOIL))
+    for layer in (*anil[:4], boil[4]):
+        assert not layer.has_rate and layer.distance == layer.relative_distance == layer.gradient == (0, 0)
+    for layer in (anil[4], *boil[:4]):
+        assert layer.has_rate and layer.distance.low > 0 and layer.gradient.low > 0
+    assert all(layer.intra.before == layer.intra.after and layer.inter.before == layer.inter.after for layer in anil[:4])
+
+
+def test_no_inner_steps_move_nothing_though_there_is_a_gradient():
+    layers = feature_reuse(MAML(net(), lr=0.3, steps=0), tasks(3)).layers
+    assert all(layer.distance == (0, 0) and layer.gradient.mean > 0 for layer in layers)
+
+
+def test_learners_without_an_inner_loop_have_no_distance_and_no_gradient_by_construction():
+    reuse = feature_reuse(NIL(net()), tasks(3))
+    assert all(layer.distance == layer.gradient == (0, 0) and not layer.has_rate for layer in reuse.layers)
+    assert "0, no rate" in str(reuse)
+
+
+def test_class_cosines_are_the_means_over_pairs():
+    torch.manual_seed(0)
+    features, targets = torch.randn(7, 2, 3, dtype=torch.float64), torch.tensor([0, 1, 0, 2, 1, 0, 2])
+    flat = features.flatten(1)
+    pairs = {True: [], False: []}
+    for i, j in permutations(range(7), 2):
+        cosine = nn.functional.cosine_similarity(flat[i], flat[j], dim=0)
+        pairs[bool(targets[i] == targets[j])].append(float(cosine))
+    assert class_cosines(features, targets) == pytest.approx([sum(pairs[same]) / len(pairs[same]) for same in (True, False)])
+
+
+@given(st.integers(0, 10_000), st.floats(0.01, 100))
+def test_class_cosines_ignore_scale_and_rotation_and_are_one_for_the_same_features_in_a_class(seed, scale):
+    generator = torch.Generator().manual_seed(seed)
+    features, targets = torch.randn(6, 4, generator=generator, dtype=torch.float64), torch.arange(2).repeat(3)
+    rotation = torch.linalg.qr(torch.randn(4, 4, generator=generator, dtype=torch.float64))[0]
+    assert class_cosines(scale * features @ rotation, targets) == pytest.approx(class_cosines(features, targets))
+    assert class_cosines(features[:2].repeat(3, 1), targets)[0] == pytest.approx(1)
+
+
+def test_class_cosines_without_a_pair_are_nan_and_of_dead_features_zero():
+    intra, inter = class_cosines(torch.eye(3), torch.arange(3))
+    assert math.isnan(intra) and inter == 0
+    assert class_cosines(torch.zeros(4, 2), torch.tensor([0, 0, 1, 1])) == (0, 0)
+
+
+def test_tasks_in_threads_give_what_a_loop_gives(two_threads):
+    other = MAML(Conv4(3, channels=1, hidden=6, size=16), lr=0.3)
+    threads = feature_reuse(MAML(net(), lr=0.3), tasks(3), ceiling=other).to_dict()
+    torch.set_num_threads(1)
+    loop = feature_reuse(MAML(net(), lr=0.3), tasks(3), ceiling=other).to_dict()
+    for ours, theirs in zip(threads["layers"], loop["layers"], strict=True):
+        for key in ("cka", "distance", "gradient", "intra", "inter", "ceiling"):
+            assert flat_numbers(ours[key]) == pytest.approx(flat_numbers(theirs[key]), rel=1e-4, abs=1e-5)
+
+
+def flat_numbers(value: Any) -> list[float]:
+    return [one for item in value.values() for one in flat_numbers(item)] if isinstance(value, dict) else [value]
+
+
+# The ceiling
+
+
+def test_the_ceiling_is_the_similarity_of_the_two_initialisations():
+    torch.manual_seed(1)
+    learner, other, episodes = MAML(net(), lr=0.3), MAML(Conv4(3, 1, 6, 16), lr=0.1), tasks(3)
+    reuse = feature_reuse(learner, episodes, ceiling=other)
+    each = [compare_layers(net(), other.model, task.query.inputs)["block2"].similarity for task in unstack(episodes)]
+    assert reuse.layers[1].ceiling.cka == Estimate.of(each)
+    outputs = [torch.cat([run(x) for x in episodes.query.inputs]).detach() for run in (learner.model.block1, other.model.block1)]
+    assert reuse.layers[0].ceiling.cca == pytest.approx(compare_layers(*({"a": x} for x in outputs), measure="cca")["a"].similarity)
+    without = feature_reuse(MAML(net(), lr=0.3), episodes)
+    assert without.layers[0].ceiling is None and without.layers[0].cka == reuse.layers[0].cka
+    assert "other seed" in str(reuse) and "other seed" not in str(without)
+
+
+def test_a_ceiling_that_cannot_be_one_is_refused():
+    with pytest.raises(ValueError, match="same weights"):
+        feature_reuse(MAML(net(), lr=0.3), tasks(2), ceiling=ANIL(net(), lr=0.1))
+    with pytest.raises(ValueError, match=r"another architecture: block1\.conv\.weight differs"):
+        feature_reuse(MAML(net(), lr=0.3), tasks(2), ceiling=MAML(Conv4(3, 1, 8, 16), lr=0.3))
+
+
+# Several answers together
+
+
+@pytest.fixture(scope="module")
+def three():
+    def one(seed: int) -> Reuse:
+        torch.manual_seed(seed)
+        return feature_reuse(MAML(Conv4(3, 1, 6, 16), lr=0.3), tasks(3))
+
+    return [one(seed) for seed in range(3)]
+
+
+def test_over_seeds_is_the_mean_with_students_interval(three):
+    pooled = over_seeds(three)
+    for i, layer in enumerate(pooled.layers):
+        values = [one.layers[i].cka.mean for one in three]
+        low, high = stats.t.interval(0.95, 2, loc=sum(values) / 3, scale=stats.sem(values))
+        assert (layer.cka.low, layer.cka.high) == pytest.approx((low, high))
+        assert layer.gradient.mean == pytest.approx(sum(one.layers[i].gradient.mean for one in three) / 3)
+        assert layer.cca_interval > 0
+    assert pooled.accuracies.own.mean == pytest.approx(sum(one.accuracies.own.mean for one in three) / 3)
+    assert pooled.evaluation.mean == pytest.approx(pooled.accuracies.own.mean)
+    assert pooled.freezing.rows[-1].cost == across([one.freezing.rows[-1].cost.mean for one in three])
+    text = str(pooled)
+    assert "mean over 3 seeds" in text and "standard deviation over 3 seeds" in text and "± over seeds" in text
+    assert len(json.loads(json.dumps(pooled.to_dict(), allow_nan=False))["seeds"]) == 3
+
+
+def test_one_seed_gives_no_interval_and_says_so(three):
+    pooled = over_seeds(three[:1])
+    assert pooled.notes[0].startswith("One seed gives no interval") and "(no interval)" in str(pooled) and " nan" not in str(pooled)
+    assert pooled.layers[0].cka.mean == three[0].layers[0].cka.mean and math.isnan(pooled.layers[0].cka.interval)
+    assert pooled.verdict.answer == "undecided"
+
+
+def test_seeds_that_do_not_belong_together_are_refused(three):
+    with pytest.raises(ValueError, match="nothing to pool"):
+        over_seeds([])
+    with pytest.raises(ValueError, match="runs 0 and 1 are the same"):
+        over_seeds([three[0], three[0]])
+    with pytest.raises(ValueError, match=r"differ in lr \(0.3 against 0.5\)"):
+        over_seeds([three[0], feature_reuse(MAML(net(), lr=0.5), tasks(3))])
+    with pytest.raises(ValueError, match=r"differ in tasks \(3 against 2\)"):
+        over_seeds([three[0], feature_reuse(MAML(net(), lr=0.3), tasks(2))])
+    flipped = Episode(*(Examples(part.inputs.flip(-1), part.targets) for part in tasks(3)))
+    with pytest.raises(ValueError, match="saw other tasks"):
+        over_seeds([three[0], feature_reuse(MAML(net(), lr=0.3), flipped)])
+    with pytest.raises(ValueError, match="pooled already"):
+        over_seeds([over_seeds(three[:2]), three[2]])
+
+
+def test_learners_are_compared_in_pairs_on_the_same_tasks(three):
+    learners = [MAML(net(), lr=0.3), ANIL(net(), lr=0.3)]
+    found = differences([feature_reuse(learner, tasks(), name=name) for learner, name in zip(learners, "ab", strict=True)])
+    expected = paired(*(evaluate(learner, tasks()) for learner in learners))
+    assert [(one.first, one.second, one.estimate, one.pairs) for one in found] == [("a", "b", (expected.mean, expected.interval), 6)]
+    pooled = differences([over_seeds(three[:2]), replace(over_seeds(three[1:]), name="other")])[0]
+    gaps = [a.accuracies.own.mean - b.accuracies.own.mean for a, b in pairwise(three)]
+    assert pooled.estimate == pytest.approx(across(gaps)) and (pooled.pairs, pooled.unit) == (2, "seed")
+
+
+def test_learners_on_other_tasks_are_not_compared(three, maml):
+    found = differences([three[0], maml])[0]
+    assert math.isnan(found.estimate.mean) and "3 tasks against 6" in found.note

@@ -11,7 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metalearn.analysis import canonical_correlations, cca, linear_cka, procrustes, pwcca, rbf_cka, svcca
-from metalearn.analysis.similarity import Floor, measured
+from metalearn.analysis.similarity import Floor, measured, subspace
+
+
+def subspace_of_two(x, y) -> float:
+    return subspace(x, y, k=2)
+
 
 MEASURES = (cca, svcca, pwcca, linear_cka, rbf_cka, procrustes)
 CCA_FAMILY = (cca, svcca, pwcca)
@@ -38,24 +43,45 @@ def rotation(width: int, seed: int = 1) -> np.ndarray:
     return np.linalg.qr(np.random.default_rng(seed).normal(size=(width, width)))[0]
 
 
+def centred_kernel(kernel: np.ndarray) -> np.ndarray:
+    centring = np.eye(len(kernel)) - 1 / len(kernel)
+    return centring @ kernel @ centring
+
+
 def test_the_published_demo_of_cka_is_reproduced():
     x, y = kornblith_demo()
     assert linear_cka(x, y, debiased=False) == pytest.approx(0.5576132566, abs=1e-8)
     assert linear_cka(x, y) == pytest.approx(0.5134564895, abs=1e-8)
-    assert rbf_cka(x, y, fraction=0.5) == pytest.approx(0.65483, abs=5e-6)
     assert (canonical_correlations(x, y) ** 2).mean() == pytest.approx(0.5453963, abs=5e-8)
+    squares = [((side[:, None] - side) ** 2).sum(-1) for side in (x, y)]
+    k, m = (centred_kernel(np.exp(-d / (2 * 0.5**2 * np.median(d)))) for d in squares)
+    expected = (k * m).sum() / np.sqrt((k * k).sum() * (m * m).sum())
+    assert rbf_cka(x, y, fraction=0.5) == pytest.approx(expected, abs=1e-10)
+    assert expected == pytest.approx(0.65483, abs=5e-6)
 
 
 @pytest.mark.parametrize(
     ("n", "mean_cca", "biased", "debiased"),
-    [(200, 0.6378, 0.3291, -0.0018), (500, 0.3887, 0.1656, -0.0013), (1000, 0.2691, 0.0897, -0.0014), (2000, 0.1900, 0.0471, -0.0006)],
+    [
+        (200, 0.6378, 0.3291, -0.0018),
+        (500, 0.3887, 0.1656, -0.0013),
+        (1000, 0.2691, 0.0897, -0.0014),
+        (2000, 0.1900, 0.0471, -0.0006),
+        (5000, 0.1201, 0.0198, None),
+        (10000, 0.0851, 0.0100, None),
+    ],
 )
-def test_independent_noise_scores_as_tabulated(n: int, mean_cca: float, biased: float, debiased: float):
+def test_independent_noise_scores_as_tabulated(n: int, mean_cca: float, biased: float, debiased: float | None):
     draws = np.random.RandomState(0)
     a, b = draws.randn(100, n).T, draws.randn(100, n).T
-    assert cca(a, b) == pytest.approx(mean_cca, abs=5e-5)
-    assert linear_cka(a, b, debiased=False) == pytest.approx(biased, abs=5e-5)
-    assert linear_cka(a, b) == pytest.approx(debiased, abs=5e-5)
+    ac, bc = a - a.mean(0), b - b.mean(0)
+    cross, left, right = (np.linalg.norm(p.T @ q) ** 2 for p, q in ((ac, bc), (ac, ac), (bc, bc)))
+    rho = np.linalg.svd(np.linalg.qr(ac)[0].T @ np.linalg.qr(bc)[0], compute_uv=False)
+    for found, exact, tabulated in ((cca(a, b), rho.mean(), mean_cca), (linear_cka(a, b, False), cross / np.sqrt(left * right), biased)):
+        assert found == pytest.approx(exact, abs=1e-10)
+        assert found == pytest.approx(tabulated, abs=5.1e-5)
+    if debiased is not None:
+        assert linear_cka(a, b) == pytest.approx(debiased, abs=5.1e-5)
 
 
 def test_noise_of_unequal_widths_scores_as_tabulated():
@@ -137,6 +163,76 @@ def test_cca_ignores_any_invertible_map(measure):
 def test_cka_and_procrustes_see_an_invertible_map_that_is_no_rotation(measure):
     x, _ = related()
     assert measure(x, x @ np.diag([0.1, 1, 2, 5, 20, 50])) < 0.9
+
+
+def test_svcca_and_the_first_side_of_pwcca_see_an_invertible_map():
+    x, y = related()
+    stretched = x @ rotation(6) @ np.diag([100, 1, 1, 1, 1, 0.01])
+    assert abs(svcca(stretched, y) - svcca(x, y)) > 0.05
+    assert abs(pwcca(stretched, y) - pwcca(x, y)) > 0.01
+
+
+@pytest.mark.parametrize("measure", [*MEASURES, subspace_of_two])
+def test_unrelated_matrices_score_near_nought_or_their_floor(measure):
+    draws = np.random.default_rng(0)
+    x, y = draws.normal(size=(1500, 12)), draws.normal(size=(1500, 12))
+    name, options = ("subspace", {"k": 2}) if measure is subspace_of_two else (measure.__name__, {})
+    value, chance = measured(name, x, y, **options)
+    assert value < 0.3
+    assert value <= max(chance.max() + 0.02, 0.02)
+    assert value >= chance.min() - 0.02
+
+
+def test_subspace_similarity_is_the_overlap_of_principal_directions():
+    draws = np.random.default_rng(0)
+    x, y = draws.normal(size=(80, 6)) * [9, 7, 5, 1, 1, 1], draws.normal(size=(80, 6)) * [9, 1, 7, 5, 1, 1]
+    v, u = (np.linalg.svd(side - side.mean(0))[2][:3].T for side in (x, y))
+    assert subspace(x, y, k=3) == pytest.approx(np.linalg.norm(v.T @ u) ** 2 / 3, abs=1e-12)
+    assert subspace(x, y, k=3) == pytest.approx(subspace(y, x, k=3), abs=1e-12)
+    assert subspace(x, y, k=6) == pytest.approx(1)
+    assert subspace(x, x, k=3) == 1.0
+    assert subspace(np.eye(6)[:4] * 3, np.roll(np.eye(6), 3, 1)[:4] * 3, k=1) < 0.5
+
+
+def test_subspace_similarity_ignores_scale_shift_and_one_rotation_of_both_and_sees_one_of_one_side():
+    x, y = related()
+    y = np.hstack([y, x[:, :1]])
+    for k in (1, 3):
+        turn = rotation(6)
+        assert subspace(-4 * x + 3, y / 7 - 1, k) == pytest.approx(subspace(x, y, k), abs=1e-10)
+        assert subspace(x @ turn, y @ turn, k) == pytest.approx(subspace(x, y, k), abs=1e-10)
+        assert subspace(x, x @ turn, k) < 0.9
+    dead = np.hstack([x, np.full((200, 2), 0.1)])
+    moved = np.hstack([y, np.zeros((200, 2))])
+    assert subspace(dead, moved, 3) == pytest.approx(subspace(x, y, 3), abs=1e-10)
+
+
+def test_subspace_similarity_refuses_other_widths_and_directions_that_are_not_there():
+    x, y = related()
+    with pytest.raises(ValueError, match=r"x has 6 features and y has 5: subspace compares .* use linear_cka, procrustes or cca"):
+        subspace(x, y, k=2)
+    with pytest.raises(ValueError, match="k=0 must be at least 1"):
+        subspace(x, x**2, k=0)
+    with pytest.raises(ValueError, match="y varies in 2 directions, fewer than k=3; ask for at most k=2"):
+        subspace(x, x[:, :2] @ np.ones((2, 6)) + x[:, :1] @ [[0, 1, 2, 3, 4, 5]], k=3)
+    broken = x.copy()
+    broken[3, 2] = np.nan
+    for bad, said in [
+        (broken, "y holds 1 values that are NaN"),
+        (np.ones((200, 6)), "y has no variance"),
+        (x[1:], "200 examples and y has 199"),
+        (x[None], r"y must be \(examples, features\)"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            subspace(x, bad, k=2)
+
+
+def test_the_rounding_of_single_precision_is_no_direction():
+    x, y = (torch.nn.functional.layer_norm(torch.tensor(side[:, :5], dtype=torch.float32), (5,)) for side in related())
+    assert len(canonical_correlations(x, y)) == 4  # what layer norm puts out sums to a constant
+    assert cca(x, y) == pytest.approx(cca(x[:, :4], y[:, :4]), abs=1e-5)
+    exact = np.hstack([related()[0], 1e-8 * np.random.default_rng(0).normal(size=(200, 1))])
+    assert len(canonical_correlations(exact, exact)) == 7
 
 
 @settings(max_examples=20, deadline=None)

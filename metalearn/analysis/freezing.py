@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,13 +11,13 @@ import torch
 from torch import Tensor
 
 from .. import progress as _progress
-from ..evaluation import evaluate, half_width
+from ..evaluation import Evaluation, evaluate, half_width
 from ..layers import body
 from ..learner import Learner
 
 
 class Estimate(NamedTuple):
-    """A mean over tasks with the half-width of its 95 % interval, `1.96 std(ddof=1) / sqrt(tasks)`; NaN where one task gives none."""
+    """A mean with the half-width of its 95 % interval: over tasks `1.96 std(ddof=1) / sqrt(tasks)`; NaN where one value gives none."""
 
     mean: float
     interval: float
@@ -42,6 +43,18 @@ class Estimate(NamedTuple):
         """The upper end of the interval."""
         return self.mean + self.interval
 
+    def shown(self, form: str = ".3f", scale: float = 1, unit: str = "") -> str:
+        """The mean ± its interval, or the mean and that there is none.
+
+        Example:
+            >>> Estimate(0.5, 0.02).shown(".1f", 100, " %"), Estimate(0.5, float("nan")).shown(".1f", 100, " %")
+            ('50.0 ± 2.0 %', '50.0 % (no interval)')
+        """
+        mean = f"{scale * self.mean:{form}}"
+        if math.isnan(self.interval):
+            return f"{mean}{unit} (no interval)"
+        return f"{mean} ± {format(scale * self.interval, form.lstrip('+')).strip()}{unit}"
+
 
 @dataclass(frozen=True)
 class Frozen:
@@ -58,18 +71,26 @@ class Freezing:
 
     rows: tuple[Frozen, ...]
     tasks: int
+    spread: str = "1.96 standard errors over tasks"
 
     def __str__(self) -> str:
         names = ["nothing" if not row.layers else f"up to {row.layers[-1]}" for row in self.rows]
         width = max(map(len, ("frozen", *names)))
         lines = [f"{'frozen':{width}}  accuracy %        cost in points (paired)"]
         for name, row in zip(names, self.rows, strict=True):
-            cost = "" if not row.layers else f"{100 * row.cost.mean:+6.2f} ± {100 * row.cost.interval:.2f}"
-            lines.append(f"{name:{width}}  {100 * row.accuracy.mean:6.2f} ± {100 * row.accuracy.interval:.2f}    {cost}".rstrip())
-        return "\n".join([*lines, f"({self.tasks} tasks; ± is 1.96 standard errors over tasks)"])
+            cost = row.cost.shown("+6.2f", 100) if row.layers else ""
+            lines.append(f"{name:{width}}  {row.accuracy.shown('6.2f', 100)}    {cost}".rstrip())
+        return "\n".join([*lines, f"({self.tasks} tasks; ± is {self.spread})"])
 
 
-def freezing(learner: Learner, episodes: Any, *, layers: Sequence[str] | None = None, progress: bool = False) -> Freezing:
+def freezing(
+    learner: Learner,
+    episodes: Any,
+    *,
+    layers: Sequence[str] | None = None,
+    free: Evaluation | None = None,
+    progress: bool = False,
+) -> Freezing:
     """Accuracy on the queries with layers 1..k left out of the inner loop, for every k from 0 -> `Freezing`.
 
     The weights are the trained ones throughout: only adaptation at test time is held back (Raghu et al. 2020, arXiv:1909.09157,
@@ -79,6 +100,7 @@ def freezing(learner: Learner, episodes: Any, *, layers: Sequence[str] | None = 
         learner: any learner with an inner loop.
         episodes: what `evaluate` takes, giving the same tasks each time; a `FewShot` or one stack.
         layers: which to freeze, from the bottom; by default the body, layer by layer.
+        free: what `evaluate` gave for this learner on these episodes with nothing frozen, where that is known already.
         progress: show the progress on standard error.
     """
     names = body(learner.model, learner.head) if layers is None else list(layers)
@@ -88,7 +110,10 @@ def freezing(learner: Learner, episodes: Any, *, layers: Sequence[str] | None = 
         for k in range(len(names) + 1):
             held = learner.frozen(names[:k]) if k else learner
             # Freezing what does not move changes nothing, so that it need not be tried.
-            accuracies.append(accuracies[-1] if k and len(held.rates) == moving else evaluate(held, episodes).per_episode)
+            if k and len(held.rates) == moving:
+                accuracies.append(accuracies[-1])
+            else:
+                accuracies.append((free if free and not k else evaluate(held, episodes)).per_episode)
             moving = len(held.rates)
             advance(text="nothing frozen" if not k else f"frozen up to {names[k - 1]}")
     rows = [Frozen(tuple(names[:k]), Estimate.of(values), Estimate.of(accuracies[0] - values)) for k, values in enumerate(accuracies)]

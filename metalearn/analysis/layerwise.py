@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from .. import progress as _progress
 from ..evaluation import evaluation_mode
 from ..layers import layers as layer_names
 from ..representations import representations
 from .similarity import CCA_FAMILY, Floor, Undefined, measured
+from .streaming import Streaming
 from .tables import aligned, plain
 
 Network: TypeAlias = nn.Module | tuple[nn.Module, Mapping[str, Tensor]] | Mapping[str, Tensor]
@@ -26,6 +28,9 @@ CONVENTIONS = {
     "positions": "a position of an example a row, its channels as features",
     "pool": "an example a row, its channels averaged over positions as features",
 }
+
+# Bytes of one layer's moments over a loader: the largest that is begun.
+MOST_MOMENTS = 4 * 2**30
 
 
 @dataclass(frozen=True)
@@ -50,11 +55,15 @@ class LayerSimilarity:
 
 @dataclass(frozen=True)
 class Profile:
-    """Per-layer similarities of two networks under one measure and one convention; prints as a table."""
+    """Per-layer similarities of two networks under one measure and one convention; prints as a table.
+
+    `streamed` says what was summed over which batches, where the inputs were a loader.
+    """
 
     measure: str
     convention: str
     layers: tuple[LayerSimilarity, ...]
+    streamed: str = ""
 
     def __getitem__(self, layer: str) -> LayerSimilarity:
         for row in self.layers:
@@ -75,7 +84,9 @@ class Profile:
             for row in self.layers
         ]
         table = aligned(("layer", self.measure, "chance", "95 %", "n x d", ""), rows)
-        return f"{table}\n({self.measure}: {CONVENTIONS[self.convention]}; chance: one side's examples shuffled)"
+        shuffled = "neurons" if self.measure == "subspace" else "examples"
+        chance = f"chance: one side's {shuffled} shuffled{' within each batch' if self.streamed and shuffled == 'examples' else ''}"
+        return f"{table}\n({'; '.join(filter(None, (f'{self.measure}: {CONVENTIONS[self.convention]}', self.streamed, chance)))})"
 
     def to_dict(self) -> dict[str, Any]:
         """The table as JSON-able values; NaN is None."""
@@ -83,13 +94,13 @@ class Profile:
             {"layer": r.layer, "similarity": r.similarity, "floor": r.floor, "examples": r.examples, "features": r.features, "note": r.note}
             for r in self.layers
         ]
-        return plain({"measure": self.measure, "convention": self.convention, "layers": rows})
+        return plain({"measure": self.measure, "convention": self.convention, "streamed": self.streamed, "layers": rows})
 
 
 def compare_layers(
     before: Network,
     after: Network,
-    inputs: Tensor | None = None,
+    inputs: Tensor | Iterable[Any] | None = None,
     layers: Sequence[str | tuple[str, str]] | None = None,
     *,
     measure: str = "linear_cka",
@@ -98,62 +109,170 @@ def compare_layers(
     rows: int = 30_000,
     draws: int = 20,
     seed: int = 0,
+    progress: bool = False,
     **options: Any,
 ) -> Profile:
     """How similar each layer's output is in two networks on the same inputs, with the floor that unrelated features score -> `Profile`.
 
+    Over a loader nothing is held but sums (`Streaming`): both networks see the same batch, so it may shuffle. From moments, equal to the
+    comparison in memory, and (3 + draws) features² numbers a layer; where `linear_cka` flattens, and for `rbf_cka`, minibatch CKA, which
+    depends on the batches. The table says which.
+
     Args:
         before, after: each a module, a module with the weights to run it under `(module, {parameter: tensor})`, or outputs captured
-            earlier `{layer: (examples, ...)}`. Modules run in evaluation mode, under no_grad, all examples in one batch.
-        inputs: (examples, ...), given to both networks; None where both are captured outputs.
-        layers: names, or pairs (name in `before`, name in `after`); by default the layers that both have.
-        measure: "cca", "svcca", "pwcca", "linear_cka", "rbf_cka" or "procrustes"; `options` are that function's.
+            earlier `{layer: (examples, ...)}`. Modules run in evaluation mode, under no_grad.
+        inputs: (examples, ...), given to both networks in one batch; or a loader, any iterable of such batches or of tuples that begin
+            with one; None where both are captured outputs.
+        layers: names, or pairs (name in `before`, name in `after`); by default the layers that both have. One that puts out a tuple or a
+            dictionary is named with its entry, "lstm:0".
+        measure: "cca", "svcca", "pwcca", "linear_cka", "rbf_cka", "procrustes" or "subspace"; `options` are that function's.
         convention: how (examples, channels, height, width), or tokens (examples, positions, features), become a matrix: "flatten" (the
             default, as Kornblith's and BOIL's CKA), "positions" (the default for the CCA family, as SVCCA and ANIL) or "pool".
-        units: how many equal consecutive blocks of examples the floor shuffles whole, such as tasks; each example is one by default.
-        rows: about how many rows "positions" keeps, by taking the same random positions of every example.
+        units: how many equal consecutive blocks of examples the floor shuffles whole, such as tasks; each example is one by default, and
+            always over a loader.
+        rows: about how many rows "positions" keeps (over a loader: of its first batch), by taking the same random positions of every
+            example.
         draws, seed: how often the floor shuffles, and what its draws and the positions depend on.
+        progress: show the progress over a loader on standard error.
 
     Raises:
-        ValueError: naming the layer, where activations are not finite or the two do not fit; a layer that does not exist.
+        ValueError: naming the layer, where it does not exist, its activations are not finite, the two do not fit, or it ran twice or never;
+            networks on different devices; an empty loader.
 
     Example:
         >>> a, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(100, 4)
         >>> b = {name: 2 * weight for name, weight in a.named_parameters()}
         >>> round(compare_layers(a, (a, b), x)["0"].similarity, 4)
         1.0
+        >>> round(compare_layers(a, (a, b), x.split(30), measure="procrustes")["0"].similarity, 4)
+        1.0
     """
     convention = convention or ("positions" if measure in CCA_FAMILY else "flatten")
     if convention not in CONVENTIONS:
         raise ValueError(f"there is no convention {convention!r}; there are {', '.join(CONVENTIONS)}")
     pairs = _pairs(before, after, layers)
+    _same_device(before, after)
+    if inputs is not None and not isinstance(inputs, Tensor):
+        if isinstance(before, Mapping) or isinstance(after, Mapping):
+            raise ValueError("outputs captured earlier have no batches to run on: give two networks with a loader, or no inputs")
+        if units is not None:
+            raise ValueError(f"units={units}: over a loader the floor shuffles single examples within each batch; leave units out")
+        streams = _Streams(measure, convention, pairs, draws=draws, seed=seed, **options)
+        return streams.over(inputs, before, after, rows=rows, progress=progress)
     left, right = _outputs(before, [a for a, _ in pairs], inputs), _outputs(after, [b for _, b in pairs], inputs)
     found = []
     for a, b in pairs:
-        name = a if a == b else f"{a} / {b}"
-        try:
-            x, y = (_matrix(output, convention, rows, seed) for output in (left[a], right[b]))
+        with _named(a, b) as name:
+            x, y = _matrices(left[a], right[b], convention, rows, seed)
             blocks = len(left[a]) if units is None else units
             found.append(_layer(name, x, y, measure, units=blocks, draws=draws, seed=seed, **options))
-        except ValueError as error:
-            raise ValueError(f"layer {name}: {error}") from error
     return Profile(measure, convention, tuple(found))
 
 
+@contextmanager
+def _named(a: str, b: str) -> Iterator[str]:
+    """What a pair of layers is called in the table, and in the errors of what is done with it."""
+    name = a if a == b else f"{a} / {b}"
+    try:
+        yield name
+    except ValueError as error:
+        raise ValueError(f"layer {name}: {error}") from error
+
+
 def _layer(name: str, x: Tensor, y: Tensor, measure: str, **options: Any) -> LayerSimilarity:
-    if len(x) != len(y):
-        raise ValueError(
-            f"{len(x)} rows before and {len(y)} after: the two have other numbers of positions; compare them with convention='pool'"
-        )
     sizes = len(x), (x.shape[1], y.shape[1])
     try:
-        with warnings.catch_warnings(record=True) if measure in CCA_FAMILY else nullcontext([]) as caught:
-            if measure in CCA_FAMILY:  # they warn where the directions leave no freedom; the others run in threads
-                warnings.simplefilter("always")
+        with _collected(measure) as notes:
             value, chance = measured(measure, x, y, **options)
     except Undefined as reason:
         return LayerSimilarity(name, float("nan"), np.full(options["draws"], np.nan), *sizes, note=str(reason))
-    return LayerSimilarity(name, value, chance, *sizes, note="; ".join(str(warning.message) for warning in caught or []))
+    return LayerSimilarity(name, value, chance, *sizes, note="; ".join(notes))
+
+
+@contextmanager
+def _collected(measure: str) -> Iterator[list[str]]:
+    """A list that holds, on leaving, what the measure warned of."""
+    notes: list[str] = []
+    # The CCA family warns where directions leave no freedom or are too small; the others do not, and they may run in threads.
+    with warnings.catch_warnings(record=True) if measure in CCA_FAMILY else nullcontext([]) as caught:
+        if measure in CCA_FAMILY:
+            warnings.simplefilter("always")
+        yield notes
+    notes += dict.fromkeys(str(warning.message) for warning in caught or [])
+
+
+class _Streams:
+    """A stream of sums for each pair of layers."""
+
+    def __init__(self, measure: str, convention: str, pairs: Sequence[tuple[str, str]], *, seed: int, **options: Any) -> None:
+        self.minibatch = measure == "rbf_cka" or (measure == "linear_cka" and convention == "flatten")
+        self.measure, self.convention, self.seed = measure, convention, seed
+        self.streams = {pair: Streaming(measure, minibatch=self.minibatch, seed=seed, **options) for pair in pairs}
+        self.undefined: dict[tuple[str, str], str] = {}
+        self.sizes: list[int] = []
+
+    def over(self, loader: Iterable[Any], before: Network, after: Network, *, rows: int, progress: bool) -> Profile:
+        """Run both networks over the loader, then compare."""
+        with _progress.progress("comparing layers", _length(loader), unit="batch", shown=progress) as advance:
+            for images in map(_images, loader):
+                left, right = (
+                    _outputs(network, [pair[side] for pair in self.streams], images) for side, network in enumerate((before, after))
+                )
+                self.sizes.append(len(images))
+                self._add(left, right, max(1, rows // self.sizes[0]) * len(images))
+                advance()
+        if not self.sizes:
+            raise ValueError("the loader gave no batch, so there is nothing to compare; an iterator that was used up gives none either")
+        return Profile(self.measure, self.convention, tuple(self._layer(*pair) for pair in self.streams), self._how())
+
+    def _add(self, left: Mapping[str, Tensor], right: Mapping[str, Tensor], rows: int) -> None:
+        for (a, b), stream in self.streams.items():
+            with _named(a, b):
+                x, y = _matrices(left[a], right[b], self.convention, rows, self.seed)
+                size = 0 if self.minibatch else 8 * (3 + stream.draws) * max(x.shape[1], y.shape[1]) ** 2
+                if size > MOST_MOMENTS:
+                    raise ValueError(
+                        f"{x.shape[1]} and {y.shape[1]} features need {size / 2**30:,.0f} GiB of moments; take convention='pool' or "
+                        "'positions', linear_cka, or fewer draws"
+                    )
+                try:
+                    stream.update(x, y, units=self.sizes[-1])
+                except Undefined as reason:
+                    self.undefined[a, b] = f"{reason} (in a batch)"
+
+    def _layer(self, a: str, b: str) -> LayerSimilarity:
+        stream = self.streams[a, b]
+        with _named(a, b) as name:
+            try:
+                if (a, b) in self.undefined:
+                    raise Undefined(self.undefined[a, b])
+                with _collected(self.measure) as notes:
+                    value, chance = stream.compute(), stream.chance()
+            except Undefined as reason:
+                return LayerSimilarity(name, float("nan"), np.full(stream.draws, np.nan), stream.examples, stream.features, str(reason))
+        if stream.draws and not len(chance):
+            notes.append("no floor: every batch holds one example, which has no other place; take larger batches")
+        return LayerSimilarity(name, value, chance, stream.examples, stream.features, "; ".join(notes))
+
+    def _how(self) -> str:
+        largest, count = max(self.sizes), len(self.sizes)
+        batches = f"{count} batch{'es' * (count > 1)} of {'up to ' * (min(self.sizes) < largest)}{largest}"
+        return f"minibatch CKA over {batches}, which it depends on" if self.minibatch else f"moments summed over {batches}"
+
+
+def _length(loader: Iterable[Any]) -> int:
+    try:
+        return len(loader)  # type: ignore[arg-type]
+    except TypeError:  # a loader of an iterable data set does not know
+        return 0
+
+
+def _images(batch: Any) -> Tensor:
+    images = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
+    if not isinstance(images, Tensor) or not images.ndim or not len(images):
+        held = f"a tensor of shape {tuple(images.shape)}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
+        raise ValueError(f"a batch of the loader holds {held}; it must give tensors of examples, or tuples whose first entry is one")
+    return images
 
 
 def _pairs(before: Network, after: Network, layers: Sequence[str | tuple[str, str]] | None) -> list[tuple[str, str]]:
@@ -175,6 +294,18 @@ def _module(network: Network) -> nn.Module:
     return module
 
 
+def _same_device(before: Network, after: Network) -> None:
+    here, there = (None if isinstance(network, Mapping) else _like(network) for network in (before, after))
+    if here is not None and there is not None and here.device != there.device:
+        raise ValueError(f"before is on {here.device} and after is on {there.device}; move one of them: after.to({str(here.device)!r})")
+
+
+def _like(network: Network) -> Tensor | None:
+    """A tensor on the network's device and in its precision; None where it holds none."""
+    module, weights = network if isinstance(network, tuple) else (_module(network), {})
+    return next((weights.get(name, tensor) for name, tensor in (*module.named_parameters(), *module.named_buffers())), None)
+
+
 def _outputs(network: Network, names: Sequence[str], inputs: Tensor | None) -> Mapping[str, Tensor]:
     if isinstance(network, Mapping):
         missing = [name for name in names if name not in network]
@@ -184,9 +315,27 @@ def _outputs(network: Network, names: Sequence[str], inputs: Tensor | None) -> M
     module = _module(network)
     if inputs is None:
         raise ValueError("inputs=None: networks that are not captured outputs need inputs (examples, ...) to run on")
+    like = _like(network)
+    if like is not None:
+        inputs = inputs.to(like.device, like.dtype if inputs.is_floating_point() and like.is_floating_point() else None)
     with evaluation_mode([module]), torch.no_grad(), representations(module, dict.fromkeys(names)) as seen:
         functional_call(module, dict(network[1]) if isinstance(network, tuple) else {}, (inputs,))
+    for name, output in seen.items():
+        if not output.ndim or len(output) != len(inputs):
+            raise ValueError(
+                f"layer {name!r} puts out {tuple(output.shape)} for {len(inputs)} examples; compare a layer whose first dimension is the "
+                "examples, or capture the outputs and turn them round: {layer: (examples, ...)}"
+            )
     return seen
+
+
+def _matrices(before: Tensor, after: Tensor, convention: str, rows: int, seed: int) -> tuple[Tensor, Tensor]:
+    x, y = (_matrix(output, convention, rows, seed) for output in (before, after))
+    if len(x) != len(y) and len(before) == len(after):
+        raise ValueError(
+            f"{len(x)} rows before and {len(y)} after: the two have other numbers of positions; compare them with convention='pool'"
+        )
+    return x, y
 
 
 def _matrix(output: Tensor, convention: str, rows: int, seed: int) -> Tensor:

@@ -6,7 +6,8 @@ Learners and measures differ in marker, line and hatch as well as colour, so tha
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter
 
 from ..files import write_atomically
+from .together import differences
 
 if TYPE_CHECKING:
     from .freezing import Estimate
-    from .reuse import Reuse
+    from .reuse import LayerReuse, Reuse
+    from .together import Difference
 
 INK, MUTED, GRID = "#1c2733", "#66717d", "#dfe4ea"
 COLOURS = ("#12467f", "#d1711c", "#2f8f6b", "#8f4a9c", "#b8304a", "#6b7280")
@@ -50,18 +54,60 @@ STYLE: Any = {
 
 
 def layer_profile(reuses: Sequence[Reuse]) -> Figure:
-    """Similarity before and after adaptation, layer by layer: one learner with CCA and both floors, or the CKA of several."""
-    return _single(lambda axes: _draw_profile(axes, reuses), _width(reuses[0]))
+    """Similarity before and after adaptation, layer by layer: one learner with CCA, floors and ceiling, or the CKA of several."""
+    return _panels([lambda axes: _draw_profile(axes, reuses)], _width(reuses[0]))
 
 
 def freezing_curve(reuses: Sequence[Reuse]) -> Figure:
     """Accuracy with the layers frozen from the bottom up, with its interval, of every learner that adapts."""
-    return _single(lambda axes: _draw_freezing(axes, reuses), _width(reuses[0]))
+    return _panels([lambda axes: _draw_freezing(axes, reuses)], _width(reuses[0]))
 
 
 def accuracy_bars(reuses: Sequence[Reuse]) -> Figure:
     """Accuracy with and without the head, before and after adaptation: four bars a learner, with intervals and the chance line."""
-    return _single(lambda axes: _draw_accuracies(axes, reuses), max(5.6, 2.6 * len(reuses) + 1))
+    return _panels([lambda axes: _draw_accuracies(axes, reuses)], max(5.6, 2.6 * len(reuses) + 1))
+
+
+def weights_moved(reuses: Sequence[Reuse]) -> Figure:
+    """How far the inner loop moves each layer's weights, and how long their first gradient is; a layer without either is not drawn."""
+    return _panels([lambda axes: _draw_distances(axes, reuses), lambda axes: _draw_gradients(axes, reuses)], 2 * _width(reuses[0]))
+
+
+def class_cosines(reuses: Sequence[Reuse]) -> Figure:
+    """The mean cosine between query features of one class and of two, before and after adaptation: a panel a learner."""
+    width = _width(reuses[0]) if len(reuses) == 1 else max(3.9, 0.3 * len(reuses[0].layers) + 1) * min(len(reuses), 3)
+    figure = _panels([partial(_draw_cosines, reuse=reuse) for reuse in reuses], width, share=True)
+    low, high = figure.axes[0].get_ylim()
+    figure.axes[0].set_ylim(max(low, -1.05), min(high, 1.05))  # two seeds may give an interval of several units
+    return figure
+
+
+def paired_comparison(reuses: Sequence[Reuse]) -> Figure:
+    """Every two learners on the same test tasks: the difference in accuracy, in points, with its 95 % interval."""
+    found = differences(reuses)
+    return _panels([lambda axes: _draw_differences(axes, found)], 6.6, height=1.7 + 0.42 * len(found))
+
+
+def timeline(steps: Sequence[int], similarity: Mapping[str, Sequence[Estimate]], accuracy: Sequence[Estimate]) -> Figure:
+    """How similar each layer stays through the inner loop, and the accuracy, as training goes on; bands are the intervals.
+
+    Args:
+        steps: outer steps at which the learner was looked at, ascending.
+        similarity: layer -> one estimate a step, such as `[reuse.layers[0].cka for reuse in reuses]`; layers in order.
+        accuracy: one estimate a step, as fractions.
+
+    Raises ValueError where a curve has another number of points than there are steps.
+
+    Example:
+        >>> from metalearn.analysis import Estimate
+        >>> figure = timeline([0, 100], {"conv1": [Estimate(1.0, 0.0), Estimate(0.98, 0.01)]}, [Estimate(0.2, 0.01), Estimate(0.8, 0.01)])
+        >>> [axes.get_xlabel() for axes in figure.axes]
+        ['outer steps', 'outer steps']
+    """
+    for name, curve in {**similarity, "accuracy": accuracy}.items():
+        if len(curve) != len(steps):
+            raise ValueError(f"{name} has {len(curve)} points for {len(steps)} steps; give one estimate a step")
+    return _panels([lambda axes: _draw_similarities(axes, steps, similarity), lambda axes: _draw_learning(axes, steps, accuracy)], 11.4)
 
 
 def summary(reuses: Sequence[Reuse]) -> Figure:
@@ -92,10 +138,17 @@ def rendered(figure: Figure, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def _single(draw: Callable[[Axes], None], width: float) -> Figure:
+def _panels(draws: Sequence[Callable[[Axes], None]], width: float, *, height: float = 4.2, share: bool = False) -> Figure:
+    """A figure with one panel for each drawing, at most three in a row."""
+    columns = min(len(draws), 3)
+    rows = -(-len(draws) // columns)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, 4.2), layout="constrained", facecolor="white")
-        draw(figure.subplots())
+        figure = Figure(figsize=(width, height * rows), layout="constrained", facecolor="white")
+        panels = figure.subplots(rows, columns, squeeze=False, sharey=share).flatten()
+        for axes, draw in zip(panels, draws, strict=False):
+            draw(axes)
+        for axes in panels[len(draws) :]:
+            axes.remove()
     return figure
 
 
@@ -113,46 +166,24 @@ def _draw_profile(axes: Axes, reuses: Sequence[Reuse]) -> None:
         cca = np.array([layer.cca for layer in layers])
         _floor(axes, x, [layer.cca_floor for layer in layers], "CCA by chance", hatch="////", colour="white")
         _floor(axes, x, [layer.cka_floor for layer in layers], "CKA by chance", colour="#c3cad3")
-        axes.plot(x, cca, LINES[1], color=COLOURS[1], marker=MARKERS[1], markersize=6, label="CCA (tasks pooled)")
-        curves = [("CKA (mean over tasks)", same[0])]
+        axes.plot(x, cca, **_look(1), label="CCA (tasks pooled)")
+        if len(same[0].seeds) > 1:
+            axes.errorbar(x, cca, [layer.cca_interval for layer in layers], fmt="none", ecolor=COLOURS[1], capsize=3)
+        _draw_ceiling(axes, x, layers)
+        curves = [(f"CKA (mean over {'seeds' if same[0].seeds else 'tasks'})", same[0])]
     else:
         curves = [(reuse.name, reuse) for reuse in same]
         _floor(axes, x, [layer.cka_floor for layer in same[0].layers], "by chance", colour="#c3cad3")
     for i, (label, reuse) in enumerate(curves):
         means, widths = np.array([layer.cka for layer in reuse.layers]).T
         bottom = min(bottom, float(np.nanmin(np.append(means - np.nan_to_num(widths), 0))))
-        colour, which = COLOURS[i], i if len(curves) > 1 else 0
-        axes.errorbar(
-            x + 0.06 * (i - (len(curves) - 1) / 2),
-            means,
-            widths,
-            fmt=MARKERS[which],
-            ls=LINES[which],
-            color=colour,
-            ms=6.5,
-            capsize=3,
-            label=label,
-        )
-    axes.axhline(0.9, color=MUTED, lw=1, ls=(0, (2, 2)))
-    axes.annotate(
-        "0.9",
-        (1, 0.9),
-        xycoords=("axes fraction", "data"),
-        xytext=(3, 0),
-        textcoords="offset points",
-        va="center",
-        color=MUTED,
-        fontsize=8.5,
-    )
-    heads = [i for i, layer in enumerate(reuses[0].layers) if layer.head]
-    if heads:
-        axes.axvspan(heads[0] - 0.5, len(names) - 0.5, color="#f3f5f8", zorder=-1, lw=0)
-    _layer_ticks(axes, names)
+        axes.errorbar(_beside(x, i, len(curves)), means, widths, **_look(i), capsize=3, label=label)
+    _mark(axes, 0.9, "0.9")
+    _layer_axis(axes, reuses[0])
     axes.set(
         title="How similar each layer stays",
         ylabel="similarity, before and after",
-        ylim=(bottom - 0.04, 1.05),
-        xlim=(-0.5, len(names) - 0.5),
+        ylim=(max(bottom, -0.5) - 0.04, 1.05),  # two seeds may give an interval of several units
     )
     _finish(axes, 2)
 
@@ -166,8 +197,8 @@ def _draw_freezing(axes: Axes, reuses: Sequence[Reuse]) -> None:
     for i, frozen in adapting:
         means, widths = 100 * np.array([row.accuracy for row in frozen.rows]).T
         x = np.arange(len(means))
-        axes.fill_between(x, means - widths, means + widths, color=COLOURS[i], alpha=0.16, lw=0)
-        axes.plot(x, means, ls=LINES[i], color=COLOURS[i], marker=MARKERS[i], ms=6.5, label=reuses[i].name)
+        axes.fill_between(x, means - widths, means + widths, color=_look(i)["color"], alpha=0.16, lw=0)
+        axes.plot(x, means, **_look(i), label=reuses[i].name)
         ends += [*(means - np.nan_to_num(widths)), *(means + np.nan_to_num(widths))]
     _layer_ticks(axes, ["none", *(row.layers[-1] for row in adapting[0][1].rows[1:])])
     low, high = min(ends), max(ends)
@@ -195,26 +226,152 @@ def _draw_accuracies(axes: Axes, reuses: Sequence[Reuse]) -> None:
             text, height = (f"{mean:.1f}", mean + np.nan_to_num(width)) if np.isfinite(mean) else ("none", 0.0)
             axes.annotate(text, (position, height), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=8.5)
     chance = 100 * reuses[0].accuracies.chance
-    axes.axhline(chance, color=MUTED, lw=1, ls=(0, (2, 2)))
-    axes.annotate(
-        "chance",
-        (1, chance),
-        xycoords=("axes fraction", "data"),
-        xytext=(3, 0),
-        textcoords="offset points",
-        va="center",
-        color=MUTED,
-        fontsize=8.5,
-    )
+    _mark(axes, chance, "chance")
     axes.set_xticks(range(len(reuses)), [reuse.name for reuse in reuses])
     axes.set(title="With and without a head", ylabel="accuracy, %", ylim=(0, 108), yticks=range(0, 101, 20), xlim=(-0.5, len(reuses) - 0.5))
     _finish(axes, 2)
+
+
+def _draw_ceiling(axes: Axes, x: np.ndarray, layers: Sequence[LayerReuse]) -> None:
+    found = [layer.ceiling for layer in layers if layer.ceiling]
+    if found:
+        means, widths = np.array([one.cka for one in found]).T
+        look: Any = {"color": MUTED, "marker": "_", "ms": 15, "mew": 2, "ls": "", "capsize": 3, "lw": 1}
+        axes.errorbar(x, means, widths, **look, label="CKA with another seed's network")
+
+
+def _draw_distances(axes: Axes, reuses: Sequence[Reuse]) -> None:
+    axes.set(title="How far each layer's weights move", ylabel="distance / norm before")
+    _draw_lengths(axes, reuses, lambda layer: layer.relative_distance, "no layer moves")
+
+
+def _draw_gradients(axes: Axes, reuses: Sequence[Reuse]) -> None:
+    axes.set(title="The first inner gradient", ylabel="norm")
+    _draw_lengths(axes, reuses, lambda layer: layer.gradient, "no layer has a rate")
+
+
+def _draw_lengths(axes: Axes, reuses: Sequence[Reuse], pick: Callable[[LayerReuse], Estimate], none: str) -> None:
+    """Lengths span decades, so that the axis is logarithmic and a length of zero is left out."""
+    shown = False
+    for i, reuse in enumerate(reuses):
+        means, widths = np.array([pick(layer) for layer in reuse.layers]).T
+        drawn = means > 0
+        if drawn.any():
+            x = _beside(np.arange(len(means)), i, len(reuses))
+            axes.errorbar(x, np.where(drawn, means, np.nan), widths, **_look(i), capsize=3, label=reuse.name)
+            shown = True
+    if not shown:
+        return _say(axes, none)
+    axes.set_yscale("log", nonpositive="clip")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    low, high = axes.get_ylim()
+    read = "123456789" if high < 4 * low else "1235" if high < 40 * low else "1"  # so many ticks that one can read by them
+    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in read else ""))
+    _layer_axis(axes, reuses[0])
+    _finish(axes, 3)
+    return None
+
+
+def _draw_cosines(axes: Axes, reuse: Reuse) -> None:
+    kinds: list[tuple[str, Callable[[LayerReuse], Estimate], int, bool]] = [
+        ("one class, before", lambda layer: layer.intra.before, 0, False),
+        ("one class, after", lambda layer: layer.intra.after, 0, True),
+        ("two classes, before", lambda layer: layer.inter.before, 1, False),
+        ("two classes, after", lambda layer: layer.inter.after, 1, True),
+    ]
+    for label, pick, i, after in kinds:
+        means, widths = np.array([pick(layer) for layer in reuse.layers]).T
+        look = _look(i) | ({"ls": "-"} if after else {"ls": ":", "mfc": "white", "ms": 9})
+        axes.errorbar(np.arange(len(means)), means, widths, **look, capsize=3, label=label)
+    _layer_axis(axes, reuse)
+    axes.set(title=f"{reuse.name}: query features", ylabel="mean cosine")
+    axes.label_outer()
+    axes.xaxis.set_tick_params(labelbottom=True)
+    _finish(axes, 2)
+
+
+def _draw_differences(axes: Axes, found: Sequence[Difference]) -> None:
+    names = [f"{one.first} minus {one.second}" for one in found]
+    for y, one in enumerate(found):
+        if one.note:
+            axes.annotate(f"not comparable: {one.note.split(';')[0].split(':')[0]}", (0, y), va="center", fontsize=8.5, color=MUTED)
+            continue
+        mean, width = 100 * one.estimate.mean, 100 * one.estimate.interval
+        axes.errorbar(mean, y, xerr=width, **_look(0), capsize=4)
+        label = f"{mean:+.1f} ± {width:.1f}" if np.isfinite(width) else f"{mean:+.1f}"
+        axes.annotate(label, (mean, y), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8.5)
+    axes.axvline(0, color=MUTED, lw=1, ls=(0, (2, 2)))
+    axes.set_yticks(range(len(names)), names)
+    over = ", ".join(dict.fromkeys(f"{one.pairs} {one.unit}s" for one in found if one.pairs))
+    axes.set(title="Compared in pairs", xlabel=f"difference in accuracy, points (paired over {over})", ylim=(len(names) - 0.5, -0.7))
+    axes.grid(axis="x", color=GRID, lw=0.8)
+    axes.tick_params(length=0)
+
+
+def _draw_similarities(axes: Axes, steps: Sequence[int], similarity: Mapping[str, Sequence[Estimate]]) -> None:
+    # Layers are an order, so that they go from dark to light.
+    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.82, len(similarity)))
+    for i, (name, curve) in enumerate(similarity.items()):
+        _band(axes, steps, np.array(curve), name, **(_look(i) | {"color": shades[i]}))
+    _mark(axes, 0.9, "0.9")
+    axes.set(title="How similar each layer stays", ylabel="similarity, before and after adaptation")
+    _step_axis(axes, steps)
+    _finish(axes, 4)
+
+
+def _draw_learning(axes: Axes, steps: Sequence[int], accuracy: Sequence[Estimate]) -> None:
+    _band(axes, steps, 100 * np.array(accuracy), "on test tasks", **_look(0))
+    axes.set(title="Accuracy", ylabel="accuracy, %")
+    _step_axis(axes, steps)
+    _finish(axes, 1)
+
+
+def _band(axes: Axes, x: Sequence[int], estimates: np.ndarray, label: str, **look: Any) -> None:
+    means, widths = estimates.T
+    axes.fill_between(x, means - widths, means + widths, color=look["color"], alpha=0.16, lw=0)
+    axes.plot(x, means, **look, label=label)
+
+
+def _step_axis(axes: Axes, steps: Sequence[int]) -> None:
+    positive = [step for step in steps if step > 0]
+    if positive and max(positive) >= 20 * min(positive):  # points at 0, 100 and 10,000 steps would fall on each other
+        axes.set_xscale("symlog", linthresh=min(positive))
+    axes.set_xlim(min(steps), max(steps))
+    axes.set_xticks(steps, [f"{step:,}" for step in steps])
+    ends = axes.transData.inverted().transform(axes.transAxes.transform([(-0.05, 0), (1.05, 0)]))  # a margin on any scale
+    axes.set_xlim(float(ends[0, 0]), float(ends[1, 0]))
+    axes.minorticks_off()
+    axes.set_xlabel("outer steps")
+
+
+def _look(i: int) -> dict[str, Any]:
+    return {"color": COLOURS[i % 6], "marker": MARKERS[i % 6], "ls": LINES[i % 6], "ms": 6.5}
+
+
+def _beside(x: np.ndarray, i: int, count: int) -> np.ndarray:
+    return x + 0.06 * (i - (count - 1) / 2)
+
+
+def _mark(axes: Axes, y: float, text: str) -> None:
+    """A dotted line across, with its name at the right."""
+    axes.axhline(y, color=MUTED, lw=1, ls=(0, (2, 2)))
+    place: Any = {"xycoords": ("axes fraction", "data"), "xytext": (3, 0), "textcoords": "offset points", "va": "center"}
+    axes.annotate(text, (1, y), **place, color=MUTED, fontsize=8.5)
 
 
 def _floor(axes: Axes, x: np.ndarray, floors: Sequence[Any], label: str, *, colour: str, hatch: str = "") -> None:
     low = np.array([min(floor.median, 0) if np.isfinite(floor.median) else np.nan for floor in floors])
     high = np.array([floor.upper for floor in floors])
     axes.fill_between(x, low, high, facecolor=colour, hatch=hatch, edgecolor="#9aa4af", lw=0.6, label=label, step="mid", alpha=0.9)
+
+
+def _layer_axis(axes: Axes, reuse: Reuse) -> None:
+    names = [layer.layer for layer in reuse.layers]
+    heads = [i for i, layer in enumerate(reuse.layers) if layer.head]
+    if heads:
+        axes.axvspan(heads[0] - 0.5, len(names) - 0.5, color="#f3f5f8", zorder=-1, lw=0)
+    _layer_ticks(axes, names)
+    axes.set_xlim(-0.5, len(names) - 0.5)
 
 
 def _layer_ticks(axes: Axes, names: Sequence[str]) -> None:

@@ -9,6 +9,8 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from ..files import write_atomically
+from .freezing import Estimate
+from .seeds import Spread
 from .similarity import Floor
 from .tables import aligned
 from .verdict import RULE, number, percent, points
@@ -19,11 +21,24 @@ if TYPE_CHECKING:
     from .reuse import LayerReuse, Reuse
 
 LAYER_COLUMNS = ("layer", "CKA", "chance (95 %)", "n x d", "CCA", "chance (95 %)", "n x d")
+CEILING_COLUMNS = ("CKA, other seed", "CCA, other seed")
+WEIGHT_COLUMNS = ("layer", "weights", "move by", "of their norm", "first gradient")
+CLASS_COLUMNS = ("layer", "one class, before", "after", "two classes, before", "after")
+SEED_COLUMNS = ("layer", "CKA", "CCA", "move by", "first gradient")
 
 CONVENTION = (
     "CKA: debiased linear, per task on the query images, every image flattened, ± over tasks. CCA: mean canonical correlation, channels as "
     "features, sampled positions of the query images of all tasks pooled, so that one linear map must fit every task. Chance: whole images "
     "(CCA: whole tasks) of one side shuffled, median and 95 %."
+)
+CEILING = "Other seed: the same measures between this network and one trained from another seed, both before adaptation."
+WEIGHT_CONVENTION = (
+    "Move by: Euclidean norm of adapted minus initial weights, all of the layer in one, mean over tasks. First gradient: norm of the "
+    "gradient of the inner loss on the support set by those of them that have a rate, at the meta-initialisation; 0 where none has."
+)
+CLASS_CONVENTION = (
+    "Mean cosine between the features of two query images of one class, and of two classes, within a task: every image flattened, not "
+    "centred, n x d as for CKA; mean over tasks."
 )
 
 
@@ -32,12 +47,15 @@ def text(reuse: Reuse) -> str:
     parts = [
         f"{reuse.name}: {reuse.verdict.answer}\n{reuse.verdict.evidence}",
         f"{described(reuse)}\n{settings_line(reuse.settings)}",
-        aligned(LAYER_COLUMNS, layer_rows(reuse)),
+        aligned(layer_columns(reuse), layer_rows(reuse)),
+        *([f"{spread_line(reuse)}\n{aligned(SEED_COLUMNS, seed_rows(reuse))}"] if reuse.seeds else []),
+        aligned(WEIGHT_COLUMNS, weight_rows(reuse)),
+        f"cosine of query features\n{aligned(CLASS_COLUMNS, class_rows(reuse))}",
         *([str(reuse.freezing)] if reuse.freezing else []),
         aligned(("accuracy %", "before adaptation", "after adaptation"), accuracy_rows(reuse)),
         f"Removing the head costs {points(reuse.accuracies.head_cost)} (paired)." if _known(reuse.accuracies.head_cost.mean) else "",
         "\n".join(f"Note: {note}" for note in reuse.notes),
-        f"{CONVENTION}\n{RULE}",
+        "\n".join((*conventions(reuse), WEIGHT_CONVENTION, f"Cosine: {CLASS_CONVENTION[0].lower()}{CLASS_CONVENTION[1:]}", RULE)),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -49,6 +67,7 @@ def report(
     results: Sequence[Mapping[str, Any]] | None = None,
     title: str = "Rapid learning or feature reuse?",
     settings: Mapping[str, Any] | None = None,
+    pictures: Mapping[str, Figure] | None = None,
 ) -> None:
     """Write one HTML page on one or several learners; pictures are embedded, and nothing is loaded from elsewhere.
 
@@ -58,12 +77,13 @@ def report(
         results: rows for a table of results, `{column: value}` with the columns of the first row.
         title: the page's heading.
         settings: of the run as a whole (the command, the data set, times), listed at the end.
+        pictures: more figures by their captions, such as a `timeline` of training or a similarity map's heatmap.
 
     Raises ValueError where there is nothing to report.
     """
     if not reuses:
         raise ValueError("report() got no learners: pass the result of feature_reuse in a list")
-    write_atomically(path, html(reuses, results=results, title=title, settings=settings).encode())
+    write_atomically(path, html(reuses, results=results, title=title, settings=settings, pictures=pictures).encode())
 
 
 def html(
@@ -72,69 +92,91 @@ def html(
     results: Sequence[Mapping[str, Any]] | None = None,
     title: str = "Rapid learning or feature reuse?",
     settings: Mapping[str, Any] | None = None,
+    pictures: Mapping[str, Figure] | None = None,
 ) -> str:
     """The page that `report` writes."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    from .plots import accuracy_bars, freezing_curve, layer_profile
-
-    pictures = Environment(loader=PackageLoader("metalearn.analysis", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    together = (
-        [
-            (picture(layer_profile(reuses)), "Debiased CKA before and after adaptation of every learner, layer by layer."),
-            (
-                picture(freezing_curve(reuses)),
-                "Accuracy with the layers frozen from the bottom up; the band is the 95 % interval over tasks.",
-            ),
-            (picture(accuracy_bars(reuses)), "Accuracy with and without the head, before and after adaptation."),
-        ]
-        if len(reuses) > 1
-        else []
-    )
+    pages = Environment(loader=PackageLoader("metalearn.analysis", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    several = len(reuses) > 1
     columns = list(results[0]) if results else []
-    return pictures.get_template("report.html").render(
+    return pages.get_template("report.html").render(
         title=title,
-        together=together,
-        overview=[overview(reuse) for reuse in reuses] if len(reuses) > 1 else [],
+        together=_first_pictures(reuses) if several else [],
+        beneath=_further_pictures(reuses) if several else [],
+        more=[(picture(figure), caption) for caption, figure in (pictures or {}).items()],
+        overview=[overview(reuse) for reuse in reuses] if several else [],
         columns=columns,
         results=[[row.get(column, "") for column in columns] for row in results or []],
-        learners=[_section(reuse, alone=len(reuses) == 1) for reuse in reuses],
-        convention=CONVENTION,
+        learners=[_section(reuse, alone=not several) for reuse in reuses],
+        weight_columns=WEIGHT_COLUMNS,
+        weight_convention=WEIGHT_CONVENTION,
+        class_columns=CLASS_COLUMNS,
+        class_convention=CLASS_CONVENTION,
+        seed_columns=SEED_COLUMNS,
         rule=RULE,
         settings=flat(settings or {}),
         versions=reuses[0].versions,
+        spread=_spread_in_words(reuses),
     )
 
 
-def _section(reuse: Reuse, alone: bool) -> dict[str, Any]:
-    from .plots import accuracy_bars, freezing_curve, layer_profile
+def _first_pictures(reuses: Sequence[Reuse]) -> list[tuple[str, str]]:
+    """The pictures of the first screen, with captions: what the verdict stands on."""
+    from .plots import accuracy_bars, freezing_curve
 
-    pictures = [
-        (
-            picture(layer_profile([reuse])),
-            "Each layer's output on the query images, before against after adaptation; the bands are what unrelated features score.",
-        )
+    return [
+        _profile(reuses),
+        (picture(freezing_curve(reuses)), f"Accuracy with the layers frozen from the bottom up; the band is {_interval(reuses)}."),
+        (picture(accuracy_bars(reuses)), "Accuracy with and without the head, before and after adaptation."),
     ]
-    if alone:
-        pictures += [
-            (
-                picture(freezing_curve([reuse])),
-                "Accuracy with the layers frozen from the bottom up; the band is the 95 % interval over tasks.",
-            ),
-            (picture(accuracy_bars([reuse])), "Accuracy with and without the head, before and after adaptation."),
-        ]
+
+
+def _profile(reuses: Sequence[Reuse]) -> tuple[str, str]:
+    from .plots import layer_profile
+
+    one = "Each layer's output on the query images, before against after adaptation; the bands are what unrelated features score."
+    many = "Debiased CKA before and after adaptation of every learner, layer by layer; the band is what unrelated features score."
+    return picture(layer_profile(reuses)), one if len(reuses) == 1 else many
+
+
+def _further_pictures(reuses: Sequence[Reuse]) -> list[tuple[str, str]]:
+    """What the inner loop does to weights and classes, and the learners compared in pairs, with captions."""
+    from .plots import class_cosines, paired_comparison, weights_moved
+
+    moved = "How far the inner loop moves each layer's weights, and their gradient at its first step; a layer at zero has no mark."
+    compared = f"The learners on the same test tasks: the difference in accuracy, with {_interval(reuses)}."
+    return [
+        *([(picture(paired_comparison(reuses)), compared)] if len(reuses) > 1 else []),
+        *([(picture(weights_moved(reuses)), moved)] if any(layer.has_rate for reuse in reuses for layer in reuse.layers) else []),
+        (picture(class_cosines(reuses)), "How alike the features of two images are, of one class and of two classes."),
+    ]
+
+
+def _interval(reuses: Sequence[Reuse]) -> str:
+    return f"the 95 % interval over {'seeds' if reuses[0].seeds else 'tasks'}"
+
+
+def _section(reuse: Reuse, alone: bool) -> dict[str, Any]:
     return {
         "name": reuse.name,
         "verdict": reuse.verdict,
         "plain": in_plain_words(reuse),
         "described": described(reuse),
+        "layer_columns": layer_columns(reuse),
         "layers": layer_rows(reuse),
+        "conventions": " ".join(conventions(reuse)),
+        "weights": weight_rows(reuse),
+        "classes": class_rows(reuse),
+        "seeds": seed_rows(reuse),
+        "spread": spread_line(reuse) if reuse.seeds else "",
         "freezing": freezing_rows(reuse),
         "accuracies": accuracy_rows(reuse),
         "head_cost": points(reuse.accuracies.head_cost) if _known(reuse.accuracies.head_cost.mean) else "",
         "notes": reuse.notes,
         "settings": flat(reuse.settings),
-        "pictures": pictures,
+        "pictures": _first_pictures([reuse]) if alone else [_profile([reuse])],
+        "further": _further_pictures([reuse]) if alone else [],
     }
 
 
@@ -166,7 +208,28 @@ def picture(figure: Figure) -> str:
 def described(reuse: Reuse) -> str:
     """The tasks in words."""
     counts = f"{reuse.tasks} task{'s' * (reuse.tasks != 1)}, {reuse.ways}-way {reuse.shots}-shot, {reuse.queries} queries per class"
-    return f"{counts}; normalisation: {reuse.settings.get('norm', 'not recorded')}"
+    seeds = f"mean over {len(reuse.seeds)} seed{'s' * (len(reuse.seeds) != 1)}; " if reuse.seeds else ""
+    return f"{seeds}{counts}; normalisation: {reuse.settings.get('norm', 'not recorded')}"
+
+
+def conventions(reuse: Reuse) -> list[str]:
+    """How the similarities were taken: the measures, what ± is over, and the ceiling where there is one."""
+    said = CONVENTION.replace("± over tasks", "mean over tasks, then over seeds, ± over seeds") if reuse.seeds else CONVENTION
+    return [said, *([CEILING] if any(layer.ceiling for layer in reuse.layers) else [])]
+
+
+def spread_line(reuse: Reuse) -> str:
+    """What the table over seeds holds, and the accuracy as the papers write it."""
+    own = Spread.of([one.accuracies.own.mean for one in reuse.seeds]).text(100, 2)
+    return (
+        f"Mean ± standard deviation over {len(reuse.seeds)} seed{'s' * (len(reuse.seeds) != 1)}, as the papers write it; accuracy {own} %"
+    )
+
+
+def _spread_in_words(reuses: Sequence[Reuse]) -> str:
+    if reuses[0].seeds:
+        return "Student's 95 % interval over seeds: what training again would give. The standard deviation stands in a table of its own."
+    return "1.96 standard errors: the 95 % interval over tasks; it does not cover training again with another seed."
 
 
 def settings_line(settings: Mapping[str, Any]) -> str:
@@ -188,22 +251,66 @@ def overview(reuse: Reuse) -> dict[str, Any]:
     }
 
 
+def layer_columns(reuse: Reuse) -> tuple[str, ...]:
+    """The columns of `layer_rows`: `LAYER_COLUMNS`, and the ceiling's where there is one."""
+    return (*LAYER_COLUMNS, *(CEILING_COLUMNS if any(layer.ceiling for layer in reuse.layers) else ()))
+
+
 def layer_rows(reuse: Reuse) -> list[tuple[str, ...]]:
-    """The rows under `LAYER_COLUMNS`."""
+    """The rows under `layer_columns`."""
     return [_layer_row(layer) for layer in reuse.layers]
 
 
 def _layer_row(layer: LayerReuse) -> tuple[str, ...]:
-    cka = number(layer.cka) if _known(layer.cka.mean) else "-"
+    cca = Estimate(layer.cca, layer.cca_interval)
     return (
-        f"{layer.layer} (head)" if layer.head and layer.layer != "head" else layer.layer,
-        f"{cka}, by construction" if layer.unmoved else cka,
+        _name(layer),
+        "1 by construction" if layer.unmoved and _known(layer.cka.mean) else _shown(layer.cka),
         _floor(layer.cka_floor),
         f"{layer.cka_size[0]} x {layer.cka_size[1]}",
-        f"{layer.cca:.3f}" if _known(layer.cca) else "-",
+        _shown(cca) if _known(cca.interval) else f"{layer.cca:.3f}" if _known(layer.cca) else "-",
         _floor(layer.cca_floor),
         f"{layer.cca_size[0]} x {layer.cca_size[1]}",
+        *((_shown(layer.ceiling.cka), f"{layer.ceiling.cca:.3f}" if _known(layer.ceiling.cca) else "-") if layer.ceiling else ()),
     )
+
+
+def weight_rows(reuse: Reuse) -> list[tuple[str, ...]]:
+    """The rows under `WEIGHT_COLUMNS`: how far each layer's weights move, and the norm of their first gradient."""
+    return [
+        (
+            _name(layer),
+            f"{layer.weights:,}",
+            _length(layer.distance),
+            _length(layer.relative_distance),
+            _length(layer.gradient) if layer.has_rate or layer.gradient.mean else "0, no rate",
+        )
+        for layer in reuse.layers
+    ]
+
+
+def class_rows(reuse: Reuse) -> list[tuple[str, ...]]:
+    """The rows under `CLASS_COLUMNS`."""
+    return [(_name(layer), *(_shown(one) for pair in (layer.intra, layer.inter) for one in pair)) for layer in reuse.layers]
+
+
+def seed_rows(reuse: Reuse) -> list[tuple[str, ...]]:
+    """The rows under `SEED_COLUMNS`, mean ± standard deviation over seeds; none where no seeds were pooled."""
+
+    def shown(values: list[float], digits: int = 3) -> str:
+        return Spread.of(values).text(digits=digits) if all(map(_known, values)) else "-"
+
+    together = list(zip(*(one.layers for one in reuse.seeds), strict=True))
+    return [
+        (
+            _name(layers[0]),
+            shown([layer.cka.mean for layer in layers]),
+            shown([layer.cca for layer in layers]),
+            shown([layer.distance.mean for layer in layers], 4),
+            shown([layer.gradient.mean for layer in layers], 4),
+        )
+        for layers in together
+    ]
 
 
 def freezing_rows(reuse: Reuse) -> list[tuple[str, str, str]]:
@@ -247,6 +354,18 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]
 
 def _floor(floor: Floor) -> str:
     return f"{floor.median + 0.0:.2f} ({floor.upper:.2f})".replace("-0.00", "0.00") if _known(floor.median) else "-"
+
+
+def _name(layer: LayerReuse) -> str:
+    return f"{layer.layer} (head)" if layer.head and layer.layer != "head" else layer.layer
+
+
+def _shown(value: Estimate, form: str = ".3f") -> str:
+    return value.shown(form) if _known(value.mean) else "-"
+
+
+def _length(value: Estimate) -> str:
+    return _shown(value, ".3f" if value.mean >= 0.1 else ".2g")  # lengths span decades
 
 
 def _known(value: float) -> bool:

@@ -1,27 +1,25 @@
-"""What changed between two networks, where, and is it more than chance: asked of networks, and of a learner's inner loop."""
+"""What changes in a learner's inner loop, where, and is it more than chance: `feature_reuse`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .. import progress as _progress
 from ..checkpoints import versions
-from ..episodes import Episode, Examples, unstack
-from ..evaluation import evaluation_mode, place
+from ..episodes import Episode, unstack
+from ..evaluation import Evaluation, evaluate, evaluation_mode
 from ..execution import in_threads
-from ..layers import is_inside
+from ..layers import is_inside, resolve
 from ..layers import layers as layer_names
 from ..learner import Learner
-from ..readouts import cosine_readout
-from ..representations import head_input, representations
 from .freezing import Estimate, Freezing, freezing
-from .layerwise import Profile, compare_layers, sample
+from .layerwise import LayerSimilarity, compare_layers
+from .observed import Observed, Other, observe, weights_of
 from .similarity import Floor
 from .tables import plain
 from .verdict import Verdict, percent, verdict
@@ -32,12 +30,31 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+class BeforeAfter(NamedTuple):
+    """One number before and after adaptation."""
+
+    before: Estimate
+    after: Estimate
+
+
+class Ceiling(NamedTuple):
+    """What this layer shares with the same layer of an independently trained network, both before adaptation; over the same n x d."""
+
+    cka: Estimate
+    cca: float
+
+
 @dataclass(frozen=True)
 class LayerReuse:
     """One layer before and after the inner loop.
 
     `cka` is debiased linear CKA, per task on the query images, with its interval over tasks, taken over `cka_size` (examples, features);
     `cca` is the mean canonical correlation pooled over tasks, over `cca_size`. `unmoved` says that the outputs were equal bit for bit.
+
+    `distance` is how far the layer's `weights` (their number) move, Euclidean, and `relative_distance` that over the norm they had;
+    `gradient` is the norm of the gradient of the inner loss by them on the support set at the meta-initialisation, of those with a rate: 0
+    where the layer has none (`has_rate`). `intra` and `inter` are the mean cosine between query features of one class and of two. `ceiling`
+    is None unless another network was given. `cca_interval` is over seeds: the tasks are pooled, so one learner gives none (NaN).
     """
 
     layer: str
@@ -49,6 +66,15 @@ class LayerReuse:
     cca: float
     cca_floor: Floor
     cca_size: tuple[int, int]
+    weights: int
+    has_rate: bool
+    distance: Estimate
+    relative_distance: Estimate
+    gradient: Estimate
+    intra: BeforeAfter
+    inter: BeforeAfter
+    ceiling: Ceiling | None = None
+    cca_interval: float = float("nan")
     note: str = ""
 
 
@@ -71,13 +97,18 @@ class Accuracies:
 
 @dataclass(frozen=True)
 class Reuse:
-    """The answer of `feature_reuse`: print it, `plot` it, write the page with `report`, or take `to_dict`."""
+    """The answer of `feature_reuse`: print it, `plot` it, write the page with `report`, or take `to_dict`.
+
+    `evaluation` is the learner's accuracy task by task, by which learners are compared in pairs. `seeds` holds the single answers where
+    `over_seeds` pooled several; every estimate is then the mean over seeds with its interval over seeds, and `evaluation` their mean.
+    """
 
     name: str
     verdict: Verdict
     layers: tuple[LayerReuse, ...]
     freezing: Freezing | None
     accuracies: Accuracies
+    evaluation: Evaluation = field(repr=False, compare=False)
     tasks: int
     ways: int
     shots: int
@@ -85,6 +116,7 @@ class Reuse:
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    seeds: tuple[Reuse, ...] = field(default=(), repr=False)
 
     def __str__(self) -> str:
         from .report import text
@@ -119,6 +151,7 @@ def feature_reuse(
     episodes: Any,
     *,
     layers: Sequence[str] | None = None,
+    ceiling: Learner | None = None,
     name: str | None = None,
     seed: int = 0,
     rows: int = 30_000,
@@ -128,97 +161,60 @@ def feature_reuse(
 
     Each layer's output on the query images is compared under the meta-initialisation and under the adapted weights: debiased linear CKA
     per task, images flattened, and CCA with the tasks pooled, channels as features. The floor is the same measure with whole images (for
-    CCA: whole tasks) of one side shuffled. Then the body is frozen from the bottom up, and the head is left out.
+    CCA: whole tasks) of one side shuffled. Beside it stand how far each layer's weights moved, how long their first gradient was, and how
+    close the features of one class and of two are. Then the body is frozen from the bottom up, and the head is left out.
 
     Args:
         learner: any learner; what it is made of does not matter.
         episodes: a `FewShot` (or anything with a length and `[i]` giving single-task episodes), or one stack of tasks.
         layers: the layers to look at, in order; by default all of `metalearn.layers(learner.model)`. One that puts out a tuple or runs
             twice cannot be compared: name a module inside it instead.
+        ceiling: a learner of the same architecture trained from another seed: how similar the two are before adaptation says what two
+            trainings of one kind share (Raghu et al. 2020, table 3).
         name: what to call it; by default the algorithm's name.
         seed: what the floor's draws depend on.
         rows: about how many rows CCA keeps, by taking some positions of every image.
         progress: show the progress on standard error.
 
     Raises:
-        ValueError: no tasks, targets that are not class labels, or activations that are not finite (the layer is named).
+        ValueError: no tasks, targets that are not class labels, activations that are not finite (the layer is named), or a ceiling of
+            another architecture or of the same weights.
     """
     tasks = _tasks(episodes)
     seen = _Seen(learner, layers, seed)
+    other = None if ceiling is None else _other(ceiling, learner)
+
+    def work(one: Learner, i: int) -> Observed:
+        return observe(one, seen.names, tasks[i], rows=rows // len(tasks), seed=seed, index=i, other=other)
+
     with (
-        evaluation_mode([learner]),
+        evaluation_mode([learner, *([other.learner] if other else [])]),
         torch.no_grad(),
         _progress.progress("before and after adaptation", len(tasks), unit="task", shown=progress) as advance,
     ):
-        for task in in_threads(learner, range(len(tasks)), lambda one, i: _observe(one, seen.names, tasks[i], rows // len(tasks), seed, i)):
+        for task in in_threads(learner, range(len(tasks)), work):
             seen.tasks.append(task)
             advance()
     found = seen.layers()
+    evaluation = evaluate(learner, episodes, progress=progress)
     adapts = not all(layer.unmoved for layer in found)
-    frozen = freezing(learner, episodes, layers=seen.body, progress=progress) if adapts else None
+    frozen = freezing(learner, episodes, layers=seen.body, free=evaluation, progress=progress) if adapts else None
     accuracies = seen.accuracies()
     ways, shots, queries = seen.tasks[0].sizes
     return Reuse(
         name=name or type(learner).__name__,
-        verdict=_judge(found, frozen, accuracies),
+        verdict=judge(found, frozen, accuracies),
         layers=tuple(found),
         freezing=frozen,
         accuracies=accuracies,
+        evaluation=evaluation,
         tasks=len(tasks),
         ways=ways,
         shots=shots,
         queries=queries,
         settings=learner.settings(),
         versions=versions(),
-        notes=tuple(_notes(found, accuracies, len(tasks))),
-    )
-
-
-@dataclass(frozen=True)
-class _Observed:
-    """What is kept of one task: CKA as numbers, sampled rows for CCA, whether layers moved, and how many queries were right."""
-
-    profile: Profile
-    sampled: dict[str, tuple[Tensor, Tensor]]
-    unmoved: dict[str, bool]
-    correct: dict[str, float]
-    sizes: tuple[int, int, int]
-
-
-def _observe(learner: Learner, names: Sequence[str], task: Episode, rows: int, seed: int, index: int) -> _Observed:
-    support, query = place(task, learner)
-    if support.targets.is_floating_point():
-        raise ValueError("feature_reuse needs class labels, and these targets are real numbers; for regression, use compare_layers")
-    ways = int(support.targets.max()) + 1
-
-    def run(predict: Callable[..., Tensor], *arguments: Any) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        with representations(learner.model, names) as outputs, head_input(learner.model, learner.head) as at_head:
-            logits = predict(*arguments)
-        return outputs, logits, at_head.features.flatten(1)
-
-    def share(logits: Tensor) -> float:
-        return float((logits.argmax(-1) == query.targets).double().mean())
-
-    def headless(weights: dict[str, Tensor], features: Tensor) -> float:
-        shots = run(learner.call, weights, support.inputs)[2]
-        return share(cosine_readout(Examples(shots, support.targets), features, ways))
-
-    adapted = learner.adapt(support)
-    before, logits_before, features_before = run(learner.call, learner.weights(), query.inputs)
-    after, own, features_after = run(learner.predict, adapted, query.inputs)
-    uses_head = adapted.support is None  # the others predict from the support features that they keep
-    return _Observed(
-        profile=compare_layers(before, after, seed=seed + index),
-        sampled={name: (sample(before[name], rows, seed).cpu(), sample(after[name], rows, seed).cpu()) for name in names},
-        unmoved={name: torch.equal(before[name], after[name]) for name in names},
-        correct={
-            "own": share(own),
-            "head_before": share(logits_before) if uses_head else float("nan"),
-            "head_after": share(own) if uses_head else float("nan"),
-            "headless_before": headless(learner.weights(), features_before),
-            "headless_after": headless(adapted.weights, features_after),
-        },
-        sizes=(ways, len(support.targets) // ways, len(query.targets) // ways),
+        notes=tuple(notes_on(found, accuracies, len(tasks))),
     )
 
 
@@ -228,19 +224,19 @@ class _Seen:
     def __init__(self, learner: Learner, names: Sequence[str] | None, seed: int) -> None:
         self.names, self.seed = list(names or layer_names(learner.model)), seed
         self.body = [name for name in self.names if not is_inside(name, learner.head)]
-        self.tasks: list[_Observed] = []
+        self.weights = {name: weights_of(learner.model, resolve(learner.model, name)) for name in self.names}
+        self.sizes = {name: parameter.numel() for name, parameter in learner.model.named_parameters()}
+        self.rated = set(learner.rates)
+        self.tasks: list[Observed] = []
 
     def layers(self) -> list[LayerReuse]:
-        """Every layer's similarities: CKA summed up over tasks, CCA from the pooled rows."""
+        """Every layer's numbers: CKA and what was measured summed up over tasks, CCA from the pooled rows."""
         return [self._layer(name) for name in self.names]
 
     def _layer(self, name: str) -> LayerReuse:
         per_task = [task.profile[name] for task in self.tasks]
-        before, after = (torch.cat(rows) for rows in zip(*(task.sampled[name] for task in self.tasks), strict=True))
-        units = len(per_task) if len(per_task) > 1 else None
-        pooled = compare_layers(
-            {name: before}, {name: after}, measure="cca", units=units, rows=before.shape[0] * before.shape[1], seed=self.seed
-        )[name]
+        pooled = self._pooled(name, 1)
+        measured = {key: Estimate.of([task.measured[name][key] for task in self.tasks]) for key in self.tasks[0].measured[name]}
         note = next((row.note for row in per_task if row.note), "")
         return LayerReuse(
             layer=name,
@@ -252,8 +248,27 @@ class _Seen:
             cca=pooled.similarity,
             cca_floor=pooled.floor,
             cca_size=(pooled.examples, pooled.features[0]),
+            weights=sum(self.sizes[weight] for weight in self.weights[name]),
+            has_rate=not self.rated.isdisjoint(self.weights[name]),
+            distance=measured["distance"],
+            relative_distance=measured["relative_distance"],
+            gradient=measured["gradient"],
+            intra=BeforeAfter(measured["intra_before"], measured["intra_after"]),
+            inter=BeforeAfter(measured["inter_before"], measured["inter_after"]),
+            ceiling=self._ceiling(name),
             note="; ".join(dict.fromkeys(f"{kind}: {note}" for kind, note in (("CKA", note), ("CCA", pooled.note)) if note)),
         )
+
+    def _ceiling(self, name: str) -> Ceiling | None:
+        found = [task.ceiling[name].similarity for task in self.tasks if task.ceiling]
+        return Ceiling(Estimate.of(found), self._pooled(name, 2, draws=0).similarity) if found else None
+
+    def _pooled(self, name: str, side: int, draws: int = 20) -> LayerSimilarity:
+        """CCA of the pooled rows before adaptation with those after (side 1) or of the other network (side 2)."""
+        first, second = (torch.cat([task.sampled[name][i] for task in self.tasks]) for i in (0, side))
+        units = len(self.tasks) if len(self.tasks) > 1 else None
+        size = first.shape[0] * first.shape[1]
+        return compare_layers({name: first}, {name: second}, measure="cca", units=units, rows=size, draws=draws, seed=self.seed)[name]
 
     def accuracies(self) -> Accuracies:
         """The accuracies over tasks."""
@@ -263,7 +278,8 @@ class _Seen:
         return Accuracies(**estimates, head_cost=cost, chance=1 / self.tasks[0].sizes[0])
 
 
-def _judge(layers: Sequence[LayerReuse], frozen: Freezing | None, accuracies: Accuracies) -> Verdict:
+def judge(layers: Sequence[LayerReuse], frozen: Freezing | None, accuracies: Accuracies) -> Verdict:
+    """The verdict on these layers, or that there is nothing to judge."""
     if frozen is None:
         return Verdict(
             "does not adapt",
@@ -275,7 +291,8 @@ def _judge(layers: Sequence[LayerReuse], frozen: Freezing | None, accuracies: Ac
     return verdict(estimates, frozen.rows[-1].cost, accuracies.head_cost, [layer.layer for layer in body_layers if layer.unmoved])
 
 
-def _notes(layers: Sequence[LayerReuse], accuracies: Accuracies, tasks: int) -> Iterator[str]:
+def notes_on(layers: Sequence[LayerReuse], accuracies: Accuracies, tasks: int) -> Iterator[str]:
+    """What a reader has to know before believing the numbers."""
     if tasks == 1:
         yield "One task gives no interval: nothing can be decided from it; ask for at least 20."
     still = [layer.layer for layer in layers if layer.unmoved and not layer.head]
@@ -287,6 +304,16 @@ def _notes(layers: Sequence[LayerReuse], accuracies: Accuracies, tasks: int) -> 
             "solve nothing does not speak of reuse. Train the learner first."
         )
     yield from (f"{layer.layer}: {layer.note}." for layer in layers if layer.note)
+
+
+def _other(ceiling: Learner, learner: Learner) -> Other:
+    ours, theirs = learner.model.state_dict(), ceiling.model.state_dict()
+    different = [name for name in {**ours, **theirs} if name not in ours or name not in theirs or ours[name].shape != theirs[name].shape]
+    if different:
+        raise ValueError(f"the ceiling is another architecture: {different[0]} differs; give the same network trained from another seed")
+    if all(torch.equal(ours[name], theirs[name].to(ours[name])) for name in ours):
+        raise ValueError("the ceiling has the same weights as the learner, so that it would be 1; give one trained from another seed")
+    return Other(ceiling)
 
 
 def _tasks(episodes: Any) -> Sequence[Episode]:

@@ -1,8 +1,9 @@
 """How alike two matrices of activations are, up to the maps that a measure calls the same.
 
 Every measure takes (examples, features) twice, as torch or numpy, computes in float64, and returns a similarity: 1 for the same,
-never a distance. What each one ignores: the CCA family any invertible linear map, CKA and Procrustes rotation and scale, and all of
-them the mean. Unrelated matrices score high at few examples and many features, so a number is read beside its `floor`.
+never a distance. What each one ignores, of either side: `cca` any invertible linear map (as `pwcca` does of its second side); `svcca`,
+CKA and Procrustes rotation and scale; `subspace` scale, and a rotation only where it is of both; and all of them the mean. Unrelated
+matrices score high at few examples and many features, so a number is read beside its `floor`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ Matrix: TypeAlias = Tensor | np.ndarray
 
 CCA_FAMILY = ("cca", "svcca", "pwcca")
 
+# Rounding to single precision leaves a direction of nothing at about 1e-7 of the largest.
+SINGLE = 1e-13**0.5
+
 
 class Undefined(ValueError):
     """The measure says nothing about these matrices: no variance, or too few examples for their directions."""
@@ -28,8 +32,9 @@ class Undefined(ValueError):
 def canonical_correlations(x: Matrix, y: Matrix) -> np.ndarray:
     """All canonical correlations of two matrices, largest first: the singular values of `Q_x^T Q_y`, clipped to [0, 1].
 
-    `Q` is an orthonormal basis of the centred columns, from a singular value decomposition; constant features and directions below
-    1e-10 of the largest are dropped (Hotelling 1936; Raghu et al. 2017, arXiv:1706.05806).
+    `Q` is an orthonormal basis of the centred columns, from a singular value decomposition; constant features are dropped, and directions
+    below 1e-10 of the largest, or 3e-7 where the numbers come in single precision and what is smaller is their rounding: what layer norm
+    puts out sums to a constant (Hotelling 1936; Raghu et al. 2017, arXiv:1706.05806).
 
     Args:
         x, y: (examples, features), as many examples in both.
@@ -43,7 +48,7 @@ def canonical_correlations(x: Matrix, y: Matrix) -> np.ndarray:
         array([1., 1.])
     """
     before, after = _cca_forms(x, y)
-    return before.correlations(after)[1].cpu().numpy()
+    return torch.linalg.svdvals(before.basis.T @ after.basis).clamp(0, 1).cpu().numpy()
 
 
 def cca(x: Matrix, y: Matrix) -> float:
@@ -134,8 +139,33 @@ def procrustes(x: Matrix, y: Matrix) -> float:
     return _similarity("procrustes", x, y)
 
 
+def subspace(x: Matrix, y: Matrix, k: int) -> float:
+    """How much of one side's `k` principal directions lies in the other's: `||V_k^T U_k||² / k`, Frobenius norm.
+
+    `V_k` and `U_k` (features, k) are the leading right singular vectors of the centred matrices, so feature i must be the same neuron in
+    both: one network before and after training, or on two tasks (Ramasesh et al. 2021, arXiv:2007.07400). Unrelated subspaces score
+    about k / features. The floor shuffles neurons, since the order of examples is nothing to this measure.
+
+    Args:
+        x, y: (examples, features), as many of both in both.
+        k: how many directions, from 1 to those that vary.
+
+    Raises:
+        ValueError: as `linear_cka` does, and where the widths differ or fewer than `k` directions vary.
+
+    Example:
+        >>> x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([9.0, 5.0, 1.0, 0.1])
+        >>> round(subspace(x, 2 * x + 1, k=2), 6), round(subspace(x, x.flip(1), k=2), 2)
+        (1.0, 0.0)
+    """
+    return _similarity("subspace", x, y, k=k)
+
+
 class Floor(NamedTuple):
-    """What unrelated features score: `median` and 95 % quantile `upper` of the measure with one side's examples shuffled."""
+    """What unrelated features score: `median` and 95 % quantile `upper` of the measure with one side shuffled.
+
+    Examples are shuffled, or neurons where the measure is `subspace`.
+    """
 
     median: float
     upper: float
@@ -153,6 +183,7 @@ def measured(
 
     Rows of one image (or one task) are not independent, so shuffling rows would understate what chance scores: the rows are `units`
     equal consecutive blocks, and no block keeps its place. Each matrix is decomposed once. A single unit has no other place: no draws.
+    `subspace` does not depend on the order of examples, so its neurons are shuffled instead.
 
     Args:
         name: a measure by its function's name, such as "cca" or "linear_cka"; `options` are that function's.
@@ -169,10 +200,9 @@ def measured(
     units = len(x) if units is None else units
     if units < 1 or len(x) % units:
         raise ValueError(f"{len(x)} examples do not divide into units={units} equal blocks")
-    rows = torch.arange(len(x)).reshape(units, -1)
     generator = torch.Generator().manual_seed(seed)
-    orders = (rows[_derangement(units, generator)].flatten() for _ in range(draws if units > 1 else 0))
-    chance = np.array([before.similarity(after.shuffled(order)) for order in orders])
+    orders = (rearranged(len(x), units, generator) for _ in range(draws if units > 1 else 0))
+    chance = np.array([before.similarity(after.shuffled(order, generator)) for order in orders])
     # The same numbers are the same network: exactly 1, without the last bit of a square root.
     return (1.0 if _same(x, y) else before.similarity(after)), chance
 
@@ -190,8 +220,13 @@ class Form(Protocol):
     def similarity(self, other: Any) -> float:
         """The measure's value against the other side."""
 
-    def shuffled(self, order: Tensor) -> Form:
-        """The same with its examples in another order."""
+    def shuffled(self, order: Tensor, generator: torch.Generator) -> Any:
+        """The same with its examples in another order; where that changes nothing, its neurons in one from the generator."""
+
+
+def rearranged(rows: int, units: int, generator: torch.Generator) -> Tensor:
+    """An order of `rows` (rows,) in which none of its `units` equal consecutive blocks keeps its place, each kept whole."""
+    return torch.arange(rows).reshape(units, -1)[_derangement(units, generator)].flatten()
 
 
 @dataclass(frozen=True)
@@ -202,19 +237,25 @@ class _Directions:
     coordinates: Tensor
     weighted: bool = False
 
-    def correlations(self, other: _Directions) -> tuple[Tensor, Tensor]:
-        u, rho, _ = torch.linalg.svd(self.basis.T @ other.basis, full_matrices=False)
-        return u, rho.clamp(0, 1)
-
     def similarity(self, other: _Directions) -> float:
-        if not self.weighted:
-            return float(torch.linalg.svdvals(self.basis.T @ other.basis).clamp(0, 1).mean())
-        u, rho = self.correlations(other)
-        weights = (u.T @ self.coordinates).abs().sum(1)
-        return float(weights @ rho / weights.sum())
+        return mean_correlation(self.basis.T @ other.basis, self.coordinates if self.weighted else None)
 
-    def shuffled(self, order: Tensor) -> _Directions:
+    def shuffled(self, order: Tensor, generator: torch.Generator) -> _Directions:
         return replace(self, basis=self.basis[order.to(self.basis.device)])
+
+
+def mean_correlation(cross: Tensor, weighing: Tensor | None = None) -> float:
+    """The mean of the singular values of `cross`, `Q_x^T Q_y`: plain, or weighted as PWCCA does by the columns of x in its basis.
+
+    Args:
+        cross: (directions of x, directions of y).
+        weighing: (directions of x, features), `Q_x^T X`.
+    """
+    if weighing is None:
+        return float(torch.linalg.svdvals(cross).clamp(0, 1).mean())
+    u, rho, _ = torch.linalg.svd(cross, full_matrices=False)
+    weights = (u.T @ weighing).abs().sum(1)
+    return float(weights @ rho.clamp(0, 1) / weights.sum())
 
 
 @dataclass(frozen=True)
@@ -226,7 +267,7 @@ class _Gram:
     def similarity(self, other: _Gram) -> float:
         return min(1.0, float((self.kernel * other.kernel).sum()))
 
-    def shuffled(self, order: Tensor) -> _Gram:
+    def shuffled(self, order: Tensor, generator: torch.Generator) -> _Gram:
         order = order.to(self.kernel.device)
         return _Gram(self.kernel[order][:, order])
 
@@ -249,7 +290,7 @@ class _Columns:
     def similarity(self, other: _Columns) -> float:
         return min(1.0, self.alignment(other))
 
-    def shuffled(self, order: Tensor) -> _Columns:
+    def shuffled(self, order: Tensor, generator: torch.Generator) -> _Columns:
         return replace(self, columns=self.columns[order.to(self.columns.device)])
 
 
@@ -262,8 +303,21 @@ class _Shape:
     def similarity(self, other: _Shape) -> float:
         return min(1.0, float(torch.linalg.svdvals(self.columns.T @ other.columns).sum()))
 
-    def shuffled(self, order: Tensor) -> _Shape:
+    def shuffled(self, order: Tensor, generator: torch.Generator) -> _Shape:
         return _Shape(self.columns[order.to(self.columns.device)])
+
+
+@dataclass(frozen=True)
+class Principal:
+    """The leading principal directions in neuron space, orthonormal `axes` (features, k)."""
+
+    axes: Tensor
+
+    def similarity(self, other: Principal) -> float:
+        return min(1.0, float((self.axes.T @ other.axes).square().sum() / self.axes.shape[1]))
+
+    def shuffled(self, order: Tensor, generator: torch.Generator) -> Principal:
+        return Principal(self.axes[torch.randperm(len(self.axes), generator=generator).to(self.axes.device)])
 
 
 def _similarity(name: str, x: Matrix, y: Matrix, **options: Any) -> float:
@@ -283,7 +337,8 @@ def _derangement(units: int, generator: torch.Generator) -> Tensor:
     return order
 
 
-def _centred(x: Matrix, name: str, fewest: int = 2) -> Tensor:
+def checked(x: Matrix, name: str, fewest: int = 1) -> Tensor:
+    """`x` as a detached tensor (examples, features) of finite values, at least `fewest` examples; ValueError names `name` otherwise."""
     tensor = torch.as_tensor(x).detach()
     if tensor.ndim != 2:
         raise ValueError(
@@ -293,45 +348,73 @@ def _centred(x: Matrix, name: str, fewest: int = 2) -> Tensor:
         tensor = tensor.cpu()
     if len(tensor) < fewest or not tensor.shape[1]:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}; this measure needs at least {fewest} examples and one feature")
-    low, high = tensor.aminmax(dim=0)
-    if not bool((low.isfinite() & high.isfinite()).all()):
+    if not bool(torch.stack(tensor.aminmax()).isfinite().all()):
         raise ValueError(f"{name} holds {int((~tensor.isfinite()).sum())} values that are NaN or infinite; find where activations overflow")
-    varies = (high - low).double() > 1e-12 * torch.maximum(high.abs(), low.abs()).double()
+    return tensor
+
+
+def _centred(x: Matrix, name: str, fewest: int = 2, constant: bool = False) -> Tensor:
+    """Centred columns in float64, without those that do not vary unless `constant`."""
+    tensor = checked(x, name, fewest)
+    varies = varying(tensor)
     if not bool(varies.any()):
-        raise Undefined(f"{name} has no variance: every feature is constant over the {len(tensor)} examples (a dead layer?)")
-    tensor = (tensor if bool(varies.all()) else tensor[:, varies]).double()
+        raise no_variance(name, len(tensor))
+    tensor = (tensor if constant or bool(varies.all()) else tensor[:, varies]).double()
     return tensor - tensor.mean(0)
 
 
-def _both(x: Matrix, y: Matrix, fewest: int = 2) -> tuple[Tensor, Tensor]:
-    left, right = _centred(x, "x", fewest), _centred(y, "y", fewest)
-    if len(left) != len(right):
-        raise ValueError(f"x has {len(left)} examples and y has {len(right)}; row i of both must be the same example")
+def varying(x: Tensor) -> Tensor:
+    """Which features of (examples, features) are not constant (features,)."""
+    low, high = x.aminmax(dim=0)
+    return (high - low).double() > 1e-12 * torch.maximum(high.abs(), low.abs()).double()
+
+
+def no_variance(name: str, n: int) -> Undefined:
+    """The error for a matrix whose features are all constant."""
+    return Undefined(f"{name} has no variance: every feature is constant over the {n} examples (a dead layer?)")
+
+
+def _both(x: Matrix, y: Matrix, fewest: int = 2, constant: bool = False) -> tuple[Tensor, Tensor]:
+    left, right = _centred(x, "x", fewest, constant), _centred(y, "y", fewest, constant)
+    matched(left, right)
     return left, right.to(left.device)
 
 
+def matched(x: Tensor, y: Tensor) -> None:
+    """Raises ValueError where the two do not have as many examples."""
+    if len(x) != len(y):
+        raise ValueError(f"x has {len(x)} examples and y has {len(y)}; row i of both must be the same example")
+
+
 def _cca_forms(x: Matrix, y: Matrix, energy: float = 1.0, weighted: bool = False) -> tuple[_Directions, _Directions]:
+    left, right = _both(x, y)
+    before = _directions(left, "x", energy, weighted, smallest(x))
+    after = _directions(right, "y", energy, weighted, smallest(y))
+    warn_of_certain(len(left), before.basis.shape[1], after.basis.shape[1])
+    return before, after
+
+
+def warn_of_certain(n: int, left: int, right: int) -> None:
+    """Warn where `n` examples leave half of the correlations of `left` and `right` directions no freedom: they are 1 whatever the data."""
+    certain = left + right - (n - 1)
+    if certain >= min(left, right) / 2:
+        warnings.warn(
+            f"n={n} examples for {left} and {right} directions: {min(certain, left, right)} of {min(left, right)} canonical correlations "
+            "are 1 whatever the data; pool more examples, or use linear_cka",
+            stacklevel=3,
+        )
+
+
+def kept_directions(squares: Tensor, found: int, n: int, features: int, name: str, energy: float) -> int:
+    """How many of the first `found` directions hold `energy` of the sum of `squares` (directions,), largest first.
+
+    Raises Undefined where they fill the space that `n` centred examples span, ValueError where `energy` is out of range.
+    """
     if not 0 < energy <= 1:
         raise ValueError(f"energy={energy} must lie in (0, 1]; 0.99 keeps the directions that hold 99 % of the variance")
-    left, right = _both(x, y)
-    sides = [_directions(columns, name, energy, weighted) for columns, name in ((left, "x"), (right, "y"))]
-    widths, n = [side.basis.shape[1] for side in sides], len(left)
-    certain = sum(widths) - (n - 1)
-    if certain >= min(widths) / 2:
-        warnings.warn(
-            f"n={n} examples for {widths[0]} and {widths[1]} directions: {min(certain, *widths)} of {min(widths)} canonical correlations "
-            "are 1 whatever the data; pool more examples, or use linear_cka",
-            stacklevel=2,
-        )
-    return sides[0], sides[1]
-
-
-def _directions(centred: Tensor, name: str, energy: float, weighted: bool) -> _Directions:
-    n, features = centred.shape
-    u, s, v = torch.linalg.svd(centred, full_matrices=False)
-    kept = int((s >= 1e-10 * s[0]).sum())
+    kept = found
     if energy < 1:
-        share = s.square().cumsum(0) / s.square().sum()
+        share = squares.cumsum(0) / squares.sum()
         kept = min(kept, int((share < energy).sum()) + 1)
     if features >= n and kept >= n - 1:  # centred rows sum to zero: n - 1 directions are every direction there is
         raise Undefined(
@@ -339,6 +422,24 @@ def _directions(centred: Tensor, name: str, energy: float, weighted: bool) -> _D
             "every canonical correlation is 1 whatever the data. Pool examples over tasks, keep fewer positions as features, or use svcca "
             "with less energy or linear_cka"
         )
+    return kept
+
+
+def double(x: Matrix) -> bool:
+    """Whether the numbers carry more than single precision."""
+    dtype = torch.as_tensor(x).dtype
+    return dtype == torch.float64 or not dtype.is_floating_point
+
+
+def smallest(x: Matrix) -> float:
+    """The share of the largest singular value below which a direction is rounding."""
+    return 1e-10 if double(x) else SINGLE
+
+
+def _directions(centred: Tensor, name: str, energy: float, weighted: bool, least: float) -> _Directions:
+    u, s, v = torch.linalg.svd(centred, full_matrices=False)
+    n, features = centred.shape
+    kept = kept_directions(s.square(), int((s >= least * s[0]).sum()), n, features, name, energy)
     return _Directions(u[:, :kept], s[:kept, None] * v[:kept], weighted)
 
 
@@ -350,13 +451,14 @@ def _linear_forms(x: Matrix, y: Matrix, debiased: bool = True) -> tuple[Form, Fo
 
 
 def _rbf_forms(x: Matrix, y: Matrix, fraction: float = 0.5, debiased: bool = False) -> tuple[_Gram, _Gram]:
+    left, right = _both(x, y, fewest=4 if debiased else 2)
+    return tuple(_gram(rbf_kernel(side, name, fraction), name, debiased) for side, name in ((left, "x"), (right, "y")))  # type: ignore[return-value]
+
+
+def rbf_kernel(centred: Tensor, name: str, fraction: float) -> Tensor:
+    """`exp(-D² / (2 fraction² median(D²)))` of (examples, features) -> (examples, examples)."""
     if not fraction > 0:
         raise ValueError(f"fraction={fraction} must be above 0: it is the kernel's width as a fraction of the median distance")
-    left, right = _both(x, y, fewest=4 if debiased else 2)
-    return tuple(_gram(_rbf(side, name, fraction), name, debiased) for side, name in ((left, "x"), (right, "y")))  # type: ignore[return-value]
-
-
-def _rbf(centred: Tensor, name: str, fraction: float) -> Tensor:
     gram = centred @ centred.T
     squares = gram.diagonal()
     distances = (squares[:, None] + squares - 2 * gram).clamp(min=0)
@@ -367,33 +469,37 @@ def _rbf(centred: Tensor, name: str, fraction: float) -> Tensor:
     return torch.exp(-distances / (2 * fraction**2 * median))
 
 
-def _gram(kernel: Tensor, name: str, debiased: bool) -> _Gram:
-    n, size = len(kernel), float(kernel.norm())
-    if debiased:  # Szekely and Rizzo 2014: the inner product of kernels centred this way is the U-statistic
-        kernel = kernel.clone()
-        kernel.fill_diagonal_(0)
-        means = kernel.sum(0) / (n - 2)
-        means = means - means.sum() / (2 * (n - 1))
-        kernel = kernel - means[:, None] - means
-        kernel.fill_diagonal_(0)
-    else:
+def centred_kernel(kernel: Tensor, debiased: bool) -> Tensor:
+    """A kernel (examples, examples) centred so that the inner product of two is HSIC, times (n - 1)² or, debiased, n (n - 3)."""
+    n = len(kernel)
+    if not debiased:
         means = kernel.mean(0)
-        kernel = kernel - means[:, None] - means + means.mean()
-    norm = float(kernel.norm())
-    if norm <= 1e-12 * size:
-        raise Undefined(
-            f"{name}: all pairs of its {n} examples are equally far apart, so nothing is left to align; use more varied examples"
-        )
-    return _Gram(kernel / norm)
+        return kernel - means[:, None] - means + means.mean()
+    kernel = kernel.clone()  # Szekely and Rizzo 2014: the inner product of kernels centred this way is the U-statistic
+    kernel.fill_diagonal_(0)
+    means = kernel.sum(0) / (n - 2)
+    means = means - means.sum() / (2 * (n - 1))
+    return (kernel - means[:, None] - means).fill_diagonal_(0)
+
+
+def equally_far(name: str, n: int) -> Undefined:
+    """The error for a matrix whose centred kernel is nought."""
+    return Undefined(f"{name}: all pairs of its {n} examples are equally far apart, so nothing is left to align; use more varied examples")
+
+
+def _gram(kernel: Tensor, name: str, debiased: bool) -> _Gram:
+    centred = centred_kernel(kernel, debiased)
+    norm = float(centred.norm())
+    if norm <= 1e-12 * float(kernel.norm()):
+        raise equally_far(name, len(kernel))
+    return _Gram(centred / norm)
 
 
 def _columns(centred: Tensor, name: str, debiased: bool) -> _Columns:
     plain = _Columns(centred / centred.norm(), debiased)
     alignment = plain.alignment(plain)
     if alignment <= 1e-14:
-        raise Undefined(
-            f"{name}: all pairs of its {len(centred)} examples are equally far apart, so nothing is left to align; use more varied examples"
-        )
+        raise equally_far(name, len(centred))
     return replace(plain, columns=plain.columns / alignment**0.25)
 
 
@@ -403,11 +509,41 @@ def _procrustes_forms(x: Matrix, y: Matrix) -> tuple[_Shape, _Shape]:
     return _Shape(left / left.norm()), _Shape(right / right.norm())
 
 
+def _subspace_forms(x: Matrix, y: Matrix, k: int) -> tuple[Principal, Principal]:
+    left, right = _both(x, y, constant=True)
+    same_width(left.shape[1], right.shape[1])
+
+    def side(centred: Tensor, name: str, least: float) -> Principal:
+        _, s, v = torch.linalg.svd(centred, full_matrices=False)
+        return Principal(v[: leading(k, int((s >= least * s[0]).sum()), name)].T)
+
+    return side(left, "x", smallest(x)), side(right, "y", smallest(y))
+
+
+def same_width(left: int, right: int) -> None:
+    """Raises ValueError where the widths differ: `subspace` compares directions in one neuron space."""
+    if left != right:
+        raise ValueError(
+            f"x has {left} features and y has {right}: subspace compares directions in one neuron space, so feature i must be the same "
+            "neuron in both; use linear_cka, procrustes or cca for other widths"
+        )
+
+
+def leading(k: int, found: int, name: str) -> int:
+    """`k`, where it is from 1 to the `found` directions of `name` that vary."""
+    if k < 1:
+        raise ValueError(f"k={k} must be at least 1: it is how many principal directions are compared")
+    if k > found:
+        raise Undefined(f"{name} varies in {found} directions, fewer than k={k}; ask for at most k={found}")
+    return k
+
+
 MEASURES: dict[str, Callable[..., tuple[Form, Form]]] = {
-    "cca": _cca_forms,
+    "cca": lambda x, y: _cca_forms(x, y),
     "svcca": lambda x, y, energy=0.99: _cca_forms(x, y, energy),
     "pwcca": lambda x, y: _cca_forms(x, y, weighted=True),
     "linear_cka": _linear_forms,
     "rbf_cka": _rbf_forms,
     "procrustes": _procrustes_forms,
+    "subspace": _subspace_forms,
 }

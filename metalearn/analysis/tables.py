@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -33,8 +34,8 @@ def plain(value: Any) -> Any:
         return {key: plain(getattr(value, key)) for key in value.__dataclass_fields__}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [plain(item) for item in value]
+    if isinstance(value, list | tuple | np.ndarray | Tensor):
+        return [plain(item) for item in (value.tolist() if isinstance(value, Tensor) else value)]
     if isinstance(value, float | np.floating):
         return float(value) if np.isfinite(value) else None
     return value if value is None or isinstance(value, str | int | bool) else str(value)

@@ -69,14 +69,14 @@ def _status(margin: float, excess: float) -> str:
 
 def number(value: Estimate) -> str:
     """A similarity with its interval, in words."""
-    return f"{value.mean:.3f} ± {value.interval:.3f}"
+    return value.shown(".3f")
 
 
 def points(cost: Estimate) -> str:
     """A difference of accuracies in percentage points, with its interval."""
-    return f"{100 * cost.mean:.2f} ± {100 * cost.interval:.2f} points"
+    return cost.shown(".2f", 100, " points")
 
 
 def percent(accuracy: Estimate) -> str:
     """An accuracy in percent, with its interval."""
-    return f"{100 * accuracy.mean:.1f} ± {100 * accuracy.interval:.1f} %"
+    return accuracy.shown(".1f", 100, " %")

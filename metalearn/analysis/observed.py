@@ -1,0 +1,178 @@
+"""What is observed of a learner on one task: features, weights and predictions before and after its inner loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..episodes import Episode, Examples
+from ..evaluation import place
+from ..inner_loop import Weights, inner_step
+from ..layers import is_inside, owners
+from ..learner import Learner
+from ..readouts import cosine_readout
+from ..representations import head_input, representations
+from .layerwise import Profile, compare_layers, sample
+
+Outputs = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What is kept of one task: CKA as numbers, sampled rows for CCA, whether layers moved, and how many queries were right.
+
+    `measured` has the numbers of every layer by the names of `LayerReuse`'s fields; `ceiling` and the rows in it are None and empty
+    where there is no other network to compare with.
+    """
+
+    profile: Profile
+    sampled: dict[str, tuple[Tensor, ...]]
+    unmoved: dict[str, bool]
+    measured: dict[str, dict[str, float]]
+    correct: dict[str, float]
+    sizes: tuple[int, int, int]
+    ceiling: Profile | None = None
+
+
+@dataclass(frozen=True)
+class Other:
+    """An independently trained network, whose features on the same images are the ceiling."""
+
+    learner: Learner
+    # The tasks in flight share this one module, and what its layers put out is read from it.
+    alone: Lock = field(default_factory=Lock)
+
+    def outputs(self, names: Sequence[str], inputs: Tensor) -> Outputs:
+        """What the named layers put out for these inputs, under the meta-initialisation."""
+        with self.alone, representations(self.learner.model, names) as seen:
+            self.learner.call(self.learner.weights(), inputs)
+        return seen
+
+
+def observe(learner: Learner, names: Sequence[str], task: Episode, *, rows: int, seed: int, index: int, other: Other | None) -> Observed:
+    """Adapt to the `index`-th task, and look at its query images through the named layers before and after."""
+    support, query = place(task, learner)
+    if support.targets.is_floating_point():
+        raise ValueError("feature_reuse needs class labels, and these targets are real numbers; for regression, use compare_layers")
+    ways = int(support.targets.max()) + 1
+
+    def run(predict: Callable[..., Tensor], *arguments: Any) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        with representations(learner.model, names) as outputs, head_input(learner.model, learner.head) as at_head:
+            logits = predict(*arguments)
+        return outputs, logits, at_head.features.flatten(1)
+
+    def share(logits: Tensor) -> float:
+        return float((logits.argmax(-1) == query.targets).double().mean())
+
+    def headless(weights: Weights, features: Tensor) -> float:
+        shots = run(learner.call, weights, support.inputs)[2]
+        return share(cosine_readout(Examples(shots, support.targets), features, ways))
+
+    initial, adapted = learner.weights(), learner.adapt(support)
+    before, logits_before, features_before = run(learner.call, initial, query.inputs)
+    after, own, features_after = run(learner.predict, adapted, query.inputs)
+    uses_head = adapted.support is None  # the others predict from the support features that they keep
+    unmoved = {name: torch.equal(before[name], after[name]) for name in names}
+    sides: list[Outputs] = [before, after, *([other.outputs(names, query.inputs)] if other else [])]
+    moved = weights_moved(learner.model, names, initial, adapted.weights, first_gradients(learner, support))
+    return Observed(
+        profile=compare_layers(before, after, seed=seed + index),
+        sampled={name: tuple(sample(side[name], rows, seed).cpu() for side in sides) for name in names},
+        unmoved=unmoved,
+        measured={name: {**moved[name], **_classes(before[name], after[name], query.targets, unmoved[name])} for name in names},
+        correct={
+            "own": share(own),
+            "head_before": share(logits_before) if uses_head else float("nan"),
+            "head_after": share(own) if uses_head else float("nan"),
+            "headless_before": headless(initial, features_before),
+            "headless_after": headless(adapted.weights, features_after),
+        },
+        sizes=(ways, len(support.targets) // ways, len(query.targets) // ways),
+        ceiling=compare_layers(before, sides[2], layers=names, draws=0) if other else None,
+    )
+
+
+def first_gradients(learner: Learner, support: Examples) -> Weights:
+    """The gradient of the inner loss on the support set at the meta-initialisation, by parameter name; of those that have a rate.
+
+    Example:
+        >>> import torch
+        >>> from metalearn import MAML
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> learner = MAML(model, lr=0.1, loss=F.mse_loss)
+        >>> _ = nn.init.ones_(model.weight)
+        >>> first_gradients(learner, Examples(torch.tensor([[2.0]]), torch.tensor([[5.0]])))["weight"].item()  # 2 (2 w - 5) 2
+        -12.0
+    """
+    gradients, _ = inner_step(
+        lambda weights: learner.task_loss(learner.call(weights, support.inputs), support.targets),
+        learner.weights(),
+        learner.rates,
+        first_order=True,
+        update=lambda weights, gradients, rates, state: (gradients, state),
+    )
+    return {name: gradients[name] for name in learner.rates}
+
+
+def weights_of(model: nn.Module, layer: str) -> list[str]:
+    """The names of the parameters that belong to a layer: those inside it, and bare ones that `owners` gives to it."""
+    owner = owners(model)
+    return [name for name, _ in model.named_parameters() if is_inside(name, layer) or owner[name] == layer]
+
+
+def weights_moved(
+    model: nn.Module, layers: Iterable[str], before: Weights, after: Weights, gradients: Weights
+) -> dict[str, dict[str, float]]:
+    """How far each layer's weights moved, that over the norm they had, and the norm of their gradient: Euclidean, all its weights in one.
+
+    A layer that has no rate has gradient 0; one that moved all the same, by a rule of its own, has none that is known (NaN).
+    """
+    found = {}
+    for layer in layers:
+        names = weights_of(model, layer)
+        distance = _norm(after[name] - before[name] for name in names if after[name] is not before[name])
+        size = _norm(before[name] for name in names)
+        known = [gradients[name] for name in names if name in gradients]
+        found[layer] = {
+            "distance": distance,
+            "relative_distance": distance / size if size else math.nan,
+            "gradient": _norm(known) if known or not distance else math.nan,
+        }
+    return found
+
+
+def class_cosines(features: Tensor, targets: Tensor) -> tuple[float, float]:
+    """The mean cosine between features of two different examples of one class, and of two classes -> (intra, inter).
+
+    Oh et al. 2021 (arXiv:2008.08882): each example flattened, not centred; every pair counts alike. The cosine to features that are all
+    zero is 0. NaN where there is no such pair.
+
+    Args:
+        features: (examples, ...).
+        targets: (examples,) class labels.
+
+    Example:
+        >>> class_cosines(torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]]), torch.tensor([0, 0, 1]))
+        (1.0, 0.0)
+    """
+    units = F.normalize(features.flatten(1), dim=1)
+    cosines, same = units @ units.mT, targets[:, None] == targets
+    itself = torch.eye(len(targets), dtype=torch.bool, device=targets.device)
+    return float(cosines[same & ~itself].mean()), float(cosines[~same].mean())
+
+
+def _classes(before: Tensor, after: Tensor, targets: Tensor, unmoved: bool) -> dict[str, float]:
+    intra, inter = class_cosines(before, targets)
+    intra_after, inter_after = (intra, inter) if unmoved else class_cosines(after, targets)
+    return {"intra_before": intra, "intra_after": intra_after, "inter_before": inter, "inter_after": inter_after}
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    return math.hypot(*(float(torch.linalg.vector_norm(tensor)) for tensor in tensors))

@@ -1,0 +1,261 @@
+"""One training recipe under several seeds: how much of a figure is chance, and how alike the networks are that it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import progress as _progress
+from ..episodes import Episode, unstack
+from ..evaluation import evaluation_mode, place
+from ..layers import body
+from ..learner import Learner
+from ..representations import representations
+from .freezing import Freezing, freezing
+from .layerwise import Profile, compare_layers, sample
+from .tables import aligned, plain
+
+MEASURES = {
+    "cca": "mean CCA, positions as examples and channels as features, the tasks pooled",
+    "cka": "debiased linear CKA, images flattened, mean over tasks",
+    "cka_biased": "biased linear CKA, images flattened, mean over tasks: high by chance where features outnumber images",
+}
+
+
+class Spread(NamedTuple):
+    """A mean over runs with their standard deviation (ddof=1), which is what Raghu et al. 2020 write after ±; NaN for one run."""
+
+    mean: float
+    std: float
+    runs: int
+
+    @classmethod
+    def of(cls, values: Any) -> Spread:
+        """The spread of one value a run (runs,).
+
+        Example:
+            >>> Spread.of([0.0, 0.5, 1.0])
+            Spread(mean=0.5, std=0.5, runs=3)
+        """
+        tensor = torch.as_tensor(values, dtype=torch.float64)
+        std = float(tensor.std(correction=1)) if len(tensor) > 1 else float("nan")
+        return cls(float(tensor.mean()), std, len(tensor))
+
+    def text(self, scale: float = 1.0, digits: int = 3, unit: str = "run") -> str:
+        """The two numbers as people write them; one `unit` has no spread."""
+        mean = f"{scale * self.mean:.{digits}f}"
+        return f"{mean} ± {scale * self.std:.{digits}f}" if self.runs > 1 else f"{mean} (one {unit})"
+
+
+@dataclass(frozen=True)
+class SeededFrozen:
+    """The `layers` that the inner loop could not move, the accuracy then, and what that cost on the same tasks, over seeds."""
+
+    layers: tuple[str, ...]
+    accuracy: Spread
+    cost: Spread
+
+
+@dataclass(frozen=True)
+class SeededFreezing:
+    """Accuracy with the first k layers frozen, over seeds; prints as table 1 of Raghu et al. 2020. `runs` has each seed's own table."""
+
+    rows: tuple[SeededFrozen, ...]
+    runs: tuple[Freezing, ...]
+
+    def __str__(self) -> str:
+        rows = [
+            (
+                f"up to {row.layers[-1]}" if row.layers else "nothing",
+                row.accuracy.text(100, 2),
+                row.cost.text(100, 2) if row.layers else "",
+            )
+            for row in self.rows
+        ]
+        spread = f"± is the standard deviation over {len(self.runs)} seeds" if len(self.runs) > 1 else "one seed: no spread over seeds"
+        return f"{aligned(('frozen', 'accuracy %', 'cost in points'), rows)}\n({self.runs[0].tasks} tasks; {spread})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON-able values; NaN is None."""
+        return plain(self)
+
+
+def freezing_over_seeds(
+    learners: Sequence[Learner], episodes: Any, *, layers: Sequence[str] | None = None, progress: bool = False
+) -> SeededFreezing:
+    """`freezing` of the same learner trained from several seeds, on the same tasks -> `SeededFreezing`.
+
+    Mean and standard deviation over seeds are what table 1 of Raghu et al. 2020 (arXiv:1909.09157) has.
+
+    Args:
+        learners: one a seed, of one architecture.
+        episodes, layers, progress: as for `freezing`.
+
+    Raises ValueError where there is no learner, or their layers differ.
+    """
+    if not learners:
+        raise ValueError("there is no learner: give one for each seed")
+    runs = tuple(freezing(learner, episodes, layers=layers, progress=progress) for learner in learners)
+    names = [tuple(row.layers for row in run.rows) for run in runs]
+    if len(set(names)) > 1:
+        raise ValueError(
+            f"the learners have other layers ({names[0][-1]} and {next(n for n in names if n != names[0])[-1]}); compare one recipe"
+        )
+    rows = [
+        SeededFrozen(same[0].layers, Spread.of([row.accuracy.mean for row in same]), Spread.of([row.cost.mean for row in same]))
+        for same in zip(*(run.rows for run in runs), strict=True)
+    ]
+    return SeededFreezing(tuple(rows), runs)
+
+
+@dataclass(frozen=True)
+class BetweenGroups:
+    """How alike the networks of two groups are: per layer and over the body, by measure (`MEASURES`), spread over `pairs` of networks.
+
+    `floor` is the same with whole images (for CCA whole tasks) of one side shuffled: the median, averaged over pairs and layers.
+    """
+
+    groups: tuple[str, str]
+    pairs: int
+    layers: Mapping[str, Mapping[str, Spread]]
+    body: Mapping[str, Spread]
+    floor: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Between:
+    """Similarity of independently trained networks, group by group; prints as table 3 of Raghu et al. 2020."""
+
+    rows: tuple[BetweenGroups, ...]
+    tasks: int
+    adapted: bool
+
+    def __getitem__(self, groups: tuple[str, str]) -> BetweenGroups:
+        for row in self.rows:
+            if row.groups in (groups, groups[::-1]):
+                return row
+        raise KeyError(f"{groups} were not compared; these were: {', '.join('-'.join(row.groups) for row in self.rows)}")
+
+    def __str__(self) -> str:
+        rows = [
+            (
+                "-".join(row.groups),
+                str(row.pairs),
+                *(f"{row.body[name].text(unit='pair')} (chance {row.floor[name]:.3f})" for name in MEASURES),
+            )
+            for row in self.rows
+        ]
+        said = "after adaptation to each task" if self.adapted else "at the meta-initialisation"
+        said = f"{self.tasks} tasks, {said}; mean over the body's layers; ± is the standard deviation over pairs of networks"
+        return "\n".join([aligned(("networks", "pairs", *MEASURES), rows), f"({said})", *(f"{k}: {text}" for k, text in MEASURES.items())])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON-able values; NaN is None."""
+        return plain(self)
+
+
+def similarity_between(
+    groups: Mapping[str, Sequence[Learner]],
+    episodes: Any,
+    *,
+    layers: Sequence[str] | None = None,
+    adapted: bool = True,
+    by_seed: bool = True,
+    rows: int = 30_000,
+    draws: int = 5,
+    seed: int = 0,
+    progress: bool = False,
+) -> Between:
+    """How alike are networks that were trained independently, within a group and across groups? -> `Between`.
+
+    Every pair of networks is compared on the query images of each task, layer by layer, by `compare_layers`: table 3 of Raghu et al.
+    2020 (arXiv:1909.09157), where MAML and ANIL are as alike as two MAMLs from other seeds.
+
+    Args:
+        groups: learners by name, one a seed: `{"MAML": [...], "ANIL": [...]}`.
+        episodes: a `FewShot`, a list of tasks, or one stack.
+        layers: which to average over; by default the body.
+        adapted: compare the networks as each learner's own inner loop adapts them to the task; False: at the meta-initialisation.
+        by_seed: the i-th learner of every group comes from seed i. Those share their initial weights, so that they are not independent
+            and not paired across groups; False pairs them too.
+        rows: about how many rows CCA keeps, by taking some positions of every image.
+        draws: how often the floor of each pair shuffles.
+        seed: what the floor and the positions depend on.
+        progress: show the progress on standard error.
+
+    Raises ValueError where no two networks can be paired, or a layer does not exist in one of them.
+    """
+    members = [(name, learner) for name, learners in groups.items() for learner in learners]
+    places = [(name, i) for name, learners in groups.items() for i in range(len(learners))]
+    paired: dict[tuple[str, str], list[tuple[int, int]]] = {(name, name): [] for name in groups}
+    for (i, (first, one)), (j, (second, other)) in combinations(enumerate(places), 2):
+        if first == second or one != other or not by_seed:
+            paired.setdefault((first, second), []).append((i, j))
+    paired = {groups_of: found for groups_of, found in paired.items() if found}
+    if not paired:
+        raise ValueError(
+            "there are no two networks of different seeds to compare; give a group two or more learners (or by_seed=False, where networks "
+            "of two groups do not share their initial weights)"
+        )
+    names = list(layers) if layers is not None else body(members[0][1].model, members[0][1].head)
+    tasks = unstack(episodes) if isinstance(episodes, Episode) else episodes
+    every = sorted({pair for found in paired.values() for pair in found})
+    per_task: dict[tuple[int, int], list[tuple[Profile, Profile]]] = {pair: [] for pair in every}
+    sampled: list[dict[str, list[Tensor]]] = [{name: [] for name in names} for _ in members]
+    with (
+        evaluation_mode([learner for _, learner in members]),
+        torch.no_grad(),
+        _progress.progress("comparing networks", len(tasks), unit="task", shown=progress) as advance,
+    ):
+        for i in range(len(tasks)):
+            seen = [_outputs(learner, tasks[i], names, adapted) for _, learner in members]
+            for outputs, kept in zip(seen, sampled, strict=True):
+                for name in names:
+                    kept[name].append(sample(outputs[name], rows // len(tasks), seed).cpu())
+            for a, b in every:
+                both = (compare_layers(seen[a], seen[b], layers=names, draws=draws, seed=seed + i, debiased=d) for d in (True, False))
+                per_task[a, b].append((next(both), next(both)))
+            advance()
+    pooled = [{name: torch.cat(parts) for name, parts in kept.items()} for kept in sampled]
+    units = len(tasks) if len(tasks) > 1 else None
+    cca = {
+        (a, b): compare_layers(pooled[a], pooled[b], layers=names, measure="cca", units=units, rows=10**9, draws=draws, seed=seed)
+        for a, b in every
+    }
+    found = [_between(pair, [(cca[p], per_task[p]) for p in pairs], names) for pair, pairs in paired.items()]
+    return Between(tuple(found), len(tasks), adapted)
+
+
+def _outputs(learner: Learner, task: Episode, names: Sequence[str], adapted: bool) -> dict[str, Tensor]:
+    support, query = place(task, learner)
+    weights = learner.adapt(support).weights if adapted else learner.weights()
+    with representations(learner.model, names) as seen:
+        learner.call(weights, query.inputs)
+    return seen
+
+
+def _between(
+    groups: tuple[str, str], pairs: Sequence[tuple[Profile, Sequence[tuple[Profile, Profile]]]], names: Sequence[str]
+) -> BetweenGroups:
+    """One row from the profiles of its pairs: each CCA over pooled tasks, and CKA of both kinds task by task."""
+    values: dict[str, dict[str, list[float]]] = {measure: {name: [] for name in names} for measure in MEASURES}
+    floors: dict[str, list[float]] = {measure: [] for measure in MEASURES}
+    for cca, tasks in pairs:
+        for name in names:
+            kinds = {"cca": [cca[name]], "cka": [one[name] for one, _ in tasks], "cka_biased": [other[name] for _, other in tasks]}
+            for measure, found in kinds.items():
+                values[measure][name].append(sum(row.similarity for row in found) / len(found))
+                floors[measure].append(sum(row.floor.median for row in found) / len(found))
+    over_body = {m: [sum(column) / len(names) for column in zip(*by_layer.values(), strict=True)] for m, by_layer in values.items()}
+    return BetweenGroups(
+        groups,
+        len(pairs),
+        {name: {measure: Spread.of(values[measure][name]) for measure in MEASURES} for name in names},
+        {measure: Spread.of(over_body[measure]) for measure in MEASURES},
+        {measure: sum(found) / len(found) for measure, found in floors.items()},
+    )

@@ -1,0 +1,369 @@
+"""Every layer of one network against every layer of another, in one pass over a loader."""
+
+from __future__ import annotations
+
+import operator
+import textwrap
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import progress as _progress
+from ..evaluation import evaluation_mode
+from ..layers import layers
+from ..representations import _split, _tensor
+from .similarity import Floor, rearranged
+from .tables import plain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CONVENTION = "debiased minibatch linear CKA; an image a row, all its channels and positions as features"
+FEWEST = 4  # images in a batch: the U-statistic divides by n - 3
+BLOCK = 128  # rows of a Gram matrix at a time: what lies above its diagonal need not be computed
+CHUNK = 2**20  # numbers in float64 at a time
+
+
+@dataclass(frozen=True)
+class SimilarityMap:
+    """The similarity of every pair of layers; `found["layer1.0", "encoder.ln"]` is one of them, and it prints as a table.
+
+    Attributes:
+        values: (layers of a, layers of b), float64, at most 1 and about 0 for unrelated layers; NaN where a layer has no similarity.
+        layers_a, layers_b: their names, in order.
+        examples, batches: how many images, in how many batches.
+        chance: (draws, layers of a, layers of b), the same with the images of b shuffled within each batch.
+        networks: the classes of the two networks.
+        notes: which layers have no similarity, and why.
+    """
+
+    values: np.ndarray
+    layers_a: tuple[str, ...]
+    layers_b: tuple[str, ...]
+    examples: int
+    batches: int
+    chance: np.ndarray
+    networks: tuple[str, str]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def floor(self) -> Floor:
+        """Median and 95 % quantile of what unrelated layers score, over all pairs and draws."""
+        return Floor.of(self.chance[np.isfinite(self.chance)])
+
+    def __getitem__(self, pair: tuple[str, str]) -> float:
+        for layer, known in zip(pair, (self.layers_a, self.layers_b), strict=True):
+            if layer not in known:
+                raise KeyError(f"no layer {layer!r} was compared; these were: {', '.join(known)}")
+        return float(self.values[self.layers_a.index(pair[0]), self.layers_b.index(pair[1])])
+
+    def __str__(self) -> str:
+        width = max(map(len, self.layers_a))
+        cells = [["  -" if np.isnan(value) else f"{round(100 * value):3d}" for value in row] for row in self.values]
+        header = " ".join(f"{number:3d}" for number in range(1, len(self.layers_b) + 1))
+        rows = [f"{i:3d} {name:{width}} {' '.join(row)}" for i, (name, row) in enumerate(zip(self.layers_a, cells, strict=True), 1)]
+        columns = ", ".join(f"{number} {name}" for number, name in enumerate(self.layers_b, 1))
+        same = self.layers_a == self.layers_b
+        told = "the same layers" if same else columns
+        lines = [f"rows: {self.networks[0]}; columns: {self.networks[1]}, {told}; hundredths", f"{CONVENTION}; {self._counts()}"]
+        wrapped = [part for line in (*lines, *self.notes) for part in textwrap.wrap(line, 120)]
+        return "\n".join([f"{'':{width + 4}} {header}", *rows, *wrapped])
+
+    def _counts(self) -> str:
+        counts = f"{self.examples} images in {self.batches} batch{'es' * (self.batches > 1)}"
+        if not len(self.chance):
+            return counts
+        return f"{counts}; images of one side shuffled score {self.floor.median:.3f} (median) and {self.floor.upper:.3f} (95 %)"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON-able values, with the floor for the single draws; NaN is None."""
+        names = ("values", "layers_a", "layers_b", "examples", "batches", "floor", "networks", "notes")
+        return plain({"measure": CONVENTION, **{name: getattr(self, name) for name in names}, "draws": len(self.chance)})
+
+    def figure(self) -> Figure:
+        """The heatmap as a matplotlib `Figure`."""
+        from .plots import heatmap
+
+        return heatmap(self)
+
+    def plot(self, path: str | PathLike[str]) -> None:
+        """Write the heatmap; the path's ending says how (.png, .svg, .pdf)."""
+        from .plots import save
+
+        save(self.figure(), path)
+
+
+def similarity_map(
+    a: nn.Module,
+    b: nn.Module,
+    loader: Iterable[Any],
+    layers_a: Sequence[str] | None = None,
+    layers_b: Sequence[str] | None = None,
+    *,
+    draws: int = 20,
+    seed: int = 0,
+    progress: bool = False,
+) -> SimilarityMap:
+    """Debiased minibatch CKA of every layer of `a` against every layer of `b`, in one pass over `loader` -> `SimilarityMap`.
+
+    `sum_batches HSIC_1(K, L) / sqrt(sum HSIC_1(K, K) sum HSIC_1(L, L))` with `K`, `L` the linear Gram matrices of a batch's activations,
+    flattened, and HSIC_1 the U-statistic, not divided by n(n-3), so that a short last batch counts for less (Nguyen et al. 2021,
+    arXiv:2010.15327). With one batch it is `linear_cka`, to 1e-5.
+
+    Both networks see the same batch, in evaluation mode and under no_grad, whatever the loader's shuffle; where `a is b` there is one
+    forward pass. Gram matrices are taken as the layers run, so that activations are not held; they are float32 (float64 where torch is
+    set to multiply less exactly than float32), sums are float64. Memory: layers x n² x 8 bytes for batches of n images.
+
+    Args:
+        a, b: networks of any depth and family, on one device.
+        loader: an iterable of batches: images (n, ...), or a tuple or list that starts with them. Four images or more each.
+        layers_a, layers_b: names of modules; by default `metalearn.layers(network)`.
+        draws, seed: how often the floor shuffles the images of `b` within each batch, and what its draws depend on.
+        progress: show the progress on standard error, where the loader has a length.
+
+    Raises:
+        ValueError: an empty loader; a batch of fewer than 4 images (one that comes last is left out, with a warning); networks on more than
+            one device; a layer that does not exist, ran twice or never, puts out something else than one tensor with a row an image, or a
+            value that is not finite. A layer that puts out the same for all images has NaN, and a note.
+
+    Example:
+        >>> images = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+        >>> wide, deep = (nn.Sequential(nn.Linear(4, 8), *(nn.Linear(8, 8) for _ in range(k))) for k in (1, 3))
+        >>> found = similarity_map(wide, deep, images.split(16))
+        >>> found.values.shape, found.examples, -1 < found["1", "3"] < 1
+        ((2, 4), 64, True)
+    """
+    names_a, names_b = _names(a, layers_a, "a"), _names(b, layers_b, "b")
+    device = _device(a, b)
+    sums = _Sums(names_a, names_b, draws, seed)
+    total = operator.length_hint(loader, 0)
+    shown = progress and total > 0
+    with evaluation_mode([a, b]), torch.no_grad(), _progress.progress("similarity map", total, unit="batch", shown=shown) as advance:
+        for images in _batches(loader):
+            images = images if device is None else images.to(device)
+            if a is b:
+                left = _grams(a, "a", list(dict.fromkeys((*names_a, *names_b))), images)
+                sums.add(left.of(names_a), left.of(names_b))
+            else:
+                sums.add(_grams(a, "a", names_a, images), _grams(b, "b", names_b, images))
+            advance()
+    return sums.map((type(a).__name__, type(b).__name__))
+
+
+class _Grams(NamedTuple):
+    """The Gram matrices of some layers on one batch of `images`, as `_centred` gives them.
+
+    `pairs` is (layers, images (images - 1) / 2).
+    """
+
+    names: list[str]
+    images: int
+    pairs: Tensor
+
+    def of(self, names: list[str]) -> _Grams:
+        if names == self.names:
+            return self
+        rows = [self.names.index(name) for name in names]
+        return _Grams(names, self.images, self.pairs[rows])
+
+
+class _Sums:
+    """What is summed over batches, in float64: HSIC_1 (but for a factor) between layers, of each with itself, and of shuffled images."""
+
+    def __init__(self, names_a: list[str], names_b: list[str], draws: int, seed: int) -> None:
+        self.names = names_a, names_b
+        self.cross = torch.zeros(len(names_a), len(names_b), dtype=torch.float64)
+        self.chance = torch.zeros(draws, *self.cross.shape, dtype=torch.float64)
+        self.own = [torch.zeros(len(names), dtype=torch.float64) for names in self.names]
+        self.generator = torch.Generator().manual_seed(seed)
+        self.examples = self.batches = 0
+
+    def add(self, a: _Grams, b: _Grams) -> None:
+        self.cross += (a.pairs @ b.pairs.T).cpu()
+        for side, grams in enumerate((a, b)):
+            self.own[side] += grams.pairs.square().sum(1).cpu()
+        left, right = a.pairs.float(), b.pairs.float().T.contiguous()  # chance needs no more digits
+        for draw in self.chance:
+            order = _shuffled_pairs(rearranged(a.images, a.images, self.generator)).to(right.device)
+            draw += (left @ right.index_select(0, order)).cpu()
+        self.examples += a.images
+        self.batches += 1
+
+    def map(self, networks: tuple[str, str]) -> SimilarityMap:
+        notes = []
+        for side, network in enumerate("ab"):
+            lost = self.own[side] == 0
+            self.own[side][lost] = torch.nan
+            names = [name for name, is_lost in zip(self.names[side], lost, strict=True) if is_lost]
+            if names:
+                notes.append(
+                    f"no similarity (-) for {', '.join(names)} of {network}: what it puts out is constant over the images, or as far "
+                    "apart for any two of them (a dead layer?)"
+                )
+        size = torch.outer(*(own.sqrt() for own in self.own))
+        values, chance = (self.cross / size).clamp(-1, 1), self.chance / size
+        a, b = map(tuple, self.names)
+        return SimilarityMap(values.numpy(), a, b, self.examples, self.batches, chance.numpy(), networks, tuple(notes))
+
+
+def _grams(network: nn.Module, side: str, names: list[str], images: Tensor) -> _Grams:
+    """Run the network, and take the Gram matrix of each layer's output before what follows can write into it."""
+    n, found = len(images), {}
+
+    def hook(name: str, entry: str) -> Callable[[nn.Module, Any, Any], None]:
+        def read(module: nn.Module, inputs: Any, output: Any) -> None:
+            label = f"layer {name!r} of {side}"
+            if name in found:
+                raise ValueError(f"{label} ran twice in the forward pass, so it has no one output; name a layer that runs once")
+            found[name] = _centred(_rows(_tensor(output, name, entry), n, label), label)
+
+        return read
+
+    paths = {name: _split(network, name) for name in names}
+    hooks = [network.get_submodule(path).register_forward_hook(hook(name, entry)) for name, (path, entry) in paths.items()]
+    try:
+        network(images)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise ValueError(f"layer {missing[0]!r} of {side} did not run in the forward pass; name a layer that does")
+    return _Grams(names, n, torch.stack([found[name] for name in names]))
+
+
+def _rows(output: Tensor, images: int, label: str) -> Tensor:
+    """A layer's output as (images, features)."""
+    if output.ndim < 1 or len(output) != images:
+        raise ValueError(
+            f"{label} puts out {tuple(output.shape)} for {images} images: its first dimension is not the images; name a layer before or "
+            "after it"
+        )
+    # The order of features does not matter, and the order in memory (channels last, say) needs no copy.
+    order = sorted(range(1, output.ndim), key=output.stride, reverse=True)
+    return output.detach().permute(0, *order).reshape(images, -1)
+
+
+def _centred(rows: Tensor, label: str) -> Tensor:
+    """The pairs (n (n - 1) / 2,), float64, of the Gram matrix of (n, features), centred for the U-statistic; 0 where nothing is left.
+
+    Szekely and Rizzo 2014: the inner product of two such is HSIC_1 but for the factor n(n-3) / 2.
+    """
+    n = len(rows)
+    if rows.dtype != torch.float64 and _float32_is_exact():
+        pairs, trace = _centred_pairs(_product(rows))
+        # Each product is off by about eps |x_i| |x_j|; of that noise, one part in n falls upon the direction of another layer's matrix.
+        if torch.finfo(torch.float32).eps * trace < 1e-6 * n * pairs.norm():
+            return pairs
+    gram, level = _exact_product(rows)
+    pairs, trace = _centred_pairs(gram)
+    if not bool((trace + level).isfinite()):
+        wrong = int((~rows.isfinite()).sum())
+        raise ValueError(f"{label} puts out {wrong} values that are NaN or infinite; find where activations overflow")
+    digits = torch.finfo(torch.promote_types(rows.dtype, torch.float32)).eps  # of the activations themselves
+    lost = trace <= (8 * digits) ** 2 * level or pairs.norm() <= 8 * digits * trace
+    return torch.zeros_like(pairs) if lost else pairs
+
+
+def _product(rows: Tensor) -> Tensor:
+    """The Gram matrix of (n, features) on and below its diagonal, in float32."""
+    n = len(rows)
+    gram = torch.zeros(n, n, device=rows.device)
+    with torch.autocast(rows.device.type, enabled=False):
+        rows = rows.float()
+        for i in range(0, n, BLOCK):
+            gram[i : i + BLOCK, : i + BLOCK] = rows[i : i + BLOCK] @ rows[: i + BLOCK].T
+    return gram
+
+
+def _exact_product(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The Gram matrix (n, n) of the centred features in float64, and the squared norm of what centring took away."""
+    n = len(rows)
+    rows = rows.cpu() if rows.device.type == "mps" else rows  # which has no float64
+    gram, level = rows.new_zeros(n, n, dtype=torch.float64), rows.new_zeros((), dtype=torch.float64)
+    for part in rows.split(max(1, CHUNK // n), 1):
+        part = part.double()
+        mean = part.mean(0)
+        part = part - mean
+        gram.addmm_(part, part.T)
+        level += n * mean.square().sum()
+    return gram, level
+
+
+def _centred_pairs(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """The pairs below the diagonal, centred for the U-statistic, and the trace, in float64."""
+    n = len(gram)
+    gram = (gram.cpu() if gram.device.type == "mps" else gram).double()
+    trace = gram.trace()
+    gram = gram.tril(-1)
+    means = (gram.sum(0) + gram.sum(1)) / (n - 2)
+    means -= means.sum() / (2 * (n - 1))
+    i, j = torch.tril_indices(n, n, -1, device=gram.device)
+    return (gram - means[:, None] - means)[i, j], trace
+
+
+def _float32_is_exact() -> bool:
+    """Whether torch multiplies float32 matrices as such, not as TF32 or bfloat16; it raises where the setting is a mixture."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:
+        return False
+
+
+def _shuffled_pairs(order: Tensor) -> Tensor:
+    """Where the pairs below the diagonal of a matrix come from when its rows and columns are put in another order."""
+    i, j = torch.tril_indices(len(order), len(order), -1)
+    high, low = torch.maximum(order[i], order[j]), torch.minimum(order[i], order[j])
+    return high * (high - 1) // 2 + low
+
+
+def _batches(loader: Iterable[Any]) -> Iterator[Tensor]:
+    """The images of each batch. Raises where there are none or too few in one; the last is left out, with a warning."""
+    if isinstance(loader, Tensor):
+        raise TypeError(f"loader is one tensor {tuple(loader.shape)}; give batches, such as a DataLoader or images.split(256)")
+    short, number = "", 0
+    for number, batch in enumerate(loader, 1):
+        if short:
+            raise ValueError(f"{short}; take larger batches")
+        images = batch[0] if isinstance(batch, tuple | list) and batch else batch
+        if not isinstance(images, Tensor):
+            raise TypeError(
+                f"batch {number} is a {type(batch).__name__} that gives no tensor of images; a batch is images (n, ...), or a tuple or list that starts with them"
+            )
+        n = len(images) if images.ndim else 0
+        if n < FEWEST:
+            short = f"batch {number} has {n} images, and the debiased measure needs {FEWEST}"
+        else:
+            yield images
+    if not number:
+        raise ValueError("the loader gave no batch (an iterator gives its batches only once)")
+    if short and number == 1:
+        raise ValueError(f"{short}; take larger batches")
+    if short:
+        warnings.warn(f"{short}: as the last one, it is left out", stacklevel=3)
+
+
+def _names(network: nn.Module, names: Sequence[str] | None, side: str) -> list[str]:
+    if isinstance(names, str):
+        raise TypeError(f"layers_{side}={names!r} is one string; give a list of names")
+    found = layers(network) if names is None else [name for name in names if _split(network, name)]
+    if not found:
+        raise ValueError(f"{side} ({type(network).__name__}) has no layers to compare; name modules with layers_{side}=")
+    twice = [name for i, name in enumerate(found) if name in found[:i]]
+    if twice:
+        raise ValueError(f"layers_{side} names {twice[0]!r} twice")
+    return found
+
+
+def _device(a: nn.Module, b: nn.Module) -> torch.device | None:
+    devices = [{tensor.device for tensor in (*network.parameters(), *network.buffers())} for network in (a, b)]
+    if len(devices[0] | devices[1]) > 1:
+        on_a, on_b = (" and ".join(sorted(map(str, side))) or "none" for side in devices)
+        raise ValueError(f"a is on {on_a} and b on {on_b}; move both to one device")
+    return next(iter(devices[0] | devices[1]), None)

@@ -1,0 +1,395 @@
+"""The measures over a stream of batches, without holding activations: `update` with every batch, `merge` across processes, `compute`.
+
+Two ways to sum. *Moments*: means and centred sums of products, of which CCA, SVCCA, PWCCA, linear CKA, Procrustes and the subspace
+similarity are functions; features² numbers, whatever the examples, and the in-memory value for any batches in any order. *Minibatch*:
+the three HSIC terms of each batch, added up (Nguyen et al. 2021, arXiv:2010.15327); three numbers, whatever the features, and the only
+way for a kernel that is not linear.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .similarity import (
+    MEASURES,
+    SINGLE,
+    Matrix,
+    Principal,
+    centred_kernel,
+    checked,
+    double,
+    equally_far,
+    kept_directions,
+    leading,
+    matched,
+    mean_correlation,
+    no_variance,
+    rbf_kernel,
+    rearranged,
+    same_width,
+    varying,
+    warn_of_certain,
+)
+
+# Moments hold squares to about 1e-16 of the largest: a smaller share of it than this cannot be told from rounding.
+ROUNDING = SINGLE**2
+WORST_CONDITION = 1e5
+
+
+class Streaming:
+    """A similarity of two networks' activations, accumulated batch by batch: equal to the function of that name on all of them at once.
+
+    Row i of both sides of a batch is the same example; a short last batch counts for what it holds. Sums are float64 on the device of the
+    first side. An instance can be pickled, so across processes each updates its own, and one merges what `all_gather_object` brings.
+
+    CCA and PWCCA divide by the smallest direction, and moments hold its square: they agree with the in-memory value to 1e-10 up to a
+    condition number (largest over smallest singular value of a centred side) of 1e3, and beyond 1e5 `compute` warns with the number.
+    SVCCA drops the small directions; the other measures do not divide. Directions below 3e-7 of the largest are left out, which of numbers
+    in double precision `compute` says, as in memory they count.
+
+    Args:
+        measure: "cca", "svcca", "pwcca", "linear_cka", "rbf_cka", "procrustes" or "subspace".
+        minibatch: minibatch CKA instead of moments: `sum_b HSIC(K_b, L_b) / sqrt(sum_b HSIC(K_b, K_b) sum_b HSIC(L_b, L_b))` with the
+            unnormalised U-statistic, which weights a batch of n by n (n - 3); fewer than 4 examples say nothing. For "linear_cka" and
+            "rbf_cka", whose only way this is. It depends on the batches.
+        draws: how many shuffled versions of the second side are accumulated for `chance`; each adds a matrix of features².
+        seed: what the draws depend on.
+        options: the function's own, such as `energy`, `debiased`, `fraction` or `k`.
+
+    Raises:
+        ValueError: a measure or option that is not there, or a kernel without `minibatch`.
+
+    Example:
+        >>> from metalearn.analysis import cca
+        >>> x = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0))
+        >>> y, stream = x**3, Streaming("cca")
+        >>> for first in range(0, 1000, 64):
+        ...     stream.update(x[first : first + 64], y[first : first + 64])
+        >>> abs(stream.compute() - cca(x, y)) < 1e-12
+        True
+    """
+
+    def __init__(self, measure: str, *, minibatch: bool = False, draws: int = 0, seed: int = 0, **options: Any) -> None:
+        _check_options(measure, minibatch, options)
+        self.measure, self.minibatch, self.draws, self.seed, self.options = measure, minibatch, draws, seed, options
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every batch."""
+        self._sums: _Moments | _Terms | None = None
+        self._same = True
+        self.examples = self.batches = self.shuffled = 0
+        self.features = (0, 0)
+
+    def update(self, x: Matrix, y: Matrix, *, units: int | None = None) -> None:
+        """Add a batch, x and y (examples, features); `chance` shuffles its `units` equal consecutive blocks whole, by default each row.
+
+        Raises ValueError, and adds nothing, for different numbers of examples, other widths than before, or values that are not finite.
+        """
+        left, right = checked(x, "x"), checked(y, "y")
+        matched(left, right)
+        right = right.to(left.device)
+        widths = left.shape[1], right.shape[1]
+        if self.examples and widths != self.features:
+            raise ValueError(
+                f"this batch has {widths[0]} and {widths[1]} features, and those before {self.features[0]} and {self.features[1]}"
+            )
+        if self.measure == "subspace":
+            same_width(*widths)
+        units = len(left) if units is None else units
+        if units < 1 or len(left) % units:
+            raise ValueError(f"{len(left)} examples do not divide into units={units} equal blocks")
+        generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.batches)
+        draws = 0 if self.measure == "subspace" else self.draws
+        orders = [self._order(len(left), units, generator).to(left.device) for _ in range(draws)]
+        same = left.shape == right.shape and torch.equal(left, right.to(left.dtype))
+        sums = self._batch(left.double(), right.double(), orders, double(x) or double(y))
+        self._add(sums, len(left), 1, widths, same, units > 1)
+
+    def merge(self, other: Streaming) -> Streaming:
+        """Add what another instance of the same measure and options has seen, such as another process's -> this one."""
+        for what in ("measure", "minibatch", "draws", "options"):
+            ours, theirs = getattr(self, what), getattr(other, what)
+            if ours != theirs:
+                raise ValueError(f"{what} is {ours!r} here and {theirs!r} there; merge streams of one kind")
+        if self.examples and other.examples and self.features != other.features:
+            raise ValueError(f"features are {self.features} here and {other.features} there; merge streams of the same two layers")
+        if other._sums is not None:
+            self._add(other._sums, other.examples, other.batches, other.features, other._same, other.shuffled)
+        return self
+
+    def compute(self) -> float:
+        """The similarity over every batch so far.
+
+        Raises ValueError as the function of that name does, and where there was no batch. Warns where a condition number is too large.
+        """
+        value = self._value()
+        # The same numbers are the same network: exactly 1, without the last bit of a square root.
+        return 1.0 if self._same else value(self._seen().cross)
+
+    def chance(self) -> np.ndarray:
+        """The similarity with whole units of the second side shuffled within each batch -> (draws,), none where no batch has two.
+
+        A batch of one unit has no other place for it and stays as it is, so a few of those raise the floor a little. Batches sorted by
+        class give the floor of one class: shuffle the loader. For "subspace", neurons are shuffled instead.
+        """
+        sums = self._seen()
+        if self.measure == "subspace":
+            generator = torch.Generator().manual_seed(self.seed)
+            before, after = _axes(sums, **self.options)
+            return np.array([before.similarity(after.shuffled(torch.empty(0), generator)) for _ in range(self.draws)])
+        value = self._value()
+        return np.array([value(cross) for cross in sums.shuffled if self.shuffled])
+
+    def _order(self, rows: int, units: int, generator: torch.Generator) -> Tensor:
+        return rearranged(rows, units, generator) if units > 1 else torch.arange(rows)
+
+    def _batch(self, x: Tensor, y: Tensor, orders: Iterable[Tensor], precise: bool) -> _Moments | _Terms:
+        if self.minibatch:
+            return _Terms.of(self._kernel(x, "x"), self._kernel(y, "y"), orders)
+        shuffled = tuple(Products.of(x, y[order]) for order in orders)
+        return _Moments(Products.of(x, x), Products.of(y, y), Products.of(x, y), shuffled, precise)
+
+    def _kernel(self, side: Tensor, name: str) -> Tensor:
+        """A batch's kernel, centred; nought where it says nothing: too few examples, or all of them equally far apart."""
+        n, varies = len(side), varying(side)
+        if n < 4 or not bool(varies.any()):  # the U-statistic of 3 is nought, and of fewer is not defined
+            return side.new_zeros(n, n)
+        centred = side[:, varies] - side[:, varies].mean(0)
+        kernel = centred @ centred.T if self.measure == "linear_cka" else rbf_kernel(centred, name, self.options.get("fraction", 0.5))
+        found = centred_kernel(kernel, debiased=True)
+        return found if float(found.norm()) > 1e-12 * float(kernel.norm()) else torch.zeros_like(found)
+
+    def _add(self, sums: _Moments | _Terms, examples: int, batches: int, features: tuple[int, int], same: bool, shuffled: int) -> None:
+        self._sums = sums if self._sums is None else self._sums + sums  # type: ignore[operator]
+        self._same = self._same and same
+        self.examples, self.batches, self.shuffled = self.examples + examples, self.batches + batches, self.shuffled + shuffled
+        self.features = features
+
+    def _seen(self) -> Any:
+        if self._sums is None:
+            raise ValueError("no batch was seen, so there is nothing to compute; call update(x, y) first")
+        return self._sums
+
+    def _value(self) -> Callable[[Any], float]:
+        sums = self._seen()
+        return _minibatch(sums, self.examples) if self.minibatch else MOMENTS[self.measure](sums, **self.options)
+
+
+@dataclass(frozen=True)
+class Products:
+    """Two matrices' means and sums of products about them, over `n` examples; those of two sets of examples add up to those of both.
+
+    With x and y centred: `xy` (features of x, features of y) sums `x y^T`; `xx` and `yy` the squared norms `|x|²` and `|y|²`; `xxy`
+    (features of y,) sums `|x|² y`; `xyy` (features of x,) sums `x |y|²`; `xxyy` sums `|x|² |y|²`. The last three are what debiased
+    linear CKA needs beyond the cross product.
+    """
+
+    n: int
+    x: Tensor
+    y: Tensor
+    xy: Tensor
+    xx: Tensor
+    yy: Tensor
+    xxy: Tensor
+    xyy: Tensor
+    xxyy: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor) -> Products:
+        """The products of x and y (examples, features), float64."""
+        means = x.mean(0), y.mean(0)
+        x, y = x - means[0], y - means[1]
+        rows_x, rows_y = x.square().sum(1), y.square().sum(1)
+        return cls(len(x), *means, x.T @ y, rows_x.sum(), rows_y.sum(), rows_x @ y, rows_y @ x, rows_x @ rows_y)
+
+    def __add__(self, other: Products) -> Products:
+        n, device = self.n + other.n, self.x.device
+        x, y = (self.n / n * ours + other.n / n * theirs.to(device) for ours, theirs in ((self.x, other.x), (self.y, other.y)))
+        pairs = zip(self._about(x, y), other._about(x, y), strict=True)
+        return Products(n, x, y, *(ours + theirs for ours, theirs in pairs))
+
+    def _about(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        """The sums about other points than the means. As first powers sum to nought, only second ones remain (Chan et al. 1983)."""
+        xy, xx, yy, xxy, xyy, xxyy = (each.to(x.device) for each in (self.xy, self.xx, self.yy, self.xxy, self.xyy, self.xxyy))
+        a, b = self.x.to(x.device) - x, self.y.to(y.device) - y
+        aa, bb = a @ a, b @ b
+        return (
+            torch.addr(xy, a, b, alpha=self.n),
+            xx + self.n * aa,
+            yy + self.n * bb,
+            xxy + 2 * (a @ xy) + (xx + self.n * aa) * b,
+            xyy + 2 * (xy @ b) + (yy + self.n * bb) * a,
+            xxyy + 2 * (xxy @ b + xyy @ a) + xx * bb + yy * aa + 4 * (a @ xy @ b) + self.n * aa * bb,
+        )
+
+    def hsic(self, debiased: bool) -> float:
+        """`||X^T Y||²`, or the U-statistic times n (n - 3), which takes the diagonal of the kernels out."""
+        cross = self.xy.square().sum()
+        if not debiased:
+            return float(cross)
+        return float(cross - self.n / (self.n - 2) * self.xxyy + self.xx * self.yy / ((self.n - 1) * (self.n - 2)))
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """The products of each side with itself, of both, and of both with one side shuffled; `precise`: some came in double precision."""
+
+    left: Products
+    right: Products
+    cross: Products
+    shuffled: tuple[Products, ...]
+    precise: bool
+
+    def __add__(self, other: _Moments) -> _Moments:
+        shuffled = tuple(ours + theirs for ours, theirs in zip(self.shuffled, other.shuffled, strict=True))
+        precise = self.precise or other.precise
+        return _Moments(self.left + other.left, self.right + other.right, self.cross + other.cross, shuffled, precise)
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """The HSIC of each side with itself, of both, and of both with one side shuffled (draws,), summed over batches."""
+
+    left: Tensor
+    right: Tensor
+    cross: Tensor
+    shuffled: Tensor
+
+    @classmethod
+    def of(cls, k: Tensor, m: Tensor, orders: Iterable[Tensor]) -> _Terms:
+        """The terms of one batch from its centred kernels."""
+        shuffled = [(k * m[order][:, order]).sum() for order in orders]
+        return cls((k * k).sum(), (m * m).sum(), (k * m).sum(), torch.stack(shuffled) if shuffled else k.new_zeros(0))
+
+    def __add__(self, other: _Terms) -> _Terms:
+        device = self.cross.device
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return _Terms(*(ours + theirs.to(device) for ours, theirs in pairs))
+
+
+def _minibatch(sums: _Terms, n: int) -> Callable[[Tensor], float]:
+    for side, name in ((sums.left, "x"), (sums.right, "y")):
+        if float(side) <= 0:
+            error = equally_far(name, n)
+            raise type(error)(f"{error}; or every batch has fewer than the 4 examples that minibatch CKA needs")
+    scale = (sums.left * sums.right).sqrt()
+    return lambda cross: min(1.0, float(cross / scale))
+
+
+Measure: TypeAlias = Callable[..., Callable[[Products], float]]
+
+
+def _cca(sums: _Moments, energy: float = 1.0, weighted: bool = False) -> Callable[[Products], float]:
+    before, after = (_directions(side, name, energy, sums.precise) for side, name in ((sums.left, "x"), (sums.right, "y")))
+    warn_of_certain(sums.cross.n, before.whitening.shape[1], after.whitening.shape[1])
+    weighing = before.coordinates if weighted else None
+    return lambda cross: mean_correlation(before.whitening.T @ cross.xy @ after.whitening, weighing)
+
+
+@dataclass(frozen=True)
+class _Directions:
+    """What takes centred columns to an orthonormal basis, `whitening` (features, directions), and the columns in it, `coordinates`."""
+
+    whitening: Tensor
+    coordinates: Tensor
+
+
+def _directions(side: Products, name: str, energy: float, precise: bool) -> _Directions:
+    features = int(_varies(side, name).sum())
+    squares, axes = (found.flip(-1) for found in torch.linalg.eigh(side.xy))
+    found = int((squares > ROUNDING * squares[0]).sum())
+    kept = kept_directions(squares[:found], found, side.n, features, name, energy)
+    condition = float((squares[0] / squares[kept - 1]).sqrt())
+    if condition > WORST_CONDITION:
+        warnings.warn(
+            f"{name} has the condition number {condition:.1e}, and moments square it: beyond 1e5 the smallest directions are rounding. "
+            "Compare in memory, or use svcca, which leaves them out",
+            stacklevel=2,
+        )
+    elif precise and found < features and kept == found:  # of single precision, in memory leaves out the same
+        warnings.warn(
+            f"{features - found} of {features} directions of {name} are left out: they are below {ROUNDING**0.5:.0e} of the largest (a "
+            f"condition number beyond {ROUNDING**-0.5:.0e}), which moments cannot tell from features that depend on each other. Compare in "
+            "memory if they matter",
+            stacklevel=2,
+        )
+    scales, axes = squares[:kept].sqrt(), axes[:, :kept]
+    return _Directions(axes / scales, scales[:, None] * axes.T)
+
+
+def _varies(side: Products, name: str) -> Tensor:
+    """Which features are not constant (features,), by their variance beside their mean. Raises Undefined where none varies."""
+    varies = side.xy.diagonal() > side.n * (1e-12 * side.x).square()
+    if not bool(varies.any()):
+        raise no_variance(name, side.n)
+    return varies
+
+
+def _linear_cka(sums: _Moments, debiased: bool = True) -> Callable[[Products], float]:
+    within = []
+    for side, name in ((sums.left, "x"), (sums.right, "y")):
+        if side.n < (4 if debiased else 2):
+            raise ValueError(f"{name} has {side.n} examples in all; this measure needs at least {4 if debiased else 2}")
+        _varies(side, name)
+        within.append(side.hsic(debiased))
+        if within[-1] <= 1e-14 * float(side.xx) ** 2:
+            raise equally_far(name, side.n)
+    scale = (within[0] * within[1]) ** 0.5
+    return lambda cross: min(1.0, cross.hsic(debiased) / scale)
+
+
+def _procrustes(sums: _Moments) -> Callable[[Products], float]:
+    for side, name in ((sums.left, "x"), (sums.right, "y")):
+        _varies(side, name)
+    scale = float(sums.left.xx * sums.right.xx) ** 0.5
+    return lambda cross: min(1.0, float(torch.linalg.svdvals(cross.xy).sum()) / scale)
+
+
+def _subspace(sums: _Moments, k: int) -> Callable[[Products], float]:
+    before, after = _axes(sums, k)
+    return lambda cross: before.similarity(after)
+
+
+def _axes(sums: _Moments, k: int) -> list[Principal]:
+    sides = []
+    for side, name in ((sums.left, "x"), (sums.right, "y")):
+        _varies(side, name)
+        squares, axes = (found.flip(-1) for found in torch.linalg.eigh(side.xy))
+        sides.append(Principal(axes[:, : leading(k, int((squares > ROUNDING * squares[0]).sum()), name)]))
+    return sides
+
+
+MOMENTS: dict[str, Measure] = {
+    "cca": lambda sums: _cca(sums),
+    "svcca": lambda sums, energy=0.99: _cca(sums, energy),
+    "pwcca": lambda sums: _cca(sums, weighted=True),
+    "linear_cka": _linear_cka,
+    "procrustes": _procrustes,
+    "subspace": _subspace,
+}
+
+
+def _check_options(measure: str, minibatch: bool, options: dict[str, Any]) -> None:
+    if measure not in MEASURES:
+        raise ValueError(f"there is no measure {measure!r}; there are {', '.join(MEASURES)}")
+    if minibatch and measure not in ("linear_cka", "rbf_cka"):
+        raise ValueError(f"minibatch={minibatch}: there is no minibatch {measure}, only linear_cka and rbf_cka; it streams from moments")
+    if not minibatch and measure not in MOMENTS:
+        raise ValueError(f"{measure} has no moments of fixed size: its kernel needs all examples at once; ask for minibatch=True")
+    known = list(signature(MEASURES[measure]).parameters)[2:]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise ValueError(f"{measure} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}")
+    if measure == "subspace" and "k" not in options:
+        raise ValueError("subspace needs k=, how many principal directions are compared")
+    if minibatch and options.get("debiased", True) is not True:
+        raise ValueError("debiased=False: minibatch CKA adds up the unbiased terms, since a biased one depends on the size of the batches")

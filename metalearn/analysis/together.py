@@ -1,0 +1,176 @@
+"""Several answers of `feature_reuse` together: one algorithm over seeds, and learners compared on the same tasks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+
+from ..evaluation import paired
+from .freezing import Estimate, Freezing, Frozen
+from .reuse import Accuracies, BeforeAfter, Ceiling, LayerReuse, Reuse, judge, notes_on
+from .similarity import Floor
+
+
+def over_seeds(reuses: Sequence[Reuse]) -> Reuse:
+    """The same learner trained from several seeds as one answer: every estimate is the mean over seeds with its interval over seeds.
+
+    The interval is Student's, `t(0.975, seeds - 1) std(ddof=1) / sqrt(seeds)`; the single answers stay in `seeds`, and the tables print
+    the standard deviation too, which is what the papers' ± is. The verdict is the rule on these means and intervals. Floors are means over
+    seeds.
+
+    Args:
+        reuses: what `feature_reuse` returned for each seed, on the same tasks.
+
+    Raises:
+        ValueError: none, one given twice, or learners that differ in settings, layers or tasks (what differs is named).
+    """
+    _check(reuses)
+    layers = tuple(_layer([reuse.layers[i] for reuse in reuses]) for i in range(len(reuses[0].layers)))
+    # The head's cost is there only where the head is used; a mean of NaN stays NaN.
+    accuracies = Accuracies(
+        **{
+            one.name: _pooled([getattr(reuse.accuracies, one.name) for reuse in reuses])
+            for one in fields(Accuracies)
+            if one.name != "chance"
+        },
+        chance=reuses[0].accuracies.chance,
+    )
+    frozen = _freezing([reuse.freezing for reuse in reuses if reuse.freezing])
+    notes = [*notes_on(layers, accuracies, reuses[0].tasks)]
+    if len(reuses) == 1:
+        notes.insert(0, "One seed gives no interval over seeds: nothing can be decided from it; the papers take three.")
+    return replace(
+        reuses[0],
+        verdict=judge(layers, frozen, accuracies),
+        layers=layers,
+        freezing=frozen,
+        accuracies=accuracies,
+        evaluation=replace(
+            reuses[0].evaluation, per_episode=torch.stack([reuse.evaluation.per_episode for reuse in reuses]).mean(0), settings={}
+        ),
+        notes=tuple(notes),
+        seeds=tuple(reuses),
+    )
+
+
+def across(values: Sequence[float]) -> Estimate:
+    """The mean of one value a seed (seeds,) with the half-width of Student's 95 % interval; NaN where one seed gives none.
+
+    Example:
+        >>> across([0.5, 0.6, 0.7])  # t(0.975, 2) = 4.303
+        Estimate(mean=0.6, interval=0.2484...)
+    """
+    if len(values) < 2:
+        return Estimate(float(values[0]), math.nan)
+    width = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+    return Estimate(float(np.mean(values)), float(width))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The accuracy of `first` minus that of `second`, paired over `pairs` tasks or seeds (`unit`); `note` says why there is none."""
+
+    first: str
+    second: str
+    estimate: Estimate
+    pairs: int
+    unit: str = "task"
+    note: str = ""
+
+
+def differences(reuses: Sequence[Reuse]) -> list[Difference]:
+    """Every two learners compared in pairs on the same tasks: the accuracy of the first minus that of the second.
+
+    Pooled ones are paired seed by seed, in order; the interval is then over seeds.
+    """
+    return [_difference(a, b) for a, b in combinations(reuses, 2)]
+
+
+def _difference(a: Reuse, b: Reuse) -> Difference:
+    runs = list(zip(a.seeds or [a], b.seeds or [b], strict=False))
+    unit = "seed" if a.seeds or b.seeds else "task"
+    try:
+        if max(len(a.seeds), 1) != max(len(b.seeds), 1):
+            raise ValueError(f"{len(a.seeds)} seeds against {len(b.seeds)}")
+        found = [paired(one.evaluation, other.evaluation) for one, other in runs]
+    except ValueError as error:
+        return Difference(a.name, b.name, Estimate(math.nan, math.nan), 0, unit, str(error))
+    if unit == "task":
+        return Difference(a.name, b.name, Estimate(found[0].mean, found[0].interval), found[0].tasks)
+    return Difference(a.name, b.name, across([one.mean for one in found]), len(found), unit)
+
+
+def _check(reuses: Sequence[Reuse]) -> None:
+    if not reuses:
+        raise ValueError("over_seeds() got nothing to pool: pass the results of feature_reuse, one for each seed")
+    first, shown = reuses[0], [reuse.to_dict() for reuse in reuses]
+    if any(reuse.seeds for reuse in reuses):
+        raise ValueError("over_seeds() got an answer that is pooled already; pass the single ones of its .seeds")
+    for number, reuse in enumerate(reuses[1:], 1):
+        for what in ("settings", "tasks", "ways", "shots", "queries"):
+            ours, theirs = getattr(first, what), getattr(reuse, what)
+            if ours != theirs:
+                raise ValueError(
+                    f"{first.name} 0 and {reuse.name} {number} differ in {_what(what, ours, theirs)}; pool runs of one setting"
+                )
+        if reuse.evaluation.fingerprints != first.evaluation.fingerprints:
+            raise ValueError(f"{first.name} 0 and {reuse.name} {number} saw other tasks; give every seed the same episodes")
+        if [layer.layer for layer in reuse.layers] != [layer.layer for layer in first.layers]:
+            raise ValueError(f"{first.name} 0 and {reuse.name} {number} differ in their layers; compare the same layers for every seed")
+        if (reuse.layers[0].ceiling is None) != (first.layers[0].ceiling is None):
+            raise ValueError("some seeds have a ceiling and some have none; give all of them one, or none")
+    twice = next(((i, j) for i, j in combinations(range(len(reuses)), 2) if shown[i] == shown[j]), None)
+    if twice:
+        raise ValueError(f"runs {twice[0]} and {twice[1]} are the same to the last digit; pass one run for each seed")
+
+
+def _what(name: str, ours: Any, theirs: Any) -> str:
+    if name != "settings":
+        return f"{name} ({ours} against {theirs})"
+    key = next(key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key))
+    return f"{key} ({ours.get(key)} against {theirs.get(key)})"
+
+
+def _pooled(estimates: Sequence[Estimate]) -> Estimate:
+    return across([estimate.mean for estimate in estimates])
+
+
+def _layer(layers: Sequence[LayerReuse]) -> LayerReuse:
+    def pool(pick: Callable[[LayerReuse], Estimate]) -> Estimate:
+        return _pooled([pick(layer) for layer in layers])
+
+    first, cca = layers[0], across([layer.cca for layer in layers])
+    ceilings = [layer.ceiling for layer in layers if layer.ceiling]
+    return replace(
+        first,
+        unmoved=all(layer.unmoved for layer in layers),
+        cka=pool(lambda layer: layer.cka),
+        cka_floor=Floor(*np.mean([layer.cka_floor for layer in layers], axis=0).tolist()),
+        cca=cca.mean,
+        cca_interval=cca.interval,
+        cca_floor=Floor(*np.mean([layer.cca_floor for layer in layers], axis=0).tolist()),
+        distance=pool(lambda layer: layer.distance),
+        relative_distance=pool(lambda layer: layer.relative_distance),
+        gradient=pool(lambda layer: layer.gradient),
+        intra=BeforeAfter(pool(lambda layer: layer.intra.before), pool(lambda layer: layer.intra.after)),
+        inter=BeforeAfter(pool(lambda layer: layer.inter.before), pool(lambda layer: layer.inter.after)),
+        ceiling=Ceiling(_pooled([one.cka for one in ceilings]), float(np.mean([one.cca for one in ceilings]))) if ceilings else None,
+    )
+
+
+def _freezing(found: Sequence[Freezing]) -> Freezing | None:
+    if not found:
+        return None
+    rows = [
+        Frozen(rows[0].layers, _pooled([row.accuracy for row in rows]), _pooled([row.cost for row in rows]))
+        for rows in zip(*(one.rows for one in found), strict=True)
+    ]
+    spread = f"Student's 95 % interval over {len(found)} seeds" if len(found) > 1 else "not given: one seed has no interval over seeds"
+    return Freezing(tuple(rows), found[0].tasks, spread)

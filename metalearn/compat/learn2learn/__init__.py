@@ -1,0 +1,26 @@
+"""learn2learn's names on this engine: `import metalearn.compat.learn2learn as l2l`, and a script written for learn2learn runs.
+
+Offered are the names that its README's training loop and its MAML and ANIL examples use; any other raises an error naming the nearest.
+Batch norm with running statistics is accepted here, as learn2learn does: all clones update the statistics of the one network.
+"""
+
+from . import algorithms, data, nn, utils, vision
+from ._missing import nearest
+from .utils import accuracy, clone_module, clone_named_parameters, clone_parameters, detach_module, magic_box, update_module
+
+__all__ = [
+    "accuracy",
+    "algorithms",
+    "clone_module",
+    "clone_named_parameters",
+    "clone_parameters",
+    "data",
+    "detach_module",
+    "magic_box",
+    "nn",
+    "update_module",
+    "utils",
+    "vision",
+]
+
+__getattr__ = nearest(__name__, __all__)

@@ -1,0 +1,8 @@
+"""learn2learn's vision names: models, data sets, task sets."""
+
+from .._missing import nearest
+from . import benchmarks, datasets, models, transforms
+
+__all__ = ["benchmarks", "datasets", "models", "transforms"]
+
+__getattr__ = nearest(__name__, __all__)

@@ -1,0 +1,52 @@
+"""What is done to the images of a task."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._missing import nearest
+from ..data.transforms import Task, TaskTransform
+
+
+class RandomClassRotation(TaskTransform):
+    """Turns all images of a class by one angle, drawn from `degrees` for every class of the task.
+
+    (learn2learn 0.2.0 draws an angle for every class too, but then turns all of them by the last one.)
+    """
+
+    def __init__(self, dataset: Any, degrees: Sequence[float]) -> None:
+        super().__init__(dataset)
+        self.degrees = degrees
+
+    def apply(self, task: Task) -> Task:
+        turns: dict[Any, _Turn] = {}
+        for described in task:
+            label = self.label(described)
+            if label not in turns:
+                turns[label] = _Turn(random.choice(self.degrees))
+            described.transforms.append(turns[label])
+        return task
+
+
+class _Turn:
+    def __init__(self, degrees: float) -> None:
+        self.degrees = degrees
+
+    def __call__(self, example: Any) -> Any:
+        image, label = example
+        return self.turned(image), label
+
+    def turned(self, image: Any) -> Any:
+        if isinstance(image, Tensor) and self.degrees % 90 == 0:
+            return torch.rot90(image, int(self.degrees // 90), (-2, -1))
+        from torchvision.transforms.functional import rotate
+
+        return rotate(image, self.degrees)
+
+
+__getattr__ = nearest(__name__, ["RandomClassRotation"])

@@ -1,0 +1,381 @@
+"""The command line: `transfuse compare`, every setting from the signatures below."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision.transforms import v2
+
+from metalearn import files, ranks
+from metalearn.experiments import machine
+from metalearn.layers import layers
+from metalearn.progress import duration, progress
+from metalearn.tasks import glyphs
+
+from . import comparison, data
+from .data import Split, divided
+from .finetuning import finetune
+from .models import CBR
+from .models import build as build_network
+from .sources import fresh, gabor, mean_var, permuted
+from .strategies import Strategy, everywhere, transfusion
+from .weights import Pretrained, read
+
+NAMES = ("random", "mean_var", "permuted", "gabor", "full")
+IMAGENET = v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+PRETRAINING_BATCH, PRETRAINING_RATE = 64, 2e-3
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One question of transfer: images, a network, what it was trained on before, and how it is fine-tuned.
+
+    Arguments:
+        dataset: glyphs (embedded), a MedMNIST file (path.npz), a folder of class folders, or a set of torchvision's or MedMNIST's by name.
+        root: the folder that holds named sets; by default METALEARN_DATA, or else ./data.
+        download: let torchvision or the medmnist package download what is not there.
+        images: training images each seed draws, a number or (up to 1.0) a fraction, each class with its share [all; 160 of glyphs].
+        size: height and width of the images in pixels [the data set's own].
+        channels: 1 for grey, 3 for colour [the data set's own; 3 with weights].
+        model: cbr-mini, cbr-tiny, cbr-small, cbr-large_t, cbr-large_w, any torchvision model, timm:NAME, or package.module:callable, called
+            with the number of outputs [cbr-mini for glyphs, cbr-tiny for others].
+        weights: a weights file, or the name of a torchvision Weights member (ResNet18_Weights.IMAGENET1K_V1, which may be downloaded).
+        pretrain_on: instead of weights, the data set to pretrain on, as dataset [other glyphs, for glyphs].
+        pretrain_steps: steps of that pretraining.
+        normalize: imagenet (for torchvision's weights), or none (images in 0 to 1) [imagenet where weights are torchvision's].
+        strategies: of random, mean_var, permuted, gabor, full, with commas.
+        through: layers to copy up to, with commas, each a strategy [the first and the middle layer of cbr-mini].
+        seeds: with commas; six can be decided at the level 0.05.
+        steps: of fine-tuning.
+        batch: images a step.
+        lr: rate of fine-tuning.
+        optimizer: adam, adamw or sgd.
+        evaluate_every: steps between tests [a twentieth of the steps].
+        metric: accuracy, balanced_accuracy or auc.
+        balance: loss (weighed by class) or batches (drawn by class), for classes of different size [neither].
+        early_stop: stop after so many tests without a better validation score, where the data set has validation images [never].
+        frozen: the layer up to which nothing is trained [none].
+        device: cpu, cuda, or any that torch knows.
+    """
+
+    dataset: str = "glyphs"
+    root: str | None = None
+    download: bool = False
+    images: float | None = None
+    size: int | None = None
+    channels: int | None = None
+    model: str | None = None
+    weights: str | None = None
+    pretrain_on: str | None = None
+    pretrain_steps: int = 600
+    normalize: str | None = None
+    strategies: str = ",".join(NAMES)
+    through: str | None = None
+    seeds: str = "0,1,2,3,4,5"
+    steps: int = 160
+    batch: int = 32
+    lr: float = 1e-3
+    optimizer: str = "adam"
+    evaluate_every: int | None = None
+    metric: str = "accuracy"
+    balance: str | None = None
+    early_stop: int | None = None
+    frozen: str | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in _listed(self.strategies) if name not in NAMES]
+        if unknown:
+            raise ValueError(f"there is no strategy {unknown[0]!r}; choose from {', '.join(NAMES)}, and name layers with --through")
+        if self.normalize not in (None, "imagenet", "none"):
+            raise ValueError(f"normalize={self.normalize!r}; choose imagenet or none")
+        if self.weights and self.pretrain_on:
+            raise ValueError("--weights and --pretrain_on both say what the pretrained start is; give one of them")
+        if not (self.weights or self.pretrain_on or self.dataset == "glyphs"):
+            raise ValueError("what was the network pretrained on? Give --weights FILE (or torchvision's name), or --pretrain_on DATASET")
+
+    @property
+    def network(self) -> str:
+        """The model's name."""
+        return self.model or ("cbr-mini" if self.dataset == "glyphs" else "cbr-tiny")
+
+    def split(self, dataset: str, channels: int | None = None) -> Split:
+        """The images of a data set, as this network takes them."""
+        if dataset == "glyphs":
+            found = divided(glyphs("test", classes=40, drawers=30), 0.5)
+            return Split(*(data.sized(part, self.size, channels or self.channels) if part else None for part in found))  # type: ignore[arg-type]
+        options: dict[str, Any] = {"size": self.size, "channels": channels or self.channels, "download": self.download}
+        return data.load(dataset, self.root, **options)
+
+    def build(self, outputs: int, channels: int) -> Build:
+        """What builds the network with its own random start."""
+        return Build(self.network, outputs, channels)
+
+    def pretrained(self, folder: Path, channels: int, shown: bool) -> Pretrained:
+        """The weights to transfer: read, or trained here once and kept in `folder`."""
+        if self.weights:
+            return read(_member(self.weights) if not Path(self.weights).exists() else self.weights)
+        source = self.pretrain_on or "glyphs"
+        parts = divided(glyphs("train", classes=160), 0.1) if source == "glyphs" else self.split(source, channels)
+        if source == "glyphs":
+            parts = Split(*(data.sized(part, self.size, channels) if part else None for part in parts))  # type: ignore[arg-type]
+        transform = None if self._normalize() == "none" else IMAGENET
+        train = finetune(
+            parts.train,
+            parts.test,
+            steps=self.pretrain_steps,
+            batch=PRETRAINING_BATCH,
+            lr=PRETRAINING_RATE,
+            evaluate_every=max(1, self.pretrain_steps // 4),
+            transform=transform,
+            device=self.device,
+        )
+        settings = {"model": self.network, "channels": channels, **train.settings}
+        path = folder / "pretrained.safetensors"
+        if path.exists():
+            tensors, record = files.load(path)
+            if record["settings"] != json.loads(json.dumps(settings)):
+                raise ValueError(f"{path} was pretrained with other settings; name another --folder, or delete it")
+        else:
+            torch.manual_seed(0)
+            model = self.build(train.classes, channels)()
+            with progress(f"pretraining on {source}", train.steps, shown=shown) as advance:
+                curve = train(model, 0, advance)
+            tensors = dict(model.cpu().state_dict())
+            record = {"settings": settings, "accuracy": curve.final, "seconds": curve.seconds}
+            files.save(path, tensors, record)
+        print(f"pretrained on {source}: {record['accuracy']:.1%} of its test images right, {duration(record['seconds'])}")
+        return Pretrained(f"the network pretrained on {source}", tensors)
+
+    def chosen(self, weights: Pretrained, names: list[str]) -> dict[str, Strategy]:
+        """The strategies by name; `names` are the network's layers."""
+        known: dict[str, Callable[[], Strategy]] = {
+            "random": lambda: everywhere(fresh()),
+            "mean_var": lambda: everywhere(mean_var(weights)),
+            "permuted": lambda: everywhere(permuted(weights)),
+            "gabor": lambda: everywhere(gabor()),
+            "full": lambda: transfusion(weights),
+        }
+        places = _listed(self.through) if self.through is not None else _quarters(names) if self.network == "cbr-mini" else []
+        asked = _listed(self.strategies)
+        partial: dict[str, Strategy] = {f"through {place}": transfusion(weights, through=place) for place in places}
+        whole = {name: known[name]() for name in asked}
+        full = {"full": whole.pop("full")} if "full" in whole else {}
+        return {**whole, **partial, **full}
+
+    def training(self, parts: Split) -> Any:
+        """The function that fine-tunes."""
+        if self.early_stop is not None and parts.validation is None:
+            raise ValueError(f"--early_stop needs validation images, and {self.dataset} has none apart; leave it out")
+        return finetune(
+            parts.train,
+            parts.test,
+            steps=self.steps,
+            batch=self.batch,
+            lr=self.lr,
+            optimizer=self.optimizer,
+            evaluate_every=self.evaluate_every,
+            metric=self.metric,
+            images=self._images(),
+            validation=parts.validation if self.early_stop is not None else None,
+            early_stop=self.early_stop,
+            balance=self.balance,
+            frozen=self.frozen,
+            transform=None if self._normalize() == "none" else IMAGENET,
+            device=self.device,
+        )
+
+    def _images(self) -> int | float | None:
+        if self.images is None:
+            return 160 if self.dataset == "glyphs" else None
+        return self.images if self.images <= 1 else int(self.images)
+
+    def _normalize(self) -> str:
+        torchvisions = bool(self.weights) and not Path(self.weights or "").exists()
+        return self.normalize or ("imagenet" if torchvisions else "none")
+
+
+@dataclass(frozen=True)
+class Build:
+    """Builds a network by name; other processes can be handed it."""
+
+    name: str
+    outputs: int
+    channels: int
+
+    def __call__(self) -> nn.Module:
+        """The network, drawn from torch's global generator."""
+        if self.name == "cbr-mini":
+            return CBR(5, (8, 16, 32, 64), True, outputs=self.outputs, channels=self.channels)
+        if ":" in self.name and not self.name.startswith("timm:"):
+            return _called(self.name, self.outputs)
+        return build_network(self.name.replace("cbr-", "cbr_"), self.outputs, self.channels)
+
+
+def compare(
+    report: str = "transfer.html",
+    folder: str | None = None,
+    baseline: str = "random",
+    threshold: float | None = None,
+    level: float = 0.05,
+    measure: str = "cca",
+    probe: int = 400,
+    processes: int | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> None:
+    """Does a pretrained start help, which layers carry it, and is it features or only scale?
+
+    Trains every start under every seed on the same batches, prints learning speed, scores, tests and what each layer kept, and writes
+    all of it with pictures as one HTML page (and as JSON beside it). A comparison that was stopped goes on where it was.
+
+    Args:
+        report: the page to write.
+        folder: where runs are kept [runs/transfer-... by settings].
+        baseline: the strategy that others are compared against.
+        threshold: the score that steps are counted to [98 % of the baseline's final score].
+        level: of the tests and intervals.
+        measure: cca, svcca, linear_cka, or another measure of similarity.
+        probe: test images that layers are compared on.
+        processes: how many share out the runs on this machine [one a core, at most 4, on a CPU; else 1].
+        progress: show progress.
+        settings: the images, the network and its fine-tuning.
+    """
+    started = time.monotonic()
+    question = Transfer(**settings)
+    Path(report).absolute().parent.mkdir(parents=True, exist_ok=True)  # now, rather than after all the work
+    ranks.join(torch.device(question.device))
+    rank, count = ranks.here()
+    place = Path(folder or f"runs/transfer-{_digest(question)}")
+    parts = question.split(question.dataset, question.channels or (3 if question.weights else None))
+    train = question.training(parts)
+    channels = parts.train.images.shape[1]
+    build = question.build(len(parts.train.names), channels)
+    if count > 1 and not question.weights and not (place / "pretrained.safetensors").exists():
+        raise ValueError(f"under torchrun let one process pretrain first: the same command without torchrun, --folder {place}")
+    weights = question.pretrained(place, channels, progress and rank == 0)
+    strategies = question.chosen(weights, layers(build()))
+    sharing = 1 if count > 1 else processes or _processes(question.device)
+    if rank == 0:
+        _announce(question, parts, train, strategies, place)
+    found = comparison.compare(
+        strategies,
+        build,
+        train,
+        train.probe(probe),
+        [int(seed) for seed in _listed(question.seeds)],
+        baseline=baseline,
+        folder=place,
+        threshold=threshold,
+        level=level,
+        measure=measure,
+        processes=sharing,
+        settings={"model": question.network, "weights": repr(weights)},
+        progress=progress,
+    )
+    if rank:
+        return
+    print(f"\n{found}")
+    seconds = time.monotonic() - started
+    about = {
+        "command": shlex.join(["transfuse", *sys.argv[1:]]),
+        "data": _described(parts),
+        "machine": machine(),
+        "seconds": round(seconds),
+    }
+    found.report(report, settings={**about, "processes": sharing})
+    facts = {**found.to_dict(), "about": about, "question": asdict(question)}
+    files.write_atomically(Path(report).with_suffix(".json"), json.dumps(facts, indent=1).encode())
+    print(f"\nThe page with pictures: {os.path.abspath(report)} ({duration(seconds)} in all)")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line -> exit code: 0, 2 for input that cannot be used, 130 after Ctrl-C."""
+    from jsonargparse import auto_cli
+
+    try:
+        auto_cli({"compare": compare}, args=arguments, prog="transfuse", as_positional=False)
+    except KeyboardInterrupt:
+        print("transfuse: stopped; the same command goes on from there", file=sys.stderr)
+        return 130
+    except (ValueError, FileNotFoundError, FloatingPointError, ImportError, OSError) as error:
+        print(f"transfuse: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _announce(question: Transfer, parts: Split, train: Any, strategies: dict[str, Strategy], place: Path) -> None:
+    images, classes = len(train.chosen(0)), len(parts.train.names)
+    print(f"{question.network} on {question.dataset}: {images:,} training images of {classes} classes, {len(parts.test):,} test images")
+    print(f"{question.steps} steps of {min(question.batch, images)} images; {', '.join(strategies)}; seeds {question.seeds} ({place})")
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _quarters(names: list[str]) -> list[str]:
+    """The first layer and the one in the middle of the body."""
+    return [names[0], names[(len(names) - 1) // 2 - 1]] if len(names) > 3 else names[:1]
+
+
+def _processes(device: str) -> int:
+    return max(1, min(4, os.cpu_count() or 1)) if device == "cpu" else 1
+
+
+def _digest(question: Transfer) -> str:
+    import hashlib
+
+    decisive = {
+        key: value for key, value in asdict(question).items() if key not in ("seeds", "strategies", "through", "device", "download")
+    }
+    return f"{Path(question.dataset).stem}-{hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]}"
+
+
+def _described(parts: Split) -> dict[str, Any]:
+    return {
+        "images": {"train": len(parts.train), "test": len(parts.test)},
+        **{k: v for k, v in parts.train.description.items() if k != "split"},
+    }
+
+
+def _member(name: str) -> Any:
+    from torchvision.models import get_weight
+
+    if "." not in name or "/" in name or name.endswith((".pt", ".pth", ".th", ".npz", ".safetensors")):
+        raise FileNotFoundError(
+            f"there is no file {name}, and it is no name of torchvision's weights such as ResNet18_Weights.IMAGENET1K_V1"
+        )
+    try:
+        return get_weight(name)
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"torchvision has no weights {name!r} ({error}); write ResNet18_Weights.IMAGENET1K_V1, or name a file") from error
+
+
+def _called(path: str, outputs: int) -> nn.Module:
+    module, _, name = path.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        make = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"model {path!r} cannot be imported ({error}); write package.module:callable, from where you are") from error
+    model = make(outputs)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{path} returned a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+if __name__ == "__main__":
+    sys.exit(main())

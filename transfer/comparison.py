@@ -1,0 +1,492 @@
+"""Several starts, several seeds, one training: learning curves, steps to a threshold, and what each layer kept."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import multiprocessing
+import os
+import pickle
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from metalearn import checkpoints, files, ranks
+from metalearn.analysis import Estimate, Profile, compare_layers
+from metalearn.analysis.tables import plain
+from metalearn.files import Damaged, Record, _checksum
+from metalearn.layers import layers as layer_names
+from metalearn.layers import owners
+from metalearn.progress import progress as shown_progress
+
+from . import statistics
+from .finetuning import Curve, FineTuning
+from .statistics import Paired
+from .strategies import Strategy, initialize
+
+Build: TypeAlias = Callable[[], nn.Module]
+Train: TypeAlias = Callable[[nn.Module, int], Curve]
+Weighted: TypeAlias = tuple[nn.Module, Mapping[str, Tensor]]
+
+SHARE = 0.98  # of the baseline's final score: the threshold where none is given
+ROWS = 10_000  # examples times positions that layers are compared over
+FILTERS = 16  # first-layer filters kept for the picture
+WAITING = 0.5  # seconds between looks for the files of other ranks
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How much of its start one layer kept in one run: similarity of its outputs, its floor, and the correlation of its weights."""
+
+    layer: str
+    similarity: float
+    floor: float
+    correlation: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One strategy under one seed: its curve, what every tensor started from, what each layer kept, and its first-layer filters.
+
+    `filters` are (2, filters, channels, height, width), at the start and at the end; None where the first layer is no convolution.
+    """
+
+    strategy: str
+    seed: int
+    curve: Curve
+    initialisation: Record
+    kept: tuple[Kept, ...]
+    filters: Tensor | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Against:
+    """One strategy's score, or its steps to the threshold, against the baseline's on the same seeds.
+
+    `paired` is None where a seed of either did not reach the threshold: then there is no number. `adjusted` is p after Holm.
+    """
+
+    strategy: str
+    estimate: Estimate | None
+    reached: int
+    seeds: int
+    paired: Paired | None = None
+    adjusted: float = math.nan
+    answer: str = ""
+
+
+@dataclass(frozen=True)
+class Alike:
+    """How similar one layer ends in two runs of a strategy under different seeds, and in one of it and one of the baseline."""
+
+    strategy: str
+    layer: str
+    seeds: Estimate
+    baseline: Estimate
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found; prints as tables, `.plot(path)` draws it, `.report(path)` writes a page, `.to_dict()` gives the numbers."""
+
+    strategies: tuple[str, ...]
+    seeds: tuple[int, ...]
+    runs: tuple[Run, ...]
+    baseline: str
+    threshold: float
+    threshold_rule: str
+    level: float
+    measure: str
+    alike: tuple[Alike, ...] = ()
+    settings: Record = field(default_factory=dict, repr=False)
+
+    def of(self, strategy: str) -> list[Run]:
+        """The runs of a strategy, in the order of seeds."""
+        found = [run for run in self.runs if run.strategy == strategy]
+        if not found:
+            raise KeyError(f"there is no strategy {strategy!r}; there are {', '.join(self.strategies)}")
+        return found
+
+    @property
+    def metric(self) -> str:
+        """The score that is compared."""
+        return self.runs[0].curve.metric
+
+    @cached_property
+    def finals(self) -> tuple[Against, ...]:
+        """The final score of every strategy against the baseline."""
+        return self._against({name: [run.curve.final for run in self.of(name)] for name in self.strategies})
+
+    @cached_property
+    def steps(self) -> tuple[Against, ...]:
+        """Steps to the threshold of every strategy against the baseline; fewer is faster."""
+        return self._against({name: [run.curve.steps_to(self.threshold) for run in self.of(name)] for name in self.strategies})
+
+    def kept(self, strategy: str) -> dict[str, tuple[Estimate, float, Estimate]]:
+        """Layer -> similarity of start and end over seeds, its floor (the largest), and the correlation of weights over seeds."""
+        rows = [run.kept for run in self.of(strategy)]
+        return {
+            layer[0].layer: (
+                statistics.over_seeds([one.similarity for one in layer]),
+                max(one.floor for one in layer),
+                statistics.over_seeds([one.correlation for one in layer]),
+            )
+            for layer in zip(*rows, strict=True)
+        }
+
+    def __str__(self) -> str:
+        from .report import text
+
+        return text(self)
+
+    def to_dict(self) -> Record:
+        """Everything but the pictures as JSON-able values; NaN is None."""
+        own = ("strategies", "seeds", "baseline", "metric", "threshold", "threshold_rule", "level", "measure", "finals", "steps")
+        runs = [
+            {"strategy": run.strategy, "seed": run.seed, "curve": run.curve.to_dict(), "start": run.initialisation, "kept": run.kept}
+            for run in self.runs
+        ]
+        smallest = statistics.smallest_p(len(self.seeds))
+        figures = {name: getattr(self, name) for name in own}
+        return plain({**figures, "smallest_p": smallest, "alike": self.alike, "runs": runs, "settings": self.settings})
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw curves, steps, final scores and what layers kept; the ending of `path` says how (.png, .svg, .pdf)."""
+        from metalearn.analysis.plots import save
+
+        from .plots import summary
+
+        save(summary(self), path)
+
+    def report(self, path: str | os.PathLike[str], *, settings: Mapping[str, Any] | None = None) -> None:
+        """Write one self-contained HTML page; `settings` are listed at its end."""
+        from .report import report
+
+        report(self, path, settings=settings)
+
+    def _against(self, measured: Mapping[str, Sequence[float | None]]) -> tuple[Against, ...]:
+        reached = {name: [value for value in values if value is not None] for name, values in measured.items()}
+        whole = {name: values for name, values in reached.items() if len(values) == len(self.seeds)}
+        base = whole.get(self.baseline)
+        others = [name for name in whole if name != self.baseline and base is not None]
+        tests = {name: statistics.paired(whole[name], base, self.level) for name in others}  # type: ignore[arg-type]
+        adjusted = dict(zip(others, statistics.holm([tests[name].p for name in others]), strict=True))
+        rows = []
+        for name in self.strategies:
+            estimate = statistics.over_seeds(whole[name], self.level) if name in whole else None
+            row = (name, estimate, len(reached[name]), len(self.seeds))
+            test = (tests[name], adjusted[name], statistics.answer(tests[name], adjusted[name], self.level)) if name in tests else ()
+            rows.append(Against(*row, *test))
+        return tuple(rows)
+
+
+def compare(
+    strategies: Mapping[str, Strategy | tuple[Build, Strategy]],
+    build: Build,
+    train: Train,
+    probe: Tensor,
+    seeds: Iterable[int],
+    *,
+    baseline: str | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    threshold: float | None = None,
+    level: float = 0.05,
+    measure: str = "cca",
+    processes: int = 1,
+    settings: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> Comparison:
+    """Train every start under every seed and compare them -> `Comparison`.
+
+    A run is `build()` under `torch.manual_seed(seed)`, `initialize(model, strategy, seed)`, then `train(model, seed)`. Its result and the
+    weights it ends with are one file in `folder`, written whole or not at all, so that a comparison that was stopped goes on with the
+    runs that are missing; memory is that of one run. What each layer kept is `compare_layers` of start and end on `probe`.
+
+    Args:
+        strategies: {name: strategy}; `(build, strategy)` where one has a network of its own, such as a slim one.
+        build: the network, all of its start drawn from torch's global generator.
+        train: `(model, seed) -> Curve`, which trains in place; `finetune(...)` makes one.
+        probe: inputs (examples, ...) as the network takes them; CCA needs more examples (times positions) than features.
+        seeds: one run of every strategy each; strategies are compared seed by seed.
+        baseline: the strategy that the others are compared against; "random" where there is one, else the first.
+        folder: where runs are kept; None keeps them until the comparison is done.
+        threshold: the score that steps are counted to; None for 98 % of the baseline's mean final score.
+        level: of the tests and, as 1 - level, of the intervals.
+        measure: "cca", "linear_cka", or another of `compare_layers`.
+        processes: how many share out the runs on this machine; all arguments must then be picklable. Under torchrun the ranks share them.
+        settings: what else decides the result, recorded and compared when a comparison goes on.
+        progress: show progress on standard error.
+
+    Raises ValueError where seeds repeat, a name is not there, or `folder` holds runs with other settings or another start.
+
+    Example:
+        >>> from transfer import everywhere, finetune, fresh, transfusion
+        >>> from transfer.data import divided
+        >>> from metalearn.tasks import glyphs
+        >>> parts = divided(glyphs("test", classes=2, drawers=12), 0.5)
+        >>> train = finetune(parts.train, parts.test, steps=4, batch=6)
+        >>> def build():
+        ...     return nn.Sequential(nn.Flatten(), nn.Linear(784, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> found = compare({"random": everywhere(fresh()), "full": transfusion(build())}, build, train, train.probe(12), seeds=[0, 1])
+        >>> [row.answer for row in found.finals]
+        ['', 'not decidable']
+    """
+    numbers = _checked_seeds(seeds)
+    first = _baseline(strategies, baseline)
+    if not 0 < level < 1:
+        raise ValueError(f"level={level} must lie between 0 and 1, such as 0.05")
+    if processes < 1:
+        raise ValueError(f"processes={processes} must be at least 1")
+    ranks.join(torch.device("cpu"))
+    if ranks.here()[1] > 1 and folder is None:
+        raise ValueError("under torchrun compare() needs folder=, one that all ranks see: they share out the runs through it")
+    decided: Record = {"train": getattr(train, "settings", {}), "probe": _checksum({"probe": probe.cpu()}, "")[:16], "measure": measure}
+    with _place(folder) as place:
+        plan = _Plan(dict(strategies), build, train, probe, place, measure, {**decided, "own": dict(settings or {})})
+        wanted = [(name, seed) for seed in numbers for name in strategies]
+        _perform(plan, wanted, processes, progress)
+        if ranks.here()[0]:
+            return ranks.from_first(None)  # type: ignore[return-value]
+        runs = {key: plan.read(*key) for key in wanted}
+        alike = tuple(_alike(plan, list(strategies), numbers, first, progress))
+    share = statistics.over_seeds([runs[first, seed].curve.final for seed in numbers]).mean
+    rule = "given" if threshold is not None else f"{SHARE:.0%} of the mean final score of {first}"
+    goal = SHARE * share if threshold is None else threshold
+    own = {**plan.settings, "versions": {**checkpoints.versions(), "threads": torch.get_num_threads()}}
+    ordered = tuple(runs[name, seed] for name in strategies for seed in numbers)
+    return ranks.from_first(Comparison(tuple(strategies), tuple(numbers), ordered, first, goal, rule, level, measure, alike, own))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What one run needs, wherever it is performed."""
+
+    strategies: dict[str, Any]
+    build: Build
+    train: Train
+    probe: Tensor
+    folder: Path
+    measure: str
+    settings: Record
+
+    def path(self, name: str, seed: int) -> Path:
+        """The file of a run; a name that is no file name gets a checksum, so that two of them stay apart."""
+        plain_name = re.sub(r"[^\w.=+-]+", "-", name)
+        own = plain_name if plain_name == name else f"{plain_name}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+        return self.folder / f"{own}-seed{seed}.safetensors"
+
+    def network(self, name: str, seed: int) -> nn.Module:
+        """The network as it is built."""
+        chosen = self.strategies[name]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return (chosen[0] if isinstance(chosen, tuple) else self.build)()
+
+    def start(self, name: str, seed: int) -> tuple[nn.Module, Record]:
+        """The network as this run starts, and the report of it."""
+        chosen, model = self.strategies[name], self.network(name, seed)
+        return model, initialize(model, chosen[1] if isinstance(chosen, tuple) else chosen, seed=seed).to_dict()
+
+    def done(self, name: str, seed: int, *, waiting: bool = False) -> bool:
+        """Whether the run's file is there and whole; while `waiting` for another's, a damaged one counts as not there."""
+        path = self.path(name, seed)
+        try:
+            _, record = files.load(path)
+        except FileNotFoundError:
+            return False
+        except Damaged as error:
+            if not waiting:
+                print(f"{error}: the run {name}, seed {seed}, is repeated", file=sys.stderr, flush=True)
+            return False
+        settings = {**self.settings, "start": _checksum(_state(self.start(name, seed)[0]), "")[:16]}
+        checkpoints.check_same(settings, record["settings"], path)
+        return True
+
+    def perform(self, name: str, seed: int, advance: Callable[..., None] | None = None) -> None:
+        """Do the run and write its file."""
+        path = self.path(name, seed)
+        for torn in path.parent.glob(f".{path.name}.*"):
+            torn.unlink(missing_ok=True)
+        model, report = self.start(name, seed)
+        before = _state(model)
+        settings = {**self.settings, "start": _checksum(before, "")[:16]}
+        try:
+            curve = self.train(model, seed, advance) if isinstance(self.train, FineTuning) else self.train(model, seed)  # type: ignore[call-arg]
+        except (ValueError, FloatingPointError) as error:
+            raise type(error)(f"{name}, seed {seed}: {error}") from error
+        after = _state(model)
+        kept = _kept(model.cpu(), before, after, self.probe.cpu(), self.measure)
+        tensors = {f"end.{key}": tensor for key, tensor in after.items()}
+        filters = _filters(model, before, after)
+        if filters is not None:
+            tensors["filters"] = filters
+        about = {"strategy": name, "seed": seed, "curve": curve.to_dict(), "initialisation": report, "kept": plain(kept)}
+        files.save(path, tensors, {**about, "settings": settings, "versions": checkpoints.versions()})
+
+    def read(self, name: str, seed: int) -> Run:
+        """The run that was performed."""
+        tensors, record = files.load(self.path(name, seed))
+        rows = [{key: math.nan if value is None else value for key, value in row.items()} for row in record["kept"]]
+        kept = tuple(Kept(**row) for row in rows)
+        return Run(name, seed, Curve.from_dict(record["curve"]), record["initialisation"], kept, tensors.get("filters"))
+
+    def end(self, name: str, seed: int) -> dict[str, Tensor]:
+        """The weights and buffers that the run ended with."""
+        tensors, _ = files.load(self.path(name, seed))
+        return {key.removeprefix("end."): tensor for key, tensor in tensors.items() if key.startswith("end.")}
+
+
+def _perform(plan: _Plan, wanted: list[tuple[str, int]], processes: int, progress: bool) -> None:
+    """All runs that are not there yet: this rank's share of them, in one process or several."""
+    rank, count = ranks.here()
+    mine = wanted[rank::count]
+    left = [key for key in mine if not plan.done(*key)]
+    steps = getattr(plan.train, "steps", 1)
+    unit = "step" if steps > 1 else "run"
+    with shown_progress(
+        f"{len(mine)} runs", steps * len(mine), unit=unit, done=steps * (len(mine) - len(left)), shown=progress and rank == 0
+    ) as advance:
+        if processes > 1 and len(left) > 1:
+            _share_out(plan, left, min(processes, len(left)), lambda key: advance(steps, f"{key[0]}, seed {key[1]}"))
+        else:
+            for name, seed in left:
+                plan.perform(name, seed, _told(advance, f"{name}, seed {seed}: "))
+                if not isinstance(plan.train, FineTuning):
+                    advance(steps, f"{name}, seed {seed}")
+    others = [key for key in wanted if key not in mine]
+    while others:
+        others = [key for key in others if not plan.done(*key, waiting=True)]
+        time.sleep(WAITING if others else 0)
+
+
+def _told(advance: Callable[..., None], which: str) -> Callable[..., None]:
+    return lambda count=1, text="": advance(count, which + text)
+
+
+def _share_out(plan: _Plan, left: list[tuple[str, int]], processes: int, finished: Callable[[tuple[str, int]], None]) -> None:
+    """Runs in processes of their own, each with its share of the cores."""
+    try:
+        packed = pickle.dumps(plan)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"processes={processes} cannot hand the runs to other processes ({error}): define build and train at the top of a module, "
+            "leave processes at 1, or start the script with torchrun"
+        ) from error
+    threads = max(1, torch.get_num_threads() // processes)
+    spawn = multiprocessing.get_context("spawn")  # a fork would share torch's threads, which it does not survive
+    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_receive, initargs=(packed, threads)) as pool:
+        started = {pool.submit(_perform_there, *key): key for key in left}
+        try:
+            for future in as_completed(started):
+                future.result()
+                finished(started[future])
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+_received: list[_Plan] = []
+
+
+def _receive(packed: bytes, threads: int) -> None:
+    torch.set_num_threads(threads)
+    _received[:] = [pickle.loads(packed)]
+
+
+def _perform_there(name: str, seed: int) -> None:
+    _received[0].perform(name, seed)
+
+
+def _alike(plan: _Plan, names: list[str], seeds: list[int], baseline: str, progress: bool) -> Iterator[Alike]:
+    """Every strategy's end against its own, and against the baseline's, under the next seed."""
+    pairs = list(zip(seeds, seeds[1:] + seeds[:1], strict=True))[: len(seeds) if len(seeds) > 2 else len(seeds) - 1]
+    if not pairs:
+        return
+    other = plan.network(baseline, seeds[0])
+    with shown_progress("comparing ends", len(names) * len(pairs), unit="pair", shown=progress) as advance:
+        for name in names:
+            found: tuple[list[Profile], list[Profile]] = [], []
+            model = plan.network(name, seeds[0])
+            for seed, following in pairs:
+                ours = (model, plan.end(name, seed))
+                found[0].append(_profile(ours, (model, plan.end(name, following)), plan))
+                found[1].append(found[0][-1] if name == baseline else _profile(ours, (other, plan.end(baseline, following)), plan))
+                advance(text=name)
+            for row in found[1][0].layers:
+                own, base = (statistics.over_seeds([profile[row.layer].similarity for profile in profiles]) for profiles in found)
+                yield Alike(name, row.layer, own, base)
+
+
+def _profile(ours: Weighted, theirs: Weighted, plan: _Plan) -> Profile:
+    return compare_layers(ours, theirs, plan.probe.cpu(), measure=plan.measure, rows=ROWS, draws=0)
+
+
+def _kept(model: nn.Module, before: dict[str, Tensor], after: dict[str, Tensor], probe: Tensor, measure: str) -> list[Kept]:
+    profile = compare_layers((model, before), (model, after), probe, measure=measure, rows=ROWS, draws=10)
+    correlations = _correlations(model, before, after)
+    return [Kept(row.layer, row.similarity, row.floor.upper, correlations.get(row.layer, math.nan), row.note) for row in profile.layers]
+
+
+def _correlations(model: nn.Module, before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, float]:
+    """Layer -> Pearson's correlation of all its weights before and after, biases and normalisation left out."""
+    owner = owners(model)
+    found = {}
+    for layer in layer_names(model):
+        names = [name for name, p in model.named_parameters() if owner[name] == layer and p.ndim > 1]
+        if names:
+            both = torch.stack([torch.cat([side[name].flatten() for name in names]).double() for side in (before, after)])
+            centred = both - both.mean(1, keepdim=True)
+            norm = float(centred.norm(dim=1).prod())
+            found[layer] = float(centred[0] @ centred[1]) / norm if norm else math.nan
+    return found
+
+
+def _filters(model: nn.Module, before: dict[str, Tensor], after: dict[str, Tensor]) -> Tensor | None:
+    first = next((f"{path}.weight" for path, module in model.named_modules() if isinstance(module, nn.Conv2d)), None)
+    return None if first is None else torch.stack([side[first.lstrip(".")][:FILTERS] for side in (before, after)])
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    both = (*model.named_parameters(), *model.named_buffers())
+    return {name: tensor.detach().cpu().clone() for name, tensor in both}
+
+
+def _checked_seeds(seeds: Iterable[int]) -> list[int]:
+    numbers = [int(seed) for seed in seeds]
+    twice = sorted({seed for seed in numbers if numbers.count(seed) > 1})
+    if twice:
+        raise ValueError(f"seeds={numbers} has {twice[0]} twice: the same run again is no more evidence; give each seed once")
+    if not numbers:
+        raise ValueError("seeds is empty; give at least one, and six for tests at the level 0.05")
+    return numbers
+
+
+def _baseline(strategies: Mapping[str, Any], baseline: str | None) -> str:
+    if len(strategies) < 2:
+        raise ValueError(f"compare() needs two strategies at least and got {', '.join(strategies) or 'none'}")
+    first = baseline or ("random" if "random" in strategies else next(iter(strategies)))
+    if first not in strategies:
+        raise ValueError(f"baseline={baseline!r} is none of the strategies {', '.join(strategies)}")
+    return first
+
+
+@contextmanager
+def _place(folder: str | os.PathLike[str] | None) -> Iterator[Path]:
+    if folder is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        yield Path(folder)
+    else:
+        with tempfile.TemporaryDirectory() as passing:
+            yield Path(passing)

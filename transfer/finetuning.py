@@ -1,0 +1,447 @@
+"""Training a network on a set of images, with its test scores along the way: what every start is put through alike."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.stats import rankdata
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from metalearn.evaluation import evaluation_mode
+from metalearn.files import Record, _checksum
+from metalearn.tasks.few_shot import _in_memory
+
+from .freezing import freeze, parameter_groups
+
+METRICS = ("accuracy", "balanced_accuracy", "auc")
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "adam": Adam,
+    "adamw": AdamW,
+    "sgd": lambda groups, lr: SGD(groups, lr=lr, momentum=0.9),
+}
+TESTED_AT_ONCE = 256
+Transform: TypeAlias = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How a training went: every score on the test set at each of `steps`, the loss of every step, and the seconds spent training.
+
+    `steps` starts at 0, before the first update. `metric` names the score that `values` and `final` are. `best` is the index of the
+    evaluation that counts: the last, or with early stopping the one with the best validation score.
+
+    Example:
+        >>> curve = Curve("accuracy", (0, 10, 20), {"accuracy": (0.25, 0.5, 0.75)})
+        >>> curve.final, curve.steps_to(0.625), curve.steps_to(0.95)
+        (0.75, 15.0, None)
+    """
+
+    metric: str
+    steps: tuple[int, ...]
+    scores: Mapping[str, tuple[float, ...]]
+    losses: tuple[float, ...] = field(default=(), repr=False)
+    seconds: float = 0.0
+    best: int = -1
+    validation: tuple[float, ...] = field(default=(), repr=False)
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The score at each of `steps`."""
+        return self.scores[self.metric]
+
+    @property
+    def final(self) -> float:
+        """The score at the evaluation that counts."""
+        return self.values[self.best]
+
+    def steps_to(self, threshold: float) -> float | None:
+        """The step at which `values` first reach `threshold`, linearly between evaluations; None where they never do."""
+        for i, value in enumerate(self.values):
+            if value >= threshold:
+                if i == 0:
+                    return float(self.steps[0])
+                share = (threshold - self.values[i - 1]) / (value - self.values[i - 1])
+                return self.steps[i - 1] + share * (self.steps[i] - self.steps[i - 1])
+        return None
+
+    def to_dict(self) -> Record:
+        """All of it as JSON-able values, which `Curve.from_dict` takes."""
+        scores = {name: list(values) for name, values in self.scores.items()}
+        whole = {"metric": self.metric, "steps": list(self.steps), "scores": scores, "losses": list(self.losses)}
+        return {**whole, "seconds": self.seconds, "best": self.best, "validation": list(self.validation)}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Curve:
+        """The curve that `to_dict` recorded."""
+        scores = {name: tuple(values) for name, values in record["scores"].items()}
+        own = {name: tuple(record[name]) for name in ("steps", "losses", "validation")}
+        return cls(metric=record["metric"], scores=scores, seconds=record["seconds"], best=record["best"], **own)
+
+
+@dataclass(frozen=True, eq=False)
+class FineTuning:
+    """What `finetune` returns: `train(model, seed)` trains the model in place and returns its `Curve`.
+
+    Every model sees the same images in the same order under one seed, which also governs dropout and augmentation. The model is left as
+    after the last step, or as it was at its best validation score where it stops early; batch norm trains and tests as torch has it.
+    """
+
+    train_inputs: Tensor
+    train_targets: Tensor
+    test_inputs: Tensor
+    test_targets: Tensor
+    validation: tuple[Tensor, Tensor] | None
+    classes: int
+    steps: int
+    batch: int
+    lr: float
+    optimizer: str | Callable[..., Optimizer]
+    evaluate_every: int
+    metric: str
+    images: int | float | None
+    early_stop: int | None
+    balance: str | None
+    rates: Mapping[str, float] | None
+    frozen: str | Callable[[nn.Module], Any] | None
+    transform: Transform | None
+    augment: Transform | None
+    device: str
+
+    def __call__(self, model: nn.Module, seed: int, advance: Callable[..., None] | None = None) -> Curve:
+        """Train `model` in place -> its `Curve`; `advance(count, text)` is called at every evaluation."""
+        device = torch.device(self.device)
+        model.to(device)
+        if isinstance(self.frozen, str):
+            freeze(model, self.frozen)
+        elif self.frozen:
+            self.frozen(model)
+        optimizer = self._optimizer(model)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            return self._train(model, optimizer, self.chosen(seed), seed, device, advance or (lambda count=1, text="": None))
+
+    @property
+    def settings(self) -> Record:
+        """What decides the result of a training but for the model and the seed, with checksums of the images."""
+        plain = ("steps", "batch", "lr", "evaluate_every", "metric", "images", "early_stop", "balance", "classes")
+        named = {name: _name(getattr(self, name)) for name in ("optimizer", "frozen", "transform", "augment")}
+        sets = {"train": (self.train_inputs, self.train_targets), "test": (self.test_inputs, self.test_targets)}
+        if self.validation:
+            sets["validation"] = self.validation
+        data = {name: _checksum({"inputs": inputs, "targets": targets}, "")[:16] for name, (inputs, targets) in sets.items()}
+        return {**{name: getattr(self, name) for name in plain}, **named, "rates": dict(self.rates or {}), "data": data}
+
+    def probe(self, count: int = 500) -> Tensor:
+        """The first `count` of the test images in an order that mixes classes, as the network sees them: inputs to compare layers on."""
+        order = torch.randperm(len(self.test_inputs), generator=torch.Generator().manual_seed(0))[:count]
+        return self._prepared(self.test_inputs[order])
+
+    def chosen(self, seed: int) -> Tensor:
+        """Which training images this seed trains on: all, or `images` of them, each class with its share (and one image at least)."""
+        return subset(self.train_targets, self.images, seed)
+
+    def _optimizer(self, model: nn.Module) -> Optimizer:
+        make = OPTIMIZERS[self.optimizer] if isinstance(self.optimizer, str) else self.optimizer
+        return make(parameter_groups(model, {"": self.lr, **(self.rates or {})}), lr=self.lr)
+
+    def _train(
+        self, model: nn.Module, optimizer: Optimizer, chosen: Tensor, seed: int, device: torch.device, advance: Callable[..., None]
+    ) -> Curve:
+        inputs, targets = self.train_inputs[chosen].to(device), self.train_targets[chosen].to(device)
+        counts = torch.bincount(targets, minlength=self.classes).clamp(min=1)
+        weight = len(targets) / (self.classes * counts.float()) if self.balance == "loss" else None
+        batches = order(targets.cpu(), self.batch, seed, balanced=self.balance == "batches")
+        log = _Log(self, model, advance)
+        log.evaluate(0)
+        model.train()
+        step = 0
+        started = time.perf_counter()
+        while step < self.steps and not log.stopped:
+            losses: list[Tensor] = []
+            span = min(self.evaluate_every, self.steps - step)
+            for _ in range(span):
+                index = next(batches).to(device)
+                batch = self._prepared(inputs[index], training=True)
+                loss = F.cross_entropy(model(batch), targets[index], weight=weight)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.detach())
+            step += span
+            log.trained(step, torch.stack(losses), time.perf_counter() - started)
+            log.evaluate(step)
+            started = time.perf_counter()
+        return log.finish()
+
+    def _prepared(self, inputs: Tensor, *, training: bool = False) -> Tensor:
+        batch = inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs
+        if training and self.augment:
+            batch = self.augment(batch)
+        return self.transform(batch) if self.transform else batch
+
+    def _logits(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        device = torch.device(self.device)
+        with evaluation_mode([model]), torch.no_grad():
+            return torch.cat([model(self._prepared(part.to(device))) for part in inputs.split(TESTED_AT_ONCE)]).float().cpu()
+
+
+def finetune(
+    train_set: Any,
+    test_set: Any,
+    *,
+    steps: int,
+    batch: int = 32,
+    lr: float = 1e-3,
+    optimizer: str | Callable[..., Optimizer] = "adam",
+    evaluate_every: int | None = None,
+    metric: str = "accuracy",
+    images: int | float | None = None,
+    validation: Any = None,
+    early_stop: int | None = None,
+    balance: str | None = None,
+    rates: Mapping[str, float] | None = None,
+    frozen: str | Callable[[nn.Module], Any] | None = None,
+    transform: Transform | None = None,
+    augment: Transform | None = None,
+    device: str = "cpu",
+) -> FineTuning:
+    """A function `train(model, seed)` that trains a model with cross-entropy and returns its `Curve`.
+
+    Args:
+        train_set, test_set: any data set of (image, integer label), held in memory; `metalearn.tasks.LabelledImages`, `transfer.data.load`.
+        steps: updates of the weights.
+        batch: images an update. The last images of an epoch that do not fill a batch wait for the next epoch's shuffle.
+        lr: the rate of what `rates` does not name.
+        optimizer: "adam", "adamw", "sgd" (momentum 0.9), or a callable of (parameter groups, lr=).
+        evaluate_every: steps between tests; a twentieth of `steps` by default.
+        metric: "accuracy", "balanced_accuracy" (the mean over classes of the share found) or "auc" (see `auc`). All are recorded.
+        images: how many of the training images, a number or (a float up to 1) a fraction; each class keeps its share, drawn by the seed.
+        validation: a data set to stop by.
+        early_stop: stop after so many evaluations without a better validation score, and go back to the best.
+        balance: for classes of different size: "loss" weighs each image by `n / (classes * images of its class)`, "batches" draws
+            each class as often as any other, None does nothing.
+        rates: {module or parameter path: rate}, the longest match winning.
+        frozen: the layer up to which nothing trains (see `freeze`), or what holds layers of a model: `linear_probe`, `frozen_transformer`.
+        transform: what a batch of images (examples, channels, height, width) in [0, 1] goes through, such as `v2.Normalize(mean, std)`.
+        augment: the same before `transform`, in training alone.
+        device: where to train.
+
+    Raises ValueError naming what does not fit: one class, a class that the test has and training has not, fewer images than classes,
+    an AUC that the test set does not define; in training, labels beyond the head's outputs.
+
+    Example:
+        >>> from metalearn.tasks import glyphs
+        >>> from transfer.data import divided
+        >>> parts = divided(glyphs("test", classes=3, drawers=10), 0.5)
+        >>> train = finetune(parts.train, parts.test, steps=20, batch=8, evaluate_every=10)
+        >>> curve = train(nn.Sequential(nn.Flatten(), nn.Linear(784, 3)), seed=0)
+        >>> curve.steps, len(curve.losses)
+        ((0, 10, 20), 20)
+    """
+    inputs, targets, _ = _in_memory(train_set)
+    test_inputs, test_targets, _ = _in_memory(test_set)
+    held = None if validation is None else _in_memory(validation)[:2]
+    every = evaluate_every or max(1, steps // 20)
+    _check(steps=steps, batch=batch, evaluate_every=every, early_stop=1 if early_stop is None else early_stop)
+    _check_choices(metric, optimizer, balance)
+    if early_stop is not None and held is None:
+        raise ValueError("early_stop needs validation=: stopping by the test set would choose the result by what it is judged on")
+    _check_labels(targets, test_targets, metric)
+    subset(targets, images, 0)
+    classes = int(targets.max()) + 1
+    options = (classes, steps, batch, lr, optimizer, every, metric, images, early_stop, balance, rates, frozen, transform, augment, device)
+    return FineTuning(inputs, targets, test_inputs, test_targets, held, *options)
+
+
+class _Log:
+    """What a training writes down, and when it stops."""
+
+    def __init__(self, plan: FineTuning, model: nn.Module, advance: Callable[..., None]) -> None:
+        self.plan, self.model, self.advance = plan, model, advance
+        self.steps: list[int] = []
+        self.scores: dict[str, list[float]] = {}
+        self.losses: list[float] = []
+        self.validation: list[float] = []
+        self.seconds = 0.0
+        self.best, self.kept = 0, {}  # type: ignore[var-annotated]
+
+    @property
+    def stopped(self) -> bool:
+        return self.plan.early_stop is not None and len(self.steps) - 1 - self.best >= self.plan.early_stop
+
+    def trained(self, step: int, losses: Tensor, seconds: float) -> None:
+        values = losses.tolist()  # waits for the device, so that the seconds are those of the work
+        self.seconds += seconds
+        self.losses += values
+        broken = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
+        if broken is not None:
+            raise FloatingPointError(f"the loss is {values[broken]} at step {step - len(values) + 1 + broken}; a lower lr keeps it finite")
+
+    def evaluate(self, step: int) -> None:
+        plan, done = self.plan, step - (self.steps[-1] if self.steps else 0)
+        found = scores(self._logits(plan.test_inputs, plan.test_targets), plan.test_targets, plan.classes)
+        self.steps.append(step)
+        for name, value in found.items():
+            self.scores.setdefault(name, []).append(value)
+        if plan.validation:
+            inputs, targets = plan.validation
+            self.validation.append(scores(self._logits(inputs, targets), targets, plan.classes)[plan.metric])
+            if plan.early_stop is not None and self.validation[-1] > max(self.validation[:-1], default=-math.inf):
+                self.best = len(self.steps) - 1
+                self.kept = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        if done:
+            self.advance(done, f"{plan.metric} {found[plan.metric]:.3f}")
+
+    def finish(self) -> Curve:
+        plan, best = self.plan, self.best if self.plan.early_stop is not None else len(self.steps) - 1
+        if self.kept and best != len(self.steps) - 1:
+            self.model.load_state_dict(self.kept)
+        if self.steps[-1] < plan.steps:
+            self.advance(plan.steps - self.steps[-1], "stopped early")
+        found = {name: tuple(values) for name, values in self.scores.items()}
+        return Curve(plan.metric, tuple(self.steps), found, tuple(self.losses), round(self.seconds, 3), best, tuple(self.validation))
+
+    def _logits(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        logits = self.plan._logits(self.model, inputs)
+        most = max(self.plan.classes, int(targets.max()) + 1)
+        if logits.ndim != 2 or logits.shape[1] < most:
+            raise ValueError(
+                f"labels run to {most - 1}, but the head of {type(self.model).__name__} puts out {tuple(logits.shape[1:])} for an image; "
+                f"build the model with outputs={most}"
+            )
+        if not logits.isfinite().all():
+            raise FloatingPointError(f"the predictions after {self.steps[-1] if self.steps else 0} steps are not finite; try a lower lr")
+        return logits
+
+
+def scores(logits: Tensor, targets: Tensor, classes: int | None = None) -> dict[str, float]:
+    """Accuracy, balanced accuracy and, where every class is among the targets, AUC.
+
+    Args:
+        logits: (examples, classes or more).
+        targets: (examples,).
+        classes: how many there are; by default as many as the logits' columns.
+
+    Example:
+        >>> scores(torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 1, 1]))
+        {'accuracy': 0.666..., 'balanced_accuracy': 0.75, 'auc': 1.0}
+    """
+    count = classes or logits.shape[1]
+    right = (logits.argmax(1) == targets).double()
+    per_class = [float(right[targets == label].mean()) for label in targets.unique()]
+    found = {"accuracy": float(right.mean()), "balanced_accuracy": sum(per_class) / len(per_class)}
+    return {**found, "auc": auc(logits[:, :count], targets)} if len(per_class) == count > 1 else found
+
+
+def auc(logits: Tensor, targets: Tensor) -> float:
+    """Area under the ROC curve: the share of (positive, negative) pairs whose scores are in order, ties counting half.
+
+    For one class against the rest `(sum of the positives' ranks - p (p + 1) / 2) / (p n)`, with p positives and n negatives (Mann and
+    Whitney 1947). Two classes give the AUC of the second; more give the unweighted mean of each against the rest, scored by its softmax.
+
+    Args:
+        logits: (examples, classes).
+        targets: (examples,), with every class among them.
+
+    Raises ValueError naming a class that is not among the targets, or where all are.
+
+    Example:
+        >>> auc(torch.tensor([[0.0, 0.1], [0.0, 0.4], [0.0, 0.35], [0.0, 0.8]]), torch.tensor([0, 0, 1, 1]))
+        0.75
+    """
+    classes = logits.shape[1]
+    probabilities = logits.double().log_softmax(1) if classes > 2 else (logits[:, 1:] - logits[:, :1]).double().expand(-1, 2)
+    areas = []
+    for label in range(classes) if classes > 2 else [1]:
+        positive = (targets == label).numpy()
+        p, n = int(positive.sum()), int((~positive).sum())
+        if not p or not n:
+            raise ValueError(f"the AUC of class {label} is not defined: {p} of {p + n} test images are of it; use metric='accuracy'")
+        ranks = rankdata(probabilities[:, label].numpy())
+        areas.append((ranks[positive].sum() - p * (p + 1) / 2) / (p * n))
+    return float(np.mean(areas))
+
+
+def subset(targets: Tensor, images: int | float | None, seed: int) -> Tensor:
+    """Indices of `images` training images (a number, or a float up to 1 for a fraction), drawn by `seed`; each class keeps its share.
+
+    Shares are rounded by largest remainder, and every class keeps one image at least. Raises ValueError where there are fewer images
+    than classes, or more are asked for than there are.
+
+    Example:
+        >>> targets = torch.tensor([0] * 8 + [1] * 4)
+        >>> targets[subset(targets, 6, seed=0)].tolist()
+        [0, 0, 0, 0, 1, 1]
+    """
+    if images is None:
+        return torch.arange(len(targets))
+    counts = np.bincount(targets.numpy())
+    present = counts > 0
+    wanted = round(images * len(targets)) if isinstance(images, float) and images <= 1 else int(images)
+    if (wanted != images and not isinstance(images, float)) or wanted > len(targets):
+        raise ValueError(
+            f"images={images} but there are {len(targets)} training images; ask for at most that many, or a fraction up to 1.0"
+        )
+    if wanted < present.sum():
+        raise ValueError(f"images={images} makes {wanted} training images of {present.sum()} classes; ask for one of each class at least")
+    exact = counts * wanted / len(targets)
+    taken = np.where(present, np.maximum(1, np.floor(exact)), 0).astype(int)
+    while taken.sum() != wanted:
+        room = np.where(taken < counts, exact - taken, -np.inf) if taken.sum() < wanted else np.where(taken > 1, taken - exact, -np.inf)
+        taken[room.argmax()] += 1 if taken.sum() < wanted else -1
+    generator = np.random.default_rng(seed)
+    members = [generator.permutation(np.flatnonzero(targets.numpy() == label))[:count] for label, count in enumerate(taken)]
+    return torch.from_numpy(np.sort(np.concatenate(members)))
+
+
+def order(targets: Tensor, batch: int, seed: int, *, balanced: bool = False) -> Iterator[Tensor]:
+    """Batches of indices without end: every epoch a new permutation by `seed`, or draws with each class equally likely."""
+    generator = torch.Generator().manual_seed(seed)
+    count = len(targets)
+    chance = (1 / torch.bincount(targets).clamp(min=1).double())[targets]
+    size = min(batch, count)
+    while True:
+        drawn = torch.multinomial(chance, count, replacement=True, generator=generator) if balanced else None
+        epoch = torch.randperm(count, generator=generator) if drawn is None else drawn
+        yield from epoch[: count - count % size].split(size)
+
+
+def _check(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
+
+
+def _check_choices(metric: str, optimizer: Any, balance: str | None) -> None:
+    if metric not in METRICS:
+        raise ValueError(f"metric={metric!r}; choose {', '.join(METRICS)}")
+    if isinstance(optimizer, str) and optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer={optimizer!r}; choose {', '.join(OPTIMIZERS)}, or pass a callable of (parameters, lr=)")
+    if balance not in (None, "loss", "batches"):
+        raise ValueError(f"balance={balance!r}; choose 'loss', 'batches' or None")
+
+
+def _check_labels(train: Tensor, test: Tensor, metric: str) -> None:
+    ours, theirs = set(train.unique().tolist()), set(test.unique().tolist())
+    if min(ours | theirs) < 0:
+        raise ValueError(f"there is a label {min(ours | theirs)}; labels count from 0")
+    if len(ours) < 2:
+        raise ValueError(f"the training set has one class ({min(ours)}) in all its {len(train)} images; there is nothing to tell apart")
+    if theirs - ours:
+        raise ValueError(f"the test set has the class {min(theirs - ours)}, of which there is no training image; add some, or drop it")
+    if metric == "auc" and theirs != set(range(max(ours) + 1)):
+        raise ValueError(f"metric='auc' needs every class in the test set, and it has no image of class {min(ours - theirs, default='?')}")
+
+
+def _name(thing: Any) -> str | None:
+    if thing is None or isinstance(thing, str):
+        return thing
+    return f"{thing.__module__}.{thing.__qualname__}" if hasattr(thing, "__qualname__") else repr(thing)

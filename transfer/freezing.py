@@ -1,0 +1,109 @@
+"""What trains and at which rate: frozen layers, the linear probe, the frozen transformer, and a rate per layer for any optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from metalearn.layers import assign, is_inside, owners
+from metalearn.layers import head as find_head
+from metalearn.layers import layers as layer_names
+from metalearn.norm import frozen_statistics
+
+from .sources import is_norm
+from .strategies import through_layer
+
+
+def freeze(model: nn.Module, through: str | None = None, *, head: str | None = None) -> list[str]:
+    """Hold every layer up to and including `through` as it is, running statistics too -> the names of the parameters that are held.
+
+    Changes `model` in place: `requires_grad` is off, and batch norm with running statistics keeps them, in training mode as well
+    (`metalearn.frozen_statistics`). Batch norm on the current batch's statistics has none to keep. A tied parameter is held where
+    its first layer is.
+
+    Args:
+        through: a module path; None for all but the head.
+        head: the path of the head; by default the last Linear or Conv2d.
+
+    Raises ValueError, with near matches, for a layer that does not exist.
+
+    Example:
+        >>> freeze(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)), through="0")
+        ['0.weight', '0.bias']
+    """
+    held = set(through_layer(model, through, find_head(model, head)))
+    for name, parameter in model.named_parameters():
+        if name in held:
+            parameter.requires_grad_(False)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, _NormBase) and module.running_mean is not None and f"{name}.running_mean".lstrip(".") in held:
+            frozen_statistics(module)
+    return [name for name, _ in model.named_parameters() if name in held]
+
+
+def linear_probe(model: nn.Module, *, head: str | None = None) -> list[str]:
+    """Hold everything but the head, running statistics too -> the names of the parameters that are held.
+
+    What the head can read from features that do not change. The body stays in place and is run at every step.
+
+    Example:
+        >>> linear_probe(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)))
+        ['0.weight', '0.bias']
+    """
+    return freeze(model, head=head)
+
+
+def frozen_transformer(model: nn.Module, *, head: str | None = None) -> list[str]:
+    """Hold the attention and feed-forward weights of a transformer -> the names of the parameters that still train.
+
+    Those are the normalisation layers' weights and biases, the input (the first layer), the output (the head), and the embeddings of
+    positions and classes, which are bare parameters outside of every block (Lu et al. 2021, arXiv:2103.05247). There input and output
+    start fresh: `initialize(model, {"": copied(weights), layers(model)[0]: fresh()})`.
+
+    Raises ValueError where the model has no normalisation layer in its blocks.
+
+    Example:
+        >>> block = nn.TransformerEncoderLayer(4, 1, 8, batch_first=True)
+        >>> frozen_transformer(nn.Sequential(nn.Linear(3, 4), block, nn.Linear(4, 2)))[:4]
+        ['0.weight', '0.bias', '1.norm1.weight', '1.norm1.bias']
+    """
+    first, last, owner = layer_names(model)[0], find_head(model, head), owners(model)
+    norms = [name for name, module in model.named_modules() if is_norm(module)]
+    if not norms:
+        raise ValueError(f"{type(model).__name__} has no normalisation layer to train; frozen_transformer is for transformers")
+    for name, parameter in model.named_parameters():
+        inside = any(is_inside(name, path) for path in (first, last, *norms))
+        parameter.requires_grad_(inside or not is_inside(name, owner[name]))
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def parameter_groups(model: nn.Module, rates: Mapping[str, float]) -> list[dict[str, Any]]:
+    """A learning rate per layer, as the parameter groups that any torch optimizer takes.
+
+    Args:
+        rates: module or parameter path -> rate, the longest match winning: `{"": 1e-3, "layer1": 1e-4}`. What has no rate, or is frozen,
+            is in no group and does not move.
+
+    Raises ValueError for a layer that does not exist, with near matches, for a rate that is negative or not finite, and where nothing is
+    left to train.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+        >>> [(group["lr"], len(group["params"])) for group in parameter_groups(model, {"": 1e-3, "0": 1e-4})]
+        [(0.0001, 2), (0.001, 2)]
+    """
+    for path, rate in rates.items():
+        if not (math.isfinite(rate) and rate >= 0):
+            raise ValueError(f"the rate of {path!r} is {rate}; a rate is a finite number, zero or more")
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, rate in assign(model, rates).items():
+        if name in parameters:
+            groups.setdefault(rate, []).append(parameters[name])
+    if not groups:
+        raise ValueError(f"the rates {dict(rates)} reach no parameter that trains; name a layer that is not frozen")
+    return [{"params": members, "lr": rate} for rate, members in groups.items()]

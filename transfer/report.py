@@ -1,0 +1,213 @@
+"""What `compare` found, for people: plain text for a terminal, and one self-contained HTML page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+from metalearn.analysis import Estimate
+from metalearn.analysis.report import flat, picture
+from metalearn.analysis.tables import aligned
+from metalearn.files import write_atomically
+
+from . import statistics
+
+if TYPE_CHECKING:
+    from .comparison import Against, Comparison
+
+KEPT = (
+    "Start and end: similarity of a layer's outputs on the probe before and after training, positions of the images as examples, channels "
+    "as features; chance: 95 % of it with the images of one side shuffled; weights: correlation of the layer's weights before and after."
+)
+ALIKE = (
+    "Similarity at the end of training between runs of different seeds: two of the same start, and one of this start and one of the "
+    "baseline. A start whose features another start finds as well scores as high in the second as in the first."
+)
+
+
+def text(comparison: Comparison) -> str:
+    """The comparison as aligned plain text."""
+    parts = [
+        "\n".join([overall(comparison), *headlines(comparison)]),
+        aligned(columns(comparison, "final"), final_rows(comparison)),
+        aligned(columns(comparison, "steps"), steps_rows(comparison)),
+        explained(comparison),
+        f"{aligned(kept_columns(comparison), kept_rows(comparison))}\n({KEPT})",
+    ]
+    if comparison.alike:
+        parts.append(f"{aligned(alike_columns(comparison), alike_rows(comparison))}\n({ALIKE})")
+    return "\n\n".join(parts)
+
+
+def report(comparison: Comparison, path: str | PathLike[str], *, settings: Mapping[str, Any] | None = None) -> None:
+    """Write one HTML page; pictures are embedded, and nothing is loaded from elsewhere. The file is written whole or not at all."""
+    write_atomically(path, html(comparison, settings=settings).encode())
+
+
+def html(comparison: Comparison, *, settings: Mapping[str, Any] | None = None, title: str = "What does a pretrained start bring?") -> str:
+    """The page that `report` writes."""
+    from jinja2 import Environment, PackageLoader, PrefixLoader, StrictUndefined
+
+    from . import plots
+
+    loader = PrefixLoader({"transfer": PackageLoader("transfer", "."), "analysis": PackageLoader("metalearn.analysis", ".")})
+    pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    filters = plots.filters(comparison)
+    own = {key: value for key, value in comparison.settings.items() if key != "versions"}
+    return pages.get_template("transfer/report.html").render(
+        title=title,
+        answer=overall(comparison),
+        headlines=headlines(comparison),
+        final=(columns(comparison, "final"), final_rows(comparison)),
+        steps=(columns(comparison, "steps"), steps_rows(comparison)),
+        explained=explained(comparison),
+        kept=(kept_columns(comparison), kept_rows(comparison)),
+        kept_words=KEPT,
+        alike=(alike_columns(comparison), alike_rows(comparison)) if comparison.alike else None,
+        alike_words=ALIKE,
+        curves=picture(plots.learning_curves(comparison)),
+        scores=picture(plots.final_scores(comparison)),
+        speed=picture(plots.steps_to_threshold(comparison)),
+        layers=picture(plots.what_is_kept(comparison)),
+        filters=picture(filters) if filters else None,
+        starts=[(name, start_words(comparison, name)) for name in comparison.strategies],
+        settings=[*flat(settings or {}), *flat(own)],
+        versions=comparison.settings.get("versions", {}),
+    )
+
+
+def overall(comparison: Comparison) -> str:
+    """The answer in a line: which starts end higher, and which are faster."""
+    if statistics.smallest_p(len(comparison.seeds)) > comparison.level:
+        return f"Not decidable with {len(comparison.seeds)} seeds at the level {comparison.level:g}; the estimates stand below."
+    higher = [row.strategy for row in comparison.finals if row.answer == "higher"]
+    faster = [row.strategy for row in comparison.steps if row.answer == "lower"]
+    said = [f"{word} than {comparison.baseline}: {', '.join(names) or 'none'}" for word, names in (("Higher", higher), ("faster", faster))]
+    return "; ".join(said)
+
+
+def headlines(comparison: Comparison) -> list[str]:
+    """One sentence a start: what it brings over the baseline, and whether this many seeds can tell."""
+    lines = []
+    for final, steps in zip(comparison.finals, comparison.steps, strict=True):
+        if final.strategy == comparison.baseline or final.paired is None:
+            continue
+        score = f"{final.strategy} ends {_points(final.paired.difference)} from {comparison.baseline}: {final.answer}"
+        lines.append(f"{score}; {_arrival(steps, comparison)}.")
+    return lines
+
+
+def words(metric: str) -> str:
+    """A metric as people say it."""
+    return {"auc": "AUC"}.get(metric, metric.replace("_", " "))
+
+
+def columns(comparison: Comparison, kind: str) -> tuple[str, ...]:
+    """The header of the table of final scores or of steps."""
+    what = f"final {words(comparison.metric)}" if kind == "final" else f"steps to {comparison.threshold:.4g}"
+    return ("start", what, f"minus {comparison.baseline}, paired", "p (t)", "p (Holm)", "p (sign flip)", "answer")
+
+
+def final_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """Final scores under `columns`."""
+    return [(*_row(row, comparison.baseline, _percent(row.estimate), _points), row.answer) for row in comparison.finals]
+
+
+def steps_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """Steps to the threshold under `columns`."""
+    rows = []
+    for row in comparison.steps:
+        missing = row.seeds - row.reached
+        said = f"not reached by {missing} of {row.seeds}" if row.estimate is None else row.estimate.shown(".0f")
+        rows.append((*_row(row, comparison.baseline, said, lambda difference: difference.shown("+.0f")), _speed(row)))
+    return rows
+
+
+def explained(comparison: Comparison) -> str:
+    """How the tables are to be read."""
+    seeds, share = len(comparison.seeds), f"{1 - comparison.level:.0%}"
+    smallest = statistics.smallest_p(seeds)
+    said = (
+        f"({seeds} seed{'s' * (seeds != 1)}; ± is the {share} t interval over seeds; the threshold {comparison.threshold:.4g} is "
+        f"{comparison.threshold_rule}. p (t): paired t test, which takes differences for normal; p (Holm): the same over all starts. "
+        f"p (sign flip): exact, and with {seeds} seeds {smallest:.4g} at least"
+    )
+    if smallest > comparison.level:
+        needed = statistics.seeds_needed(comparison.level)
+        said += f", above the level {comparison.level:g}: not decidable; {needed} seeds can decide"
+    return said + ".)"
+
+
+def kept_columns(comparison: Comparison) -> tuple[str, ...]:
+    """The header of what layers kept."""
+    return ("start", "layer", f"{_measure(comparison)} of start and end", "chance (95 %)", "correlation of weights")
+
+
+def kept_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """What every layer kept, over seeds."""
+    rows = []
+    for name in comparison.strategies:
+        for i, (layer, (similarity, floor, correlation)) in enumerate(comparison.kept(name).items()):
+            chance = f"{floor:.3f}" if math.isfinite(floor) else "-"
+            rows.append((name if i == 0 else "", layer, _known(similarity), chance, _known(correlation)))
+    return rows
+
+
+def alike_columns(comparison: Comparison) -> tuple[str, ...]:
+    """The header of how alike runs end."""
+    return ("start", "layer", f"{_measure(comparison)}, another seed", f"{_measure(comparison)}, {comparison.baseline} of another seed")
+
+
+def alike_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """How alike runs end."""
+    before = ("", *(row.strategy for row in comparison.alike))
+    return [
+        (row.strategy if row.strategy != last else "", row.layer, _known(row.seeds), _known(row.baseline))
+        for row, last in zip(comparison.alike, before, strict=False)
+    ]
+
+
+def start_words(comparison: Comparison, strategy: str) -> str:
+    """How many parameters started how."""
+    counts = comparison.of(strategy)[0].initialisation.get("total", {})
+    return ", ".join(f"{count:,} parameters {how}" for how, count in counts.items() if isinstance(count, int))
+
+
+def _row(row: Against, baseline: str, said: str, form: Callable[[Estimate], str]) -> tuple[str, ...]:
+    if row.paired is None:
+        return (row.strategy, said, "the baseline" if row.strategy == baseline else "", "", "", "")
+    figures = (row.paired.p, row.adjusted, row.paired.exact)
+    return (row.strategy, said, form(row.paired.difference), *("-" if math.isnan(p) else f"{p:.3g}" for p in figures))
+
+
+def _percent(estimate: Estimate | None) -> str:
+    return "" if estimate is None else estimate.shown(".2f", 100, " %")
+
+
+def _points(difference: Estimate) -> str:
+    return difference.shown("+.2f", 100, " points")
+
+
+def _speed(row: Against) -> str:
+    return {"lower": "faster", "higher": "slower"}.get(row.answer, row.answer)
+
+
+def _arrival(steps: Against, comparison: Comparison) -> str:
+    goal = f"{comparison.threshold:.4g}"
+    if steps.estimate is None:
+        return f"{goal} is not reached by {steps.seeds - steps.reached} of {steps.seeds} seeds"
+    reached = f"it reaches {goal} in {steps.estimate.mean:.0f} steps"
+    base = next(row.estimate for row in comparison.steps if row.strategy == comparison.baseline)
+    return (
+        f"{reached}, {comparison.baseline} in {base.mean:.0f}: {_speed(steps)}" if base else f"{reached}, {comparison.baseline} not always"
+    )
+
+
+def _known(estimate: Estimate) -> str:
+    return estimate.shown() if math.isfinite(estimate.mean) else "-"
+
+
+def _measure(comparison: Comparison) -> str:
+    return comparison.measure.removeprefix("linear_").upper()

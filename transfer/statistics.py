@@ -1,0 +1,151 @@
+"""Whether a difference between starts is more than the luck of a few seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from metalearn.analysis import Estimate
+
+ENUMERATED = 16  # seeds up to which all patterns of signs are tried
+
+
+def over_seeds(values: Sequence[float], level: float = 0.05) -> Estimate:
+    """The mean over seeds with the half-width of its t interval, `t(n - 1) std(ddof=1) / sqrt(n)`; NaN where one seed gives none.
+
+    Example:
+        >>> over_seeds([0.8, 0.9, 1.0])
+        Estimate(mean=0.9, interval=0.248...)
+    """
+    array = np.asarray(values, dtype=float)
+    if len(array) < 2:
+        return Estimate(float(array.mean()), math.nan)
+    return Estimate(float(array.mean()), float(stats.t.ppf(1 - level / 2, len(array) - 1) * stats.sem(array)))
+
+
+@dataclass(frozen=True)
+class Paired:
+    """One start against another on the same seeds: the mean difference with its t interval, and two tests of it being zero.
+
+    `t` and `p` are the paired t test's, which takes differences for normal. `exact` is the sign-flip test's, which takes them for
+    symmetric about zero alone: the share of the 2^n patterns of signs whose mean is as far from zero as this one. `smallest` is
+    the least that `exact` can be with this many seeds, 2 / 2^n. `p` is NaN where all differences are one number other than zero.
+    """
+
+    difference: Estimate
+    t: float
+    p: float
+    exact: float
+    smallest: float
+    seeds: int
+
+
+def paired(a: Sequence[float], b: Sequence[float], level: float = 0.05) -> Paired:
+    """Compare two measurements of each seed, `mean(a - b)` -> `Paired`.
+
+    Args:
+        a, b: (seeds,) each, in the same order of seeds.
+        level: of the interval, which covers 1 - level.
+
+    Raises ValueError where the two differ in length, are empty, or hold a value that is not finite.
+
+    Example:
+        >>> found = paired([0.80, 0.84, 0.83], [0.70, 0.71, 0.74])
+        >>> round(found.difference.mean, 4), round(found.p, 4), found.exact
+        (0.1067, 0.0125, 0.25)
+    """
+    first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if first.shape != second.shape or first.ndim != 1 or not len(first):
+        raise ValueError(f"paired() needs as many values of one as of the other, a seed each, not {first.shape} and {second.shape}")
+    differences = first - second
+    if not np.isfinite(differences).all():
+        raise ValueError(f"paired() got a value that is not finite: {first.tolist()} against {second.tolist()}")
+    t, p = _t_test(differences)
+    count = len(differences)
+    return Paired(over_seeds(differences, level), t, p, sign_flip(differences), smallest_p(count), count)
+
+
+def sign_flip(differences: Sequence[float]) -> float:
+    """The two-sided p of the sign-flip test: the share of sign patterns whose sum is at least as far from zero.
+
+    All 2^n patterns up to 16 differences; beyond that 2^16 random ones and the one that was seen.
+
+    Example:
+        >>> sign_flip([1.0, 2.0, 3.0])
+        0.25
+    """
+    values = np.asarray(differences, dtype=float)
+    if len(values) <= ENUMERATED:
+        signs = 1 - 2 * (np.arange(2 ** len(values))[:, None] >> np.arange(len(values)) & 1)
+    else:
+        signs = np.random.default_rng(0).choice([-1, 1], (2**ENUMERATED, len(values)))
+        signs[0] = 1
+    sums = np.abs(signs @ values)
+    return float(np.mean(sums >= abs(values.sum()) - 1e-9 * np.abs(values).sum()))
+
+
+def smallest_p(seeds: int) -> float:
+    """The least p that a sign-flip test of so many seeds can reach: 2 / 2^n.
+
+    Example:
+        >>> [smallest_p(n) for n in (1, 3, 6)]
+        [1.0, 0.25, 0.03125]
+    """
+    return 2.0 / 2**seeds
+
+
+def seeds_needed(level: float) -> int:
+    """The fewest seeds whose smallest attainable p does not exceed `level`.
+
+    Example:
+        >>> seeds_needed(0.05)
+        6
+    """
+    return max(1, math.ceil(1 - math.log2(level)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment (1979): the i-th smallest of m becomes `max over j <= i of (m - j + 1) p(j)`, at most 1.
+
+    An adjusted p below a level rejects its hypothesis with that level kept over the whole family. NaN counts in m and stays NaN.
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+    """
+    values = np.asarray(p_values, dtype=float)
+    adjusted = np.full(len(values), np.nan)
+    reached = 0.0
+    for rank, index in enumerate(np.argsort(values)):
+        if not np.isnan(values[index]):
+            reached = max(reached, min(1.0, (len(values) - rank) * values[index]))
+            adjusted[index] = reached
+    return adjusted.tolist()
+
+
+def answer(found: Paired, adjusted: float, level: float) -> str:
+    """ "higher", "lower", "no difference shown", or "not decidable" where this many seeds cannot reach the level.
+
+    Example:
+        >>> three = paired([0.80, 0.84, 0.83], [0.70, 0.71, 0.74])
+        >>> answer(three, three.p, level=0.05), answer(three, three.p, level=0.25)
+        ('not decidable', 'higher')
+    """
+    if found.smallest > level or math.isnan(adjusted):
+        return "not decidable"
+    if adjusted >= level:
+        return "no difference shown"
+    return "higher" if found.difference.mean > 0 else "lower"
+
+
+def _t_test(differences: np.ndarray) -> tuple[float, float]:
+    if len(differences) < 2:
+        return math.nan, math.nan
+    if np.ptp(differences) <= 1e-12 * np.abs(differences).max():  # a spread of rounding errors alone would pass for certainty
+        return (0.0, 1.0) if not differences.any() else (math.nan, math.nan)
+    found = stats.ttest_1samp(differences, 0.0)
+    return float(found.statistic), float(found.pvalue)
