@@ -15,7 +15,7 @@ from jsonargparse import auto_cli
 
 from metalearn.progress import duration
 
-from . import reuse_tables
+from . import reuse_tables, speed_tables
 from .papers import beside
 
 HERE = Path(__file__).parent
@@ -57,7 +57,7 @@ def engine() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"few_shot": few_shot, "engine": engine, **reuse_tables.TABLES}
+TABLES = {"few_shot": few_shot, "engine": engine, **reuse_tables.TABLES, **speed_tables.TABLES}
 
 
 def tables(check: bool = False) -> None:

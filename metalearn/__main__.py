@@ -1,7 +1,8 @@
-"""The command line: `metalearn reuse | train | evaluate`, every setting from the signatures below."""
+"""The command line: `metalearn reuse | train | evaluate | sweep`, every setting from the signatures below."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
@@ -20,6 +21,8 @@ from . import experiments, files, ranks
 from .evaluation import Evaluation, evaluate, paired
 from .experiments import Experiment, parse
 from .progress import duration
+from .sweep import sweep as run_sweep
+from .sweep import table as sweep_table
 
 
 def reuse(
@@ -134,9 +137,55 @@ def evaluate_checkpoint(
     asked = {"dataset": dataset, "root": root, "queries": queries, "test_tasks": test_tasks, "test_steps": test_steps}
     asked |= {"device": device, "execution": execution}
     changes = {name: value for name, value in asked.items() if value is not None}
+    ranks.join(torch.device(ranks.device(device or "cpu")))
     run = experiments.restored(checkpoint, **changes)
     found = evaluate(run.tested(), run.experiment.testing_tasks(split), progress=progress)
-    print(f"{run.algorithm} on {_problem(run.experiment)}, {split}: {found}")
+    if ranks.here()[0] == 0:
+        print(f"{run.algorithm} on {_problem(run.experiment)}, {split}: {found}")
+
+
+def sweep(
+    algorithms: str = "maml,anil,nil",
+    datasets: str = "glyphs",
+    ways: str = "5",
+    shots: str = "1",
+    seeds: str = "0",
+    results: str = "sweep.jsonl",
+    processes: int = 1,
+    progress: bool = True,
+    **settings: Any,
+) -> None:
+    """Train and test algorithms x data sets x ways x shots x seeds, into one result file; the same command goes on where it was stopped.
+
+    A run that fails is reported and does not stop the others; the exit code is then 1. Under torchrun the ranks share out the runs.
+
+    Args:
+        algorithms: maml, fomaml, anil, boil, meta-sgd, reptile, protonet, nil (on the body that ANIL trains) or nil-train, with commas.
+        datasets: names or paths, with commas.
+        ways: classes per task, with commas.
+        shots: support images per class, with commas.
+        seeds: of the initial weights and of the training tasks, with commas.
+        results: a file of JSON lines, one a figure, added to; what it holds already is not repeated.
+        processes: runs at once on this machine, each with one intra-op thread where there are several.
+        progress: say when runs start and end.
+        settings: the few-shot problem and its training.
+    """
+    problems = []
+    for dataset, way, shot, seed in itertools.product(_listed(datasets), _numbers(ways), _numbers(shots), _numbers(seeds)):
+        problems.append(Experiment(dataset=dataset, ways=way, shots=shot, seed=seed, **settings))
+    rows = run_sweep(problems, parse(algorithms), results, processes=processes, progress=progress)
+    if ranks.here()[0]:
+        return
+    Console(width=None if sys.stdout.isatty() else 120).print(sweep_table(rows))
+    failed = [row for row in rows if "error" in row]
+    for error in dict.fromkeys(row["error"] for row in failed):
+        print(f"metalearn: {error}", file=sys.stderr)
+    print(
+        f"{len(rows) - len(failed)} figures in {results}"
+        + (f"; {len(failed)} failed, which the same command tries again" if failed else "")
+    )
+    if failed:
+        raise SystemExit(1)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -144,7 +193,12 @@ def main(arguments: list[str] | None = None) -> int:
     from jsonargparse import auto_cli
 
     try:
-        auto_cli({"reuse": reuse, "train": train, "evaluate": evaluate_checkpoint}, args=arguments, prog="metalearn", as_positional=False)
+        auto_cli(
+            {"reuse": reuse, "train": train, "evaluate": evaluate_checkpoint, "sweep": sweep},
+            args=arguments,
+            prog="metalearn",
+            as_positional=False,
+        )
     except KeyboardInterrupt as stopped:
         print(f"metalearn: {stopped or 'stopped'}; the same command goes on from there", file=sys.stderr)
         return 130
@@ -167,9 +221,20 @@ def _at_test(settings: dict[str, Any], checkpoint: str) -> dict[str, Any]:
     return changed
 
 
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in _listed(text)]
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not a list of whole numbers; write 0,1,2") from error
+
+
 def _started(experiment: Experiment, algorithms: Iterable[str]) -> None:
     """Meet the other processes where torchrun started this one, and say what is about to be done."""
-    ranks.join(torch.device(experiment.device))
+    ranks.join(torch.device(ranks.device(experiment.device)))
     if ranks.here()[0]:
         return
     print(f"{_problem(experiment)}; preset {experiment.preset}: {experiment.settings().follows}")

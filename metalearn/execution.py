@@ -118,6 +118,16 @@ def chosen(learner: Learner) -> str:
     return "threads" if on_cpu and torch.get_num_threads() > 1 else "loop"
 
 
+def in_flight(learner: Learner, tasks: int) -> tuple[str, int]:
+    """How so many of this learner's tasks will be run, and how many of them at once: memory grows with these alone."""
+    way = chosen(learner)
+    if way == "vectorized":
+        return way, min(CHUNK, tasks)
+    on_cpu = all(parameter.device.type == "cpu" for parameter in learner.parameters())
+    threads = min(torch.get_num_threads(), tasks) if way == "threads" and on_cpu else 1
+    return ("threads", threads) if threads > 1 else ("loop", 1)
+
+
 def known(way: str) -> str:
     """`way`, if there is such a way of running tasks; raises ValueError otherwise."""
     if way not in WAYS:

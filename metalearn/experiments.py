@@ -173,7 +173,7 @@ class Experiment:
             model = self._build(channels, size)
             _check_model(model, self.settings().model, channels, size, self.ways)
         dtype = torch.float64 if self.precision == "float64" else torch.float32
-        return model.to(device=self.device, dtype=dtype)
+        return model.to(device=ranks.device(self.device), dtype=dtype)
 
     def shape(self) -> tuple[int, int]:
         """Channels and size of the images."""

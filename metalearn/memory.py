@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,10 +68,11 @@ def forecast(learner: Learner, episode: Episode, *, tasks: int = execution.CHUNK
     """
     device = next(learner.parameters()).device
     way, in_flight = execution.in_flight(learner, tasks)
-    steps = learner.steps
-    taken = [_peak(_taking(learner, count), episode) for count in range(min(steps, 1), min(steps, 2) + 1)]
-    per_step = max(taken[-1] - taken[0], 0) if len(taken) == 2 else 0
-    return Forecast(taken[-1] + per_step * max(steps - 2, 0), per_step, way, in_flight, free_memory(device))
+    if not learner.steps:
+        return Forecast(_peak(learner, episode), 0, way, in_flight, free_memory(device))
+    one, two = (_peak(_taking(learner, steps), episode) for steps in (1, 2))
+    per_step = max(two - one, 0)
+    return Forecast(one + per_step * (learner.steps - 1), per_step, way, in_flight, free_memory(device))
 
 
 def ways_out(learner: Learner, episode: Episode, expected: Forecast, *, processes: int = 1) -> str | None:
@@ -182,9 +182,13 @@ def _available() -> int | None:
 
 
 def _left_in_container(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """What the limit of a control group leaves: files that it has cached are given up where memory is asked for."""
-    read: Callable[[str], str] = lambda name: (root / name).read_text()  # noqa: E731
-    with contextlib.suppress(OSError, StopIteration, ValueError):
-        cached = next(int(line.split()[1]) for line in read("memory.stat").splitlines() if line.startswith("inactive_file "))
-        return int(read("memory.max")) - int(read("memory.current")) + cached
+    """What the limit of a control group leaves, of version 2 or 1. Files that it has cached count as free: they are given up on demand."""
+    for folder, limit, used, cached in (
+        (root, "memory.max", "memory.current", "inactive_file"),
+        (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        with contextlib.suppress(OSError, StopIteration, ValueError):
+            lines = (folder / "memory.stat").read_text().splitlines()
+            files = next(int(line.split()[1]) for line in lines if line.startswith(f"{cached} "))
+            return int((folder / limit).read_text()) - int((folder / used).read_text()) + files
     return None

@@ -87,7 +87,8 @@ def join(device: torch.device) -> None:
     ended = Event()
     listening = Thread(target=_listen, args=(_another(), rank, count, patience, ended), daemon=True, name="metalearn-ranks")
     listening.start()
-    atexit.register(lambda: (ended.set(), listening.join(patience)))
+    atexit.register(listening.join, patience)
+    atexit.register(ended.set)
 
 
 @contextmanager
@@ -109,9 +110,12 @@ def tickets(name: str) -> Iterator[int]:
         >>> next(draw), next(draw)
         (0, 1)
     """
-    if _store is None:
-        return count_from(*here())
-    return (_store.add(f"metalearn tickets {name}", 1) - 1 for _ in count_from())
+    return count_from(*here()) if _store is None else (_drawn(_store, name) for _ in count_from())
+
+
+def _drawn(store: dist.Store, name: str) -> int:
+    with _waiting():
+        return store.add(f"metalearn tickets {name}", 1) - 1
 
 
 def raise_together(error: Exception | None) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -21,10 +22,10 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from metalearn import checkpoints, files, ranks
-from metalearn.episodes import stack
+from metalearn import checkpoints, files, memory, ranks
+from metalearn.episodes import stack, unstack
 from metalearn.evaluation import Tasks, accuracies, describe, evaluate, place
-from metalearn.execution import meta_backward
+from metalearn.execution import in_flight, meta_backward
 from metalearn.files import Record
 from metalearn.learner import Learner
 from metalearn.progress import progress as shown_progress
@@ -158,12 +159,14 @@ def meta_train(
         log: a path of JSON lines, one a step, also after resumes; what an earlier run left there moves to `<log>.previous`.
         tensorboard: a folder for TensorBoard (the extra `tensorboard`).
         precision: "bfloat16" runs what is safe in it under autocast; None computes in the learner's own dtype.
-        progress: show loss, accuracy, rate and time left on standard error.
+        progress: show how tasks are run, the memory expected, loss, accuracy, rate and time left on standard error.
         settings: what else decides the run, JSON-able (data set, seeds, model); recorded in the checkpoint, and compared on
             resume, but for what stands under "notes".
 
     Raises FloatingPointError naming step, tasks and last good checkpoint where a loss or gradient is not finite; ValueError naming the
-    setting where the checkpoint is another run's; KeyboardInterrupt after Ctrl-C, once the step is finished and the checkpoint written.
+    setting where the checkpoint is another run's; KeyboardInterrupt after Ctrl-C, once the step is finished and the checkpoint written;
+    ConnectionError naming the last checkpoint where another rank died. Warns, with the ways out, where a step is expected to need more
+    memory than there is (see `metalearn.memory`).
 
     Example:
         >>> import torch
@@ -193,11 +196,14 @@ def meta_train(
     parameters = list(learner.trained().values())
     first = ranks.here()[0] == 0
     with (
+        _naming_the_checkpoint(run),
         _interrupts() as asked_to_stop,
         records(log if first else None, tensorboard if first else None, run.step) as write,
         shown_progress("training", steps, done=run.step, shown=progress and first) as advance,
     ):
         stop = False
+        if run.step < steps:
+            _foresee(run, episodes, meta_batch, precision, shown=progress and first)
         while run.step < steps and not stop:
             started = time.perf_counter()
             tasks = [(run.step * meta_batch + j) % len(episodes) for j in range(meta_batch)]
@@ -236,14 +242,46 @@ def _backward(learner: Learner, episodes: Tasks, tasks: list[int], precision: st
     figures = torch.zeros(2, len(tasks), dtype=torch.float64)
     if mine:
         stacked = place(stack(episodes[tasks[j]] for j in mine), learner)
-        # A cached cast would tie the graphs of tasks together.
-        with torch.autocast(_device(learner).type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False):
+        with _computing_in(precision, learner):
             done = meta_backward(learner, stacked, scale=1 / len(tasks))
         figures[0, mine] = done.losses.cpu().double()
         figures[1, mine] = accuracies(done.logits, stacked.query.targets)
     ranks.total_gradients(learner.trained().values())
     losses, right = ranks.total(figures)
     return losses, right
+
+
+def _foresee(run: Run, episodes: Tasks, meta_batch: int, precision: str | None, *, shown: bool) -> None:
+    """Say how tasks are run and what memory they are expected to need; warn where that exceeds what there is."""
+    learner, (rank, count) = run.learner, ranks.here()
+    share, states = -(-meta_batch // count), checkpoints.generators(_device(learner))
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if count > 1 and _device(learner).type == "cpu" else 1
+    said, advice = "tasks run in: {}, {} at once".format(*in_flight(learner, share)), None
+    try:
+        task = unstack(place(stack([episodes[run.step * meta_batch % len(episodes)]]), learner))[0]
+        with _computing_in(precision, learner):
+            expected = memory.forecast(learner, task, tasks=share)
+            said, advice = str(expected), memory.ways_out(learner, task, expected, processes=sharing)
+    except Exception as error:  # the first step will raise what is really wrong
+        said += f" (memory could not be foretold: {str(error).splitlines()[:1]})"
+    checkpoints.set_generators(states, _device(learner))  # the run draws as it would without a forecast
+    if shown:
+        print(f"training: {said}", file=sys.stderr, flush=True)
+    if advice and rank == 0:
+        warnings.warn(advice, stacklevel=3)
+
+
+@contextlib.contextmanager
+def _naming_the_checkpoint(run: Run) -> Iterator[None]:
+    try:
+        yield
+    except ConnectionError as error:
+        raise ConnectionError(f"{error}; last checkpoint: {run.saved}. {ranks.CURE}") from error
+
+
+def _computing_in(precision: str | None, learner: Learner) -> torch.autocast:
+    # A cached cast would tie the graphs of tasks together.
+    return torch.autocast(_device(learner).type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False)
 
 
 def _check_finite(run: Run, losses: Tensor, episodes: Tasks, tasks: list[int]) -> None:

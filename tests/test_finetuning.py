@@ -29,9 +29,7 @@ def images(per_class: tuple[int, ...] = (12, 12, 12), seed: int = 0, size: int =
 
 def network(outputs: int = 3, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(64, outputs)
-    )
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(64, outputs))
 
 
 def test_the_curve_and_the_weights_are_those_of_a_plain_loop_to_the_last_bit() -> None:
@@ -197,7 +195,13 @@ def test_a_transform_is_applied_in_training_and_at_test_and_augmentation_in_trai
         return batch
 
     train = finetune(
-        images(), images(seed=1), steps=2, batch=8, evaluate_every=2, transform=lambda x: watch("transform", x), augment=lambda x: watch("augment", x)
+        images(),
+        images(seed=1),
+        steps=2,
+        batch=8,
+        evaluate_every=2,
+        transform=lambda x: watch("transform", x),
+        augment=lambda x: watch("augment", x),
     )
     train(network(), seed=0)
     assert seen == {"transform": [36, 8, 8, 36], "augment": [8, 8]}

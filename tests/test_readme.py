@@ -31,8 +31,9 @@ def test_files_it_points_at_exist() -> None:
 
 def test_options_it_mentions_exist() -> None:
     from metalearn.experiments import Experiment
+    from transfer.__main__ import Transfer
 
-    known = {*Experiment.__dataclass_fields__, "algorithms", "algorithm", "checkpoint", "help", "config"}
+    known = {*Experiment.__dataclass_fields__, *Transfer.__dataclass_fields__, "algorithms", "algorithm", "checkpoint", "help", "config"}
     shell = "".join(re.findall(r"```bash\n(.*?)```", README.read_text(), flags=re.DOTALL))
     options = set(re.findall(r"(?<= )--([a-z_]+)", shell))
     assert options

@@ -270,7 +270,8 @@ def test_a_missing_tensorboard_says_how_to_install_it(tmp_path, monkeypatch):
 def test_progress_is_plain_lines_with_rate_and_time_left(monkeypatch, capsys):
     monkeypatch.setattr(metalearn.progress, "PLAIN_SECONDS", 0.0)
     train(build(), progress=True)
-    lines = capsys.readouterr().err.splitlines()
+    how, *lines = capsys.readouterr().err.splitlines()
+    assert how.startswith("training: tasks vectorized, 4 at once: ")
     assert len(lines) == 6
     assert all(part in lines[1] for part in ("training  2/6", "loss ", "accuracy ", "steps/s", " left"))
     assert "took" in lines[-1]

@@ -9,9 +9,9 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -26,14 +26,16 @@ from metalearn.tasks import glyphs
 from . import comparison, data
 from .data import Split, divided
 from .finetuning import finetune
-from .models import CBR
+from .models import CBR, slim
 from .models import build as build_network
 from .sources import fresh, gabor, mean_var, permuted
 from .strategies import Strategy, everywhere, transfusion
 from .weights import Pretrained, read
 
-NAMES = ("random", "mean_var", "permuted", "gabor", "full")
+NAMES = ("random", "mean_var", "permuted", "gabor", "slim", "full")
+Start: TypeAlias = "Strategy | tuple[Build, Strategy]"
 IMAGENET = v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+TESTS = 16  # of one run
 PRETRAINING_BATCH, PRETRAINING_RATE = 64, 2e-3
 
 
@@ -54,14 +56,14 @@ class Transfer:
         pretrain_on: instead of weights, the data set to pretrain on, as dataset [other glyphs, for glyphs].
         pretrain_steps: steps of that pretraining.
         normalize: imagenet (for torchvision's weights), or none (images in 0 to 1) [imagenet where weights are torchvision's].
-        strategies: of random, mean_var, permuted, gabor, full, with commas.
+        strategies: of random, mean_var, permuted, gabor, full, and for ResNets slim (half as wide above layer2), with commas.
         through: layers to copy up to, with commas, each a strategy [the first and the middle layer of cbr-mini].
         seeds: with commas; six can be decided at the level 0.05.
         steps: of fine-tuning.
         batch: images a step.
         lr: rate of fine-tuning.
         optimizer: adam, adamw or sgd.
-        evaluate_every: steps between tests [a twentieth of the steps].
+        evaluate_every: steps between tests [a sixteenth of the steps].
         metric: accuracy, balanced_accuracy or auc.
         balance: loss (weighed by class) or batches (drawn by class), for classes of different size [neither].
         early_stop: stop after so many tests without a better validation score, where the data set has validation images [never].
@@ -80,7 +82,7 @@ class Transfer:
     pretrain_on: str | None = None
     pretrain_steps: int = 600
     normalize: str | None = None
-    strategies: str = ",".join(NAMES)
+    strategies: str = "random,mean_var,permuted,gabor,full"
     through: str | None = None
     seeds: str = "0,1,2,3,4,5"
     steps: int = 160
@@ -137,7 +139,7 @@ class Transfer:
             steps=self.pretrain_steps,
             batch=PRETRAINING_BATCH,
             lr=PRETRAINING_RATE,
-            evaluate_every=max(1, self.pretrain_steps // 4),
+            evaluate_every=max(1, self.pretrain_steps // TESTS),
             transform=transform,
             device=self.device,
         )
@@ -158,18 +160,20 @@ class Transfer:
         print(f"pretrained on {source}: {record['accuracy']:.1%} of its test images right, {duration(record['seconds'])}")
         return Pretrained(f"the network pretrained on {source}", tensors)
 
-    def chosen(self, weights: Pretrained, names: list[str]) -> dict[str, Strategy]:
-        """The strategies by name; `names` are the network's layers."""
-        known: dict[str, Callable[[], Strategy]] = {
+    def chosen(self, weights: Pretrained, build: Build) -> dict[str, Start]:
+        """The strategies by name, for the network that `build` builds."""
+        names = layers(build())
+        known: dict[str, Callable[[], Start]] = {
             "random": lambda: everywhere(fresh()),
             "mean_var": lambda: everywhere(mean_var(weights)),
             "permuted": lambda: everywhere(permuted(weights)),
             "gabor": lambda: everywhere(gabor()),
+            "slim": lambda: (replace(build, slim=True), transfusion(weights, through="layer2")),
             "full": lambda: transfusion(weights),
         }
         places = _listed(self.through) if self.through is not None else _quarters(names) if self.network == "cbr-mini" else []
         asked = _listed(self.strategies)
-        partial: dict[str, Strategy] = {f"through {place}": transfusion(weights, through=place) for place in places}
+        partial: dict[str, Start] = {f"through {place}": transfusion(weights, through=place) for place in places}
         whole = {name: known[name]() for name in asked}
         full = {"full": whole.pop("full")} if "full" in whole else {}
         return {**whole, **partial, **full}
@@ -185,7 +189,7 @@ class Transfer:
             batch=self.batch,
             lr=self.lr,
             optimizer=self.optimizer,
-            evaluate_every=self.evaluate_every,
+            evaluate_every=self.evaluate_every or max(1, self.steps // TESTS),
             metric=self.metric,
             images=self._images(),
             validation=parts.validation if self.early_stop is not None else None,
@@ -213,9 +217,12 @@ class Build:
     name: str
     outputs: int
     channels: int
+    slim: bool = False
 
     def __call__(self) -> nn.Module:
         """The network, drawn from torch's global generator."""
+        if self.slim:
+            return slim(self.name, "layer2", self.outputs, channels=self.channels)
         if self.name == "cbr-mini":
             return CBR(5, (8, 16, 32, 64), True, outputs=self.outputs, channels=self.channels)
         if ":" in self.name and not self.name.startswith("timm:"):
@@ -265,7 +272,7 @@ def compare(
     if count > 1 and not question.weights and not (place / "pretrained.safetensors").exists():
         raise ValueError(f"under torchrun let one process pretrain first: the same command without torchrun, --folder {place}")
     weights = question.pretrained(place, channels, progress and rank == 0)
-    strategies = question.chosen(weights, layers(build()))
+    strategies = question.chosen(weights, build)
     sharing = 1 if count > 1 else processes or _processes(question.device)
     if rank == 0:
         _announce(question, parts, train, strategies, place)
@@ -315,7 +322,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _announce(question: Transfer, parts: Split, train: Any, strategies: dict[str, Strategy], place: Path) -> None:
+def _announce(question: Transfer, parts: Split, train: Any, strategies: dict[str, Start], place: Path) -> None:
     images, classes = len(train.chosen(0)), len(parts.train.names)
     print(f"{question.network} on {question.dataset}: {images:,} training images of {classes} classes, {len(parts.test):,} test images")
     print(f"{question.steps} steps of {min(question.batch, images)} images; {', '.join(strategies)}; seeds {question.seeds} ({place})")
@@ -359,7 +366,7 @@ def _member(name: str) -> Any:
         )
     try:
         return get_weight(name)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, KeyError) as error:
         raise ValueError(f"torchvision has no weights {name!r} ({error}); write ResNet18_Weights.IMAGENET1K_V1, or name a file") from error
 
 

@@ -139,9 +139,9 @@ class Comparison:
         rows = [run.kept for run in self.of(strategy)]
         return {
             layer[0].layer: (
-                statistics.over_seeds([one.similarity for one in layer]),
+                statistics.over_seeds([one.similarity for one in layer], self.level),
                 max(one.floor for one in layer),
-                statistics.over_seeds([one.correlation for one in layer]),
+                statistics.over_seeds([one.correlation for one in layer], self.level),
             )
             for layer in zip(*rows, strict=True)
         }
@@ -262,7 +262,7 @@ def compare(
         runs = {key: plan.read(*key) for key in wanted}
         alike = tuple(_alike(plan, list(strategies), numbers, first, progress))
     share = statistics.over_seeds([runs[first, seed].curve.final for seed in numbers]).mean
-    rule = "given" if threshold is not None else f"{SHARE:.0%} of the mean final score of {first}"
+    rule = "given" if threshold is not None else f"{100 * SHARE:g} % of the mean final score of {first}"
     goal = SHARE * share if threshold is None else threshold
     own = {**plan.settings, "versions": {**checkpoints.versions(), "threads": torch.get_num_threads()}}
     ordered = tuple(runs[name, seed] for name in strategies for seed in numbers)
@@ -338,7 +338,7 @@ class _Plan:
     def read(self, name: str, seed: int) -> Run:
         """The run that was performed."""
         tensors, record = files.load(self.path(name, seed))
-        rows = [{key: math.nan if value is None else value for key, value in row.items()} for row in record["kept"]]
+        rows: list[Record] = [{key: math.nan if value is None else value for key, value in row.items()} for row in record["kept"]]
         kept = tuple(Kept(**row) for row in rows)
         return Run(name, seed, Curve.from_dict(record["curve"]), record["initialisation"], kept, tensors.get("filters"))
 

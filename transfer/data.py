@@ -117,7 +117,8 @@ def image_folders(
             odd = sorted(set(images.names) ^ set(read["train"].names))[0]
             raise ValueError(
                 f"{parts[name]} and {parts['train']} have other classes "
-                f"({odd!r} is in one of them only): give both the same class folders. For classes that training has not seen use metalearn.tasks.image_folder"
+                f"({odd!r} is in one of them only): give both the same class folders. For classes that training has not seen there is "
+                "metalearn.tasks.image_folder"
             )
     return Split(read["train"], read.get("validation"), read["test"])
 

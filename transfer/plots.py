@@ -20,6 +20,7 @@ from .report import words
 if TYPE_CHECKING:
     from .comparison import Against, Comparison
 
+MORE_COLOURS, MORE_MARKERS = ("#1c2733", "#a8791b", "#3aa0b5"), ("X", "*", "h")
 SHOWN = 8  # strategies whose filters fit on a page
 
 
@@ -81,8 +82,8 @@ def _tall(comparison: Comparison) -> float:
 
 
 def _style(i: int) -> dict[str, Any]:
-    own = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-    return {**own, "ls": LINES[(i + i // len(COLOURS)) % len(LINES)]}
+    colours, markers = (*COLOURS, *MORE_COLOURS), (*MARKERS, *MORE_MARKERS)
+    return {"color": colours[i % len(colours)], "marker": markers[i % len(markers)], "ls": LINES[i % len(LINES)]}
 
 
 def _draw_curves(axes: Axes, comparison: Comparison) -> None:
@@ -98,7 +99,7 @@ def _draw_curves(axes: Axes, comparison: Comparison) -> None:
             half, style = statistics.over_seeds(values[:, -1].tolist(), comparison.level).interval, _style(i)
             axes.errorbar(steps[-1] * (1.012 + 0.012 * i), mean[-1], half, fmt=style["marker"], color=style["color"], ms=4.5, capsize=2)
     axes.axhline(comparison.threshold, color=MUTED, lw=1, ls=(0, (2, 2)))
-    where = {"xytext": (3, 3), "textcoords": "offset points", "color": MUTED, "fontsize": 8.5}
+    where: dict[str, Any] = {"xytext": (3, 3), "textcoords": "offset points", "color": MUTED, "fontsize": 8.5}
     axes.annotate(f"{comparison.threshold:.3f}", (0, comparison.threshold), **where)
     axes.set(title="Learning curves", xlabel="steps of fine-tuning", ylabel=f"{words(comparison.metric)} on test images, mean over seeds")
     axes.set_ylim(bottom=max(0.0, min(lowest) - 0.02))
@@ -128,8 +129,8 @@ def _dots(axes: Axes, values: dict[str, list[Any]], rows: Sequence[Against]) -> 
             bar = None if math.isnan(half) else half
             axes.errorbar(row.estimate.mean, i, xerr=bar, fmt=style["marker"], color=style["color"], ms=7, capsize=3, lw=1.6)
         else:
-            text = f"not reached by {row.seeds - row.reached} of {row.seeds}"
-            axes.annotate(text, (0.99, i), xycoords=("axes fraction", "data"), ha="right", va="center", color=MUTED, fontsize=8.5)
+            text, box = f"not reached by {row.seeds - row.reached} of {row.seeds}", {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+            axes.annotate(text, (0.99, i), xycoords=("axes fraction", "data"), ha="right", va="center", color=MUTED, fontsize=8.5, bbox=box)
     axes.set_yticks(range(len(rows)), [row.strategy for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="x", color=GRID, lw=0.8)
@@ -146,7 +147,7 @@ def _draw_kept(axes: Axes, comparison: Comparison) -> None:
         i = comparison.strategies.index(name)
         means, halves = np.array([comparison.kept(name)[layer][0] for layer in names]).T
         shift = 0.05 * (i - (len(same) - 1) / 2)
-        axes.errorbar(x + shift, means, halves, **_style(i), ms=5, lw=1.3, capsize=2, elinewidth=0.8, label=name)
+        axes.errorbar(x + shift, means, halves, **_style(i), ms=5.5, lw=1.3, capsize=2, elinewidth=0.8, label=name)
     crowded = sum(map(len, names)) > 42
     axes.set_xticks(x, names, rotation=40 if crowded else 0, ha="right" if crowded else "center", rotation_mode="anchor")
     measure = comparison.measure.removeprefix("linear_").upper()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from metalearn.analysis import Estimate
 from metalearn.analysis.report import flat, picture
@@ -15,16 +15,17 @@ from metalearn.files import write_atomically
 from . import statistics
 
 if TYPE_CHECKING:
-    from .comparison import Against, Comparison
+    from .comparison import Against, Alike, Comparison
 
 KEPT = (
-    "Start and end: similarity of a layer's outputs on the probe before and after training, positions of the images as examples, channels "
-    "as features; chance: 95 % of it with the images of one side shuffled; weights: correlation of the layer's weights before and after."
+    "(Outputs of a layer on the probe before and after training, mean over seeds; positions as examples, channels as features. "
+    "Chance: with the images of one side shuffled.)"
 )
 ALIKE = (
-    "Similarity at the end of training between runs of different seeds: two of the same start, and one of this start and one of the "
-    "baseline. A start whose features another start finds as well scores as high in the second as in the first."
+    "(At the end of training, two seeds of the same start / one of this start and one of the baseline. Where the second is as high as the "
+    "first, the baseline finds the same features.)"
 )
+Table: TypeAlias = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 
 def text(comparison: Comparison) -> str:
@@ -34,10 +35,11 @@ def text(comparison: Comparison) -> str:
         aligned(columns(comparison, "final"), final_rows(comparison)),
         aligned(columns(comparison, "steps"), steps_rows(comparison)),
         explained(comparison),
-        f"{aligned(kept_columns(comparison), kept_rows(comparison))}\n({KEPT})",
+        f"{aligned(*kept_table(comparison))}\n{KEPT}",
+        f"{aligned(*weights_table(comparison))}",
     ]
     if comparison.alike:
-        parts.append(f"{aligned(alike_columns(comparison), alike_rows(comparison))}\n({ALIKE})")
+        parts.append(f"{aligned(*alike_table(comparison))}\n{ALIKE}")
     return "\n\n".join(parts)
 
 
@@ -63,9 +65,10 @@ def html(comparison: Comparison, *, settings: Mapping[str, Any] | None = None, t
         final=(columns(comparison, "final"), final_rows(comparison)),
         steps=(columns(comparison, "steps"), steps_rows(comparison)),
         explained=explained(comparison),
-        kept=(kept_columns(comparison), kept_rows(comparison)),
+        kept=kept_table(comparison),
+        weights=weights_table(comparison),
         kept_words=KEPT,
-        alike=(alike_columns(comparison), alike_rows(comparison)) if comparison.alike else None,
+        alike=alike_table(comparison) if comparison.alike else None,
         alike_words=ALIKE,
         curves=picture(plots.learning_curves(comparison)),
         scores=picture(plots.final_scores(comparison)),
@@ -127,46 +130,48 @@ def steps_rows(comparison: Comparison) -> list[tuple[str, ...]]:
 
 def explained(comparison: Comparison) -> str:
     """How the tables are to be read."""
-    seeds, share = len(comparison.seeds), f"{1 - comparison.level:.0%}"
+    seeds, share = len(comparison.seeds), f"{100 - 100 * comparison.level:g} %"
     smallest = statistics.smallest_p(seeds)
     said = (
-        f"({seeds} seed{'s' * (seeds != 1)}; ± is the {share} t interval over seeds; the threshold {comparison.threshold:.4g} is "
+        f"{seeds} seed{'s' * (seeds != 1)}; ± is the {share} t interval over seeds; the threshold {comparison.threshold:.4g} is "
         f"{comparison.threshold_rule}. p (t): paired t test, which takes differences for normal; p (Holm): the same over all starts. "
         f"p (sign flip): exact, and with {seeds} seeds {smallest:.4g} at least"
     )
     if smallest > comparison.level:
         needed = statistics.seeds_needed(comparison.level)
         said += f", above the level {comparison.level:g}: not decidable; {needed} seeds can decide"
-    return said + ".)"
+    return said + "."
 
 
-def kept_columns(comparison: Comparison) -> tuple[str, ...]:
-    """The header of what layers kept."""
-    return ("start", "layer", f"{_measure(comparison)} of start and end", "chance (95 %)", "correlation of weights")
+def kept_table(comparison: Comparison) -> Table:
+    """Similarity of start and end: a row a layer, a column a start, and the largest chance value."""
+    kept = {name: comparison.kept(name) for name in comparison.strategies}
+    chance = {layer: max(found[layer][1] for found in kept.values() if layer in found) for layer in _layers(kept)}
+    rows = [(layer, *(_known(found, layer, 0) for found in kept.values()), _shown(chance[layer])) for layer in _layers(kept)]
+    return (f"{_measure(comparison)} of start and end", *kept, "chance (95 %)"), rows
 
 
-def kept_rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    """What every layer kept, over seeds."""
-    rows = []
-    for name in comparison.strategies:
-        for i, (layer, (similarity, floor, correlation)) in enumerate(comparison.kept(name).items()):
-            chance = f"{floor:.3f}" if math.isfinite(floor) else "-"
-            rows.append((name if i == 0 else "", layer, _known(similarity), chance, _known(correlation)))
-    return rows
+def weights_table(comparison: Comparison) -> Table:
+    """Correlation of the weights before and after: a row a layer, a column a start."""
+    kept = {name: comparison.kept(name) for name in comparison.strategies}
+    rows = [(layer, *(_known(found, layer, 2) for found in kept.values())) for layer in _layers(kept)]
+    return ("correlation of weights", *kept), [row for row in rows if set(row[1:]) != {"-"}]
 
 
-def alike_columns(comparison: Comparison) -> tuple[str, ...]:
-    """The header of how alike runs end."""
-    return ("start", "layer", f"{_measure(comparison)}, another seed", f"{_measure(comparison)}, {comparison.baseline} of another seed")
-
-
-def alike_rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    """How alike runs end."""
-    before = ("", *(row.strategy for row in comparison.alike))
-    return [
-        (row.strategy if row.strategy != last else "", row.layer, _known(row.seeds), _known(row.baseline))
-        for row, last in zip(comparison.alike, before, strict=False)
+def alike_table(comparison: Comparison) -> Table:
+    """How alike runs of two seeds end: a row a layer, a column a start, its cells with itself / with the baseline."""
+    found: dict[str, dict[str, Alike]] = {name: {} for name in comparison.strategies}
+    for row in comparison.alike:
+        found[row.strategy][row.layer] = row
+    cells = [(layer, [rows.get(layer) for rows in found.values()]) for layer in _layers(found)]
+    rows = [
+        (layer, *("-" if one is None else f"{_shown(one.seeds.mean)} / {_shown(one.baseline.mean)}" for one in all)) for layer, all in cells
     ]
+    return (f"{_measure(comparison)} of two ends", *found), rows
+
+
+def _layers(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(layer for rows in found.values() for layer in rows))
 
 
 def start_words(comparison: Comparison, strategy: str) -> str:
@@ -205,8 +210,12 @@ def _arrival(steps: Against, comparison: Comparison) -> str:
     )
 
 
-def _known(estimate: Estimate) -> str:
-    return estimate.shown() if math.isfinite(estimate.mean) else "-"
+def _known(found: Mapping[str, tuple[Any, ...]], layer: str, which: int) -> str:
+    return _shown(found[layer][which].mean) if layer in found else "-"
+
+
+def _shown(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "-"
 
 
 def _measure(comparison: Comparison) -> str:

@@ -25,6 +25,7 @@ from .together import differences
 if TYPE_CHECKING:
     from .freezing import Estimate
     from .reuse import LayerReuse, Reuse
+    from .similarity_map import SimilarityMap
     from .together import Difference
 
 INK, MUTED, GRID = "#1c2733", "#66717d", "#dfe4ea"
@@ -388,3 +389,34 @@ def _finish(axes: Axes, columns: int) -> None:
     axes.grid(axis="y", color=GRID, lw=0.8)
     axes.tick_params(length=0)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16 if not axes.get_xlabel() else -0.2), ncols=columns, borderaxespad=0.2)
+
+
+def heatmap(found: SimilarityMap) -> Figure:
+    """Every layer of one network (upwards) against every layer of another (to the right): darker is more similar, hatched has no value.
+
+    The scale is 0 to 1 in every picture, so that two of them compare; the 95 % quantile of chance is marked on it.
+    """
+    rows, columns = found.values.shape
+    cell = max(0.19, 2.6 / max(rows, columns))
+    small, few = {"fontsize": 9 if cell > 0.3 else 7.5}, max(rows, columns) <= 12
+    names = [0.075 * max(map(len, layers)) for layers in (found.layers_a, found.layers_b)]
+    size = cell * columns + names[0] + 1.9, cell * rows + names[1] + 0.9
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained", facecolor="white")
+        axes = figure.subplots()
+        axes.patch.set(hatch="////", edgecolor=MUTED)
+        image = axes.imshow(found.values, cmap="magma_r", vmin=0, vmax=1, origin="lower", interpolation="nearest")
+        axes.set_xticks(range(columns), found.layers_b, rotation=90, **small)
+        axes.set_yticks(range(rows), found.layers_a, **small)
+        axes.tick_params(length=0)
+        axes.set(xlabel=f"layers of b ({found.networks[1]})", ylabel=f"layers of a ({found.networks[0]})")
+        for i, j in np.argwhere(np.isfinite(found.values)) if few else ():
+            value = found.values[i, j]
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if value > 0.55 else INK)
+        beside = axes.inset_axes((1 + 0.5 / cell / columns, 0, 0.16 / cell / columns, 1))  # inches, and as high as the map
+        bar = figure.colorbar(image, cax=beside, label="debiased minibatch CKA")
+        bar.ax.tick_params(length=0)
+        if np.isfinite(found.floor.upper) and found.floor.upper > 0:
+            bar.ax.axhline(found.floor.upper, color=INK, lw=1)
+            bar.ax.annotate("by\nchance", (0, found.floor.upper), xytext=(-3, 2), textcoords="offset points", ha="right", fontsize=7)
+    return figure

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -66,20 +66,19 @@ class SimilarityMap:
     def __str__(self) -> str:
         width = max(map(len, self.layers_a))
         cells = [["  -" if np.isnan(value) else f"{round(100 * value):3d}" for value in row] for row in self.values]
-        header = " ".join(f"{number:3d}" for number in range(1, len(self.layers_b) + 1))
         rows = [f"{i:3d} {name:{width}} {' '.join(row)}" for i, (name, row) in enumerate(zip(self.layers_a, cells, strict=True), 1)]
-        columns = ", ".join(f"{number} {name}" for number, name in enumerate(self.layers_b, 1))
-        same = self.layers_a == self.layers_b
-        told = "the same layers" if same else columns
-        lines = [f"rows: {self.networks[0]}; columns: {self.networks[1]}, {told}; hundredths", f"{CONVENTION}; {self._counts()}"]
-        wrapped = [part for line in (*lines, *self.notes) for part in textwrap.wrap(line, 120)]
-        return "\n".join([f"{'':{width + 4}} {header}", *rows, *wrapped])
-
-    def _counts(self) -> str:
-        counts = f"{self.examples} images in {self.batches} batch{'es' * (self.batches > 1)}"
-        if not len(self.chance):
-            return counts
-        return f"{counts}; images of one side shuffled score {self.floor.median:.3f} (median) and {self.floor.upper:.3f} (95 %)"
+        header = f"{'':{width + 4}} {' '.join(f'{number:3d}' for number in range(1, len(self.layers_b) + 1))}"
+        columns = ", ".join(f"{number}\N{NO-BREAK SPACE}{name}" for number, name in enumerate(self.layers_b, 1))
+        told = [
+            f"hundredths; rows: a ({self.networks[0]}); columns: b ({self.networks[1]}), "
+            + ("the same layers" if self.layers_a == self.layers_b else columns),
+            f"{CONVENTION}; {self.examples} images in {self.batches} batch{'es' * (self.batches > 1)}",
+            *self.notes,
+        ]
+        if np.isfinite(self.floor.median):
+            told[1] += f"; with one side's images shuffled {self.floor.median:.3f} (median) and {self.floor.upper:.3f} (95 %)"
+        wrapped = [part for line in told for part in textwrap.wrap(line, 120, break_long_words=False)]
+        return "\n".join([header, *rows, *wrapped]).replace("\N{NO-BREAK SPACE}", " ")
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON-able values, with the floor for the single draws; NaN is None."""
@@ -142,35 +141,18 @@ def similarity_map(
     names_a, names_b = _names(a, layers_a, "a"), _names(b, layers_b, "b")
     device = _device(a, b)
     sums = _Sums(names_a, names_b, draws, seed)
+    read_a = _Reader(a, "a", names_a if a is not b else list(dict.fromkeys((*names_a, *names_b))))
+    read_b = _Reader(b, "b", names_b)
     total = operator.length_hint(loader, 0)
     shown = progress and total > 0
     with evaluation_mode([a, b]), torch.no_grad(), _progress.progress("similarity map", total, unit="batch", shown=shown) as advance:
         for images in _batches(loader):
             images = images if device is None else images.to(device)
-            if a is b:
-                left = _grams(a, "a", list(dict.fromkeys((*names_a, *names_b))), images)
-                sums.add(left.of(names_a), left.of(names_b))
-            else:
-                sums.add(_grams(a, "a", names_a, images), _grams(b, "b", names_b, images))
+            left = read_a(images)
+            right = left if a is b else read_b(images)
+            sums.add(left, right, len(images))
             advance()
     return sums.map((type(a).__name__, type(b).__name__))
-
-
-class _Grams(NamedTuple):
-    """The Gram matrices of some layers on one batch of `images`, as `_centred` gives them.
-
-    `pairs` is (layers, images (images - 1) / 2).
-    """
-
-    names: list[str]
-    images: int
-    pairs: Tensor
-
-    def of(self, names: list[str]) -> _Grams:
-        if names == self.names:
-            return self
-        rows = [self.names.index(name) for name in names]
-        return _Grams(names, self.images, self.pairs[rows])
 
 
 class _Sums:
@@ -184,15 +166,17 @@ class _Sums:
         self.generator = torch.Generator().manual_seed(seed)
         self.examples = self.batches = 0
 
-    def add(self, a: _Grams, b: _Grams) -> None:
-        self.cross += (a.pairs @ b.pairs.T).cpu()
-        for side, grams in enumerate((a, b)):
-            self.own[side] += grams.pairs.square().sum(1).cpu()
-        left, right = a.pairs.float(), b.pairs.float().T.contiguous()  # chance needs no more digits
+    def add(self, a: dict[str, Tensor], b: dict[str, Tensor], images: int) -> None:
+        left = torch.stack([a[name] for name in self.names[0]])
+        right = left if a is b and self.names[0] == self.names[1] else torch.stack([b[name] for name in self.names[1]])
+        self.cross += (left @ right.T).cpu()
+        for own, pairs in zip(self.own, (left, right), strict=True):
+            own += pairs.square().sum(1).cpu()
+        left, right = left.float(), right.float().T.contiguous()  # chance needs no more digits
         for draw in self.chance:
-            order = _shuffled_pairs(rearranged(a.images, a.images, self.generator)).to(right.device)
+            order = _shuffled_pairs(rearranged(images, images, self.generator)).to(right.device)
             draw += (left @ right.index_select(0, order)).cpu()
-        self.examples += a.images
+        self.examples += images
         self.batches += 1
 
     def map(self, networks: tuple[str, str]) -> SimilarityMap:
@@ -212,30 +196,58 @@ class _Sums:
         return SimilarityMap(values.numpy(), a, b, self.examples, self.batches, chance.numpy(), networks, tuple(notes))
 
 
-def _grams(network: nn.Module, side: str, names: list[str], images: Tensor) -> _Grams:
-    """Run the network, and take the Gram matrix of each layer's output before what follows can write into it."""
-    n, found = len(images), {}
+class _Reader:
+    """Runs one network on a batch -> layer: the pairs of its centred Gram matrix.
 
-    def hook(name: str, entry: str) -> Callable[[nn.Module, Any, Any], None]:
+    A Gram matrix is taken while the layer runs, before what follows can write into its output, in float32. A layer of which that turns
+    out too coarse (its activations hardly differ between images) is read in float64 from then on, and the batch once more.
+    """
+
+    def __init__(self, network: nn.Module, side: str, names: list[str]) -> None:
+        self.network, self.side = network, side
+        self.paths = {name: _split(network, name) for name in names}
+        self.fine: set[str] = set() if _float32_is_exact() else set(names)
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        self._run(images, found)
+        coarse = []
+        for name, gram in found.items():
+            if name not in self.fine:
+                found[name], trace = _centred_pairs(gram)
+                # Products are off by about eps |x_i| |x_j|; of that, one part in n falls upon the direction of another layer's matrix.
+                if not torch.finfo(torch.float32).eps * trace < 1e-6 * len(images) * found[name].norm():
+                    coarse.append(name)
+        if coarse:
+            self.fine.update(coarse)
+            return self(images)
+        return found
+
+    def _run(self, images: Tensor, found: dict[str, Tensor]) -> None:
+        hooks = [
+            self.network.get_submodule(path).register_forward_hook(self._hook(name, entry, len(images), found))
+            for name, (path, entry) in self.paths.items()
+        ]
+        try:
+            self.network(images)
+        finally:
+            for handle in hooks:
+                handle.remove()
+        missing = [name for name in self.paths if name not in found]
+        if missing:
+            raise ValueError(f"layer {missing[0]!r} of {self.side} did not run in the forward pass; name a layer that does")
+
+    def _hook(self, name: str, entry: str, images: int, found: dict[str, Tensor]) -> Callable[[nn.Module, Any, Any], None]:
         def read(module: nn.Module, inputs: Any, output: Any) -> None:
-            label = f"layer {name!r} of {side}"
+            label = f"layer {name!r} of {self.side}"
             if name in found:
                 raise ValueError(f"{label} ran twice in the forward pass, so it has no one output; name a layer that runs once")
-            found[name] = _centred(_rows(_tensor(output, name, entry), n, label), label)
+            rows = _rows(_tensor(output, name, entry), images, label)
+            if rows.dtype == torch.float64:
+                self.fine.add(name)
+            found[name] = _fine_pairs(rows, label) if name in self.fine else _product(rows)
 
         return read
-
-    paths = {name: _split(network, name) for name in names}
-    hooks = [network.get_submodule(path).register_forward_hook(hook(name, entry)) for name, (path, entry) in paths.items()]
-    try:
-        network(images)
-    finally:
-        for handle in hooks:
-            handle.remove()
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise ValueError(f"layer {missing[0]!r} of {side} did not run in the forward pass; name a layer that does")
-    return _Grams(names, n, torch.stack([found[name] for name in names]))
 
 
 def _rows(output: Tensor, images: int, label: str) -> Tensor:
@@ -250,17 +262,19 @@ def _rows(output: Tensor, images: int, label: str) -> Tensor:
     return output.detach().permute(0, *order).reshape(images, -1)
 
 
-def _centred(rows: Tensor, label: str) -> Tensor:
-    """The pairs (n (n - 1) / 2,), float64, of the Gram matrix of (n, features), centred for the U-statistic; 0 where nothing is left.
-
-    Szekely and Rizzo 2014: the inner product of two such is HSIC_1 but for the factor n(n-3) / 2.
-    """
+def _product(rows: Tensor) -> Tensor:
+    """The Gram matrix of (n, features) on and below its diagonal, in float32."""
     n = len(rows)
-    if rows.dtype != torch.float64 and _float32_is_exact():
-        pairs, trace = _centred_pairs(_product(rows))
-        # Each product is off by about eps |x_i| |x_j|; of that noise, one part in n falls upon the direction of another layer's matrix.
-        if torch.finfo(torch.float32).eps * trace < 1e-6 * n * pairs.norm():
-            return pairs
+    gram = torch.empty(n, n, device=rows.device)
+    with torch.autocast(rows.device.type, enabled=False):
+        rows = rows.float()
+        for i in range(0, n, BLOCK):
+            torch.mm(rows[i : i + BLOCK], rows[: i + BLOCK].T, out=gram[i : i + BLOCK, : i + BLOCK])
+    return gram
+
+
+def _fine_pairs(rows: Tensor, label: str) -> Tensor:
+    """The pairs of the centred Gram matrix of (n, features), all in float64; 0 where nothing is left of it."""
     gram, level = _exact_product(rows)
     pairs, trace = _centred_pairs(gram)
     if not bool((trace + level).isfinite()):
@@ -269,17 +283,6 @@ def _centred(rows: Tensor, label: str) -> Tensor:
     digits = torch.finfo(torch.promote_types(rows.dtype, torch.float32)).eps  # of the activations themselves
     lost = trace <= (8 * digits) ** 2 * level or pairs.norm() <= 8 * digits * trace
     return torch.zeros_like(pairs) if lost else pairs
-
-
-def _product(rows: Tensor) -> Tensor:
-    """The Gram matrix of (n, features) on and below its diagonal, in float32."""
-    n = len(rows)
-    gram = torch.zeros(n, n, device=rows.device)
-    with torch.autocast(rows.device.type, enabled=False):
-        rows = rows.float()
-        for i in range(0, n, BLOCK):
-            gram[i : i + BLOCK, : i + BLOCK] = rows[i : i + BLOCK] @ rows[: i + BLOCK].T
-    return gram
 
 
 def _exact_product(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -297,7 +300,10 @@ def _exact_product(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _centred_pairs(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """The pairs below the diagonal, centred for the U-statistic, and the trace, in float64."""
+    """The pairs (n (n - 1) / 2,) below the diagonal of a Gram matrix, centred for the U-statistic, and its trace, in float64.
+
+    Szekely and Rizzo 2014: the inner product of two such is HSIC_1 but for the factor n(n-3) / 2.
+    """
     n = len(gram)
     gram = (gram.cpu() if gram.device.type == "mps" else gram).double()
     trace = gram.trace()
@@ -334,7 +340,8 @@ def _batches(loader: Iterable[Any]) -> Iterator[Tensor]:
         images = batch[0] if isinstance(batch, tuple | list) and batch else batch
         if not isinstance(images, Tensor):
             raise TypeError(
-                f"batch {number} is a {type(batch).__name__} that gives no tensor of images; a batch is images (n, ...), or a tuple or list that starts with them"
+                f"batch {number} is a {type(batch).__name__} that gives no tensor of images; a batch is images (n, ...), or a tuple or "
+                "list that starts with them"
             )
         n = len(images) if images.ndim else 0
         if n < FEWEST:

@@ -1,0 +1,75 @@
+"""A short Omniglot training run from nothing: imports, data, and a few outer steps. `benchmarks.speed` runs it in fresh processes.
+
+    python -m benchmarks.cold metalearn ROOT SCRATCH STEPS TASKS QUERIES
+
+ROOT holds `omniglot-py`, SCRATCH is an empty folder for what a library keeps. Prints a JSON object of seconds. Each side imports itself
+alone.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from pathlib import Path
+
+WAYS, LR, HIDDEN = 5, 0.4, 64
+
+
+def metalearn(root: str, scratch: str, steps: int, tasks: int, queries: int) -> dict[str, float]:
+    """Ours: the images are decoded once and kept in memory."""
+    started = time.perf_counter()
+    import torch
+
+    from metalearn import MAML, meta_train
+    from metalearn.models import Conv4
+    from metalearn.tasks import FewShot, omniglot
+
+    imported = time.perf_counter()
+    torch.manual_seed(0)
+    episodes = FewShot(omniglot(root, "train", cache=scratch, progress=False), WAYS, 1, queries, tasks=10**6)
+    loaded = time.perf_counter()
+    meta_train(MAML(Conv4(WAYS, hidden=HIDDEN), LR), episodes, steps=steps, meta_batch=tasks, progress=False)
+    return {"imports": imported - started, "data": loaded - imported, "steps": time.perf_counter() - loaded}
+
+
+def learn2learn(root: str, scratch: str, steps: int, tasks: int, queries: int) -> dict[str, float]:
+    """learn2learn's Omniglot script: its `get_tasksets`, its loop; the network is the plain one."""
+    started = time.perf_counter()
+    import learn2learn as l2l
+    import torch
+    import torch.nn.functional as F
+    from torchvision.datasets import Omniglot
+
+    from .peer_loops import Plain
+
+    imported = time.perf_counter()
+    torch.manual_seed(0)
+    random.seed(0)
+    (Path(scratch) / "omniglot-py").symlink_to((Path(root) / "omniglot-py").resolve())  # it writes a file beside the data
+    Omniglot._check_integrity = lambda self: True  # the images are there, the archive they came in need not be
+    samples = {"train_ways": WAYS, "train_samples": 1 + queries, "test_ways": WAYS, "test_samples": 1 + queries}
+    tasksets = l2l.vision.benchmarks.get_tasksets("omniglot", **samples, num_tasks=20_000, root=scratch)
+    loaded = time.perf_counter()
+    maml = l2l.algorithms.MAML(Plain.conv4(WAYS, hidden=HIDDEN), lr=LR, first_order=False)
+    optimizer = torch.optim.Adam(maml.parameters(), lr=1e-3)
+    support = torch.zeros(WAYS * (1 + queries), dtype=torch.bool)
+    support[:: 1 + queries] = True
+    for _ in range(steps):
+        optimizer.zero_grad()
+        for _ in range(tasks):
+            learner, (data, labels) = maml.clone(), tasksets.train.sample()
+            labels, order = labels.sort()
+            data = data[order]
+            learner.adapt(F.cross_entropy(learner(data[support]), labels[support]))
+            F.cross_entropy(learner(data[~support]), labels[~support]).backward()
+        for parameter in maml.parameters():
+            parameter.grad.mul_(1 / tasks)
+        optimizer.step()
+    return {"imports": imported - started, "data": loaded - imported, "steps": time.perf_counter() - loaded}
+
+
+if __name__ == "__main__":
+    side, root, scratch, *numbers = sys.argv[1:]
+    print(json.dumps({"metalearn": metalearn, "learn2learn": learn2learn}[side](root, scratch, *map(int, numbers))))
