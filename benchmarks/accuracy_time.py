@@ -213,7 +213,7 @@ def _among(names: str, known: tuple[str, ...]) -> list[str]:
     listed = [name.strip() for name in names.split(",") if name.strip()]
     unknown = [name for name in listed if name not in known]
     if unknown or not listed:
-        raise ValueError(f"there is no {', '.join(unknown) or names!r}; choose from {', '.join(known)}")
+        raise ValueError(f"there is no {(unknown or [names])[0]!r}; choose from {', '.join(known)}")
     return listed
 
 

@@ -13,6 +13,7 @@ import random
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 WAYS, LR, HIDDEN = 5, 0.4, 64
 
@@ -40,17 +41,13 @@ def learn2learn(root: str, scratch: str, steps: int, tasks: int, queries: int) -
     import learn2learn as l2l
     import torch
     import torch.nn.functional as F
-    from torchvision.datasets import Omniglot
 
     from .peer_loops import Plain
 
     imported = time.perf_counter()
     torch.manual_seed(0)
     random.seed(0)
-    (Path(scratch) / "omniglot-py").symlink_to((Path(root) / "omniglot-py").resolve())  # it writes a file beside the data
-    Omniglot._check_integrity = lambda self: True  # the images are there, the archive they came in need not be
-    samples = {"train_ways": WAYS, "train_samples": 1 + queries, "test_ways": WAYS, "test_samples": 1 + queries}
-    tasksets = l2l.vision.benchmarks.get_tasksets("omniglot", **samples, num_tasks=20_000, root=scratch)
+    train = learn2learn_tasks(root, scratch, queries)
     loaded = time.perf_counter()
     maml = l2l.algorithms.MAML(Plain.conv4(WAYS, hidden=HIDDEN), lr=LR, first_order=False)
     optimizer = torch.optim.Adam(maml.parameters(), lr=1e-3)
@@ -59,7 +56,7 @@ def learn2learn(root: str, scratch: str, steps: int, tasks: int, queries: int) -
     for _ in range(steps):
         optimizer.zero_grad()
         for _ in range(tasks):
-            learner, (data, labels) = maml.clone(), tasksets.train.sample()
+            learner, (data, labels) = maml.clone(), train.sample()
             labels, order = labels.sort()
             data = data[order]
             learner.adapt(F.cross_entropy(learner(data[support]), labels[support]))
@@ -68,6 +65,17 @@ def learn2learn(root: str, scratch: str, steps: int, tasks: int, queries: int) -
             parameter.grad.mul_(1 / tasks)
         optimizer.step()
     return {"imports": imported - started, "data": loaded - imported, "steps": time.perf_counter() - loaded}
+
+
+def learn2learn_tasks(root: str, scratch: str, queries: int) -> Any:
+    """The training tasks of learn2learn's `get_tasksets("omniglot")`, which reads an image from its file whenever it is drawn."""
+    import learn2learn as l2l
+    from torchvision.datasets import Omniglot
+
+    (Path(scratch) / "omniglot-py").symlink_to((Path(root) / "omniglot-py").resolve())  # it writes a file beside the data
+    Omniglot._check_integrity = lambda self: True  # the images are there, the archive they came in need not be
+    samples = {"train_ways": WAYS, "train_samples": 1 + queries, "test_ways": WAYS, "test_samples": 1 + queries}
+    return l2l.vision.benchmarks.get_tasksets("omniglot", **samples, num_tasks=20_000, root=scratch).train
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ time        one meta-gradient, all sides in turn, with the bare convolutions of 
 gradients   the largest difference of the meta-gradients, float32 and float64, over the first few tasks
 test        adaptation and prediction without a meta-gradient
 memory      the peak of a fresh process above what it held before, with one thread and with all
-sampling    episodes per second of our sampler and of learn2learn's on the same images in memory, one thread
+sampling    episodes per second of our sampler and of learn2learn's on the same images in memory, and of learn2learn's on its own Omniglot,
+            which reads files (where METALEARN_DATA names the folder), one thread
 start       a short Omniglot training run in a fresh process with nothing cached, data included (METALEARN_DATA names the folder)
 
 The peers are met in the environment that `benchmarks/peers/install.sh` builds; one that is not there is said to be missing and the
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -46,7 +48,7 @@ from metalearn.experiments import machine, now
 from metalearn.models import MLP, Conv4
 from metalearn.tasks import FewShot, LabelledImages, Sinusoid
 
-from . import peer_loops
+from . import cold, peer_loops
 from .engine import _memory_now
 from .few_shot import append, commit
 from .peer_loops import Plain, Recipe
@@ -54,6 +56,7 @@ from .peer_loops import Plain, Recipe
 RESULTS = Path(__file__).parent / "results" / "speed.jsonl"
 OURS = "metalearn"
 BARE = "bare convolutions"
+FILES = "learn2learn, its Omniglot"
 COMPARED = 4  # tasks over which gradients are compared
 WITH_PEERS = ("maml", "fomaml", "anil")
 ALGORITHMS = (*WITH_PEERS, "boil", "meta-sgd", "nil")
@@ -290,8 +293,17 @@ class Session:
         """Episodes per second, 5-way 1-shot, of 28x28 images in memory."""
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        runs = samplers(queries, learn2learn="learn2learn" in self.peers)
-        counts = {OURS: 2000, "learn2learn": 50}
+        runs, counts = samplers(queries, learn2learn="learn2learn" in self.peers), {OURS: 2000, "learn2learn": 50, FILES: 5}
+        root = os.environ.get("METALEARN_DATA")
+        if root and "learn2learn" in runs:
+            with tempfile.TemporaryDirectory() as scratch:
+                runs[FILES] = cold.learn2learn_tasks(root, scratch, queries).sample
+                self._sampled(runs, counts, queries)
+        else:
+            self._sampled(runs, counts, queries)
+        torch.set_num_threads(threads)
+
+    def _sampled(self, runs: dict[str, Run], counts: dict[str, int], queries: int) -> None:
         rates: dict[str, list[float]] = {name: [] for name in runs}
         for number in range(self.rounds + 1):
             for name, draw in runs.items():
@@ -300,7 +312,6 @@ class Session:
                     draw()
                 if number:
                     rates[name].append(counts[name] / (time.perf_counter() - started))
-        torch.set_num_threads(threads)
         said = ", ".join(f"{name} {statistics.median(values):,.0f} a second" for name, values in rates.items())
         self._report(None, "sampling", {"rates": rates, "queries": queries, "threads": 1}, said)
 
@@ -376,7 +387,10 @@ def differences(case: Case, peers: Sequence[str], ways: Sequence[str]) -> dict[s
         meta_backward(learner, case.episodes())
         ours = _gradient(learner.model)
         for peer, expected in theirs.items():
-            found[f"{peer}, {way}"] = float((ours - expected).abs().max() / expected.abs().max())
+            apart = float((ours - expected).abs().max() / expected.abs().max())
+            if not math.isfinite(apart):
+                raise RuntimeError(f"{case}: the meta-gradient of {peer} or of ours ({way}) is not finite, or all zero")
+            found[f"{peer}, {way}"] = apart
     return found
 
 

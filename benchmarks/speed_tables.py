@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .reuse_tables import head, line
-from .speed import BARE, OURS, SETTINGS, said_time
+from .speed import BARE, FILES, OURS, SETTINGS, said_time
 
 RESULTS = Path(__file__).parent / "results" / "speed.jsonl"
 PEERS = ("learn2learn", "higher", "torchopt")
@@ -82,12 +82,12 @@ def rest() -> str:
     """Sampling, and a whole run from a cold start."""
     lines = [head("where", "figure", OURS, "learn2learn", "times")]
     for row in newest("sampling"):
-        medians = {name: statistics.median(rates) for name, rates in row["rates"].items()}
-        theirs = medians.get("learn2learn")
-        cells = (f"{theirs:,.0f}", f"{medians[OURS] / theirs:.0f}") if theirs else (row["missing"].get("learn2learn", "-"), "-")
-        lines.append(
-            line(f"{row['device']}, 1 thread", "episodes per second, 5-way 1-shot, 15 queries a class", f"{medians[OURS]:,.0f}", *cells)
-        )
+        rates = {name: statistics.median(values) for name, values in row["rates"].items()}
+        what, where = "episodes per second, 5-way 1-shot, 15 queries a class", f"{row['device']}, 1 thread"
+        for name, how in (("learn2learn", "the same images in memory"), (FILES, "learn2learn's own Omniglot, from its files")):
+            theirs = rates.get(name)
+            cells = (f"{theirs:,.0f}", f"{rates[OURS] / theirs:.0f}") if theirs else (row["missing"].get("learn2learn", "-"), "-")
+            lines.append(line(where, f"{what}; {how}", f"{rates[OURS]:,.0f}", *cells))
     for row in newest("start"):
         what = f"{row['steps']} outer steps of {row['tasks']} tasks on Omniglot in a fresh process, nothing cached"
         times = multiple(row, "learn2learn") if "learn2learn" in row["seconds"] else "-"

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from . import execution
-from .episodes import Episode
+from .episodes import Episode, stack
 from .learner import Learner
 
 
@@ -68,6 +68,8 @@ def forecast(learner: Learner, episode: Episode, *, tasks: int = execution.CHUNK
     """
     device = next(learner.parameters()).device
     way, in_flight = execution.in_flight(learner, tasks)
+    if way == "vectorized":  # whose operations keep other tensors, even for one task
+        learner, episode = learner.on(stacked=1), stack([episode])
     if not learner.steps:
         return Forecast(_peak(learner, episode), 0, way, in_flight, free_memory(device))
     one, two = (_peak(_taking(learner, steps), episode) for steps in (1, 2))
@@ -167,7 +169,7 @@ def _peak(learner: Learner, episode: Episode) -> int:
 
 
 def _taking(learner: Learner, steps: int) -> Learner:
-    other = learner.on()
+    other = learner.on(stacked=learner.stacked)
     other.steps = steps
     return other
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -14,21 +15,23 @@ from benchmarks import accuracy_time, peer_loops, speed, speed_tables
 from benchmarks.speed import OURS, WITH_PEERS, Case
 from metalearn.episodes import unstack
 
-from .conftest import WAYS_TO_RUN
-
 SMALL = {"tasks": 2, "queries": 2, "hidden": 3, "double": True}
 PEERS = [
     pytest.param(name, marks=pytest.mark.skipif(bool(why := peer_loops.missing(name)), reason=f"{name} {why}")) for name in peer_loops.LOOPS
 ]
-pytestmark = pytest.mark.filterwarnings("ignore:Named tensors:UserWarning", "ignore:.*lru_cache.*:UserWarning")
 
 
 @pytest.mark.parametrize("peer", PEERS)
-@pytest.mark.parametrize("algorithm", WITH_PEERS)
-@pytest.mark.parametrize("setting", ["omniglot-5", "omniglot-20", "sinusoid"])
-def test_every_side_computes_the_same_meta_gradient(setting: str, algorithm: str, peer: str, two_threads: None) -> None:
-    found = speed.differences(Case(setting, algorithm, **SMALL), [peer], WAYS_TO_RUN)
-    assert found.keys() == {f"{peer}, {way}" for way in WAYS_TO_RUN}
+@pytest.mark.parametrize(
+    ("setting", "algorithm"), [*product(("omniglot-5", "sinusoid"), WITH_PEERS), ("omniglot-20", "anil")], ids=lambda name: name
+)
+def test_every_side_computes_the_same_meta_gradient(
+    setting: str, algorithm: str, peer: str, two_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(speed.SETTINGS, "sinusoid", replace(speed.SETTINGS["sinusoid"], steps=3))
+    ways = ("loop", "threads", "vectorized") if setting == "sinusoid" else ("loop", "threads")
+    found = speed.differences(Case(setting, algorithm, **SMALL), [peer], ways)
+    assert found.keys() == {f"{peer}, {way}" for way in ways}
     assert max(found.values()) < 1e-10
 
 
@@ -194,19 +197,20 @@ def test_a_race_notes_accuracy_over_seconds_and_draws_it(
 
 
 def test_both_sides_of_a_race_take_the_same_steps() -> None:
-    experiment = accuracy_time.Experiment(dataset="glyphs", hidden=2, schedule="constant", precision="float64")
+    experiment = accuracy_time.Experiment(dataset="glyphs", hidden=2, schedule="constant")
     ours, theirs = (accuracy_time.Racer.of(side, "maml", experiment) for side in ("metalearn", "torch"))
-    theirs.net.double()
-    accuracy_time._copy(ours.net, theirs.net)
+    before = [parameter.clone() for parameter in ours.net.parameters()]
     for racer in (ours, theirs):
+        racer.optimizer = torch.optim.SGD(racer.net.parameters(), lr=0.1)  # Adam would blow rounding errors up
         while racer.steps < 2:
             racer.train(1e-9)
-    for mine, other in zip(ours.net.parameters(), theirs.net.parameters(), strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-7)
+    for start, mine, other in zip(before, ours.net.parameters(), theirs.net.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+        assert mine.ndim == 1 or not torch.equal(mine, start)
     theirs.test(2)
     torch.testing.assert_close(theirs.learner.model.head.weight, theirs.net.head.weight)
 
 
 def test_a_race_names_what_is_not_known() -> None:
-    with pytest.raises(ValueError, match="there is no reptile; choose from maml, fomaml, anil"):
+    with pytest.raises(ValueError, match="there is no 'reptile'; choose from maml, fomaml, anil"):
         accuracy_time.accuracy_time("reptile")

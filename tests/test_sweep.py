@@ -83,8 +83,8 @@ def test_a_run_that_was_interrupted_goes_on_from_its_checkpoint(tmp_path, monkey
             run.save(asked[0].checkpoint("maml"))
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "_check_finite", killed_at_four)
+    monkeypatch.setattr(training, "_check_finite", killed_at_four)
+    with pytest.raises(KeyboardInterrupt):
         run_sweep(asked, ["maml"], tmp_path / "rows.jsonl", progress=False)
     monkeypatch.setattr(training, "_check_finite", lambda run, *rest: stepped.append(run.step))
     (resumed,) = run_sweep(asked, ["maml"], tmp_path / "rows.jsonl", progress=False)
@@ -113,7 +113,7 @@ def test_several_processes_give_the_figures_of_one_and_a_dead_one_stops_nobody(t
 def test_the_command_prints_a_table_and_its_exit_code_tells_of_failures(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     small = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
-    command = ["sweep", "--algorithms", "protonet,anil", "--seeds", "0,1", "--ways", "3,5", *small, "--progress", "false"]
+    command = ["sweep", "--algorithms", "protonet,nil-train", "--seeds", "0,1", "--ways", "3,5", *small, "--progress", "false"]
     assert main(command) == 0
     out = capsys.readouterr().out
     assert "glyphs 3-way 1-shot" in out
@@ -129,7 +129,7 @@ def test_the_command_prints_a_table_and_its_exit_code_tells_of_failures(tmp_path
     assert main(["sweep", "--processes", "0"]) == 2
     said = capsys.readouterr().err
     assert "'0,one' is not a list of whole numbers" in said
-    assert "no algorithm mmal" in said
+    assert "no algorithm 'mmal'" in said
     assert "processes=0 must be at least 1" in said
 
 

@@ -397,26 +397,31 @@ def heatmap(found: SimilarityMap) -> Figure:
     The scale is 0 to 1 in every picture, so that two of them compare; the 95 % quantile of chance is marked on it.
     """
     rows, columns = found.values.shape
-    cell = max(0.19, 2.6 / max(rows, columns))
-    small, few = {"fontsize": 9 if cell > 0.3 else 7.5}, max(rows, columns) <= 12
-    names = [0.075 * max(map(len, layers)) for layers in (found.layers_a, found.layers_b)]
-    size = cell * columns + names[0] + 1.9, cell * rows + names[1] + 0.9
+    cell = max(0.19, 2.6 / max(rows, columns))  # inches, as all that follows
+    size = 9 if cell > 0.3 else 7.5
+    left, below = (0.5 + 0.0085 * size * max(map(len, layers)) for layers in (found.layers_a, found.layers_b))
+    wide, high, scale = cell * columns, cell * rows, max(cell * rows, 2.0)
+    page = left + wide + 1.4, below + scale + 0.15
+
+    def place(x: float, y: float, width: float, height: float) -> tuple[float, float, float, float]:
+        return x / page[0], y / page[1], width / page[0], height / page[1]
+
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained", facecolor="white")
-        axes = figure.subplots()
+        figure = Figure(figsize=page, facecolor="white")
+        axes = figure.add_axes(place(left, below, wide, high))
         axes.patch.set(hatch="////", edgecolor=MUTED)
-        image = axes.imshow(found.values, cmap="magma_r", vmin=0, vmax=1, origin="lower", interpolation="nearest")
-        axes.set_xticks(range(columns), found.layers_b, rotation=90, **small)
-        axes.set_yticks(range(rows), found.layers_a, **small)
+        image = axes.imshow(found.values, cmap="magma_r", vmin=0, vmax=1, origin="lower", interpolation="nearest", aspect="auto")
+        axes.set_xticks(range(columns), found.layers_b, rotation=90, fontsize=size)
+        axes.set_yticks(range(rows), found.layers_a, fontsize=size)
         axes.tick_params(length=0)
         axes.set(xlabel=f"layers of b ({found.networks[1]})", ylabel=f"layers of a ({found.networks[0]})")
-        for i, j in np.argwhere(np.isfinite(found.values)) if few else ():
+        for i, j in np.argwhere(np.isfinite(found.values)) if max(rows, columns) <= 8 else ():
             value = found.values[i, j]
-            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if value > 0.55 else INK)
-        beside = axes.inset_axes((1 + 0.5 / cell / columns, 0, 0.16 / cell / columns, 1))  # inches, and as high as the map
-        bar = figure.colorbar(image, cax=beside, label="debiased minibatch CKA")
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if value > 0.5 else INK)
+        bar = figure.colorbar(image, cax=figure.add_axes(place(left + wide + 0.55, below, 0.16, scale)), label="debiased minibatch CKA")
         bar.ax.tick_params(length=0)
-        if np.isfinite(found.floor.upper) and found.floor.upper > 0:
-            bar.ax.axhline(found.floor.upper, color=INK, lw=1)
-            bar.ax.annotate("by\nchance", (0, found.floor.upper), xytext=(-3, 2), textcoords="offset points", ha="right", fontsize=7)
+        chance = found.floor.upper
+        if chance > 0:
+            bar.ax.axhline(chance, color=INK, lw=1)
+            bar.ax.annotate("by\nchance", (0, chance), xytext=(-3, 0), textcoords="offset points", ha="right", va="center", fontsize=7)
     return figure

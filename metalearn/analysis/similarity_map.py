@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -24,9 +24,12 @@ from .tables import plain
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Paths: TypeAlias = dict[str, tuple[str, str]]  # name of a layer -> its module, and which entry of what that puts out
+
 CONVENTION = "debiased minibatch linear CKA; an image a row, all its channels and positions as features"
 FEWEST = 4  # images in a batch: the U-statistic divides by n - 3
 BLOCK = 128  # rows of a Gram matrix at a time: what lies above its diagonal need not be computed
+COARSE = 4e-6  # rounding of a float32 Gram matrix that would show in a similarity
 CHUNK = 2**20  # numbers in float64 at a time
 
 
@@ -138,11 +141,10 @@ def similarity_map(
         >>> found.values.shape, found.examples, -1 < found["1", "3"] < 1
         ((2, 4), 64, True)
     """
-    names_a, names_b = _names(a, layers_a, "a"), _names(b, layers_b, "b")
+    paths_a, paths_b = _paths(a, layers_a, "a"), _paths(b, layers_b, "b")
     device = _device(a, b)
-    sums = _Sums(names_a, names_b, draws, seed)
-    read_a = _Reader(a, "a", names_a if a is not b else list(dict.fromkeys((*names_a, *names_b))))
-    read_b = _Reader(b, "b", names_b)
+    sums = _Sums(list(paths_a), list(paths_b), draws, seed)
+    read_a, read_b = _Reader(a, "a", paths_a | paths_b if a is b else paths_a), _Reader(b, "b", paths_b)
     total = operator.length_hint(loader, 0)
     shown = progress and total > 0
     with evaluation_mode([a, b]), torch.no_grad(), _progress.progress("similarity map", total, unit="batch", shown=shown) as advance:
@@ -187,8 +189,8 @@ class _Sums:
             names = [name for name, is_lost in zip(self.names[side], lost, strict=True) if is_lost]
             if names:
                 notes.append(
-                    f"no similarity (-) for {', '.join(names)} of {network}: what it puts out is constant over the images, or as far "
-                    "apart for any two of them (a dead layer?)"
+                    f"no similarity (-) for {', '.join(names)} of {network}: but for rounding, what it puts out is constant over the "
+                    "images, or as far apart for any two of them (a dead layer?)"
                 )
         size = torch.outer(*(own.sqrt() for own in self.own))
         values, chance = (self.cross / size).clamp(-1, 1), self.chance / size
@@ -203,25 +205,22 @@ class _Reader:
     out too coarse (its activations hardly differ between images) is read in float64 from then on, and the batch once more.
     """
 
-    def __init__(self, network: nn.Module, side: str, names: list[str]) -> None:
-        self.network, self.side = network, side
-        self.paths = {name: _split(network, name) for name in names}
-        self.fine: set[str] = set() if _float32_is_exact() else set(names)
+    def __init__(self, network: nn.Module, side: str, paths: Paths) -> None:
+        self.network, self.side, self.paths = network, side, paths
+        self.fine: set[str] = set() if _float32_is_exact() else set(paths)
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         self._run(images, found)
-        coarse = []
-        for name, gram in found.items():
-            if name not in self.fine:
-                found[name], trace = _centred_pairs(gram)
-                # Products are off by about eps |x_i| |x_j|; of that, one part in n falls upon the direction of another layer's matrix.
-                if not torch.finfo(torch.float32).eps * trace < 1e-6 * len(images) * found[name].norm():
-                    coarse.append(name)
-        if coarse:
-            self.fine.update(coarse)
-            return self(images)
-        return found
+        noise = {}
+        for name in [name for name in found if name not in self.fine]:
+            found[name], trace = _centred_pairs(found[name])
+            # Products are off by about eps |x_i| |x_j|; of that, one part in n falls upon the direction of another layer's matrix.
+            noise[name] = float(torch.finfo(torch.float32).eps * trace / (len(images) * found[name].norm()))
+        if all(share < COARSE for share in noise.values()):
+            return found
+        self.fine.update(name for name, share in noise.items() if not share < COARSE / 4)
+        return self(images)
 
     def _run(self, images: Tensor, found: dict[str, Tensor]) -> None:
         hooks = [
@@ -281,7 +280,7 @@ def _fine_pairs(rows: Tensor, label: str) -> Tensor:
         wrong = int((~rows.isfinite()).sum())
         raise ValueError(f"{label} puts out {wrong} values that are NaN or infinite; find where activations overflow")
     digits = torch.finfo(torch.promote_types(rows.dtype, torch.float32)).eps  # of the activations themselves
-    lost = trace <= (8 * digits) ** 2 * level or pairs.norm() <= 8 * digits * trace
+    lost = trace <= (4 * digits) ** 2 * level or pairs.norm() <= 4 * digits * trace
     return torch.zeros_like(pairs) if lost else pairs
 
 
@@ -356,16 +355,16 @@ def _batches(loader: Iterable[Any]) -> Iterator[Tensor]:
         warnings.warn(f"{short}: as the last one, it is left out", stacklevel=3)
 
 
-def _names(network: nn.Module, names: Sequence[str] | None, side: str) -> list[str]:
+def _paths(network: nn.Module, names: Sequence[str] | None, side: str) -> Paths:
     if isinstance(names, str):
         raise TypeError(f"layers_{side}={names!r} is one string; give a list of names")
-    found = layers(network) if names is None else [name for name in names if _split(network, name)]
-    if not found:
+    chosen, known = layers(network) if names is None else list(names), dict(network.named_modules(remove_duplicate=False))
+    if not chosen:
         raise ValueError(f"{side} ({type(network).__name__}) has no layers to compare; name modules with layers_{side}=")
-    twice = [name for i, name in enumerate(found) if name in found[:i]]
+    twice = [name for i, name in enumerate(chosen) if name in chosen[:i]]
     if twice:
         raise ValueError(f"layers_{side} names {twice[0]!r} twice")
-    return found
+    return {name: (name, "") if name in known else _split(network, name) for name in chosen}
 
 
 def _device(a: nn.Module, b: nn.Module) -> torch.device | None:

@@ -1,0 +1,179 @@
+"""How does the cost of a meta-gradient grow with tasks, ways, inner steps and processes?
+
+    python -m benchmarks.scale
+
+Conv4-64, 28x28 images, 1 shot, 15 queries a class, second-order MAML (random images: the cost does not depend on what they show). From
+one base (5 ways, 1 step, 8 tasks), one quantity is changed at a time. Every point is measured in a fresh process with one thread: the
+time of one meta-gradient, and the peak of memory above what was held before, beside the forecast. Processes: one against two that share
+out the same meta-batch as torchrun's ranks do, each with one thread; both are alive throughout, and the sides are timed in turn.
+Appends a JSON line a point to `benchmarks/results/scale.jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import auto_cli
+from rich.console import Console
+from rich.table import Table
+from torch.optim import SGD
+
+from metalearn import MAML, Episode, meta_backward, ranks
+from metalearn.checkpoints import versions
+from metalearn.episodes import stack, unstack
+from metalearn.experiments import machine, now
+from metalearn.memory import forecast, size
+from metalearn.models import Conv4
+
+from .engine import _memory_now, episodes
+from .few_shot import append, commit
+
+RESULTS = Path(__file__).parent / "results" / "scale.jsonl"
+BASE = {"tasks": 8, "ways": 5, "steps": 1}
+TOP = Path(__file__).parents[1]
+
+
+def scale(
+    rounds: int = 7,
+    tasks: str = "1,4,8,32",
+    ways: str = "2,5,10,20",
+    steps: str = "1,2,5,10",
+    processes: str = "1,2",
+    meta_batch: int = 32,
+    hidden: int = 64,
+    point: str | None = None,
+) -> None:
+    """Measure how the cost grows, and print it as a table.
+
+    Args:
+        rounds: how often each point is timed, after one round that is not counted.
+        tasks: meta-batches, with commas.
+        ways: classes per task, with commas.
+        steps: inner steps, with commas.
+        processes: how many processes share out the meta-batch, with commas; empty for none.
+        meta_batch: tasks that the processes share out.
+        hidden: channels of the network.
+        point: used by the benchmark itself, in a fresh process: what to measure, as JSON; the figures are printed as JSON.
+    """
+    if point:
+        asked = json.loads(point)
+        found = _in_turn(**asked) if "count" in asked else _point(**asked)
+        if found:
+            print(json.dumps(found))
+        return
+    table = Table("changed", "to", "time, s (min / median)", "peak memory", "forecast", title=f"base: {BASE}")
+    for name, values in (("tasks", tasks), ("ways", ways), ("steps", steps)):
+        for value in _numbers(values):
+            _add(table, name, value, _fresh({**BASE, name: value, "rounds": rounds, "hidden": hidden})[0])
+    counts = _numbers(processes)
+    if counts:
+        asked = {"rounds": rounds, "meta_batch": meta_batch, "hidden": hidden, "counts": counts}
+        for found in sorted(_fresh({**asked, "count": max(counts)}, max(counts)), key=lambda row: row["processes"]):
+            _add(table, "processes", found["processes"], found)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",") if part.strip()]
+
+
+def _fresh(asked: dict[str, Any], processes: int = 1) -> list[dict[str, Any]]:
+    """Measure in fresh processes with one thread each -> what the first of them prints, as a list."""
+    # Every larger block goes back to the system when it is freed, so that the peak is of what is in use, not of what the heap holds.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
+    command = [sys.executable, "-m", "benchmarks.scale", "--point", json.dumps(asked)]
+    started = [
+        subprocess.Popen(command, cwd=TOP, env={**environment, "RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
+        for rank in range(processes)
+    ]
+    said = [process.communicate()[0] for process in started]
+    for process in started:
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed with exit code {process.returncode}")
+    found = json.loads(said[0])
+    return found if isinstance(found, list) else [found]
+
+
+def _point(tasks: int, ways: int, steps: int, rounds: int, hidden: int) -> dict[str, Any]:
+    learner, stacked = _learner(ways, steps, hidden), episodes(tasks, ways)
+    expected = forecast(learner, unstack(stacked)[0], tasks=tasks)
+    meta_backward(_learner(ways, 1, 2), episodes(2, ways, queries=1))  # libraries are there now
+    for parameter in learner.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = _memory_now("VmRSS")
+    meta_backward(learner, stacked)
+    peak, seconds = _memory_now("VmHWM") - before, []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        meta_backward(learner, stacked)
+        seconds.append(time.perf_counter() - started)
+    return {"seconds": seconds, "peak_bytes": peak, "forecast_bytes": expected.total, "way": expected.way, "in_flight": expected.in_flight}
+
+
+def _in_turn(count: int, counts: list[int], rounds: int, meta_batch: int, hidden: int) -> list[dict[str, Any]]:
+    """One outer step of so many ranks, those beyond them waiting: the sides in turn, so that whatever else runs slows all of them."""
+    ranks.join(torch.device("cpu"))
+    rank, learner, stacked = ranks.here()[0], _learner(5, 1, hidden), episodes(meta_batch)
+    optimizer = SGD(learner.parameters(), lr=0.01)
+    seconds: dict[int, list[float]] = {sharing: [] for sharing in counts}
+    for number in range(rounds + 1):
+        for sharing in counts:
+            ranks.gather(None)
+            started = time.perf_counter()
+            _outer_step(learner, optimizer, stacked, rank, sharing)
+            if number:
+                seconds[sharing].append(time.perf_counter() - started)
+    if rank:
+        return []
+    one = statistics.median(seconds[counts[0]])
+    return [
+        {"processes": sharing, "seconds": values, "tasks": meta_batch, "times_faster": one / statistics.median(values)}
+        for sharing, values in seconds.items()
+    ]
+
+
+def _outer_step(learner: MAML, optimizer: SGD, stacked: Episode, rank: int, sharing: int) -> None:
+    """As `meta_train` does it; where one process has all the tasks, it adds nothing up."""
+    learner.zero_grad()
+    if rank < sharing:
+        mine = unstack(stacked)[rank::sharing]
+        meta_backward(learner, stack(mine), scale=1 / len(stacked.query.inputs))
+    if sharing > 1:
+        ranks.total_gradients(learner.trained().values())
+    if rank < sharing:
+        optimizer.step()
+
+
+def _learner(ways: int, steps: int, hidden: int) -> MAML:
+    torch.manual_seed(0)
+    return MAML(Conv4(ways, hidden=hidden), 0.4, steps)
+
+
+def _add(table: Table, name: str, value: int, found: dict[str, Any]) -> None:
+    least, median = min(found["seconds"]), statistics.median(found["seconds"])
+    said = f"{least:.3f} / {median:.3f}"
+    if found.get("times_faster", 1) != 1:
+        said += f" ({found['times_faster']:.2f} x as fast as one)"
+    peak, expected = found.get("peak_bytes"), found.get("forecast_bytes")
+    table.add_row(name, str(value), said, size(peak) if peak else "", size(expected) if expected else "")
+    about = {"command": " ".join(["python -m benchmarks.scale", *sys.argv[1:]]), "machine": machine(), "versions": versions(), "threads": 1}
+    point = {**BASE, name: value}
+    append({"benchmark": "scale", "changed": name, **point, **found, "median": median, **about, "commit": commit(), "time": now()}, RESULTS)
+
+
+if __name__ == "__main__":
+    auto_cli(scale)
