@@ -1,4 +1,4 @@
-"""Does a pretrained start help, which layers carry it, and is it features or only scale? The Transfusion paper's questions on public images.
+"""Does a pretrained start help, which layers carry it, and is it features or only scale? The Transfusion paper asked; on public images.
 
     python -m benchmarks.init_strategies --table a --images 500
 
@@ -14,7 +14,6 @@ network where that is not there yet; prints curves' figures, tests and the paper
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 import time
@@ -149,7 +148,12 @@ class Study:
         if not path.exists():
             parts = self.split(self.pretrain_on, plan)
             train = finetune(
-                parts.train, parts.test, steps=self.pretrain_steps, optimizer=adam, evaluate_every=max(1, self.pretrain_steps // 4), **PRETRAINING
+                parts.train,
+                parts.test,
+                steps=self.pretrain_steps,
+                optimizer=adam,
+                evaluate_every=max(1, self.pretrain_steps // 4),
+                **PRETRAINING,
             )
             torch.manual_seed(0)
             model = Network(plan.network, train.classes, plan.channels)()
@@ -246,7 +250,9 @@ def compared(study: Study, plan: Plan) -> Row:
     strategies = study.strategies(plan, weights, network)
     count = len(train.chosen(0))
     place = study.folder / f"{study.table}-{plan.network}-{Path(study.dataset).stem}-{count}"
-    print(f"{plan.network} on {study.dataset}, {count:,} training images: {', '.join(strategies)}; seeds {study.seeds} ({place})", flush=True)
+    print(
+        f"{plan.network} on {study.dataset}, {count:,} training images: {', '.join(strategies)}; seeds {study.seeds} ({place})", flush=True
+    )
     found = compare(
         strategies,
         network,
@@ -259,14 +265,18 @@ def compared(study: Study, plan: Plan) -> Row:
         settings={"model": plan.network, "weights": weights.digest},
     )
     found = with_threshold(found)
-    measured = Measured.of(found, plan.places)
+    measured = Measured.of(found, plan.places, [name for name in strategies if " on " in name])
     answers = findings(measured, few=count < len(parts.train), level=found.level)
     print(f"\n{found}\n\n{printed(answers)}\n", flush=True)
     return {
         **described(study, plan, parts, train, origin),
         **plain(measured.to_dict()),
-        "findings": plain(answers),
-        "layers": plain({name: found.kept(name) for name in strategies}),
+        "findings": [{**plain(answer), "numbers": answer.numbers()} for answer in answers],
+        "final_tests": plain(found.finals),
+        "steps_tests": plain(found.steps),
+        "layers": plain(by_layer(found)),
+        "measure": found.measure,
+        "metric": found.metric,
         "parameters": {name: sum(found.of(name)[0].initialisation["parameters"].values()) for name in strategies},
         "training_seconds": round(sum(run.curve.seconds for run in found.runs), 1),
         "seconds": round(time.monotonic() - started),
@@ -304,11 +314,27 @@ def described(study: Study, plan: Plan, parts: Split, train: FineTuning, origin:
     }
 
 
+def by_layer(found: Comparison) -> list[Row]:
+    """Layer by layer, how alike its outputs are at the start and the end of every start's runs, what chance gives, and its weights."""
+    kept = {name: found.kept(name) for name in found.strategies}
+    return [
+        {
+            "layer": layer,
+            "similarity": {name: layers[layer][0] for name, layers in kept.items()},
+            "chance": {name: layers[layer][1] for name, layers in kept.items()},
+            "correlation": {name: layers[layer][2] for name, layers in kept.items()},
+        }
+        for layer in kept[found.baseline]
+    ]
+
+
 def with_threshold(found: Comparison) -> Comparison:
     """The same comparison, with steps counted to the share of random's final score that the paper's threshold is."""
     runs = found.of(found.baseline)
     goal = SHARE * sum(run.curve.final for run in runs) / len(runs)
-    return replace(found, threshold=goal, threshold_rule=f"{SHARE:.1%} of the mean final score of {found.baseline}, as the paper's 91 of 96.4")
+    return replace(
+        found, threshold=goal, threshold_rule=f"{SHARE:.1%} of the mean final score of {found.baseline}, as the paper's 91 of 96.4"
+    )
 
 
 def adam(groups: Any, lr: float) -> Optimizer:

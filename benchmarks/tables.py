@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from jsonargparse import auto_cli
 
 from metalearn.progress import duration
 
-from . import reuse_tables, speed_tables
+from . import init_tables, reuse_tables, speed_tables
 from .papers import beside
 
 HERE = Path(__file__).parent
@@ -48,16 +50,17 @@ def few_shot() -> str:
     return "\n".join(lines)
 
 
-def engine() -> str:
-    """The cost of a meta-gradient, of sampling and of starting: the newest figure of each."""
-    newest = {row["figure"]: row for row in rows("engine")}
+def figures(name: str) -> str:
+    """The newest line of each figure in a result file: what was measured, with the torch and the threads it was measured with."""
+    newest = {row["figure"]: row for row in rows(name)}
     lines = ["| figure | measured | torch | threads |", "|---|---|---|---|"]
-    for name, row in newest.items():
-        lines.append(f"| {name} | {row['said']} | {row['versions']['torch']} | {row.get('threads', '')} |")
+    for figure, row in newest.items():
+        lines.append(f"| {figure} | {row['said']} | {row['versions']['torch']} | {row.get('threads', '')} |")
     return "\n".join(lines)
 
 
-TABLES = {"few_shot": few_shot, "engine": engine, **reuse_tables.TABLES, **speed_tables.TABLES}
+FIGURES = {name: partial(figures, name) for name in ("engine", "measures", "similarity_map")}
+TABLES: dict[str, Callable[[], str]] = {"few_shot": few_shot, **FIGURES, **reuse_tables.TABLES, **speed_tables.TABLES, **init_tables.TABLES}
 
 
 def tables(check: bool = False) -> None:

@@ -48,7 +48,8 @@ def preset(name: str, dataset: str, ways: int = 5, shots: int = 1, algorithm: st
 
 def _quick(dataset: str, ways: int, shots: int, algorithm: str) -> Preset | None:
     if dataset not in ("glyphs", "omniglot"):
-        rate, steps, test_steps = 0.1, 5, 10
+        # At 0.1 MAML was at chance on miniImageNet after 700 steps; ANIL's head alone bears it.
+        rate, steps, test_steps = (0.1, 5, 10) if algorithm == "anil" else (0.02, 3, 5)
     elif algorithm == "anil":
         rate, steps, test_steps = 0.1, 5, 20  # its steps are cheap: the body runs once
     else:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from metalearn.analysis.similarity import linear_cka
+from metalearn.analysis.similarity import linear_cka, rearranged
 from metalearn.analysis.similarity_map import similarity_map
 from metalearn.representations import representations
 
@@ -201,10 +201,7 @@ def test_chance_has_the_spread_of_a_random_permutation_and_the_floor_is_read_fro
     assert np.array_equal(found.chance, again.chance)
 
 
-def test_chance_is_the_map_of_shuffled_images():
-    """With the images of b in another order, what was chance for that order is the value, and the first draw's order is found by trying."""
-    from metalearn.analysis.similarity import rearranged
-
+def test_chance_is_the_similarity_to_shuffled_images():
     a, b, x, names = conv_network(), conv_network(seed=1), images(9), ["0", "7"]
     found = similarity_map(a, b, [x], names, names, draws=1, seed=3)
     order = rearranged(9, 9, torch.Generator().manual_seed(3))

@@ -118,14 +118,15 @@ def similarity_map(
     flattened, and HSIC_1 the U-statistic, not divided by n(n-3), so that a short last batch counts for less (Nguyen et al. 2021,
     arXiv:2010.15327). With one batch it is `linear_cka`, to 1e-5.
 
-    Both networks see the same batch, in evaluation mode and under no_grad, whatever the loader's shuffle; where `a is b` there is one
-    forward pass. Gram matrices are taken as the layers run, so that activations are not held; they are float32 (float64 where torch is
-    set to multiply less exactly than float32), sums are float64. Memory: layers x n² x 8 bytes for batches of n images.
+    Both networks see the same batch, in evaluation mode and under no_grad, whatever the loader's shuffle; where `a is b` it runs once.
+    Gram matrices are taken as the layers run, so that activations are not held; they are float32, or float64 where that would show (or
+    torch is set to TF32 or bfloat16 products), and then the batch in which that shows runs twice. Sums are float64. Memory: layers x n²
+    x 8 bytes for batches of n images.
 
     Args:
         a, b: networks of any depth and family, on one device.
         loader: an iterable of batches: images (n, ...), or a tuple or list that starts with them. Four images or more each.
-        layers_a, layers_b: names of modules; by default `metalearn.layers(network)`.
+        layers_a, layers_b: names of modules, or of one entry of what they put out ("lstm:0"); by default `metalearn.layers(network)`.
         draws, seed: how often the floor shuffles the images of `b` within each batch, and what its draws depend on.
         progress: show the progress on standard error, where the loader has a length.
 
@@ -133,6 +134,7 @@ def similarity_map(
         ValueError: an empty loader; a batch of fewer than 4 images (one that comes last is left out, with a warning); networks on more than
             one device; a layer that does not exist, ran twice or never, puts out something else than one tensor with a row an image, or a
             value that is not finite. A layer that puts out the same for all images has NaN, and a note.
+        TypeError: what should be batches of images, or a list of names, is something else.
 
     Example:
         >>> images = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
