@@ -80,10 +80,10 @@ def tables(check: bool = False) -> None:
 def drawn(text: str) -> str:
     """A page with the tables between its markers drawn anew."""
     for name, table in TABLES.items():
-        start, end = f"<!-- table {name} -->\n", "\n<!-- end -->"
+        start, end = f"<!-- table {name} -->\n", "<!-- end -->"
         before, found, rest = text.partition(start)
         if found:
-            text = before + start + table() + end + rest.partition(end)[2]
+            text = f"{before}{start}{table()}\n{end}" + rest.partition(end)[2]
     return text
 
 
