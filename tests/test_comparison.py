@@ -94,8 +94,17 @@ def test_differences_without_spread_have_no_p_unless_all_are_zero() -> None:
         paired([math.nan], [0.5])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def threads():
+    """One thread, as each of two processes on two cores has: other numbers of threads add up in other orders."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
-def found():
+def found(threads):
     return compare(starts(), build, TRAIN, TRAIN.probe(36), seeds=[0, 1, 2])
 
 
@@ -271,15 +280,6 @@ print(found)
 """
 
 
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("one_thread")
 def test_after_a_real_kill_the_same_table_comes_out(tmp_path: Path) -> None:
     root = str(Path(__file__).parents[1])
     (tmp_path / "script.py").write_text(SCRIPT)

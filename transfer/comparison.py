@@ -225,7 +225,8 @@ def compare(
         threshold: the score that steps are counted to; None for 98 % of the baseline's mean final score.
         level: of the tests and, as 1 - level, of the intervals.
         measure: "cca", "linear_cka", or another of `compare_layers`.
-        processes: how many share out the runs on this machine; all arguments must then be picklable. Under torchrun the ranks share them.
+        processes: how many share out the runs on this machine, each with its share of torch's threads (sums of other numbers of threads
+            may differ in their last digits); all arguments must then be picklable. Under torchrun the ranks share them.
         settings: what else decides the result, recorded and compared when a comparison goes on.
         progress: show progress on standard error.
 
