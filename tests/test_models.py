@@ -33,8 +33,13 @@ def test_they_use_batch_statistics() -> None:
 
 
 def test_pooling_before_relu_is_the_same_function() -> None:
-    block, maps = Conv4(5).block1, torch.rand(3, 1, 28, 28)
-    torch.testing.assert_close(block(maps), torch.nn.functional.max_pool2d(torch.relu(block.norm(block.conv(maps))), 2), rtol=0, atol=0)
+    block, maps = Conv4(5).double().block1, torch.rand(3, 1, 28, 28, dtype=torch.float64)
+    expected = torch.nn.functional.max_pool2d(torch.relu(block.norm(block.conv(maps))), 2)
+    torch.testing.assert_close(block(maps), expected, rtol=1e-12, atol=1e-12)
+    seen: list[torch.Size] = []
+    block.norm.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    torch.testing.assert_close(block(maps), expected, rtol=1e-12, atol=1e-12)
+    assert seen == [(3, 64, 28, 28)]  # whoever watches a layer sees what it puts out
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:
