@@ -1,7 +1,8 @@
 """MAML, first-order MAML and ANIL as learn2learn, higher and torchopt have their users write them, on a network of plain modules.
 
 Each loop is a generator over tasks: it adapts to one, hands over the adapted function from inputs to logits, and after the caller has used
-it goes on to the next. Nothing of this project is imported here, so that a peer's fresh process holds the peer alone.
+it goes on to the next. Nothing of this project is imported here (but for `compat`, learn2learn's names on it), so that a
+peer's fresh process holds the peer alone.
 """
 
 from __future__ import annotations
@@ -83,10 +84,17 @@ def learn2learn(net: Plain, how: Recipe, tasks: Iterable[Any]) -> Iterator[tuple
     (Its ANIL example sends support and query through the body in one batch, and so normalises them together. Here they go one after the
     other, which is what MAML does and what the others compute.)
     """
-    from learn2learn.algorithms import MAML
+    yield from _clones("learn2learn", net, how, tasks)
 
+
+def compat(net: Plain, how: Recipe, tasks: Iterable[Any]) -> Iterator[tuple[Any, Predict]]:
+    """learn2learn's script after the change of its import."""
+    yield from _clones("metalearn.compat.learn2learn", net, how, tasks)
+
+
+def _clones(library: str, net: Plain, how: Recipe, tasks: Iterable[Any]) -> Iterator[tuple[Any, Predict]]:
     body, moving = how.parts(net)
-    maml = MAML(moving, lr=how.lr, first_order=not how.second_order)
+    maml = importlib.import_module(library).algorithms.MAML(moving, lr=how.lr, first_order=not how.second_order)
     for task in tasks:
         support, learner = how.encoded(body, task.support.inputs), maml.clone()
         for _ in range(how.steps):
@@ -170,7 +178,7 @@ def by_hand(net: Plain, how: Recipe, tasks: Iterable[Any]) -> Iterator[tuple[Any
         yield task, lambda inputs, weights=weights: functional_call(moving, weights, (body(inputs),))  # type: ignore[misc]
 
 
-LOOPS: dict[str, Loop] = {"learn2learn": learn2learn, "higher": higher, "torchopt": torchopt, "torch": by_hand}
+LOOPS: dict[str, Loop] = {"learn2learn": learn2learn, "compat": compat, "higher": higher, "torchopt": torchopt, "torch": by_hand}
 
 
 def meta_backward(peer: str, net: Plain, how: Recipe, tasks: list[Any]) -> None:
@@ -192,6 +200,8 @@ def missing(peer: str) -> str:
     """Why a peer cannot be used here, in words; nothing where it can. Raises ValueError for one that is not known."""
     if peer not in LOOPS:
         raise ValueError(f"there is no peer {peer!r}; choose from {', '.join(LOOPS)}")
+    if peer == "compat":
+        return ""  # ours
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # what they say of their age
             warnings.simplefilter("ignore")

@@ -214,7 +214,7 @@ def _channels(values: Tensor) -> Tensor:
 def _channels_last(maps: Tensor) -> Tensor:
     if maps.shape[1] == 1 and maps.is_contiguous():
         # One channel comes first and last: only these strides have torch take it as last.
-        number, _, height, width = maps.shape
+        _, _, height, width = maps.shape
         return maps.as_strided(maps.shape, (height * width, 1, width, 1))
     return maps.contiguous(memory_format=torch.channels_last)
 

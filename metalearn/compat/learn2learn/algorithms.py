@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.inner_loop import Rates, Weights, _attention, sgd
+from metalearn.operations import Convolutions
 
 from ._missing import nearest
 from .utils import clone_module, clone_parameters, replace, update_module
@@ -32,7 +33,7 @@ class BaseLearner(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module gives."""
         # The choice of attention's kernel is made in the forward pass: only one of them can be differentiated twice.
-        with _attention.twice_differentiable(torch.is_grad_enabled() and not getattr(self, "first_order", True)):
+        with _attention.twice_differentiable(torch.is_grad_enabled() and not getattr(self, "first_order", True)), Convolutions():
             return self.module(*args, **kwargs)
 
 
