@@ -25,23 +25,27 @@ from rich.table import Table
 
 from metalearn.analysis import Estimate
 from transfer import Comparison
+from transfer.comparison import Kept as KeptOfLayer
 from transfer.statistics import holm, paired
 
 POINT = 0.01  # of a final score
 PART = 0.2  # of random's steps
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not decidable at this size"
 Steps = Sequence[float | None]
+Kept = Mapping[str, Sequence[float | None]]
 
 
 @dataclass(frozen=True)
 class Measured:
     """The final scores and the steps to the threshold of every start, seed by seed (None: not reached).
 
-    `ladder` is the starts that copy more and more layers, from "random" to "full"; `learned` those that were meta-learned.
+    `kept` is how alike each layer is at the start and at the end, seed by seed (None: too few examples to say). `ladder` is the starts that
+    copy more and more layers, from "random" to "full"; `learned` those that were meta-learned.
     """
 
     finals: Mapping[str, Sequence[float]]
     steps: Mapping[str, Steps]
+    kept: Mapping[str, Kept]
     ladder: tuple[str, ...]
     learned: tuple[str, ...] = ()
 
@@ -50,7 +54,8 @@ class Measured:
         """What a comparison measured; `places` are the layers that it copied through."""
         finals = {name: [run.curve.final for run in found.of(name)] for name in found.strategies}
         steps = {name: [run.curve.steps_to(found.threshold) for run in found.of(name)] for name in found.strategies}
-        return cls(finals, steps, ("random", *(f"through {place}" for place in places), "full"), tuple(learned))
+        kept = {name: by_layer([run.kept for run in found.of(name)]) for name in found.strategies}
+        return cls(finals, steps, kept, ("random", *(f"through {place}" for place in places), "full"), tuple(learned))
 
     @property
     def margin(self) -> float:
@@ -67,8 +72,8 @@ class Measured:
 class Finding:
     """A claim, its answer, and what decides it: a difference with its interval, and for a test p before and after Holm.
 
-    `unit` is "points" or "steps"; `margin` is a score or in steps. `test` says that it is `less`, with a p, and not `same`. `smallest` is
-    the least p that so many seeds can reach. `paper` says whether the claim is the paper's or ours.
+    `unit` is "points", "steps" or "similarity"; `margin` is in it, of points a score. `test` says that it is `less`, with a p, and not
+    `same`. `smallest` is the least p that so many seeds can reach. `paper` says whether the claim is the paper's or ours.
     """
 
     claim: str
@@ -92,7 +97,7 @@ class Finding:
         """
         if self.difference is None:
             return self.note
-        scale, digits = (100, 2) if self.unit == "points" else (1, 1)
+        scale, digits = {"points": (100, 2), "steps": (1, 1), "similarity": (1, 3)}[self.unit]
         said = f"{scale * self.difference.mean:+.{digits}f} ± {scale * self.difference.interval:.{digits}f} {self.unit}"
         judged = f"p = {self.adjusted:.2g} (Holm)" if self.test else f"margin {scale * self.margin:.{digits}f}"
         return f"{said}, {judged}" + (f"; {self.note}" if self.note else "")
@@ -118,6 +123,7 @@ def findings(measured: Measured, *, few: bool, level: float = 0.05) -> list[Find
         lowest_layers(steps, ladder, level),
         first_gain(steps, ladder, level),
         sooner(f"gabor is as fast as {ladder[1]}", "gabor", ladder[1], same),
+        reuse_is_low(measured.kept, level),
     ]
     if "slim" in finals:
         rows.append(same("slim ends where full does", finals["slim"], finals["full"], POINT, "points", level))
@@ -182,12 +188,32 @@ def first_gain(steps: Mapping[str, Steps], ladder: Sequence[str], level: float) 
     return replace(nearest, p=p, note="; ".join(filter(None, (f"the nearest other is {ladder[worst + 2]}", nearest.note))))
 
 
+def reuse_is_low(kept: Mapping[str, Kept], level: float) -> Finding:
+    """Whether what full keeps of its start beyond what random keeps of its own is larger in the lowest layer than in the highest.
+
+    Layers are those that the measure can tell of in every run; the head, which starts fresh in both, is none of them.
+    """
+    full, random = kept["full"], kept["random"]
+    known = [layer for layer in list(full)[:-1] if layer in random and None not in (*full[layer], *random[layer])]
+    claim = "what is reused is in the lowest layers"
+    if len(known) < 2:
+        return Finding(claim, "similarity", 0.0, note="too few examples for the features of all but one layer")
+    beyond = {layer: [a - b for a, b in zip(full[layer], random[layer], strict=True)] for layer in known}  # type: ignore[operator]
+    claim += f": {known[0]} is kept beyond random more than {known[-1]}"
+    return less(claim, beyond[known[-1]], beyond[known[0]], 0.0, "similarity", level)
+
+
 def answered(rows: Sequence[Finding], level: float) -> list[Finding]:
     """The findings with p adjusted over those that test, and their answers."""
     testing = [i for i, row in enumerate(rows) if row.test]
     adjusted = dict(zip(testing, holm([rows[i].p for i in testing]), strict=True))
     done = [replace(row, adjusted=adjusted.get(i, math.nan)) for i, row in enumerate(rows)]
     return [replace(row, answer=_answer(row, level)) for row in done]
+
+
+def by_layer(runs: Sequence[Sequence[KeptOfLayer]]) -> dict[str, list[float | None]]:
+    """Layer -> its similarity in every run, None where there is none."""
+    return {layer[0].layer: [None if math.isnan(one.similarity) else one.similarity for one in layer] for layer in zip(*runs, strict=True)}
 
 
 def missed(steps: Mapping[str, Steps], names: Sequence[str]) -> str:

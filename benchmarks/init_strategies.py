@@ -67,7 +67,7 @@ BLOCKS = ("block1", "block2", "block3")
 TABLES: dict[str, tuple[Plan, ...]] = {
     "a": (Plan("resnet18", ("bn1", "layer1", "layer2", "layer3")),),
     "conv4": (Plan("conv4", BLOCKS),),
-    "b": (Plan("squeezenet1_0", tuple(f"features.{i}" for i in (0, 3, 4, 5, 7, 8, 9, 10)), 64, 3, False),),
+    "b": (Plan("squeezenet1_0", ("features.0", "features.5", "features.10"), 64, 3, False),),  # stages between the poolings
     "c": (Plan("cbr_tiny", BLOCKS), Plan("cbr_small", BLOCKS)),
 }
 
@@ -109,6 +109,7 @@ class Study:
     root: str | None
     folder: Path
     probe: int
+    device: str
     processes: int
     progress: bool
     note: str
@@ -132,6 +133,7 @@ class Study:
             metric="auc" if len(parts.train.names) == 2 else "accuracy",
             images=None if self.images >= len(parts.train) else self.images,
             transform=None if plan.pretrained_here else IMAGENET,
+            device=self.device,
         )
 
     def start(self, plan: Plan) -> tuple[Pretrained, Row]:
@@ -153,6 +155,7 @@ class Study:
                 steps=self.pretrain_steps,
                 optimizer=adam,
                 evaluate_every=max(1, self.pretrain_steps // 4),
+                device=self.device,
                 **PRETRAINING,
             )
             torch.manual_seed(0)
@@ -161,7 +164,8 @@ class Study:
                 curve = train(model, 0, advance)
             about = {"trained_on": self.pretrain_on, "steps": train.steps, **PRETRAINING, "accuracy": curve.final, "seconds": curve.seconds}
             described = {"classes": train.classes, "images": len(parts.train), "size": plan.size, "channels": plan.channels}
-            files.save(path, dict(model.state_dict()), {**about, **described, "versions": saved.versions()})
+            where = {"device": self.device, "machine": experiments.machine(), "versions": saved.versions()}
+            files.save(path, dict(model.state_dict()), {**about, **described, **where})
         tensors, record = files.load(path)
         print(f"{plan.network} pretrained on {record['trained_on']}: {record['accuracy']:.1%} of its test images right", flush=True)
         return Pretrained(f"{plan.network} pretrained on {record['trained_on']}", tensors), record
@@ -190,17 +194,18 @@ def init_strategies(
     dataset: str = "pneumoniamnist",
     images: int = 500,
     seeds: str = "0,1,2,3,4,5",
-    steps: int = 64,
-    tests: int = 8,
+    steps: int = 96,
+    tests: int = 12,
     batch: int = 32,
     lr: float = 1e-3,
     pretrain_on: str = "cifar10",
-    pretrain_steps: int = 1200,
+    pretrain_steps: int = 3000,
     weights: str | None = None,
     checkpoints: str = "",
     root: str | None = None,
     folder: str = "runs/init",
     probe: int = 400,
+    device: str = "cpu",
     processes: int = 1,
     progress: bool = True,
     note: str = "",
@@ -223,6 +228,7 @@ def init_strategies(
         root: the folder of the data sets [METALEARN_DATA].
         folder: where pretrained networks and runs are kept.
         probe: test images that layers are compared on.
+        device: what trains, cpu or cuda; layers are compared on the CPU.
         processes: how many share out the runs.
         progress: show progress.
         note: what a reader of the row should know.
@@ -233,7 +239,7 @@ def init_strategies(
     paths = tuple(listed(checkpoints))
     if min(steps, tests, batch, images) < 1:
         raise ValueError(f"steps={steps}, tests={tests}, batch={batch} and images={images} must be at least 1")
-    shared = (pretrain_on, pretrain_steps, weights, paths, root, Path(folder), probe, processes, progress, note)
+    shared = (pretrain_on, pretrain_steps, weights, paths, root, Path(folder), probe, device, processes, progress, note)
     study = Study(table, dataset, images, numbers, steps, tests, batch, lr, *shared)
     for plan in TABLES[table]:
         row = compared(study, plan)
@@ -271,10 +277,11 @@ def compared(study: Study, plan: Plan) -> Row:
     return {
         **described(study, plan, parts, train, origin),
         **plain(measured.to_dict()),
-        "findings": [{**plain(answer), "numbers": answer.numbers()} for answer in answers],
         "final_tests": plain(found.finals),
         "steps_tests": plain(found.steps),
         "layers": plain(by_layer(found)),
+        "alike": plain(found.alike),
+        "probe": study.probe,
         "measure": found.measure,
         "metric": found.metric,
         "parameters": {name: sum(found.of(name)[0].initialisation["parameters"].values()) for name in strategies},
@@ -301,8 +308,9 @@ def described(study: Study, plan: Plan, parts: Split, train: FineTuning, origin:
         "classes": len(parts.train.names),
         "seeds": study.seeds,
         "settings": train.settings,
-        "pretraining": {name: value for name, value in origin.items() if name != "versions"},
+        "pretraining": {name: value for name, value in origin.items() if name not in ("versions", "machine")},
         "checkpoints": [Path(path).name for path in study.checkpoints],
+        "device": study.device,
         "processes": study.processes,
         "note": study.note,
         "command": shlex.join(["python", "-m", "benchmarks.init_strategies", *sys.argv[1:]]),

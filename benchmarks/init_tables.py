@@ -10,6 +10,7 @@ from typing import Any
 from metalearn.progress import duration
 
 from .init_findings import Measured, smaller_data
+from .init_findings import findings as answers
 from .reuse_tables import head, line, number
 
 RESULTS = Path(__file__).parent / "results" / "init_strategies.jsonl"
@@ -49,8 +50,8 @@ def findings() -> str:
     lines = [head("network, data", "finding", "answer", "difference over paired seeds")]
     for row in newest():
         about = problem(row)
-        for one in row["findings"]:
-            lines.append(line(about, one["claim"] + ("" if one["paper"] else " (ours)"), one["answer"], one["numbers"]))
+        for one in answers(measured(row), few=row["images"] < row["whole"], level=row["level"]):
+            lines.append(line(about, one.claim + ("" if one.paper else " (ours)"), one.answer, one.numbers()))
             about = ""
     for few, whole in pairs():
         found = smaller_data(measured(few), measured(whole), few["level"])
@@ -117,7 +118,7 @@ def same_network(row: Row) -> list[Any]:
 
 def measured(row: Row) -> Measured:
     """The numbers of a row by seed."""
-    return Measured(row["finals"], row["steps"], tuple(row["ladder"]), tuple(row["learned"]))
+    return Measured(row["finals"], row["steps"], row["kept"], tuple(row["ladder"]), tuple(row["learned"]))
 
 
 def problem(row: Row) -> str:

@@ -21,6 +21,7 @@ from benchmarks.init_findings import (
     first_gain,
     less,
     printed,
+    reuse_is_low,
     same,
     smaller_data,
 )
@@ -39,7 +40,10 @@ def made_up(seeds: int = 6, **steps: float) -> Measured:
     curves = {name: [mean + shift for shift in shifts[name][:seeds]] for name, mean in means.items()}
     finals = {name: [score + shift / 1000 for shift in shifts[name][:seeds]] for name, score in scores.items()}
     names = {name: name.replace("_", " ") if name.startswith("through") else name for name in means}
-    return Measured(finals, {names[name]: values for name, values in curves.items()}, LADDER)
+    low = [0.9 + shift / 1000 for shift in JITTER[:seeds]]
+    high = [0.5 + shift / 1000 for shift in shifts["gabor"][:seeds]]
+    kept = {"full": {"bn1": low, "layer1": high, "fc": low}, "random": {"bn1": high[::-1], "layer1": high[::-1], "fc": low}}
+    return Measured(finals, {names[name]: values for name, values in curves.items()}, kept, LADDER)
 
 
 def by_claim(measured: Measured, **options: bool) -> dict[str, Finding]:
@@ -49,7 +53,7 @@ def by_claim(measured: Measured, **options: bool) -> dict[str, Finding]:
 def test_all_findings_hold_where_the_paper_is_right() -> None:
     rows = findings(made_up(), few=True)
     assert {row.claim: row.answer for row in rows} == dict.fromkeys([row.claim for row in rows], HOLDS)
-    assert len(rows) == 9
+    assert len(rows) == 10
 
 
 def test_the_opposite_does_not_hold() -> None:
@@ -127,13 +131,23 @@ def test_meta_learned_starts_are_questions_of_ours() -> None:
     base = made_up()
     finals = {**base.finals, "maml on omniglot": base.finals["full"]}
     steps = {**base.steps, "maml on omniglot": base.steps["full"]}
-    rows = findings(Measured(finals, steps, LADDER, ("maml on omniglot",)), few=True)
+    rows = findings(Measured(finals, steps, base.kept, LADDER, ("maml on omniglot",)), few=True)
     assert [row.claim for row in rows if not row.paper] == [
         "maml on omniglot ends higher than random",
         "maml on omniglot is faster than random",
         "maml on omniglot ends higher than full",
     ]
     assert "(ours)" in printed(rows)
+
+
+def test_reuse_is_compared_between_the_layers_that_can_be_told_of() -> None:
+    kept = made_up().kept
+    swapped = {name: {"bn1": layers["layer1"], "layer1": layers["bn1"], "fc": layers["fc"]} for name, layers in kept.items()}
+    found = [answered([reuse_is_low(each, 0.05)], 0.05)[0] for each in (kept, swapped)]
+    assert [row.answer for row in found] == [HOLDS, FAILS]
+    assert "bn1 is kept beyond random more than layer1" in found[0].claim
+    unknown = {name: {**layers, "layer1": [None] * 6} for name, layers in kept.items()}
+    assert reuse_is_low(unknown, 0.05).numbers() == "too few examples for the features of all but one layer"
 
 
 def test_a_comparison_is_recorded_goes_on_and_is_drawn(
@@ -163,6 +177,8 @@ def test_a_comparison_is_recorded_goes_on_and_is_drawn(
     assert [one["layer"] for one in few["layers"]] == ["block1", "block2", "block3", "block4", "head"]
     assert few["learned"] == ["maml on omniglot"]
     assert few["ladder"] == ["random", "through block1", "through block2", "through block3", "full"]
+    assert few["kept"]["full"].keys() == {"block1", "block2", "block3", "block4", "head"}
+    assert {row["layer"] for row in few["alike"]} == few["kept"]["full"].keys()
     assert {"seeds", "settings", "versions", "machine", "commit", "command", "pretraining", "threshold_rule"} <= few.keys()
     init_strategies.init_strategies(images=16, **options, **small)  # all runs are there: the same numbers
     assert json.loads(results.read_text().splitlines()[2])["finals"] == few["finals"]

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -40,7 +40,7 @@ Train: TypeAlias = Callable[[nn.Module, int], Curve]
 Weighted: TypeAlias = tuple[nn.Module, Mapping[str, Tensor]]
 
 SHARE = 0.98  # of the baseline's final score: the threshold where none is given
-ROWS = 10_000  # examples times positions that layers are compared over
+ROWS = 5_000  # examples times positions that layers are compared over
 FILTERS = 16  # first-layer filters kept for the picture
 WAITING = 0.5  # seconds between looks for the files of other ranks
 
@@ -225,7 +225,7 @@ def compare(
         threshold: the score that steps are counted to; None for 98 % of the baseline's mean final score.
         level: of the tests and, as 1 - level, of the intervals.
         measure: "cca", "linear_cka", or another of `compare_layers`.
-        processes: how many share out the runs on this machine, each with its share of torch's threads (sums of other numbers of threads
+        processes: how many share out the work on this machine, each with its share of torch's threads (sums of other numbers of threads
             may differ in their last digits); all arguments must then be picklable. Under torchrun the ranks share them.
         settings: what else decides the result, recorded and compared when a comparison goes on.
         progress: show progress on standard error.
@@ -257,11 +257,12 @@ def compare(
     with _place(folder) as place:
         plan = _Plan(dict(strategies), build, train, probe, place, measure, {**decided, "own": dict(settings or {})})
         wanted = [(name, seed) for seed in numbers for name in strategies]
-        _perform(plan, wanted, processes, progress)
-        if ranks.here()[0]:
-            return ranks.from_first(None)  # type: ignore[return-value]
-        runs = {key: plan.read(*key) for key in wanted}
-        alike = tuple(_alike(plan, list(strategies), numbers, first, progress))
+        with _workers(plan, processes) as pool:
+            _perform(plan, wanted, pool, progress)
+            if ranks.here()[0]:
+                return ranks.from_first(None)  # type: ignore[return-value]
+            runs = {key: plan.read(*key) for key in wanted}
+            alike = _alike(plan, list(strategies), numbers, first, pool, progress)
     share = statistics.over_seeds([runs[first, seed].curve.final for seed in numbers]).mean
     rule = "given" if threshold is not None else f"{100 * SHARE:g} % of the mean final score of {first}"
     goal = SHARE * share if threshold is None else threshold
@@ -349,8 +350,8 @@ class _Plan:
         return {key.removeprefix("end."): tensor for key, tensor in tensors.items() if key.startswith("end.")}
 
 
-def _perform(plan: _Plan, wanted: list[tuple[str, int]], processes: int, progress: bool) -> None:
-    """All runs that are not there yet: this rank's share of them, in one process or several."""
+def _perform(plan: _Plan, wanted: list[tuple[str, int]], pool: Executor | None, progress: bool) -> None:
+    """All runs that are not there yet: this rank's share of them, here or in a pool."""
     rank, count = ranks.here()
     mine = wanted[rank::count]
     left = [key for key in mine if not plan.done(*key)]
@@ -359,8 +360,8 @@ def _perform(plan: _Plan, wanted: list[tuple[str, int]], processes: int, progres
     with shown_progress(
         f"{len(mine)} runs", steps * len(mine), unit=unit, done=steps * (len(mine) - len(left)), shown=progress and rank == 0
     ) as advance:
-        if processes > 1 and len(left) > 1:
-            _share_out(plan, left, min(processes, len(left)), lambda key: advance(steps, f"{key[0]}, seed {key[1]}"))
+        if pool:
+            _share_out(pool, _Plan.perform, left, lambda key: advance(steps, f"{key[0]}, seed {key[1]}"))
         else:
             for name, seed in left:
                 plan.perform(name, seed, _told(advance, f"{name}, seed {seed}: "))
@@ -376,8 +377,12 @@ def _told(advance: Callable[..., None], which: str) -> Callable[..., None]:
     return lambda count=1, text="": advance(count, which + text)
 
 
-def _share_out(plan: _Plan, left: list[tuple[str, int]], processes: int, finished: Callable[[tuple[str, int]], None]) -> None:
-    """Runs in processes of their own, each with its share of the cores."""
+@contextmanager
+def _workers(plan: _Plan, processes: int) -> Iterator[Executor | None]:
+    """Processes that hold the plan, each with its share of the cores, started when there is work; None for one."""
+    if processes == 1:
+        yield None
+        return
     try:
         packed = pickle.dumps(plan)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -388,14 +393,22 @@ def _share_out(plan: _Plan, left: list[tuple[str, int]], processes: int, finishe
     threads = max(1, torch.get_num_threads() // processes)
     spawn = multiprocessing.get_context("spawn")  # a fork would share torch's threads, which it does not survive
     with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_receive, initargs=(packed, threads)) as pool:
-        started = {pool.submit(_perform_there, *key): key for key in left}
         try:
-            for future in as_completed(started):
-                future.result()
-                finished(started[future])
+            yield pool
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _share_out(
+    pool: Executor, work: Callable[..., Any], items: Sequence[tuple[Any, ...]], finished: Callable[[tuple[Any, ...]], None]
+) -> list[Any]:
+    """`work(plan, *item)` of every item -> what each gave, in order."""
+    started = {pool.submit(_there, work, item): item for item in items}
+    for future in as_completed(started):
+        future.result()
+        finished(started[future])
+    return [future.result() for future in started]
 
 
 _received: list[_Plan] = []
@@ -406,28 +419,39 @@ def _receive(packed: bytes, threads: int) -> None:
     _received[:] = [pickle.loads(packed)]
 
 
-def _perform_there(name: str, seed: int) -> None:
-    _received[0].perform(name, seed)
+def _there(work: Callable[..., Any], item: tuple[Any, ...]) -> Any:
+    return work(_received[0], *item)
 
 
-def _alike(plan: _Plan, names: list[str], seeds: list[int], baseline: str, progress: bool) -> Iterator[Alike]:
+def _alike(plan: _Plan, names: list[str], seeds: list[int], baseline: str, pool: Executor | None, progress: bool) -> tuple[Alike, ...]:
     """Every strategy's end against its own, and against the baseline's, under the next seed."""
-    pairs = list(zip(seeds, seeds[1:] + seeds[:1], strict=True))[: len(seeds) if len(seeds) > 2 else len(seeds) - 1]
+    pairs = tuple(zip(seeds, seeds[1:] + seeds[:1], strict=True))[: len(seeds) if len(seeds) > 2 else len(seeds) - 1]
     if not pairs:
-        return
-    other = plan.network(baseline, seeds[0])
-    with shown_progress("comparing ends", len(names) * len(pairs), unit="pair", shown=progress) as advance:
-        for name in names:
-            found: tuple[list[Profile], list[Profile]] = [], []
-            model = plan.network(name, seeds[0])
-            for seed, following in pairs:
-                ours = (model, plan.end(name, seed))
-                found[0].append(_profile(ours, (model, plan.end(name, following)), plan))
-                found[1].append(found[0][-1] if name == baseline else _profile(ours, (other, plan.end(baseline, following)), plan))
-                advance(text=name)
-            for row in found[1][0].layers:
-                own, base = (statistics.over_seeds([profile[row.layer].similarity for profile in profiles]) for profiles in found)
-                yield Alike(name, row.layer, own, base)
+        return ()
+    items = [(name, baseline, pairs) for name in names]
+    with shown_progress("comparing ends", len(names), unit="start", shown=progress) as advance:
+        if pool:
+            found = _share_out(pool, _ends, items, lambda item: advance(text=item[0]))
+        else:
+            found = []
+            for item in items:
+                found.append(_ends(plan, *item))
+                advance(text=item[0])
+    return tuple(row for rows in found for row in rows)
+
+
+def _ends(plan: _Plan, name: str, baseline: str, pairs: Sequence[tuple[int, int]]) -> list[Alike]:
+    """One strategy's layers, each with how alike two of its ends are, and one of it and one of the baseline."""
+    model, other = plan.network(name, pairs[0][0]), plan.network(baseline, pairs[0][0])
+    own: list[Profile] = []
+    base: list[Profile] = []
+    for seed, following in pairs:
+        ours = (model, plan.end(name, seed))
+        own.append(_profile(ours, (model, plan.end(name, following)), plan))
+        base.append(own[-1] if name == baseline else _profile(ours, (other, plan.end(baseline, following)), plan))
+    shared = [row.layer for row in base[0].layers]
+    values = {layer: [[profile[layer].similarity for profile in profiles] for profiles in (own, base)] for layer in shared}
+    return [Alike(name, layer, *map(statistics.over_seeds, both)) for layer, both in values.items()]
 
 
 def _profile(ours: Weighted, theirs: Weighted, plan: _Plan) -> Profile:
