@@ -9,7 +9,7 @@ time        one meta-gradient, all sides in turn, with the bare convolutions of 
             and double backward, recorded from the plain network and made again alone, tasks in threads or in a loop, whichever is faster)
 gradients   the largest difference of the meta-gradients, float32 and float64, over the first few tasks
 test        adaptation and prediction without a meta-gradient
-memory      the peak of a fresh process above what it held before, with one thread and with all
+memory      the peak of a fresh process above what it held before, with one thread and with all; on CUDA that of this process's tensors
 sampling    episodes per second of our sampler and of learn2learn's on the same images in memory, and of learn2learn's on its own Omniglot,
             which reads files (where METALEARN_DATA names the folder), one thread
 start       a short Omniglot training run in a fresh process with nothing cached, data included (METALEARN_DATA names the folder)
@@ -165,6 +165,7 @@ def speed(
     device: str = "cpu",
     execution: str = "auto",
     bfloat16: bool = False,
+    tf32: bool = False,
     start_steps: int = 10,
     record: bool = True,
 ) -> None:
@@ -181,8 +182,9 @@ def speed(
         hidden: channels of the network [the setting's].
         threads: torch's threads, for every side [torch's own number].
         device: cpu, or cuda.
-        execution: how our tasks are run: auto, loop, threads or vectorized.
+        execution: how our tasks are run: auto, loop, threads, vectorized or graphs.
         bfloat16: time ours under bfloat16 autocast too.
+        tf32: let every side multiply float32 in tf32 on CUDA; otherwise none does, convolutions included.
         start_steps: outer steps of the run from a cold start.
         record: append to the result file.
     """
@@ -200,6 +202,8 @@ def speed(
         raise ValueError(f"rounds={rounds}; each side is timed at least once")
     if threads:
         torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
     figure_names, peer_names = asked["figure"][0], asked["peer"][0]
     session = Session(peer_names, rounds, bfloat16, start_steps, record)
     for setting in asked["setting"][0]:
@@ -270,7 +274,8 @@ class Session:
         apart: dict[str, dict[str, float]] = {}
         for double in (False, True):
             few = replace(case, tasks=count, double=double)
-            ways = ("loop", "threads", "vectorized") if double else (case.execution,)
+            third = "threads" if case.device == "cpu" else "graphs"
+            ways = ("loop", "vectorized", third) if double else (case.execution,)
             found = differences(few, peers, ways)
             apart["float64" if double else "float32"] = found
         worst = {precision: max(values.values()) for precision, values in apart.items()}
@@ -280,9 +285,14 @@ class Session:
     def memory(self, case: Case) -> None:
         """The peak of every side in a fresh process."""
         bytes_used: dict[str, dict[str, int]] = {}
-        for threads in sorted({1, torch.get_num_threads()}):
+        on_cuda = torch.device(case.device).type == "cuda"
+        for threads in {torch.get_num_threads()} if on_cuda else sorted({1, torch.get_num_threads()}):
             sides = [OURS, *self._peers(case)]
-            bytes_used[str(threads)] = {side: in_fresh_process(f"peak({case!r}, {side!r}, {threads})") for side in sides}
+            # A CUDA device counts what tensors hold, so that this process will do.
+            peaks = {
+                side: peak(case, side, threads) if on_cuda else in_fresh_process(f"peak({case!r}, {side!r}, {threads})") for side in sides
+            }
+            bytes_used[str(threads)] = peaks
         said = "; ".join(
             f"{threads} thread{'s' * (threads != '1')}: " + ", ".join(f"{side} {used / 2**20:.0f} MiB" for side, used in row.items())
             for threads, row in bytes_used.items()
@@ -350,7 +360,7 @@ class Session:
             row |= {"setting": case.setting, "algorithm": case.algorithm, "tasks": of.tasks, "queries": case.queries, "hidden": of.hidden}
             row |= {"inner_steps": of.steps, "lr": of.lr, "asked_execution": case.execution}
         device = torch.cuda.get_device_name(case.device) if case and torch.device(case.device).type == "cuda" else "cpu"
-        row |= {"device": device, "threads": torch.get_num_threads(), **facts}
+        row |= {"device": device, "threads": torch.get_num_threads(), "tf32": torch.backends.cudnn.allow_tf32, **facts}
         about = {"command": " ".join(["python -m benchmarks.speed", *sys.argv[1:]]), "machine": machine()}
         installed = {peer: importlib.metadata.version(peer) for peer in self.peers}
         if self.record:
@@ -395,18 +405,22 @@ def differences(case: Case, peers: Sequence[str], ways: Sequence[str]) -> dict[s
 
 
 def in_turn(runs: dict[str, Run], rounds: int, device: str = "cpu") -> dict[str, list[float]]:
-    """Seconds of every call, `rounds` of each, one after the other, each round beginning with another; a first round is not counted."""
+    """Seconds of every call, `rounds` of each, one after the other, each round beginning with another; a first round is not counted.
+
+    (On CUDA nor is the second one, which may record a CUDA graph.)
+    """
     names = list(runs)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
-    for number in range(rounds + 1):
+    on_cuda = torch.device(device).type == "cuda"
+    wait = torch.cuda.synchronize if on_cuda else lambda: None
+    for number in range(-1 if on_cuda else 0, rounds + 1):
         first = number % len(names)
         for name in names[first:] + names[:first]:
             wait()
             started = time.perf_counter()
             runs[name]()
             wait()
-            if number:
+            if number > 0:
                 seconds[name].append(time.perf_counter() - started)
     return seconds
 
@@ -512,9 +526,11 @@ def peak(case: Case, side: str, threads: int) -> int:
     learner, episodes = case.learner(), case.episodes()
     run = gradient_runs(case, peers, learner, episodes)[side]
     if torch.device(case.device).type == "cuda":
+        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()
-        run()
+        for _ in range(2):  # the second one may be recorded
+            run()
         return torch.cuda.max_memory_allocated() - held
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     held = _memory_now("VmRSS")

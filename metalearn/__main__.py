@@ -131,7 +131,7 @@ def evaluate_checkpoint(
         test_tasks: how many tasks [600].
         test_steps: inner steps.
         device: cpu, cuda, or any that torch knows [cpu].
-        execution: how tasks are run: auto, loop, threads or vectorized [auto].
+        execution: how tasks are run: auto, loop, threads, vectorized or graphs [auto].
         progress: show progress.
     """
     asked = {"dataset": dataset, "root": root, "queries": queries, "test_tasks": test_tasks, "test_steps": test_steps}

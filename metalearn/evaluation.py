@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -19,6 +19,7 @@ from metalearn.episodes import Episode, Examples, stack, unstack
 from metalearn.files import Record
 from metalearn.learner import Learner
 from metalearn.progress import progress as shown_progress
+from metalearn.tasks.few_shot import FewShot
 
 
 class Tasks(Protocol):
@@ -215,11 +216,18 @@ def place(episodes: Episode, learner: nn.Module) -> Episode:
     return episodes.to(like.device, like.dtype) if episodes.support.inputs.is_floating_point() else episodes.to(like.device)
 
 
+def drawn(episodes: Tasks, indices: Sequence[int], learner: nn.Module) -> Episode:
+    """A stack of tasks by index, on the learner's device and in its dtype."""
+    if type(episodes) is FewShot:
+        return place(episodes.stack(indices, _like(learner).device), learner)
+    return place(stack(episodes[i] for i in indices), learner)
+
+
 def accuracies(logits: Tensor, targets: Tensor) -> Tensor:
-    """The share of queries that are right, `(tasks,)` float64 on the CPU, from logits `(tasks, queries, ways)`; NaN for real targets."""
+    """The share of queries that are right, `(tasks,)` float64, from logits `(tasks, queries, ways)`; NaN for real targets."""
     if targets.is_floating_point():
-        return torch.full((len(logits),), math.nan, dtype=torch.float64)
-    return (logits.argmax(-1) == targets).flatten(1).cpu().double().mean(1)
+        return logits.new_full((len(logits),), math.nan, dtype=torch.float64)
+    return (logits.argmax(-1) == targets).flatten(1).double().mean(1)
 
 
 def describe(episodes: object) -> Record:
@@ -259,7 +267,7 @@ def _score(learner: Learner, episodes: Episode, first: int) -> Tensor:
         raise ValueError(f"a query has the label {int(targets.max())}, but there are {logits.shape[-1]} ways: labels count from 0")
     if targets.is_floating_point():
         return torch.stack([learner.loss(ours, theirs) for ours, theirs in zip(logits, targets, strict=True)]).cpu().double()
-    return accuracies(logits, targets)
+    return accuracies(logits, targets).cpu()
 
 
 def _shared_out(episodes: Tasks | DataLoader[Episode] | Episode, at_once: int) -> Iterator[tuple[int, Episode | None]]:

@@ -1,6 +1,6 @@
-"""How many tasks run: in a loop, in threads, or vectorized. Every way gives the same numbers.
+"""How many tasks run: in a loop, in threads, vectorized, or vectorized in CUDA graphs. Every way gives the same numbers.
 
-Tasks are independent, so nothing outside this file knows how they are run. All three ways take gradients with autograd *outside* of
+Tasks are independent, so nothing outside this file knows how they are run. All of them take gradients with autograd *outside* of
 `torch.vmap`: the stacked inner step differentiates the sum of the tasks' losses by weights that carry a task dimension, and vmap is
 only ever applied to a forward pass. Autograd then records the batched operations themselves, so that batch, layer and instance norm
 whose weight and bias adapt per task have right second derivatives, which they have not under `vmap(grad(...))` (pytorch/functorch#534).
@@ -12,22 +12,23 @@ import contextlib
 import copy
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from queue import SimpleQueue
 from threading import Barrier
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from .episodes import Episode, stack, unstack
+from .episodes import Episode, Examples, unstack
+from .graphs import replayed
 
 if TYPE_CHECKING:
     from .learner import Learner
 
-WAYS = ("auto", "loop", "threads", "vectorized")
+WAYS = ("auto", "loop", "threads", "vectorized", "graphs")
 CHUNK = 32  # tasks that are vectorized at once
 
 Item = TypeVar("Item")
@@ -63,20 +64,19 @@ def meta_backward(learner: Learner, episodes: Episode, *, scale: float | None = 
         >>> metalearn.meta_backward(learner, metalearn.episodes.stack(tasks[i] for i in range(4))).losses.shape
         torch.Size([4])
     """
-    tasks = unstack(episodes)
-    factor = 1 / len(tasks) if scale is None else scale
+    factor = 1 / len(episodes.query.inputs) if scale is None else scale
     trained = learner.trained()
     if not trained:
         raise ValueError("the learner has no parameter to train; set requires_grad_(True) on what the outer loop should move")
-    losses, logits, reached = [], [], set()
+    losses, logits = [], []
+    reached: set[str] = set()
     with torch.enable_grad():
-        for loss, prediction, gradients in _each(learner, tasks, _outer_gradient):
+        for loss, prediction, gradients in _each(learner, episodes, _outer_gradient):
             losses.append(loss)
             logits.append(prediction)
-            for (name, parameter), gradient in zip(trained.items(), gradients, strict=True):
-                if gradient is not None:
-                    reached.add(name)
-                    _accumulate(parameter, gradient, factor)
+            found = {name: gradient for name, gradient in zip(trained, gradients, strict=True) if gradient is not None}
+            reached |= found.keys()
+            _accumulate([trained[name] for name in found], list(found.values()), factor)
     unreached = [name.removeprefix("model.") for name in trained if name not in reached]
     if unreached:
         raise ValueError(
@@ -88,42 +88,61 @@ def meta_backward(learner: Learner, episodes: Episode, *, scale: float | None = 
 
 def predictions(learner: Learner, episodes: Episode) -> Tensor:
     """Query logits (tasks, queries, ways) of a stack of tasks, differentiable where gradients are on."""
-    return torch.cat(list(_each(learner, unstack(episodes), _predictions)))
+    return torch.cat(list(_each(learner, episodes, _predictions)))
 
 
 def chosen(learner: Learner) -> str:
-    """How this learner's tasks will be run: "loop", "threads" or "vectorized".
+    """How this learner's tasks will be run: "loop", "threads", "vectorized" or "graphs".
 
     By default: active random layers (dropout modules; a call of `F.dropout` inside a forward cannot be seen) in a loop, since only there
     each task draws as it would alone; on a CPU networks
     without convolutions vectorized (there a task is mostly overhead) and convolutions in threads (vectorized they become grouped
-    convolutions, which are slower); on other devices vectorized. What is not known to vectorize runs in threads or the loop.
+    convolutions, which are slower); on other devices vectorized, and on CUDA in graphs where `without_graphs` has no reason against it.
+    What is not known to vectorize runs in threads or the loop.
     Raises ValueError for a way that was asked for and would be wrong.
     """
     random = [f"{name} ({type(module).__name__})" for name, module in learner.model.named_modules() if _is_random(module)]
     if random:
-        if learner.execution in ("threads", "vectorized"):
+        if learner.execution not in ("auto", "loop"):
             raise ValueError(
                 f"{random[0]} draws random numbers, so that {learner.execution} tasks would not repeat what a loop gives; use "
                 f"execution='loop', or switch it off with model.eval()"
             )
         return "loop"
+    if learner.execution == "graphs" and not _on(learner, "cuda"):
+        raise ValueError("execution='graphs' records CUDA graphs, and this learner is not on a CUDA device; use learner.cuda(), or 'auto'")
     if learner.execution != "auto":
         return learner.execution
-    on_cpu = all(parameter.device.type == "cpu" for parameter in learner.parameters())
+    on_cpu = _on(learner, "cpu")
     modules = [module for module in learner.model.modules() if next(module.children(), None) is None]
     vectorizes = all(isinstance(module, _DENSE if on_cpu else (*_DENSE, *_CONVOLUTIONAL)) for module in modules)
     if vectorizes and _is_plain(learner.model):
-        return "vectorized"
+        return "graphs" if _on(learner, "cuda") and not without_graphs(learner) else "vectorized"
     return "threads" if on_cpu and torch.get_num_threads() > 1 else "loop"
+
+
+def without_graphs(learner: Learner) -> str:
+    """Why vectorized tasks are not recorded as CUDA graphs unasked, in words; nothing where they are.
+
+    A recording leaves out what Python does besides, so that only code of which it is known that it does nothing else is recorded.
+    """
+    hooked = [name or "the model" for name, module in learner.model.named_modules() if _has_hooks(module)]
+    if hooked:
+        return f"{hooked[0]} has hooks, which a CUDA graph would not call"
+    for what, kind in (("learner", type(learner)), ("loss", learner.loss), ("update", getattr(learner, "update", None))):
+        module = getattr(kind, "__module__", "metalearn.")
+        if not module.startswith(("torch.nn.", "metalearn.")):
+            name = getattr(kind, "__name__", type(kind).__name__)
+            return f"the {what} {name} is not known to do nothing but compute; execution='graphs' says that it is so"
+    return ""
 
 
 def in_flight(learner: Learner, tasks: int) -> tuple[str, int]:
     """How so many of this learner's tasks will be run, and how many of them at once: memory grows with these alone."""
     way = chosen(learner)
-    if way == "vectorized":
+    if way in ("vectorized", "graphs"):
         return way, min(CHUNK, tasks)
-    on_cpu = all(parameter.device.type == "cpu" for parameter in learner.parameters())
+    on_cpu = _on(learner, "cpu")
     threads = min(torch.get_num_threads(), tasks) if way == "threads" and on_cpu else 1
     return ("threads", threads) if threads > 1 else ("loop", 1)
 
@@ -154,11 +173,18 @@ def _is_random(module: nn.Module) -> bool:
     return module.training and (inner or (drops and getattr(module, "p", getattr(module, "drop_prob", 1)) != 0))
 
 
-def _accumulate(parameter: nn.Parameter, gradient: Tensor, factor: float) -> None:
-    if parameter.grad is None:
-        parameter.grad = gradient * factor
-    else:
-        parameter.grad.add_(gradient, alpha=factor)
+def _has_hooks(module: nn.Module) -> bool:
+    return any(getattr(module, name) for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"))
+
+
+def _on(learner: Learner, kind: str) -> bool:
+    return all(parameter.device.type == kind for parameter in learner.parameters())
+
+
+def _accumulate(parameters: list[nn.Parameter], gradients: list[Tensor], factor: float) -> None:
+    scaled = torch._foreach_mul(gradients, factor)
+    for parameter, gradient in zip(parameters, scaled, strict=True):
+        parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
 
 def _predictions(learner: Learner, episode: Episode) -> Tensor:
@@ -171,15 +197,19 @@ def _outer_gradient(learner: Learner, episode: Episode) -> tuple[Tensor, Tensor,
     return loss.reshape(-1), logits if learner.stacked else logits.unsqueeze(0), gradients
 
 
-def _each(learner: Learner, tasks: Sequence[Episode], work: Callable[[Learner, Episode], Result]) -> Iterator[Result]:
+def _each(learner: Learner, episodes: Episode, work: Callable[[Learner, Episode], Result]) -> Iterator[Result]:
     """The results of `work` on every task (or chunk of tasks), in the order of the tasks."""
     if learner.rates and torch.is_inference_mode_enabled():
         raise RuntimeError("the inner loop takes gradients, which torch.inference_mode() rules out; evaluate under torch.no_grad()")
+    tasks = unstack(episodes)
     way, before = chosen(learner), _versions(learner.model)
-    if way == "vectorized":
+    if way == "graphs" and work is _predictions and torch.is_grad_enabled():
+        way = "vectorized"  # a recording has no graph to differentiate
+    if way in ("vectorized", "graphs"):
+        run = _recorded if way == "graphs" else _at_once
         for start in range(0, len(tasks), CHUNK):
-            chunk = tasks[start : start + CHUNK]
-            yield work(learner.on(stacked=len(chunk)), stack(chunk))
+            chunk = Episode(*(Examples(*(tensor[start : start + CHUNK] for tensor in part)) for part in episodes))
+            yield run(learner.on(stacked=len(chunk.query.inputs)), chunk, work)
     elif way == "threads":
         yield from in_threads(learner, tasks, work)
     else:
@@ -190,6 +220,38 @@ def _each(learner: Learner, tasks: Sequence[Episode], work: Callable[[Learner, E
             f"the model writes into its buffer {written[0]} while it runs, so that every task changes what the next one sees; switch that "
             f"off with model.eval(), or keep it out of the model"
         )
+
+
+def _at_once(learner: Learner, chunk: Episode, work: Callable[[Learner, Episode], Result]) -> Result:
+    return work(learner, chunk)
+
+
+def _recorded(learner: Learner, chunk: Episode, work: Callable[[Learner, Episode], Result]) -> Result:
+    def run(*tensors: Tensor) -> Result:
+        return work(learner, Episode(Examples(*tensors[:2]), Examples(*tensors[2:])))
+
+    return replayed(learner.model, (work, _decisive(learner)), run, *chunk.support, *chunk.query)
+
+
+def _decisive(learner: Learner) -> tuple[Any, ...]:
+    """All that decides which operations a learner makes on given episodes, and on what memory."""
+    model = learner.model
+    modes = torch.is_grad_enabled(), torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"), *_precisions()
+    own = tuple((name, _plain(thing)) for name, thing in vars(learner).items() if not name.startswith("_"))
+    tensors = tuple((name, _plain(tensor), tensor.requires_grad) for name, tensor in (*learner.named_parameters(), *model.named_buffers()))
+    return type(learner), modes, own, tensors, tuple(module.training for module in model.modules())
+
+
+def _plain(thing: Any) -> Any:
+    if isinstance(thing, Tensor):
+        return thing.data_ptr(), thing.shape, thing.stride(), thing.dtype
+    if isinstance(thing, Mapping):
+        return tuple((name, _plain(part)) for name, part in thing.items())
+    return tuple(map(_plain, thing)) if isinstance(thing, list | tuple) else thing
+
+
+def _precisions() -> tuple[Any, ...]:
+    return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.are_deterministic_algorithms_enabled()
 
 
 def _versions(model: nn.Module) -> dict[str, int]:
@@ -203,7 +265,7 @@ def in_threads(learner: Learner, items: Sequence[Item], work: Callable[[Learner,
     On a CPU a task is too small to be shared out over cores, so that a task a core is faster. Where there is one core, or the model is
     on another device, the items are worked on one by one.
     """
-    on_cpu = all(parameter.device.type == "cpu" for parameter in learner.parameters())
+    on_cpu = _on(learner, "cpu")
     threads = min(torch.get_num_threads() if on_cpu else 1, len(items))
     if threads < 2:
         yield from (work(learner, item) for item in items)

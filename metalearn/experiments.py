@@ -70,9 +70,9 @@ class Experiment:
         clip_value: magnitude that outer gradients are clipped to [preset].
         test_tasks: test tasks, the same for every learner.
         seed: of the initial weights and of the training tasks; test tasks keep their own.
-        execution: how tasks are run: auto, loop, threads or vectorized.
+        execution: how tasks are run: auto, loop, threads, vectorized or graphs.
         device: cpu, cuda, or any that torch knows.
-        precision: float32, float64, or bfloat16 (autocast).
+        precision: float32, float64, tf32 (CUDA), or bfloat16 (autocast).
         runs: the folder of checkpoints and logs; a run that was interrupted goes on from there.
     """
 
@@ -111,7 +111,7 @@ class Experiment:
     def __post_init__(self) -> None:
         for name, value, choices in (
             ("norm", self.norm, ("batch", "frozen")),
-            ("precision", self.precision, ("float32", "float64", "bfloat16")),
+            ("precision", self.precision, ("float32", "float64", "tf32", "bfloat16")),
             ("schedule", self.schedule or "constant", ("constant", "cosine")),
             ("channels", self.channels or 1, (1, 3)),
         ):
@@ -197,7 +197,7 @@ class Experiment:
             checkpoint=checkpoint,
             log=checkpoint.with_suffix(".jsonl"),
             tensorboard=tensorboard,
-            precision="bfloat16" if self.precision == "bfloat16" else None,
+            precision=self.precision if self.precision in ("bfloat16", "tf32") else None,
             progress=progress,
             settings={"algorithm": algorithm, "experiment": self.to_dict(algorithm), "notes": self._notes(algorithm)},
         )

@@ -14,12 +14,15 @@ from torch.func import functional_call, vmap
 
 from . import execution as _execution
 from .episodes import Episode, Examples
+from .graphs import value
 from .inner_loop import Rates, Weights
 from .layers import assign, is_inside
 from .layers import head as find_head
 from .norm import check_statistics, statistics
+from .operations import Convolutions
 from .readouts import check_labels
 from .representations import head_input
+from .stacked import StackedConvolutions
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -45,7 +48,8 @@ class Learner(nn.Module):
         model: any module with one tensor in and one out. One that keeps running statistics is refused, with the cure.
         head: the path of its head; by default its last Linear or Conv2d.
         loss: from logits (examples, ways) and targets (examples,) to the mean over examples.
-        execution: "loop", "threads", "vectorized", or "auto" (the fastest of them that is exact for this model and device).
+        execution: "loop", "threads", "vectorized", "graphs" (vectorized and recorded, on CUDA), or "auto" (the fastest of them that is
+            exact for this model and device).
     """
 
     first_order = False
@@ -140,7 +144,7 @@ class Learner(nn.Module):
             return at_head.features, at_head.copy, output
 
         features, of_head, output = self._per_task(run, weights, inputs)
-        return features, ends[0] and torch.equal(of_head, output)  # what wrote into the head's output shows in its values
+        return features, ends[0] and bool(value((of_head == output).all()))  # what wrote into the head's output shows in its values
 
     def task_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of a task: a scalar, or (tasks,) where tasks are vectorized."""
@@ -159,7 +163,7 @@ class Learner(nn.Module):
         outputs = getattr(module, "out_features", getattr(module, "out_channels", None))
         if outputs is None or support.targets.is_floating_point():
             return
-        classes = int(support.targets.max()) + 1
+        classes = value(support.targets.max()) + 1
         cure = f"build the model with {classes} outputs, or name another head with head="
         if classes > outputs:
             raise ValueError(f"the head {self.head!r} has {outputs} outputs, but the support set has {classes} classes; {cure}")
@@ -178,10 +182,12 @@ class Learner(nn.Module):
 
     def _per_task(self, function: Callable[[Weights, Tensor], Any], weights: Weights, inputs: Tensor) -> Any:
         if not self.stacked:
-            return function(weights, inputs)
+            with Convolutions():
+                return function(weights, inputs)
         single = dict(self.model.named_parameters())
         dims = {name: 0 if weight.ndim > single[name].ndim else None for name, weight in weights.items()}
-        return vmap(function, in_dims=(dims, 0), randomness="error")(weights, inputs)
+        with StackedConvolutions():
+            return vmap(function, in_dims=(dims, 0), randomness="error")(weights, inputs)
 
 
 class FeatureLearner(Learner):
@@ -196,7 +202,7 @@ class FeatureLearner(Learner):
         """Query inputs (queries, ...) of that task -> logits (queries, ways), for as many ways as the support set has."""
         if adapted.support is None:
             raise ValueError(f"{type(self).__name__} predicts from support features: pass what its own adapt(support) returned")
-        ways = int(adapted.support.targets.max()) + 1
+        ways = value(adapted.support.targets.max()) + 1
         return self.readout(adapted.support, self.flat_features(adapted.weights, inputs), ways)
 
     def readout(self, support: Examples, queries: Tensor, ways: int) -> Tensor:

@@ -40,7 +40,12 @@ class Forecast(NamedTuple):
         return self.per_task * self.in_flight
 
     def __str__(self) -> str:
-        ways = {"loop": "tasks in a loop", "threads": "tasks in threads", "vectorized": "tasks vectorized"}
+        ways = {
+            "loop": "tasks in a loop",
+            "threads": "tasks in threads",
+            "vectorized": "tasks vectorized",
+            "graphs": "tasks in CUDA graphs",
+        }
         free = "" if self.free is None else f" of {size(self.free)} free"
         each = f"{size(self.per_task)} a task ({size(self.per_step)} an inner step)"
         return f"{ways[self.way]}, {self.in_flight} at once: {each}, {size(self.total)}{free}"
@@ -68,7 +73,7 @@ def forecast(learner: Learner, episode: Episode, *, tasks: int = execution.CHUNK
     """
     device = next(learner.parameters()).device
     way, in_flight = execution.in_flight(learner, tasks)
-    if way == "vectorized":  # whose operations keep other tensors, even for one task
+    if way in ("vectorized", "graphs"):  # whose operations keep other tensors, even for one task
         learner, episode = learner.on(stacked=1), stack([episode])
     if not learner.steps:
         return Forecast(_peak(learner, episode), 0, way, in_flight, free_memory(device))
@@ -96,7 +101,7 @@ def ways_out(learner: Learner, episode: Episode, expected: Forecast, *, processe
     fewer = max(expected.free // processes // max(expected.per_task, 1), 1)
     if expected.way == "threads":
         cures.append(f"fewer tasks in flight (torch.set_num_threads({fewer}), or execution='loop': {size(expected.per_task)})")
-    if expected.way == "vectorized":
+    if expected.way in ("vectorized", "graphs"):
         cures.append(f"fewer tasks in flight (execution='loop': {size(expected.per_task)})")
         cures.append(f"a smaller chunk (metalearn.execution.CHUNK = {fewer})")
     if processes > 1:

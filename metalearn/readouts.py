@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .episodes import Examples
+from .graphs import value
 
 RULES = ("softmax", "sum", "class_mean")
 
@@ -46,7 +47,7 @@ def check_labels(targets: Tensor, ways: int) -> None:
     """Raise ValueError where labels are not the integers 0 to ways - 1."""
     if targets.is_floating_point() or targets.is_complex():
         raise ValueError(f"class labels must be integers, not {targets.dtype}; use targets.long()")
-    low, high = int(targets.min()), int(targets.max())
+    low, high = value(targets.min()), value(targets.max())
     if low < 0 or high >= ways:
         raise ValueError(f"the labels run from {low} to {high}, but there are {ways} ways: labels must be 0 to {ways - 1}")
 

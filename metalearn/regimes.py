@@ -166,7 +166,7 @@ def trained(experiment: Experiment, regime: str, *, progress: bool = True) -> Ru
         clip_value=chosen.clip_value,
         checkpoint=checkpoint,
         log=checkpoint.with_suffix(".jsonl"),
-        precision="bfloat16" if experiment.precision == "bfloat16" else None,
+        precision=experiment.precision if experiment.precision in ("bfloat16", "tf32") else None,
         progress=progress,
         settings={"algorithm": regime, "experiment": experiment.to_dict(regime)},
     )

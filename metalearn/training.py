@@ -11,7 +11,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,9 +24,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from metalearn import checkpoints, files, memory, ranks
-from metalearn.episodes import stack, unstack
-from metalearn.evaluation import Tasks, accuracies, describe, evaluate, place
-from metalearn.execution import in_flight, meta_backward
+from metalearn.episodes import Episode, unstack
+from metalearn.evaluation import Tasks, accuracies, describe, drawn, evaluate
+from metalearn.execution import in_flight, meta_backward, without_graphs
 from metalearn.files import Record
 from metalearn.learner import Learner
 from metalearn.progress import progress as shown_progress
@@ -158,7 +159,8 @@ def meta_train(
             is kept as `<checkpoint>.previous`. `metalearn.checkpoints.restore` reads its weights.
         log: a path of JSON lines, one a step, also after resumes; what an earlier run left there moves to `<log>.previous`.
         tensorboard: a folder for TensorBoard (the extra `tensorboard`).
-        precision: "bfloat16" runs what is safe in it under autocast; None computes in the learner's own dtype.
+        precision: "bfloat16" runs what is safe in it under autocast; "tf32" multiplies float32 in tf32 on CUDA (10 bits of mantissa);
+            None computes in the learner's own dtype, as torch is set.
         progress: show how tasks are run, the memory expected, loss, accuracy, rate and time left on standard error.
         settings: what else decides the run, JSON-able (data set, seeds, model); recorded in the checkpoint, and compared on
             resume, but for what stands under "notes".
@@ -196,6 +198,7 @@ def meta_train(
     parameters = list(learner.trained().values())
     first = ranks.here()[0] == 0
     with (
+        contextlib.ExitStack() as opened,
         _naming_the_checkpoint(run),
         _interrupts() as asked_to_stop,
         records(log if first else None, tensorboard if first else None, run.step) as write,
@@ -204,12 +207,14 @@ def meta_train(
         stop = False
         if run.step < steps:
             _foresee(run, episodes, meta_batch, precision, shown=progress and first)
+        coming = opened.enter_context(contextlib.closing(_meta_batches(run, episodes, meta_batch, steps)))
         while run.step < steps and not stop:
             started = time.perf_counter()
-            tasks = [(run.step * meta_batch + j) % len(episodes) for j in range(meta_batch)]
+            tasks, stacked = next(coming)
             learner.zero_grad(set_to_none=True)
-            losses, right = _backward(learner, episodes, tasks, precision)
-            _check_finite(run, losses, episodes, tasks)
+            losses, right, finite = _backward(learner, stacked, len(tasks), precision)
+            if not finite:
+                _refuse(run, losses, episodes, tasks)
             if clip_value is not None:
                 clip_grad_value_(parameters, clip_value)
             if clip_norm is not None:
@@ -235,20 +240,47 @@ def meta_train(
     return run.curve
 
 
-def _backward(learner: Learner, episodes: Tasks, tasks: list[int], precision: str | None) -> tuple[Tensor, Tensor]:
-    """Fill `.grad` with the mean over the tasks of all ranks -> losses and accuracies (meta_batch,), float64 on the CPU."""
+def _meta_batches(run: Run, episodes: Tasks, meta_batch: int, steps: int) -> Generator[tuple[list[int], Episode | None]]:
+    """The tasks of every step to come, and the stack of those that are this rank's, if any.
+
+    Tasks of ours depend on their index alone, so that for a GPU the next ones are drawn while it works on these.
+    """
+    (rank, count), device = ranks.here(), _device(run.learner)
+    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None  # a thread has one of its own
+
+    def draw(step: int) -> tuple[list[int], Episode | None]:
+        tasks = [(step * meta_batch + j) % len(episodes) for j in range(meta_batch)]
+        with torch.cuda.stream(stream):
+            return tasks, drawn(episodes, tasks[rank::count], run.learner) if rank < len(tasks) else None
+
+    left = range(run.step, steps)
+    if stream is None or not type(episodes).__module__.startswith("metalearn."):
+        yield from map(draw, left)
+        return
+    with ThreadPoolExecutor(1, "metalearn-draw") as pool:
+        coming = pool.submit(draw, left[0])
+        for step in left:
+            ready = coming.result()
+            if step + 1 < steps:
+                coming = pool.submit(draw, step + 1)
+            yield ready
+
+
+def _backward(learner: Learner, stacked: Episode | None, tasks: int, precision: str | None) -> tuple[Tensor, Tensor, bool]:
+    """Fill `.grad` with the mean over the tasks of all ranks -> losses and accuracies (meta_batch,), float64 on the CPU; whether finite."""
     rank, count = ranks.here()
-    mine = list(range(rank, len(tasks), count))
-    figures = torch.zeros(2, len(tasks), dtype=torch.float64)
-    if mine:
-        stacked = place(stack(episodes[tasks[j]] for j in mine), learner)
+    figures, trained = torch.zeros(2, tasks, dtype=torch.float64), list(learner.trained().values())
+    found = torch.zeros(2, 0, dtype=torch.float64)
+    if stacked is not None:
         with _computing_in(precision, learner):
-            done = meta_backward(learner, stacked, scale=1 / len(tasks))
-        figures[0, mine] = done.losses.cpu().double()
-        figures[1, mine] = accuracies(done.logits, stacked.query.targets)
-    ranks.total_gradients(learner.trained().values())
+            done = meta_backward(learner, stacked, scale=1 / tasks)
+        found = torch.stack((done.losses.double(), accuracies(done.logits, stacked.query.targets)))
+    ranks.total_gradients(trained)
+    norm = get_total_norm([p.grad for p in trained if p.grad is not None])
+    read = torch.cat((found.flatten(), norm.double().reshape(1).to(found.device))).cpu()  # the one time that a GPU is waited for
+    figures[:, rank::count] = read[:-1].view(2, -1)
     losses, right = ranks.total(figures)
-    return losses, right
+    return losses, right, bool(losses.isfinite().all() and read[-1].isfinite())
 
 
 def _foresee(run: Run, episodes: Tasks, meta_batch: int, precision: str | None, *, shown: bool) -> None:
@@ -258,7 +290,7 @@ def _foresee(run: Run, episodes: Tasks, meta_batch: int, precision: str | None, 
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if count > 1 and _device(learner).type == "cpu" else 1
     said, advice = "tasks run in: {}, {} at once".format(*in_flight(learner, share)), None
     try:
-        task = unstack(place(stack([episodes[run.step * meta_batch % len(episodes)]]), learner))[0]
+        task = unstack(drawn(episodes, [run.step * meta_batch % len(episodes)], learner))[0]
         with _computing_in(precision, learner):
             expected = memory.forecast(learner, task, tasks=share)
             said, advice = str(expected), memory.ways_out(learner, task, expected, processes=sharing)
@@ -266,6 +298,8 @@ def _foresee(run: Run, episodes: Tasks, meta_batch: int, precision: str | None, 
         said += f" (memory could not be foretold: {str(error).splitlines()[:1]})"
     checkpoints.set_generators(states, _device(learner))  # the run draws as it would without a forecast
     if shown:
+        if in_flight(learner, share)[0] == "vectorized" and _device(learner).type == "cuda":
+            said += f"; not in CUDA graphs: {without_graphs(learner) or 'asked for so'}"
         print(f"training: {said}", file=sys.stderr, flush=True)
     if advice and rank == 0:
         warnings.warn(advice, stacklevel=3)
@@ -279,19 +313,29 @@ def _naming_the_checkpoint(run: Run) -> Iterator[None]:
         raise ConnectionError(f"{error}; last checkpoint: {run.saved}. {ranks.CURE}") from error
 
 
-def _computing_in(precision: str | None, learner: Learner) -> torch.autocast:
+@contextlib.contextmanager
+def _computing_in(precision: str | None, learner: Learner) -> Iterator[None]:
     # A cached cast would tie the graphs of tasks together.
-    return torch.autocast(_device(learner).type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False)
+    cast = torch.autocast(_device(learner).type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False)
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        if precision == "tf32":
+            torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.allow_tf32 = True
+        with cast:
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
-def _check_finite(run: Run, losses: Tensor, episodes: Tasks, tasks: list[int]) -> None:
+def _refuse(run: Run, losses: Tensor, episodes: Tasks, tasks: list[int]) -> None:
+    """Raise FloatingPointError naming what is not finite."""
     seed = getattr(episodes, "seed", None)
     named = ", ".join(str(task) for task, loss in zip(tasks, losses, strict=True) if not loss.isfinite())
     what = f"the loss of task {named}"
     if not named:
         gradients = {name: p.grad for name, p in run.learner.trained().items() if p.grad is not None}
-        if get_total_norm(list(gradients.values())).isfinite():
-            return
         broken = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
         what = (
             f"the gradient of {', '.join(broken) or 'all parameters together (its norm overflows)'} over tasks {', '.join(map(str, tasks))}"
@@ -401,7 +445,9 @@ def _check(learner: Learner, episodes: Tasks, precision: str | None, **counts: i
         raise ValueError(
             "precision='float16' needs loss scaling, which the inner loop's gradients would not survive; use 'bfloat16' or None"
         )
-    if precision not in (None, "bfloat16"):
-        raise ValueError(f"precision={precision!r} is not one of 'bfloat16' and None")
-    if precision and _device(learner).type == "cuda" and not torch.cuda.is_bf16_supported():
+    if precision not in (None, "bfloat16", "tf32"):
+        raise ValueError(f"precision={precision!r} is not one of 'bfloat16', 'tf32' and None")
+    if precision == "tf32" and _device(learner).type != "cuda":
+        raise ValueError(f"precision='tf32' is of CUDA devices, and the learner is on {_device(learner)}; leave precision out")
+    if precision == "bfloat16" and _device(learner).type == "cuda" and not torch.cuda.is_bf16_supported():
         raise ValueError(f"{torch.cuda.get_device_name(_device(learner))} does not compute in bfloat16; leave precision out")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from metalearn.episodes import Episode
+from metalearn.episodes import Episode, stack
 from metalearn.tasks.few_shot import FewShot, LabelledImages, philox
 
 
@@ -84,8 +84,8 @@ def test_tasks_are_the_same_in_another_process_and_in_workers(capsys):
     there = subprocess.run([sys.executable, "-c", DIGEST], capture_output=True, text=True, check=True)
     assert here == there.stdout.strip() and len(here) == len(hashlib.sha256().hexdigest())
     tasks = FewShot(numbered([10] * 6), 3, 1, 2, tasks=4)
-    for i, stack in enumerate(DataLoader(tasks, batch_size=2, num_workers=1)):
-        assert all(same(Episode(*(type(p)(*(t[j] for t in p)) for p in stack)), tasks[2 * i + j]) for j in range(2))
+    for i, pair in enumerate(DataLoader(tasks, batch_size=2, num_workers=1)):
+        assert all(same(Episode(*(type(p)(*(t[j] for t in p)) for p in pair)), tasks[2 * i + j]) for j in range(2))
 
 
 def test_threads_that_share_a_sampler_draw_the_same_tasks():
@@ -124,6 +124,12 @@ def test_a_data_loader_stacks_tasks():
     assert isinstance(stacked, Episode)
     assert stacked.support.inputs.shape == (4, 6, 1, 1, 2) and stacked.query.targets.shape == (4, 12)
     assert stacked.query.inputs.dtype == torch.float32 and stacked.query.targets.dtype == torch.int64
+
+
+def test_a_stack_holds_the_single_tasks():
+    for dataset in (numbered([10] * 6, shuffle=3), TensorDataset(torch.rand(60, 3), torch.arange(60) % 6)):
+        tasks = FewShot(dataset, ways=3, shots=1, queries=2, tasks=20)
+        assert same(tasks.stack([4, 0, 19]), stack(tasks[i] for i in (4, 0, 19)))
 
 
 def test_changing_a_task_in_place_changes_no_other():

@@ -12,9 +12,9 @@ from .conftest import EXACT, FAMILY, WAYS_TO_RUN, gradients, made_up_tasks, oute
 pytestmark = pytest.mark.usefixtures("two_threads")
 
 
-def along(learner: ml.Learner, direction: list[torch.Tensor], epsilon: float = 1e-4) -> float:
+def along(learner: ml.Learner, direction: list[torch.Tensor], epsilon: float = 1e-4, episodes: ml.Episode | None = None) -> float:
     """The derivative of the outer loss along a direction in parameter space, by central differences of fourth order."""
-    episodes, values = made_up_tasks(), {}
+    episodes, values = episodes or made_up_tasks(), {}
     start = [parameter.detach().clone() for parameter in learner.trained().values()]
     for multiple in (-2, -1, 1, 2):
         with torch.no_grad():

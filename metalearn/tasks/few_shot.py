@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -137,6 +137,18 @@ class FewShot(Dataset[Episode]):
             inputs = torch.div(inputs, 255)
         cut = self.ways * self.shots
         return Episode(Examples(inputs[:cut], self._labels[0].clone()), Examples(inputs[cut:], self._labels[1].clone()))
+
+    def stack(self, indices: Sequence[int], device: torch.device | str = "cpu") -> Episode:
+        """The tasks of these indices as one stack on a device: what `[i]` gives, gathered in one go and sent in the images' own dtype."""
+        rows = np.stack([self._draw(philox(self.seed, position(index, self.tasks))) for index in indices])
+        images = self._inputs.index_select(0, torch.from_numpy(rows.ravel()))
+        if torch.device(device).type == "cuda":
+            images = images.pin_memory().to(device, non_blocking=True)
+        images = images.to(device).view(*rows.shape, *images.shape[1:])
+        parts = images[:, :, : self.shots], images[:, :, self.shots :]
+        support, query = (torch.div(part, 255) if part.dtype == torch.uint8 else part for part in parts)
+        labels = (each.to(device).expand(len(rows), -1).clone() for each in self._labels)
+        return Episode(*(Examples(part.flatten(1, 2), each) for part, each in zip((support, query), labels, strict=True)))
 
     def _draw(self, rng: np.random.Generator) -> np.ndarray:
         """Rows of the images of one task (ways, shots + queries), a class a row."""
