@@ -1,11 +1,12 @@
 """What does a map of every layer against every layer cost beside other libraries, and do they give the same numbers?
 
-    python -m benchmarks.similarity_map                              # batches of 512
-    python -m benchmarks.similarity_map --batch 64 --figures time    # the smaller the batch, the nearer all are to the forward passes alone
+    python -m benchmarks.similarity_map                                 # batches of 64, 128, 256 and 512
+    python -m benchmarks.similarity_map --batch 256 --figures time      # that of Nguyen et al.
 
 ResNet-18 against ResNet-18 and against itself, the 40 outputs of all convolutions and batch norms, 64x64 images (made up). Time: all
-sides in turn in one run, several rounds, median of the rounds' ratios; the forward passes alone stand beside them, since no side can be
-faster. Agreement: the 20 convolutions in float64, since torchvision's ReLUs write into what the other libraries keep of a batch norm, and
+sides in turn in one run, several rounds, median of the rounds' ratios. The forward passes alone stand beside them, and the floor: those,
+and as many products as one half of every Gram matrix takes. The smaller the batch, the more of every side's time is the forward passes.
+Agreement: the 20 convolutions in float64, since torchvision's ReLUs write into what the other libraries keep of a batch norm, and
 their sums in float32 are off by some 1e-3. Memory: ResNet-50 against ViT-B/16 at 224x224, the peak of a fresh process above what it held
 after its imports. Appends a JSON line a figure to `benchmarks/results/similarity_map.jsonl`.
 
@@ -28,6 +29,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,7 @@ Side = Callable[[nn.Module, nn.Module, Any, list[str]], np.ndarray]
 
 
 def similarity_map(
-    batch: int = 512,
+    batch: str = "64,128,256,512",
     batches: int = 1,
     rounds: int = 3,
     threads: int = 0,
@@ -65,7 +67,7 @@ def similarity_map(
     """Measure time, agreement and memory.
 
     Args:
-        batch: images a batch, for time.
+        batch: images a batch, for time; several with commas.
         batches: how many batches, for time.
         rounds: how often each side is timed, in turn, after a small one that is not counted.
         threads: of torch; 0 is as many as it takes by itself.
@@ -79,7 +81,7 @@ def similarity_map(
         print(_peak(peak_of))
         return
     parts: dict[str, Callable[[], None]] = {
-        "time": lambda: _time(batch, batches, rounds, sides(without.split(","))),
+        "time": lambda: _times(batch, batches, rounds, sides(without.split(","))),
         "agreement": lambda: _agreement(sides(without.split(","))),
         "memory": _memory,
     }
@@ -141,15 +143,38 @@ def _pytorch_cka(a: nn.Module, b: nn.Module, loader: Any, names: list[str]) -> n
 def _forward(a: nn.Module, b: nn.Module, loader: Any, names: list[str]) -> np.ndarray:
     with torch.inference_mode():
         for (batch,) in loader:
-            for network in {id(a): a, id(b): b}.values():
-                network(batch)
+            for network in {a, b}:
+                network(batch.contiguous(memory_format=torch.channels_last))
     return np.empty(0)
+
+
+def _floor(a: nn.Module, b: nn.Module, loader: Any, names: list[str]) -> np.ndarray:
+    """The forward passes, and a product of square matrices with as many multiplications as half the Gram matrices of the layers."""
+    _forward(a, b, loader, names)
+    for (batch,) in loader:
+        for network in {a, b}:
+            multiplications = len(batch) ** 2 / 2 * _features(network, tuple(names))
+            side = round(multiplications ** (1 / 3))
+            torch.ones(side, side) @ torch.ones(side, side)
+    return np.empty(0)
+
+
+@cache
+def _features(network: nn.Module, names: tuple[str, ...]) -> int:
+    with torch.no_grad(), representations(network, names) as seen:
+        network(images(1))
+    return sum(output.numel() for output in seen.values())
+
+
+def _times(batch: str, batches: int, rounds: int, found: dict[str, Side]) -> None:
+    for size in batch.split(","):
+        _time(int(size), batches, rounds, found)
 
 
 def _time(batch: int, batches: int, rounds: int, found: dict[str, Side]) -> None:
     a, b, names = networks()
     loader = DataLoader(TensorDataset(images(batch * batches)), batch)
-    found = {**found, "forward passes alone": _forward}
+    found = {**found, "the floor": _floor, "forward passes alone": _forward}
     for what, other in (("two networks", b), ("one against itself", a)):
         seconds: dict[str, list[float]] = {name: [] for name in found}
         busy: dict[str, list[float]] = {name: [] for name in found}
@@ -234,6 +259,7 @@ def _report(what: str, said: str, facts: dict[str, object]) -> None:
     print(f"{what}: {said}", flush=True)
     command = " ".join(["python -m benchmarks.similarity_map", *sys.argv[1:]])
     about = {"command": command, "machine": machine(), "versions": versions(), "threads": torch.get_num_threads()}
+    about["load"] = os.getloadavg()[0]  # of all that runs, this included
     append({"benchmark": "similarity_map", "figure": what, "said": said, **facts, **about, "commit": commit(), "time": now()}, RESULTS)
 
 

@@ -170,6 +170,38 @@ def test_the_order_in_memory_does_not_matter():
     assert found.values == pytest.approx(similarity_map(network, network, [x]).values, abs=1e-5)
 
 
+class Viewing(nn.Module):
+    """A convolution whose output is flattened with view(), which takes no other order in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4 * 6 * 6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.conv(x).view(len(x), -1))
+
+
+def test_networks_that_ask_for_an_order_in_memory_with_view_get_the_images_as_they_came():
+    x, names = images(24), ["conv", "fc"]
+    network = Viewing().eval()
+    found = similarity_map(network, network, [x[:12], x[12:]], names, names)
+    np.testing.assert_allclose(found.values, minibatch_cka(network, network, [x[:12], x[12:]], names), atol=1e-5)
+
+
+def test_an_error_of_the_network_is_its_own_and_raised_once():
+    runs = []
+
+    def fail(*_: object) -> None:
+        runs.append(1)
+        raise RuntimeError("out of something")
+
+    network = conv_network().eval()
+    network[-1].register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="out of something"):
+        similarity_map(network, network, [images()])
+    assert runs == [1]
+
+
 def test_networks_keep_their_modes_and_no_hooks_so_that_they_can_be_copied():
     network = conv_network().train()
     network[1].eval()

@@ -28,9 +28,10 @@ Paths: TypeAlias = dict[str, tuple[str, str]]  # name of a layer -> its module, 
 
 CONVENTION = "debiased minibatch linear CKA; an image a row, all its channels and positions as features"
 FEWEST = 4  # images in a batch: the U-statistic divides by n - 3
-BLOCK = 128  # rows of a Gram matrix at a time: what lies above its diagonal need not be computed
+STRIPES = 4  # in which a Gram matrix is taken: most of what lies above its diagonal need not be computed
 COARSE = 4e-6  # rounding of a float32 Gram matrix that would show in a similarity
 CHUNK = 2**20  # numbers in float64 at a time
+PAIRS = 1024  # of images at a time, in all draws at once
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,9 @@ def similarity_map(
 
     Both networks see the same batch, in evaluation mode and under no_grad, whatever the loader's shuffle; where `a is b` it runs once.
     Gram matrices are taken as the layers run, so that activations are not held; they are float32, or float64 where that would show (or
-    torch is set to TF32 or bfloat16 products), and then the batch in which that shows runs twice. Sums are float64. Memory: layers x n²
-    x 8 bytes for batches of n images.
+    torch is set to TF32 or bfloat16 products), and then the batch in which that shows runs twice. Sums are float64. On a CPU images are
+    put in channels-last order, which is faster, unless the network cannot `view` its activations then. Memory: layers x n² x 8 bytes for
+    batches of n images.
 
     Args:
         a, b: networks of any depth and family, on one device.
@@ -176,12 +178,18 @@ class _Sums:
         self.cross += (left @ right.T).cpu()
         for own, pairs in zip(self.own, (left, right), strict=True):
             own += pairs.square().sum(1).cpu()
-        left, right = left.float(), right.float().T.contiguous()  # chance needs no more digits
-        for draw in self.chance:
-            order = _shuffled_pairs(rearranged(images, images, self.generator)).to(right.device)
-            draw += (left @ right.index_select(0, order)).cpu()
+        self._add_chance(left.float(), right.float().T.contiguous(), images)  # which needs no more digits
         self.examples += images
         self.batches += 1
+
+    def _add_chance(self, left: Tensor, right: Tensor, images: int) -> None:
+        if not len(self.chance):
+            return
+        orders = torch.stack([_shuffled_pairs(rearranged(images, images, self.generator)) for _ in self.chance], 1).to(right.device)
+        total = torch.zeros(len(left), len(self.chance) * right.shape[1], dtype=torch.float64, device=right.device)
+        for part, order in zip(left.split(PAIRS, 1), orders.split(PAIRS), strict=True):
+            total += part @ right.index_select(0, order.flatten()).view(len(order), -1)
+        self.chance += total.cpu().unflatten(1, (len(self.chance), -1)).movedim(1, 0)
 
     def map(self, networks: tuple[str, str]) -> SimilarityMap:
         notes = []
@@ -210,8 +218,19 @@ class _Reader:
     def __init__(self, network: nn.Module, side: str, paths: Paths) -> None:
         self.network, self.side, self.paths = network, side, paths
         self.fine: set[str] = set() if _float32_is_exact() else set(paths)
+        self.channels_last = True
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        if self.channels_last and images.ndim == 4 and images.device.type == "cpu":
+            try:  # pooling and normalisation are faster so
+                return self._read(images.contiguous(memory_format=torch.channels_last))
+            except RuntimeError as error:
+                if "view size is not compatible" not in str(error):
+                    raise
+                self.channels_last = False  # the network asks for another order with view()
+        return self._read(images)
+
+    def _read(self, images: Tensor) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         self._run(images, found)
         noise = {}
@@ -222,7 +241,7 @@ class _Reader:
         if all(share < COARSE for share in noise.values()):
             return found
         self.fine.update(name for name, share in noise.items() if not share < COARSE / 4)
-        return self(images)
+        return self._read(images)
 
     def _run(self, images: Tensor, found: dict[str, Tensor]) -> None:
         hooks = [
@@ -266,11 +285,12 @@ def _rows(output: Tensor, images: int, label: str) -> Tensor:
 def _product(rows: Tensor) -> Tensor:
     """The Gram matrix of (n, features) on and below its diagonal, in float32."""
     n = len(rows)
+    step = -(-n // STRIPES)
     gram = torch.empty(n, n, device=rows.device)
     with torch.autocast(rows.device.type, enabled=False):
         rows = rows.float()
-        for i in range(0, n, BLOCK):
-            torch.mm(rows[i : i + BLOCK], rows[: i + BLOCK].T, out=gram[i : i + BLOCK, : i + BLOCK])
+        for i in range(0, n, step):
+            torch.mm(rows[i : i + step], rows[: i + step].T, out=gram[i : i + step, : i + step])
     return gram
 
 
@@ -326,8 +346,8 @@ def _float32_is_exact() -> bool:
 def _shuffled_pairs(order: Tensor) -> Tensor:
     """Where the pairs below the diagonal of a matrix come from when its rows and columns are put in another order."""
     i, j = torch.tril_indices(len(order), len(order), -1)
-    high, low = torch.maximum(order[i], order[j]), torch.minimum(order[i], order[j])
-    return high * (high - 1) // 2 + low
+    first = order * (order - 1) // 2  # where a row begins; the later it is, the larger
+    return (torch.maximum(first[:, None], first) + torch.minimum(order[:, None], order))[i, j]
 
 
 def _batches(loader: Iterable[Any]) -> Iterator[Tensor]:
