@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .norm import batch_statistics
 from .operations import norm_pool_relu
+from .stacked import conv_norm_pool_relu
 
 
 class Conv4(nn.Module):
@@ -59,10 +60,23 @@ class ConvBlock(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """(examples, channels, height, width) -> (examples, outputs, height / 2, width / 2)."""
-        maps = self.conv(maps)
-        if maps.device.type == "cpu" and _is_as_built(self.norm, nn.BatchNorm2d) and _is_as_built(self.pool, nn.MaxPool2d):
-            return norm_pool_relu(maps, self.norm.weight, self.norm.bias, self.norm.eps)
-        return torch.relu(self.pool(self.norm(maps)))
+        if maps.device.type in ("cpu", "cuda") and self._is_as_built():
+            pool = isinstance(self.pool, nn.MaxPool2d)
+            if maps.device.type == "cuda":
+                return conv_norm_pool_relu(maps, self.conv, self.norm, pool)
+            if pool:
+                return norm_pool_relu(self.conv(maps), self.norm.weight, self.norm.bias, self.norm.eps)
+        return torch.relu(self.pool(self.norm(self.conv(maps))))
+
+    def _is_as_built(self) -> bool:
+        """Whether its parts are still those that it was built with, and nobody watches what they put out."""
+        parts = self.conv, self.norm, self.pool
+        kinds = tuple(map(type, parts))
+        return (
+            kinds in ((nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d), (nn.Conv2d, nn.BatchNorm2d, nn.Identity))
+            and self.norm.running_mean is None
+            and not any(part._forward_hooks or part._forward_pre_hooks for part in parts)
+        )
 
 
 class ResNet12(nn.Module):
@@ -126,13 +140,6 @@ class MLP(nn.Sequential):
             self.add_module(f"layer{number}", nn.Linear(before, after))
             self.add_module(f"relu{number}", nn.ReLU())
         self.add_module("head", nn.Linear(widths[-1], outputs))
-
-
-def _is_as_built(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether it is still this layer on the current batch's statistics, and nobody watches what it puts out."""
-    return (
-        type(module) is kind and getattr(module, "running_mean", None) is None and not (module._forward_hooks or module._forward_pre_hooks)
-    )
 
 
 def _xavier(model: nn.Module) -> None:
