@@ -34,12 +34,14 @@ def few_shot(algorithms: str = "maml,anil,nil", checkpoints: str = "", progress:
 
     Args:
         algorithms: maml, fomaml, anil, boil, meta-sgd, reptile, protonet, nil (on the body that ANIL trains) or nil-train, with commas.
-        checkpoints: runs of `metalearn train` to take instead of training here, with commas; they fix the problem.
+        checkpoints: runs of `metalearn train` to take instead of training here, with commas; they fix the problem, but for root,
+            device, execution and test_tasks.
         progress: show progress.
         note: what a reader of the row should know.
         settings: the few-shot problem and its training.
     """
-    given = [experiments.restored(path.strip()) for path in checkpoints.split(",") if path.strip()]
+    here = {name: settings[name] for name in ("root", "device", "execution", "test_tasks") if name in settings}
+    given = [experiments.restored(path.strip(), **here) for path in checkpoints.split(",") if path.strip()]
     experiment = given[0].experiment if given else Experiment(**settings)
     done = experiments.compare(experiment, parse(algorithms), runs={run.algorithm: run for run in given}, progress=progress)
     first = next(iter(done.evaluations))
