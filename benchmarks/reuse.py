@@ -28,7 +28,7 @@ from metalearn.evaluation import Evaluation, evaluate_together, place
 from metalearn.experiments import Experiment, Run
 from metalearn.layers import body
 from metalearn.learner import Learner
-from metalearn.regimes import REGIMES, at_test, snapshots, trained
+from metalearn.regimes import REGIMES, at_test, restored, snapshots, trained
 from metalearn.studies import another_domain, cross_domain, timeline, timeline_figure, training_regimes
 from metalearn.tasks import FewShot, LabelledImages
 
@@ -51,12 +51,24 @@ class Study:
     progress: bool
     note: str
     runs: dict[tuple[str, int], Run] = field(default_factory=dict)
+    given: list[Run] = field(default_factory=list)
 
     def run(self, name: str, seed: int) -> Run:
         """The network that a regime trains from a seed, trained at most once."""
         if (name, seed) not in self.runs:
             self.runs[name, seed] = trained(replace(self.experiment, seed=seed), name, progress=self.progress)
         return self.runs[name, seed]
+
+    def take(self, run: Run) -> None:
+        """A network that was trained elsewhere; of several of one regime and seed the longest trained one, and all for `timeline`."""
+        self.given.append(run)
+        same = [one for one in self.given if (one.algorithm, one.experiment.seed) == (run.algorithm, run.experiment.seed)]
+        self.runs[run.algorithm, run.experiment.seed] = max(same, key=lambda one: len(one.curve.losses))
+
+    def points_of(self, name: str, seed: int) -> list[Run]:
+        """The given points of one training at a constant outer rate."""
+        same = [run for run in self.given if (run.algorithm, run.experiment.seed) == (name, seed)]
+        return [run for run in same if run.experiment.settings(name).schedule == "constant"]
 
     def networks(self, name: str) -> list[Run]:
         """The networks of a regime, one a seed."""
@@ -90,7 +102,7 @@ class Study:
 
 def reuse(
     experiment: str = "all",
-    seeds: str = "0",
+    seeds: str = "",
     algorithms: str = "",
     checkpoints: str = "",
     other: str = "",
@@ -104,9 +116,10 @@ def reuse(
 
     Args:
         experiment: freezing, similarity, regimes, profile, cross_domain, probes, timeline (several with commas), all of them, or train.
-        seeds: of the networks, with commas.
+        seeds: of the networks, with commas [those of the checkpoints, or 0].
         algorithms: what is trained, with commas [what the paper's table has].
-        checkpoints: runs of `metalearn train` to take instead of training here, with commas; each stands for its algorithm and seed.
+        checkpoints: networks to take instead of training here, with commas: what `metalearn train` or `--experiment train` keeps in
+            the folder of runs, on any device. Each stands for its algorithm and seed, and the -step files are timeline's points.
         other: the data set that cross_domain tests on [mini-imagenet for omniglot, else omniglot].
         points: outer steps at which timeline looks, with commas [a tenth, a quarter, a half and all of the steps].
         analysed_tasks: test tasks that representations are compared on.
@@ -115,10 +128,10 @@ def reuse(
         settings: the few-shot problem and its training.
     """
     problem = Experiment(**settings)
-    steps = problem.settings().steps
+    steps, given = problem.settings().steps, [restored_for(problem, path) for path in names(checkpoints)]
     study = Study(
         problem,
-        tuple(map(int, names(seeds))),
+        tuple(map(int, names(seeds))) or tuple(sorted({run.experiment.seed for run in given})) or (0,),
         tuple(names(algorithms)),
         other or ("mini-imagenet" if problem.dataset == "omniglot" else "omniglot"),
         tuple(map(int, names(points))) or tuple(sorted({max(1, steps // part) for part in (10, 4, 2, 1)})),
@@ -128,11 +141,10 @@ def reuse(
     )
     asked = list(EXPERIMENTS) if experiment == "all" else names(experiment)
     unknown = [name for name in asked if name not in (*EXPERIMENTS, "train")]
-    if unknown or not asked or not study.seeds:
+    if unknown or not asked:
         raise ValueError(f"there is no experiment {', '.join(unknown) or experiment!r}; choose from train, all, {', '.join(EXPERIMENTS)}")
-    for path in names(checkpoints):
-        run = given(path, problem)
-        study.runs[run.algorithm, run.experiment.seed] = run
+    for run in given:
+        study.take(run)
     for name in asked:
         train(study) if name == "train" else EXPERIMENTS[name](study)
 
@@ -140,11 +152,11 @@ def reuse(
 def train(study: Study) -> None:
     """Train all that the experiments need (the run that timeline looks at too, unless algorithms are named), and test nothing."""
     for seed in study.seeds:
+        if not study.asked:  # first: where the outer rate is constant anyhow, this is the run that the others load
+            snapshots(replace(study.experiment, seed=seed), "maml", study.points, progress=study.progress)
         for name in study.algorithms("maml,anil,boil,multiclass,multitask,nil-train"):
             run = study.run(name, seed)
             print(f"{name}, seed {seed}: {len(run.curve.losses):,} steps in {run.curve.seconds:.0f} s", flush=True)
-        if not study.asked:
-            snapshots(replace(study.experiment, seed=seed), "maml", study.points, progress=study.progress)
 
 
 def freezing(study: Study) -> None:
@@ -238,7 +250,8 @@ def over_time(study: Study) -> None:
     for name in study.algorithms("maml"):
         for seed in study.seeds:
             own = replace(study.experiment, seed=seed)
-            points = timeline(own, name, study.points, analysed_tasks=study.analysed_tasks, progress=study.progress)
+            kept = study.points_of(name, seed)
+            points = timeline(own, name, study.points, runs=kept, analysed_tasks=study.analysed_tasks, progress=study.progress)
             picture = Path(own.runs) / f"timeline-{Path(own.dataset).name}-{name}-seed{seed}.svg"
             plots.save(timeline_figure(points), picture)
             print(f"{name}, seed {seed}: {picture}")
@@ -250,13 +263,13 @@ def over_time(study: Study) -> None:
 
 
 EXPERIMENTS: dict[str, Callable[[Study], None]] = {
+    "timeline": over_time,  # first: where the outer rate is constant anyhow, its run is the one that the others load
     "freezing": freezing,
     "similarity": similarity,
     "regimes": regimes,
     "profile": profile,
     "cross_domain": cross,
     "probes": probes,
-    "timeline": over_time,
 }
 
 
@@ -278,9 +291,9 @@ def command(question: str, arguments: Sequence[str]) -> str:
     return shlex.join(["python", "-m", "benchmarks.reuse", "--experiment", question, *rest])
 
 
-def given(path: str, problem: Experiment) -> Run:
+def restored_for(problem: Experiment, path: str) -> Run:
     """A run from its checkpoint. Raises ValueError where it was trained on another problem than the one asked for."""
-    run = experiments.restored(path, root=problem.root, execution=problem.execution, device=problem.device)
+    run = restored(path, root=problem.root, execution=problem.execution, device=problem.device)
     wrong = [name for name in ("dataset", "ways", "shots") if getattr(run.experiment, name) != getattr(problem, name)]
     if wrong:
         asked, has = getattr(problem, wrong[0]), getattr(run.experiment, wrong[0])

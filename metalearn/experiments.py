@@ -349,8 +349,11 @@ def compare(
     return Compared(learners, evaluate_together(learners, tasks_at_test, progress=progress), {n: done[trained_by(n)] for n in names})
 
 
-def restored(path: str | os.PathLike[str], **changes: Any) -> Run:
-    """A run from its checkpoint; `changes` are settings that may differ at test (data set, queries, test_steps, device, ...)."""
+def restored(path: str | os.PathLike[str], *, build: Callable[[Experiment, str], Learner] = Experiment.learner, **changes: Any) -> Run:
+    """A run from its checkpoint; `changes` are settings that may differ at test (data set, queries, test_steps, device, ...).
+
+    `build` makes the learner that takes the weights from the experiment and the name of what trained it.
+    """
     tensors, record = load(path)
     run = record["settings"].get("run", {})
     if "experiment" not in run:
@@ -363,7 +366,7 @@ def restored(path: str | os.PathLike[str], **changes: Any) -> Run:
     if values["dataset"] != run["experiment"]["dataset"]:
         values["preset"] = "quick"  # the paper's may say nothing of this data set
     experiment = Experiment(**{name: value for name, value in values.items() if name in Experiment.__dataclass_fields__})
-    learner = experiment.learner(run["algorithm"])
+    learner = build(experiment, run["algorithm"])
     restore(learner, path)
     curve = Curve(tensors["curve.losses"].tolist(), tensors["curve.accuracies"].tolist(), record["validation"], record["seconds"])
     return Run(experiment, run["algorithm"], learner, curve)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import experiments
 from .algorithms import NIL
 from .checkpoints import load
 from .episodes import Episode, Examples
@@ -138,23 +139,19 @@ def trained(experiment: Experiment, regime: str, *, progress: bool = True) -> Ru
         if progress:
             _say(experiment, regime)
         return Run(experiment, regime, *experiment.train(regime, progress=progress))
+    learner = fresh_learner(experiment, regime)
     if regime == "random":
-        return Run(experiment, regime, Joint(experiment.fresh_model(), execution=experiment.execution), Curve())
-    if regime not in ("multiclass", "multitask"):
-        raise ValueError(f"there is no regime {regime!r}; choose from {', '.join(dict.fromkeys((*REGIMES, *ALGORITHMS)))}")
+        return Run(experiment, regime, learner, Curve())
     if progress:
         _say(experiment, regime)
     chosen, images = experiment.settings(regime), experiment.data("train")
     each = (chosen.train_queries or experiment.shots) + experiment.shots
     seed = SEEDS["train"] + len(SEEDS) * experiment.seed
     if regime == "multitask":
-        model, meta_batch = experiment.fresh_model(), chosen.meta_batch
+        meta_batch = chosen.meta_batch
         tasks: Any = FewShot(images, experiment.ways, experiment.shots, each, ENDLESS, seed=seed)
     else:
-        channels, size = experiment.shape()
-        model, meta_batch = replace(experiment, ways=len(images.names), channels=channels, size=size).fresh_model(), 1
-        tasks = Batches(images, chosen.meta_batch * experiment.ways * each, seed=seed)
-    learner = Joint(model, execution=experiment.execution)
+        meta_batch, tasks = 1, Batches(images, chosen.meta_batch * experiment.ways * each, seed=seed)
     checkpoint = experiment.checkpoint(regime)
     curve = meta_train(
         learner,
@@ -168,9 +165,29 @@ def trained(experiment: Experiment, regime: str, *, progress: bool = True) -> Ru
         log=checkpoint.with_suffix(".jsonl"),
         precision=experiment.precision if experiment.precision in ("bfloat16", "tf32") else None,
         progress=progress,
-        settings={"algorithm": regime, "experiment": experiment.to_dict(regime)},
+        settings={"algorithm": regime, "experiment": experiment.to_dict(regime), "notes": {"preset": experiment.preset}},
     )
     return Run(experiment, regime, learner, curve)
+
+
+def fresh_learner(experiment: Experiment, regime: str) -> Learner:
+    """What a regime trains, before training: an algorithm's learner, or a body under one head for all classes or for all tasks.
+
+    Raises ValueError for an unknown regime.
+    """
+    if regime in ALGORITHMS and regime != "nil":
+        return experiment.learner(regime)
+    if regime not in REGIMES:
+        raise ValueError(f"there is no regime {regime!r}; choose from {', '.join(dict.fromkeys((*REGIMES, *ALGORITHMS)))}")
+    if regime == "multiclass":
+        channels, size = experiment.shape()
+        experiment = replace(experiment, ways=len(experiment.data("train").names), channels=channels, size=size)
+    return Joint(experiment.fresh_model(), execution=experiment.execution)
+
+
+def restored(path: str | os.PathLike[str], **changes: Any) -> Run:
+    """A run of any regime from its checkpoint; `changes` are settings that may differ at test."""
+    return experiments.restored(path, fresh_learner, **changes)
 
 
 def at_test(run: Run) -> Learner:

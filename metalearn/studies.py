@@ -12,8 +12,8 @@ from .algorithms import NIL
 from .analysis.seeds import Spread
 from .analysis.tables import aligned, plain
 from .evaluation import Evaluation, Tasks, evaluate, evaluate_together
-from .experiments import Experiment, Run, restored
-from .regimes import REGIMES, at_test, snapshots, trained
+from .experiments import Experiment, Run
+from .regimes import REGIMES, at_test, restored, snapshots, trained
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -144,6 +144,7 @@ def timeline(
     algorithm: str,
     steps: Sequence[int],
     *,
+    runs: Sequence[Run] = (),
     analysed_tasks: int = 50,
     progress: bool = True,
 ) -> list[Point]:
@@ -155,15 +156,18 @@ def timeline(
         experiment: the few-shot problem and its training.
         algorithm: what is trained.
         steps: numbers of outer steps.
+        runs: that training as it stood at several points, to take instead of training it.
         analysed_tasks: test tasks that the representations are compared on.
         progress: show progress.
     """
     from .analysis import feature_reuse
 
+    if not runs:
+        here = {"root": experiment.root, "execution": experiment.execution, "device": experiment.device}
+        runs = [restored(path, **here) for path in snapshots(experiment, algorithm, steps, progress=progress).values()]
     points = []
-    for step, path in snapshots(experiment, algorithm, steps, progress=progress).items():
-        run = restored(path, root=experiment.root, execution=experiment.execution, device=experiment.device)
-        learner = run.tested()
+    for run in sorted(runs, key=lambda run: len(run.curve.losses)):
+        step, learner = len(run.curve.losses), run.tested()
         evaluation = evaluate(learner, experiment.testing_tasks(), progress=progress)
         reuse = feature_reuse(learner, experiment.testing_tasks(tasks=analysed_tasks), name=f"{algorithm} {step}", progress=progress)
         points.append(Point(step, run, evaluation, reuse))

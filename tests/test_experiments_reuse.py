@@ -179,6 +179,20 @@ def test_the_benchmark_writes_rows_with_everything_behind_them_and_tables_read_t
     assert len(values) == 5
 
 
+def test_all_experiments_take_networks_that_were_trained_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "RESULTS", tmp_path / "reuse.jsonl")
+    benchmark.reuse("train", "0,1", points="1,2", progress=False, runs=str(tmp_path / "there"), **SMALL)
+    given = ",".join(map(str, (tmp_path / "there").glob("*.safetensors")))
+    monkeypatch.setattr("metalearn.regimes.meta_train", None)
+    monkeypatch.setattr("metalearn.experiments.meta_train", None)
+    here = {"checkpoints": given, "other": "glyphs", "progress": False, "runs": str(tmp_path / "here"), "analysed_tasks": 2}
+    benchmark.reuse("all", **here, **SMALL)
+    rows = [json.loads(line) for line in (tmp_path / "reuse.jsonl").read_text().splitlines()]
+    assert {row["experiment"] for row in rows} == benchmark.EXPERIMENTS.keys()
+    assert {(row["seed"], row["step"]) for row in rows if row["experiment"] == "timeline"} == {(0, 1), (0, 2), (1, 1), (1, 2)}
+    assert {seed for row in rows for seed in row["seeds"]} == {0, 1}
+
+
 def test_a_newer_row_takes_the_place_of_an_older_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reuse_tables, "RESULTS", tmp_path / "reuse.jsonl")
     row = {"experiment": "probes", "dataset": "d", "ways": 5, "shots": 1, "preset": "quick", "seeds": [0], "algorithm": "maml"}

@@ -12,7 +12,7 @@ from metalearn.algorithms import NIL
 from metalearn.episodes import Episode, Examples, stack
 from metalearn.experiments import Experiment
 from metalearn.models import Conv4
-from metalearn.regimes import Batches, Joint, at_test, multiclass, multitask, snapshots, trained
+from metalearn.regimes import Batches, Joint, at_test, multiclass, multitask, restored, snapshots, trained
 from metalearn.tasks import FewShot, LabelledImages, glyphs
 from metalearn.training import meta_train
 
@@ -101,6 +101,16 @@ def test_each_regime_is_trained_once_and_starts_from_the_same_body(regime: str, 
     start = problem.fresh_model().block1.conv.weight
     assert torch.equal(run.learner.model.block1.conv.weight, start) == (regime == "random")
     assert isinstance(at_test(run), NIL) == (regime != "anil")
+
+
+@pytest.mark.parametrize("regime", ["multiclass", "multitask", "nil-train"])
+def test_every_regime_is_restored_from_its_checkpoint_alone(regime: str, tmp_path: Path) -> None:
+    run = trained(experiment(tmp_path), regime, progress=False)
+    again = restored(run.experiment.checkpoint(regime), test_tasks=3)
+    assert (again.algorithm, again.experiment.test_tasks, again.curve.losses) == (regime, 3, run.curve.losses)
+    assert again.experiment.to_dict(regime) == run.experiment.to_dict(regime)
+    for ours, theirs in zip(again.learner.model.parameters(), run.learner.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_regimes_see_as_many_training_images_a_step(tmp_path: Path) -> None:
