@@ -349,7 +349,7 @@ def compare(
     return Compared(learners, evaluate_together(learners, tasks_at_test, progress=progress), {n: done[trained_by(n)] for n in names})
 
 
-def restored(path: str | os.PathLike[str], *, build: Callable[[Experiment, str], Learner] = Experiment.learner, **changes: Any) -> Run:
+def restored(path: str | os.PathLike[str], build: Callable[[Experiment, str], Learner] = Experiment.learner, /, **changes: Any) -> Run:
     """A run from its checkpoint; `changes` are settings that may differ at test (data set, queries, test_steps, device, ...).
 
     `build` makes the learner that takes the weights from the experiment and the name of what trained it.
