@@ -240,10 +240,17 @@ def test_memory_is_that_of_one_run() -> None:
         ({"strategies": {"random": everywhere(fresh())}}, "needs two strategies"),
         ({"level": 5}, "level=5 must lie between 0 and 1"),
         ({"processes": 0}, "processes=0"),
+        ({"threshold": float("nan")}, "threshold=nan is no score"),
+        ({"measure": "cka"}, "there is no measure 'cka'"),
+        ({"probe": torch.rand(5, 3, 28, 28)}, r"random: the network does not take the probe, inputs \(5, 3, 28, 28\)"),
+        ({"strategies": {**starts(), "typo": transfusion(build(), through="layer9")}}, "no layer 'layer9'"),
     ],
 )
 def test_bad_input_is_refused_before_any_run(arguments: dict, message: str) -> None:
-    given = {"strategies": starts(), "build": build, "train": TRAIN, "probe": TRAIN.probe(5), "seeds": [0], **arguments}
+    def train(model: nn.Module, seed: int) -> Curve:
+        raise AssertionError("a run was begun")
+
+    given = {"strategies": starts(), "build": build, "train": train, "probe": TRAIN.probe(5), "seeds": [0], **arguments}
     with pytest.raises(ValueError, match=message):
         compare(**given)
 
@@ -252,6 +259,18 @@ def test_what_fails_in_a_run_names_the_run() -> None:
     wrong = finetune(images((9, 9, 9, 9)), images((3, 3, 3, 3)), steps=2)
     with pytest.raises(ValueError, match="random, seed 4: labels run to 3"):
         compare(starts(), build, wrong, TRAIN.probe(5), seeds=[4])
+
+
+def fails_or_sleeps(model: nn.Module, seed: int) -> Curve:
+    time.sleep(200 if seed else 2)
+    raise ValueError("no luck")
+
+
+def test_where_a_run_fails_those_beside_it_are_not_waited_for() -> None:
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="seed 0: no luck"):
+        compare(dict(list(starts().items())[:2]), build, fails_or_sleeps, TRAIN.probe(5), seeds=[0, 1], processes=3)
+    assert time.monotonic() - started < 150
 
 
 def test_runs_in_several_processes_give_the_same_table(found, tmp_path: Path) -> None:

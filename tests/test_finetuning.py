@@ -222,6 +222,7 @@ def test_any_data_set_of_floats_is_taken_as_it_is() -> None:
         ({"test": images((3, 3, 3, 3))}, "test set has the class 3, of which there is no training image"),
         ({"images": 2}, "2 training images of 3 classes"),
         ({"images": 37}, "there are 36 training images"),
+        ({"images": float("nan")}, "images=nan; give a number"),
         ({"metric": "f1"}, "accuracy, balanced_accuracy, auc"),
         ({"metric": "auc", "test": images((3, 3))}, "has no image of class 2"),
         ({"optimizer": "lion"}, "adam, adamw, sgd"),

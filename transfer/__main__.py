@@ -100,12 +100,21 @@ class Transfer:
         unknown = [name for name in _listed(self.strategies) if name not in NAMES]
         if unknown:
             raise ValueError(f"there is no strategy {unknown[0]!r}; choose from {', '.join(NAMES)}, and name layers with --through")
+        comparison.checked_seeds(self.numbers)
         if self.normalize not in (None, "imagenet", "none"):
             raise ValueError(f"normalize={self.normalize!r}; choose imagenet or none")
         if self.weights and self.pretrain_on:
             raise ValueError("--weights and --pretrain_on both say what the pretrained start is; give one of them")
         if not (self.weights or self.pretrain_on or self.dataset == "glyphs"):
             raise ValueError("what was the network pretrained on? Give --weights FILE (or torchvision's name), or --pretrain_on DATASET")
+
+    @property
+    def numbers(self) -> list[int]:
+        """The seeds."""
+        try:
+            return [int(seed) for seed in _listed(self.seeds)]
+        except ValueError as error:
+            raise ValueError(f"seeds={self.seeds!r} are no whole numbers; write them with commas: 0,1,2,3,4,5") from error
 
     @property
     def network(self) -> str:
@@ -281,7 +290,7 @@ def compare(
         build,
         train,
         train.probe(probe),
-        [int(seed) for seed in _listed(question.seeds)],
+        question.numbers,
         baseline=baseline,
         folder=place,
         threshold=threshold,

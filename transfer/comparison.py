@@ -244,10 +244,12 @@ def compare(
         >>> [row.answer for row in found.finals]
         ['', 'not decidable']
     """
-    numbers = _checked_seeds(seeds)
+    numbers = checked_seeds(seeds)
     first = _baseline(strategies, baseline)
     if not 0 < level < 1:
         raise ValueError(f"level={level} must lie between 0 and 1, such as 0.05")
+    if threshold is not None and not math.isfinite(threshold):
+        raise ValueError(f"threshold={threshold} is no score; give one such as 0.9, or None for {100 * SHARE:g} % of the baseline's")
     if processes < 1:
         raise ValueError(f"processes={processes} must be at least 1")
     ranks.join(torch.device("cpu"))
@@ -257,6 +259,7 @@ def compare(
     with _place(folder) as place:
         plan = _Plan(dict(strategies), build, train, probe, place, measure, {**decided, "own": dict(settings or {})})
         wanted = [(name, seed) for seed in numbers for name in strategies]
+        plan.try_out(numbers[0])
         with _workers(plan, processes) as pool:
             _perform(plan, wanted, pool, progress)
             if ranks.here()[0]:
@@ -300,6 +303,18 @@ class _Plan:
         """The network as this run starts, and the report of it."""
         chosen, model = self.strategies[name], self.network(name, seed)
         return model, initialize(model, chosen[1] if isinstance(chosen, tuple) else chosen, seed=seed).to_dict()
+
+    def try_out(self, seed: int) -> None:
+        """Start every strategy and look at two inputs, so that what cannot work is said before hours of training."""
+        for name in self.strategies:
+            model, _ = self.start(name, seed)
+            try:
+                compare_layers(model, model, self.probe[:2], measure=self.measure, draws=0)
+            except RuntimeError as error:
+                shape = tuple(self.probe.shape)
+                raise ValueError(
+                    f"{name}: the network does not take the probe, inputs {shape} ({error}); train.probe() makes some"
+                ) from error
 
     def done(self, name: str, seed: int, *, waiting: bool = False) -> bool:
         """Whether the run's file is there and whole; while `waiting` for another's, a damaged one counts as not there."""
@@ -392,11 +407,15 @@ def _workers(plan: _Plan, processes: int) -> Iterator[Executor | None]:
         ) from error
     threads = max(1, torch.get_num_threads() // processes)
     spawn = multiprocessing.get_context("spawn")  # a fork would share torch's threads, which it does not survive
+    others = multiprocessing.active_children()
     with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_receive, initargs=(packed, threads)) as pool:
         try:
             yield pool
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                if worker not in others:
+                    worker.terminate()  # rather than wait for runs that are under way: files are whole or absent
             raise
 
 
@@ -488,7 +507,8 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in both}
 
 
-def _checked_seeds(seeds: Iterable[int]) -> list[int]:
+def checked_seeds(seeds: Iterable[int]) -> list[int]:
+    """The seeds, each once and one at least."""
     numbers = [int(seed) for seed in seeds]
     twice = sorted({seed for seed in numbers if numbers.count(seed) > 1})
     if twice:

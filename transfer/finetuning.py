@@ -385,6 +385,8 @@ def subset(targets: Tensor, images: int | float | None, seed: int) -> Tensor:
         return torch.arange(len(targets))
     counts = np.bincount(targets.numpy())
     present = counts > 0
+    if not math.isfinite(images):
+        raise ValueError(f"images={images}; give a number of training images, or a fraction up to 1.0")
     wanted = round(images * len(targets)) if isinstance(images, float) and images <= 1 else int(images)
     if (wanted != images and not isinstance(images, float)) or wanted > len(targets):
         raise ValueError(

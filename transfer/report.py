@@ -84,7 +84,7 @@ def html(comparison: Comparison, *, settings: Mapping[str, Any] | None = None, t
 def overall(comparison: Comparison) -> str:
     """The answer in a line: which starts end higher, and which are faster."""
     if statistics.smallest_p(len(comparison.seeds)) > comparison.level:
-        return f"Not decidable with {len(comparison.seeds)} seeds at the level {comparison.level:g}; the estimates stand below."
+        return f"Not decidable with {_seeds(comparison)} at the level {comparison.level:g}; the estimates stand below."
     higher = [row.strategy for row in comparison.finals if row.answer == "higher"]
     faster = [row.strategy for row in comparison.steps if row.answer == "lower"]
     said = [f"{word} than {comparison.baseline}: {', '.join(names) or 'none'}" for word, names in (("Higher", higher), ("faster", faster))]
@@ -130,12 +130,12 @@ def steps_rows(comparison: Comparison) -> list[tuple[str, ...]]:
 
 def explained(comparison: Comparison) -> str:
     """How the tables are to be read."""
-    seeds, share = len(comparison.seeds), f"{100 - 100 * comparison.level:g} %"
-    smallest = statistics.smallest_p(seeds)
+    seeds, share = _seeds(comparison), f"{100 - 100 * comparison.level:g} %"
+    smallest = statistics.smallest_p(len(comparison.seeds))
     said = (
-        f"{seeds} seed{'s' * (seeds != 1)}; ± is the {share} t interval over seeds; the threshold {comparison.threshold:.4g} is "
+        f"{seeds}; ± is the {share} t interval over seeds; the threshold {comparison.threshold:.4g} is "
         f"{comparison.threshold_rule}. p (t): paired t test, which takes differences for normal; p (Holm): the same over all starts. "
-        f"p (sign flip): exact, and with {seeds} seeds {smallest:.4g} at least"
+        f"p (sign flip): exact, and with {seeds} {smallest:.4g} at least"
     )
     if smallest > comparison.level:
         needed = statistics.seeds_needed(comparison.level)
@@ -168,6 +168,11 @@ def alike_table(comparison: Comparison) -> Table:
         (layer, *("-" if one is None else f"{_shown(one.seeds.mean)} / {_shown(one.baseline.mean)}" for one in all)) for layer, all in cells
     ]
     return (f"{_measure(comparison)} of two ends", *found), rows
+
+
+def _seeds(comparison: Comparison) -> str:
+    count = len(comparison.seeds)
+    return f"{count} seed{'s' * (count != 1)}"
 
 
 def _layers(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
