@@ -174,8 +174,10 @@ def test_activations_that_are_not_finite_name_the_layer(inputs) -> None:
     broken = net(1)
     with torch.no_grad():
         broken.block.linear2.bias[0] = math.nan
-    with pytest.raises(ValueError, match=r"layer block: y holds \d+ values that are NaN"):
+    with pytest.raises(ValueError, match=r"after: layer 'block' puts out \d+ values that are NaN"):
         compare_layers(net(0), broken, inputs())
+    with pytest.raises(ValueError, match=r"before: layer 'block' puts out"):  # not 'patches' after, which an inner loop then broke too
+        compare_layers(broken, net(0), inputs())
 
 
 class Pair(NamedTuple):

@@ -159,7 +159,8 @@ def compare_layers(
             raise ValueError(f"units={units}: over a loader the floor shuffles single examples within each batch; leave units out")
         streams = _Streams(measure, convention, pairs, draws=draws, seed=seed, **options)
         return streams.over(inputs, before, after, rows=rows, progress=progress)
-    left, right = _outputs(before, [a for a, _ in pairs], inputs), _outputs(after, [b for _, b in pairs], inputs)
+    left = _outputs(before, [a for a, _ in pairs], inputs, "before")
+    right = _outputs(after, [b for _, b in pairs], inputs, "after")
     found = []
     for a, b in pairs:
         with _named(a, b) as name:
@@ -215,9 +216,8 @@ class _Streams:
         """Run both networks over the loader, then compare."""
         with _progress.progress("comparing layers", _length(loader), unit="batch", shown=progress) as advance:
             for images in map(_images, loader):
-                left, right = (
-                    _outputs(network, [pair[side] for pair in self.streams], images) for side, network in enumerate((before, after))
-                )
+                left = _outputs(before, [a for a, _ in self.streams], images, "before")
+                right = _outputs(after, [b for _, b in self.streams], images, "after")
                 self.sizes.append(len(images))
                 self._add(left, right, max(1, rows // self.sizes[0]) * len(images))
                 advance()
@@ -306,12 +306,24 @@ def _like(network: Network) -> Tensor | None:
     return next((weights.get(name, tensor) for name, tensor in (*module.named_parameters(), *module.named_buffers())), None)
 
 
-def _outputs(network: Network, names: Sequence[str], inputs: Tensor | None) -> Mapping[str, Tensor]:
-    if isinstance(network, Mapping):
-        missing = [name for name in names if name not in network]
-        if missing:
-            raise ValueError(f"no outputs of layer {missing[0]!r} were captured; there are {', '.join(network)}")
-        return network
+def _outputs(network: Network, names: Sequence[str], inputs: Tensor | None, side: str) -> Mapping[str, Tensor]:
+    """What the layers put out; the first of them that is not finite is named, which the later ones only follow."""
+    found = _captured(network, names) if isinstance(network, Mapping) else _run(network, names, inputs)
+    for name in names:
+        wrong = int((~found[name].isfinite()).sum())
+        if wrong:
+            raise ValueError(f"{side}: layer {name!r} puts out {wrong} values that are NaN or infinite; find where activations overflow")
+    return found
+
+
+def _captured(outputs: Mapping[str, Tensor], names: Sequence[str]) -> Mapping[str, Tensor]:
+    missing = [name for name in names if name not in outputs]
+    if missing:
+        raise ValueError(f"no outputs of layer {missing[0]!r} were captured; there are {', '.join(outputs)}")
+    return outputs
+
+
+def _run(network: Network, names: Sequence[str], inputs: Tensor | None) -> Mapping[str, Tensor]:
     module = _module(network)
     if inputs is None:
         raise ValueError("inputs=None: networks that are not captured outputs need inputs (examples, ...) to run on")

@@ -365,7 +365,7 @@ def _shown(value: Estimate, form: str = ".3f") -> str:
 
 
 def _length(value: Estimate) -> str:
-    return _shown(value, ".3f" if value.mean >= 0.1 else ".2g")  # lengths span decades
+    return _shown(value, ".3f" if value.mean >= 0.1 else ".4f" if value.mean >= 0.001 else ".2g")  # lengths span decades
 
 
 def _known(value: float) -> bool:
