@@ -229,6 +229,7 @@ def test_any_data_set_of_floats_is_taken_as_it_is() -> None:
         ({"balance": "both"}, "'loss', 'batches' or None"),
         ({"early_stop": 3}, "needs validation="),
         ({"steps": 0}, "steps=0 must be at least 1"),
+        ({"device": "tpu"}, "device='tpu' cannot be used here"),
     ],
 )
 def test_bad_input_is_refused_before_any_training(arguments: dict, message: str) -> None:

@@ -271,18 +271,18 @@ def compare(
     started = time.monotonic()
     question = Transfer(**settings)
     Path(report).absolute().parent.mkdir(parents=True, exist_ok=True)  # now, rather than after all the work
-    ranks.join(torch.device(question.device))
-    rank, count = ranks.here()
     place = Path(folder or f"runs/transfer-{_digest(question)}")
     parts = question.split(question.dataset, question.channels or (3 if question.weights else None))
     train = question.training(parts)
+    ranks.join(torch.device(question.device))
+    rank, count = ranks.here()
     channels = parts.train.images.shape[1]
     build = question.build(len(parts.train.names), channels)
     if count > 1 and not question.weights and not (place / "pretrained.safetensors").exists():
         raise ValueError(f"under torchrun let one process pretrain first: the same command without torchrun, --folder {place}")
     weights = question.pretrained(place, channels, progress and rank == 0)
     strategies = question.chosen(weights, build)
-    sharing = 1 if count > 1 else processes or _processes(question.device)
+    sharing = 1 if count > 1 else _processes(question.device) if processes is None else processes
     if rank == 0:
         _announce(question, parts, train, strategies, place)
     found = comparison.compare(

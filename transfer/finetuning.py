@@ -255,6 +255,7 @@ def finetune(
     if early_stop is not None and held is None:
         raise ValueError("early_stop needs validation=: stopping by the test set would choose the result by what it is judged on")
     _check_labels(targets, test_targets, metric)
+    _check_device(device)
     subset(targets, images, 0)
     classes = int(targets.max()) + 1
     options = (classes, steps, batch, lr, optimizer, every, metric, images, early_stop, balance, rates, frozen, transform, augment, device)
@@ -441,6 +442,13 @@ def _check_labels(train: Tensor, test: Tensor, metric: str) -> None:
         raise ValueError(f"the test set has the class {min(theirs - ours)}, of which there is no training image; add some, or drop it")
     if metric == "auc" and theirs != set(range(max(ours) + 1)):
         raise ValueError(f"metric='auc' needs every class in the test set, and it has no image of class {min(ours - theirs, default='?')}")
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        raise ValueError(f"device={device!r} cannot be used here ({str(error).splitlines()[0]}); use cpu") from error
 
 
 def _name(thing: Any) -> str | None:
