@@ -35,19 +35,25 @@ def few_shot() -> str:
     newest: dict[tuple[Any, ...], Row] = {}
     for row in rows("few_shot"):
         newest[tuple(row[key] for key in ("dataset", "ways", "shots", "algorithm", "preset", "trained_steps", "seed"))] = row
-    columns = ("data, ways, shots", "learner", "ours, % (± 95 % over test tasks)", "minus MAML, paired", "outer steps", "training")
+    columns = ("data, ways, shots", "learner", "seed", "ours, % (± 95 % over test tasks)", "minus MAML, paired", "outer steps", "training")
     lines = [f"| {' | '.join(columns)} | the paper's, % | command |", "|---" * (len(columns) + 2) + "|"]
-    for row in newest.values():
+    for row in sorted(newest.values(), key=lambda row: (row["dataset"] != "omniglot", row["dataset"], row["ways"], row["shots"])):
         theirs = beside(row["dataset"], row["ways"], row["shots"], row["algorithm"])
         minus = row["minus"]
         difference = f"{100 * minus['mean']:+.2f} ± {100 * minus['interval']:.2f}" if minus else ""
+        ours = f"{100 * row['accuracy']:.2f} ± {100 * row['interval']:.2f} ({row['test_tasks']} tasks)"
         lines.append(
-            f"| {row['dataset']} {row['ways']}-way {row['shots']}-shot | {row['algorithm']} | {100 * row['accuracy']:.2f} ± "
-            f"{100 * row['interval']:.2f} ({row['test_tasks']} tasks) | {difference} | "
-            f"{row['trained_steps']:,} x {row['meta_batch']} tasks | "
-            f"{duration(row['training_seconds'])} | {theirs} | `{row['training_command']}` |"
+            f"| {row['dataset']} {row['ways']}-way {row['shots']}-shot | {row['algorithm']} | {row['seed']} | {ours} | {difference} | "
+            f"{row['trained_steps']:,} x {row['meta_batch']} tasks | {duration(row['training_seconds'])}, {on(row)} | {theirs} | "
+            f"`{row['training_command']}` |"
         )
     return "\n".join(lines)
+
+
+def on(row: Row) -> str:
+    """What a network was trained on, in a word or two."""
+    gpu = row["machine"].partition("NVIDIA ")[2]
+    return " ".join(gpu.split()[:1]) + " shared with other trainings" if gpu else "CPU"
 
 
 def figures(name: str) -> str:
