@@ -132,8 +132,8 @@ def newest(figure: str) -> list[Row]:
 
 
 def place(row: Row) -> str:
-    """A device, and with how many threads."""
-    return f"{row['device']}, {row['threads']} thread{'s' * (row['threads'] > 1)}"
+    """A device, with how many threads, and whether in tf32."""
+    return f"{row['device']}, {row['threads']} thread{'s' * (row['threads'] > 1)}{', tf32' * row.get('tf32', False)}"
 
 
 def places(rows: Iterable[Row]) -> list[str]:
