@@ -30,6 +30,7 @@ from transfer.statistics import holm, paired
 
 POINT = 0.01  # of a final score
 PART = 0.2  # of random's steps
+BLIND = 0.999  # a similarity that says that the measure cannot tell
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not decidable at this size"
 Steps = Sequence[float | None]
 Kept = Mapping[str, Sequence[float | None]]
@@ -191,13 +192,15 @@ def first_gain(steps: Mapping[str, Steps], ladder: Sequence[str], level: float) 
 def reuse_is_low(kept: Mapping[str, Kept], level: float) -> Finding:
     """Whether what full keeps of its start beyond what random keeps of its own is larger in the lowest layer than in the highest.
 
-    Layers are those that the measure can tell of in every run; the head, which starts fresh in both, is none of them.
+    Layers are those that the measure can tell of in every run. The head, which starts fresh in both, is none of them, and neither is one
+    that is the same at any two ends: CCA ignores linear maps, and so a first convolution with more filters than its patches have pixels.
     """
     full, random = kept["full"], kept["random"]
-    known = [layer for layer in list(full)[:-1] if layer in random and None not in (*full[layer], *random[layer])]
+    said = [layer for layer in list(full)[:-1] if layer in random and None not in (*full[layer], *random[layer])]
+    known = [layer for layer in said if max(random[layer]) < BLIND]  # type: ignore[type-var, operator]
     claim = "what is reused is in the lowest layers"
     if len(known) < 2:
-        return Finding(claim, "similarity", 0.0, note="too few examples for the features of all but one layer")
+        return Finding(claim, "similarity", 0.0, note="the measure can tell of one layer at most")
     beyond = {layer: [a - b for a, b in zip(full[layer], random[layer], strict=True)] for layer in known}  # type: ignore[operator]
     claim += f": {known[0]} is kept beyond random more than {known[-1]}"
     return less(claim, beyond[known[-1]], beyond[known[0]], 0.0, "similarity", level)

@@ -44,7 +44,7 @@ from .few_shot import append, commit
 from .init_findings import Measured, findings, printed
 
 RESULTS = Path(__file__).parent / "results" / "init_strategies.jsonl"
-HIDDEN = 32  # filters of Conv4, as `metalearn train` has it
+HIDDEN, POOL = 64, False  # Conv4 as Finn et al. 2017 have it for Omniglot
 SLIM_THROUGH = "layer2"
 PRETRAINING: dict[str, Any] = {"batch": 64, "lr": 1e-3}
 TESTED = 2000  # test images at most: of CIFAR-10 the first by class
@@ -86,7 +86,7 @@ class Network:
         if self.slim:
             return slim(self.name, SLIM_THROUGH, self.outputs, channels=self.channels)
         if self.name == "conv4":
-            return Conv4(self.outputs, self.channels, hidden=HIDDEN)
+            return Conv4(self.outputs, self.channels, HIDDEN, pool=POOL)
         return build(self.name, self.outputs, self.channels)
 
 
@@ -224,7 +224,8 @@ def init_strategies(
         pretrain_on: the data set that the network is pretrained on here.
         pretrain_steps: steps of that.
         weights: table b's ImageNet weights.
-        checkpoints: meta-learned starts of table conv4, with commas: checkpoints of `metalearn train` with 32 filters.
+        checkpoints: meta-learned starts of table conv4, with commas: checkpoints of
+            `metalearn train --preset finn2017` on Omniglot.
         root: the folder of the data sets [METALEARN_DATA].
         folder: where pretrained networks and runs are kept.
         probe: test images that layers are compared on.
@@ -341,7 +342,7 @@ def with_threshold(found: Comparison) -> Comparison:
     runs = found.of(found.baseline)
     goal = SHARE * sum(run.curve.final for run in runs) / len(runs)
     return replace(
-        found, threshold=goal, threshold_rule=f"{SHARE:.1%} of the mean final score of {found.baseline}, as the paper's 91 of 96.4"
+        found, threshold=goal, threshold_rule=f"{100 * SHARE:.1f} % of the mean final score of {found.baseline}, as the paper's 91 of 96.4"
     )
 
 
@@ -363,7 +364,13 @@ def learned_by(path: str) -> str:
     settings = saved.read_settings(path).get("run")
     if not settings:
         raise ValueError(f"{path} does not say what trained it; give a checkpoint of `metalearn train`")
-    return f"{settings['algorithm']} on {Path(settings['experiment']['dataset']).name}"
+    experiment = settings["experiment"]
+    own = {name: experiment.get(name) for name in ("hidden", "pool")}
+    if own != {"hidden": HIDDEN, "pool": POOL}:  # strides in place of pools have weights of the same shapes
+        raise ValueError(
+            f"{path} is of a Conv4 with {own}, and the table's has hidden={HIDDEN}, pool={POOL}: train it with --preset finn2017"
+        )
+    return f"{settings['algorithm']} on {Path(experiment['dataset']).name}"
 
 
 def listed(text: str) -> list[str]:

@@ -23,7 +23,7 @@ from torch import nn
 from metalearn import files
 from tests.test_finetuning import images
 from tests.test_report import Page
-from transfer import compare, everywhere, finetune, fresh, mean_var, transfusion
+from transfer import compare, everywhere, finetune, fresh, mean_var, plots, transfusion
 from transfer.finetuning import Curve
 from transfer.statistics import holm, over_seeds, paired, seeds_needed, sign_flip, smallest_p
 
@@ -164,6 +164,11 @@ def test_page_and_picture_hold_the_numbers_and_load_nothing(found, tmp_path: Pat
     assert facts["smallest_p"] == 0.25 and len(facts["runs"]) == 9
 
 
+def test_no_two_starts_are_drawn_alike() -> None:
+    styles = [plots._style(i) for i in range(40)]
+    assert len({(style["color"], style["marker"]) for style in styles}) == 40
+
+
 def test_a_comparison_goes_on_with_the_runs_that_are_missing_or_damaged(found, tmp_path: Path, capsys) -> None:
     trained: list[int] = []
 
@@ -241,6 +246,7 @@ def test_memory_is_that_of_one_run() -> None:
         ({"level": 5}, "level=5 must lie between 0 and 1"),
         ({"processes": 0}, "processes=0"),
         ({"threshold": float("nan")}, "threshold=nan is no score"),
+        ({"probe": torch.rand(0, 1, 28, 28)}, "probe holds no inputs"),
         ({"measure": "cka"}, "there is no measure 'cka'"),
         ({"probe": torch.rand(5, 3, 28, 28)}, r"random: the network does not take the probe, inputs \(5, 3, 28, 28\)"),
         ({"strategies": {**starts(), "typo": transfusion(build(), through="layer9")}}, "no layer 'layer9'"),

@@ -42,7 +42,8 @@ def made_up(seeds: int = 6, **steps: float) -> Measured:
     names = {name: name.replace("_", " ") if name.startswith("through") else name for name in means}
     low = [0.9 + shift / 1000 for shift in JITTER[:seeds]]
     high = [0.5 + shift / 1000 for shift in shifts["gabor"][:seeds]]
-    kept = {"full": {"bn1": low, "layer1": high, "fc": low}, "random": {"bn1": high[::-1], "layer1": high[::-1], "fc": low}}
+    full, random = {"bn1": low, "layer1": high, "fc": low}, {"bn1": high[::-1], "layer1": high[::-1], "fc": low}
+    kept = {name: {"conv1": [1.0] * seeds, **layers} for name, layers in (("full", full), ("random", random))}
     return Measured(finals, {names[name]: values for name, values in curves.items()}, kept, LADDER)
 
 
@@ -142,12 +143,12 @@ def test_meta_learned_starts_are_questions_of_ours() -> None:
 
 def test_reuse_is_compared_between_the_layers_that_can_be_told_of() -> None:
     kept = made_up().kept
-    swapped = {name: {"bn1": layers["layer1"], "layer1": layers["bn1"], "fc": layers["fc"]} for name, layers in kept.items()}
+    swapped = {name: {**layers, "bn1": layers["layer1"], "layer1": layers["bn1"], "fc": layers["fc"]} for name, layers in kept.items()}
     found = [answered([reuse_is_low(each, 0.05)], 0.05)[0] for each in (kept, swapped)]
     assert [row.answer for row in found] == [HOLDS, FAILS]
     assert "bn1 is kept beyond random more than layer1" in found[0].claim
     unknown = {name: {**layers, "layer1": [None] * 6} for name, layers in kept.items()}
-    assert reuse_is_low(unknown, 0.05).numbers() == "too few examples for the features of all but one layer"
+    assert reuse_is_low(unknown, 0.05).numbers() == "the measure can tell of one layer at most"
 
 
 def test_a_comparison_is_recorded_goes_on_and_is_drawn(
@@ -160,9 +161,11 @@ def test_a_comparison_is_recorded_goes_on_and_is_drawn(
     monkeypatch.setattr(init_strategies, "TESTED", 30)
     monkeypatch.setattr(init_strategies, "HIDDEN", 4)
     meta = tmp_path / "maml.safetensors"
-    learner = MAML(Conv4(5, hidden=4), lr=0.1)
+    learner = MAML(Conv4(5, hidden=4, pool=False), lr=0.1)
     tensors = {f"{checkpoints.WEIGHTS}{name}": tensor for name, tensor in learner.state_dict().items()}
-    files.save(meta, tensors, {"settings": {"run": {"algorithm": "maml", "experiment": {"dataset": "omniglot"}}}})
+    files.save(
+        meta, tensors, {"settings": {"run": {"algorithm": "maml", "experiment": {"dataset": "omniglot", "hidden": 4, "pool": False}}}}
+    )
     data = str(tmp_path / "two.npz")
     images_of = {name: np.random.default_rng(0).integers(0, 255, (40, 28, 28), dtype=np.uint8) for name in ("train", "test")}
     arrays = {f"{name}_images": images for name, images in images_of.items()}
@@ -187,6 +190,17 @@ def test_a_comparison_is_recorded_goes_on_and_is_drawn(
         assert len({text.count("|") for text in lines}) == 1
     assert "full gains more with few images than with all" in init_tables.findings()
     assert "2 seeds cannot reach p < 0.05" in capsys.readouterr().out
+
+
+def test_a_meta_learned_start_is_of_the_same_network(tmp_path: Path) -> None:
+    for name, settings, said in (
+        ("pooled", {"run": {"algorithm": "maml", "experiment": {"dataset": "omniglot", "hidden": 64, "pool": True}}}, "'pool': True"),
+        ("bare", {}, "does not say what trained it"),
+    ):
+        path = tmp_path / f"{name}.safetensors"
+        files.save(path, {}, {"settings": settings})
+        with pytest.raises(ValueError, match=said):
+            init_strategies.learned_by(str(path))
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,7 @@ def test_a_network_of_ones_own(medical: str, here: Path) -> None:
         (["--dataset", "some.npz", "--weights", "w.pt", "--images", "1000"], "there are 12 training images"),
         (["--early_stop", "2"], "needs validation images"),
         (["--device", "tpu"], "device='tpu' cannot be used here"),
+        (["--probe", "0"], "probe=0 must be at least 1"),
         (["--processes", "0"], "processes=0 must be at least 1"),
         (["--normalize", "yes"], "choose imagenet or none"),
         (["--model", "resnet0"], "there is no network 'resnet0'"),

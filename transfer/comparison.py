@@ -250,6 +250,8 @@ def compare(
         raise ValueError(f"level={level} must lie between 0 and 1, such as 0.05")
     if threshold is not None and not math.isfinite(threshold):
         raise ValueError(f"threshold={threshold} is no score; give one such as 0.9, or None for {100 * SHARE:g} % of the baseline's")
+    if not len(probe):
+        raise ValueError("probe holds no inputs to compare layers on; train.probe(400) makes some")
     if processes < 1:
         raise ValueError(f"processes={processes} must be at least 1")
     ranks.join(torch.device("cpu"))

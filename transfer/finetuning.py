@@ -141,6 +141,7 @@ class FineTuning:
 
     def probe(self, count: int = 500) -> Tensor:
         """The first `count` of the test images in an order that mixes classes, as the network sees them: inputs to compare layers on."""
+        _check(probe=count)
         order = torch.randperm(len(self.test_inputs), generator=torch.Generator().manual_seed(0))[:count]
         return self._prepared(self.test_inputs[order])
 

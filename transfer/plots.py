@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .comparison import Against, Comparison
 
 MORE_COLOURS, MORE_MARKERS = ("#1c2733", "#a8791b", "#3aa0b5"), ("X", "*", "h")
-SHOWN = 8  # strategies whose filters fit on a page
+SHOWN = 12  # strategies whose filters fit on a page
 
 
 def learning_curves(comparison: Comparison) -> Figure:
@@ -50,7 +50,7 @@ def filters(comparison: Comparison) -> Figure | None:
     if not shown:
         return None
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.2, 0.75 * len(shown) + 0.5), layout="constrained", facecolor="white")
+        figure = Figure(figsize=(9.2, 0.45 * len(shown) + 0.5), layout="constrained", facecolor="white")
         grid = np.atleast_2d(figure.subplots(len(shown), 2))
         for i, (name, both) in enumerate(shown):
             for axes, bank, title in zip(grid[i], both, ("at the start", "after training"), strict=True):  # type: ignore[arg-type]
@@ -83,7 +83,8 @@ def _tall(comparison: Comparison) -> float:
 
 def _style(i: int) -> dict[str, Any]:
     colours, markers = (*COLOURS, *MORE_COLOURS), (*MARKERS, *MORE_MARKERS)
-    return {"color": colours[i % len(colours)], "marker": markers[i % len(markers)], "ls": LINES[i % len(LINES)]}
+    marker = markers[(i + i // len(colours)) % len(markers)]  # a colour that comes again has another one
+    return {"color": colours[i % len(colours)], "marker": marker, "ls": LINES[i % len(LINES)]}
 
 
 def _draw_curves(axes: Axes, comparison: Comparison) -> None:
