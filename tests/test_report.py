@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -187,6 +188,9 @@ def test_the_timeline_draws_each_layer_and_the_accuracy_and_is_embedded(reuses, 
     assert list(figure.axes[1].get_lines()[0].get_ydata()) == pytest.approx([100, 90, 80])
     with pytest.raises(ValueError, match="head has 2 points for 3 steps"):
         timeline(steps, {"head": curve[:2]}, curve)
+    with warnings.catch_warnings():  # one point has no span to draw it over
+        warnings.simplefilter("error")
+        timeline([7], {"head": curve[:1]}, curve[:1])
     for name, some in (("one.html", reuses[:1]), ("three.html", reuses)):
         report(some, tmp_path / name, pictures={"How it came about": figure})
         page = Page((tmp_path / name).read_text(encoding="utf-8"))

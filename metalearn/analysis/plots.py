@@ -337,10 +337,11 @@ def _step_axis(axes: Axes, steps: Sequence[int]) -> None:
     positive = [step for step in steps if step > 0]
     if positive and max(positive) >= 20 * min(positive):  # points at 0, 100 and 10,000 steps would fall on each other
         axes.set_xscale("symlog", linthresh=min(positive))
-    axes.set_xlim(min(steps), max(steps))
+    if min(steps) < max(steps):
+        axes.set_xlim(min(steps), max(steps))
+        ends = axes.transData.inverted().transform(axes.transAxes.transform([(-0.05, 0), (1.05, 0)]))  # a margin on any scale
+        axes.set_xlim(float(ends[0, 0]), float(ends[1, 0]))
     axes.set_xticks(steps, [f"{step:,}" for step in steps])
-    ends = axes.transData.inverted().transform(axes.transAxes.transform([(-0.05, 0), (1.05, 0)]))  # a margin on any scale
-    axes.set_xlim(float(ends[0, 0]), float(ends[1, 0]))
     axes.minorticks_off()
     axes.set_xlabel("outer steps")
 
