@@ -117,8 +117,10 @@ def same_network(row: Row) -> list[Any]:
 
 
 def measured(row: Row) -> Measured:
-    """The numbers of a row by seed."""
-    return Measured(row["finals"], row["steps"], row["kept"], tuple(row["ladder"]), tuple(row["learned"]))
+    """The numbers of a row by seed; a line of JSON has its layers by name, and here they are in order again."""
+    order = [one["layer"] for one in row["layers"]]
+    kept = {name: {layer: layers[layer] for layer in order if layer in layers} for name, layers in row["kept"].items()}
+    return Measured(row["finals"], row["steps"], kept, tuple(row["ladder"]), tuple(row["learned"]))
 
 
 def problem(row: Row) -> str:

@@ -189,6 +189,8 @@ def test_a_comparison_is_recorded_goes_on_and_is_drawn(
         lines = table().splitlines()
         assert len({text.count("|") for text in lines}) == 1
     assert "full gains more with few images than with all" in init_tables.findings()
+    backwards = {**few, "kept": {name: dict(reversed(layers.items())) for name, layers in few["kept"].items()}}
+    assert list(init_tables.measured(backwards).kept["full"]) == ["block1", "block2", "block3", "block4", "head"]
     assert "2 seeds cannot reach p < 0.05" in capsys.readouterr().out
 
 
