@@ -21,11 +21,12 @@ def seconds() -> str:
     """One meta-gradient: ours in seconds, the peers as multiples of ours, ours as a multiple of the bare convolutions."""
     found = newest("time")
     halved = f"{OURS}, bfloat16"
-    lines = [head("where", "setting", "algorithm", f"{OURS}, median (min)", "its tasks in", *PEERS, "bfloat16", "x bare convolutions")]
+    columns = (*PEERS, "learn2learn's script after its import is changed", "bfloat16", "x bare convolutions")
+    lines = [head("where", "setting", "algorithm", f"{OURS}, median (min)", "its tasks in", *columns)]
     for row in found:
         bare = f"{multiple(row, OURS, of=BARE)} ({said_time(median(row, BARE))})" if BARE in row["seconds"] else "-"
         faster = f"{1 / ratio(row, halved):.2f} x as fast" if halved in row["seconds"] else "-"
-        lines.append(line(*named(row), own(row), row["execution"], *(peer(row, name) for name in PEERS), faster, bare))
+        lines.append(line(*named(row), own(row), row["execution"], *(peer(row, name) for name in (*PEERS, "compat")), faster, bare))
     return "\n".join([*lines, *(mean for where in places(found) for mean in means(found, where))])
 
 
@@ -41,7 +42,7 @@ def means(rows: Iterable[Row], where: str) -> list[str]:
             whole = len(ratios) == len(images)
             cells.append(f"{math.exp(statistics.fmean(map(math.log, ratios))):.2f} x" if whole else "-")
         if any(cell != "-" for cell in cells):
-            lines.append(line(where, f"geometric mean of the {len(images)} image settings", algorithm, "", "", *cells, "", ""))
+            lines.append(line(where, f"geometric mean of the {len(images)} image settings", algorithm, "", "", *cells, "", "", ""))
     return lines
 
 
