@@ -362,7 +362,7 @@ class Session:
         device = torch.cuda.get_device_name(case.device) if case and torch.device(case.device).type == "cuda" else "cpu"
         row |= {"device": device, "threads": torch.get_num_threads(), "tf32": torch.backends.cudnn.allow_tf32, **facts}
         about = {"command": " ".join(["python -m benchmarks.speed", *sys.argv[1:]]), "machine": machine()}
-        installed = {peer: importlib.metadata.version(peer) for peer in self.peers}
+        installed = {peer: importlib.metadata.version(peer) for peer in self.peers if peer != "compat"}  # which is ours
         if self.record:
             append({**row, **about, "versions": versions() | installed, "commit": commit(), "time": now()}, RESULTS)
 
