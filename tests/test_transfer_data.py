@@ -174,6 +174,13 @@ def test_the_medmnist_package_is_asked_to_download_what_is_not_there(tmp_path: P
     with pytest.raises(ValueError, match="has no set 'othermnist'"):
         load("othermnist", tmp_path, download=True)
 
+    def fails(split: str, root: str, download: bool) -> None:
+        raise RuntimeError("Automatic download failed!")
+
+    package.SomeMNIST = fails
+    with pytest.raises(OSError, match=r"could not download somemnist .*put MedMNIST's file at .*somemnist\.npz"):
+        load("somemnist", tmp_path, download=True)
+
 
 @pytest.mark.data
 def test_pneumoniamnist_has_its_published_numbers(data: Path) -> None:

@@ -151,8 +151,8 @@ def medmnist_file(path: Path_) -> Split:
 def medmnist(name: str, root: Path_, *, download: bool = False) -> Split:
     """A set of MedMNIST by name, from `root/name.npz` or `root/medmnist/name.npz`; the medmnist package downloads one that is not there.
 
-    Raises FileNotFoundError where it is not there, ImportError where the package is needed for the download and not installed, and
-    ValueError for a name that the package does not know.
+    Raises FileNotFoundError where it is not there, OSError where the download fails, ImportError where the package is needed for it and not
+    installed, and ValueError for a name that the package does not know.
     """
     places = [Path(root) / f"{name}.npz", Path(root) / "medmnist" / f"{name}.npz"]
     found = next((place for place in places if place.is_file()), None)
@@ -166,7 +166,10 @@ def medmnist(name: str, root: Path_, *, download: bool = False) -> Split:
         if name not in package.INFO:
             raise ValueError(f"MedMNIST has no set {name!r}; it has {', '.join(package.INFO)}")
         Path(root).mkdir(parents=True, exist_ok=True)
-        getattr(package, package.INFO[name]["python_class"])(split="train", root=str(root), download=True)
+        try:
+            getattr(package, package.INFO[name]["python_class"])(split="train", root=str(root), download=True)
+        except RuntimeError as error:  # what the package makes of every failure
+            raise OSError(f"could not download {name} ({error.__cause__ or 'no network?'}); put MedMNIST's file at {places[0]}") from error
         found = places[0]
     return medmnist_file(found)
 
