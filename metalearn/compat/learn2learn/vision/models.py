@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from metalearn.operations import Convolutions
+
 from .._missing import nearest
 from ..nn import Flatten, Lambda
 
@@ -58,6 +60,11 @@ class ConvBase(nn.Sequential):
     def __init__(self, hidden: int = 64, channels: int = 1, max_pool: bool = False, layers: int = 4, max_pool_factor: float = 1.0) -> None:
         inputs = [channels] + [hidden] * (layers - 1)
         super().__init__(*(ConvBlock(count, hidden, (3, 3), max_pool, max_pool_factor) for count in inputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(examples, channels, height, width) -> (examples, hidden, ...)."""
+        with Convolutions():  # also where a script runs the body by itself, as for ANIL
+            return super().forward(x)
 
 
 class OmniglotFC(nn.Module):
