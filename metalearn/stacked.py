@@ -103,7 +103,10 @@ class _Convolution(Function):
     def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, window: Window) -> Tensor:
         ctx.save_for_backward(x, w)
         ctx.window = window
-        return _product(x, w, b, window)
+        outputs = _product(x, w, b, window)
+        # A tensor of its own on the same memory: a view that comes out of a Function may not be written into, as an in-place ReLU does.
+        own = outputs.new_empty(0)
+        return own.set_(outputs.untyped_storage(), outputs.storage_offset(), outputs.shape, outputs.stride())
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:

@@ -9,7 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metalearn import operations
 from metalearn.operations import Convolutions, convolution, norm_pool_relu
+
+
+@pytest.fixture(autouse=True)
+def _every_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "SMALL", 0)
 
 
 def derivatives(function: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
@@ -89,6 +95,14 @@ def test_the_mode_reaches_whatever_network_calls_a_convolution(monkeypatch: pyte
         inside = net(x)
     assert type(inside.grad_fn).__name__ == "_ConvolutionBackward" and type(net(x).grad_fn).__name__ != "_ConvolutionBackward"
     torch.testing.assert_close(inside, net(x))
+
+
+def test_small_maps_are_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    z, w, weight, bias = draw(3, 2, 6, 6), draw(4, 2, 3, 3).requires_grad_(), draw(2), draw(2)
+    written = convolution(z, w), norm_pool_relu(z, weight, bias)
+    monkeypatch.setattr(operations, "SMALL", 2**16)
+    assert type(convolution(z, w).grad_fn).__name__ != "_ConvolutionBackward"
+    same([x.detach() for x in written], [convolution(z, w).detach(), norm_pool_relu(z, weight, bias)])
 
 
 def test_autocast_computes_in_its_own_precision() -> None:
