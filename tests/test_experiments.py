@@ -167,7 +167,7 @@ def test_settings_come_from_a_file(here: Path, capsys: pytest.CaptureFixture[str
         (["train", "--model", "nowhere:net"], "'nowhere:net' cannot be imported"),
         (["train", "--lr", "1e30", "--steps", "3", "--hidden", "4"], "not finite"),
         (["train", "--execution", "quickly"], "no execution 'quickly'"),
-        (["train", "--precision", "half"], "precision='half'; choose float32 or float64 or bfloat16"),
+        (["train", "--precision", "half"], "precision='half'; choose float32 or float64 or tf32 or bfloat16"),
         (["train", "--weights", "DEFAULT"], "weights='DEFAULT' are torchvision's, but the model is 'conv4'"),
         (["train", "--norm", "frozen"], "norm='frozen' keeps the statistics of pretrained weights"),
         (["train", "--device", "abacus"], "device='abacus' cannot be used here"),

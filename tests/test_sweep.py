@@ -74,19 +74,25 @@ def test_what_is_done_is_not_repeated_and_what_is_new_is_added(tmp_path, monkeyp
 
 def test_a_run_that_was_interrupted_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     (whole,) = run_sweep(problems(tmp_path / "whole", (0,), steps=6), ["maml"], tmp_path / "whole.jsonl", progress=False)
-    asked, check, stepped = problems(tmp_path, (0,), steps=6), training._check_finite, []
+    asked, runs, stepped = problems(tmp_path, (0,), steps=6), [], []
+    recorded, backward = training._recorded, training._backward
 
-    def killed_at_four(run, *rest):
-        check(run, *rest)
-        stepped.append(run.step)
-        if run.step == 3:
-            run.save(asked[0].checkpoint("maml"))
+    def step(*arguments):
+        stepped.append(runs[-1].step)
+        return backward(*arguments)
+
+    def killed_at_four(*arguments):
+        result = step(*arguments)
+        if runs[-1].step == 3:
+            runs[-1].save(asked[0].checkpoint("maml"))
             raise KeyboardInterrupt
+        return result
 
-    monkeypatch.setattr(training, "_check_finite", killed_at_four)
+    monkeypatch.setattr(training, "_recorded", lambda run, *rest: runs.append(run) or recorded(run, *rest))
+    monkeypatch.setattr(training, "_backward", killed_at_four)
     with pytest.raises(KeyboardInterrupt):
         run_sweep(asked, ["maml"], tmp_path / "rows.jsonl", progress=False)
-    monkeypatch.setattr(training, "_check_finite", lambda run, *rest: stepped.append(run.step))
+    monkeypatch.setattr(training, "_backward", step)
     (resumed,) = run_sweep(asked, ["maml"], tmp_path / "rows.jsonl", progress=False)
     assert stepped == [0, 1, 2, 3, 3, 4, 5]
     assert resumed["accuracy"] == whole["accuracy"]
