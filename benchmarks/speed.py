@@ -439,6 +439,7 @@ def said_seconds(seconds: dict[str, list[float]]) -> str:
 
 
 def said_time(value: float) -> str:
+    """Seconds in words: in ms below one."""
     return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.1f} ms"
 
 

@@ -96,8 +96,8 @@ def chosen(learner: Learner) -> str:
 
     By default: active random layers (dropout modules; a call of `F.dropout` inside a forward cannot be seen) in a loop, since only there
     each task draws as it would alone; on a CPU networks
-    without convolutions vectorized (there a task is mostly overhead) and convolutions in threads (vectorized they become grouped
-    convolutions, which are slower); on other devices vectorized, and on CUDA in graphs where `without_graphs` has no reason against it.
+    without convolutions vectorized (there a task is mostly overhead) and convolutions in threads (vectorized they become products of
+    matrices, which are slower there); on other devices vectorized, and on CUDA in graphs where `without_graphs` has no reason against it.
     What is not known to vectorize runs in threads or the loop.
     Raises ValueError for a way that was asked for and would be wrong.
     """

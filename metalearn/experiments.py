@@ -123,6 +123,11 @@ class Experiment:
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"device={self.device!r} cannot be used here ({str(error).splitlines()[0]}); use --device cpu") from error
 
+    @property
+    def mixed(self) -> str | None:
+        """What `meta_train` computes in where that is less than the network's own dtype: its `precision`."""
+        return self.precision if self.precision in ("bfloat16", "tf32") else None
+
     def settings(self, algorithm: str = "maml") -> Preset:
         """The preset for an algorithm, with what was asked for in its place."""
         found = preset(self.preset, self.dataset, self.ways, self.shots, algorithm)
@@ -197,7 +202,7 @@ class Experiment:
             checkpoint=checkpoint,
             log=checkpoint.with_suffix(".jsonl"),
             tensorboard=tensorboard,
-            precision=self.precision if self.precision in ("bfloat16", "tf32") else None,
+            precision=self.mixed,
             progress=progress,
             settings={"algorithm": algorithm, "experiment": self.to_dict(algorithm), "notes": self._notes(algorithm)},
         )

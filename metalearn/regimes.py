@@ -163,7 +163,7 @@ def trained(experiment: Experiment, regime: str, *, progress: bool = True) -> Ru
         clip_value=chosen.clip_value,
         checkpoint=checkpoint,
         log=checkpoint.with_suffix(".jsonl"),
-        precision=experiment.precision if experiment.precision in ("bfloat16", "tf32") else None,
+        precision=experiment.mixed,
         progress=progress,
         settings={"algorithm": regime, "experiment": experiment.to_dict(regime), "notes": {"preset": experiment.preset}},
     )

@@ -1,6 +1,5 @@
 """Folders of images: the three ways to split classes, sizes and channels, and what is refused by name."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -181,10 +180,8 @@ def test_mini_imagenet_reads_folders_and_the_published_csv_files_alike(tmp_path)
 
 
 @pytest.mark.data
-def test_the_real_mini_imagenet_makes_tasks(tmp_path):
-    if "METALEARN_DATA" not in os.environ:
-        pytest.skip("METALEARN_DATA is not set")
-    data = mini_imagenet(os.environ["METALEARN_DATA"], "validation", cache=tmp_path)
-    assert len(data.names) == 16 and data.images.shape == (3200, 3, 84, 84) and data.description["images_per_class"] == 200
-    support, query = FewShot(data, 5, 5, 15, tasks=600, seed=2)[599]
+def test_the_real_mini_imagenet_makes_tasks(data, tmp_path):
+    real = mini_imagenet(data, "validation", cache=tmp_path)
+    assert len(real.names) == 16 and real.images.shape == (3200, 3, 84, 84) and real.description["images_per_class"] == 200
+    support, query = FewShot(real, 5, 5, 15, tasks=600, seed=2)[599]
     assert support.inputs.shape == (25, 3, 84, 84) and query.inputs.shape == (75, 3, 84, 84) and 0.3 < query.inputs.mean() < 0.6

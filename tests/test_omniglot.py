@@ -1,6 +1,5 @@
 """Omniglot: folders read as they lie, the published splits, rotations as classes, and the cache of decoded images."""
 
-import os
 import time
 from pathlib import Path
 
@@ -16,11 +15,8 @@ COUNTS = {"vinyals": (1028, 172, 423), "finn": (1100, 100, 423), "lake": (813, 1
 
 
 @pytest.fixture
-def real() -> str:
-    root = os.environ.get("METALEARN_DATA")
-    if not root:
-        pytest.skip("METALEARN_DATA is not set")
-    return root
+def real(data: Path) -> str:
+    return str(data)
 
 
 def draw(path: Path, seed: int) -> None:
