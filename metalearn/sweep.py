@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from filelock import FileLock
 from rich.table import Table
 
 from . import ranks
@@ -107,16 +108,20 @@ def decisive(experiment: Experiment, algorithm: str) -> Record:
 
 
 def append(path: Path, rows: Iterable[Record]) -> None:
-    """Add rows as lines of JSON, in one write at the end of the file, so that several processes may do so at once."""
+    """Add rows as lines of JSON at the end of the file; several processes may do so at once.
+
+    A line that a kill or a full disk left without its end is ended first. What another process is still writing looks like one, so
+    that each waits for its turn, at a lock beside the file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(f"{json.dumps(row, sort_keys=True)}\n" for row in rows)
-    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-    try:
-        torn = path.stat().st_size and path.read_bytes()[-1:] != b"\n"  # by a kill or a full disk
-        os.write(file, (("\n" if torn else "") + text).encode())
-        os.fsync(file)
-    finally:
-        os.close(file)
+    text = "".join(f"{json.dumps(row, sort_keys=True)}\n" for row in rows).encode()
+    with FileLock(f"{path}.lock"), path.open("ab+") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            text = text if file.read(1) == b"\n" else b"\n" + text
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def table(rows: Iterable[Record]) -> Table:
