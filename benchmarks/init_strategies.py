@@ -67,7 +67,7 @@ BLOCKS = ("block1", "block2", "block3")
 TABLES: dict[str, tuple[Plan, ...]] = {
     "a": (Plan("resnet18", ("bn1", "layer1", "layer2", "layer3")),),
     "conv4": (Plan("conv4", BLOCKS),),
-    "b": (Plan("squeezenet1_0", ("features.0", "features.5", "features.10"), 64, 3, False),),  # stages between the poolings
+    "b": (Plan("squeezenet1_0", tuple(f"features.{i}" for i in (0, 3, 4, 5, 7, 8, 9, 10)), 64, 3, False),),
     "c": (Plan("cbr_tiny", BLOCKS), Plan("cbr_small", BLOCKS)),
 }
 
