@@ -185,8 +185,9 @@ def grouped(experiment: str, *keys: str) -> list[list[Row]]:
 
 
 def identity(row: Row) -> list[Any]:
-    """What distinguishes two problems."""
-    steps = sorted({run["trained_steps"] for runs in row["trained"].values() for run in runs})
+    """What distinguishes two problems. At a constant outer rate a longer training is the same run gone on."""
+    runs = [run for same in row["trained"].values() for run in same]
+    steps = sorted({run["trained_steps"] for run in runs if run["schedule"] != "constant"})
     return [row[key] for key in ("dataset", "ways", "shots", "preset")] + [steps]
 
 

@@ -1,11 +1,12 @@
-"""How does the cost of a meta-gradient grow with tasks, ways, inner steps and processes?
+"""How does the cost of a meta-gradient, and of testing, grow with tasks, ways, inner steps and processes?
 
     python -m benchmarks.scale
 
 Conv4-64, 28x28 images, 1 shot, 15 queries a class, second-order MAML (random images: the cost does not depend on what they show). From
 one base (5 ways, 1 step, 8 tasks), one quantity is changed at a time. Every point is measured in a fresh process with one thread: the
 time of one meta-gradient, and the peak of memory above what was held before, beside the forecast. Processes: one against two that share
-out the same meta-batch as torchrun's ranks do, each with one thread; both are alive throughout, and the sides are timed in turn.
+out the same meta-batch as torchrun's ranks do, each with one thread; both are alive throughout, and the sides are timed in turn. Test
+tasks (glyphs, 32 channels) are shared out in the same way, one count of processes after the other, and every task's accuracy is compared.
 Appends a JSON line a point to `benchmarks/results/scale.jsonl`.
 """
 
@@ -27,12 +28,13 @@ from rich.console import Console
 from rich.table import Table
 from torch.optim import SGD
 
-from metalearn import MAML, Episode, meta_backward, ranks
+from metalearn import MAML, Episode, evaluate, meta_backward, ranks
 from metalearn.checkpoints import versions
 from metalearn.episodes import stack, unstack
 from metalearn.experiments import machine, now
 from metalearn.memory import forecast, size
 from metalearn.models import Conv4
+from metalearn.tasks import FewShot, glyphs
 
 from .engine import _memory_now, episodes
 from .few_shot import append, commit
@@ -49,6 +51,7 @@ def scale(
     steps: str = "1,2,5,10",
     processes: str = "1,2",
     meta_batch: int = 32,
+    test_tasks: int = 10_000,
     hidden: int = 64,
     point: str | None = None,
 ) -> None:
@@ -61,12 +64,13 @@ def scale(
         steps: inner steps, with commas.
         processes: how many processes share out the meta-batch, with commas; empty for none.
         meta_batch: tasks that the processes share out.
+        test_tasks: test tasks that they share out; 0 for none.
         hidden: channels of the network.
         point: used by the benchmark itself, in a fresh process: what to measure, as JSON; the figures are printed as JSON.
     """
     if point:
         asked = json.loads(point)
-        found = _in_turn(**asked) if "count" in asked else _point(**asked)
+        found = _in_turn(**asked) if "counts" in asked else _tested(**asked) if "test_tasks" in asked else _point(**asked)
         if found:
             print(json.dumps(found))
         return
@@ -77,8 +81,11 @@ def scale(
     counts = _numbers(processes)
     if counts:
         asked = {"rounds": rounds, "meta_batch": meta_batch, "hidden": hidden, "counts": counts}
-        for found in sorted(_fresh({**asked, "count": max(counts)}, max(counts)), key=lambda row: row["processes"]):
+        for found in sorted(_fresh(asked, max(counts)), key=lambda row: row["processes"]):
             _add(table, "processes", found["processes"], found)
+    if counts and test_tasks:
+        for found in compared([_fresh({"test_tasks": test_tasks}, count)[0] for count in counts]):
+            _add(table, "processes, testing", found["processes"], found)
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
@@ -124,7 +131,7 @@ def _point(tasks: int, ways: int, steps: int, rounds: int, hidden: int) -> dict[
     return {"seconds": seconds, "peak_bytes": peak, "forecast_bytes": expected.total, "way": expected.way, "in_flight": expected.in_flight}
 
 
-def _in_turn(count: int, counts: list[int], rounds: int, meta_batch: int, hidden: int) -> list[dict[str, Any]]:
+def _in_turn(counts: list[int], rounds: int, meta_batch: int, hidden: int) -> list[dict[str, Any]]:
     """One outer step of so many ranks, those beyond them waiting: the sides in turn, so that whatever else runs slows all of them."""
     ranks.join(torch.device("cpu"))
     rank, learner, stacked = ranks.here()[0], _learner(5, 1, hidden), episodes(meta_batch)
@@ -144,6 +151,35 @@ def _in_turn(count: int, counts: list[int], rounds: int, meta_batch: int, hidden
         {"processes": sharing, "seconds": values, "tasks": meta_batch, "times_faster": one / statistics.median(values)}
         for sharing, values in seconds.items()
     ]
+
+
+def _tested(test_tasks: int) -> dict[str, Any]:
+    """Test one network on so many tasks, with as many processes as there are."""
+    ranks.join(torch.device("cpu"))
+    torch.manual_seed(0)
+    learner, images = MAML(Conv4(5, hidden=32), 0.4), glyphs("test")
+    evaluate(learner, FewShot(images, 5, 1, 15, tasks=4, seed=1), progress=False)
+    tasks = FewShot(images, 5, 1, 15, tasks=test_tasks, seed=0)
+    ranks.gather(None)
+    started = time.perf_counter()
+    found = evaluate(learner, tasks, progress=False)
+    seconds = time.perf_counter() - started
+    return {"processes": ranks.here()[1], "tasks": test_tasks, "seconds": [seconds], "per_episode": found.per_episode.tolist()}
+
+
+def compared(sides: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How many times as fast as the first each is, and whether every task's accuracy is the first's to the last bit.
+
+    Example:
+        >>> compared([{"seconds": [4.0], "per_episode": [0.5]}, {"seconds": [2.0], "per_episode": [0.5]}])[1]
+        {'seconds': [2.0], 'times_faster': 2.0, 'same': True}
+    """
+    first, rows = sides[0], []
+    for side in sides:
+        own = {name: value for name, value in side.items() if name != "per_episode"}
+        faster = statistics.median(first["seconds"]) / statistics.median(side["seconds"])
+        rows.append({**own, "times_faster": faster, "same": side["per_episode"] == first["per_episode"]})
+    return rows
 
 
 def _outer_step(learner: MAML, optimizer: SGD, stacked: Episode, rank: int, sharing: int) -> None:
@@ -168,11 +204,14 @@ def _add(table: Table, name: str, value: int, found: dict[str, Any]) -> None:
     said = f"{least:.3f} / {median:.3f}"
     if found.get("times_faster", 1) != 1:
         said += f" ({found['times_faster']:.2f} x as fast as one)"
+    if not found.get("same", True):
+        said += ", other accuracies"
     peak, expected = found.get("peak_bytes"), found.get("forecast_bytes")
     table.add_row(name, str(value), said, size(peak) if peak else "", size(expected) if expected else "")
     about = {"command": " ".join(["python -m benchmarks.scale", *sys.argv[1:]]), "machine": machine(), "versions": versions(), "threads": 1}
-    point = {**BASE, name: value}
-    append({"benchmark": "scale", "changed": name, **point, **found, "median": median, **about, "commit": commit(), "time": now()}, RESULTS)
+    point = BASE | ({name: value} if name in BASE else {})
+    row = {"benchmark": "scale", "changed": name, "value": value, **point, **found, "median": median, **about}
+    append({**row, "commit": commit(), "time": now()}, RESULTS)
 
 
 if __name__ == "__main__":

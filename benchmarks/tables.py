@@ -15,6 +15,7 @@ from typing import Any
 
 from jsonargparse import auto_cli
 
+from metalearn.memory import size
 from metalearn.progress import duration
 
 from . import init_tables, reuse_tables, speed_tables
@@ -31,10 +32,12 @@ def rows(name: str) -> list[Row]:
 
 
 def few_shot() -> str:
-    """Accuracy of every learner: the newest row of each run."""
+    """Accuracy of every learner: the newest row of each run. At a constant outer rate a longer training is the same run gone on."""
     newest: dict[tuple[Any, ...], Row] = {}
     for row in rows("few_shot"):
-        newest[tuple(row[key] for key in ("dataset", "ways", "shots", "algorithm", "preset", "trained_steps", "seed"))] = row
+        length = 0 if row["schedule"] == "constant" else row["trained_steps"]
+        run = tuple(row[key] for key in ("dataset", "ways", "shots", "algorithm", "preset", "seed", "precision"))
+        newest[*run, length] = row
     columns = ("data, ways, shots", "learner", "seed", "ours, % (± 95 % over test tasks)", "minus MAML, paired", "outer steps", "training")
     lines = [f"| {' | '.join(columns)} | the paper's, % | command |", "|---" * (len(columns) + 2) + "|"]
     for row in sorted(newest.values(), key=lambda row: (row["dataset"] != "omniglot", row["dataset"], row["ways"], row["shots"])):
@@ -65,8 +68,22 @@ def figures(name: str) -> str:
     return "\n".join(lines)
 
 
+def scale() -> str:
+    """The newest point of each quantity that was changed: time, memory and its forecast."""
+    newest = {(row["changed"], row["value"]): row for row in rows("scale")}
+    lines = ["| changed | to | median | x as fast as one process | peak memory | its forecast |", "|---|---|---|---|---|---|"]
+    for (changed, value), row in newest.items():
+        faster = f"{row['times_faster']:.2f}" if "times_faster" in row else ""
+        if "same" in row:
+            faster += ", every accuracy the same" if row["same"] else ", other accuracies"
+        memory = [size(row[name]) if name in row else "" for name in ("peak_bytes", "forecast_bytes")]
+        lines.append(f"| {changed} | {value:,} | {row['median']:.3f} s | {faster} | {' | '.join(memory)} |")
+    return "\n".join(lines)
+
+
 FIGURES = {name: partial(figures, name) for name in ("engine", "measures", "similarity_map")}
-TABLES: dict[str, Callable[[], str]] = {"few_shot": few_shot, **FIGURES, **reuse_tables.TABLES, **speed_tables.TABLES, **init_tables.TABLES}
+OTHERS = reuse_tables.TABLES | speed_tables.TABLES | init_tables.TABLES
+TABLES: dict[str, Callable[[], str]] = {"few_shot": few_shot, "scale": scale, **FIGURES, **OTHERS}
 
 
 def tables(check: bool = False) -> None:

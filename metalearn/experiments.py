@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import importlib
 import json
@@ -253,7 +254,11 @@ class Experiment:
         elif Path(self.dataset).is_dir():
             found = tasks.image_folder(self.dataset, split)
         else:
-            raise ValueError(f"there is no data set {self.dataset!r}: it is none of {', '.join(DATASETS)}, and no folder of class folders")
+            near = difflib.get_close_matches(self.dataset, DATASETS, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(
+                f"there is no data set {self.dataset!r}: it is none of {', '.join(DATASETS)}, and no folder of class folders{hint}"
+            )
         channels = self.channels or (3 if self._is_torchvision() else found.images.shape[1])
         return _as(found, channels, self.size or found.images.shape[2])
 
@@ -427,8 +432,6 @@ def _torchvision(name: str, weights: str | None, ways: int) -> nn.Module:
 
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        import difflib
-
         near = ", ".join(difflib.get_close_matches(name, known, n=4)) or "resnet18, vgg11, vit_b_16"
         raise ValueError(f"there is no model {name!r}: conv4, resnet12, a torchvision model such as {near}, or package.module:callable")
     if weights is None:

@@ -69,9 +69,9 @@ def check_statistics(model: nn.Module) -> None:
         if isinstance(module, _NormBase) and module.running_mean is not None and not isinstance(module, FrozenStatistics)
     ]
     if keeping:
-        more = f" and {len(keeping) - 1} more" if len(keeping) > 1 else ""
+        what = f"{keeping[0]} and {len(keeping) - 1} more keep" if len(keeping) > 1 else f"{keeping[0]} keeps"
         raise ValueError(
-            f"{keeping[0]}{more} keeps running statistics, which tasks would write into and read from each other. Choose: "
+            f"{what} running statistics, which tasks would write into and read from each other. Choose: "
             f"metalearn.batch_statistics(model) normalises by the current batch (transductive, as in the MAML papers); "
             f"metalearn.frozen_statistics(model) keeps the statistics it has (for pretrained networks)"
         )

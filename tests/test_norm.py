@@ -45,7 +45,7 @@ def test_frozen_statistics_stay_as_they_are_in_both_modes() -> None:
 def test_what_keeps_running_statistics_is_refused_with_the_cure() -> None:
     with pytest.raises(ValueError, match=r"1 \(BatchNorm2d\) keeps.*batch_statistics\(model\).*frozen_statistics\(model\)"):
         check_statistics(network())
-    with pytest.raises(ValueError, match=r"bn1 \(BatchNorm2d\) and 19 more keeps"):
+    with pytest.raises(ValueError, match=r"bn1 \(BatchNorm2d\) and 19 more keep running"):
         check_statistics(torchvision.models.resnet18(num_classes=2))
     for cured in (
         ml.batch_statistics(network()),
