@@ -141,7 +141,7 @@ class _PooledMoments(Function):
     @staticmethod
     def forward(z: Tensor, sign: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         z = _channels_last(z)
-        mean, variance = torch.batch_norm_update_stats(z, None, None, 0.0)
+        mean, variance = _moments(z)
         negative = sign < 0
         if not negative.any():
             pooled, places = _aten.max_pool2d_with_indices(z, [2, 2])
@@ -192,6 +192,18 @@ class _PooledMomentsGradient(Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
         return _task_by_task(_PooledMomentsGradient.apply, info, in_dims, inputs)
+
+
+def _moments(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Each channel's mean and biased variance, of maps with their channels last.
+
+    torch adds a channel's values up one after the other, and loses digits. So every column of the maps first has moments of its own.
+    """
+    number, channels, height, width = z.shape
+    columns = z.permute(0, 2, 3, 1).reshape(number, height, 1, width * channels).permute(0, 3, 1, 2)
+    means, variances = (found.view(width, channels) for found in torch.batch_norm_update_stats(columns, None, None, 0.0))
+    mean = means.mean(0)
+    return mean, (variances + (means - mean).square()).mean(0)
 
 
 def _convolve(x: Tensor, w: Tensor, b: Tensor | None, how: Any) -> Tensor:
