@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import count as count_from
@@ -127,6 +127,23 @@ def raise_together(error: Exception | None) -> None:
         if failed is not None:
             kind = getattr(builtins, failed[0], RuntimeError)
             raise (kind if issubclass(kind, Exception) else RuntimeError)(f"rank {rank}: {failed[1]}")
+
+
+def first_alone(work: Callable[[], T]) -> T:
+    """What `work` returns. The first rank does it before the others, which then find what it kept; an error there is one on every rank.
+
+    Example:
+        >>> first_alone(lambda: "trained once")
+        'trained once'
+    """
+    found, error = None, None
+    if here()[0] == 0:
+        try:
+            found = work()
+        except Exception as caught:
+            error = caught
+    raise_together(error)
+    return work() if here()[0] else found  # type: ignore[return-value]
 
 
 def total(tensor: Tensor) -> Tensor:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +55,18 @@ def test_embedded_glyphs_end_with_tables_a_page_and_its_numbers(here: Path, caps
     files = {path: path.stat().st_mtime_ns for path in (here / "runs").rglob("*.safetensors")}
     assert len(files) == 15
     assert run(*GLYPHS, "--strategies", "random,full", "--through", "") == 0
+    assert {path: path.stat().st_mtime_ns for path in (here / "runs").rglob("*.safetensors")} == files
+
+
+def test_of_torchruns_ranks_one_pretrains_and_all_share_out_the_runs(here: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "transfer", "compare"]
+    chosen = [*GLYPHS, "--strategies", "random,full", "--through", ""]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *chosen], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("pretrained on glyphs:") == done.stdout.count("The page with pictures:") == 1
+    files = {path: path.stat().st_mtime_ns for path in (here / "runs").rglob("*.safetensors")}
+    assert len(files) == 5 and run(*chosen) == 0
     assert {path: path.stat().st_mtime_ns for path in (here / "runs").rglob("*.safetensors")} == files
 
 

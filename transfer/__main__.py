@@ -166,7 +166,8 @@ class Transfer:
             tensors = dict(model.cpu().state_dict())
             record = {"settings": settings, "accuracy": curve.final, "seconds": curve.seconds}
             files.save(path, tensors, record)
-        print(f"pretrained on {source}: {record['accuracy']:.1%} of its test images right, {duration(record['seconds'])}")
+        if ranks.here()[0] == 0:
+            print(f"pretrained on {source}: {record['accuracy']:.1%} of its test images right, {duration(record['seconds'])}")
         return Pretrained(f"the network pretrained on {source}", tensors)
 
     def chosen(self, weights: Pretrained, build: Build) -> dict[str, Start]:
@@ -278,9 +279,7 @@ def compare(
     rank, count = ranks.here()
     channels = parts.train.images.shape[1]
     build = question.build(len(parts.train.names), channels)
-    if count > 1 and not question.weights and not (place / "pretrained.safetensors").exists():
-        raise ValueError(f"under torchrun let one process pretrain first: the same command without torchrun, --folder {place}")
-    weights = question.pretrained(place, channels, progress and rank == 0)
+    weights = ranks.first_alone(lambda: question.pretrained(place, channels, progress and rank == 0))
     strategies = question.chosen(weights, build)
     sharing = 1 if count > 1 else _processes(question.device) if processes is None else processes
     if rank == 0:
