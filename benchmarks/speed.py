@@ -182,7 +182,7 @@ def speed(
         hidden: channels of the network [the setting's].
         threads: torch's threads, for every side [torch's own number].
         device: cpu, or cuda.
-        execution: how our tasks are run: auto, loop, threads, vectorized or graphs.
+        execution: how our tasks are run: auto, loop, threads, vectorized, graphs or compiled.
         bfloat16: time ours under bfloat16 autocast too.
         tf32: let every side multiply float32 in tf32 on CUDA; otherwise none does, convolutions included.
         start_steps: outer steps of the run from a cold start.

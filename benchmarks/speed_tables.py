@@ -133,8 +133,9 @@ def newest(figure: str) -> list[Row]:
 
 
 def place(row: Row) -> str:
-    """A device, with how many threads, and whether in tf32."""
-    return f"{row['device']}, {row['threads']} thread{'s' * (row['threads'] > 1)}{', tf32' * row.get('tf32', False)}"
+    """A device, with how many threads, and whether in tf32 or compiled."""
+    how = ", tf32" * row.get("tf32", False) + ", compiled" * (row.get("execution") == "compiled")
+    return f"{row['device']}, {row['threads']} thread{'s' * (row['threads'] > 1)}{how}"
 
 
 def places(rows: Iterable[Row]) -> list[str]:

@@ -1,4 +1,4 @@
-"""How many tasks run: in a loop, in threads, vectorized, or vectorized in CUDA graphs. Every way gives the same numbers.
+"""How many tasks run: in a loop, in threads, vectorized, or vectorized and recorded. Every way gives the same numbers.
 
 Tasks are independent, so nothing outside this file knows how they are run. All of them take gradients with autograd *outside* of
 `torch.vmap`: the stacked inner step differentiates the sum of the tasks' losses by weights that carry a task dimension, and vmap is
@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from . import graphs
 from .episodes import Episode, Examples, unstack
-from .graphs import replayed
 
 if TYPE_CHECKING:
     from .learner import Learner
 
-WAYS = ("auto", "loop", "threads", "vectorized", "graphs")
+WAYS = ("auto", "loop", "threads", "vectorized", "graphs", "compiled")
+RECORDED = {"graphs": "cuda", "compiled": "cpu"}  # vectorized tasks whose operations are recorded, and on what device
 CHUNK = 32  # tasks that are vectorized at once
 
 Item = TypeVar("Item")
@@ -92,13 +93,13 @@ def predictions(learner: Learner, episodes: Episode) -> Tensor:
 
 
 def chosen(learner: Learner) -> str:
-    """How this learner's tasks will be run: "loop", "threads", "vectorized" or "graphs".
+    """How this learner's tasks will be run: "loop", "threads", "vectorized", "graphs" or "compiled".
 
     By default: active random layers (dropout modules; a call of `F.dropout` inside a forward cannot be seen) in a loop, since only there
     each task draws as it would alone; on a CPU networks
     without convolutions vectorized (there a task is mostly overhead) and convolutions in threads (vectorized they become products of
     matrices, which are slower there); on other devices vectorized, and on CUDA in graphs where `without_graphs` has no reason against it.
-    What is not known to vectorize runs in threads or the loop.
+    What is not known to vectorize runs in threads or the loop. Compiling takes seconds to minutes, so that it has to be asked for.
     Raises ValueError for a way that was asked for and would be wrong.
     """
     random = [f"{name} ({type(module).__name__})" for name, module in learner.model.named_modules() if _is_random(module)]
@@ -109,8 +110,10 @@ def chosen(learner: Learner) -> str:
                 f"execution='loop', or switch it off with model.eval()"
             )
         return "loop"
-    if learner.execution == "graphs" and not _on(learner, "cuda"):
-        raise ValueError("execution='graphs' records CUDA graphs, and this learner is not on a CUDA device; use learner.cuda(), or 'auto'")
+    device = RECORDED.get(learner.execution)
+    if device and not _on(learner, device):
+        what, where = ("records CUDA graphs", "a CUDA device") if device == "cuda" else ("compiles for a CPU", "the CPU")
+        raise ValueError(f"execution={learner.execution!r} {what}, and this learner is not on {where}; use learner.{device}(), or 'auto'")
     if learner.execution != "auto":
         return learner.execution
     on_cpu = _on(learner, "cpu")
@@ -140,7 +143,7 @@ def without_graphs(learner: Learner) -> str:
 def in_flight(learner: Learner, tasks: int) -> tuple[str, int]:
     """How so many of this learner's tasks will be run, and how many of them at once: memory grows with these alone."""
     way = chosen(learner)
-    if way in ("vectorized", "graphs"):
+    if way == "vectorized" or way in RECORDED:
         return way, min(CHUNK, tasks)
     on_cpu = _on(learner, "cpu")
     threads = min(torch.get_num_threads(), tasks) if way == "threads" and on_cpu else 1
@@ -203,10 +206,10 @@ def _each(learner: Learner, episodes: Episode, work: Callable[[Learner, Episode]
         raise RuntimeError("the inner loop takes gradients, which torch.inference_mode() rules out; evaluate under torch.no_grad()")
     tasks = unstack(episodes)
     way, before = chosen(learner), _versions(learner.model)
-    if way == "graphs" and work is _predictions and torch.is_grad_enabled():
+    if way in RECORDED and work is _predictions and torch.is_grad_enabled():
         way = "vectorized"  # a recording has no graph to differentiate
-    if way in ("vectorized", "graphs"):
-        run = _recorded if way == "graphs" else _at_once
+    if way == "vectorized" or way in RECORDED:
+        run = _recorded if way in RECORDED else _at_once
         for start in range(0, len(tasks), CHUNK):
             chunk = Episode(*(Examples(*(tensor[start : start + CHUNK] for tensor in part)) for part in episodes))
             yield run(learner.on(stacked=len(chunk.query.inputs)), chunk, work)
@@ -230,7 +233,8 @@ def _recorded(learner: Learner, chunk: Episode, work: Callable[[Learner, Episode
     def run(*tensors: Tensor) -> Result:
         return work(learner, Episode(Examples(*tensors[:2]), Examples(*tensors[2:])))
 
-    return replayed(learner.model, (work, _decisive(learner)), run, *chunk.support, *chunk.query)
+    recorder = graphs.compiled if learner.execution == "compiled" else graphs.record
+    return graphs.replayed(recorder, learner.model, (work, _decisive(learner)), run, *chunk.support, *chunk.query)
 
 
 def _decisive(learner: Learner) -> tuple[Any, ...]:

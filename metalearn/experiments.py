@@ -71,7 +71,7 @@ class Experiment:
         clip_value: magnitude that outer gradients are clipped to [preset].
         test_tasks: test tasks, the same for every learner.
         seed: of the initial weights and of the training tasks; test tasks keep their own.
-        execution: how tasks are run: auto, loop, threads, vectorized or graphs.
+        execution: how tasks are run: auto, loop, threads, vectorized, graphs (CUDA) or compiled (CPU, small networks).
         device: cpu, cuda, or any that torch knows.
         precision: float32, float64, tf32 (CUDA), or bfloat16 (autocast).
         runs: the folder of checkpoints and logs; a run that was interrupted goes on from there.

@@ -45,6 +45,7 @@ class Forecast(NamedTuple):
             "threads": "tasks in threads",
             "vectorized": "tasks vectorized",
             "graphs": "tasks in CUDA graphs",
+            "compiled": "compiled tasks",
         }
         free = "" if self.free is None else f" of {size(self.free)} free"
         each = f"{size(self.per_task)} a task ({size(self.per_step)} an inner step)"
@@ -73,7 +74,7 @@ def forecast(learner: Learner, episode: Episode, *, tasks: int = execution.CHUNK
     """
     device = next(learner.parameters()).device
     way, in_flight = execution.in_flight(learner, tasks)
-    if way in ("vectorized", "graphs"):  # whose operations keep other tensors, even for one task
+    if way == "vectorized" or way in execution.RECORDED:  # whose operations keep other tensors, even for one task
         learner, episode = learner.on(stacked=1), stack([episode])
     if not learner.steps:
         return Forecast(_peak(learner, episode), 0, way, in_flight, free_memory(device))
@@ -101,7 +102,7 @@ def ways_out(learner: Learner, episode: Episode, expected: Forecast, *, processe
     fewer = max(expected.free // processes // max(expected.per_task, 1), 1)
     if expected.way == "threads":
         cures.append(f"fewer tasks in flight (torch.set_num_threads({fewer}), or execution='loop': {size(expected.per_task)})")
-    if expected.way in ("vectorized", "graphs"):
+    if expected.way == "vectorized" or expected.way in execution.RECORDED:
         cures.append(f"fewer tasks in flight (execution='loop': {size(expected.per_task)})")
         cures.append(f"a smaller chunk (metalearn.execution.CHUNK = {fewer})")
     if processes > 1:

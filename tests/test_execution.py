@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import shutil
+import warnings
 import weakref
 
 import pytest
@@ -154,3 +156,35 @@ def test_a_share_of_the_meta_batch_is_scaled_by_the_whole() -> None:
     ml.meta_backward(learner, stack(tasks[:1]), scale=1 / 3)
     ml.meta_backward(learner, stack(tasks[1:]), scale=1 / 3)
     torch.testing.assert_close(gradients(learner), whole, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
+@pytest.mark.parametrize("algorithm", [ml.MAML, ml.ANIL])
+def test_compiled_tasks_are_those_of_the_loop_while_weights_and_labels_change(algorithm: type[ml.MAML]) -> None:
+    torch.manual_seed(0)
+    model = MLP(4, 3, (8,)).double()
+    compiled, loop = (algorithm(model, 0.1, 2, execution=way) for way in ("compiled", "loop"))
+    for number in range(4):  # called, recorded, replayed, and with a class less, of which the recording knows nothing
+        generator = torch.Generator().manual_seed(number)
+        inputs = [torch.rand(2, 6, 4, dtype=torch.float64, generator=generator) for _ in range(2)]
+        targets = torch.arange(6).expand(2, 6) % (3 if number < 3 else 2)
+        stacked = ml.Episode(*(ml.Examples(part, targets) for part in inputs))
+        found = []
+        for learner in (compiled, loop):
+            model.zero_grad()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a class less, and of torch's own compiler
+                losses = ml.meta_backward(learner, stacked).losses
+            found.append([losses, *(p.grad for p in model.parameters())])
+        torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-14)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.sub_(0.1 * p.grad)  # type: ignore[operator]
+
+
+def test_what_cannot_be_compiled_is_said() -> None:
+    learner = ml.MAML(Conv4(3, hidden=4, size=16).double(), 0.1, execution="compiled")
+    stacked = made_up_tasks(2, shape=(1, 16, 16))
+    ml.meta_backward(learner, stacked)  # called as it is, the first time
+    with pytest.raises(RuntimeError, match=r"could not compile .* networks without convolutions .* execution='auto' runs everything"):
+        ml.meta_backward(learner, stacked)
