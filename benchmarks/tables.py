@@ -81,7 +81,7 @@ def scale() -> str:
     return "\n".join(lines)
 
 
-FIGURES = {name: partial(figures, name) for name in ("engine", "measures", "similarity_map")}
+FIGURES = {name: partial(figures, name) for name in ("engine", "finetuning", "measures", "similarity_map")}
 OTHERS = reuse_tables.TABLES | speed_tables.TABLES | init_tables.TABLES
 TABLES: dict[str, Callable[[], str]] = {"few_shot": few_shot, "scale": scale, **FIGURES, **OTHERS}
 

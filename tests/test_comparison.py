@@ -335,6 +335,13 @@ def test_after_a_real_kill_the_same_table_comes_out(tmp_path: Path) -> None:
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no list of mapped files")
+def test_no_run_keeps_its_file_in_memory(tmp_path: Path) -> None:
+    found = compare(starts(), build, TRAIN, TRAIN.probe(36), seeds=[0], folder=tmp_path)
+    assert found.runs[0].filters is not None
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+
 def test_ranks_of_torchrun_share_out_the_runs(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(
         "import os, pathlib\n"

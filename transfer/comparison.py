@@ -359,7 +359,8 @@ class _Plan:
         tensors, record = files.load(self.path(name, seed))
         rows: list[Record] = [{key: math.nan if value is None else value for key, value in row.items()} for row in record["kept"]]
         kept = tuple(Kept(**row) for row in rows)
-        return Run(name, seed, Curve.from_dict(record["curve"]), record["initialisation"], kept, tensors.get("filters"))
+        filters = tensors["filters"].clone() if "filters" in tensors else None  # else all of the file stays in memory with them
+        return Run(name, seed, Curve.from_dict(record["curve"]), record["initialisation"], kept, filters)
 
     def end(self, name: str, seed: int) -> dict[str, Tensor]:
         """The weights and buffers that the run ended with."""
