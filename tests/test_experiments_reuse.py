@@ -193,14 +193,20 @@ def test_all_experiments_take_networks_that_were_trained_elsewhere(tmp_path: Pat
     assert {seed for row in rows for seed in row["seeds"]} == {0, 1}
 
 
-def test_a_newer_row_takes_the_place_of_an_older_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("schedule", "steps", "lines"), [("cosine", 3, 1), ("constant", 5, 1), ("cosine", 5, 2)])
+def test_a_newer_row_takes_the_place_of_an_older_one_of_the_same_run(
+    schedule: str, steps: int, lines: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(reuse_tables, "RESULTS", tmp_path / "reuse.jsonl")
     row = {"experiment": "probes", "dataset": "d", "ways": 5, "shots": 1, "preset": "quick", "seeds": [0], "algorithm": "maml"}
-    row |= {"trained": {"maml": [{"trained_steps": 3}]}, "command": "c", "each": [{"classes": 2, "train": 4}]}
-    old, new = ({**row, "accuracy": {"block1": {"mean": mean, "std": None}}} for mean in (0.1, 0.2))
-    (tmp_path / "reuse.jsonl").write_text("".join(json.dumps(one) + "\n" for one in (old, new)))
-    (line,) = reuse_tables.probes().splitlines()[2:]
-    assert "20.00 (one seed)" in line
+    row |= {"command": "c", "each": [{"classes": 2, "train": 4}]}
+    found = [
+        {**row, "trained": {"maml": [{"trained_steps": n, "schedule": schedule}]}, "accuracy": {"block1": {"mean": mean, "std": None}}}
+        for n, mean in ((3, 0.1), (steps, 0.2))
+    ]
+    (tmp_path / "reuse.jsonl").write_text("".join(json.dumps(one) + "\n" for one in found))
+    drawn = reuse_tables.probes().splitlines()[2:]
+    assert len(drawn) == lines and "20.00 (one seed)" in drawn[-1]
 
 
 def test_the_benchmark_refuses_what_it_does_not_know(tmp_path: Path) -> None:
