@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -115,7 +116,7 @@ def _peak(seeds: int) -> int:
     train(network(), 0)  # libraries are there now
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = _memory_now("VmRSS")
-    starts = {"random": everywhere(fresh()), "full": transfusion(weights)}
+    starts: dict[str, Any] = {"random": everywhere(fresh()), "full": transfusion(weights)}
     with tempfile.TemporaryDirectory() as folder:
         compare(starts, network, train, train.train_inputs[:64], range(seeds), folder=folder)
     return _memory_now("VmHWM") - before
