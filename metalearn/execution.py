@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 WAYS = ("auto", "loop", "threads", "vectorized", "graphs", "compiled")
 RECORDED = {"graphs": "cuda", "compiled": "cpu"}  # vectorized tasks whose operations are recorded, and on what device
+VECTORIZED = ("vectorized", *RECORDED)
 CHUNK = 32  # tasks that are vectorized at once
 
 Item = TypeVar("Item")
@@ -143,7 +144,7 @@ def without_graphs(learner: Learner) -> str:
 def in_flight(learner: Learner, tasks: int) -> tuple[str, int]:
     """How so many of this learner's tasks will be run, and how many of them at once: memory grows with these alone."""
     way = chosen(learner)
-    if way == "vectorized" or way in RECORDED:
+    if way in VECTORIZED:
         return way, min(CHUNK, tasks)
     on_cpu = _on(learner, "cpu")
     threads = min(torch.get_num_threads(), tasks) if way == "threads" and on_cpu else 1
@@ -208,7 +209,7 @@ def _each(learner: Learner, episodes: Episode, work: Callable[[Learner, Episode]
     way, before = chosen(learner), _versions(learner.model)
     if way in RECORDED and work is _predictions and torch.is_grad_enabled():
         way = "vectorized"  # a recording has no graph to differentiate
-    if way == "vectorized" or way in RECORDED:
+    if way in VECTORIZED:
         run = _recorded if way in RECORDED else _at_once
         for start in range(0, len(tasks), CHUNK):
             chunk = Episode(*(Examples(*(tensor[start : start + CHUNK] for tensor in part)) for part in episodes))
@@ -240,7 +241,8 @@ def _recorded(learner: Learner, chunk: Episode, work: Callable[[Learner, Episode
 def _decisive(learner: Learner) -> tuple[Any, ...]:
     """All that decides which operations a learner makes on given episodes, and on what memory."""
     model = learner.model
-    modes = torch.is_grad_enabled(), torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"), *_precisions()
+    casts = tuple((torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in RECORDED.values())
+    modes = torch.is_grad_enabled(), casts, *_precisions()
     own = tuple((name, _plain(thing)) for name, thing in vars(learner).items() if not name.startswith("_"))
     tensors = tuple((name, _plain(tensor), tensor.requires_grad) for name, tensor in (*learner.named_parameters(), *model.named_buffers()))
     return type(learner), modes, own, tensors, tuple(module.training for module in model.modules())

@@ -148,19 +148,18 @@ def compiled(work: Callable[..., Any], *inputs: Tensor) -> Callable[..., Any]:
     """Trace the operations of a call, derivatives included, and compile them -> a function that makes them again, on other inputs."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
+    def replay(*given: Tensor) -> Any:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):  # derivatives and casts are among the operations
+            return code(*given)
+
     try:
         code = torch.compile(make_fx(work)(*inputs))
-        with torch.no_grad():
-            code(*inputs)
+        replay(*inputs)
     except (RuntimeError, NotImplementedError) as error:
         said = str(error).strip().splitlines()[0]
         raise RuntimeError(
             f"execution='compiled' could not compile what this learner does ({said}); it takes networks without convolutions under MAML, "
             "ANIL, BOIL or Meta-SGD, and needs a C++ compiler (g++ or clang). execution='auto' runs everything"
         ) from error
-
-    def replay(*given: Tensor) -> Any:
-        with torch.no_grad():  # the derivatives are among the operations
-            return code(*given)
 
     return replay

@@ -74,7 +74,7 @@ def forecast(learner: Learner, episode: Episode, *, tasks: int = execution.CHUNK
     """
     device = next(learner.parameters()).device
     way, in_flight = execution.in_flight(learner, tasks)
-    if way == "vectorized" or way in execution.RECORDED:  # whose operations keep other tensors, even for one task
+    if way in execution.VECTORIZED:  # whose operations keep other tensors, even for one task
         learner, episode = learner.on(stacked=1), stack([episode])
     if not learner.steps:
         return Forecast(_peak(learner, episode), 0, way, in_flight, free_memory(device))
@@ -102,7 +102,7 @@ def ways_out(learner: Learner, episode: Episode, expected: Forecast, *, processe
     fewer = max(expected.free // processes // max(expected.per_task, 1), 1)
     if expected.way == "threads":
         cures.append(f"fewer tasks in flight (torch.set_num_threads({fewer}), or execution='loop': {size(expected.per_task)})")
-    if expected.way == "vectorized" or expected.way in execution.RECORDED:
+    if expected.way in execution.VECTORIZED:
         cures.append(f"fewer tasks in flight (execution='loop': {size(expected.per_task)})")
         cures.append(f"a smaller chunk (metalearn.execution.CHUNK = {fewer})")
     if processes > 1:

@@ -182,6 +182,24 @@ def test_compiled_tasks_are_those_of_the_loop_while_weights_and_labels_change(al
                 p.sub_(0.1 * p.grad)  # type: ignore[operator]
 
 
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
+def test_compiled_tasks_under_autocast_are_not_those_without() -> None:
+    torch.manual_seed(0)
+    model, stacked = MLP(25, 3, (8,)), made_up_tasks(shape=(25,)).to(torch.float32)
+    found: dict[str, list[torch.Tensor]] = {}
+    for way in ("compiled", "vectorized"):
+        learner = ml.MAML(model, 0.1, execution=way)
+        for half in (False, False, True, True):  # each is recorded at its second call
+            with torch.autocast("cpu", torch.bfloat16, enabled=half), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                model.zero_grad()
+                ml.meta_backward(learner, stacked)
+            found.setdefault(way, []).append(gradients(learner))
+    (_, exact, _, coarse), (_, theirs, _, cast) = found["compiled"], found["vectorized"]
+    torch.testing.assert_close(exact, theirs)
+    assert not torch.equal(coarse, exact) and (coarse - cast).abs().max() < 0.02 * cast.abs().max()
+
+
 def test_what_cannot_be_compiled_is_said() -> None:
     learner = ml.MAML(Conv4(3, hidden=4, size=16).double(), 0.1, execution="compiled")
     stacked = made_up_tasks(2, shape=(1, 16, 16))
