@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .forward import select
 from .layers import resolve
 
 
@@ -33,14 +34,14 @@ def representations(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str
     paths = {name: _split(model, name) for name in names}
     runs: dict[str, int] = dict.fromkeys(paths, 0)
 
-    def keep(name: str, entry: str) -> Callable[[nn.Module, Any, Any], None]:
+    def keep(name: str, path: str, entry: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             runs[name] += 1
-            seen[name] = _tensor(output, name, entry).clone()  # what follows may write into it: torchvision's ReLUs do
+            seen[name] = layer_output(output, path, entry).clone()  # what follows may write into it: torchvision's ReLUs do
 
         return hook
 
-    hooks = [model.get_submodule(path).register_forward_hook(keep(name, entry)) for name, (path, entry) in paths.items()]
+    hooks = [model.get_submodule(path).register_forward_hook(keep(name, path, entry)) for name, (path, entry) in paths.items()]
     try:
         yield seen
     finally:
@@ -51,40 +52,16 @@ def representations(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str
             raise ValueError(f"layer {name!r} ran {count} times in the forward pass, so it has no one output; name a layer that runs once")
 
 
+def layer_output(output: Any, path: str, entry: str = "") -> Tensor:
+    """The tensor that the layer `path` returned, or the named entry of what it returned."""
+    return select(output, entry or None, f"layer {path!r}", lambda other: repr(f"{path}:{other}"))
+
+
 def _split(model: nn.Module, name: str) -> tuple[str, str]:
     """A layer and the entry named after it, "" where there is none."""
     path, colon, entry = name.rpartition(":")
     whole = not colon or name in dict(model.named_modules(remove_duplicate=False))
     return (resolve(model, name), "") if whole else (resolve(model, path), entry)
-
-
-def _tensor(output: Any, name: str, entry: str) -> Tensor:
-    entries = _entries(output)
-    chosen = entries.get(entry) if entry else output
-    if isinstance(chosen, Tensor):
-        return chosen
-    layer = name.removesuffix(f":{entry}") if entry else name
-    if not entries:
-        lacks = f"which has no entry {entry!r}; name it without" if entry else "not a tensor; name a layer inside or after it"
-        raise ValueError(f"layer {layer!r} puts out a {type(output).__name__}, {lacks}")
-    listed = ", ".join(f"{key} ({_described(value)})" for key, value in entries.items())
-    tensors = [key for key, value in entries.items() if isinstance(value, Tensor)]
-    cure = f"name one as {layer + ':' + tensors[0]!r}" if tensors else "name a layer inside or after it"
-    lacks = f"of which {entry!r} is no tensor" if entry else "not a tensor"
-    raise ValueError(f"layer {layer!r} puts out a {type(output).__name__}, {lacks}; its entries are {listed}; {cure}")
-
-
-def _entries(output: Any) -> dict[str, Any]:
-    """What a tuple, list or dictionary holds, by index or key; named tuples by name."""
-    if isinstance(output, Mapping):
-        return {str(key): value for key, value in output.items()}
-    if isinstance(output, tuple | list):
-        return dict(zip(getattr(output, "_fields", map(str, range(len(output)))), output, strict=True))
-    return {}
-
-
-def _described(value: Any) -> str:
-    return " x ".join(map(str, value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
 class HeadRun:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .. import progress as _progress
 from ..evaluation import evaluation_mode
 from ..layers import layers
-from ..representations import _split, _tensor
+from ..representations import _split, layer_output
 from .similarity import Floor, rearranged
 from .tables import plain
 
@@ -245,7 +245,7 @@ class _Reader:
 
     def _run(self, images: Tensor, found: dict[str, Tensor]) -> None:
         hooks = [
-            self.network.get_submodule(path).register_forward_hook(self._hook(name, entry, len(images), found))
+            self.network.get_submodule(path).register_forward_hook(self._hook(name, path, entry, len(images), found))
             for name, (path, entry) in self.paths.items()
         ]
         try:
@@ -257,12 +257,12 @@ class _Reader:
         if missing:
             raise ValueError(f"layer {missing[0]!r} of {self.side} did not run in the forward pass; name a layer that does")
 
-    def _hook(self, name: str, entry: str, images: int, found: dict[str, Tensor]) -> Callable[[nn.Module, Any, Any], None]:
+    def _hook(self, name: str, path: str, entry: str, images: int, found: dict[str, Tensor]) -> Callable[[nn.Module, Any, Any], None]:
         def read(module: nn.Module, inputs: Any, output: Any) -> None:
             label = f"layer {name!r} of {self.side}"
             if name in found:
                 raise ValueError(f"{label} ran twice in the forward pass, so it has no one output; name a layer that runs once")
-            rows = _rows(_tensor(output, name, entry), images, label)
+            rows = _rows(layer_output(output, path, entry), images, label)
             if rows.dtype == torch.float64:
                 self.fine.add(name)
             found[name] = _fine_pairs(rows, label) if name in self.fine else _product(rows)
