@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import Lock
 from typing import Any
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-Weights = dict[str, Tensor]
+from .functional import Weights
+
 Rates = Mapping[str, float | Tensor]
 Closure = Callable[[Weights], Tensor]
 Update = Callable[[Weights, Weights, Rates, Any], tuple[Weights, Any]]
@@ -32,7 +33,14 @@ def sgd(weights: Weights, gradients: Weights, rates: Rates, state: Any) -> tuple
 
 
 def inner_step(
-    closure: Closure, weights: Weights, rates: Rates, *, first_order: bool = False, update: Update = sgd, state: Any = None
+    closure: Closure,
+    weights: Weights,
+    rates: Rates,
+    *,
+    first_order: bool = False,
+    update: Update = sgd,
+    state: Any = None,
+    backward: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> tuple[Weights, Any]:
     """One inner step: the parameters that have a rate move against the gradient of the closure -> (weights, the update's state).
 
@@ -44,6 +52,7 @@ def inner_step(
         weights: every parameter by name.
         rates: the rate of every parameter that moves: a number, or a tensor that broadcasts against it.
         first_order: detach the weights *before* the gradient is taken, so that no second graph is built.
+        backward: makes a context manager that the gradient is taken in.
     Raises ValueError naming a parameter with a rate that the loss does not depend on.
 
     Example:
@@ -57,13 +66,23 @@ def inner_step(
     with torch.enable_grad(), _attention.twice_differentiable(create_graph):
         moving = {name: _leaf(weights[name], detach=not create_graph) for name in rates}
         loss = closure({**weights, **moving})
-        gradients = dict(zip(moving, _gradient(loss, moving, create_graph), strict=True))
+        with backward():
+            gradients = dict(zip(moving, _gradient(loss, moving, create_graph), strict=True))
     old = moving if create_graph else {name: weights[name] for name in rates}
     new, state = update(old, gradients, rates, state)
     return {**weights, **new}, state
 
 
-def inner_loop(closure: Closure, weights: Weights, rates: Rates, steps: int, *, first_order: bool = False, update: Update = sgd) -> Weights:
+def inner_loop(
+    closure: Closure,
+    weights: Weights,
+    rates: Rates,
+    steps: int,
+    *,
+    first_order: bool = False,
+    update: Update = sgd,
+    backward: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Weights:
     """`steps` inner steps on the same closure -> the adapted weights, differentiable to the first ones (see `inner_step`).
 
     Example (a policy gradient, a regression, anything that gives a loss will do as the closure):
@@ -74,7 +93,7 @@ def inner_loop(closure: Closure, weights: Weights, rates: Rates, steps: int, *, 
     """
     state = None
     for _ in range(steps):
-        weights, state = inner_step(closure, weights, rates, first_order=first_order, update=update, state=state)
+        weights, state = inner_step(closure, weights, rates, first_order=first_order, update=update, state=state, backward=backward)
     return weights
 
 
@@ -140,7 +159,10 @@ _attention = _Attention()
 
 def _leaf(weight: Tensor, *, detach: bool) -> Tensor:
     """A tensor to differentiate by; one that the user froze with `requires_grad_(False)` may still move in the inner loop."""
-    return weight.detach().requires_grad_() if detach or not weight.requires_grad else weight
+    if detach or not weight.requires_grad:
+        return weight.detach().requires_grad_()
+    # A parameter itself never enters the loss, so that any use of it is known to go past the weights that are given.
+    return weight.view_as(weight) if weight.is_leaf else weight
 
 
 def _gradient(loss: Tensor, moving: Weights, create_graph: bool) -> tuple[Tensor, ...]:

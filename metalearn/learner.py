@@ -5,15 +5,19 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, Self
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from . import execution as _execution
 from .episodes import Episode, Examples
+from .forward import Inputs, forward, map_tensors
+from .functional import UnadaptedWeights, call, tripwires
 from .graphs import value
 from .inner_loop import Rates, Weights
 from .layers import assign, is_inside
@@ -25,6 +29,7 @@ from .representations import head_input
 from .stacked import StackedConvolutions
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Result = TypeVar("Result")
 
 
 class Adapted(NamedTuple):
@@ -36,6 +41,14 @@ class Adapted(NamedTuple):
 
     weights: Weights
     support: Examples | None = None
+
+
+@dataclass
+class Known:
+    """What running a learner's tasks has shown about its model."""
+
+    recomputes: bool = False  # whether it runs again in the backward pass, so that every call needs a copy of it
+    drawing: tuple[bool, ...] | None = None  # the training modes of its modules when it last drew random numbers
 
 
 class Learner(nn.Module):
@@ -51,20 +64,32 @@ class Learner(nn.Module):
         execution: "loop", "threads", "vectorized", "graphs" (vectorized and recorded, on CUDA), "compiled" (vectorized and compiled, on a
             CPU with a C++ compiler: seconds to minutes at first, and many times as fast for a small network), or "auto" (the fastest
             of the others that is exact for this model and device).
+        output: which entry of the model's output to take, for a model whose output is a tuple or a dictionary (see
+            `metalearn.forward.forward`; a model that takes several inputs gets them as a tuple or a dictionary).
     """
 
     first_order = False
     steps = 0
 
-    def __init__(self, model: nn.Module, *, head: str | None = None, loss: Loss = F.cross_entropy, execution: str = "auto") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        head: str | None = None,
+        loss: Loss = F.cross_entropy,
+        execution: str = "auto",
+        output: str | None = None,
+    ) -> None:
         super().__init__()
         check_statistics(model)
         self.model = model
         self.head = find_head(model, head)
         self.loss = loss
         self.execution = _execution.known(execution)
+        self.output = output
         self.rates: Rates = {}
         self.stacked = 0  # how many tasks are vectorized
+        self.known = Known()
 
     def forward(self, episodes: Episode) -> Tensor:
         """A stack of tasks -> query logits (tasks, queries, ways), differentiable to `parameters()`."""
@@ -74,16 +99,22 @@ class Learner(nn.Module):
         """The support set of one task (no task dimension) -> what was learned from it."""
         raise NotImplementedError
 
-    def predict(self, adapted: Adapted, inputs: Tensor) -> Tensor:
+    def predict(self, adapted: Adapted, inputs: Inputs) -> Tensor:
         """Query inputs (queries, ...) of that task -> logits (queries, ways)."""
         return self.call(adapted.weights, inputs)
 
     def outer_gradient(self, episode: Episode) -> tuple[Tensor, Tensor, list[Tensor | None]]:
         """One task -> its outer loss, its query logits, and the gradient of the loss for each of `trained()`."""
-        logits = self.predict(self.adapt(episode.support), episode.query.inputs)
-        loss = self.task_loss(logits, episode.query.targets)
-        gradients = torch.autograd.grad(loss.sum(), list(self.trained().values()), allow_unused=True)
-        return loss.detach(), logits.detach(), list(gradients)
+
+        def gradient() -> tuple[Tensor, Tensor, list[Tensor | None]]:
+            logits = self.predict(self.adapt(episode.support), episode.query.inputs)
+            loss = self.task_loss(logits, episode.query.targets)
+            trained = list(self.trained().values())
+            with self.backward():
+                gradients = torch.autograd.grad(loss.sum(), trained, allow_unused=True)
+            return loss.detach(), logits.detach(), list(gradients)
+
+        return self.watched(gradient)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that the outer loop trains, by name: those that require a gradient and that predictions depend on."""
@@ -110,6 +141,7 @@ class Learner(nn.Module):
             "head": self.head,
             "norm": statistics(self.model),
             "loss": getattr(self.loss, "__name__", type(self.loss).__name__),
+            **({} if self.output is None else {"output": self.output}),
         }
 
     # What subclasses build on
@@ -121,30 +153,27 @@ class Learner(nn.Module):
             weights.update({name: weights[name].expand(self.stacked, *weights[name].shape) for name in self.rates})
         return weights
 
-    def call(self, weights: Weights, inputs: Tensor) -> Tensor:
+    def call(self, weights: Weights, inputs: Inputs) -> Tensor:
         """The model's output under these weights: (examples, ...) -> (examples, ways)."""
-        output = self._per_task(lambda w, x: functional_call(self.model, w, (x,)), weights, inputs)
-        if not isinstance(output, Tensor):
-            raise TypeError(f"{type(self.model).__name__} puts out a {type(output).__name__}; a learner needs one tensor (examples, ways)")
-        return output
+        return self._per_task(self.model, lambda model, x: forward(model, x, self.output), weights, inputs)
 
     def call_head(self, weights: Weights, features: Tensor) -> Tensor:
         """The head's output for what enters it, under these weights: (examples, ...) -> (examples, ways)."""
-        module, start = self.model.get_submodule(self.head), len(self.head) + 1 if self.head else 0
-        own = {name: weight for name, weight in weights.items() if is_inside(name, self.head)}
-        return self._per_task(lambda w, x: functional_call(module, {name[start:]: v for name, v in w.items()}, (x,)), own, features)
+        start = len(self.head) + 1 if self.head else 0
+        own = {name[start:]: weight for name, weight in weights.items() if is_inside(name, self.head)}
+        return self._per_task(self.model.get_submodule(self.head), lambda head, x: head(x), own, features)
 
-    def features(self, weights: Weights, inputs: Tensor) -> tuple[Tensor, bool]:
+    def features(self, weights: Weights, inputs: Inputs) -> tuple[Tensor, bool]:
         """What enters the head, as it enters, and whether the model's output is just what the head puts out."""
         ends = [False]
 
-        def run(w: Weights, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            with head_input(self.model, self.head) as at_head:
-                output = functional_call(self.model, w, (x,))
+        def run(model: nn.Module, x: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+            with head_input(model, self.head) as at_head:
+                output = forward(model, x, self.output)
             ends[:] = [at_head.runs == 1 and output is at_head.output]
             return at_head.features, at_head.copy, output
 
-        features, of_head, output = self._per_task(run, weights, inputs)
+        features, of_head, output = self._per_task(self.model, run, weights, inputs)
         return features, ends[0] and bool(value((of_head == output).all()))  # what wrote into the head's output shows in its values
 
     def task_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -181,14 +210,42 @@ class Learner(nn.Module):
             other.model = model
         return other
 
-    def _per_task(self, function: Callable[[Weights, Tensor], Any], weights: Weights, inputs: Tensor) -> Any:
+    def backward(self) -> AbstractContextManager[None]:
+        """A context manager, for backward passes, in which a use of a parameter that the inner loop moves raises UnadaptedWeights."""
+        return tripwires(self.model, self.rates if self.steps else ())
+
+    def watched(self, work: Callable[[], Result]) -> Result:
+        """`work()`; once more if it shows that the model runs again in the backward pass, then in copies that keep their weights."""
+        try:
+            return work()
+        except UnadaptedWeights as error:
+            if self.stacked:
+                raise ValueError(
+                    f"{error}. If the model recomputes activations in the backward pass (torch.utils.checkpoint), "
+                    f"use execution='loop', which supports that"
+                ) from error
+            if self.known.recomputes:
+                raise
+        self.known.recomputes = True
+        try:
+            return work()
+        except UnadaptedWeights:
+            self.known.recomputes = False
+            raise
+
+    def _per_task(self, module: nn.Module, function: Callable[[nn.Module, Any], Any], weights: Weights, inputs: Inputs) -> Any:
+        """`function(module with these weights, inputs)`, for one task or for every task of a stack."""
         if not self.stacked:
             with Convolutions():
-                return function(weights, inputs)
-        single = dict(self.model.named_parameters())
+                return call(module, weights, lambda network: function(network, inputs), keep=self.known.recomputes)
+        single = dict(module.named_parameters())
         dims = {name: 0 if weight.ndim > single[name].ndim else None for name, weight in weights.items()}
+
+        def task(w: Weights, x: Inputs) -> Any:
+            return call(module, w, lambda network: function(network, x), stacked=True)
+
         with StackedConvolutions():
-            return vmap(function, in_dims=(dims, 0), randomness="error")(weights, inputs)
+            return vmap(task, in_dims=(dims, map_tensors(lambda _: 0, inputs)), randomness="error")(weights, inputs)
 
 
 class FeatureLearner(Learner):
@@ -199,7 +256,7 @@ class FeatureLearner(Learner):
         weights = self.weights()
         return Adapted(weights, Examples(self.flat_features(weights, support.inputs), support.targets))
 
-    def predict(self, adapted: Adapted, inputs: Tensor) -> Tensor:
+    def predict(self, adapted: Adapted, inputs: Inputs) -> Tensor:
         """Query inputs (queries, ...) of that task -> logits (queries, ways), for as many ways as the support set has."""
         if adapted.support is None:
             raise ValueError(f"{type(self).__name__} predicts from support features: pass what its own adapt(support) returned")
@@ -214,6 +271,6 @@ class FeatureLearner(Learner):
         """The parameters that the outer loop trains: all but the head's."""
         return {name: p for name, p in super().trained().items() if not is_inside(name.removeprefix("model."), self.head)}
 
-    def flat_features(self, weights: Weights, inputs: Tensor) -> Tensor:
+    def flat_features(self, weights: Weights, inputs: Inputs) -> Tensor:
         """What enters the head, a row an example: (examples, features), with the task dimension before it where there is one."""
         return self.features(weights, inputs)[0].flatten(2 if self.stacked else 1)

@@ -32,7 +32,7 @@ class MAML(Learner):
             the ways, multiply its rate by them.
         steps: inner steps.
         first_order: drop the second derivatives (FOMAML): the gradient is the query gradient at the adapted weights.
-        head, loss, execution: as for `Learner`.
+        head, loss, execution, output: as for `Learner`.
         update: the inner update, `sgd` by default (see `metalearn.inner_loop.sgd`).
 
     Example:
@@ -54,8 +54,9 @@ class MAML(Learner):
         loss: Loss = F.cross_entropy,
         update: Update = sgd,
         execution: str = "auto",
+        output: str | None = None,
     ) -> None:
-        super().__init__(model, head=head, loss=loss, execution=execution)
+        super().__init__(model, head=head, loss=loss, execution=execution, output=output)
         if index(steps) < 0:
             raise ValueError(f"steps={steps}; the inner loop takes 0 steps or more")
         self.lr, self.steps, self.first_order, self.update = lr, steps, first_order, update
@@ -86,7 +87,12 @@ class MAML(Learner):
     def descend(self, closure: Closure) -> Weights:
         """The inner loop on a closure from weights to the support loss."""
         update = task_by_task(self.update) if self.stacked else self.update
-        return inner_loop(closure, self.weights(), self.current_rates(), self.steps, first_order=self.first_order, update=update)
+
+        def adapted() -> Weights:
+            weights, rates = self.weights(), self.current_rates()
+            return inner_loop(closure, weights, rates, self.steps, first_order=self.first_order, update=update, backward=self.backward)
+
+        return self.watched(adapted)
 
     def current_rates(self) -> dict[str, Rate]:
         """The rate of every parameter that moves; learned ones as the outer loop has them now."""

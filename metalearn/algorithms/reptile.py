@@ -41,8 +41,9 @@ class Reptile(MAML):
         loss: Loss = F.cross_entropy,
         update: Update = sgd,
         execution: str = "auto",
+        output: str | None = None,
     ) -> None:
-        super().__init__(model, lr, steps, first_order=True, head=head, loss=loss, update=update, execution=execution)
+        super().__init__(model, lr, steps, first_order=True, head=head, loss=loss, update=update, execution=execution, output=output)
 
     def forward(self, episodes: Episode) -> Tensor:
         """A stack of tasks -> query logits (tasks, queries, ways), for evaluation."""
