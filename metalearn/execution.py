@@ -20,7 +20,7 @@ from itertools import islice
 from queue import SimpleQueue
 from threading import Barrier
 from types import BuiltinFunctionType, FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,7 @@ def meta_backward(learner: Learner, episodes: Episode, *, scale: float | None = 
         >>> metalearn.meta_backward(learner, metalearn.episodes.stack(tasks[i] for i in range(4))).losses.shape
         torch.Size([4])
     """
-    factor = 1 / len(episodes.query.inputs) if scale is None else scale
+    factor = 1 / len(episodes.query.targets) if scale is None else scale
     trained = learner.trained()
     if not trained:
         raise ValueError("the learner has no parameter to train; set requires_grad_(True) on what the outer loop should move")
@@ -256,7 +256,7 @@ def _in_chunks(
         chunk = part_of(episodes, slice(start, start + CHUNK))
         result = run(learner.on(stacked=len(chunk.query.targets)), chunk, work)
         if randomness.changed():
-            _refuse_draws(learner, learner.execution)
+            refuse_draws(learner.execution)
         yield result
 
 
@@ -323,8 +323,8 @@ def in_threads(learner: Learner, items: Sequence[Item], work: Callable[[Learner,
     on_cpu = _on(learner, "cpu")
     threads = min(torch.get_num_threads() if on_cpu else 1, len(items))
     draws = learner.known.drawing == _modes_of(learner.model)  # as it did the last time
-    if draws:
-        _refuse_draws(learner, "threads")
+    if draws and learner.execution == "threads":
+        refuse_draws("threads")
     replicas = _replicas(learner, threads) if threads > 1 and not draws else []
     if not replicas:
         yield from in_order(learner, items, work)
@@ -362,18 +362,18 @@ def in_threads(learner: Learner, items: Sequence[Item], work: Callable[[Learner,
     if finished < len(items):
         wait(waiting)
         randomness.finish()
-        _refuse_draws(learner, "threads")
+        if learner.execution == "threads":
+            refuse_draws("threads")
         # The tasks that are finished drew nothing, so that they are as they would be in a loop.
         yield from in_order(learner, items, work, first=finished)
 
 
-def _refuse_draws(learner: Learner, way: str) -> None:
-    """Raise ValueError if tasks that draw random numbers were asked to run in this way."""
-    if learner.execution == way:
-        raise ValueError(
-            f"the model draws random numbers while it runs, so that {way} tasks would not repeat what a loop gives; use "
-            f"execution='loop', or switch it off with model.eval()"
-        )
+def refuse_draws(way: str) -> NoReturn:
+    """Raise ValueError for tasks that draw random numbers and run in this way."""
+    raise ValueError(
+        f"the model draws random numbers while it runs, so that {way} tasks would not repeat what a loop gives; use "
+        f"execution='loop', or switch it off with model.eval()"
+    )
 
 
 def _modes_of(model: nn.Module) -> tuple[bool, ...]:

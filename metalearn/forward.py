@@ -17,8 +17,8 @@ def forward(model: nn.Module, inputs: Inputs, output: str | None = None) -> Tens
     Args:
         model: any module.
         inputs: a tensor for `model(inputs)`, a tuple or list for `model(*inputs)`, a mapping for `model(**inputs)`.
-        output: which entry of a tuple, a dictionary or a `ModelOutput` to take: its key, its field, or its index as text. None for a
-            model whose output is a tensor.
+        output: which entry of a tuple, a dictionary or a `ModelOutput` to take: its key, its field, or its index as text. A tensor is
+            taken as it is: networks with auxiliary outputs, such as GoogLeNet, have them in training mode only.
 
     Raises:
         ValueError: the output is not a tensor and `output` is missing or is not one of its entries, which are listed.
@@ -37,6 +37,8 @@ def forward(model: nn.Module, inputs: Inputs, output: str | None = None) -> Tens
         result = model(**inputs)
     else:
         result = model(*inputs)
+    if isinstance(result, Tensor):
+        return result
     return select(result, output, f"the model {type(model).__name__}", lambda entry: f"output={entry!r}")
 
 

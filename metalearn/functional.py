@@ -38,7 +38,7 @@ _CONTAINERS = (list, dict, set, deque)
 _KINDS = ("parameter", "buffer", "module")  # in the order of `_registries`
 
 
-class UnadaptedWeights(RuntimeError):
+class UnadaptedWeights(ValueError):
     """A parameter that has other weights in the current task was read as it is without them; `parameter` names it."""
 
     def __init__(self, parameter: str) -> None:
@@ -78,11 +78,14 @@ class _Tripwire(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        with torch._C.DisableTorchFunctionSubclass():
-            result = func(*args, **kwargs)
+        touched = next(tensor for tensor in _tensors((args, tuple(kwargs.values()))) if isinstance(tensor, cls))
+        try:
+            with torch._C.DisableTorchFunctionSubclass():
+                result = func(*args, **kwargs)
+        except RuntimeError as error:  # such as with activations of vmap, which are gone in a backward pass
+            raise UnadaptedWeights(touched.name) from error
         if _holds_tensor(result):
-            touched = [tensor for tensor in _tensors((args, tuple(kwargs.values()))) if isinstance(tensor, cls)]
-            raise UnadaptedWeights(touched[0].name)
+            raise UnadaptedWeights(touched.name)
         return result
 
 

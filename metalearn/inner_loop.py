@@ -170,9 +170,28 @@ def _gradient(loss: Tensor, moving: Weights, create_graph: bool) -> tuple[Tensor
         raise ValueError(f"the inner loss does not depend on any parameter that has a rate ({', '.join(moving)})")
     gradients = torch.autograd.grad(loss.sum(), list(moving.values()), create_graph=create_graph, allow_unused=True)
     unused = [name for name, gradient in zip(moving, gradients, strict=True) if gradient is None]
+    if unused and _is_reentrant(loss):
+        raise ValueError(
+            f"{unused[0]} is used inside of torch.utils.checkpoint in its reentrant form, which an inner loop cannot differentiate; pass "
+            f"use_reentrant=False there"
+        )
     if unused:
         raise ValueError(
             f"the inner loss does not depend on {', '.join(unused)}; give a rate only to layers that the forward pass uses "
             f"(lr={{'<layer>': <rate>}}), or remove what is unused"
         )
     return gradients
+
+
+def _is_reentrant(loss: Tensor) -> bool:
+    """Whether the graph of the loss has a checkpoint that hides its parameters from `torch.autograd.grad`."""
+    waiting, seen = [loss.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            return True
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]
+    return False

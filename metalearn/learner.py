@@ -216,6 +216,7 @@ class Learner(nn.Module):
 
     def watched(self, work: Callable[[], Result]) -> Result:
         """`work()`; once more if it shows that the model runs again in the backward pass, then in copies that keep their weights."""
+        in_copies = self.known.recomputes
         try:
             return work()
         except UnadaptedWeights as error:
@@ -224,14 +225,10 @@ class Learner(nn.Module):
                     f"{error}. If the model recomputes activations in the backward pass (torch.utils.checkpoint), "
                     f"use execution='loop', which supports that"
                 ) from error
-            if self.known.recomputes:
+            if in_copies:
                 raise
         self.known.recomputes = True
-        try:
-            return work()
-        except UnadaptedWeights:
-            self.known.recomputes = False
-            raise
+        return work()
 
     def _per_task(self, module: nn.Module, function: Callable[[nn.Module, Any], Any], weights: Weights, inputs: Inputs) -> Any:
         """`function(module with these weights, inputs)`, for one task or for every task of a stack."""
@@ -244,8 +241,13 @@ class Learner(nn.Module):
         def task(w: Weights, x: Inputs) -> Any:
             return call(module, w, lambda network: function(network, x), stacked=True)
 
-        with StackedConvolutions():
-            return vmap(task, in_dims=(dims, map_tensors(lambda _: 0, inputs)), randomness="error")(weights, inputs)
+        try:
+            with StackedConvolutions():
+                return vmap(task, in_dims=(dims, map_tensors(lambda _: 0, inputs)), randomness="error")(weights, inputs)
+        except RuntimeError as error:
+            if "random operation" not in str(error):
+                raise
+            _execution.refuse_draws(self.execution)
 
 
 class FeatureLearner(Learner):
