@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import random
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from threading import Barrier
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -108,15 +110,10 @@ def chosen(learner: Learner) -> str:
     What is not known to vectorize runs in threads or the loop. Compiling takes seconds to minutes, so that it has to be asked for.
     Raises ValueError for a way that was asked for and would be wrong.
     """
-    random = [f"{name} ({type(module).__name__})" for name, module in learner.model.named_modules() if _is_random(module)]
-    if not random and learner.known.drawing == _modes_of(learner.model):
-        random = ["the model"]
-    if random:
-        if learner.execution not in ("auto", "loop"):
-            raise ValueError(
-                f"{random[0]} draws random numbers, so that {learner.execution} tasks would not repeat what a loop gives; use "
-                f"execution='loop', or switch it off with model.eval()"
-            )
+    drawing = _random_part(learner)
+    if drawing and learner.execution not in ("auto", "loop"):
+        refuse_draws(learner.execution, drawing)
+    if drawing:
         return "loop"
     device = RECORDED.get(learner.execution)
     if device and not _on(learner, device):
@@ -129,7 +126,7 @@ def chosen(learner: Learner) -> str:
     vectorizes = all(isinstance(module, _DENSE if on_cpu else (*_DENSE, *_CONVOLUTIONAL)) for module in modules)
     if vectorizes and _is_plain(learner.model):
         return "graphs" if _on(learner, "cuda") and not without_graphs(learner) else "vectorized"
-    return "threads" if on_cpu and torch.get_num_threads() > 1 and not _is_tied(learner.model) else "loop"
+    return "threads" if on_cpu and torch.get_num_threads() > 1 and not _tied_part(learner.model) else "loop"
 
 
 def without_graphs(learner: Learner) -> str:
@@ -188,14 +185,27 @@ def _has_hooks(module: nn.Module) -> bool:
     return any(getattr(module, name) for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"))
 
 
-def _is_tied(model: nn.Module) -> bool:
-    """Whether hooks or replaced methods could tie a module to this one model, so that a copy of it would still call the original."""
-    for module in model.modules():
-        for attribute in vars(module).values():
-            values = attribute.values() if isinstance(attribute, dict) else [attribute]
-            if any(map(_remembers, values)):
-                return True
-    return False
+def _random_part(learner: Learner) -> str:
+    """What in the model draws random numbers, in words; nothing if nothing is known to."""
+    for name, module in learner.model.named_modules():
+        if _is_random(module):
+            return f"{name} ({type(module).__name__})"
+        for attribute, value in vars(module).items():
+            if isinstance(value, _GENERATORS):
+                return f"the generator {name + '.' if name else ''}{attribute}"
+    return "the model" if learner.known.drawing == _modes_of(learner.model) else ""  # as it did the last time
+
+
+_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+
+
+def _tied_part(model: nn.Module) -> str:
+    """A hook or a replaced method that may remember this one model, so that a copy of it would still call the original, in words."""
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if any(map(_remembers, value.values() if isinstance(value, dict) else [value])):
+                return f"{attribute.strip('_')} of {name or 'the model'}"
+    return ""
 
 
 def _remembers(value: Any) -> bool:
@@ -256,7 +266,7 @@ def _in_chunks(
         chunk = part_of(episodes, slice(start, start + CHUNK))
         result = run(learner.on(stacked=len(chunk.query.targets)), chunk, work)
         if randomness.changed():
-            refuse_draws(learner.execution)
+            refuse_draws(learner.execution, "the model")
         yield result
 
 
@@ -320,12 +330,11 @@ def in_threads(learner: Learner, items: Sequence[Item], work: Callable[[Learner,
     there is one core, if the model is on another device, if it cannot be copied, or if it draws random numbers: threads share the
     generators, so that which thread draws first would decide the result.
     """
-    on_cpu = _on(learner, "cpu")
-    threads = min(torch.get_num_threads() if on_cpu else 1, len(items))
-    draws = learner.known.drawing == _modes_of(learner.model)  # as it did the last time
-    if draws and learner.execution == "threads":
-        refuse_draws("threads")
-    replicas = _replicas(learner, threads) if threads > 1 and not draws else []
+    threads = min(torch.get_num_threads() if _on(learner, "cpu") else 1, len(items))
+    drawing = _random_part(learner)
+    if drawing and learner.execution == "threads":
+        refuse_draws("threads", drawing)
+    replicas = _replicas(learner, threads) if threads > 1 and not drawing else []
     if not replicas:
         yield from in_order(learner, items, work)
         return
@@ -363,16 +372,16 @@ def in_threads(learner: Learner, items: Sequence[Item], work: Callable[[Learner,
         wait(waiting)
         randomness.finish()
         if learner.execution == "threads":
-            refuse_draws("threads")
+            refuse_draws("threads", "the model")
         # The tasks that are finished drew nothing, so that they are as they would be in a loop.
         yield from in_order(learner, items, work, first=finished)
 
 
-def refuse_draws(way: str) -> NoReturn:
-    """Raise ValueError for tasks that draw random numbers and run in this way."""
+def refuse_draws(way: str, part: str) -> NoReturn:
+    """Raise ValueError for tasks that run in this way although this part of the model draws random numbers."""
     raise ValueError(
-        f"the model draws random numbers while it runs, so that {way} tasks would not repeat what a loop gives; use "
-        f"execution='loop', or switch it off with model.eval()"
+        f"{part} draws random numbers, so that {way} tasks would not repeat what a loop gives; use execution='loop', or switch it off "
+        f"with model.eval()"
     )
 
 
@@ -385,7 +394,14 @@ def _device(learner: Learner) -> torch.device:
 
 
 def _replicas(learner: Learner, count: int) -> list[Learner]:
-    """So many of the same learner on copies of its model; none, with a warning, if the model cannot be copied."""
+    """So many of the same learner on copies of its model; none if a copy would not be the same, with a warning if none can be made."""
+    tied = _tied_part(learner.model)
+    if tied and learner.execution == "threads":
+        raise ValueError(
+            f"execution='threads' copies the model for every thread, but the {tied} may remember the original; use execution='loop'"
+        )
+    if tied:
+        return []
     try:
         return [learner.on(replica(learner.model)) for _ in range(count)]
     except TypeError as error:

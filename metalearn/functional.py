@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 Weights = dict[str, Tensor]
@@ -150,6 +151,23 @@ def call(
             f"off with model.eval(), or keep it out of the model"
         )
     return result
+
+
+def check_weights(model: nn.Module) -> None:
+    """Raise ValueError, with the cure, if the weights of a module are not there yet or cannot be exchanged.
+
+    Example:
+        >>> check_weights(nn.LazyLinear(3))
+        Traceback (most recent call last):
+        ...
+        ValueError: the model itself (LazyLinear) has no weights before its first run; run the model once on a batch of inputs
+    """
+    for path, module in model.named_modules():
+        name = f"{path or 'the model itself'} ({type(module).__name__})"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(f"{name} is compiled to TorchScript, where weights cannot be exchanged; pass the module it was made from")
+        if any(map(is_lazy, (*module._parameters.values(), *module._buffers.values()))):
+            raise ValueError(f"{name} has no weights before its first run; run the model once on a batch of inputs")
 
 
 def replica(module: nn.Module) -> nn.Module:

@@ -63,7 +63,7 @@ def inner_step(
     if not rates:
         return weights, state
     create_graph = torch.is_grad_enabled() and not first_order
-    with torch.enable_grad(), _attention.twice_differentiable(create_graph):
+    with torch.enable_grad(), attention.twice_differentiable(create_graph):
         moving = {name: _leaf(weights[name], detach=not create_graph) for name in rates}
         loss = closure({**weights, **moving})
         with backward():
@@ -154,7 +154,7 @@ class _Attention:
         torch.backends.cuda.enable_cudnn_sdp(cudnn)
 
 
-_attention = _Attention()
+attention = _Attention()
 
 
 def _leaf(weight: Tensor, *, detach: bool) -> Tensor:

@@ -17,9 +17,9 @@ from torch.func import vmap
 from . import execution as _execution
 from .episodes import Episode, Examples
 from .forward import Inputs, forward, map_tensors
-from .functional import UnadaptedWeights, call, tripwires
+from .functional import UnadaptedWeights, call, check_weights, tripwires
 from .graphs import value
-from .inner_loop import Rates, Weights
+from .inner_loop import Rates, Weights, attention
 from .layers import assign, is_inside
 from .layers import head as find_head
 from .norm import check_statistics, statistics
@@ -41,6 +41,9 @@ class Adapted(NamedTuple):
 
     weights: Weights
     support: Examples | None = None
+
+
+_RECOMPUTES = "If it recomputes them in the backward pass (torch.utils.checkpoint), use execution='loop', which supports that"
 
 
 @dataclass
@@ -81,6 +84,7 @@ class Learner(nn.Module):
         output: str | None = None,
     ) -> None:
         super().__init__()
+        check_weights(model)
         check_statistics(model)
         self.model = model
         self.head = find_head(model, head)
@@ -107,11 +111,13 @@ class Learner(nn.Module):
         """One task -> its outer loss, its query logits, and the gradient of the loss for each of `trained()`."""
 
         def gradient() -> tuple[Tensor, Tensor, list[Tensor | None]]:
-            logits = self.predict(self.adapt(episode.support), episode.query.inputs)
-            loss = self.task_loss(logits, episode.query.targets)
-            trained = list(self.trained().values())
-            with self.backward():
-                gradients = torch.autograd.grad(loss.sum(), trained, allow_unused=True)
+            # What recomputes in the backward pass has to find the kernels of attention that its forward pass found.
+            with attention.twice_differentiable(bool(self.rates) and not self.first_order):
+                logits = self.predict(self.adapt(episode.support), episode.query.inputs)
+                loss = self.task_loss(logits, episode.query.targets)
+                trained = list(self.trained().values())
+                with self.backward():
+                    gradients = torch.autograd.grad(loss.sum(), trained, allow_unused=True)
             return loss.detach(), logits.detach(), list(gradients)
 
         return self.watched(gradient)
@@ -220,13 +226,14 @@ class Learner(nn.Module):
         try:
             return work()
         except UnadaptedWeights as error:
-            if self.stacked:
-                raise ValueError(
-                    f"{error}. If the model recomputes activations in the backward pass (torch.utils.checkpoint), "
-                    f"use execution='loop', which supports that"
-                ) from error
             if in_copies:
                 raise
+            if self.stacked:
+                raise ValueError(f"{error}. {_RECOMPUTES}") from error
+        except RuntimeError as error:
+            if "escaped from inside a function being vmapped" not in str(error):
+                raise
+            raise ValueError(f"{type(self.model).__name__} uses activations after its forward pass. {_RECOMPUTES}") from error
         self.known.recomputes = True
         return work()
 
@@ -247,7 +254,7 @@ class Learner(nn.Module):
         except RuntimeError as error:
             if "random operation" not in str(error):
                 raise
-            _execution.refuse_draws(self.execution)
+            _execution.refuse_draws(self.execution, "the model")
 
 
 class FeatureLearner(Learner):

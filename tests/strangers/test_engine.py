@@ -456,3 +456,94 @@ def test_auxiliary_outputs_of_torchvision() -> None:
     assert ml.evaluate(learner, episodes).measure == "accuracy"
     with pytest.raises(ValueError, match=r"entries are logits .* aux_logits2 .*output='logits'"):
         ml.ANIL(model, 0.1, head="fc", execution="loop")(episodes)
+
+
+# Relatives: attention, tied weights, recurrent cells, wrappers.
+
+
+class Attention(nn.Module):
+    """A small transformer, whose encoder runs under a checkpoint or not."""
+
+    def __init__(self, recompute: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(4, 3)
+        self.recompute = recompute
+        self.double()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        tokens = checkpoint(self.encoder, inputs, use_reentrant=False) if self.recompute else self.encoder(inputs)
+        return self.head(tokens.mean(1))
+
+
+class Tied(nn.Module):
+    """Two layers with one weight, run under a checkpoint or not."""
+
+    def __init__(self, recompute: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(4, 4, bias=False)
+        self.second = nn.Linear(4, 4, bias=False)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(4, 3)
+        self.recompute = recompute
+        self.double()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        def run(x: Tensor) -> Tensor:
+            return torch.tanh(self.second(torch.tanh(self.first(x))))
+
+        return self.head(checkpoint(run, inputs, use_reentrant=False) if self.recompute else run(inputs))
+
+
+@pytest.mark.parametrize("execution", ["loop", "threads"])
+@pytest.mark.parametrize(("kind", "shape"), [(Attention, (6, 4)), (Tied, (4,))])
+def test_attention_and_tied_weights_recompute_rightly(kind: type, shape: tuple[int, ...], execution: str) -> None:
+    episodes = made_up_tasks(shape=shape)
+    expected = meta_gradients(kind(False), episodes, "loop")
+    torch.testing.assert_close(meta_gradients(kind(True), episodes, execution), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_networks_adapt(cell: type[nn.RNNBase]) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.rnn = cell(4, 5, batch_first=True, num_layers=2)
+            self.head = nn.Linear(5, 3)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.head(self.rnn(inputs)[0][:, -1])
+
+    model, episodes = Recurrent().double(), made_up_tasks(shape=(6, 4))
+    torch.testing.assert_close(meta_gradients(model, episodes), plain_gradients(model, episodes), rtol=1e-9, atol=1e-12)
+
+
+def test_generators_of_their_own_keep_tasks_out_of_threads() -> None:
+    class Noisy(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 3)
+            self.generator = torch.Generator().manual_seed(0)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return super().forward(inputs + torch.rand(inputs.shape, generator=self.generator, dtype=inputs.dtype))
+
+    torch.manual_seed(0)
+    model = Noisy().double()
+    episodes = made_up_tasks(tasks=4, shape=(4,))
+    expected = plain_gradients(copy.deepcopy(model), episodes)
+    torch.testing.assert_close(meta_gradients(copy.deepcopy(model), episodes), expected, rtol=1e-9, atol=1e-12)
+    with pytest.raises(ValueError, match=r"generator.*execution='loop'"):
+        meta_gradients(model, episodes, "threads")
+
+
+def test_weights_that_cannot_be_exchanged_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"0 \(LazyLinear\).*run the model once"):
+        ml.MAML(nn.Sequential(nn.LazyLinear(8), nn.Tanh(), nn.Linear(8, 3)), LR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        traced = torch.jit.trace(nn.Linear(4, 8), torch.ones(1, 4))
+    with pytest.raises(ValueError, match=r"TorchScript.*pass the module"):
+        ml.MAML(nn.Sequential(traced, nn.Linear(8, 3)), LR)
