@@ -255,7 +255,7 @@ class Learner(nn.Module):
         def run(w: Weights, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             with head_input(self.model, self.head) as at_head:
                 output = functional_call(self.model, w, (x,))
-            ends[:] = [at_head.runs == 1 and output is at_head.output]
+            ends[:] = [bool(self.head) and at_head.runs == 1 and output is at_head.output]
             return at_head.features, at_head.copy, output
 
         features, of_head, output = self._per_task(run, weights, inputs)
