@@ -183,6 +183,7 @@ class Learner(nn.Module):
         if self.guessed and self.needs_head:
             self.settle_head(unstack(episodes)[0].support.inputs)
 
+    @explained
     def settle_head(self, inputs: Tensor) -> None:
         """Check on the support inputs of a task (or stack) that a guessed head makes the model's output.
 
@@ -377,6 +378,7 @@ class FeatureLearner(Learner):
         if targets.device.type == "cpu" and targets.ndim == 2:  # other devices would be waited for
             self.check_stack(targets)
 
+    @explained
     def settle_head(self, inputs: Tensor) -> None:
         """Find on the support inputs of a task (or stack) which layer makes the output, if the head was guessed; "" if none does."""
         if self.guessed:

@@ -112,7 +112,9 @@ def test_a_model_without_a_head_is_trained_as_a_whole(way: str) -> None:
     model, episodes = convolutions(), made_up_tasks(shape=(1, 8, 8))
     learner = ml.ProtoNet(model, execution=way)
     ml.meta_backward(learner, episodes)
-    loss = torch.stack([nn.functional.cross_entropy(*pair) for pair in zip(prototypes(model, episodes), episodes.query.targets, strict=True)])
+    loss = torch.stack(
+        [nn.functional.cross_entropy(*pair) for pair in zip(prototypes(model, episodes), episodes.query.targets, strict=True)]
+    )
     expected = torch.autograd.grad(loss.mean(), list(model.parameters()))
     torch.testing.assert_close(gradients(learner), torch.cat([gradient.flatten() for gradient in expected]))
     trained = ml.ProtoNet(convolutions(), execution=way)

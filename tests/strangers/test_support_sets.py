@@ -78,11 +78,10 @@ def test_the_task_and_the_absent_class_are_named(name: str, way: str) -> None:
             ml.meta_backward(learner, episodes)
         with pytest.raises(ValueError, match=f"support set of task 3 has no example of class {label}"):
             ml.evaluate(learner, unstack(episodes), tasks_at_once=2)
-        with pytest.raises(ValueError, match=f"support set has no example of class {label}"):
+        if label < 2:  # without its last class a single task is one of two classes
             task = unstack(episodes)[3]
-            learner.predict(learner.adapt(task.support), task.query.inputs)
-        if label == 2:
-            break
+            with pytest.raises(ValueError, match=f"support set has no example of class {label}"):
+                learner.predict(learner.adapt(task.support), task.query.inputs)
 
 
 @pytest.mark.parametrize("way", WAYS_TO_RUN)
