@@ -18,7 +18,7 @@ from metalearn import ranks
 from metalearn.episodes import Episode, Examples, stack, unstack
 from metalearn.files import Record
 from metalearn.forward import tensors_of
-from metalearn.learner import Learner
+from metalearn.learner import FeatureLearner, Learner
 from metalearn.progress import progress as shown_progress
 from metalearn.tasks.few_shot import FewShot
 
@@ -258,18 +258,35 @@ def evaluation_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 def _score(learner: Learner, episodes: Episode, first: int) -> Tensor:
     placed = place(episodes, learner)
-    logits, targets = learner(placed), placed.query.targets
+    targets = placed.query.targets
+    if targets.ndim > 1 and not targets.shape[1]:
+        raise ValueError(f"task {first} has no queries to score; give every task at least one")
+    if isinstance(learner, FeatureLearner) and placed.support.targets.ndim == 2:
+        learner.check_stack(placed.support.targets, first)
+    logits = learner(placed)
     broken = logits.isnan().flatten(1).any(1).nonzero()
     if len(broken):
-        raise FloatingPointError(
-            f"the predictions for task {first + int(broken[0])} are NaN: a lower inner rate keeps adaptation finite, "
-            "unless the weights or the data of the task are broken"
-        )
+        task = int(broken[0])
+        raise FloatingPointError(f"the predictions for task {first + task} are NaN: {_why_nan(learner, placed, task)}")
     if not targets.is_floating_point() and int(targets.max()) >= logits.shape[-1]:
         raise ValueError(f"a query has the label {int(targets.max())}, but there are {logits.shape[-1]} ways: labels count from 0")
     if targets.is_floating_point():
-        return torch.stack([learner.loss(ours, theirs) for ours, theirs in zip(logits, targets, strict=True)]).cpu().double()
+        return torch.stack([learner.task_loss(*task) for task in zip(logits, targets, strict=True)]).cpu().double()
     return accuracies(logits, targets).cpu()
+
+
+def _why_nan(learner: Learner, episodes: Episode, task: int) -> str:
+    """What may have made the predictions for the `task`-th of these episodes NaN, and the cure."""
+    for side, examples in episodes._asdict().items():
+        for kind, tensor in examples._asdict().items():
+            if not tensor[task].isfinite().all():
+                return f"its {side} {kind} hold values that are not finite; look at the data"
+    weights = [name for name, parameter in learner.named_parameters() if not parameter.isfinite().all()]
+    if weights:
+        return f"the weights {weights[0]} hold values that are not finite; go back to an earlier checkpoint"
+    if learner.rates:
+        return "a lower inner rate keeps adaptation finite"
+    return "its features overflow; look at the scale of the inputs and of the weights"
 
 
 def _shared_out(episodes: Tasks | DataLoader[Episode] | Episode, at_once: int) -> Iterator[tuple[int, Episode | None]]:

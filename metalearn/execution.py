@@ -73,6 +73,7 @@ def meta_backward(learner: Learner, episodes: Episode, *, scale: float | None = 
         >>> metalearn.meta_backward(learner, metalearn.episodes.stack(tasks[i] for i in range(4))).losses.shape
         torch.Size([4])
     """
+    learner.prepare(episodes)
     factor = 1 / len(episodes.query.targets) if scale is None else scale
     trained = learner.trained()
     if not trained:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import vmap
+from torch.optim import Optimizer
 
 from .functional import Weights
 
@@ -24,12 +26,96 @@ def sgd(weights: Weights, gradients: Weights, rates: Rates, state: Any) -> tuple
     An update is any function of this form: it must not write into its arguments, `state` is None at the first step and whatever it
     returned at the next, and every dictionary has just the parameters that move.
 
-    Example (a momentum of 0.9):
-        >>> def momentum(weights, gradients, rates, state):
-        ...     state = gradients if state is None else {n: 0.9 * state[n] + gradients[n] for n in gradients}
-        ...     return sgd(weights, state, rates, None)[0], state
+    Example (gradients clipped value by value):
+        >>> def clipped(weights, gradients, rates, state):
+        ...     return sgd(weights, {name: gradient.clamp(-1, 1) for name, gradient in gradients.items()}, rates, state)
     """
     return {name: weight - rates[name] * gradients[name] for name, weight in weights.items()}, state
+
+
+def momentum(weights: Weights, gradients: Weights, rates: Rates, state: Any, *, decay: float = 0.9) -> tuple[Weights, Any]:
+    """One step of gradient descent with momentum, as `torch.optim.SGD(momentum=decay)` takes it -> (new weights, velocities).
+
+    `v <- decay * v + gradient`, `w <- w - rate * v`, with `v` the gradient at the first step.
+    """
+    velocity = gradients if state is None else {name: decay * state[name] + gradient for name, gradient in gradients.items()}
+    return sgd(weights, velocity, rates, None)[0], velocity
+
+
+def adam(
+    weights: Weights, gradients: Weights, rates: Rates, state: Any, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+) -> tuple[Weights, Any]:
+    """One step of Adam, as `torch.optim.Adam` takes it -> (new weights, moments).
+
+    It is differentiable: at a gradient of exactly zero the derivative of the root is taken to be zero.
+
+    Example:
+        >>> w = {"w": torch.tensor(1.0)}
+        >>> new, state = adam(w, {"w": torch.tensor(5.0)}, {"w": 0.1}, None)
+        >>> round(new["w"].item(), 6)
+        0.9
+    """
+    if state is None:
+        zeros = {name: torch.zeros_like(gradient) for name, gradient in gradients.items()}
+        nothing = next(iter(gradients.values())).new_zeros(())
+        state = zeros, zeros, nothing, nothing
+    first, second, first_share, second_share = state
+    first = {name: betas[0] * first[name] + (1 - betas[0]) * gradient for name, gradient in gradients.items()}
+    second = {name: betas[1] * second[name] + (1 - betas[1]) * gradient.square() for name, gradient in gradients.items()}
+    # 1 - beta^steps, which the moments of gradients of 1 would be: as tensors, so that an update that calls this one can be vectorized.
+    first_share = betas[0] * first_share + (1 - betas[0])
+    second_share = betas[1] * second_share + (1 - betas[1])
+    directions = {}
+    for name in weights:
+        square = second[name] / second_share
+        # The root has no derivative at 0, where it would turn second order gradients into NaN.
+        root = torch.where(square > 0, torch.where(square > 0, square, 1).sqrt(), 0)
+        directions[name] = first[name] / first_share / (root + eps)
+    return sgd(weights, directions, rates, None)[0], (first, second, first_share, second_share)
+
+
+UPDATES: dict[str, Update] = {"sgd": sgd, "momentum": momentum, "adam": adam}
+
+
+def find_update(update: str | Update) -> Update:
+    """The inner update of that name, or the function given.
+
+    Raises:
+        ValueError: there is none of that name.
+        TypeError: what is given is an optimizer of PyTorch, which steps in place, or nothing that can be called.
+
+    Example:
+        >>> find_update("adam") is adam
+        True
+    """
+    names = ", ".join(map(repr, UPDATES))
+    if isinstance(update, str):
+        if update not in UPDATES:
+            raise ValueError(f"update={update!r} is not one of {names}; or pass a function such as metalearn.inner_loop.sgd")
+        return UPDATES[update]
+    called = getattr(update, "func", update)  # what a functools.partial calls
+    kind = called if isinstance(called, type) else type(called)
+    if issubclass(kind, Optimizer):
+        name = {"SGD": "'sgd' or update='momentum'", "Adam": "'adam'", "AdamW": "'adam'"}.get(kind.__name__)
+        cure = f"write update={name}" if name else f"write one of {names}, or a function such as metalearn.inner_loop.sgd"
+        raise TypeError(f"update=torch.optim.{kind.__name__} steps in place, which an outer loop cannot differentiate; {cure}")
+    if not callable(update):
+        raise TypeError(f"update={update!r} is a {type(update).__name__}; write one of {names}, or pass a function")
+    return update
+
+
+def describe_update(update: Update) -> str:
+    """The name of an update, with the arguments that a `functools.partial` gives it, for records.
+
+    Example:
+        >>> from functools import partial
+        >>> describe_update(partial(momentum, decay=0.5))
+        'momentum(decay=0.5)'
+    """
+    if isinstance(update, partial):
+        arguments = [*map(repr, update.args), *(f"{name}={value!r}" for name, value in update.keywords.items())]
+        return f"{describe_update(update.func)}({', '.join(arguments)})"
+    return getattr(update, "__name__", type(update).__name__)
 
 
 def inner_step(
@@ -100,8 +186,8 @@ def inner_loop(
 def task_by_task(update: Update) -> Update:
     """An update for vectorized tasks that sees one task at a time, so that a norm over its gradients is that task's norm."""
 
-    if update is sgd:
-        return sgd  # looks at one value at a time
+    if update in UPDATES.values():
+        return update  # these look at one value at a time
 
     def stacked(weights: Weights, gradients: Weights, rates: Rates, state: Any) -> tuple[Weights, Any]:
         stateless = []
@@ -158,7 +244,7 @@ attention = _Attention()
 
 
 def _leaf(weight: Tensor, *, detach: bool) -> Tensor:
-    """A tensor to differentiate by; one that the user froze with `requires_grad_(False)` may still move in the inner loop."""
+    """A tensor to differentiate by; one with `requires_grad=False` moves in the inner loop if it has a rate."""
     if detach or not weight.requires_grad:
         return weight.detach().requires_grad_()
     # A parameter itself never enters the loss, so that any use of it is known to go past the weights that are given.

@@ -1,13 +1,15 @@
 """The layers of a network: the units in which rates, sources and similarities are said.
 
 A layer is named by the module path that PyTorch gives it (`layer2.0`, `encoder.layers.encoder_layer_3`). Wherever a layer is asked for,
-any module path will do: a prefix such as `layer2` stands for all the layers below it.
+any module path will do: a prefix such as `layer2` stands for all the layers below it. Where values are spread over parameters (`assign`),
+a wildcard such as `*lora_*` stands for every path that it matches.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from typing import TypeVar
 
 from torch import nn
@@ -49,9 +51,14 @@ def owners(model: nn.Module) -> dict[str, str]:
 
 
 def head(model: nn.Module, name: str | None = None) -> str:
-    """The name of the head: the last `nn.Linear` or `nn.Conv2d` by registration, or `name` where one is given (and exists).
+    """The name of the head: the last `nn.Linear` or `nn.Conv2d` by registration, or `name` if one is given (and exists).
 
-    Raises ValueError where there is none, or where `name` is not a module of `model`.
+    If that layer is part of a low-rank adapter (`base(x) + B(A(x))`), the head is the adapter. This is a guess: which layer makes the
+    output only a run can tell (see `metalearn.representations.output_of`).
+
+    Raises:
+        ValueError: there is none, or `name` is not a module of `model`.
+        TypeError: `name` is not a string.
 
     Example:
         >>> head(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
@@ -59,10 +66,24 @@ def head(model: nn.Module, name: str | None = None) -> str:
     """
     if name is not None:
         return resolve(model, name)
-    candidates = [path for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    if not candidates:
+    possible = heads(model)
+    if not possible:
         raise ValueError(f"{type(model).__name__} has no Linear or Conv2d that could be its head; name the module with head=")
-    return candidates[-1]
+    return possible[-1]
+
+
+def heads(model: nn.Module) -> list[str]:
+    """The names of the layers that could be the head, by registration: every `nn.Linear` and `nn.Conv2d`, or the adapter around it.
+
+    Example:
+        >>> heads(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+        ['0', '2']
+    """
+    adapters = [path for path, module in model.named_modules() if path and _is_adapter(module)]
+    paths = [path for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    # An adapter is registered before the layers inside it, so that the first match is the outermost one.
+    whole = [next((adapter for adapter in adapters if is_inside(path, adapter)), path) for path in paths]
+    return list(dict.fromkeys(whole))
 
 
 def body(model: nn.Module, head_name: str | None = None) -> list[str]:
@@ -86,8 +107,11 @@ def is_inside(name: str, path: str) -> bool:
 def resolve(model: nn.Module, name: str, *, parameters: bool = False) -> str:
     """`name` itself, if it is a module of `model` (or, on request, a parameter).
 
-    Raises ValueError that lists near matches, so that a misspelt layer never passes for an empty one.
+    Raises ValueError that lists near matches, so that a misspelt layer never passes for an empty one, and TypeError if it is no string.
     """
+    if not isinstance(name, str):
+        example = (layers(model) or [""])[-1]
+        raise TypeError(f"a layer is named by its path, a string such as {example!r}, not by {name!r}, a {type(name).__name__}")
     known = [path for path, _ in model.named_modules(remove_duplicate=False)]
     if parameters:
         known += [path for path, _ in model.named_parameters(remove_duplicate=False)]
@@ -98,32 +122,96 @@ def resolve(model: nn.Module, name: str, *, parameters: bool = False) -> str:
     return name
 
 
+def is_wildcard(path: str) -> bool:
+    """Whether a path is a pattern, such as `*lora_*`, rather than the name of one module or parameter."""
+    return isinstance(path, str) and any(mark in path for mark in "*?[")
+
+
 def assign(model: nn.Module, values: Mapping[str, Value]) -> dict[str, Value]:
     """Spread `{module or parameter path: value}` over parameters -> `{parameter name: value}`; the longest matching path wins.
 
-    A parameter that no path reaches is left out. A parameter that is used in two places (tied weights) is reached through either name,
-    and raises ValueError where the two disagree, as does a path that does not exist.
+    A wildcard (`*lora_*`) reaches the parameters that it matches, and all that lies below the modules that it matches; of two keys as
+    long as each other the first wins. A parameter that no path reaches is left out. A parameter that is used in two places (tied
+    weights) is reached through either name.
+
+    Raises ValueError if the two names of a tied parameter get different values, if a path does not exist, or if a wildcard matches
+    nothing.
 
     Example:
-        >>> assign(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), {"": 0.1, "1": 0.5, "1.bias": 0.0})
-        {'0.weight': 0.1, '0.bias': 0.1, '1.weight': 0.5, '1.bias': 0.0}
+        >>> assign(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), {"": 0.1, "1": 0.5, "*.bias": 0.0})
+        {'0.weight': 0.1, '0.bias': 0.0, '1.weight': 0.5, '1.bias': 0.0}
     """
-    for path in values:
-        resolve(model, path, parameters=True)
-    names: dict[int, str] = {id(tensor): name for name, tensor in model.named_parameters()}
-    reached: dict[str, tuple[str, str]] = {}
-    for alias, tensor in model.named_parameters(remove_duplicate=False):
-        matches = [path for path in values if is_inside(alias, path)]
-        if not matches:
-            continue
-        path, name = max(matches, key=len), names[id(tensor)]
-        other = reached.setdefault(name, (path, alias))
-        if other[0] != path and values[other[0]] is not values[path] and values[other[0]] != values[path]:
+    assigned: dict[str, Value] = {}
+    for name, reached in reach(model, values).items():
+        alias, path = reached[0]
+        value = values[path]
+        for other_alias, other_path in reached[1:]:
+            other = values[other_path]
+            if other is not value and other != value:
+                raise ValueError(
+                    f"{alias} and {other_alias} are one tied parameter, but {path!r} gives it {value!r} and {other_path!r} gives it "
+                    f"{other!r}; give both the same"
+                )
+        assigned[name] = value
+    return assigned
+
+
+def reach(model: nn.Module, paths: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
+    """Which path reaches each parameter: parameter name -> `(name, longest matching path)` for each of its names that one reaches.
+
+    Only a tied parameter has more than one name. Raises ValueError as `assign` does.
+
+    Example:
+        >>> reach(nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)), ["", "1"])
+        {'0.weight': [('0.weight', '')], '1.weight': [('1.weight', '1')]}
+    """
+    paths = list(paths)
+    aliases = list(model.named_parameters(remove_duplicate=False))
+    for path in paths:
+        if not is_wildcard(path):
+            resolve(model, path, parameters=True)
+        elif not any(_matches(alias, path) for alias, _ in aliases):
             raise ValueError(
-                f"{other[1]} and {alias} are one tied parameter, but {other[0]!r} gives it {values[other[0]]!r} and {path!r} gives it "
-                f"{values[path]!r}; give both the same"
+                f"the wildcard {path!r} matches no parameter of {type(model).__name__}; its layers are {', '.join(layers(model))}"
             )
-    return {name: values[reached[name][0]] for name in names.values() if name in reached}
+    names = {id(tensor): name for name, tensor in model.named_parameters()}
+    reached: dict[str, list[tuple[str, str]]] = {}
+    for alias, tensor in aliases:
+        matches = [path for path in paths if _matches(alias, path)]
+        if matches:
+            reached.setdefault(names[id(tensor)], []).append((alias, max(matches, key=len)))
+    return {name: reached[name] for name in names.values() if name in reached}
+
+
+def _matches(name: str, path: str) -> bool:
+    """Whether a parameter is reached by a path or a wildcard."""
+    if not is_wildcard(path):
+        return is_inside(name, path)
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[:end]), path) for end in range(1, len(parts) + 1))
+
+
+def _is_adapter(module: nn.Module) -> bool:
+    """Whether a module holds a layer and, beside it, nothing but pairs of low-rank factors whose product has the layer's shape."""
+    layer = next((child for child in module.children() if isinstance(child, nn.Linear | nn.Conv2d)), None)
+    if layer is None or type(module) in _CONTAINERS:
+        return False
+    outputs, inputs = layer.weight.shape[:2]
+    of_layers = {id(part.weight) for part in module.modules() if isinstance(part, nn.Linear | nn.Conv2d)}
+    factors = [tensor for tensor in module.parameters() if tensor.ndim > 1 and tensor is not layer.weight]
+    down, up = set(), set()  # the ranks of factors that take the layer's inputs, and of those that give its outputs
+    for tensor in factors:
+        start, end = tensor.shape[:2]  # behind these the factors of a convolution have its kernel's sizes
+        bare = id(tensor) not in of_layers  # and may be a factor of `x @ A @ B` as well as of `B(A(x))`
+        takes = end == inputs or (bare and start == inputs)
+        gives = start == outputs or (bare and end == outputs)
+        if takes:
+            down.add(start if end == inputs else end)
+        if gives:
+            up.add(end if start == outputs else start)
+        if not takes and not gives:
+            return False
+    return len(factors) > 1 and down == up and max(down) < min(inputs, outputs)
 
 
 def _walk(module: nn.Module, prefix: str, *, opened: bool = True) -> Iterator[tuple[str, nn.Module]]:

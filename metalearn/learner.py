@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import re
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -15,17 +17,17 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from . import execution as _execution
-from .episodes import Episode, Examples
-from .forward import Inputs, forward, map_tensors
+from .episodes import Episode, Examples, part_of
+from .forward import Inputs, forward, map_tensors, tensors_of
 from .functional import UnadaptedWeights, call, check_weights, tripwires
 from .graphs import value
 from .inner_loop import Rates, Weights, attention
-from .layers import assign, is_inside
+from .layers import assign, heads, is_inside
 from .layers import head as find_head
 from .norm import check_statistics, statistics
 from .operations import Convolutions
-from .readouts import check_labels
-from .representations import head_input
+from .readouts import RELABEL, absent_class, check_classes, check_labels
+from .representations import ending, failing_layer, head_input, output_of
 from .stacked import StackedConvolutions
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -54,6 +56,23 @@ class Known:
     drawing: tuple[bool, ...] | None = None  # the training modes of its modules when it last drew random numbers
 
 
+def explained(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of a learner on a support set or on inputs, whose failures inside the model name the layer and the cure."""
+
+    @functools.wraps(method)
+    def run(self: Learner, *arguments: Any) -> Any:
+        try:
+            return method(self, *arguments)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, IndexError, TypeError) as error:
+            given = arguments[-1]
+            self.explain(error, given.inputs if isinstance(given, Examples) else given)
+            raise
+
+    return run
+
+
 class Learner(nn.Module):
     """What every algorithm shares: a model, how a task is adapted to and predicted, and how many tasks are run.
 
@@ -62,7 +81,8 @@ class Learner(nn.Module):
 
     Arguments:
         model: any module with one tensor in and one out. One that keeps running statistics is refused, with the cure.
-        head: the path of its head; by default its last Linear or Conv2d.
+        head: the path of its head; by default its last Linear or Conv2d. For a learner that needs one, the first run checks that it makes
+            the model's output.
         loss: from logits (examples, ways) and targets (examples,) to the mean over examples.
         execution: "loop", "threads", "vectorized", "graphs" (vectorized and recorded, on CUDA), "compiled" (vectorized and compiled, on a
             CPU with a C++ compiler: seconds to minutes at first, and many times as fast for a small network), or "auto" (the fastest
@@ -73,6 +93,8 @@ class Learner(nn.Module):
 
     first_order = False
     steps = 0
+    head: str
+    needs_head = False  # whether the first run has to tell if a guessed head makes the model's output
 
     def __init__(
         self,
@@ -87,22 +109,64 @@ class Learner(nn.Module):
         check_weights(model)
         check_statistics(model)
         self.model = model
-        self.head = find_head(model, head)
+        self.head = head  # type: ignore[assignment]
         self.loss = loss
-        self.execution = _execution.known(execution)
+        self.execution = execution
         self.output = output
-        self.rates: Rates = {}
+        self.held: frozenset[str] = frozenset()  # parameters that `frozen` keeps from moving
         self.stacked = 0  # how many tasks are vectorized
         self.known = Known()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute. A setting is checked, and what follows from it is made anew, at any time as at construction.
+
+        The setting `name` is one that has a method `check_<name>`; what follows from it is made by `derive`.
+        """
+        check = getattr(type(self), f"check_{name}", None)
+        if check is None:
+            super().__setattr__(name, value)
+            return
+        before = dict(self.__dict__)
+        try:
+            self.__dict__[name] = check(self, value)  # a rate to learn is registered by `derive`, not under this name
+            self.derive(name)
+        except Exception:
+            self.__dict__ = before
+            raise
+
+    def check_head(self, head: str | None) -> str:
+        """The path of the head, or a guess at it."""
+        self.guessed = head is None
+        return find_head(self.model, head)
+
+    def check_loss(self, loss: Loss) -> Loss:
+        """The loss, if it can be called."""
+        if not callable(loss):
+            raise TypeError(f"loss={loss!r} is a {type(loss).__name__}; give a function of (logits, targets), such as F.mse_loss")
+        return loss
+
+    def check_execution(self, execution: str) -> str:
+        """How tasks are run, if there is such a way."""
+        return _execution.known(execution)
+
+    def derive(self, name: str) -> None:
+        """Make what follows from the setting `name`, which was just set."""
+
+    @property
+    def rates(self) -> Rates:
+        """The inner rate of every parameter that moves, by name; none without an inner loop."""
+        return {}
+
     def forward(self, episodes: Episode) -> Tensor:
         """A stack of tasks -> query logits (tasks, queries, ways), differentiable to `parameters()`."""
+        self.prepare(episodes)
         return _execution.predictions(self, episodes)
 
     def adapt(self, support: Examples) -> Adapted:
         """The support set of one task (no task dimension) -> what was learned from it."""
         raise NotImplementedError
 
+    @explained
     def predict(self, adapted: Adapted, inputs: Inputs) -> Tensor:
         """Query inputs (queries, ...) of that task -> logits (queries, ways)."""
         return self.call(adapted.weights, inputs)
@@ -114,13 +178,29 @@ class Learner(nn.Module):
             # What recomputes in the backward pass has to find the kernels of attention that its forward pass found.
             with attention.twice_differentiable(bool(self.rates) and not self.first_order):
                 logits = self.predict(self.adapt(episode.support), episode.query.inputs)
+                self.check_labels(logits, episode.query.targets)
                 loss = self.task_loss(logits, episode.query.targets)
                 trained = list(self.trained().values())
                 with self.backward():
                     gradients = torch.autograd.grad(loss.sum(), trained, allow_unused=True)
             return loss.detach(), logits.detach(), list(gradients)
 
-        return self.watched(gradient)
+        try:
+            return self.watched(gradient)
+        except RuntimeError as error:
+            if self.first_order:
+                raise
+            missing = re.search(r"derivative for (?:aten::)?(\w+?)(?:_backward)? is not implemented", str(error))
+            if missing is not None:
+                raise RuntimeError(
+                    f"PyTorch has no second derivative of {missing[1]}, which the model uses ({error}); use first_order=True"
+                ) from error
+            if "double backward" in str(error):
+                raise RuntimeError(
+                    f"a part of the model is compiled, and has no second derivative ({error}); pass the module that torch.compile was given, "
+                    f"or use first_order=True"
+                ) from error
+            raise
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that the outer loop trains, by name: those that require a gradient and that predictions depend on."""
@@ -133,10 +213,52 @@ class Learner(nn.Module):
         """
         if isinstance(layers, str):
             raise TypeError(f"frozen() takes a list of layers; write frozen([{layers!r}])")
-        held = assign(self.model, dict.fromkeys(layers, True))
         other = self.on()
-        other.rates = {name: rate for name, rate in self.rates.items() if name not in held}
+        other.held = self.held | assign(self.model, dict.fromkeys(layers, True)).keys()
         return other
+
+    def prepare(self, episodes: Episode) -> None:
+        """What is checked of a stack of tasks before any of them is run: that it holds some, and at the first run the guessed head.
+
+        Raises ValueError if there is no task or no query.
+        """
+        if not len(episodes.query.targets):
+            raise ValueError("there are no tasks: the stack of episodes is empty")
+        if self.guessed and self.needs_head:
+            self.settle_head(part_of(episodes, 0).support.inputs)
+
+    @explained
+    def settle_head(self, inputs: Inputs) -> None:
+        """Check on the support inputs of a task (or stack) that a guessed head makes the model's output.
+
+        A head that was named is taken as it is. A model may go on after its head, if nothing with parameters follows (SqueezeNet pools).
+
+        Raises ValueError naming the layer that makes the output, if there is one.
+        """
+        if not self.guessed or torch.is_inference_mode_enabled():
+            return
+        run = self._trial(self._first_task(inputs))
+        if not ending(self.model, self.head, run).decides:
+            other = output_of(self.model, run)
+            cure = f"that of {other!r} is: pass head={other!r}" if other else "name the layer that makes it with head=, or add a head"
+            raise ValueError(
+                f"{type(self).__name__} needs the model's head, and took {self.head!r}, its last Linear or Conv2d; but the model's output "
+                f"is not that layer's: {cure}"
+            )
+        self.guessed = False
+
+    def explain(self, error: Exception, inputs: Any) -> None:
+        """Raise in words why the model failed on these inputs, if running it on one task tells."""
+        plain, task = self.on(), self._first_task(inputs)
+        failure = failing_layer(self.model, lambda: plain.call(plain.weights(), task))
+        if failure is not None:
+            raise ValueError(failure) from error
+        if self.stacked:
+            reason = str(error).strip().splitlines()[0]
+            raise RuntimeError(
+                f"the forward pass of {type(self.model).__name__} cannot be vectorized over tasks ({reason}); "
+                "use execution='loop' or 'auto'"
+            ) from error
 
     def settings(self) -> dict[str, Any]:
         """What was asked for, as plain values, for the record of a result or a checkpoint."""
@@ -176,7 +298,7 @@ class Learner(nn.Module):
         def run(model: nn.Module, x: Inputs) -> tuple[Tensor, Tensor, Tensor]:
             with head_input(model, self.head) as at_head:
                 output = forward(model, x, self.output)
-            ends[:] = [at_head.runs == 1 and output is at_head.output]
+            ends[:] = [bool(self.head) and at_head.runs == 1 and output is at_head.output]
             return at_head.features, at_head.copy, output
 
         features, of_head, output = self._per_task(self.model, run, weights, inputs)
@@ -184,28 +306,53 @@ class Learner(nn.Module):
 
     def task_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of a task: a scalar, or (tasks,) where tasks are vectorized."""
+        if _is_cross_entropy(self.loss):
+            self._check_cross_entropy(logits, targets)
+        if not targets.is_floating_point() and not targets.is_complex():
+            targets = targets.long()  # which losses of PyTorch ask for
         loss = vmap(self.loss)(logits, targets) if self.stacked else self.loss(logits, targets)
         if loss.ndim != bool(self.stacked):
             raise ValueError(f"the loss gives {tuple(loss.shape)} values for one task; give one that returns the mean (reduction='mean')")
         return loss
 
-    def check_outputs(self, support: Examples) -> None:
-        """Raise ValueError where the head cannot tell the classes of the support set apart; warn where it has outputs to spare."""
-        if support.targets.is_floating_point() and support.targets.ndim == 1 + bool(self.stacked) and self.loss is F.cross_entropy:
-            raise ValueError(
-                f"class labels must be integers, not {support.targets.dtype}; use targets.long(), or another loss for regression"
-            )
-        module = self.model.get_submodule(self.head)
-        outputs = getattr(module, "out_features", getattr(module, "out_channels", None))
-        if outputs is None or support.targets.is_floating_point():
+    def check_support(self, support: Examples) -> None:
+        """What is checked before a task is adapted to; see `prepare` for a stack.
+
+        Raises ValueError if the support set is empty, or has not one target for each of its inputs.
+        """
+        dims = bool(self.stacked)
+        targets = tuple(support.targets.shape[dims:])
+        for tensor in tensors_of(support.inputs):
+            inputs = tuple(tensor.shape[dims:])
+            if not targets or not inputs or not targets[0]:
+                raise ValueError(f"the support set is empty: its inputs are {inputs} and its targets {targets}; give it examples")
+            if inputs[0] != targets[0]:
+                raise ValueError(f"the support set has {inputs[0]} inputs but {targets[0]} targets; give each input one")
+
+    def check_labels(self, logits: Tensor, targets: Tensor) -> None:
+        """Raise ValueError where a task's class labels are not among the outputs that there are logits for."""
+        dims = bool(self.stacked)
+        if targets.ndim == 1 + dims and logits.ndim > 1 + dims and not targets.is_floating_point():
+            check_labels(targets, logits.shape[1 + dims])
+
+    def check_outputs(self, logits: Tensor, targets: Tensor) -> None:
+        """Raise ValueError if there are fewer logits than classes in the support set; warn if there are more, or a class is absent."""
+        dims = bool(self.stacked)
+        if targets.is_floating_point() or targets.ndim != 1 + dims or logits.ndim < 2 + dims:
             return
-        classes = value(support.targets.max()) + 1
+        outputs, classes = logits.shape[1 + dims], value(targets.max()) + 1
+        module = self.model.get_submodule(self.head)
+        is_head = outputs == getattr(module, "out_features", None if self.guessed else getattr(module, "out_channels", None))
+        counts = f"{f'the head {self.head!r}' if is_head else 'the model'} has {outputs} outputs, but the support set has {classes} classes"
         cure = f"build the model with {classes} outputs, or name another head with head="
+        absent = absent_class(targets, classes) if classes > 0 else None
+        if absent is not None:
+            cure = f"a support set has no example of class {absent[1]}, and labels count from 0: {RELABEL}"
         if classes > outputs:
-            raise ValueError(f"the head {self.head!r} has {outputs} outputs, but the support set has {classes} classes; {cure}")
-        check_labels(support.targets, outputs)
-        if classes < outputs:
-            warnings.warn(f"the head {self.head!r} has {outputs} outputs, but the support set has {classes} classes; {cure}", stacklevel=3)
+            raise ValueError(f"{counts}; {cure}")
+        check_labels(targets, outputs)
+        if classes < outputs or absent is not None:
+            warnings.warn(f"{counts}; {cure}" if classes < outputs else cure, stacklevel=3)
 
     def on(self, model: nn.Module | None = None, *, stacked: int = 0) -> Self:
         """This learner, sharing every tensor, on another module of the same structure or for a stack of so many tasks."""
@@ -237,6 +384,35 @@ class Learner(nn.Module):
         self.known.recomputes = True
         return work()
 
+    def _trial(self, inputs: Inputs) -> Callable[[Weights], Tensor]:
+        """From weights to the model's output for the inputs of one task; what the run draws is undone."""
+        plain = self.on()
+        device = tensors_of(inputs)[0].device
+
+        def run(weights: Weights) -> Tensor:
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                return plain.call(weights, map_tensors(torch.clone, inputs))
+
+        return run
+
+    def _first_task(self, inputs: Inputs) -> Inputs:
+        return map_tensors(lambda tensor: tensor[0], inputs) if self.stacked else inputs
+
+    def _check_cross_entropy(self, logits: Tensor, targets: Tensor) -> None:
+        shape = tuple(logits.shape[bool(self.stacked) :])
+        if targets.is_floating_point():
+            raise ValueError(
+                f"under cross-entropy class labels must be integers, not {targets.dtype}; pass loss=F.mse_loss (or another loss) for "
+                "regression, or targets.long() for labels"
+            )
+        if len(shape) < 2:
+            raise ValueError(f"cross-entropy needs logits (examples, classes), but the model's output is {shape}; pass another loss=")
+        if shape[1] == 1:
+            raise ValueError(
+                "the cross-entropy of a single output is 0 whatever the weights, so nothing would be learned; pass loss=F.mse_loss (or "
+                "another loss) for regression, or build the model with an output for each class"
+            )
+
     def _per_task(self, module: nn.Module, function: Callable[[nn.Module, Any], Any], weights: Weights, inputs: Inputs) -> Any:
         """`function(module with these weights, inputs)`, for one task or for every task of a stack."""
         if not self.stacked:
@@ -258,13 +434,46 @@ class Learner(nn.Module):
 
 
 class FeatureLearner(Learner):
-    """A learner without an inner loop: the support set is kept as features, and the head is not used (nor trained)."""
+    """A learner without an inner loop: the support set is kept as features, and the head is not used (nor trained).
 
+    The features are what enters the head. A model without a layer that makes its output, or whose head is named "", has its output for
+    features; the first run tells.
+    """
+
+    needs_head = True
+
+    def check_head(self, head: str | None) -> str:
+        """The path of the head, or a guess at it; "" for a model without one."""
+        if head is None and not heads(self.model):
+            self.guessed = False
+            return ""
+        return super().check_head(head)
+
+    def prepare(self, episodes: Episode) -> None:
+        """What is checked of a stack of tasks before any of them is run."""
+        super().prepare(episodes)
+        targets = episodes.support.targets
+        if targets.device.type == "cpu" and targets.ndim == 2:  # other devices would be waited for
+            self.check_stack(targets)
+
+    @explained
+    def settle_head(self, inputs: Inputs) -> None:
+        """Find on the support inputs of a task (or stack) which layer makes the output, if the head was guessed; "" if none does."""
+        if self.guessed:
+            run = self._trial(self._first_task(inputs))
+            if not ending(self.model, self.head, run).is_output:
+                self.head = output_of(self.model, run) or ""
+            self.guessed = False
+
+    @explained
     def adapt(self, support: Examples) -> Adapted:
         """The support set of one task -> its features and labels; no weight moves."""
+        self.check_support(support)
+        self.settle_head(support.inputs)
         weights = self.weights()
         return Adapted(weights, Examples(self.flat_features(weights, support.inputs), support.targets))
 
+    @explained
     def predict(self, adapted: Adapted, inputs: Inputs) -> Tensor:
         """Query inputs (queries, ...) of that task -> logits (queries, ways), for as many ways as the support set has."""
         if adapted.support is None:
@@ -272,14 +481,31 @@ class FeatureLearner(Learner):
         ways = value(adapted.support.targets.max()) + 1
         return self.readout(adapted.support, self.flat_features(adapted.weights, inputs), ways)
 
+    def check_stack(self, targets: Tensor, first: int = 0) -> None:
+        """Raise ValueError naming the task (counted from `first`) and the class, where a support set has no example of one.
+
+        `targets` are the support labels of a stack of tasks (tasks, examples).
+        """
+        if targets.numel():
+            check_classes(targets, int(targets.max()) + 1, first)
+
     def readout(self, support: Examples, queries: Tensor, ways: int) -> Tensor:
         """Features of support and queries (..., examples, features) -> logits (..., queries, ways)."""
         raise NotImplementedError
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that the outer loop trains: all but the head's."""
-        return {name: p for name, p in super().trained().items() if not is_inside(name.removeprefix("model."), self.head)}
+        trained = super().trained()
+        if not self.head:
+            return trained
+        return {name: p for name, p in trained.items() if not is_inside(name.removeprefix("model."), self.head)}
 
     def flat_features(self, weights: Weights, inputs: Inputs) -> Tensor:
         """What enters the head, a row an example: (examples, features), with the task dimension before it where there is one."""
         return self.features(weights, inputs)[0].flatten(2 if self.stacked else 1)
+
+
+def _is_cross_entropy(loss: Loss) -> bool:
+    """Whether a loss is PyTorch's cross-entropy, with options or without."""
+    function = loss.func if isinstance(loss, functools.partial) else loss
+    return function is F.cross_entropy or isinstance(function, nn.CrossEntropyLoss)

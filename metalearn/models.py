@@ -45,8 +45,26 @@ class Conv4(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (examples, channels, height, width) -> logits (examples, ways)."""
+        self._check(images)
         maps = self.block4(self.block3(self.block2(self.block1(images))))
         return self.head(maps.flatten(1) if self.pool else maps.mean((2, 3)))
+
+    def _check(self, images: Tensor) -> None:
+        """Raise ValueError naming the channels and sizes that the network takes, where these images have others."""
+        shape, conv, head = tuple(images.shape), self.block1.conv, self.head
+        if len(shape) != 4:
+            raise ValueError(f"Conv4 takes images (examples, channels, height, width), and not a tensor of {shape}")
+        _, channels, height, width = shape
+        if isinstance(conv, nn.Conv2d) and channels != conv.in_channels:
+            raise ValueError(
+                f"the images have {channels} channels, and this Conv4 takes {conv.in_channels}; build Conv4(channels={channels})"
+            )
+        places = (height // 16) * (width // 16)
+        if self.pool and isinstance(head, nn.Linear) and places * self.block4.conv.out_channels != head.in_features:
+            raise ValueError(
+                f"the images are {height} x {width} pixels, and this Conv4 was built for others; build Conv4(size={height}) for square "
+                "images of at least 16 pixels, or resize them"
+            )
 
 
 class ConvBlock(nn.Module):

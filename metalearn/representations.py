@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .forward import select
-from .layers import resolve
+from .inner_loop import Weights
+from .layers import heads, resolve
 
 
 @contextmanager
@@ -65,7 +66,10 @@ def _split(model: nn.Module, name: str) -> tuple[str, str]:
 
 
 class HeadRun:
-    """What was seen of the head while the model ran: what entered it and what it put out the last time, and how often it ran."""
+    """What was seen of the head while the model ran: what entered it and what it put out the last time, and how often it ran.
+
+    A head that is the whole model stands for a model without one, whose features are its output.
+    """
 
     def __init__(self) -> None:
         self.features = self.output = self.copy = torch.empty(0)
@@ -78,7 +82,7 @@ def head_input(model: nn.Module, head: str) -> Iterator[HeadRun]:
     seen = HeadRun()
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-        seen.features, seen.output, seen.copy = inputs[0], output, output.clone()
+        seen.features, seen.output, seen.copy = inputs[0] if head else output, output, output.clone()
         seen.runs += 1
 
     handle = model.get_submodule(head).register_forward_hook(hook)
@@ -88,6 +92,136 @@ def head_input(model: nn.Module, head: str) -> Iterator[HeadRun]:
         handle.remove()
     if not seen.runs:
         raise ValueError(f"the head {head!r} did not run in the forward pass; name the last layer that does with head=")
+
+
+class Ending(NamedTuple):
+    """How the output of a model depends on one of its modules.
+
+    `is_output` tells whether the output is the module's, reshaped at most; `decides` whether it is at least a function of the module's
+    output alone, without another parameter (pooled, scaled, normalised).
+    """
+
+    is_output: bool
+    decides: bool
+
+
+def ending(model: nn.Module, path: str, run: Callable[[Weights], Tensor]) -> Ending:
+    """How a model's output depends on its module `path`: the model runs with other numbers in place of the module's output.
+
+    Asking the tensors this way, no name of a class and no chance equality of values decides.
+
+    Args:
+        model: any module.
+        path: one of its modules.
+        run: from weights by name to the model's output on some inputs.
+
+    Example:
+        >>> import torch
+        >>> from torch.func import functional_call
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2), nn.ReLU())
+        >>> run = lambda weights: functional_call(model, weights, (torch.ones(3, 4),))
+        >>> ending(model, "2", run), ending(model, "1", run).is_output, ending(model, "0", run).decides
+        (Ending(is_output=True, decides=True), False, False)
+    """
+    weights = {name: weight.detach().requires_grad_(_is_real(weight)) for name, weight in model.named_parameters()}
+    replaced: list[Tensor] = []
+
+    def replace(module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
+        if not isinstance(output, Tensor) or not _is_real(output):
+            return None
+        # Wide apart and of both signs, so that clipping, scaling, pooling and ReLU all show.
+        numbers = torch.linspace(-1e3, 1e3, output.numel(), dtype=output.dtype, device=output.device)
+        replaced.append(numbers.view_as(output).requires_grad_())
+        return replaced[-1].clone()  # which what follows may write into
+
+    handle = model.get_submodule(path).register_forward_hook(replace)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            output = run(weights)
+            if not replaced or not output.requires_grad:
+                return Ending(False, False)
+            sources = [*replaced, *(weight for weight in weights.values() if weight.requires_grad)]
+            gradients = torch.autograd.grad(output.sum(), sources, allow_unused=True)
+    finally:
+        handle.remove()
+    last, output = replaced[-1].detach(), output.detach()
+    same = output.shape[0] == last.shape[0] and output.numel() == last.numel() and torch.equal(output.reshape_as(last), last)
+    reached = [gradient is not None for gradient in gradients]
+    decides = any(reached[: len(replaced)]) and not any(reached[len(replaced) :])
+    return Ending(len(replaced) == 1 and same, decides)
+
+
+def output_of(model: nn.Module, run: Callable[[Weights], Tensor]) -> str | None:
+    """The last of `layers.heads(model)` whose output is the model's; None if there is none.
+
+    Args:
+        model: any module.
+        run: from weights by name to the model's output on some inputs.
+    """
+    outputs: dict[str, Tensor] = {}
+
+    def keep(path: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                outputs[path] = output.detach()
+
+        return hook
+
+    handles = [model.get_submodule(path).register_forward_hook(keep(path)) for path in heads(model)]
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            output = run(dict(model.named_parameters()))
+    finally:
+        for handle in handles:
+            handle.remove()
+    # Layers whose output has other values need not be tried.
+    alike = [path for path, own in outputs.items() if own.numel() == output.numel() and torch.equal(own.reshape_as(output), output)]
+    return next((path for path in reversed(alike) if ending(model, path, run).is_output), None)
+
+
+def failing_layer(model: nn.Module, run: Callable[[], Any]) -> str | None:
+    """Which layer of a model fails in `run`, what entered it and how to mend that, in words; None if nothing fails.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten())
+        >>> print(failing_layer(model, lambda: model(torch.ones(2, 3, 8, 8))))  # doctest: +ELLIPSIS
+        layer '0' (Conv2d) cannot take what enters it, torch.float32 of 2 x 3 x 8 x 8 (Given groups=1, ...); bring the inputs to the ...
+    """
+    running: list[tuple[str, nn.Module, Any]] = []
+
+    def enter(path: str) -> Callable[[nn.Module, Any], None]:
+        return lambda module, inputs: running.append((path, module, inputs))
+
+    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+        running.pop()
+
+    handles: list[Any] = []
+    for path, module in model.named_modules():
+        handles += [module.register_forward_pre_hook(enter(path)), module.register_forward_hook(leave)]
+    try:
+        with torch.no_grad():
+            run()
+    except (RuntimeError, IndexError, TypeError) as error:
+        if not running:
+            return None
+        path, module, inputs = running[-1]
+        entered = [f"{tensor.dtype} of {' x '.join(map(str, tensor.shape))}" for tensor in inputs if isinstance(tensor, Tensor)]
+        name = f"layer {path!r} ({type(module).__name__})" if path else f"the model {type(module).__name__}"
+        reason = str(error).strip().splitlines()[0]
+        whole = [tensor for tensor in inputs if isinstance(tensor, Tensor) and not _is_real(tensor)]
+        cure = (
+            "give real numbers, such as inputs.float() / 255" if whole else "bring the inputs to the channels and size that the model takes"
+        )
+        return f"{name} cannot take what enters it, {', '.join(entered) or 'no tensor'} ({reason}); {cure}"
+    finally:
+        for handle in handles:
+            handle.remove()
+    return None
+
+
+def _is_real(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def features(model: nn.Module, inputs: Tensor, head: str) -> Tensor:

@@ -11,17 +11,18 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, ReduceLROnPlateau
 
 from metalearn import checkpoints, files, memory, ranks
 from metalearn.episodes import Episode, unstack
@@ -31,6 +32,8 @@ from metalearn.files import Record
 from metalearn.learner import Learner
 from metalearn.progress import progress as shown_progress
 from metalearn.records import records
+
+Choice = TypeVar("Choice")
 
 
 @dataclass
@@ -124,8 +127,8 @@ def meta_train(
     *,
     steps: int,
     meta_batch: int = 4,
-    optimizer: Optimizer | Callable[..., Optimizer] | None = None,
-    schedule: Callable[[Optimizer], LRScheduler] | None = None,
+    optimizer: str | Optimizer | Callable[..., Optimizer] | None = None,
+    schedule: str | Callable[[Optimizer], LRScheduler] | None = None,
     clip_value: float | None = None,
     clip_norm: float | None = None,
     validation: Tasks | None = None,
@@ -148,9 +151,10 @@ def meta_train(
         episodes: training tasks by index, such as `FewShot`.
         steps: outer steps in all, those before a resume included.
         meta_batch: tasks per step, over all ranks together.
-        optimizer: from parameters to an optimizer (`lambda p: torch.optim.SGD(p, lr=0.1)`), or an optimizer over the learner's
-            parameters; None for Adam with lr=1e-3.
-        schedule: from the optimizer to a schedule, stepped once a step (`lambda o: CosineAnnealingLR(o, 60_000)`).
+        optimizer: "adam", "adamw", "sgd" or "momentum" (0.9), each with lr=1e-3; or from parameters to an optimizer
+            (`lambda p: torch.optim.SGD(p, lr=0.1)`), or an optimizer over the learner's parameters; None for "adam".
+        schedule: "cosine" or "linear", from the optimizer's rate to 0 over `steps`; or from the optimizer to a schedule, stepped once a
+            step (`lambda o: CosineAnnealingLR(o, 60_000)`).
         clip_value: each gradient entry is clipped to this magnitude, as in the MAML papers' code.
         clip_norm: the gradient is scaled down to at most this norm.
         validation: tasks to evaluate on every `validate_every` steps and after the last; the best checkpoint so far is kept as
@@ -185,7 +189,11 @@ def meta_train(
     )
     ranks.join(_device(learner))
     ranks.same_weights(learner)
-    run = Run(learner, *_outer(learner, optimizer, schedule), settings={})
+    if learner.guessed and learner.needs_head:  # which decides what is trained
+        states = checkpoints.generators(_device(learner))
+        learner.prepare(drawn(episodes, [0], learner))
+        checkpoints.set_generators(states, _device(learner))
+    run = Run(learner, *_outer(learner, optimizer, schedule, steps), settings={})
     chosen = {"meta_batch": meta_batch, "clip_value": clip_value, "clip_norm": clip_norm, "precision": precision}
     run.settings = _recorded(run, episodes, chosen, settings)
     if checkpoint:
@@ -359,22 +367,61 @@ def _validate(run: Run, validation: Tasks, best: str | None) -> Record:
 
 
 def _outer(
-    learner: Learner, optimizer: Optimizer | Callable[..., Optimizer] | None, schedule: Callable[[Optimizer], LRScheduler] | None
+    learner: Learner,
+    optimizer: str | Optimizer | Callable[..., Optimizer] | None,
+    schedule: str | Callable[[Optimizer], LRScheduler] | None,
+    steps: int,
 ) -> tuple[Optimizer, LRScheduler | None]:
     trained = list(learner.trained().values())
     if not trained:
         raise ValueError("the learner has no parameter to train; set requires_grad_(True) on what the outer loop should move")
-    chosen: Any = torch.optim.Adam(trained, lr=1e-3) if optimizer is None else optimizer
+    chosen: Any = "adam" if optimizer is None else optimizer
+    if isinstance(chosen, str):
+        chosen = _by_name("optimizer", chosen, OPTIMIZERS)
     made = chosen if isinstance(chosen, Optimizer) else chosen(trained)
     own = {id(p) for p in learner.parameters()}
     if any(id(p) not in own for group in made.param_groups for p in group["params"]):
         raise ValueError("the optimizer holds parameters that are not the learner's; build it over learner.parameters()")
-    scheduled = None if schedule is None else schedule(made)
+    return made, None if schedule is None else _scheduled(made, schedule, steps)
+
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "sgd": partial(torch.optim.SGD, lr=1e-3),
+    "momentum": partial(torch.optim.SGD, lr=1e-3, momentum=0.9),
+    "adam": partial(torch.optim.Adam, lr=1e-3),
+    "adamw": partial(torch.optim.AdamW, lr=1e-3),
+}
+SCHEDULES: dict[str, Callable[[Optimizer, int], LRScheduler]] = {
+    "linear": lambda optimizer, steps: LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=steps),
+    "cosine": lambda optimizer, steps: CosineAnnealingLR(optimizer, T_max=steps),
+}
+
+
+def _scheduled(optimizer: Optimizer, schedule: str | Callable[[Optimizer], LRScheduler], steps: int) -> LRScheduler:
+    if isinstance(schedule, str):
+        return _by_name("schedule", schedule, SCHEDULES)(optimizer, steps)
+    if not callable(schedule):
+        raise TypeError(f"schedule is a {type(schedule).__name__}; pass a name, or a function from the optimizer to its schedule")
+    try:
+        scheduled = schedule(optimizer)
+    except TypeError as error:
+        if not isinstance(schedule, type):
+            raise
+        name = schedule.__name__
+        raise TypeError(
+            f"schedule={name} needs more than the optimizer ({error}); pass lambda optimizer: {name}(optimizer, ...)"
+        ) from error
     if isinstance(scheduled, ReduceLROnPlateau):
         raise ValueError(
             "ReduceLROnPlateau waits for a validation loss, and schedules are stepped once a step; use MultiStepLR or CosineAnnealingLR"
         )
-    return made, scheduled
+    return scheduled
+
+
+def _by_name(setting: str, name: str, known: Mapping[str, Choice]) -> Choice:
+    if name not in known:
+        raise ValueError(f"{setting}={name!r} is not one of {', '.join(map(repr, known))}; or pass a function that builds one")
+    return known[name]
 
 
 def _recorded(run: Run, episodes: Tasks, training: Record, settings: Record | None) -> Record:

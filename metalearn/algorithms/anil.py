@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..episodes import Examples
-from ..layers import is_inside
-from ..learner import Adapted
+from ..layers import is_inside, reach
+from ..learner import Adapted, explained
 from .maml import LR, MAML, Rate
 
 
@@ -18,7 +18,8 @@ class ANIL(MAML):
     model goes on after its head, as SqueezeNet pools, the whole model has to run at each step. A body that reads the head's weight without
     calling the head cannot be told from one that does not: use `MAML` for it.)
 
-    Arguments are those of `MAML`. Raises ValueError for a mapping that reaches outside the head.
+    Arguments are those of `MAML`. A number is the rate of the head by name: it moves a head that is frozen as a whole. Raises ValueError
+    for a mapping that reaches outside the head, and at the first run if the model's output is not what its head makes of its inputs.
 
     Example:
         >>> import torch
@@ -29,19 +30,31 @@ class ANIL(MAML):
         ['head.weight', 'head.bias']
     """
 
-    def rates_of(self, lr: LR) -> dict[str, Rate]:
-        """The rate of every parameter of the head."""
-        if not isinstance(lr, Mapping):
-            return super().rates_of({self.head: lr})
-        outside = [path for path in lr if not is_inside(path, self.head)]
-        if outside:
-            raise ValueError(f"ANIL adapts its head {self.head!r} alone, but lr gives a rate to {outside[0]!r}; use MAML for that")
-        return super().rates_of(lr)
+    needs_head = True
 
+    def paths_of(self, lr: LR) -> Mapping[str, Rate]:
+        """The inner rate by module or parameter path, all of them in the head."""
+        if not isinstance(lr, Mapping):
+            return {self.head: lr}
+        for reached in reach(self.model, lr).values():
+            outside = [path for name, path in reached if not is_inside(name, self.head)]
+            if outside:
+                raise ValueError(f"ANIL adapts its head {self.head!r} alone, but lr gives a rate to {outside[0]!r}; use MAML for that")
+        return lr
+
+    def is_frozen(self, name: str) -> bool:
+        """Whether a parameter of the head stays, because it has `requires_grad=False`."""
+        if isinstance(self.lr, Mapping):
+            return super().is_frozen(name)
+        # A number is the rate of the head by name: frozen as a whole it adapts; the frozen part of one that trains (LoRA) stays.
+        requires = {other: self.model.get_parameter(other).requires_grad for other in self.assigned}
+        return not requires[name] and any(requires.values())
+
+    @explained
     def adapt(self, support: Examples) -> Adapted:
         """The support set of one task -> weights whose head is adapted to it."""
-        self.check_outputs(support)
+        self.check_support(support)
         features, ends_in_head = self.features(self.weights(), support.inputs)
         if not ends_in_head or any(not is_inside(name, self.head) for name in self.rates):
             return super().adapt(support)
-        return Adapted(self.descend(lambda weights: self.task_loss(self.call_head(weights, features), support.targets)))
+        return self.fit(support, lambda weights: self.call_head(weights, features))

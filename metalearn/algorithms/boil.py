@@ -14,7 +14,8 @@ class BOIL(MAML):
     `theta_body <- theta_body - lr * grad_{theta_body} L_support`; the outer loop trains both. The paper takes one step of rate 0.5 (Conv4)
     or 0.3 (ResNet-12), on a mean loss.
 
-    Arguments are those of `MAML`. Raises ValueError for a mapping that reaches into the head.
+    Arguments are those of `MAML`. Raises ValueError for a mapping that reaches into the head, and at the first run if the model's output is
+    not what its head makes of its inputs.
 
     Example:
         >>> import torch
@@ -26,12 +27,17 @@ class BOIL(MAML):
         True
     """
 
+    needs_head = True
+
     def rates_of(self, lr: LR) -> dict[str, Rate]:
         """The rate of every parameter outside the head."""
         tied = assign(self.model, {self.head: True})
-        if not isinstance(lr, Mapping):
-            return {name: rate for name, rate in super().rates_of(lr).items() if name not in tied}
-        inside = [path for path in lr if is_inside(path, self.head)]
-        if inside:
-            raise ValueError(f"BOIL leaves its head {self.head!r} as it is, but lr gives a rate to {inside[0]!r}; use MAML for that")
         return {name: rate for name, rate in super().rates_of(lr).items() if name not in tied}
+
+    def paths_of(self, lr: LR) -> Mapping[str, Rate]:
+        """The inner rate by module or parameter path; none that reaches the head alone."""
+        paths = super().paths_of(lr)
+        for path in paths:
+            if path and all(is_inside(name, self.head) for name in assign(self.model, {path: True})):
+                raise ValueError(f"BOIL leaves its head {self.head!r} as it is, but lr gives a rate to {path!r}; use MAML for that")
+        return paths

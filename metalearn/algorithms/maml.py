@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from operator import index
 from typing import Any, Self
 
@@ -11,12 +11,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..episodes import Examples
-from ..inner_loop import Closure, Update, Weights, inner_loop, sgd, task_by_task
-from ..layers import assign
-from ..learner import Adapted, Learner, Loss
+from ..inner_loop import Closure, Update, Weights, describe_update, find_update, inner_loop, sgd, task_by_task
+from ..layers import assign, is_wildcard, owners, reach
+from ..learner import Adapted, Learner, Loss, explained
 
 Rate = float | Tensor
 LR = Rate | Mapping[str, Rate]
+
+
+class LayerRates(Mapping[str, Rate]):
+    """Inner rates by path, which do not change one by one: what is recorded is then what is done."""
+
+    def __init__(self, rates: Mapping[str, Rate]) -> None:
+        self.given = dict(rates)
+
+    def __getitem__(self, path: str) -> Rate:
+        return self.given[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.given)
+
+    def __len__(self) -> int:
+        return len(self.given)
+
+    def __repr__(self) -> str:
+        return repr(self.given)
+
+    def __setitem__(self, path: str, rate: Rate) -> None:
+        raise TypeError(f"the rates of a learner are set together: learner.lr = {{**learner.lr, {path!r}: {rate!r}}}")
 
 
 class MAML(Learner):
@@ -27,13 +49,16 @@ class MAML(Learner):
 
     Arguments:
         model: any module with one tensor in and one out.
-        lr: the inner rate: a number, or `{module or parameter path: rate}`, the longest path winning; what has no rate does not
-            move. A rate that is an `nn.Parameter` is learned by the outer loop. The inner loss is a mean: for a paper that sums over
-            the ways, multiply its rate by them.
+        lr: the inner rate: a number, or `{module or parameter path: rate}`, wildcards such as `*lora_*` included, the longest path
+            winning; what has no rate does not move. A parameter with `requires_grad=False` does not move either, unless a path (not "",
+            and no wildcard) names it. A rate that is an `nn.Parameter` is learned by the outer loop. The inner loss is a mean: for a
+            paper that sums over the ways, multiply its rate by them.
         steps: inner steps.
         first_order: drop the second derivatives (FOMAML): the gradient is the query gradient at the adapted weights.
         head, loss, execution, output: as for `Learner`.
-        update: the inner update, `sgd` by default (see `metalearn.inner_loop.sgd`).
+        update: the inner update: "sgd", "momentum" or "adam" (see `metalearn.inner_loop`), or a function of that form.
+
+    Each of them but the model can be set later: it is checked again, and takes effect.
 
     Example:
         >>> import torch
@@ -52,23 +77,24 @@ class MAML(Learner):
         first_order: bool = False,
         head: str | None = None,
         loss: Loss = F.cross_entropy,
-        update: Update = sgd,
+        update: str | Update = sgd,
         execution: str = "auto",
         output: str | None = None,
     ) -> None:
         super().__init__(model, head=head, loss=loss, execution=execution, output=output)
-        if index(steps) < 0:
-            raise ValueError(f"steps={steps}; the inner loop takes 0 steps or more")
-        self.lr, self.steps, self.first_order, self.update = lr, steps, first_order, update
-        self.rates = self.rates_of(lr)
-        learned = {name: rate for name, rate in self.rates.items() if isinstance(rate, nn.Parameter)}
-        if learned:
-            # A ParameterDict for the outer loop and for checkpoints; dots are not allowed in its keys.
-            self.learned_rates = nn.ParameterDict({_key(name): rate for name, rate in learned.items()})
+        self.steps = steps
+        self.first_order = first_order
+        self.update = find_update(update)
+        self.lr = lr
+
+    @property
+    def rates(self) -> dict[str, Rate]:
+        """The rate of every parameter that moves, by name: those that are frozen at this moment are left out."""
+        return {name: rate for name, rate in self.assigned.items() if name not in self.held and not self.is_frozen(name)}
 
     def rates_of(self, lr: LR) -> dict[str, Rate]:
-        """The rate of every parameter that moves, by name."""
-        given = assign(self.model, dict(lr) if isinstance(lr, Mapping) else {"": lr})
+        """The rate of every parameter that has one, by name."""
+        given = assign(self.model, self.paths_of(lr))
         for name, rate in given.items():
             if not isinstance(rate, Tensor | float | int):
                 raise TypeError(f"the inner rate of {name} is {rate!r}, a {type(rate).__name__}; give a number or a tensor")
@@ -79,18 +105,46 @@ class MAML(Learner):
                 raise ValueError(f"the inner rate of {name} is {rate}; it must be a finite number of 0 or more")
         return {name: rate for name, rate in given.items() if isinstance(rate, Tensor) or rate > 0}
 
+    def paths_of(self, lr: LR) -> Mapping[str, Rate]:
+        """The inner rate by module or parameter path."""
+        return lr if isinstance(lr, Mapping) else {"": lr}
+
+    @explained
     def adapt(self, support: Examples) -> Adapted:
         """The support set of one task -> its adapted weights, differentiable to the initial ones where gradients are on."""
-        self.check_outputs(support)
-        return Adapted(self.descend(lambda weights: self.task_loss(self.call(weights, support.inputs), support.targets)))
+        if self.needs_head:
+            self.settle_head(support.inputs)
+        return self.fit(support, lambda weights: self.call(weights, support.inputs))
+
+    def fit(self, support: Examples, predict: Callable[[Weights], Tensor]) -> Adapted:
+        """The inner loop on the loss of these predictions for the support set."""
+        self.check_support(support)
+        checked = False
+
+        def loss(weights: Weights) -> Tensor:
+            nonlocal checked
+            logits = predict(weights)
+            if not checked:
+                self.check_outputs(logits, support.targets)
+                checked = True
+            return self.task_loss(logits, support.targets)
+
+        return Adapted(self.descend(loss))
 
     def descend(self, closure: Closure) -> Weights:
         """The inner loop on a closure from weights to the support loss."""
+        rates = self.current_rates()
+        if self.steps and not rates and self.assigned.keys() - self.held:
+            raise ValueError(
+                "every parameter that lr reaches has requires_grad=False, so the inner loop would move nothing; name what is to move, as "
+                f"in lr={{{self.head!r}: 0.1}}, or use requires_grad_(True)"
+            )
         update = task_by_task(self.update) if self.stacked else self.update
 
         def adapted() -> Weights:
-            weights, rates = self.weights(), self.current_rates()
-            return inner_loop(closure, weights, rates, self.steps, first_order=self.first_order, update=update, backward=self.backward)
+            return inner_loop(
+                closure, self.weights(), rates, self.steps, first_order=self.first_order, update=update, backward=self.backward
+            )
 
         return self.watched(adapted)
 
@@ -101,8 +155,8 @@ class MAML(Learner):
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that the outer loop trains; not the learned rates of layers that are frozen."""
-        moving = {f"learned_rates.{_key(name)}" for name in self.rates}
-        return {name: p for name, p in super().trained().items() if not name.startswith("learned_rates.") or name in moving}
+        moving = {id(rate) for rate in self.current_rates().values()}
+        return {name: p for name, p in super().trained().items() if not name.startswith("learned_rates.") or id(p) in moving}
 
     def taking(self, steps: int) -> Self:
         """The same learner on the same parameters with another number of inner steps, as the papers take more at test."""
@@ -111,17 +165,78 @@ class MAML(Learner):
         return other
 
     def settings(self) -> dict[str, Any]:
-        """What was asked for, as plain values."""
+        """The settings as plain values; "frozen" lists the layers with parameters that have a rate and do not move."""
         values = self.lr if isinstance(self.lr, Mapping) else {"": self.lr}
-        lr = {path: "learned" if isinstance(rate, nn.Parameter) else float(rate) for path, rate in values.items()}
+        lr = {path: _plain(rate) for path, rate in values.items()}
         rates: Any = lr if isinstance(self.lr, Mapping) else lr[""]
+        owner = owners(self.model)
+        frozen = list(dict.fromkeys(owner[name] for name in self.assigned.keys() - self.rates.keys()))
         return {
             **super().settings(),
             "lr": rates,
             "steps": self.steps,
             "first_order": self.first_order,
-            "update": getattr(self.update, "__name__", type(self.update).__name__),
+            "update": describe_update(self.update),
+            **({"frozen": sorted(frozen)} if frozen else {}),
         }
+
+    def check_lr(self, lr: LR) -> LR:
+        """The inner rate, if it can be set; learned rates are trained, not set."""
+        if hasattr(self, "learned_rates"):
+            raise ValueError(
+                f"the inner rates of this {type(self).__name__} are learned, so that lr={lr!r} would undo their training; build a new "
+                "learner, or load them with load_state_dict"
+            )
+        return LayerRates(lr) if isinstance(lr, Mapping) else lr
+
+    def check_steps(self, steps: int) -> int:
+        """The number of inner steps, if it is one."""
+        try:
+            steps = index(steps)
+        except TypeError as error:
+            raise TypeError(f"steps={steps!r} is a {type(steps).__name__}; the inner loop takes a whole number of steps") from error
+        if steps < 0:
+            raise ValueError(f"steps={steps}; the inner loop takes 0 steps or more")
+        return steps
+
+    def check_first_order(self, first_order: bool) -> bool:
+        """Whether second derivatives are dropped, if it is a yes or no."""
+        if not isinstance(first_order, bool):
+            raise TypeError(f"first_order={first_order!r} is a {type(first_order).__name__}; it is True or False")
+        return first_order
+
+    def check_update(self, update: str | Update) -> Update:
+        """The inner update."""
+        return find_update(update)
+
+    def derive(self, name: str) -> None:
+        """Spread the inner rate over parameters, once it is set; again if it is set by the head, and the head is."""
+        if name != "lr" and not (name == "head" and self.needs_head and "lr" in vars(self)):
+            return
+        if name == "head":
+            self.check_lr(self.lr)
+        assigned = self.rates_of(self.lr)
+        named = reach(self.model, self.paths_of(self.lr))
+        self.assigned = assigned
+        # What a path names moves even if it is frozen.
+        self.named = frozenset(name for name, by in named.items() if any(path and not is_wildcard(path) for _, path in by))
+        learned = {_key(name): rate for name, rate in assigned.items() if isinstance(rate, nn.Parameter)}
+        if learned:
+            # A ParameterDict for the outer loop and for checkpoints; dots are not allowed in its keys.
+            self.learned_rates = nn.ParameterDict(learned)
+
+    def is_frozen(self, name: str) -> bool:
+        """Whether a parameter with a rate stays all the same, because it has `requires_grad=False`."""
+        return name not in self.named and not self.model.get_parameter(name).requires_grad
+
+
+def _plain(rate: Rate) -> Any:
+    """A rate as a plain value: "learned", a number, or how large a tensor of rates is."""
+    if isinstance(rate, nn.Parameter):
+        return "learned"
+    if isinstance(rate, Tensor) and rate.numel() > 1:
+        return f"{' x '.join(map(str, rate.shape))} rates of {float(rate.min()):g} to {float(rate.max()):g}"
+    return float(rate)
 
 
 def _key(name: str) -> str:

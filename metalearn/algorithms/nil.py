@@ -22,7 +22,8 @@ class NIL(FeatureLearner):
         model: any module with one tensor in and one out; its head is not used.
         rule: how cosines become labels, "softmax" (matching networks), "sum", or "class_mean" (BOIL's code): the paper says only that
             similarities weight the labels. Formulas in `metalearn.readouts.cosine_readout`. For one shot all three agree on the class.
-        head, loss, execution, output: as for `Learner`; the features are what enters the head.
+        head, loss, execution, output: as for `Learner`; the features are what enters the head, or the output of a model
+            without one.
 
     Example:
         >>> import torch
@@ -44,9 +45,13 @@ class NIL(FeatureLearner):
         output: str | None = None,
     ) -> None:
         super().__init__(model, head=head, loss=loss, execution=execution, output=output)
+        self.rule = rule
+
+    def check_rule(self, rule: str) -> str:
+        """How cosines become labels, if there is such a rule."""
         if rule not in RULES:
             raise ValueError(f"NIL has no rule {rule!r}; choose one of {', '.join(RULES)}")
-        self.rule = rule
+        return rule
 
     def readout(self, support: Examples, queries: Tensor, ways: int) -> Tensor:
         """Features of support and queries -> logits (queries, ways): log attention mass, summed cosines, or cosine to class means."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..episodes import Examples
 from ..learner import FeatureLearner
-from ..readouts import check_labels
+from ..readouts import check_classes
 
 
 class ProtoNet(FeatureLearner):
@@ -15,7 +15,7 @@ class ProtoNet(FeatureLearner):
 
     `c_k` is the mean feature of the support examples of class k. There is no inner loop, and the head is not used. Any number of ways.
 
-    Arguments are those of `Learner`; the features are what enters the head.
+    Arguments are those of `Learner`; the features are what enters the head, or the output of a model without one.
 
     Example:
         >>> import torch
@@ -28,7 +28,7 @@ class ProtoNet(FeatureLearner):
 
     def readout(self, support: Examples, queries: Tensor, ways: int) -> Tensor:
         """Features of support and queries -> minus the squared distances to the prototypes (queries, ways)."""
-        check_labels(support.targets, ways)
-        members = F.one_hot(support.targets, ways).to(queries.dtype)
+        check_classes(support.targets, ways)
+        members = F.one_hot(support.targets.long(), ways).to(queries.dtype)
         prototypes = members.mT @ support.inputs / members.sum(-2).unsqueeze(-1)
         return -(queries.unsqueeze(-2) - prototypes.unsqueeze(-3)).square().sum(-1)

@@ -16,7 +16,7 @@ class Reptile(MAML):
     """Reptile (Nichol, Achiam and Schulman, 2018): the outer gradient is `theta - phi`, no derivative through the inner loop at all.
 
     `phi` is where `steps` inner steps on the support set end. With plain SGD of rate 1 as outer optimiser, `theta` moves all the way to
-    the mean of the tasks' `phi`; the paper uses many inner steps of Adam on minibatches (pass an `update` for that).
+    the mean of the tasks' `phi`; the paper uses many inner steps of Adam on minibatches (`update="adam"`).
 
     Train with `meta_backward` or `meta_train`: there is no outer loss to differentiate, so calling the learner while gradients are
     on raises RuntimeError. Arguments are those of `MAML`, but for `first_order`.
@@ -39,11 +39,23 @@ class Reptile(MAML):
         *,
         head: str | None = None,
         loss: Loss = F.cross_entropy,
-        update: Update = sgd,
+        update: str | Update = sgd,
         execution: str = "auto",
         output: str | None = None,
     ) -> None:
         super().__init__(model, lr, steps, first_order=True, head=head, loss=loss, update=update, execution=execution, output=output)
+
+    def check_first_order(self, first_order: bool) -> bool:
+        """Reptile takes no derivative through the inner loop."""
+        if first_order is not True:
+            raise ValueError(f"first_order={first_order!r}: Reptile takes no derivative through the inner loop at all; use MAML for that")
+        return first_order
+
+    def check_lr(self, lr: LR) -> LR:
+        """The inner rate; not a learned one, for which Reptile has no gradient."""
+        if any(isinstance(rate, nn.Parameter) for rate in self.paths_of(lr).values()):
+            raise ValueError("Reptile has no gradient for a learned inner rate; give a number, or use MAML or MetaSGD to learn it")
+        return super().check_lr(lr)
 
     def forward(self, episodes: Episode) -> Tensor:
         """A stack of tasks -> query logits (tasks, queries, ways), for evaluation."""

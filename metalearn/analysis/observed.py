@@ -62,6 +62,7 @@ def observe(learner: Learner, names: Sequence[str], task: Episode, *, rows: int,
     if support.targets.is_floating_point():
         raise ValueError("feature_reuse needs class labels, and these targets are real numbers; for regression, use compare_layers")
     ways = int(support.targets.max()) + 1
+    learner.settle_head(support.inputs)
 
     def run(predict: Callable[..., Tensor], *arguments: Any) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         with representations(learner.model, names) as outputs, head_input(learner.model, learner.head) as at_head:
