@@ -197,8 +197,8 @@ class Learner(nn.Module):
                 ) from error
             if "double backward" in str(error):
                 raise RuntimeError(
-                    f"a part of the model is compiled, and has no second derivative ({error}); pass the module that torch.compile was given, "
-                    f"or use first_order=True"
+                    f"a compiled part of the model has no second derivative ({error}); pass the module that torch.compile was given, or "
+                    f"use first_order=True"
                 ) from error
             raise
 

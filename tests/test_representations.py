@@ -37,7 +37,7 @@ def test_an_output_is_kept_as_it_was_though_the_next_layer_writes_into_it() -> N
 
 def test_hooks_are_gone_after_an_error_too() -> None:
     model = Conv4(5, hidden=4)
-    with pytest.raises(RuntimeError), representations(model, ["block1"]):
+    with pytest.raises(ValueError, match="3 channels"), representations(model, ["block1"]):
         model(torch.rand(6, 3, 28, 28))
     assert not model.block1._forward_hooks
 

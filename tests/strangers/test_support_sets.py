@@ -138,12 +138,12 @@ def test_nothing_to_learn_from_is_named(name: str, way: str) -> None:
             run(cut(tasks=0))
         with pytest.raises(ValueError, match="support set is empty"):
             run(cut(support=0))
-    with pytest.raises(ValueError, match="no queries|no labels"):
+    with pytest.raises(ValueError, match=r"no queries|no labels"):
         ml.meta_backward(learner, cut(query=0))
     with pytest.raises(ValueError, match="no queries"):
         ml.evaluate(learner, unstack(cut(query=0)))
+    support = Examples(episodes.support.inputs, episodes.support.targets[:, :4])
     with pytest.raises(ValueError, match="6 inputs but 4 targets"):
-        support = Examples(episodes.support.inputs, episodes.support.targets[:, :4])
         learner(Episode(support, episodes.query))
 
 
@@ -201,7 +201,7 @@ def test_a_missing_second_derivative_says_what_to_do(way: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Hardsigmoid(), nn.Linear(8, 3)).double()
     episodes = made_up_tasks(shape=(4,))
-    with pytest.raises(RuntimeError, match="no second derivative of hardsigmoid.*first_order=True"):
+    with pytest.raises(RuntimeError, match=r"no second derivative of hardsigmoid.*first_order=True"):
         ml.meta_backward(ml.MAML(model, 0.1, execution=way), episodes)
     learner = ml.MAML(model, 0.1, first_order=True, execution=way)
     assert ml.meta_backward(learner, episodes).losses.isfinite().all()
