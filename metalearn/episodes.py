@@ -15,6 +15,9 @@ class Examples(NamedTuple):
     inputs: Tensor
     targets: Tensor
 
+    def __repr__(self) -> str:
+        return f"Examples(inputs={_short(self.inputs)}, targets={_short(self.targets)})"
+
     def to(self, *args: object, **kwargs: object) -> Examples:
         """Move inputs (and targets, but for their dtype where they are labels) as `torch.Tensor.to` does."""
         inputs = self.inputs.to(*args, **kwargs)  # type: ignore[call-overload]
@@ -35,6 +38,9 @@ class Episode(NamedTuple):
 
     support: Examples
     query: Examples
+
+    def __repr__(self) -> str:
+        return f"Episode(support={self.support!r}, query={self.query!r})"
 
     def to(self, *args: object, **kwargs: object) -> Episode:
         """Move every tensor as `torch.Tensor.to` does; labels keep their dtype."""
@@ -59,3 +65,11 @@ def unstack(episodes: Episode) -> list[Episode]:
             f"and query targets have {sizes} entries along their first. A single task is stacked by metalearn.episodes.stack([task])"
         )
     return [Episode(Examples(*s), Examples(*q)) for s, q in zip(zip(*support, strict=True), zip(*query, strict=True), strict=True)]
+
+
+def _short(part: object) -> str:
+    """A tensor by its shape and dtype, such as `75 x 1 x 28 x 28 float32`."""
+    if not isinstance(part, Tensor):
+        return f"<{type(part).__name__}>"
+    shape = " x ".join(map(str, part.shape)) or "scalar"
+    return f"{shape} {str(part.dtype).removeprefix('torch.')}"

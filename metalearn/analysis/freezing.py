@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,10 @@ from .. import progress as _progress
 from ..evaluation import Evaluation, evaluate, half_width
 from ..layers import body
 from ..learner import Learner
+from .tables import Pictured, plain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Estimate(NamedTuple):
@@ -66,7 +70,7 @@ class Frozen:
 
 
 @dataclass(frozen=True)
-class Freezing:
+class Freezing(Pictured):
     """Accuracy with the first k layers frozen, k from 0 on; prints as the table of Raghu et al. 2020."""
 
     rows: tuple[Frozen, ...]
@@ -81,6 +85,16 @@ class Freezing:
             cost = row.cost.shown("+6.2f", 100) if row.layers else ""
             lines.append(f"{name:{width}}  {row.accuracy.shown('6.2f', 100)}    {cost}".rstrip())
         return "\n".join([*lines, f"({self.tasks} tasks; ± is {self.spread})"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON-able values; NaN is None."""
+        return plain(self)
+
+    def figure(self) -> Figure:
+        """The accuracy by how much is frozen, as a matplotlib `Figure`."""
+        from .plots import frozen_accuracies
+
+        return frozen_accuracies(self)
 
 
 def freezing(

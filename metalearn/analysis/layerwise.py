@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -22,7 +22,10 @@ from .batches import ToInputs, count, inputs_of, is_one_batch, loader_of, place,
 from .matrices import real_tensor
 from .similarity import CCA_FAMILY, Floor, Undefined, check_draws, check_options, is_whole, measured
 from .streaming import Streaming
-from .tables import aligned, plain
+from .tables import Pictured, aligned, plain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Network: TypeAlias = nn.Module | tuple[nn.Module, Mapping[str, Tensor]] | Mapping[str, Tensor]
 
@@ -57,7 +60,7 @@ class LayerSimilarity:
 
 
 @dataclass(frozen=True)
-class Profile:
+class Profile(Pictured):
     """Per-layer similarities of two networks under one measure and one convention; prints as a table.
 
     `streamed` says what was summed over which batches, where the inputs were a loader.
@@ -98,6 +101,12 @@ class Profile:
             for r in self.layers
         ]
         return plain({"measure": self.measure, "convention": self.convention, "streamed": self.streamed, "layers": rows})
+
+    def figure(self) -> Figure:
+        """The similarity of every layer with the band of chance, as a matplotlib `Figure`."""
+        from .plots import similarities
+
+        return similarities(self)
 
 
 def compare_layers(

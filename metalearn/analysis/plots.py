@@ -23,7 +23,9 @@ from ..files import write_atomically
 from .together import differences
 
 if TYPE_CHECKING:
-    from .freezing import Estimate
+    from .freezing import Estimate, Freezing
+    from .layerwise import Profile
+    from .probes import Probes
     from .reuse import LayerReuse, Reuse
     from .similarity_map import SimilarityMap
     from .together import Difference
@@ -62,6 +64,21 @@ def layer_profile(reuses: Sequence[Reuse]) -> Figure:
 def freezing_curve(reuses: Sequence[Reuse]) -> Figure:
     """Accuracy with the layers frozen from the bottom up, with its interval, of every learner that adapts."""
     return _panels([lambda axes: _draw_freezing(axes, reuses)], _width(reuses[0]))
+
+
+def frozen_accuracies(frozen: Freezing) -> Figure:
+    """`freezing_curve` of one table that stands alone."""
+    return _panels([lambda axes: _draw_frozen(axes, [(0, "", frozen)])], max(5.6, 0.36 * len(frozen.rows) + 1.5))
+
+
+def similarities(profile: Profile) -> Figure:
+    """The similarity of every layer of two networks, with the band of chance; a layer without one is not drawn."""
+    return _panels([lambda axes: _draw_similarity(axes, profile)], max(5.6, 0.36 * len(profile.layers) + 1.5))
+
+
+def probe_accuracies(probes: Probes) -> Figure:
+    """The accuracy of a linear probe on every layer, with its interval, and chance."""
+    return _panels([lambda axes: _draw_probes(axes, probes)], max(5.6, 0.36 * len(probes.layers) + 1.5))
 
 
 def accuracy_bars(reuses: Sequence[Reuse]) -> Figure:
@@ -190,23 +207,49 @@ def _draw_profile(axes: Axes, reuses: Sequence[Reuse]) -> None:
 
 
 def _draw_freezing(axes: Axes, reuses: Sequence[Reuse]) -> None:
-    adapting = [(i, reuse.freezing) for i, reuse in enumerate(reuses) if reuse.freezing is not None]
-    axes.set(title="What freezing layers costs", ylabel="accuracy, %")
+    adapting = [(i, reuse.name, reuse.freezing) for i, reuse in enumerate(reuses) if reuse.freezing is not None]
     if not adapting:
+        axes.set(title="What freezing layers costs", ylabel="accuracy, %")
         return _say(axes, "no inner loop: nothing to freeze")
+    return _draw_frozen(axes, adapting)
+
+
+def _draw_frozen(axes: Axes, adapting: Sequence[tuple[int, str, Freezing]]) -> None:
+    """The curves of learners, each with the number of its look and its name."""
+    axes.set(title="What freezing layers costs", ylabel="accuracy, %")
     ends = []
-    for i, frozen in adapting:
+    for i, name, frozen in adapting:
         means, widths = 100 * np.array([row.accuracy for row in frozen.rows]).T
         x = np.arange(len(means))
         axes.fill_between(x, means - widths, means + widths, color=_look(i)["color"], alpha=0.16, lw=0)
-        axes.plot(x, means, **_look(i), label=reuses[i].name)
+        axes.plot(x, means, **_look(i), label=name or "the learner")
         ends += [*(means - np.nan_to_num(widths)), *(means + np.nan_to_num(widths))]
-    _layer_ticks(axes, ["none", *(row.layers[-1] for row in adapting[0][1].rows[1:])])
+    _layer_ticks(axes, ["none", *(row.layers[-1] for row in adapting[0][2].rows[1:])])
     low, high = min(ends), max(ends)
     room = max(0.15 * (high - low), 2.0)  # an axis of tenths of a point would make noise look like a fall
     axes.set(xlabel="frozen up to this layer", ylim=(max(low - 2 * room, 0), min(high + room, 101)))
     _finish(axes, 3)
-    return None
+
+
+def _draw_similarity(axes: Axes, profile: Profile) -> None:
+    x = np.arange(len(profile.layers))
+    values = np.array([row.similarity for row in profile.layers])
+    _floor(axes, x, [row.floor for row in profile.layers], "by chance", colour="#c3cad3")
+    axes.plot(x, values, **_look(0), label=profile.measure)
+    _layer_ticks(axes, [row.layer for row in profile.layers])
+    bottom = float(np.nanmin(np.append(values, 0)))
+    axes.set(title="How similar each layer is", ylabel="similarity", ylim=(max(bottom, -1) - 0.04, 1.05))
+    axes.set_xlim(-0.5, len(x) - 0.5)
+    _finish(axes, 2)
+
+
+def _draw_probes(axes: Axes, probes: Probes) -> None:
+    means, widths = 100 * np.array([row.accuracy for row in probes.layers]).T
+    axes.errorbar(np.arange(len(means)), means, widths, **_look(0), capsize=3, label="linear probe")
+    _mark(axes, 100 * probes.chance, "chance")
+    _layer_ticks(axes, [row.layer for row in probes.layers])
+    axes.set(title="What a linear readout of each layer knows", ylabel="accuracy, %", xlim=(-0.5, len(means) - 0.5))
+    _finish(axes, 1)
 
 
 def _draw_accuracies(axes: Axes, reuses: Sequence[Reuse]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,10 @@ from ..layers import resolve
 from ..learner import Learner
 from ..representations import representations
 from .freezing import Estimate
-from .tables import aligned, plain
+from .tables import Pictured, aligned, plain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CONVENTIONS = {"flatten": "all channels and positions as features", "pool": "channels averaged over positions as features"}
 RIDGES = tuple(10.0**power for power in range(-5, 3))  # times the mean eigenvalue, so that the scale of a layer does not matter
@@ -34,7 +37,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Probes:
+class Probes(Pictured):
     """Accuracy of a linear probe on every layer; prints as a table. `chance` is the share of the most frequent class at test."""
 
     layers: tuple[Probe, ...]
@@ -64,6 +67,12 @@ class Probes:
     def to_dict(self) -> dict[str, Any]:
         """The table as JSON-able values."""
         return plain(self)
+
+    def figure(self) -> Figure:
+        """The accuracy of every layer with its interval, as a matplotlib `Figure`."""
+        from .plots import probe_accuracies
+
+        return probe_accuracies(self)
 
 
 def linear_probes(

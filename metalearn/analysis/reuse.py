@@ -21,7 +21,7 @@ from .freezing import Estimate, Freezing, freezing
 from .layerwise import LayerSimilarity, compare_layers
 from .observed import Observed, Other, observe, weights_of
 from .similarity import Floor
-from .tables import plain
+from .tables import Pictured, plain
 from .verdict import Verdict, percent, verdict
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Accuracies:
 
 
 @dataclass(frozen=True)
-class Reuse:
+class Reuse(Pictured):
     """The answer of `feature_reuse`: print it, `plot` it, write the page with `report`, or take `to_dict`.
 
     `evaluation` is the learner's accuracy task by task, by which learners are compared in pairs. `seeds` holds the single answers where
@@ -132,12 +132,6 @@ class Reuse:
         from .plots import summary
 
         return summary([self])
-
-    def plot(self, path: str | PathLike[str]) -> None:
-        """Write the figure; the ending of `path` says how (.png, .svg, .pdf)."""
-        from .plots import save
-
-        save(self.figure(), path)
 
     def report(self, path: str | PathLike[str]) -> None:
         """Write one self-contained HTML page."""

@@ -7,7 +7,6 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -22,7 +21,7 @@ from ..representations import _split, layer_output
 from .batches import ToInputs, count, inputs_of, loader_of, place, running
 from .matrices import Rounding, real_tensor
 from .similarity import Floor, check_draws, rearranged
-from .tables import plain
+from .tables import Pictured, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,7 +37,7 @@ PAIRS = 1024  # of images at a time, in all draws at once
 
 
 @dataclass(frozen=True)
-class SimilarityMap:
+class SimilarityMap(Pictured):
     """The similarity of every pair of layers; `found["layer1.0", "encoder.ln"]` is one of them, and it prints as a table.
 
     Attributes:
@@ -97,12 +96,6 @@ class SimilarityMap:
         from .plots import heatmap
 
         return heatmap(self)
-
-    def plot(self, path: str | PathLike[str]) -> None:
-        """Write the heatmap; the path's ending says how (.png, .svg, .pdf)."""
-        from .plots import save
-
-        save(self.figure(), path)
 
 
 def similarity_map(
