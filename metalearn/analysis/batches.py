@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -106,13 +107,21 @@ def running(network: nn.Module, inputs: Inputs, side: str) -> Iterator[None]:
             raise ValueError(f"{given}, but its forward takes {accepted}: {error}; {CURE}") from None
     try:
         yield
-    except RuntimeError as error:
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError) or _is_ours(error):
+            raise
         real = any(tensor.is_floating_point() for tensor in (*args, *kwargs.values()) if isinstance(tensor, Tensor))
-        if real or isinstance(error, torch.OutOfMemoryError):
+        if real or not isinstance(error, RuntimeError):
             error.add_note(f"{given}; bring the inputs to the shape and dtype that it was built for")
             raise
         reason = str(error).splitlines()[0]
         raise ValueError(f"{given}, and failed ({reason}); convert images as in training, such as images.float() / 255") from error
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether an error was raised by this project, about a layer, and not by the network."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__", "")).startswith("metalearn.")
 
 
 def _sizes(inputs: Any) -> list[int]:

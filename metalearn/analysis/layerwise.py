@@ -19,8 +19,9 @@ from ..forward import Inputs, arguments
 from ..layers import layers as layer_names
 from ..representations import representations
 from .batches import ToInputs, count, inputs_of, is_one_batch, loader_of, place, running
+from .checks import check_draws, check_whole, listed
 from .matrices import real_tensor
-from .similarity import CCA_FAMILY, Floor, Undefined, check_draws, check_options, is_whole, measured
+from .similarity import CCA_FAMILY, Floor, Undefined, check_options, measured
 from .streaming import Streaming
 from .tables import Pictured, aligned, plain
 
@@ -163,12 +164,11 @@ def compare_layers(
         1.0
     """
     check_options(measure, options)
-    check_draws(draws, seed)
+    draws, seed = check_draws(draws, seed)
     convention = convention or ("positions" if measure in CCA_FAMILY else "flatten")
     if convention not in CONVENTIONS:
         raise ValueError(f"there is no convention {convention!r}; there are {', '.join(CONVENTIONS)}")
-    if not is_whole(rows) or rows < 1:
-        raise ValueError(f"rows={rows!r} must be a whole number from 1 on: it is about how many rows 'positions' keeps")
+    rows = check_whole(rows, "rows", 1, "it is about how many rows 'positions' keeps")
     pairs = _pairs(before, after, layers)
     _same_device(before, after)
     if inputs is not None and not is_one_batch(inputs):
@@ -289,10 +289,8 @@ def _length(loader: Iterable[Any]) -> int:
 
 
 def _pairs(before: Network, after: Network, layers: Sequence[str | tuple[str, str]] | None) -> list[tuple[str, str]]:
-    if isinstance(layers, str):
-        raise TypeError(f"layers={layers!r} is one string; give a list of names: layers=[{layers!r}]")
     if layers is not None:
-        return [(layer, layer) if isinstance(layer, str) else layer for layer in layers]
+        return [_pair(layer) for layer in listed(layers, "layers")]
     first, second = (list(side) if isinstance(side, Mapping) else layer_names(_module(side)) for side in (before, after))
     shared = [name for name in first if name in second]
     if not shared:
@@ -300,6 +298,13 @@ def _pairs(before: Network, after: Network, layers: Sequence[str | tuple[str, st
             f"the two networks share no layer name ({', '.join(first)} against {', '.join(second)}); name pairs: layers=[(a, b), ...]"
         )
     return [(name, name) for name in shared]
+
+
+def _pair(layer: Any) -> tuple[str, str]:
+    pair = (layer, layer) if isinstance(layer, str) else layer
+    if not isinstance(pair, tuple) or len(pair) != 2 or not all(isinstance(name, str) for name in pair):
+        raise TypeError(f"layers holds {layer!r}; each is a name, or a pair (name in before, name in after)")
+    return pair
 
 
 def _module(network: Network) -> nn.Module:

@@ -167,7 +167,7 @@ def real_tensor(x: Any, name: str) -> Tensor:
 def _known(tensor: Tensor, name: str) -> Tensor:
     """The tensor itself. Raises TypeError for a dtype whose values torch cannot read, such as packed 4-bit floats."""
     try:
-        tensor[:1].double()
+        tensor.reshape(-1)[:1].double()
         Rounding.of(tensor.dtype)
     except (RuntimeError, TypeError):
         raise TypeError(f"{name} has the dtype {tensor.dtype}, which torch does not turn into float64; convert it first") from None

@@ -16,6 +16,7 @@ from ..evaluation import evaluation_mode, place
 from ..layers import body
 from ..learner import Learner
 from ..representations import representations
+from .checks import check_all
 from .freezing import Freezing, freezing
 from .layerwise import Profile, compare_layers, sample
 from .tables import aligned, plain
@@ -98,6 +99,7 @@ def freezing_over_seeds(
 
     Raises ValueError where there is no learner, or their layers differ.
     """
+    learners = check_all(learners, Learner, "learners", "give one learner for each seed")
     if not learners:
         raise ValueError("there is no learner: give one for each seed")
     runs = tuple(freezing(learner, episodes, layers=layers, progress=progress) for learner in learners)

@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from inspect import signature
-from numbers import Integral, Real
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -22,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import check_draws, check_units, is_number, is_whole
 from .matrices import Activations, Matrix, activations, enough
 
 CCA_FAMILY = ("cca", "svcca", "pwcca")
@@ -206,7 +206,7 @@ def measured(
     before, after = forms(name, left, right, **options)
     rows = len(left.values)
     units = rows if units is None else units
-    check_draws(draws, seed)
+    draws, seed = check_draws(draws, seed)
     check_units(units, rows)
     generator = torch.Generator().manual_seed(seed)
     orders = (rearranged(rows, units, generator) for _ in range(draws if units > 1 else 0))
@@ -238,30 +238,6 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
         raise ValueError(f"energy={energy} must lie in (0, 1]; 0.99 keeps the directions that hold 99 % of the variance")
     if not is_number(fraction) or not 0 < fraction < math.inf:
         raise ValueError(f"fraction={fraction} must be above 0 and finite: it is the kernel's width as a fraction of the median distance")
-
-
-def check_draws(draws: int, seed: int) -> None:
-    """Raise ValueError where `draws` is no count, or `seed` does not fit a generator."""
-    if not is_whole(draws) or draws < 0:
-        raise ValueError(f"draws={draws!r} must be a whole number from 0 on: it is how often one side is shuffled")
-    if not is_whole(seed) or not -(2**63) <= seed < 2**63:
-        raise ValueError(f"seed={seed!r} must be a whole number below 2**63")
-
-
-def check_units(units: int, rows: int) -> None:
-    """Raise ValueError where `rows` examples are not `units` blocks of one size."""
-    if not is_whole(units) or units < 1 or rows % units:
-        raise ValueError(f"{rows} examples do not divide into units={units} equal blocks")
-
-
-def is_whole(value: Any) -> bool:
-    """Whether a value is an integer, of Python or numpy; a bool is not one."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a real number, of Python or numpy; a bool is not one."""
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 class Form(Protocol):

@@ -19,8 +19,9 @@ from ..forward import Inputs, arguments
 from ..layers import layers
 from ..representations import _split, layer_output
 from .batches import ToInputs, count, inputs_of, loader_of, place, running
+from .checks import check_draws, check_kind, listed
 from .matrices import Rounding, real_tensor
-from .similarity import Floor, check_draws, rearranged
+from .similarity import Floor, rearranged
 from .tables import Pictured, plain
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def similarity_map(
         >>> found.values.shape, found.examples, -1 < found["1", "3"] < 1
         ((2, 4), 64, True)
     """
-    check_draws(draws, seed)
+    draws, seed = check_draws(draws, seed)
     paths_a, paths_b = _paths(a, layers_a, "a"), _paths(b, layers_b, "b")
     _same_device(a, b)
     sums = _Sums(list(paths_a), list(paths_b), draws, seed)
@@ -376,9 +377,11 @@ def _batches(loader: Any, to_inputs: ToInputs | None) -> Iterator[Inputs]:
 
 
 def _paths(network: nn.Module, names: Sequence[str] | None, side: str) -> Paths:
-    if isinstance(names, str):
-        raise TypeError(f"layers_{side}={names!r} is one string; give a list of names")
-    chosen, known = layers(network) if names is None else list(names), dict(network.named_modules(remove_duplicate=False))
+    check_kind(network, nn.Module, side, "give a network (an nn.Module)")
+    chosen = layers(network) if names is None else listed(names, f"layers_{side}")
+    known = dict(network.named_modules(remove_duplicate=False))
+    for name in chosen:
+        check_kind(name, str, f"layers_{side} holds {name!r}, which", "give names of modules")
     if not chosen:
         raise ValueError(f"{side} ({type(network).__name__}) has no layers to compare; name modules with layers_{side}=")
     twice = [name for i, name in enumerate(chosen) if name in chosen[:i]]

@@ -17,13 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .checks import check_draws, check_units
 from .matrices import SINGLE, Activations, Matrix, Rounding, activations
 from .similarity import (
     Principal,
     centred_kernel,
-    check_draws,
     check_options,
-    check_units,
     equally_far,
     kept_directions,
     leading,
@@ -79,7 +78,7 @@ class Streaming:
 
     def __init__(self, measure: str, *, minibatch: bool = False, draws: int = 0, seed: int = 0, **options: Any) -> None:
         _check_options(measure, minibatch, options)
-        check_draws(draws, seed)
+        draws, seed = check_draws(draws, seed)
         self.measure, self.minibatch, self.draws, self.seed, self.options = measure, minibatch, draws, seed, options
         self.reset()
 
