@@ -205,6 +205,8 @@ def similarity_between(
             "of two groups do not share their initial weights)"
         )
     names = list(layers) if layers is not None else body(members[0][1].model, members[0][1].head)
+    if not names:
+        raise ValueError(f"{members[0][0]} has no layer but its head; name what to compare with layers=")
     tasks = unstack(episodes) if isinstance(episodes, Episode) else episodes
     every = sorted({pair for found in paired.values() for pair in found})
     per_task: dict[tuple[int, int], list[tuple[Profile, Profile]]] = {pair: [] for pair in every}
