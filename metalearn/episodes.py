@@ -21,6 +21,9 @@ class Examples(NamedTuple):
     inputs: Any  # metalearn.forward.Inputs; a tensor in most uses
     targets: Tensor
 
+    def __repr__(self) -> str:
+        return f"Examples(inputs={_short(self.inputs)}, targets={_short(self.targets)})"
+
     def to(self, *args: object, **kwargs: object) -> Examples:
         """Move inputs (and targets, but for their dtype where they are labels) as `torch.Tensor.to` does."""
         if isinstance(self.inputs, Tensor):
@@ -43,6 +46,9 @@ class Episode(NamedTuple):
 
     support: Examples
     query: Examples
+
+    def __repr__(self) -> str:
+        return f"Episode(support={self.support!r}, query={self.query!r})"
 
     def to(self, *args: object, **kwargs: object) -> Episode:
         """Move every tensor as `torch.Tensor.to` does; labels keep their dtype."""
@@ -95,3 +101,15 @@ def _stack(parts: Sequence[Any]) -> Any:
     if isinstance(first, list | tuple):
         return tuple(_stack(column) for column in zip(*parts, strict=True))
     return first
+
+
+def _short(part: Any) -> str:
+    """A tensor by its shape and dtype, such as `75 x 1 x 28 x 28 float32`; tuples and dictionaries of them entry by entry."""
+    if isinstance(part, Tensor):
+        shape = " x ".join(map(str, part.shape)) or "scalar"
+        return f"{shape} {str(part.dtype).removeprefix('torch.')}"
+    if isinstance(part, Mapping):
+        return "{" + ", ".join(f"{name}: {_short(value)}" for name, value in part.items()) + "}"
+    if isinstance(part, list | tuple):
+        return "(" + ", ".join(map(_short, part)) + ")"
+    return f"<{type(part).__name__}>"

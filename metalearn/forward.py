@@ -31,15 +31,18 @@ def forward(model: nn.Module, inputs: Inputs, output: str | None = None) -> Tens
         >>> forward(Two(4, 2), torch.ones(3, 4), output="logits").shape
         torch.Size([3, 2])
     """
-    if isinstance(inputs, Tensor):
-        result = model(inputs)
-    elif isinstance(inputs, Mapping):
-        result = model(**inputs)
-    else:
-        result = model(*inputs)
+    args, kwargs = arguments(inputs)
+    result = model(*args, **kwargs)
     if isinstance(result, Tensor):
         return result
     return select(result, output, f"the model {type(model).__name__}", lambda entry: f"output={entry!r}")
+
+
+def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Inputs as positional and keyword arguments of a network."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs), {}
 
 
 def map_tensors(function: Callable[[Tensor], Any], inputs: Inputs) -> Any:

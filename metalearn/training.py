@@ -50,6 +50,12 @@ class Curve:
     validation: list[Record] = field(default_factory=list)
     seconds: float = 0.0
 
+    def __repr__(self) -> str:
+        if not self.losses:
+            return "Curve(no steps)"
+        best = f", best validation {self.best['mean']:.4g} at step {self.best['step']}" if self.best else ""
+        return f"Curve({len(self.losses)} steps, last loss {self.losses[-1]:.4g}{best}, {self.seconds:.0f} s)"
+
     @property
     def best(self) -> Record | None:
         better = min if self.validation and self.validation[0]["measure"] == "loss" else max

@@ -281,8 +281,9 @@ def test_what_is_no_loader_is_refused_with_the_cure() -> None:
     for inputs, said in [
         ([], "the loader gave no batch"),
         (iter(()), "iterator that was used up"),
-        ([{"images": images()}], "a batch of the loader holds a dict; it must give tensors"),
-        ([(None, images())], "holds a NoneType"),
+        ([{"pixels": images()}], r"a dict of 'pixels', but its forward takes .*to_inputs="),
+        ([{"labels": images()}], "batch 1 of the loader holds a dict of 'labels'; it must give a tensor"),
+        ([(None, images())], "holds a tuple of NoneType, Tensor"),
         ([images()[:0]], r"holds a tensor of shape \(0, 1, 8, 8\)"),
     ]:
         with pytest.raises(ValueError, match=said):

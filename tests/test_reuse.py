@@ -246,11 +246,6 @@ def test_what_feature_reuse_cannot_take_is_refused_with_the_cure():
         feature_reuse(MAML(net(), lr=0.1), [])
     with pytest.raises(TypeError, match="FewShot or one stack"):
         feature_reuse(MAML(net(), lr=0.1), iter([]))
-    model = nn.Sequential(nn.Flatten(), nn.Linear(256, 1))
-    one = tasks(1)
-    real = Episode(*(Examples(part.inputs, part.targets[..., None].float()) for part in one))
-    with pytest.raises(ValueError, match=r"class labels.*compare_layers"):
-        feature_reuse(MAML(model, lr=0.1, loss=nn.functional.mse_loss), real)
 
 
 def test_the_learner_is_left_as_it_was():

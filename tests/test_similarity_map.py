@@ -350,10 +350,10 @@ def test_loaders_without_enough_images_are_refused_with_their_sizes():
     with pytest.warns(UserWarning, match=r"batch 3 has 1 images.*left out"):
         found = similarity_map(network, network, images(13).split(6))
     assert (found.examples, found.batches) == (12, 2)
-    with pytest.raises(TypeError, match=r"one tensor \(6, 3, 8, 8\); give batches"):
-        similarity_map(network, network, images(6))
-    with pytest.raises(TypeError, match="batch 1 is a dict"):
+    with pytest.raises(ValueError, match=r"a dict of 'pixels', but its forward takes .*to_inputs="):
         similarity_map(network, network, [{"pixels": images(6)}])
+    with pytest.raises(TypeError, match="the inputs are a int; give a tensor"):
+        similarity_map(network, network, 6)
 
 
 def test_layers_are_refused_where_they_are_none_or_twice_or_a_string():

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,10 @@ from .. import progress as _progress
 from ..evaluation import Evaluation, evaluate, half_width
 from ..layers import body
 from ..learner import Learner
+from .tables import Pictured, plain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Estimate(NamedTuple):
@@ -56,6 +61,36 @@ class Estimate(NamedTuple):
         return f"{mean} ± {format(scale * self.interval, form.lstrip('+')).strip()}{unit}"
 
 
+class Scale(NamedTuple):
+    """How scores of one kind are written: times `factor`, in these formats and units, under a `label`."""
+
+    label: str
+    factor: float
+    form: str
+    cost_form: str
+    unit: str
+    cost_unit: str
+
+    def value(self, estimate: Estimate) -> str:
+        """A score with its interval, in words."""
+        return estimate.shown(self.form, self.factor, self.unit)
+
+    def cost(self, estimate: Estimate) -> str:
+        """How much worse a score is, with its interval."""
+        return estimate.shown(self.cost_form, self.factor, self.cost_unit)
+
+
+SCALES = {
+    "accuracy": Scale("accuracy %", 100, ".1f", ".2f", " %", " points"),
+    "loss": Scale("loss", 1, ".4g", ".3g", "", ""),
+}
+
+
+def worse(held: Tensor | np.ndarray, free: Tensor | np.ndarray, measure: str) -> Any:
+    """How much worse scores are than others: the accuracy that is lost, or the loss that is added."""
+    return held - free if measure == "loss" else free - held
+
+
 @dataclass(frozen=True)
 class Frozen:
     """One row: the `layers` that the inner loop could not move, the accuracy then, and what it cost against none on the same tasks."""
@@ -66,21 +101,36 @@ class Frozen:
 
 
 @dataclass(frozen=True)
-class Freezing:
-    """Accuracy with the first k layers frozen, k from 0 on; prints as the table of Raghu et al. 2020."""
+class Freezing(Pictured):
+    """Accuracy with the first k layers frozen, k from 0 on; prints as the table of Raghu et al. 2020.
+
+    Where `measure` is "loss", for real targets, each row's `accuracy` is the loss, and its `cost` the loss added.
+    """
 
     rows: tuple[Frozen, ...]
     tasks: int
     spread: str = "1.96 standard errors over tasks"
+    measure: str = "accuracy"
 
     def __str__(self) -> str:
         names = ["nothing" if not row.layers else f"up to {row.layers[-1]}" for row in self.rows]
         width = max(map(len, ("frozen", *names)))
-        lines = [f"{'frozen':{width}}  accuracy %        cost in points (paired)"]
+        scale, form = SCALES[self.measure], "6.2f" if self.measure == "accuracy" else "6.4g"
+        lines = [f"{'frozen':{width}}  {scale.label:18}cost{' in points' * (scale.factor == 100)} (paired)"]
         for name, row in zip(names, self.rows, strict=True):
-            cost = row.cost.shown("+6.2f", 100) if row.layers else ""
-            lines.append(f"{name:{width}}  {row.accuracy.shown('6.2f', 100)}    {cost}".rstrip())
+            cost = row.cost.shown(f"+{form}", scale.factor) if row.layers else ""
+            lines.append(f"{name:{width}}  {row.accuracy.shown(form, scale.factor)}    {cost}".rstrip())
         return "\n".join([*lines, f"({self.tasks} tasks; ± is {self.spread})"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON-able values; NaN is None."""
+        return plain(self)
+
+    def figure(self) -> Figure:
+        """The accuracy by how much is frozen, as a matplotlib `Figure`."""
+        from .plots import frozen_accuracies
+
+        return frozen_accuracies(self)
 
 
 def freezing(
@@ -91,7 +141,7 @@ def freezing(
     free: Evaluation | None = None,
     progress: bool = False,
 ) -> Freezing:
-    """Accuracy on the queries with layers 1..k left out of the inner loop, for every k from 0 -> `Freezing`.
+    """Accuracy (for real targets, loss) on the queries with layers 1..k left out of the inner loop, for every k from 0 -> `Freezing`.
 
     The weights are the trained ones throughout: only adaptation at test time is held back (Raghu et al. 2020, arXiv:1909.09157,
     table 1). Costs are paired: the same tasks with and without, `mean(accuracy(nothing frozen) - accuracy(k frozen))`.
@@ -105,6 +155,7 @@ def freezing(
     """
     names = body(learner.model, learner.head) if layers is None else list(layers)
     accuracies: list[Tensor] = []
+    measure = "accuracy"
     moving = len(learner.rates)
     with _progress.progress("freezing", len(names) + 1, unit="evaluation", shown=progress) as advance:
         for k in range(len(names) + 1):
@@ -113,8 +164,13 @@ def freezing(
             if k and len(held.rates) == moving:
                 accuracies.append(accuracies[-1])
             else:
-                accuracies.append((free if free and not k else evaluate(held, episodes)).per_episode)
+                result = free if free and not k else evaluate(held, episodes)
+                measure = result.measure
+                accuracies.append(result.per_episode)
             moving = len(held.rates)
             advance(text="nothing frozen" if not k else f"frozen up to {names[k - 1]}")
-    rows = [Frozen(tuple(names[:k]), Estimate.of(values), Estimate.of(accuracies[0] - values)) for k, values in enumerate(accuracies)]
-    return Freezing(tuple(rows), len(accuracies[0]))
+    rows = [
+        Frozen(tuple(names[:k]), Estimate.of(values), Estimate.of(worse(values, accuracies[0], measure)))
+        for k, values in enumerate(accuracies)
+    ]
+    return Freezing(tuple(rows), len(accuracies[0]), measure=measure)

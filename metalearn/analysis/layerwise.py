@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -15,11 +15,18 @@ from torch.func import functional_call
 
 from .. import progress as _progress
 from ..evaluation import evaluation_mode
+from ..forward import Inputs, arguments
 from ..layers import layers as layer_names
 from ..representations import representations
-from .similarity import CCA_FAMILY, Floor, Undefined, measured
+from .batches import ToInputs, count, inputs_of, is_one_batch, loader_of, place, running
+from .checks import check_draws, check_whole, listed
+from .matrices import real_tensor
+from .similarity import CCA_FAMILY, Floor, Undefined, check_options, measured
 from .streaming import Streaming
-from .tables import aligned, plain
+from .tables import Pictured, aligned, plain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Network: TypeAlias = nn.Module | tuple[nn.Module, Mapping[str, Tensor]] | Mapping[str, Tensor]
 
@@ -54,7 +61,7 @@ class LayerSimilarity:
 
 
 @dataclass(frozen=True)
-class Profile:
+class Profile(Pictured):
     """Per-layer similarities of two networks under one measure and one convention; prints as a table.
 
     `streamed` says what was summed over which batches, where the inputs were a loader.
@@ -96,13 +103,20 @@ class Profile:
         ]
         return plain({"measure": self.measure, "convention": self.convention, "streamed": self.streamed, "layers": rows})
 
+    def figure(self) -> Figure:
+        """The similarity of every layer with the band of chance, as a matplotlib `Figure`."""
+        from .plots import similarities
+
+        return similarities(self)
+
 
 def compare_layers(
     before: Network,
     after: Network,
-    inputs: Tensor | Iterable[Any] | None = None,
+    inputs: Tensor | Mapping[str, Any] | Iterable[Any] | None = None,
     layers: Sequence[str | tuple[str, str]] | None = None,
     *,
+    to_inputs: ToInputs | None = None,
     measure: str = "linear_cka",
     convention: str | None = None,
     units: int | None = None,
@@ -121,8 +135,10 @@ def compare_layers(
     Args:
         before, after: each a module, a module with the weights to run it under `(module, {parameter: tensor})`, or outputs captured
             earlier `{layer: (examples, ...)}`. Modules run in evaluation mode, under no_grad.
-        inputs: (examples, ...), given to both networks in one batch; or a loader, any iterable of such batches or of tuples that begin
-            with one; None where both are captured outputs.
+        inputs: (examples, ...) or a dictionary of several inputs, given to both networks in one batch; or a loader, any iterable of
+            batches; None where both are captured outputs. A batch is a tensor, a dictionary (`input_ids`, `attention_mask`, ...; its
+            labels are left out), or a tuple that begins with the inputs: a tensor, a dictionary, or a tuple of inputs by position.
+        to_inputs: from a batch to what the networks are called with, for batches of any other form.
         layers: names, or pairs (name in `before`, name in `after`); by default the layers that both have. One that puts out a tuple or a
             dictionary is named with its entry, "lstm:0".
         measure: "cca", "svcca", "pwcca", "linear_cka", "rbf_cka", "procrustes" or "subspace"; `options` are that function's.
@@ -147,20 +163,24 @@ def compare_layers(
         >>> round(compare_layers(a, (a, b), x.split(30), measure="procrustes")["0"].similarity, 4)
         1.0
     """
+    check_options(measure, options)
+    draws, seed = check_draws(draws, seed)
     convention = convention or ("positions" if measure in CCA_FAMILY else "flatten")
     if convention not in CONVENTIONS:
         raise ValueError(f"there is no convention {convention!r}; there are {', '.join(CONVENTIONS)}")
+    rows = check_whole(rows, "rows", 1, "it is about how many rows 'positions' keeps")
     pairs = _pairs(before, after, layers)
     _same_device(before, after)
-    if inputs is not None and not isinstance(inputs, Tensor):
+    if inputs is not None and not is_one_batch(inputs):
         if isinstance(before, Mapping) or isinstance(after, Mapping):
             raise ValueError("outputs captured earlier have no batches to run on: give two networks with a loader, or no inputs")
         if units is not None:
             raise ValueError(f"units={units}: over a loader the floor shuffles single examples within each batch; leave units out")
         streams = _Streams(measure, convention, pairs, draws=draws, seed=seed, **options)
-        return streams.over(inputs, before, after, rows=rows, progress=progress)
-    left = _outputs(before, [a for a, _ in pairs], inputs, "before")
-    right = _outputs(after, [b for _, b in pairs], inputs, "after")
+        return streams.over(inputs, before, after, to_inputs, rows=rows, progress=progress)
+    given = None if inputs is None else inputs_of(inputs, "inputs", to_inputs)
+    left = _outputs(before, [a for a, _ in pairs], given, "before")
+    right = _outputs(after, [b for _, b in pairs], given, "after")
     found = []
     for a, b in pairs:
         with _named(a, b) as name:
@@ -212,14 +232,15 @@ class _Streams:
         self.undefined: dict[tuple[str, str], str] = {}
         self.sizes: list[int] = []
 
-    def over(self, loader: Iterable[Any], before: Network, after: Network, *, rows: int, progress: bool) -> Profile:
+    def over(self, loader: Any, before: Network, after: Network, to_inputs: ToInputs | None, *, rows: int, progress: bool) -> Profile:
         """Run both networks over the loader, then compare."""
         with _progress.progress("comparing layers", _length(loader), unit="batch", shown=progress) as advance:
-            for images in map(_images, loader):
-                left = _outputs(before, [a for a, _ in self.streams], images, "before")
-                right = _outputs(after, [b for _, b in self.streams], images, "after")
-                self.sizes.append(len(images))
-                self._add(left, right, max(1, rows // self.sizes[0]) * len(images))
+            for number, batch in enumerate(loader_of(loader), 1):
+                inputs = inputs_of(batch, f"batch {number} of the loader", to_inputs)
+                left = _outputs(before, [a for a, _ in self.streams], inputs, "before")
+                right = _outputs(after, [b for _, b in self.streams], inputs, "after")
+                self.sizes.append(count(inputs))
+                self._add(left, right, max(1, rows // self.sizes[0]) * self.sizes[-1])
                 advance()
         if not self.sizes:
             raise ValueError("the loader gave no batch, so there is nothing to compare; an iterator that was used up gives none either")
@@ -267,17 +288,9 @@ def _length(loader: Iterable[Any]) -> int:
         return 0
 
 
-def _images(batch: Any) -> Tensor:
-    images = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
-    if not isinstance(images, Tensor) or not images.ndim or not len(images):
-        held = f"a tensor of shape {tuple(images.shape)}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
-        raise ValueError(f"a batch of the loader holds {held}; it must give tensors of examples, or tuples whose first entry is one")
-    return images
-
-
 def _pairs(before: Network, after: Network, layers: Sequence[str | tuple[str, str]] | None) -> list[tuple[str, str]]:
     if layers is not None:
-        return [(layer, layer) if isinstance(layer, str) else layer for layer in layers]
+        return [_pair(layer) for layer in listed(layers, "layers")]
     first, second = (list(side) if isinstance(side, Mapping) else layer_names(_module(side)) for side in (before, after))
     shared = [name for name in first if name in second]
     if not shared:
@@ -285,6 +298,13 @@ def _pairs(before: Network, after: Network, layers: Sequence[str | tuple[str, st
             f"the two networks share no layer name ({', '.join(first)} against {', '.join(second)}); name pairs: layers=[(a, b), ...]"
         )
     return [(name, name) for name in shared]
+
+
+def _pair(layer: Any) -> tuple[str, str]:
+    pair = (layer, layer) if isinstance(layer, str) else layer
+    if not isinstance(pair, tuple) or len(pair) != 2 or not all(isinstance(name, str) for name in pair):
+        raise TypeError(f"layers holds {layer!r}; each is a name, or a pair (name in before, name in after)")
+    return pair
 
 
 def _module(network: Network) -> nn.Module:
@@ -306,37 +326,48 @@ def _like(network: Network) -> Tensor | None:
     return next((weights.get(name, tensor) for name, tensor in (*module.named_parameters(), *module.named_buffers())), None)
 
 
-def _outputs(network: Network, names: Sequence[str], inputs: Tensor | None, side: str) -> Mapping[str, Tensor]:
+def _outputs(network: Network, names: Sequence[str], inputs: Inputs | None, side: str) -> Mapping[str, Tensor]:
     """What the layers put out; the first of them that is not finite is named, which the later ones only follow."""
-    found = _captured(network, names) if isinstance(network, Mapping) else _run(network, names, inputs)
+    found = _captured(network, names) if isinstance(network, Mapping) else _run(network, names, inputs, side)
     for name in names:
-        wrong = int((~found[name].isfinite()).sum())
+        # Narrow floats have no isfinite of their own.
+        narrow = found[name].is_floating_point() and found[name].itemsize == 1
+        wrong = int((~(found[name].float() if narrow else found[name]).isfinite()).sum())
         if wrong:
             raise ValueError(f"{side}: layer {name!r} puts out {wrong} values that are NaN or infinite; find where activations overflow")
     return found
 
 
-def _captured(outputs: Mapping[str, Tensor], names: Sequence[str]) -> Mapping[str, Tensor]:
+def _captured(outputs: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, Tensor]:
     missing = [name for name in names if name not in outputs]
     if missing:
-        raise ValueError(f"no outputs of layer {missing[0]!r} were captured; there are {', '.join(outputs)}")
-    return outputs
+        raise ValueError(f"no outputs of layer {missing[0]!r} were captured; there are {', '.join(outputs) or 'none'}")
+    found = {name: real_tensor(outputs[name], f"the output of layer {name!r}") for name in names}
+    for name, output in found.items():
+        if not output.ndim or not output.numel():
+            raise ValueError(f"the output of layer {name!r} is {tuple(output.shape)}, not (examples, ...) with at least one example")
+    return found
 
 
-def _run(network: Network, names: Sequence[str], inputs: Tensor | None) -> Mapping[str, Tensor]:
+def _run(network: Network, names: Sequence[str], inputs: Inputs | None, side: str) -> Mapping[str, Tensor]:
     module = _module(network)
     if inputs is None:
         raise ValueError("inputs=None: networks that are not captured outputs need inputs (examples, ...) to run on")
-    like = _like(network)
-    if like is not None:
-        inputs = inputs.to(like.device, like.dtype if inputs.is_floating_point() and like.is_floating_point() else None)
-    with evaluation_mode([module]), torch.no_grad(), representations(module, dict.fromkeys(names)) as seen:
-        functional_call(module, dict(network[1]) if isinstance(network, tuple) else {}, (inputs,))
+    inputs = place(inputs, _like(network))
+    args, kwargs = arguments(inputs)
+    weights = dict(network[1]) if isinstance(network, tuple) else {}
+    with (
+        evaluation_mode([module]),
+        torch.no_grad(),
+        representations(module, dict.fromkeys(names)) as seen,
+        running(module, inputs, side),
+    ):
+        functional_call(module, weights, args, kwargs)
     for name, output in seen.items():
-        if not output.ndim or len(output) != len(inputs):
+        if not output.ndim or len(output) != count(inputs):
             raise ValueError(
-                f"layer {name!r} puts out {tuple(output.shape)} for {len(inputs)} examples; compare a layer whose first dimension is the "
-                "examples, or capture the outputs and turn them round: {layer: (examples, ...)}"
+                f"layer {name!r} puts out {tuple(output.shape)} for {count(inputs)} examples; compare a layer whose first dimension is "
+                "the examples, or capture the outputs and turn them round: {layer: (examples, ...)}"
             )
     return seen
 
@@ -354,7 +385,8 @@ def _matrix(output: Tensor, convention: str, rows: int, seed: int) -> Tensor:
     if output.ndim < 2 or convention == "flatten":
         return output.reshape(len(output), -1)
     if convention == "pool":
-        return _tokens(output).mean(1)
+        pooled = _tokens(output).to(torch.float64).mean(1)
+        return pooled.to(output.dtype) if output.is_floating_point() else pooled
     return sample(output, rows, seed).flatten(0, 1)
 
 

@@ -20,13 +20,19 @@ from ..learner import Learner
 from ..readouts import cosine_readout
 from ..representations import head_input, representations
 from .layerwise import Profile, compare_layers, sample
+from .matrices import real_tensor
+from .probes import ridge_readout
 
 Outputs = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What is kept of one task: CKA as numbers, sampled rows for CCA, whether layers moved, and how many queries were right.
+    """What is kept of one task: CKA as numbers, sampled rows for CCA, whether layers moved, and the scores on the queries.
+
+    `scores` are the share of queries that are right, or for real targets the loss. `sizes` are ways (0 for real targets), and support
+    and query examples a class (in all, for real targets). `constant` is what scores without features: 1 / ways, or the loss of
+    predicting the mean of the support targets.
 
     `measured` has the numbers of every layer by the names of `LayerReuse`'s fields; `ceiling` and the rows in it are None and empty
     where there is no other network to compare with.
@@ -36,8 +42,9 @@ class Observed:
     sampled: dict[str, tuple[Tensor, ...]]
     unmoved: dict[str, bool]
     measured: dict[str, dict[str, float]]
-    correct: dict[str, float]
+    scores: dict[str, float]
     sizes: tuple[int, int, int]
+    constant: float
     ceiling: Profile | None = None
 
 
@@ -59,9 +66,8 @@ class Other:
 def observe(learner: Learner, names: Sequence[str], task: Episode, *, rows: int, seed: int, index: int, other: Other | None) -> Observed:
     """Adapt to the `index`-th task, and look at its query images through the named layers before and after."""
     support, query = place(task, learner)
-    if support.targets.is_floating_point():
-        raise ValueError("feature_reuse needs class labels, and these targets are real numbers; for regression, use compare_layers")
-    ways = int(support.targets.max()) + 1
+    regression = support.targets.is_floating_point()
+    ways = 0 if regression else int(support.targets.max()) + 1
     learner.settle_head(support.inputs)
 
     def run(predict: Callable[..., Tensor], *arguments: Any) -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -69,12 +75,16 @@ def observe(learner: Learner, names: Sequence[str], task: Episode, *, rows: int,
             logits = predict(*arguments)
         return outputs, logits, at_head.features.flatten(1)
 
-    def share(logits: Tensor) -> float:
-        return float((logits.argmax(-1) == query.targets).double().mean())
+    def score(logits: Tensor) -> float:
+        return float(learner.task_loss(logits, query.targets) if regression else (logits.argmax(-1) == query.targets).double().mean())
 
     def headless(weights: Weights, features: Tensor) -> float:
         shots = run(learner.call, weights, support.inputs)[2]
-        return share(cosine_readout(Examples(shots, support.targets), features, ways))
+        if not regression:
+            return score(cosine_readout(Examples(shots, support.targets), features, ways))
+        # Ridge regression of the support targets, its strength chosen by leaving one out.
+        outputs, _ = ridge_readout(shots, support.targets.reshape(len(shots), -1).double(), features)
+        return score(outputs.reshape(query.targets.shape).to(query.targets.dtype))
 
     initial, adapted = learner.weights(), learner.adapt(support)
     before, logits_before, features_before = run(learner.call, initial, query.inputs)
@@ -88,14 +98,15 @@ def observe(learner: Learner, names: Sequence[str], task: Episode, *, rows: int,
         sampled={name: tuple(sample(side[name], rows, seed).cpu() for side in sides) for name in names},
         unmoved=unmoved,
         measured={name: {**moved[name], **_classes(before[name], after[name], query.targets, unmoved[name])} for name in names},
-        correct={
-            "own": share(own),
-            "head_before": share(logits_before) if uses_head else float("nan"),
-            "head_after": share(own) if uses_head else float("nan"),
+        scores={
+            "own": score(own),
+            "head_before": score(logits_before) if uses_head else float("nan"),
+            "head_after": score(own) if uses_head else float("nan"),
             "headless_before": headless(initial, features_before),
             "headless_after": headless(adapted.weights, features_after),
         },
-        sizes=(ways, len(support.targets) // ways, len(query.targets) // ways),
+        sizes=(ways, len(support.targets) // max(ways, 1), len(query.targets) // max(ways, 1)),
+        constant=score(support.targets.mean(0).expand_as(query.targets)) if regression else 1 / ways,
         ceiling=compare_layers(before, sides[2], layers=names, draws=0) if other else None,
     )
 
@@ -163,13 +174,21 @@ def class_cosines(features: Tensor, targets: Tensor) -> tuple[float, float]:
         >>> class_cosines(torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]]), torch.tensor([0, 0, 1]))
         (1.0, 0.0)
     """
-    units = F.normalize(features.flatten(1), dim=1)
+    features, targets = real_tensor(features, "features"), real_tensor(targets, "targets")
+    if not features.ndim or targets.shape != features.shape[:1] or targets.is_floating_point():
+        raise ValueError(
+            f"features {tuple(features.shape)} and {targets.dtype} targets {tuple(targets.shape)} do not fit; give (examples, ...) and "
+            "an integer label for each"
+        )
+    units = F.normalize(features.reshape(len(features), -1).double(), dim=1)
     cosines, same = units @ units.mT, targets[:, None] == targets
     itself = torch.eye(len(targets), dtype=torch.bool, device=targets.device)
     return float(cosines[same & ~itself].mean()), float(cosines[~same].mean())
 
 
 def _classes(before: Tensor, after: Tensor, targets: Tensor, unmoved: bool) -> dict[str, float]:
+    if targets.is_floating_point():  # there are no classes
+        return dict.fromkeys(("intra_before", "intra_after", "inter_before", "inter_after"), math.nan)
     intra, inter = class_cosines(before, targets)
     intra_after, inter_after = (intra, inter) if unmoved else class_cosines(after, targets)
     return {"intra_before": intra, "intra_after": intra_after, "inter_before": inter, "inter_after": inter_after}

@@ -20,10 +20,14 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter
 
 from ..files import write_atomically
+from .checks import check_all, check_kind
+from .freezing import SCALES, Estimate
 from .together import differences
 
 if TYPE_CHECKING:
-    from .freezing import Estimate
+    from .freezing import Freezing
+    from .layerwise import Profile
+    from .probes import Probes
     from .reuse import LayerReuse, Reuse
     from .similarity_map import SimilarityMap
     from .together import Difference
@@ -62,6 +66,21 @@ def layer_profile(reuses: Sequence[Reuse]) -> Figure:
 def freezing_curve(reuses: Sequence[Reuse]) -> Figure:
     """Accuracy with the layers frozen from the bottom up, with its interval, of every learner that adapts."""
     return _panels([lambda axes: _draw_freezing(axes, reuses)], _width(reuses[0]))
+
+
+def frozen_accuracies(frozen: Freezing) -> Figure:
+    """`freezing_curve` of one table that stands alone."""
+    return _panels([lambda axes: _draw_frozen(axes, [(0, "", frozen)])], max(5.6, 0.36 * len(frozen.rows) + 1.5))
+
+
+def similarities(profile: Profile) -> Figure:
+    """The similarity of every layer of two networks, with the band of chance; a layer without one is not drawn."""
+    return _panels([lambda axes: _draw_similarity(axes, profile)], max(5.6, 0.36 * len(profile.layers) + 1.5))
+
+
+def probe_accuracies(probes: Probes) -> Figure:
+    """The accuracy of a linear probe on every layer, with its interval, and chance."""
+    return _panels([lambda axes: _draw_probes(axes, probes)], max(5.6, 0.36 * len(probes.layers) + 1.5))
 
 
 def accuracy_bars(reuses: Sequence[Reuse]) -> Figure:
@@ -105,7 +124,11 @@ def timeline(steps: Sequence[int], similarity: Mapping[str, Sequence[Estimate]],
         >>> [axes.get_xlabel() for axes in figure.axes]
         ['outer steps', 'outer steps']
     """
+    check_kind(similarity, Mapping, "similarity", "give {layer: [one Estimate a step]}")
+    if not check_all(steps, int, "steps", "give the outer steps, such as [0, 100]"):
+        raise ValueError("steps is empty; give the outer steps at which the learner was looked at, such as [0, 100]")
     for name, curve in {**similarity, "accuracy": accuracy}.items():
+        check_all(curve, Estimate, name, "give one Estimate a step")
         if len(curve) != len(steps):
             raise ValueError(f"{name} has {len(curve)} points for {len(steps)} steps; give one estimate a step")
     return _panels([lambda axes: _draw_similarities(axes, steps, similarity), lambda axes: _draw_learning(axes, steps, accuracy)], 11.4)
@@ -190,23 +213,51 @@ def _draw_profile(axes: Axes, reuses: Sequence[Reuse]) -> None:
 
 
 def _draw_freezing(axes: Axes, reuses: Sequence[Reuse]) -> None:
-    adapting = [(i, reuse.freezing) for i, reuse in enumerate(reuses) if reuse.freezing is not None]
-    axes.set(title="What freezing layers costs", ylabel="accuracy, %")
+    adapting = [(i, reuse.name, reuse.freezing) for i, reuse in enumerate(reuses) if reuse.freezing is not None]
     if not adapting:
+        axes.set(title="What freezing layers costs", ylabel="accuracy, %")
         return _say(axes, "no inner loop: nothing to freeze")
+    return _draw_frozen(axes, adapting)
+
+
+def _draw_frozen(axes: Axes, adapting: Sequence[tuple[int, str, Freezing]]) -> None:
+    """The curves of learners, each with the number of its look and its name."""
+    percent = adapting[0][2].measure == "accuracy"
+    factor = SCALES[adapting[0][2].measure].factor
+    axes.set(title="What freezing layers costs", ylabel="accuracy, %" if percent else "loss")
     ends = []
-    for i, frozen in adapting:
-        means, widths = 100 * np.array([row.accuracy for row in frozen.rows]).T
+    for i, name, frozen in adapting:
+        means, widths = factor * np.array([row.accuracy for row in frozen.rows]).T
         x = np.arange(len(means))
         axes.fill_between(x, means - widths, means + widths, color=_look(i)["color"], alpha=0.16, lw=0)
-        axes.plot(x, means, **_look(i), label=reuses[i].name)
+        axes.plot(x, means, **_look(i), label=name or "the learner")
         ends += [*(means - np.nan_to_num(widths)), *(means + np.nan_to_num(widths))]
-    _layer_ticks(axes, ["none", *(row.layers[-1] for row in adapting[0][1].rows[1:])])
+    _layer_ticks(axes, ["none", *(row.layers[-1] for row in adapting[0][2].rows[1:])])
     low, high = min(ends), max(ends)
-    room = max(0.15 * (high - low), 2.0)  # an axis of tenths of a point would make noise look like a fall
-    axes.set(xlabel="frozen up to this layer", ylim=(max(low - 2 * room, 0), min(high + room, 101)))
+    room = max(0.15 * (high - low), 2.0 if percent else 0.1 * abs(high))  # on a narrower axis noise would look like a fall
+    axes.set(xlabel="frozen up to this layer", ylim=(max(low - 2 * room, 0), min(high + room, 101) if percent else high + room))
     _finish(axes, 3)
-    return None
+
+
+def _draw_similarity(axes: Axes, profile: Profile) -> None:
+    x = np.arange(len(profile.layers))
+    values = np.array([row.similarity for row in profile.layers])
+    _floor(axes, x, [row.floor for row in profile.layers], "by chance", colour="#c3cad3")
+    axes.plot(x, values, **_look(0), label=profile.measure)
+    _layer_ticks(axes, [row.layer for row in profile.layers])
+    bottom = float(np.nanmin(np.append(values, 0)))
+    axes.set(title="How similar each layer is", ylabel="similarity", ylim=(max(bottom, -1) - 0.04, 1.05))
+    axes.set_xlim(-0.5, len(x) - 0.5)
+    _finish(axes, 2)
+
+
+def _draw_probes(axes: Axes, probes: Probes) -> None:
+    means, widths = 100 * np.array([row.accuracy for row in probes.layers]).T
+    axes.errorbar(np.arange(len(means)), means, widths, **_look(0), capsize=3, label="linear probe")
+    _mark(axes, 100 * probes.chance, "chance")
+    _layer_ticks(axes, [row.layer for row in probes.layers])
+    axes.set(title="What a linear readout of each layer knows", ylabel="accuracy, %", xlim=(-0.5, len(means) - 0.5))
+    _finish(axes, 1)
 
 
 def _draw_accuracies(axes: Axes, reuses: Sequence[Reuse]) -> None:
@@ -216,20 +267,23 @@ def _draw_accuracies(axes: Axes, reuses: Sequence[Reuse]) -> None:
         ("without head, before", lambda r: r.accuracies.headless_before, "#fbe6d3", "////"),
         ("without head, after", lambda r: r.accuracies.headless_after, "#d1711c", "////"),
     ]
+    measure = reuses[0].accuracies.measure
+    factor, form = SCALES[measure].factor, ".1f" if measure == "accuracy" else ".3g"
     for j, (label, pick, colour, hatch) in enumerate(kinds):
-        estimates = 100 * np.array([pick(reuse) for reuse in reuses])
+        estimates = factor * np.array([pick(reuse) for reuse in reuses])
         x = np.arange(len(reuses)) + 0.21 * (j - 1.5)
         errors = {"ecolor": INK, "capsize": 3, "lw": 1.1}
         axes.bar(
             x, estimates[:, 0], 0.19, yerr=estimates[:, 1], color=colour, hatch=hatch, edgecolor=INK, lw=0.7, error_kw=errors, label=label
         )
         for position, (mean, width) in zip(x, estimates, strict=True):
-            text, height = (f"{mean:.1f}", mean + np.nan_to_num(width)) if np.isfinite(mean) else ("none", 0.0)
+            text, height = (f"{mean:{form}}", mean + np.nan_to_num(width)) if np.isfinite(mean) else ("none", 0.0)
             axes.annotate(text, (position, height), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=8.5)
-    chance = 100 * reuses[0].accuracies.chance
-    _mark(axes, chance, "chance")
+    _mark(axes, factor * reuses[0].accuracies.chance, "chance" if measure == "accuracy" else "the mean")
     axes.set_xticks(range(len(reuses)), [reuse.name for reuse in reuses])
-    axes.set(title="With and without a head", ylabel="accuracy, %", ylim=(0, 108), yticks=range(0, 101, 20), xlim=(-0.5, len(reuses) - 0.5))
+    axes.set(title="With and without a head", ylabel="loss", xlim=(-0.5, len(reuses) - 0.5))
+    if measure == "accuracy":
+        axes.set(ylabel="accuracy, %", ylim=(0, 108), yticks=range(0, 101, 20))
     _finish(axes, 2)
 
 
@@ -297,14 +351,17 @@ def _draw_differences(axes: Axes, found: Sequence[Difference]) -> None:
         if one.note:
             axes.annotate(f"not comparable: {one.note.split(';')[0].split(':')[0]}", (0, y), va="center", fontsize=8.5, color=MUTED)
             continue
-        mean, width = 100 * one.estimate.mean, 100 * one.estimate.interval
+        factor = SCALES[one.measure].factor
+        mean, width = factor * one.estimate.mean, factor * one.estimate.interval
         axes.errorbar(mean, y, xerr=width, **_look(0), capsize=4)
-        label = f"{mean:+.1f} ± {width:.1f}" if np.isfinite(width) else f"{mean:+.1f}"
+        form = ".1f" if one.measure == "accuracy" else ".3g"
+        label = f"{mean:+{form}} ± {width:{form}}" if np.isfinite(width) else f"{mean:+{form}}"
         axes.annotate(label, (mean, y), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8.5)
     axes.axvline(0, color=MUTED, lw=1, ls=(0, (2, 2)))
     axes.set_yticks(range(len(names)), names)
     over = ", ".join(dict.fromkeys(f"{one.pairs} {one.unit}s" for one in found if one.pairs))
-    axes.set(title="Compared in pairs", xlabel=f"difference in accuracy, points (paired over {over})", ylim=(len(names) - 0.5, -0.7))
+    kind = "loss" if any(one.measure == "loss" for one in found) else "accuracy, points"
+    axes.set(title="Compared in pairs", xlabel=f"difference in {kind} (paired over {over})", ylim=(len(names) - 0.5, -0.7))
     axes.grid(axis="x", color=GRID, lw=0.8)
     axes.tick_params(length=0)
 

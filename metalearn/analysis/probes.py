@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,8 +18,12 @@ from ..layers import layers as layer_names
 from ..layers import resolve
 from ..learner import Learner
 from ..representations import representations
+from .checks import check_all, check_kind, check_seed, check_whole, is_number, listed
 from .freezing import Estimate
-from .tables import aligned, plain
+from .tables import Pictured, aligned, plain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CONVENTIONS = {"flatten": "all channels and positions as features", "pool": "channels averaged over positions as features"}
 RIDGES = tuple(10.0**power for power in range(-5, 3))  # times the mean eigenvalue, so that the scale of a layer does not matter
@@ -34,7 +40,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Probes:
+class Probes(Pictured):
     """Accuracy of a linear probe on every layer; prints as a table. `chance` is the share of the most frequent class at test."""
 
     layers: tuple[Probe, ...]
@@ -64,6 +70,12 @@ class Probes:
     def to_dict(self) -> dict[str, Any]:
         """The table as JSON-able values."""
         return plain(self)
+
+    def figure(self) -> Figure:
+        """The accuracy of every layer with its interval, as a matplotlib `Figure`."""
+        from .plots import probe_accuracies
+
+        return probe_accuracies(self)
 
 
 def linear_probes(
@@ -103,10 +115,15 @@ def linear_probes(
         1.0
     """
     network = model.model if isinstance(model, Learner) else model
-    names = layer_names(network) if layers is None else [resolve(network, name) for name in layers]
+    check_kind(network, nn.Module, "model", "give a network or a learner")
+    batch = check_whole(batch, "batch", 1, "it is how many examples go through the network at a time")
+    seed = check_seed(seed)
+    shots = None if shots is None else check_whole(shots, "shots", 1, "it is how many training examples each class has")
+    chosen = layer_names(network) if layers is None else check_all(listed(layers, "layers"), str, "layers", "give names of modules")
+    names = [resolve(network, name) for name in chosen]
     if convention not in CONVENTIONS:
         raise ValueError(f"there is no convention {convention!r}; choose {' or '.join(CONVENTIONS)}")
-    if ridge is not None and not ridge > 0:
+    if ridge is not None and not (is_number(ridge) and 0 < ridge < math.inf):
         raise ValueError(f"ridge={ridge} must be above 0; without it features that repeat have no one solution")
     fit, seen = _drawn(train, shots, seed), _drawn(test, None, seed)
     classes, answers = fit.targets.unique(return_inverse=True)
@@ -117,7 +134,7 @@ def linear_probes(
     rows = []
     for name in names:
         x, y = (_features(network, name, part.inputs, convention, batch) for part in (fit, seen))
-        scores, taken = _ridge(x, F.one_hot(answers, len(classes)).double(), y, RIDGES if ridge is None else (ridge,))
+        scores, taken = ridge_readout(x, F.one_hot(answers, len(classes)).double(), y, RIDGES if ridge is None else (ridge,))
         rows.append(Probe(name, Estimate.of((scores.argmax(1) == truth).double()), x.shape[1], taken))
     chance = float(torch.bincount(truth).max()) / len(truth)
     return Probes(tuple(rows), convention, len(answers), len(truth), len(classes), chance)
@@ -128,9 +145,11 @@ def _drawn(data: Any, shots: int | None, seed: int) -> Examples:
     generator = torch.Generator().manual_seed(seed)
     labels = data.targets if isinstance(data, Examples) else getattr(data, "labels", None)
     if labels is None:
-        labels = torch.tensor([int(data[i][1]) for i in range(len(data))])
-    if not len(labels) or labels.is_floating_point():
-        raise ValueError("linear_probes needs examples with integer labels" + (": there are none" if not len(labels) else ""))
+        labels = torch.tensor([_label(data, i) for i in range(_length(data))])
+    if not isinstance(labels, Tensor) or labels.ndim != 1 or not len(labels) or labels.is_floating_point():
+        raise ValueError("linear_probes needs examples with integer labels, one each" + (": there are none" if not len(labels) else ""))
+    if isinstance(data, Examples) and len(data.inputs) != len(labels):
+        raise ValueError(f"{len(data.inputs)} inputs have {len(labels)} labels; give one label for each")
     order = torch.randperm(len(labels), generator=generator)
     if shots is not None:
         picks = [order[labels[order] == label] for label in labels.unique()]
@@ -145,8 +164,24 @@ def _drawn(data: Any, shots: int | None, seed: int) -> Examples:
     return Examples(torch.stack([torch.as_tensor(data[int(i)][0]) for i in order]), labels[order].cpu())
 
 
+def _length(data: Any) -> int:
+    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+        raise TypeError(f"the data is a {type(data).__name__}; give Examples(inputs, labels), or a data set of (input, integer label)")
+    return len(data)
+
+
+def _label(data: Any, i: int) -> int:
+    item = data[i]
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        raise TypeError(f"item {i} of the data is a {type(item).__name__}, not a pair (input, integer label)")
+    label = np.asarray(item[1])
+    if label.dtype.kind not in "iub" or label.size != 1:
+        raise TypeError(f"the label of item {i} is {item[1]!r}, not an integer; number the classes")
+    return int(label.item())
+
+
 def _features(model: nn.Module, layer: str, inputs: Tensor, convention: str, batch: int) -> Tensor:
-    like = next(p for p in model.parameters() if p.is_floating_point())
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     pieces = []
     with evaluation_mode([model]), torch.no_grad():
         for part in inputs.tensor_split(-(-len(inputs) // batch)):
@@ -168,8 +203,8 @@ def _features(model: nn.Module, layer: str, inputs: Tensor, convention: str, bat
     return found
 
 
-def _ridge(x: Tensor, targets: Tensor, y: Tensor, ridges: Sequence[float]) -> tuple[Tensor, float]:
-    """Training features (n, d), one-hot targets (n, classes), test features -> test scores, and the ridge that was taken."""
+def ridge_readout(x: Tensor, targets: Tensor, y: Tensor, ridges: Sequence[float] = RIDGES) -> tuple[Tensor, float]:
+    """Training features (n, d), targets (n, outputs), test features -> test outputs, and the ridge that was taken."""
     mean, middle = x.double().mean(0), targets.mean(0)
     if len(x) < x.shape[1]:  # through the Gram matrix, in slices of features: float64 copies of all of them would not fit
         gram, across = x.new_zeros(len(x), len(x), dtype=torch.float64), y.new_zeros(len(y), len(x), dtype=torch.float64)

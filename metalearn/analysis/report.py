@@ -9,7 +9,9 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from ..files import write_atomically
-from .freezing import Estimate
+from .checks import check_all
+from .freezing import SCALES, Estimate
+from .reuse import LayerReuse, Reuse
 from .seeds import Spread
 from .similarity import Floor
 from .tables import aligned
@@ -17,8 +19,6 @@ from .verdict import RULE, number, percent, points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from .reuse import LayerReuse, Reuse
 
 LAYER_COLUMNS = ("layer", "CKA", "chance (95 %)", "n x d", "CCA", "chance (95 %)", "n x d")
 CEILING_COLUMNS = ("CKA, other seed", "CCA, other seed")
@@ -44,16 +44,19 @@ CLASS_CONVENTION = (
 
 def text(reuse: Reuse) -> str:
     """The report of one learner as aligned plain text."""
+    measure = reuse.accuracies.measure
     parts = [
         f"{reuse.name}: {reuse.verdict.answer}\n{reuse.verdict.evidence}",
         f"{described(reuse)}\n{settings_line(reuse.settings)}",
         aligned(layer_columns(reuse), layer_rows(reuse)),
         *([f"{spread_line(reuse)}\n{aligned(SEED_COLUMNS, seed_rows(reuse))}"] if reuse.seeds else []),
         aligned(WEIGHT_COLUMNS, weight_rows(reuse)),
-        f"cosine of query features\n{aligned(CLASS_COLUMNS, class_rows(reuse))}",
+        f"cosine of query features\n{aligned(CLASS_COLUMNS, class_rows(reuse))}" if reuse.ways else "",
         *([str(reuse.freezing)] if reuse.freezing else []),
-        aligned(("accuracy %", "before adaptation", "after adaptation"), accuracy_rows(reuse)),
-        f"Removing the head costs {points(reuse.accuracies.head_cost)} (paired)." if _known(reuse.accuracies.head_cost.mean) else "",
+        aligned((SCALES[measure].label, "before adaptation", "after adaptation"), accuracy_rows(reuse)),
+        f"Removing the head costs {points(reuse.accuracies.head_cost, measure)} (paired)."
+        if _known(reuse.accuracies.head_cost.mean)
+        else "",
         "\n".join(f"Note: {note}" for note in reuse.notes),
         "\n".join((*conventions(reuse), WEIGHT_CONVENTION, f"Cosine: {CLASS_CONVENTION[0].lower()}{CLASS_CONVENTION[1:]}", RULE)),
     ]
@@ -81,6 +84,7 @@ def report(
 
     Raises ValueError where there is nothing to report.
     """
+    reuses = check_all(reuses, Reuse, "reuses", "pass the result of feature_reuse in a list")
     if not reuses:
         raise ValueError("report() got no learners: pass the result of feature_reuse in a list")
     write_atomically(path, html(reuses, results=results, title=title, settings=settings, pictures=pictures).encode())
@@ -125,10 +129,11 @@ def _first_pictures(reuses: Sequence[Reuse]) -> list[tuple[str, str]]:
     """The pictures of the first screen, with captions: what the verdict stands on."""
     from .plots import accuracy_bars, freezing_curve
 
+    score = reuses[0].accuracies.measure.capitalize()
     return [
         _profile(reuses),
-        (picture(freezing_curve(reuses)), f"Accuracy with the layers frozen from the bottom up; the band is {_interval(reuses)}."),
-        (picture(accuracy_bars(reuses)), "Accuracy with and without the head, before and after adaptation."),
+        (picture(freezing_curve(reuses)), f"{score} with the layers frozen from the bottom up; the band is {_interval(reuses)}."),
+        (picture(accuracy_bars(reuses)), f"{score} with and without the head, before and after adaptation."),
     ]
 
 
@@ -145,11 +150,12 @@ def _further_pictures(reuses: Sequence[Reuse]) -> list[tuple[str, str]]:
     from .plots import class_cosines, paired_comparison, weights_moved
 
     moved = "How far the inner loop moves each layer's weights, and their gradient at its first step; a layer at zero has no mark."
-    compared = f"The learners on the same test tasks: the difference in accuracy, with {_interval(reuses)}."
+    classes = all(reuse.ways for reuse in reuses)
+    compared = f"The learners on the same test tasks: the difference in {reuses[0].accuracies.measure}, with {_interval(reuses)}."
     return [
         *([(picture(paired_comparison(reuses)), compared)] if len(reuses) > 1 else []),
         *([(picture(weights_moved(reuses)), moved)] if any(layer.has_rate for reuse in reuses for layer in reuse.layers) else []),
-        (picture(class_cosines(reuses)), "How alike the features of two images are, of one class and of two classes."),
+        *([(picture(class_cosines(reuses)), "How alike the features of two images are, of one class and of two classes.")] * classes),
     ]
 
 
@@ -172,7 +178,8 @@ def _section(reuse: Reuse, alone: bool) -> dict[str, Any]:
         "spread": spread_line(reuse) if reuse.seeds else "",
         "freezing": freezing_rows(reuse),
         "accuracies": accuracy_rows(reuse),
-        "head_cost": points(reuse.accuracies.head_cost) if _known(reuse.accuracies.head_cost.mean) else "",
+        "measure": reuse.accuracies.measure,
+        "head_cost": points(reuse.accuracies.head_cost, reuse.accuracies.measure) if _known(reuse.accuracies.head_cost.mean) else "",
         "notes": reuse.notes,
         "settings": flat(reuse.settings),
         "pictures": _first_pictures([reuse]) if alone else [_profile([reuse])],
@@ -207,7 +214,9 @@ def picture(figure: Figure) -> str:
 
 def described(reuse: Reuse) -> str:
     """The tasks in words."""
-    counts = f"{reuse.tasks} task{'s' * (reuse.tasks != 1)}, {reuse.ways}-way {reuse.shots}-shot, {reuse.queries} queries per class"
+    kind = f"{reuse.ways}-way {reuse.shots}-shot, {reuse.queries} queries per class"
+    kind = kind if reuse.ways else f"regression from {reuse.shots} examples, {reuse.queries} queries"
+    counts = f"{reuse.tasks} task{'s' * (reuse.tasks != 1)}, {kind}"
     seeds = f"mean over {len(reuse.seeds)} seed{'s' * (len(reuse.seeds) != 1)}; " if reuse.seeds else ""
     return f"{seeds}{counts}; normalisation: {reuse.settings.get('norm', 'not recorded')}"
 
@@ -220,10 +229,10 @@ def conventions(reuse: Reuse) -> list[str]:
 
 def spread_line(reuse: Reuse) -> str:
     """What the table over seeds holds, and the accuracy as the papers write it."""
-    own = Spread.of([one.accuracies.own.mean for one in reuse.seeds]).text(100, 2)
-    return (
-        f"Mean ± standard deviation over {len(reuse.seeds)} seed{'s' * (len(reuse.seeds) != 1)}, as the papers write it; accuracy {own} %"
-    )
+    scale = SCALES[reuse.accuracies.measure]
+    own = Spread.of([one.accuracies.own.mean for one in reuse.seeds]).text(scale.factor, 2 if scale.unit else 4)
+    seeds = f"{len(reuse.seeds)} seed{'s' * (len(reuse.seeds) != 1)}"
+    return f"Mean ± standard deviation over {seeds}, as the papers write it; {reuse.accuracies.measure} {own}{scale.unit}"
 
 
 def _spread_in_words(reuses: Sequence[Reuse]) -> str:
@@ -240,14 +249,15 @@ def settings_line(settings: Mapping[str, Any]) -> str:
 def overview(reuse: Reuse) -> dict[str, Any]:
     """One learner as one row of the summary table."""
     body = [layer for layer in reuse.layers if not layer.head and _known(layer.cka.mean)]
+    measure = reuse.accuracies.measure
     least = min(body, key=lambda layer: layer.cka.mean, default=None)
     return {
         "name": reuse.name,
         "answer": reuse.verdict.answer,
-        "accuracy": percent(reuse.accuracies.own),
+        "accuracy": percent(reuse.accuracies.own, measure),
         "least": f"{number(least.cka)} ({'by construction' if least.unmoved else least.layer})" if least else "-",
-        "frozen": points(reuse.freezing.rows[-1].cost) if reuse.freezing else "-",
-        "headless": points(reuse.accuracies.head_cost) if _known(reuse.accuracies.head_cost.mean) else "-",
+        "frozen": points(reuse.freezing.rows[-1].cost, measure) if reuse.freezing else "-",
+        "headless": points(reuse.accuracies.head_cost, measure) if _known(reuse.accuracies.head_cost.mean) else "-",
     }
 
 
@@ -317,8 +327,13 @@ def freezing_rows(reuse: Reuse) -> list[tuple[str, str, str]]:
     """Frozen up to, accuracy, paired cost."""
     if reuse.freezing is None:
         return []
+    measure = reuse.freezing.measure
     return [
-        (f"up to {row.layers[-1]}", percent(row.accuracy), points(row.cost)) if row.layers else ("nothing", percent(row.accuracy), "")
+        (
+            f"up to {row.layers[-1]}" if row.layers else "nothing",
+            percent(row.accuracy, measure),
+            points(row.cost, measure) * bool(row.layers),
+        )
         for row in reuse.freezing.rows
     ]
 
@@ -327,8 +342,8 @@ def accuracy_rows(reuse: Reuse) -> list[tuple[str, str, str]]:
     """With and without the head: before, after."""
     a = reuse.accuracies
     rows = [("with the head", a.head_before, a.head_after), ("without the head", a.headless_before, a.headless_after)]
-    found = [(name, percent(before), percent(after)) for name, before, after in rows if _known(before.mean)]
-    return found if _known(a.head_after.mean) else [*found, ("the learner itself", "", percent(a.own))]
+    found = [(name, percent(before, a.measure), percent(after, a.measure)) for name, before, after in rows if _known(before.mean)]
+    return found if _known(a.head_after.mean) else [*found, ("the learner itself", "", percent(a.own, a.measure))]
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

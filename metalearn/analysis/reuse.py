@@ -17,11 +17,11 @@ from ..execution import in_threads
 from ..layers import is_inside, resolve
 from ..layers import layers as layer_names
 from ..learner import Learner
-from .freezing import Estimate, Freezing, freezing
+from .freezing import Estimate, Freezing, freezing, worse
 from .layerwise import LayerSimilarity, compare_layers
 from .observed import Observed, Other, observe, weights_of
 from .similarity import Floor
-from .tables import plain
+from .tables import Pictured, plain
 from .verdict import Verdict, percent, verdict
 
 if TYPE_CHECKING:
@@ -82,6 +82,9 @@ class LayerReuse:
 class Accuracies:
     """Query accuracy, as fractions: the learner's own prediction, and with and without the head before and after adaptation.
 
+    Where `measure` is "loss", for real targets, all are the learner's loss, a cost is the loss added, `chance` is the loss of predicting
+    the mean of the support targets, and without the head is ridge regression from the features that enter it.
+
     With the head before adaptation is the meta-initialisation as it stands; without the head is the cosine readout of the features
     that enter it. `head_cost` is with minus without after adaptation, paired. NaN where the learner does not use its head.
     """
@@ -93,10 +96,16 @@ class Accuracies:
     headless_after: Estimate
     head_cost: Estimate
     chance: float
+    measure: str = "accuracy"
+
+    @property
+    def decided(self) -> bool:
+        """Whether the learner's own score is better than chance beyond its interval."""
+        return self.own.high < self.chance if self.measure == "loss" else self.own.low > self.chance
 
 
 @dataclass(frozen=True)
-class Reuse:
+class Reuse(Pictured):
     """The answer of `feature_reuse`: print it, `plot` it, write the page with `report`, or take `to_dict`.
 
     `evaluation` is the learner's accuracy task by task, by which learners are compared in pairs. `seeds` holds the single answers where
@@ -133,12 +142,6 @@ class Reuse:
 
         return summary([self])
 
-    def plot(self, path: str | PathLike[str]) -> None:
-        """Write the figure; the ending of `path` says how (.png, .svg, .pdf)."""
-        from .plots import save
-
-        save(self.figure(), path)
-
     def report(self, path: str | PathLike[str]) -> None:
         """Write one self-contained HTML page."""
         from .report import report
@@ -164,6 +167,8 @@ def feature_reuse(
     CCA: whole tasks) of one side shuffled. Beside it stand how far each layer's weights moved, how long their first gradient was, and how
     close the features of one class and of two are. Then the body is frozen from the bottom up, and the head is left out.
 
+    For regression (real targets) the learner's loss stands in place of the accuracy, and ridge regression in place of the cosine readout.
+
     Args:
         learner: any learner; what it is made of does not matter.
         episodes: a `FewShot` (or anything with a length and `[i]` giving single-task episodes), or one stack of tasks.
@@ -177,7 +182,7 @@ def feature_reuse(
         progress: show the progress on standard error.
 
     Raises:
-        ValueError: no tasks, targets that are not class labels, activations that are not finite (the layer is named), or a ceiling of
+        ValueError: no tasks, activations that are not finite (the layer is named), or a ceiling of
             another architecture or of the same weights.
     """
     tasks = _tasks(episodes)
@@ -272,10 +277,12 @@ class _Seen:
 
     def accuracies(self) -> Accuracies:
         """The accuracies over tasks."""
-        correct = {key: np.array([task.correct[key] for task in self.tasks]) for key in self.tasks[0].correct}
-        estimates = {key: Estimate.of(values) for key, values in correct.items()}
-        cost = Estimate.of(correct["head_after"] - correct["headless_after"])
-        return Accuracies(**estimates, head_cost=cost, chance=1 / self.tasks[0].sizes[0])
+        ways, measure = self.tasks[0].sizes[0], "accuracy" if self.tasks[0].sizes[0] else "loss"
+        scores = {key: np.array([task.scores[key] for task in self.tasks]) for key in self.tasks[0].scores}
+        estimates = {key: Estimate.of(values) for key, values in scores.items()}
+        cost = Estimate.of(worse(scores["headless_after"], scores["head_after"], measure))
+        chance = 1 / ways if ways else float(np.mean([task.constant for task in self.tasks]))
+        return Accuracies(**estimates, head_cost=cost, chance=chance, measure=measure)
 
 
 def judge(layers: Sequence[LayerReuse], frozen: Freezing | None, accuracies: Accuracies) -> Verdict:
@@ -288,7 +295,9 @@ def judge(layers: Sequence[LayerReuse], frozen: Freezing | None, accuracies: Acc
         )
     body_layers = [layer for layer in layers if not layer.head]
     estimates = {layer.layer: layer.cka for layer in body_layers}
-    return verdict(estimates, frozen.rows[-1].cost, accuracies.head_cost, [layer.layer for layer in body_layers if layer.unmoved])
+    unmoved = [layer.layer for layer in body_layers if layer.unmoved]
+    whole = accuracies.chance if accuracies.measure == "loss" else 1.0
+    return verdict(estimates, frozen.rows[-1].cost, accuracies.head_cost, unmoved, measure=accuracies.measure, whole=whole)
 
 
 def notes_on(layers: Sequence[LayerReuse], accuracies: Accuracies, tasks: int) -> Iterator[str]:
@@ -298,10 +307,13 @@ def notes_on(layers: Sequence[LayerReuse], accuracies: Accuracies, tasks: int) -
     still = [layer.layer for layer in layers if layer.unmoved and not layer.head]
     if still and not all(layer.unmoved for layer in layers):
         yield f"The inner loop changes nothing up to {still[-1]}: similarity 1 there is by construction, not a finding."
-    if accuracies.own.low <= accuracies.chance:
+    if not accuracies.decided:
+        chance = f"chance ({accuracies.chance:.0%})"
+        constant = f"that of predicting the mean of the support targets ({accuracies.chance:.4g})"
         yield (
-            f"Accuracy {percent(accuracies.own)} cannot be told from chance ({accuracies.chance:.0%}): how similar features are that "
-            "solve nothing does not speak of reuse. Train the learner first."
+            f"{accuracies.measure.capitalize()} {percent(accuracies.own, accuracies.measure)} cannot be told from "
+            f"{constant if accuracies.measure == 'loss' else chance}: how similar features are that solve nothing does not speak of reuse. "
+            "Train the learner first."
         )
     yield from (f"{layer.layer}: {layer.note}." for layer in layers if layer.note)
 

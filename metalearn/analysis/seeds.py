@@ -16,6 +16,7 @@ from ..evaluation import evaluation_mode, place
 from ..layers import body
 from ..learner import Learner
 from ..representations import representations
+from .checks import check_all
 from .freezing import Freezing, freezing
 from .layerwise import Profile, compare_layers, sample
 from .tables import aligned, plain
@@ -98,6 +99,7 @@ def freezing_over_seeds(
 
     Raises ValueError where there is no learner, or their layers differ.
     """
+    learners = check_all(learners, Learner, "learners", "give one learner for each seed")
     if not learners:
         raise ValueError("there is no learner: give one for each seed")
     runs = tuple(freezing(learner, episodes, layers=layers, progress=progress) for learner in learners)
@@ -203,6 +205,8 @@ def similarity_between(
             "of two groups do not share their initial weights)"
         )
     names = list(layers) if layers is not None else body(members[0][1].model, members[0][1].head)
+    if not names:
+        raise ValueError(f"{members[0][0]} has no layer but its head; name what to compare with layers=")
     tasks = unstack(episodes) if isinstance(episodes, Episode) else episodes
     every = sorted({pair for found in paired.values() for pair in found})
     per_task: dict[tuple[int, int], list[tuple[Profile, Profile]]] = {pair: [] for pair in every}

@@ -1,28 +1,30 @@
 """How alike two matrices of activations are, up to the maps that a measure calls the same.
 
-Every measure takes (examples, features) twice, as torch or numpy, computes in float64, and returns a similarity: 1 for the same,
-never a distance. What each one ignores, of either side: `cca` any invertible linear map (as `pwcca` does of its second side); `svcca`,
-CKA and Procrustes rotation and scale; `subspace` scale, and a rotation only where it is of both; and all of them the mean. Unrelated
-matrices score high at few examples and many features, so a number is read beside its `floor`.
+Every measure takes (examples, features) twice, as torch or numpy of any real dtype, computes in float64, and returns a
+similarity: 1 for the same, never a distance. What each one ignores, of either side: `cca` any invertible linear map (as
+`pwcca` does of its second side); `svcca`, CKA and Procrustes rotation and scale; `subspace` scale, and a rotation only
+where it is of both; and all of them the mean. Unrelated matrices score high at few examples and many features, so a number
+is read beside its `floor`.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from inspect import signature
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-Matrix: TypeAlias = Tensor | np.ndarray
+from .checks import check_draws, check_units, is_number, is_whole
+from .matrices import Activations, Matrix, activations, enough
 
 CCA_FAMILY = ("cca", "svcca", "pwcca")
-
-# Rounding to single precision leaves a direction of nothing at about 1e-7 of the largest.
-SINGLE = 1e-13**0.5
 
 
 class Undefined(ValueError):
@@ -32,9 +34,10 @@ class Undefined(ValueError):
 def canonical_correlations(x: Matrix, y: Matrix) -> np.ndarray:
     """All canonical correlations of two matrices, largest first: the singular values of `Q_x^T Q_y`, clipped to [0, 1].
 
-    `Q` is an orthonormal basis of the centred columns, from a singular value decomposition; constant features are dropped, and directions
-    below 1e-10 of the largest, or 3e-7 where the numbers come in single precision and what is smaller is their rounding: what layer norm
-    puts out sums to a constant (Hotelling 1936; Raghu et al. 2017, arXiv:1706.05806).
+    `Q` is an orthonormal basis of the centred columns, from a singular value decomposition. Constant features are dropped, and so are
+    directions that are rounding: those below 1e-10 of the largest (3e-7 for float32 and narrower dtypes, since the output of layer norm
+    sums to a constant), and those no larger than the rounding of values of this dtype and size (Hotelling 1936; Raghu et al. 2017,
+    arXiv:1706.05806). Values that were cast to a wider dtype count as what they were before.
 
     Args:
         x, y: (examples, features), as many examples in both.
@@ -47,7 +50,7 @@ def canonical_correlations(x: Matrix, y: Matrix) -> np.ndarray:
         >>> canonical_correlations(x, x[:, :2] @ torch.tensor([[1.0, 2.0], [0.0, 3.0]])).round(6)
         array([1., 1.])
     """
-    before, after = _cca_forms(x, y)
+    before, after = _cca_forms(activations(x, "x"), activations(y, "y"))
     return torch.linalg.svdvals(before.basis.T @ after.basis).clamp(0, 1).cpu().numpy()
 
 
@@ -67,7 +70,8 @@ def cca(x: Matrix, y: Matrix) -> float:
 def svcca(x: Matrix, y: Matrix, energy: float = 0.99) -> float:
     """Mean canonical correlation of the leading directions: those that hold `energy` of the sum of s² of each centred matrix.
 
-    Raghu et al. 2017 (arXiv:1706.05806). Raises ValueError as `canonical_correlations` does, counting only the directions kept.
+    Raghu et al. 2017 (arXiv:1706.05806). Directions whose singular values tie with the last one kept are all kept, since any rotation of
+    them would do as well. Raises ValueError as `canonical_correlations` does, counting only the directions kept.
 
     Example:
         >>> x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
@@ -81,7 +85,8 @@ def pwcca(x: Matrix, y: Matrix) -> float:
     """Canonical correlations weighted by how much of `x` each direction explains; not symmetric.
 
     `sum_i a_i rho_i / sum_i a_i` with `a_i = sum_j |<h_i, x_j>|`, `h_i` the canonical directions of `x` and `x_j` its centred columns,
-    whatever the widths (Morcos et al. 2018, arXiv:1806.05759). Raises ValueError as `canonical_correlations` does.
+    whatever the widths (Morcos et al. 2018, arXiv:1806.05759). Where correlations tie, the directions are free to rotate, and each of them
+    has the mean weight over all rotations. Raises ValueError as `canonical_correlations` does.
 
     Example:
         >>> x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
@@ -144,7 +149,8 @@ def subspace(x: Matrix, y: Matrix, k: int) -> float:
 
     `V_k` and `U_k` (features, k) are the leading right singular vectors of the centred matrices, so feature i must be the same neuron in
     both: one network before and after training, or on two tasks (Ramasesh et al. 2021, arXiv:2007.07400). Unrelated subspaces score
-    about k / features. The floor shuffles neurons, since the order of examples is nothing to this measure.
+    about k / features. Where the k-th singular value ties with others, all directions that tie count, each in part. The floor shuffles
+    neurons, since the order of examples is nothing to this measure.
 
     Args:
         x, y: (examples, features), as many of both in both.
@@ -196,22 +202,42 @@ def measured(
         >>> round(value, 6), Floor.of(chance).upper < 0.2
         (1.0, True)
     """
-    before, after = forms(name, x, y, **options)
-    units = len(x) if units is None else units
-    if units < 1 or len(x) % units:
-        raise ValueError(f"{len(x)} examples do not divide into units={units} equal blocks")
+    left, right = activations(x, "x"), activations(y, "y")
+    before, after = forms(name, left, right, **options)
+    rows = len(left.values)
+    units = rows if units is None else units
+    draws, seed = check_draws(draws, seed)
+    check_units(units, rows)
     generator = torch.Generator().manual_seed(seed)
-    orders = (rearranged(len(x), units, generator) for _ in range(draws if units > 1 else 0))
+    orders = (rearranged(rows, units, generator) for _ in range(draws if units > 1 else 0))
     chance = np.array([before.similarity(after.shuffled(order, generator)) for order in orders])
     # The same numbers are the same network: exactly 1, without the last bit of a square root.
-    return (1.0 if _same(x, y) else before.similarity(after)), chance
+    return (1.0 if same(left, right) else before.similarity(after)), chance
 
 
-def forms(name: str, x: Matrix, y: Matrix, **options: Any) -> tuple[Form, Form]:
+def forms(name: str, x: Activations, y: Activations, **options: Any) -> tuple[Form, Form]:
     """Both matrices as the measure `name` needs them: decomposed or multiplied out once, then compared or shuffled at little cost."""
+    check_options(name, options)
+    return MEASURES[name](x, y, **options)
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raise ValueError for a measure or an option that does not exist, or an option without which or with which there is no value."""
     if name not in MEASURES:
         raise ValueError(f"there is no measure {name!r}; there are {', '.join(MEASURES)}")
-    return MEASURES[name](x, y, **options)
+    known = list(signature(MEASURES[name]).parameters)[2:]
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise ValueError(f"{name} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}")
+    if name == "subspace" and "k" not in options:
+        raise ValueError("subspace needs k=, how many principal directions are compared")
+    k, energy, fraction = (options.get(option, 1) for option in ("k", "energy", "fraction"))
+    if not is_whole(k) or k < 1:
+        raise ValueError(f"k={k!r} must be at least 1 and whole: it is how many principal directions are compared")
+    if not is_number(energy) or not 0 < energy <= 1:
+        raise ValueError(f"energy={energy} must lie in (0, 1]; 0.99 keeps the directions that hold 99 % of the variance")
+    if not is_number(fraction) or not 0 < fraction < math.inf:
+        raise ValueError(f"fraction={fraction} must be above 0 and finite: it is the kernel's width as a fraction of the median distance")
 
 
 class Form(Protocol):
@@ -235,27 +261,44 @@ class _Directions:
 
     basis: Tensor
     coordinates: Tensor
-    weighted: bool = False
+    weighted: bool
+    ties: float
 
     def similarity(self, other: _Directions) -> float:
-        return mean_correlation(self.basis.T @ other.basis, self.coordinates if self.weighted else None)
+        cross = self.basis.T @ other.basis
+        return weighted_correlation(cross, self.coordinates, max(self.ties, other.ties)) if self.weighted else mean_correlation(cross)
 
     def shuffled(self, order: Tensor, generator: torch.Generator) -> _Directions:
         return replace(self, basis=self.basis[order.to(self.basis.device)])
 
 
-def mean_correlation(cross: Tensor, weighing: Tensor | None = None) -> float:
-    """The mean of the singular values of `cross`, `Q_x^T Q_y`: plain, or weighted as PWCCA does by the columns of x in its basis.
+def mean_correlation(cross: Tensor) -> float:
+    """The mean of the singular values of `cross`, `Q_x^T Q_y` (directions of x, directions of y)."""
+    return float(torch.linalg.svdvals(cross).clamp(0, 1).mean())
+
+
+def weighted_correlation(cross: Tensor, columns: Tensor, ties: float) -> float:
+    """The mean of the singular values of `cross`, weighted as PWCCA does.
+
+    The canonical directions of correlations that tie may be rotated among themselves. Over all rotations, the mean of `|<h, x_j>|` for
+    a unit vector h of an m-dimensional space is the length of the projection of `x_j` on it times `Γ(m/2) / (√π Γ((m+1)/2))`; for m = 1
+    that is `|<h, x_j>|` itself.
 
     Args:
-        cross: (directions of x, directions of y).
-        weighing: (directions of x, features), `Q_x^T X`.
+        cross: (directions of x, directions of y), `Q_x^T Q_y`.
+        columns: (directions of x, features), `Q_x^T X`.
+        ties: correlations tie where each is within this of the next.
     """
-    if weighing is None:
-        return float(torch.linalg.svdvals(cross).clamp(0, 1).mean())
-    u, rho, _ = torch.linalg.svd(cross, full_matrices=False)
-    weights = (u.T @ weighing).abs().sum(1)
-    return float(weights @ rho.clamp(0, 1) / weights.sum())
+    # With more directions of x than of y, those that are left over have the correlation 0, and tie with others that do.
+    u, rho, _ = torch.linalg.svd(cross, full_matrices=cross.shape[0] > cross.shape[1])
+    count, rho = len(rho), F.pad(rho.clamp(0, 1), (0, u.shape[1] - len(rho)))  # (directions of x,) or fewer
+    group = F.pad((rho[:-1] - rho[1:] > ties).cumsum(0), (1, 0))  # (directions,), the number of each one's group
+    size = torch.bincount(group).to(rho)  # (groups,)
+    squares = rho.new_zeros(len(size), columns.shape[1]).index_add_(0, group, (u.T @ columns).square())
+    lengths = squares.sqrt().sum(1)  # (groups,), of all columns projected on the space of the group
+    shares = torch.exp(torch.lgamma(size / 2) - torch.lgamma((size + 1) / 2)) / math.sqrt(math.pi)
+    weights = (shares * lengths)[group]
+    return float(weights[:count] @ rho[:count] / weights[:count].sum())
 
 
 @dataclass(frozen=True)
@@ -309,12 +352,24 @@ class _Shape:
 
 @dataclass(frozen=True)
 class Principal:
-    """The leading principal directions in neuron space, orthonormal `axes` (features, k)."""
+    """The leading principal directions in neuron space, `axes` (features, directions), scaled so that the overlap with itself is 1."""
 
     axes: Tensor
 
+    @classmethod
+    def of(cls, axes: Tensor, scales: Tensor, k: int, ties: float) -> Principal:
+        """The first `k` of orthonormal `axes` (features, directions) with the singular values `scales` (directions,), largest first.
+
+        Of m directions that tie with the k-th, r of which are among the first k, each counts by r / m.
+        """
+        above = int((scales * (1 - ties) > scales[k - 1]).sum())
+        reach = int((scales >= scales[k - 1] * (1 - ties)).sum())
+        shares = torch.ones_like(scales[:reach])
+        shares[above:] = (k - above) / (reach - above)
+        return cls(axes[:, :reach] * shares.sqrt() / shares.square().sum() ** 0.25)
+
     def similarity(self, other: Principal) -> float:
-        return min(1.0, float((self.axes.T @ other.axes).square().sum() / self.axes.shape[1]))
+        return min(1.0, float((self.axes.T @ other.axes).square().sum()))
 
     def shuffled(self, order: Tensor, generator: torch.Generator) -> Principal:
         return Principal(self.axes[torch.randperm(len(self.axes), generator=generator).to(self.axes.device)])
@@ -324,9 +379,9 @@ def _similarity(name: str, x: Matrix, y: Matrix, **options: Any) -> float:
     return measured(name, x, y, draws=0, **options)[0]
 
 
-def _same(x: Matrix, y: Matrix) -> bool:
-    x, y = torch.as_tensor(x), torch.as_tensor(y)
-    return x.shape == y.shape and bool(torch.equal(x, y.to(x)))
+def same(x: Activations, y: Activations) -> bool:
+    """Whether two matrices hold the same numbers."""
+    return x.values.shape == y.values.shape and bool(torch.equal(x.values, y.values.to(x.values.device)))
 
 
 def _derangement(units: int, generator: torch.Generator) -> Tensor:
@@ -337,44 +392,31 @@ def _derangement(units: int, generator: torch.Generator) -> Tensor:
     return order
 
 
-def checked(x: Matrix, name: str, fewest: int = 1) -> Tensor:
-    """`x` as a detached tensor (examples, features) of finite values, at least `fewest` examples; ValueError names `name` otherwise."""
-    tensor = torch.as_tensor(x).detach()
-    if tensor.ndim != 2:
-        raise ValueError(
-            f"{name} must be (examples, features), got {tuple(tensor.shape)}; flatten an image's features, or take positions as examples"
-        )
-    if tensor.device.type == "mps":  # it has no float64
-        tensor = tensor.cpu()
-    if len(tensor) < fewest or not tensor.shape[1]:
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; this measure needs at least {fewest} examples and one feature")
-    if not bool(torch.stack(tensor.aminmax()).isfinite().all()):
-        raise ValueError(f"{name} holds {int((~tensor.isfinite()).sum())} values that are NaN or infinite; find where activations overflow")
-    return tensor
-
-
-def _centred(x: Matrix, name: str, fewest: int = 2, constant: bool = False) -> Tensor:
-    """Centred columns in float64, without those that do not vary unless `constant`."""
-    tensor = checked(x, name, fewest)
-    varies = varying(tensor)
+def _centred(x: Activations, name: str, fewest: int = 2, constant: bool = False) -> Tensor:
+    """Centred columns, without those that do not vary unless `constant`."""
+    values = enough(x, name, fewest).values
+    varies = varying(values)
     if not bool(varies.any()):
-        raise no_variance(name, len(tensor))
-    tensor = (tensor if constant or bool(varies.all()) else tensor[:, varies]).double()
-    return tensor - tensor.mean(0)
+        raise no_variance(name, len(values))
+    centred = values if constant or bool(varies.all()) else values[:, varies]
+    centred = centred - centred.mean(0)
+    if x.is_rounding(centred):
+        raise no_variance(name, len(values))
+    return centred
 
 
 def varying(x: Tensor) -> Tensor:
     """Which features of (examples, features) are not constant (features,)."""
     low, high = x.aminmax(dim=0)
-    return (high - low).double() > 1e-12 * torch.maximum(high.abs(), low.abs()).double()
+    return high - low > 1e-12 * torch.maximum(high.abs(), low.abs())
 
 
 def no_variance(name: str, n: int) -> Undefined:
     """The error for a matrix whose features are all constant."""
-    return Undefined(f"{name} has no variance: every feature is constant over the {n} examples (a dead layer?)")
+    return Undefined(f"{name} has no variance: every feature is constant over the {n} examples, but for rounding (a dead layer?)")
 
 
-def _both(x: Matrix, y: Matrix, fewest: int = 2, constant: bool = False) -> tuple[Tensor, Tensor]:
+def _both(x: Activations, y: Activations, fewest: int = 2, constant: bool = False) -> tuple[Tensor, Tensor]:
     left, right = _centred(x, "x", fewest, constant), _centred(y, "y", fewest, constant)
     matched(left, right)
     return left, right.to(left.device)
@@ -386,10 +428,9 @@ def matched(x: Tensor, y: Tensor) -> None:
         raise ValueError(f"x has {len(x)} examples and y has {len(y)}; row i of both must be the same example")
 
 
-def _cca_forms(x: Matrix, y: Matrix, energy: float = 1.0, weighted: bool = False) -> tuple[_Directions, _Directions]:
+def _cca_forms(x: Activations, y: Activations, energy: float = 1.0, weighted: bool = False) -> tuple[_Directions, _Directions]:
     left, right = _both(x, y)
-    before = _directions(left, "x", energy, weighted, smallest(x))
-    after = _directions(right, "y", energy, weighted, smallest(y))
+    before, after = _directions(left, x, "x", energy, weighted), _directions(right, y, "y", energy, weighted)
     warn_of_certain(len(left), before.basis.shape[1], after.basis.shape[1])
     return before, after
 
@@ -405,17 +446,18 @@ def warn_of_certain(n: int, left: int, right: int) -> None:
         )
 
 
-def kept_directions(squares: Tensor, found: int, n: int, features: int, name: str, energy: float) -> int:
-    """How many of the first `found` directions hold `energy` of the sum of `squares` (directions,), largest first.
+def kept_directions(squares: Tensor, found: int, n: int, features: int, name: str, energy: float, ties: float) -> int:
+    """How many of the first `found` directions hold `energy` of the sum of `squares` (directions,), with those that tie with the last.
 
-    Raises Undefined where they fill the space that `n` centred examples span, ValueError where `energy` is out of range.
+    Raises Undefined where none is found, or they fill the space that `n` centred examples span.
     """
-    if not 0 < energy <= 1:
-        raise ValueError(f"energy={energy} must lie in (0, 1]; 0.99 keeps the directions that hold 99 % of the variance")
+    if not found:
+        raise no_variance(name, n)
     kept = found
     if energy < 1:
         share = squares.cumsum(0) / squares.sum()
-        kept = min(kept, int((share < energy).sum()) + 1)
+        last = min(found, int((share < energy).sum()) + 1)
+        kept = int((squares[:found] >= (1 - ties) ** 2 * squares[last - 1]).sum())
     if features >= n and kept >= n - 1:  # centred rows sum to zero: n - 1 directions are every direction there is
         raise Undefined(
             f"{name} has n={n} examples and d={features} features that vary: its directions fill the space of examples, and "
@@ -425,40 +467,28 @@ def kept_directions(squares: Tensor, found: int, n: int, features: int, name: st
     return kept
 
 
-def double(x: Matrix) -> bool:
-    """Whether the numbers carry more than single precision."""
-    dtype = torch.as_tensor(x).dtype
-    return dtype == torch.float64 or not dtype.is_floating_point
-
-
-def smallest(x: Matrix) -> float:
-    """The share of the largest singular value below which a direction is rounding."""
-    return 1e-10 if double(x) else SINGLE
-
-
-def _directions(centred: Tensor, name: str, energy: float, weighted: bool, least: float) -> _Directions:
+def _directions(centred: Tensor, x: Activations, name: str, energy: float, weighted: bool) -> _Directions:
     u, s, v = torch.linalg.svd(centred, full_matrices=False)
     n, features = centred.shape
-    kept = kept_directions(s.square(), int((s >= least * s[0]).sum()), n, features, name, energy)
-    return _Directions(u[:, :kept], s[:kept, None] * v[:kept], weighted)
+    least, ties = max(x.rounding.share * float(s[0]), x.noise), x.rounding.ties
+    kept = kept_directions(s.square(), int((s > least).sum()), n, features, name, energy, ties)
+    return _Directions(u[:, :kept], s[:kept, None] * v[:kept], weighted, ties)
 
 
-def _linear_forms(x: Matrix, y: Matrix, debiased: bool = True) -> tuple[Form, Form]:
+def _linear_forms(x: Activations, y: Activations, debiased: bool = True) -> tuple[Form, Form]:
     left, right = _both(x, y, fewest=4 if debiased else 2)
     if len(left) <= max(left.shape[1], right.shape[1]):
         return _gram(left @ left.T, "x", debiased), _gram(right @ right.T, "y", debiased)
     return _columns(left, "x", debiased), _columns(right, "y", debiased)
 
 
-def _rbf_forms(x: Matrix, y: Matrix, fraction: float = 0.5, debiased: bool = False) -> tuple[_Gram, _Gram]:
+def _rbf_forms(x: Activations, y: Activations, fraction: float = 0.5, debiased: bool = False) -> tuple[_Gram, _Gram]:
     left, right = _both(x, y, fewest=4 if debiased else 2)
     return tuple(_gram(rbf_kernel(side, name, fraction), name, debiased) for side, name in ((left, "x"), (right, "y")))  # type: ignore[return-value]
 
 
 def rbf_kernel(centred: Tensor, name: str, fraction: float) -> Tensor:
     """`exp(-D² / (2 fraction² median(D²)))` of (examples, features) -> (examples, examples)."""
-    if not fraction > 0:
-        raise ValueError(f"fraction={fraction} must be above 0: it is the kernel's width as a fraction of the median distance")
     gram = centred @ centred.T
     squares = gram.diagonal()
     distances = (squares[:, None] + squares - 2 * gram).clamp(min=0)
@@ -503,21 +533,22 @@ def _columns(centred: Tensor, name: str, debiased: bool) -> _Columns:
     return replace(plain, columns=plain.columns / alignment**0.25)
 
 
-def _procrustes_forms(x: Matrix, y: Matrix) -> tuple[_Shape, _Shape]:
+def _procrustes_forms(x: Activations, y: Activations) -> tuple[_Shape, _Shape]:
     # More features than examples: a rotation takes the columns to as many as there are examples, and the measure ignores it.
     left, right = (torch.linalg.qr(side.T, mode="r")[1].T if side.shape[1] > len(side) else side for side in _both(x, y))
     return _Shape(left / left.norm()), _Shape(right / right.norm())
 
 
-def _subspace_forms(x: Matrix, y: Matrix, k: int) -> tuple[Principal, Principal]:
+def _subspace_forms(x: Activations, y: Activations, k: int) -> tuple[Principal, Principal]:
     left, right = _both(x, y, constant=True)
     same_width(left.shape[1], right.shape[1])
+    return _principal(left, x, k, "x"), _principal(right, y, k, "y")
 
-    def side(centred: Tensor, name: str, least: float) -> Principal:
-        _, s, v = torch.linalg.svd(centred, full_matrices=False)
-        return Principal(v[: leading(k, int((s >= least * s[0]).sum()), name)].T)
 
-    return side(left, "x", smallest(x)), side(right, "y", smallest(y))
+def _principal(centred: Tensor, x: Activations, k: int, name: str) -> Principal:
+    _, s, v = torch.linalg.svd(centred, full_matrices=False)
+    found = int((s > max(x.rounding.share * float(s[0]), x.noise)).sum())
+    return Principal.of(v.T[:, :found], s[:found], leading(k, found, name), x.rounding.ties)
 
 
 def same_width(left: int, right: int) -> None:
@@ -530,9 +561,7 @@ def same_width(left: int, right: int) -> None:
 
 
 def leading(k: int, found: int, name: str) -> int:
-    """`k`, where it is from 1 to the `found` directions of `name` that vary."""
-    if k < 1:
-        raise ValueError(f"k={k} must be at least 1: it is how many principal directions are compared")
+    """`k`, where there are so many among the `found` directions of `name` that vary."""
     if k > found:
         raise Undefined(f"{name} varies in {found} directions, fewer than k={k}; ask for at most k={found}")
     return k

@@ -5,9 +5,8 @@ from __future__ import annotations
 import operator
 import textwrap
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -16,10 +15,14 @@ from torch import Tensor, nn
 
 from .. import progress as _progress
 from ..evaluation import evaluation_mode
+from ..forward import Inputs, arguments
 from ..layers import layers
 from ..representations import _split, layer_output
+from .batches import ToInputs, count, inputs_of, loader_of, place, running
+from .checks import check_draws, check_kind, listed
+from .matrices import Rounding, real_tensor
 from .similarity import Floor, rearranged
-from .tables import plain
+from .tables import Pictured, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,7 +38,7 @@ PAIRS = 1024  # of images at a time, in all draws at once
 
 
 @dataclass(frozen=True)
-class SimilarityMap:
+class SimilarityMap(Pictured):
     """The similarity of every pair of layers; `found["layer1.0", "encoder.ln"]` is one of them, and it prints as a table.
 
     Attributes:
@@ -95,20 +98,15 @@ class SimilarityMap:
 
         return heatmap(self)
 
-    def plot(self, path: str | PathLike[str]) -> None:
-        """Write the heatmap; the path's ending says how (.png, .svg, .pdf)."""
-        from .plots import save
-
-        save(self.figure(), path)
-
 
 def similarity_map(
     a: nn.Module,
     b: nn.Module,
-    loader: Iterable[Any],
+    loader: Tensor | Mapping[str, Any] | Iterable[Any],
     layers_a: Sequence[str] | None = None,
     layers_b: Sequence[str] | None = None,
     *,
+    to_inputs: ToInputs | None = None,
     draws: int = 20,
     seed: int = 0,
     progress: bool = False,
@@ -127,7 +125,10 @@ def similarity_map(
 
     Args:
         a, b: networks of any depth and family, on one device.
-        loader: an iterable of batches: images (n, ...), or a tuple or list that starts with them. Four images or more each.
+        loader: an iterable of batches of four images or more each; or one batch: a tensor (n, ...), or a dictionary of several inputs. A
+            batch of a loader is a tensor, a dictionary (`input_ids`, `attention_mask`, ...; its labels are left out), or a tuple
+            that begins with the inputs: a tensor, a dictionary, or a tuple of inputs by position.
+        to_inputs: from a batch to what the networks are called with, for batches of any other form.
         layers_a, layers_b: names of modules, or of one entry of what they put out ("lstm:0"); by default `metalearn.layers(network)`.
         draws, seed: how often the floor shuffles the images of `b` within each batch, and what its draws depend on.
         progress: show the progress on standard error, where the loader has a length.
@@ -136,7 +137,7 @@ def similarity_map(
         ValueError: an empty loader; a batch of fewer than 4 images (one that comes last is left out, with a warning); networks on more than
             one device; a layer that does not exist, ran twice or never, puts out something else than one tensor with a row an image, or a
             value that is not finite. A layer that puts out the same for all images has NaN, and a note.
-        TypeError: what should be batches of images, or a list of names, is something else.
+        TypeError: what should be a loader, or a list of names, is something else.
 
     Example:
         >>> images = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
@@ -145,18 +146,18 @@ def similarity_map(
         >>> found.values.shape, found.examples, -1 < found["1", "3"] < 1
         ((2, 4), 64, True)
     """
+    draws, seed = check_draws(draws, seed)
     paths_a, paths_b = _paths(a, layers_a, "a"), _paths(b, layers_b, "b")
-    device = _device(a, b)
+    _same_device(a, b)
     sums = _Sums(list(paths_a), list(paths_b), draws, seed)
     read_a, read_b = _Reader(a, "a", paths_a | paths_b if a is b else paths_a), _Reader(b, "b", paths_b)
     total = operator.length_hint(loader, 0)
     shown = progress and total > 0
     with evaluation_mode([a, b]), torch.no_grad(), _progress.progress("similarity map", total, unit="batch", shown=shown) as advance:
-        for images in _batches(loader):
-            images = images if device is None else images.to(device)
-            left = read_a(images)
-            right = left if a is b else read_b(images)
-            sums.add(left, right, len(images))
+        for inputs in _batches(loader, to_inputs):
+            left = read_a(inputs)
+            right = left if a is b else read_b(inputs)
+            sums.add(left, right, count(inputs))
             advance()
     return sums.map((type(a).__name__, type(b).__name__))
 
@@ -219,37 +220,41 @@ class _Reader:
         self.network, self.side, self.paths = network, side, paths
         self.fine: set[str] = set() if _float32_is_exact() else set(paths)
         self.channels_last = True
+        self.like = next((tensor for tensor in (*network.parameters(), *network.buffers())), None)
 
-    def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        if self.channels_last and images.ndim == 4 and images.device.type == "cpu":
-            try:  # pooling and normalisation are faster so
-                return self._read(images.contiguous(memory_format=torch.channels_last))
-            except RuntimeError as error:
-                if "view size is not compatible" not in str(error):
-                    raise
-                self.channels_last = False  # the network asks for another order with view()
-        return self._read(images)
+    def __call__(self, inputs: Inputs) -> dict[str, Tensor]:
+        inputs = place(inputs, self.like)
+        with running(self.network, inputs, self.side):
+            if self.channels_last and isinstance(inputs, Tensor) and inputs.ndim == 4 and inputs.device.type == "cpu":
+                try:  # pooling and normalisation are faster so
+                    return self._read(inputs.contiguous(memory_format=torch.channels_last))
+                except RuntimeError as error:
+                    if "view size is not compatible" not in str(error):
+                        raise
+                    self.channels_last = False  # the network asks for another order with view()
+            return self._read(inputs)
 
-    def _read(self, images: Tensor) -> dict[str, Tensor]:
+    def _read(self, inputs: Inputs) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
-        self._run(images, found)
+        self._run(inputs, found)
         noise = {}
         for name in [name for name in found if name not in self.fine]:
             found[name], trace = _centred_pairs(found[name])
             # Products are off by about eps |x_i| |x_j|; of that, one part in n falls upon the direction of another layer's matrix.
-            noise[name] = float(torch.finfo(torch.float32).eps * trace / (len(images) * found[name].norm()))
+            noise[name] = float(torch.finfo(torch.float32).eps * trace / (count(inputs) * found[name].norm()))
         if all(share < COARSE for share in noise.values()):
             return found
         self.fine.update(name for name, share in noise.items() if not share < COARSE / 4)
-        return self._read(images)
+        return self._read(inputs)
 
-    def _run(self, images: Tensor, found: dict[str, Tensor]) -> None:
+    def _run(self, inputs: Inputs, found: dict[str, Tensor]) -> None:
         hooks = [
-            self.network.get_submodule(path).register_forward_hook(self._hook(name, path, entry, len(images), found))
+            self.network.get_submodule(path).register_forward_hook(self._hook(name, path, entry, count(inputs), found))
             for name, (path, entry) in self.paths.items()
         ]
         try:
-            self.network(images)
+            args, kwargs = arguments(inputs)
+            self.network(*args, **kwargs)
         finally:
             for handle in hooks:
                 handle.remove()
@@ -262,7 +267,8 @@ class _Reader:
             label = f"layer {name!r} of {self.side}"
             if name in found:
                 raise ValueError(f"{label} ran twice in the forward pass, so it has no one output; name a layer that runs once")
-            rows = _rows(layer_output(output, path, entry), images, label)
+            rows = _rows(real_tensor(layer_output(output, path, entry), label), images, label)
+            rows = rows if rows.is_floating_point() else rows.double()
             if rows.dtype == torch.float64:
                 self.fine.add(name)
             found[name] = _fine_pairs(rows, label) if name in self.fine else _product(rows)
@@ -301,8 +307,9 @@ def _fine_pairs(rows: Tensor, label: str) -> Tensor:
     if not bool((trace + level).isfinite()):
         wrong = int((~rows.isfinite()).sum())
         raise ValueError(f"{label} puts out {wrong} values that are NaN or infinite; find where activations overflow")
-    digits = torch.finfo(torch.promote_types(rows.dtype, torch.float32)).eps  # of the activations themselves
-    lost = trace <= (4 * digits) ** 2 * level or pairs.norm() <= 4 * digits * trace
+    digits = 4 * torch.finfo(torch.promote_types(rows.dtype, torch.float32)).eps  # of the arithmetic
+    stored = max(digits, Rounding.of(rows.dtype).relative)  # of the activations themselves
+    lost = trace <= stored**2 * level or pairs.norm() <= digits * trace
     return torch.zeros_like(pairs) if lost else pairs
 
 
@@ -350,25 +357,17 @@ def _shuffled_pairs(order: Tensor) -> Tensor:
     return (torch.maximum(first[:, None], first) + torch.minimum(order[:, None], order))[i, j]
 
 
-def _batches(loader: Iterable[Any]) -> Iterator[Tensor]:
-    """The images of each batch. Raises where there are none or too few in one; the last is left out, with a warning."""
-    if isinstance(loader, Tensor):
-        raise TypeError(f"loader is one tensor {tuple(loader.shape)}; give batches, such as a DataLoader or images.split(256)")
+def _batches(loader: Any, to_inputs: ToInputs | None) -> Iterator[Inputs]:
+    """The inputs of each batch. Raises where there are none or too few in one; the last is left out, with a warning."""
     short, number = "", 0
-    for number, batch in enumerate(loader, 1):
+    for number, batch in enumerate(loader_of(loader), 1):
         if short:
             raise ValueError(f"{short}; take larger batches")
-        images = batch[0] if isinstance(batch, tuple | list) and batch else batch
-        if not isinstance(images, Tensor):
-            raise TypeError(
-                f"batch {number} is a {type(batch).__name__} that gives no tensor of images; a batch is images (n, ...), or a tuple or "
-                "list that starts with them"
-            )
-        n = len(images) if images.ndim else 0
-        if n < FEWEST:
-            short = f"batch {number} has {n} images, and the debiased measure needs {FEWEST}"
+        inputs = inputs_of(batch, f"batch {number} of the loader", to_inputs)
+        if count(inputs) < FEWEST:
+            short = f"batch {number} has {count(inputs)} images, and the debiased measure needs {FEWEST}"
         else:
-            yield images
+            yield inputs
     if not number:
         raise ValueError("the loader gave no batch (an iterator gives its batches only once)")
     if short and number == 1:
@@ -378,9 +377,11 @@ def _batches(loader: Iterable[Any]) -> Iterator[Tensor]:
 
 
 def _paths(network: nn.Module, names: Sequence[str] | None, side: str) -> Paths:
-    if isinstance(names, str):
-        raise TypeError(f"layers_{side}={names!r} is one string; give a list of names")
-    chosen, known = layers(network) if names is None else list(names), dict(network.named_modules(remove_duplicate=False))
+    check_kind(network, nn.Module, side, "give a network (an nn.Module)")
+    chosen = layers(network) if names is None else listed(names, f"layers_{side}")
+    known = dict(network.named_modules(remove_duplicate=False))
+    for name in chosen:
+        check_kind(name, str, f"layers_{side} holds {name!r}, which", "give names of modules")
     if not chosen:
         raise ValueError(f"{side} ({type(network).__name__}) has no layers to compare; name modules with layers_{side}=")
     twice = [name for i, name in enumerate(chosen) if name in chosen[:i]]
@@ -389,9 +390,8 @@ def _paths(network: nn.Module, names: Sequence[str] | None, side: str) -> Paths:
     return {name: (name, "") if name in known else _split(network, name) for name in chosen}
 
 
-def _device(a: nn.Module, b: nn.Module) -> torch.device | None:
+def _same_device(a: nn.Module, b: nn.Module) -> None:
     devices = [{tensor.device for tensor in (*network.parameters(), *network.buffers())} for network in (a, b)]
     if len(devices[0] | devices[1]) > 1:
         on_a, on_b = (" and ".join(sorted(map(str, side))) or "none" for side in devices)
         raise ValueError(f"a is on {on_a} and b on {on_b}; move both to one device")
-    return next(iter(devices[0] | devices[1]), None)

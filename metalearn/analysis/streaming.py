@@ -10,22 +10,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from inspect import signature
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .checks import check_draws, check_units
+from .matrices import SINGLE, Activations, Matrix, Rounding, activations
 from .similarity import (
-    MEASURES,
-    SINGLE,
-    Matrix,
     Principal,
     centred_kernel,
-    checked,
-    double,
+    check_options,
     equally_far,
     kept_directions,
     leading,
@@ -34,9 +31,11 @@ from .similarity import (
     no_variance,
     rbf_kernel,
     rearranged,
+    same,
     same_width,
     varying,
     warn_of_certain,
+    weighted_correlation,
 )
 
 # Moments hold squares to about 1e-16 of the largest: a smaller share of it than this cannot be told from rounding.
@@ -52,8 +51,8 @@ class Streaming:
 
     CCA and PWCCA divide by the smallest direction, and moments hold its square: they agree with the in-memory value to 1e-10 up to a
     condition number (largest over smallest singular value of a centred side) of 1e3, and beyond 1e5 `compute` warns with the number.
-    SVCCA drops the small directions; the other measures do not divide. Directions below 3e-7 of the largest are left out, which of numbers
-    in double precision `compute` says, as in memory they count.
+    SVCCA drops the small directions; the other measures do not divide. Directions below 3e-7 of the largest, or within the rounding of the
+    dtype, are dropped. For float64 inputs `compute` warns about it, because the in-memory measure keeps them.
 
     Args:
         measure: "cca", "svcca", "pwcca", "linear_cka", "rbf_cka", "procrustes" or "subspace".
@@ -79,6 +78,7 @@ class Streaming:
 
     def __init__(self, measure: str, *, minibatch: bool = False, draws: int = 0, seed: int = 0, **options: Any) -> None:
         _check_options(measure, minibatch, options)
+        draws, seed = check_draws(draws, seed)
         self.measure, self.minibatch, self.draws, self.seed, self.options = measure, minibatch, draws, seed, options
         self.reset()
 
@@ -94,25 +94,22 @@ class Streaming:
 
         Raises ValueError, and adds nothing, for different numbers of examples, other widths than before, or values that are not finite.
         """
-        left, right = checked(x, "x"), checked(y, "y")
-        matched(left, right)
-        right = right.to(left.device)
-        widths = left.shape[1], right.shape[1]
+        left, right = activations(x, "x"), activations(y, "y")
+        matched(left.values, right.values)
+        right = replace(right, values=right.values.to(left.values.device))
+        rows, widths = len(left.values), (left.values.shape[1], right.values.shape[1])
         if self.examples and widths != self.features:
             raise ValueError(
                 f"this batch has {widths[0]} and {widths[1]} features, and those before {self.features[0]} and {self.features[1]}"
             )
         if self.measure == "subspace":
             same_width(*widths)
-        units = len(left) if units is None else units
-        if units < 1 or len(left) % units:
-            raise ValueError(f"{len(left)} examples do not divide into units={units} equal blocks")
+        units = rows if units is None else units
+        check_units(units, rows)
         generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.batches)
         draws = 0 if self.measure == "subspace" else self.draws
-        orders = [self._order(len(left), units, generator).to(left.device) for _ in range(draws)]
-        same = left.shape == right.shape and torch.equal(left, right.to(left.dtype))
-        sums = self._batch(left.double(), right.double(), orders, double(x) or double(y))
-        self._add(sums, len(left), 1, widths, same, units > 1)
+        orders = [self._order(rows, units, generator).to(left.values.device) for _ in range(draws)]
+        self._add(self._batch(left, right, orders), rows, 1, widths, same(left, right), units > 1)
 
     def merge(self, other: Streaming) -> Streaming:
         """Add what another instance of the same measure and options has seen, such as another process's -> this one."""
@@ -152,18 +149,20 @@ class Streaming:
     def _order(self, rows: int, units: int, generator: torch.Generator) -> Tensor:
         return rearranged(rows, units, generator) if units > 1 else torch.arange(rows)
 
-    def _batch(self, x: Tensor, y: Tensor, orders: Iterable[Tensor], precise: bool) -> _Moments | _Terms:
+    def _batch(self, left: Activations, right: Activations, orders: Iterable[Tensor]) -> _Moments | _Terms:
         if self.minibatch:
-            return _Terms.of(self._kernel(x, "x"), self._kernel(y, "y"), orders)
+            return _Terms.of(self._kernel(left, "x"), self._kernel(right, "y"), orders)
+        x, y = left.values, right.values
         shuffled = tuple(Products.of(x, y[order]) for order in orders)
-        return _Moments(Products.of(x, x), Products.of(y, y), Products.of(x, y), shuffled, precise)
+        sides = _Side(Products.of(x, x), _Coarseness.of(left)), _Side(Products.of(y, y), _Coarseness.of(right))
+        return _Moments(*sides, Products.of(x, y), shuffled)
 
-    def _kernel(self, side: Tensor, name: str) -> Tensor:
+    def _kernel(self, side: Activations, name: str) -> Tensor:
         """A batch's kernel, centred; nought where it says nothing: too few examples, or all of them equally far apart."""
-        n, varies = len(side), varying(side)
-        if n < 4 or not bool(varies.any()):  # the U-statistic of 3 is nought, and of fewer is not defined
-            return side.new_zeros(n, n)
-        centred = side[:, varies] - side[:, varies].mean(0)
+        n, varies = len(side.values), varying(side.values)
+        centred = side.values[:, varies] - side.values[:, varies].mean(0)
+        if n < 4 or side.is_rounding(centred):  # the U-statistic of 3 is nought, and of fewer is not defined
+            return side.values.new_zeros(n, n)
         kernel = centred @ centred.T if self.measure == "linear_cka" else rbf_kernel(centred, name, self.options.get("fraction", 0.5))
         found = centred_kernel(kernel, debiased=True)
         return found if float(found.norm()) > 1e-12 * float(kernel.norm()) else torch.zeros_like(found)
@@ -240,19 +239,67 @@ class Products:
 
 
 @dataclass(frozen=True)
-class _Moments:
-    """The products of each side with itself, of both, and of both with one side shuffled; `precise`: some came in double precision."""
+class _Coarseness:
+    """What is kept of the rounding of one side: the finest of any batch, and the norm of the longest row."""
 
-    left: Products
-    right: Products
+    rounding: Rounding
+    longest: float
+
+    @classmethod
+    def of(cls, side: Activations) -> _Coarseness:
+        return cls(side.rounding, float(torch.linalg.vector_norm(side.values, dim=1).max()))
+
+    def __add__(self, other: _Coarseness) -> _Coarseness:
+        return _Coarseness(min(self.rounding, other.rounding), max(self.longest, other.longest))
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The products of one side with itself, and how coarse its values are."""
+
+    products: Products
+    coarseness: _Coarseness
+
+    def __add__(self, other: _Side) -> _Side:
+        return _Side(self.products + other.products, self.coarseness + other.coarseness)
+
+    @property
+    def squares(self) -> Tensor:
+        """The squared norms of the features about zero (features,)."""
+        return self.products.xy.diagonal() + self.products.n * self.products.x.square()
+
+    def least(self, largest: float) -> float:
+        """The square of a singular value below which a direction is rounding, of the values or of the moments."""
+        rounding, n = self.coarseness.rounding, self.products.n
+        noise = rounding.noise(self.coarseness.longest, float(self.squares.max().sqrt()), (n, len(self.products.x)))
+        return max(ROUNDING * largest, noise**2)
+
+    def check(self, name: str) -> int:
+        """How many features are not constant, by their variance beside their mean. Raises Undefined where none varies."""
+        own, rounding = self.products, self.coarseness.rounding
+        varies = int((own.xy.diagonal() > own.n * (1e-12 * own.x).square()).sum())
+        lost = rounding.relative * self.squares.sum().sqrt() + rounding.absolute * (own.n * len(own.x)) ** 0.5
+        if not varies or float(own.xx) <= float(lost) ** 2:
+            raise no_variance(name, own.n)
+        return varies
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Each side with itself, the products of both, and of both with one side shuffled."""
+
+    left: _Side
+    right: _Side
     cross: Products
     shuffled: tuple[Products, ...]
-    precise: bool
+
+    @property
+    def sides(self) -> tuple[tuple[_Side, str], ...]:
+        return (self.left, "x"), (self.right, "y")
 
     def __add__(self, other: _Moments) -> _Moments:
         shuffled = tuple(ours + theirs for ours, theirs in zip(self.shuffled, other.shuffled, strict=True))
-        precise = self.precise or other.precise
-        return _Moments(self.left + other.left, self.right + other.right, self.cross + other.cross, shuffled, precise)
+        return _Moments(self.left + other.left, self.right + other.right, self.cross + other.cross, shuffled)
 
 
 @dataclass(frozen=True)
@@ -289,10 +336,15 @@ Measure: TypeAlias = Callable[..., Callable[[Products], float]]
 
 
 def _cca(sums: _Moments, energy: float = 1.0, weighted: bool = False) -> Callable[[Products], float]:
-    before, after = (_directions(side, name, energy, sums.precise) for side, name in ((sums.left, "x"), (sums.right, "y")))
+    before, after = (_directions(side, name, energy) for side, name in sums.sides)
     warn_of_certain(sums.cross.n, before.whitening.shape[1], after.whitening.shape[1])
-    weighing = before.coordinates if weighted else None
-    return lambda cross: mean_correlation(before.whitening.T @ cross.xy @ after.whitening, weighing)
+    ties = max(side.coarseness.rounding.ties for side, _ in sums.sides)
+
+    def value(products: Products) -> float:
+        cross = before.whitening.T @ products.xy @ after.whitening
+        return weighted_correlation(cross, before.coordinates, ties) if weighted else mean_correlation(cross)
+
+    return value
 
 
 @dataclass(frozen=True)
@@ -303,11 +355,11 @@ class _Directions:
     coordinates: Tensor
 
 
-def _directions(side: Products, name: str, energy: float, precise: bool) -> _Directions:
-    features = int(_varies(side, name).sum())
-    squares, axes = (found.flip(-1) for found in torch.linalg.eigh(side.xy))
-    found = int((squares > ROUNDING * squares[0]).sum())
-    kept = kept_directions(squares[:found], found, side.n, features, name, energy)
+def _directions(side: _Side, name: str, energy: float) -> _Directions:
+    features, rounding = side.check(name), side.coarseness.rounding
+    squares, axes = _principal(side)
+    found = int((squares > side.least(float(squares[0]))).sum())
+    kept = kept_directions(squares[:found], found, side.products.n, features, name, energy, rounding.ties)
     condition = float((squares[0] / squares[kept - 1]).sqrt())
     if condition > WORST_CONDITION:
         warnings.warn(
@@ -315,7 +367,7 @@ def _directions(side: Products, name: str, energy: float, precise: bool) -> _Dir
             "Compare in memory, or use svcca, which leaves them out",
             stacklevel=2,
         )
-    elif precise and found < features and kept == found:  # of single precision, in memory leaves out the same
+    elif rounding.double and found < features and kept == found:  # of single precision, in memory leaves out the same
         warnings.warn(
             f"{features - found} of {features} directions of {name} are left out: they are below {ROUNDING**0.5:.0e} of the largest (a "
             f"condition number beyond {ROUNDING**-0.5:.0e}), which moments cannot tell from features that depend on each other. Compare in "
@@ -326,31 +378,30 @@ def _directions(side: Products, name: str, energy: float, precise: bool) -> _Dir
     return _Directions(axes / scales, scales[:, None] * axes.T)
 
 
-def _varies(side: Products, name: str) -> Tensor:
-    """Which features are not constant (features,), by their variance beside their mean. Raises Undefined where none varies."""
-    varies = side.xy.diagonal() > side.n * (1e-12 * side.x).square()
-    if not bool(varies.any()):
-        raise no_variance(name, side.n)
-    return varies
+def _principal(side: _Side) -> tuple[Tensor, Tensor]:
+    """The squared singular values (directions,) of the centred side, largest first, and their axes (features, directions)."""
+    squares, axes = torch.linalg.eigh(side.products.xy)
+    return squares.flip(-1), axes.flip(-1)
 
 
 def _linear_cka(sums: _Moments, debiased: bool = True) -> Callable[[Products], float]:
     within = []
-    for side, name in ((sums.left, "x"), (sums.right, "y")):
-        if side.n < (4 if debiased else 2):
-            raise ValueError(f"{name} has {side.n} examples in all; this measure needs at least {4 if debiased else 2}")
-        _varies(side, name)
-        within.append(side.hsic(debiased))
-        if within[-1] <= 1e-14 * float(side.xx) ** 2:
-            raise equally_far(name, side.n)
+    for side, name in sums.sides:
+        own = side.products
+        if own.n < (4 if debiased else 2):
+            raise ValueError(f"{name} has {own.n} examples in all; this measure needs at least {4 if debiased else 2}")
+        side.check(name)
+        within.append(own.hsic(debiased))
+        if within[-1] <= 1e-14 * float(own.xx) ** 2:
+            raise equally_far(name, own.n)
     scale = (within[0] * within[1]) ** 0.5
     return lambda cross: min(1.0, cross.hsic(debiased) / scale)
 
 
 def _procrustes(sums: _Moments) -> Callable[[Products], float]:
-    for side, name in ((sums.left, "x"), (sums.right, "y")):
-        _varies(side, name)
-    scale = float(sums.left.xx * sums.right.xx) ** 0.5
+    for side, name in sums.sides:
+        side.check(name)
+    scale = float(sums.left.products.xx * sums.right.products.xx) ** 0.5
     return lambda cross: min(1.0, float(torch.linalg.svdvals(cross.xy).sum()) / scale)
 
 
@@ -361,10 +412,12 @@ def _subspace(sums: _Moments, k: int) -> Callable[[Products], float]:
 
 def _axes(sums: _Moments, k: int) -> list[Principal]:
     sides = []
-    for side, name in ((sums.left, "x"), (sums.right, "y")):
-        _varies(side, name)
-        squares, axes = (found.flip(-1) for found in torch.linalg.eigh(side.xy))
-        sides.append(Principal(axes[:, : leading(k, int((squares > ROUNDING * squares[0]).sum()), name)]))
+    for side, name in sums.sides:
+        side.check(name)
+        squares, axes = _principal(side)
+        found = int((squares > side.least(float(squares[0]))).sum())
+        k = leading(k, found, name)
+        sides.append(Principal.of(axes[:, :found], squares[:found].sqrt(), k, side.coarseness.rounding.ties))
     return sides
 
 
@@ -379,17 +432,10 @@ MOMENTS: dict[str, Measure] = {
 
 
 def _check_options(measure: str, minibatch: bool, options: dict[str, Any]) -> None:
-    if measure not in MEASURES:
-        raise ValueError(f"there is no measure {measure!r}; there are {', '.join(MEASURES)}")
+    check_options(measure, options)
     if minibatch and measure not in ("linear_cka", "rbf_cka"):
         raise ValueError(f"minibatch={minibatch}: there is no minibatch {measure}, only linear_cka and rbf_cka; it streams from moments")
     if not minibatch and measure not in MOMENTS:
         raise ValueError(f"{measure} has no moments of fixed size: its kernel needs all examples at once; ask for minibatch=True")
-    known = list(signature(MEASURES[measure]).parameters)[2:]
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise ValueError(f"{measure} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}")
-    if measure == "subspace" and "k" not in options:
-        raise ValueError("subspace needs k=, how many principal directions are compared")
     if minibatch and options.get("debiased", True) is not True:
         raise ValueError("debiased=False: minibatch CKA adds up the unbiased terms, since a biased one depends on the size of the batches")

@@ -13,9 +13,12 @@ import torch
 from scipy import stats
 
 from ..evaluation import paired
+from .checks import check_all
 from .freezing import Estimate, Freezing, Frozen
 from .reuse import Accuracies, BeforeAfter, Ceiling, LayerReuse, Reuse, judge, notes_on
 from .similarity import Floor
+
+CURE = "pass the results of feature_reuse in a list"
 
 
 def over_seeds(reuses: Sequence[Reuse]) -> Reuse:
@@ -31,6 +34,7 @@ def over_seeds(reuses: Sequence[Reuse]) -> Reuse:
     Raises:
         ValueError: none, one given twice, or learners that differ in settings, layers or tasks (what differs is named).
     """
+    reuses = check_all(reuses, Reuse, "reuses", CURE)
     _check(reuses)
     layers = tuple(_layer([reuse.layers[i] for reuse in reuses]) for i in range(len(reuses[0].layers)))
     # The head's cost is there only where the head is used; a mean of NaN stays NaN.
@@ -38,9 +42,10 @@ def over_seeds(reuses: Sequence[Reuse]) -> Reuse:
         **{
             one.name: _pooled([getattr(reuse.accuracies, one.name) for reuse in reuses])
             for one in fields(Accuracies)
-            if one.name != "chance"
+            if one.name not in ("chance", "measure")
         },
         chance=reuses[0].accuracies.chance,
+        measure=reuses[0].accuracies.measure,
     )
     frozen = _freezing([reuse.freezing for reuse in reuses if reuse.freezing])
     notes = [*notes_on(layers, accuracies, reuses[0].tasks)]
@@ -75,7 +80,10 @@ def across(values: Sequence[float]) -> Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """The accuracy of `first` minus that of `second`, paired over `pairs` tasks or seeds (`unit`); `note` says why there is none."""
+    """The accuracy (or loss) of `first` minus that of `second`, paired over `pairs` tasks or seeds (`unit`).
+
+    `note` says why there is none.
+    """
 
     first: str
     second: str
@@ -83,6 +91,7 @@ class Difference:
     pairs: int
     unit: str = "task"
     note: str = ""
+    measure: str = "accuracy"
 
 
 def differences(reuses: Sequence[Reuse]) -> list[Difference]:
@@ -90,6 +99,7 @@ def differences(reuses: Sequence[Reuse]) -> list[Difference]:
 
     Pooled ones are paired seed by seed, in order; the interval is then over seeds.
     """
+    reuses = check_all(reuses, Reuse, "reuses", CURE)
     return [_difference(a, b) for a, b in combinations(reuses, 2)]
 
 
@@ -103,8 +113,8 @@ def _difference(a: Reuse, b: Reuse) -> Difference:
     except ValueError as error:
         return Difference(a.name, b.name, Estimate(math.nan, math.nan), 0, unit, str(error))
     if unit == "task":
-        return Difference(a.name, b.name, Estimate(found[0].mean, found[0].interval), found[0].tasks)
-    return Difference(a.name, b.name, across([one.mean for one in found]), len(found), unit)
+        return Difference(a.name, b.name, Estimate(found[0].mean, found[0].interval), found[0].tasks, measure=found[0].measure)
+    return Difference(a.name, b.name, across([one.mean for one in found]), len(found), unit, measure=found[0].measure)
 
 
 def _check(reuses: Sequence[Reuse]) -> None:
@@ -173,4 +183,4 @@ def _freezing(found: Sequence[Freezing]) -> Freezing | None:
         for rows in zip(*(one.rows for one in found), strict=True)
     ]
     spread = f"Student's 95 % interval over {len(found)} seeds" if len(found) > 1 else "not given: one seed has no interval over seeds"
-    return Freezing(tuple(rows), found[0].tasks, spread)
+    return Freezing(tuple(rows), found[0].tasks, spread, found[0].measure)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .freezing import Estimate
+from .checks import check_kind
+from .freezing import SCALES, Estimate
 
 RULE = (
     "Feature reuse: the debiased CKA interval of every body layer lies above 0.9, and freezing the body and removing the head each "
-    "cost less than 2 points (paired interval). Rapid learning: one of these fails beyond its interval. Otherwise undecided."
+    "cost less than 2 points (paired interval). Rapid learning: one of these fails beyond its interval. Otherwise undecided. For real "
+    "targets, 2 points are 2 % of the loss of predicting the mean of the support targets."
 )
 
 
@@ -30,13 +32,23 @@ class Verdict:
     criteria: tuple[Criterion, ...] = ()
 
 
-def verdict(body: Mapping[str, Estimate], freezing_cost: Estimate, head_cost: Estimate, by_construction: Sequence[str] = ()) -> Verdict:
+def verdict(
+    body: Mapping[str, Estimate],
+    freezing_cost: Estimate,
+    head_cost: Estimate,
+    by_construction: Sequence[str] = (),
+    *,
+    measure: str = "accuracy",
+    whole: float = 1.0,
+) -> Verdict:
     """Feature reuse, rapid learning, or undecided, by the stated rule (`RULE`).
 
     Args:
         body: the debiased CKA before and after adaptation of every body layer.
         freezing_cost, head_cost: accuracy lost, as fractions, by freezing the body and by removing the head.
         by_construction: the body layers that the inner loop cannot change.
+        measure: "accuracy", or "loss" where costs are losses added.
+        whole: of which costs are a share: 1, or the loss of predicting the mean of the support targets.
 
     Example:
         >>> same, free = Estimate(0.99, 0.002), Estimate(0.001, 0.004)
@@ -47,6 +59,10 @@ def verdict(body: Mapping[str, Estimate], freezing_cost: Estimate, head_cost: Es
         >>> verdict({"conv1": same, "conv2": Estimate(0.9, 0.02)}, free, free).answer
         'undecided'
     """
+    cure = "give an Estimate(mean, interval)"
+    check_kind(body, Mapping, "body", "give {layer: Estimate(mean, interval)}")
+    for name, value in {**body, "freezing_cost": freezing_cost, "head_cost": head_cost}.items():
+        check_kind(value, Estimate, name, cure)
     criteria = [
         Criterion(
             f"CKA of {layer} {number(value)}{' by construction' if layer in by_construction else ''}",
@@ -55,7 +71,8 @@ def verdict(body: Mapping[str, Estimate], freezing_cost: Estimate, head_cost: Es
         for layer, value in body.items()
     ]
     for action, cost in (("freezing the body", freezing_cost), ("removing the head", head_cost)):
-        criteria.append(Criterion(f"{action} costs {points(cost)}", _status(0.02 - cost.high, cost.low - 0.02)))
+        bound = 0.02 * whole
+        criteria.append(Criterion(f"{action} costs {points(cost, measure)}", _status(bound - cost.high, cost.low - bound)))
     statuses = [criterion.status for criterion in criteria]
     answer = "rapid learning" if "fails" in statuses else "feature reuse" if set(statuses) == {"holds"} else "undecided"
     meaning = {"holds": "meets the bound", "fails": "misses the bound beyond its interval", "open": "cannot be told from the bound"}
@@ -72,11 +89,11 @@ def number(value: Estimate) -> str:
     return value.shown(".3f")
 
 
-def points(cost: Estimate) -> str:
-    """A difference of accuracies in percentage points, with its interval."""
-    return cost.shown(".2f", 100, " points")
+def points(cost: Estimate, measure: str = "accuracy") -> str:
+    """A difference of accuracies in percentage points, or of losses, with its interval."""
+    return SCALES[measure].cost(cost)
 
 
-def percent(accuracy: Estimate) -> str:
-    """An accuracy in percent, with its interval."""
-    return accuracy.shown(".1f", 100, " %")
+def percent(score: Estimate, measure: str = "accuracy") -> str:
+    """An accuracy in percent, or a loss, with its interval."""
+    return SCALES[measure].value(score)

@@ -114,6 +114,10 @@ class FewShot(Dataset[Episode]):
         self._small = bool((sizes == sizes[0]).all() and sizes[0] <= 128)
         self._labels = [torch.arange(self.ways).repeat_interleave(n) for n in (self.shots, self.queries)]
 
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{name}={getattr(self, name)}" for name in ("ways", "shots", "queries", "tasks", "seed"))
+        return f"FewShot({type(self.dataset).__name__} of {len(self._sizes)} classes, {counts})"
+
     def _check(self, names: list[str]) -> None:
         if self.ways > len(names):
             raise ValueError(f"the data set has {len(names)} classes but ways={self.ways}; ask for at most {len(names)} ways")

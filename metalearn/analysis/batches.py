@@ -1,0 +1,142 @@
+"""What a batch gives to a network: its inputs, on the network's device and in its precision."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..forward import Inputs, arguments
+from .matrices import real_tensor
+
+ToInputs: TypeAlias = Callable[[Any], Inputs]
+
+# Entries of a dictionary that are answers, not inputs.
+LABELS = ("labels", "label", "targets", "target")
+
+CURE = "pass to_inputs=, a function from a batch to what the network is called with"
+
+
+def is_one_batch(inputs: Any) -> bool:
+    """Whether these are the inputs themselves, not a loader of batches."""
+    return isinstance(inputs, Tensor | np.ndarray | Mapping)
+
+
+def loader_of(inputs: Any) -> Iterable[Any]:
+    """An iterable of batches, of one where `inputs` is a tensor, an array or a dictionary."""
+    if is_one_batch(inputs):
+        return [inputs]
+    if not isinstance(inputs, Iterable) or isinstance(inputs, str | bytes):
+        raise TypeError(f"the inputs are {_described(inputs)}; give a tensor (examples, ...), a dictionary of them, or a loader of batches")
+    return inputs
+
+
+def inputs_of(batch: Any, source: str, to_inputs: ToInputs | None = None) -> Inputs:
+    """The inputs in a batch.
+
+    Args:
+        batch: a tensor; a dictionary, of which all but `LABELS` are inputs by keyword; or a tuple or list that starts with the
+            inputs: a tensor, a dictionary, or a tuple of several inputs by position.
+        source: what the batch is called in errors.
+        to_inputs: used instead of this rule.
+
+    Raises:
+        ValueError: there is no tensor with examples among the inputs.
+
+    Example:
+        >>> sorted(inputs_of({"ids": torch.ones(2, 3), "mask": torch.ones(2, 3), "labels": torch.ones(2)}, "the batch"))
+        ['ids', 'mask']
+        >>> len(inputs_of(((torch.ones(2, 3), torch.ones(2, 5)), torch.ones(2)), "the batch"))
+        2
+    """
+    if to_inputs is not None:
+        inputs: Any = to_inputs(batch)
+    elif isinstance(batch, Mapping):
+        inputs = {name: value for name, value in batch.items() if name not in LABELS}
+    else:
+        inputs = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
+    inputs = real_tensor(inputs, source) if isinstance(inputs, np.ndarray) else inputs
+    if not _sizes(inputs):
+        held = _described(batch if to_inputs is None else inputs)
+        raise ValueError(
+            f"{source} holds {held}; it must give a tensor of examples, a dictionary of inputs, or a tuple whose first entry is "
+            f"one; or {CURE}"
+        )
+    return inputs
+
+
+def count(inputs: Inputs) -> int:
+    """How many examples there are: the first dimension of the first tensor."""
+    return _sizes(inputs)[0]
+
+
+def place(inputs: Any, like: Tensor | None) -> Any:
+    """Inputs on the device of `like`; real numbers in its dtype too, if that is real."""
+    if isinstance(inputs, Mapping):
+        return {name: place(value, like) for name, value in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return tuple(place(value, like) for value in inputs)
+    if not isinstance(inputs, Tensor) or like is None:
+        return inputs
+    both_real = inputs.is_floating_point() and like.is_floating_point()
+    return inputs.to(like.device, like.dtype if both_real else None)
+
+
+@contextmanager
+def running(network: nn.Module, inputs: Inputs, side: str) -> Iterator[None]:
+    """Errors of the network say which one it is and what it was given.
+
+    Raises ValueError for inputs that its forward does not take, and for integers where it computes with real numbers.
+    """
+    args, kwargs = arguments(inputs)
+    given = f"{side} ({type(network).__name__}) was given {_described(inputs)}"
+    try:
+        accepted = inspect.signature(network.forward)
+    except (TypeError, ValueError):  # a compiled or scripted module has none
+        accepted = None
+    if accepted is not None:
+        try:
+            accepted.bind(*args, **kwargs)
+        except TypeError as error:
+            raise ValueError(f"{given}, but its forward takes {accepted}: {error}; {CURE}") from None
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError) or _is_ours(error):
+            raise
+        real = any(tensor.is_floating_point() for tensor in (*args, *kwargs.values()) if isinstance(tensor, Tensor))
+        if real or not isinstance(error, RuntimeError):
+            error.add_note(f"{given}; bring the inputs to the shape and dtype that it was built for")
+            raise
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{given}, and failed ({reason}); convert images as in training, such as images.float() / 255") from error
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether an error was raised by this project, about a layer, and not by the network."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__", "")).startswith("metalearn.")
+
+
+def _sizes(inputs: Any) -> list[int]:
+    """The first dimension of every tensor in the inputs, in order; none where one is empty."""
+    if isinstance(inputs, Tensor):
+        return [len(inputs)] if inputs.ndim and len(inputs) else []
+    entries = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple | list) else ()
+    return [len(entry) for entry in entries if isinstance(entry, Tensor) and entry.ndim and len(entry)]
+
+
+def _described(inputs: Any) -> str:
+    if isinstance(inputs, Tensor):
+        return f"a tensor of shape {tuple(inputs.shape)} and {inputs.dtype}"
+    if isinstance(inputs, Mapping):
+        return f"a {type(inputs).__name__} of {', '.join(map(repr, inputs)) or 'nothing'}"
+    if isinstance(inputs, tuple | list):
+        return f"a {type(inputs).__name__} of {', '.join(type(entry).__name__ for entry in inputs) or 'nothing'}"
+    return f"a {type(inputs).__name__}"
