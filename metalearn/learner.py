@@ -170,7 +170,7 @@ class Learner(nn.Module):
         if isinstance(layers, str):
             raise TypeError(f"frozen() takes a list of layers; write frozen([{layers!r}])")
         other = self.on()
-        other.held = self.held | assign(self.model, dict.fromkeys(layers, True)).keys()
+        other.held = self.held.union(assign(self.model, dict.fromkeys(layers, True)))
         return other
 
     def prepare(self, episodes: Episode) -> None:

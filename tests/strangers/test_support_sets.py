@@ -201,7 +201,7 @@ def test_a_missing_second_derivative_says_what_to_do(way: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Hardsigmoid(), nn.Linear(8, 3)).double()
     episodes = made_up_tasks(shape=(4,))
-    with pytest.raises(RuntimeError, match="no second derivative of hardsigmoid.*first_order=True"):
+    with pytest.raises(RuntimeError, match=r"no second derivative of hardsigmoid.*first_order=True"):
         ml.meta_backward(ml.MAML(model, 0.1, execution=way), episodes)
     learner = ml.MAML(model, 0.1, first_order=True, execution=way)
     assert ml.meta_backward(learner, episodes).losses.isfinite().all()
