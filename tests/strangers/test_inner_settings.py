@@ -145,7 +145,7 @@ def test_a_setting_that_is_refused_leaves_the_learner_as_it_was() -> None:
 
 def test_learned_rates_are_not_set() -> None:
     learner = ml.MetaSGD(smooth_network(), 0.4)
-    with pytest.raises(ValueError, match="learned.*build a new learner"):
+    with pytest.raises(ValueError, match=r"learned.*build a new learner"):
         learner.lr = 5.0
     learner.steps = 2
     learner.head = "4"
@@ -220,7 +220,7 @@ def test_an_optimizer_of_pytorch_is_told_what_to_write_instead() -> None:
             ml.MAML(model, 0.1, update=update)
     with pytest.raises(ValueError, match="'sgd', 'momentum', 'adam'"):
         ml.MAML(model, 0.1, update="Adam")
-    with pytest.raises(TypeError, match="update=0.9"):
+    with pytest.raises(TypeError, match=r"update=0\.9"):
         ml.Reptile(model, 0.1, update=0.9)  # type: ignore[arg-type]
     assert ml.MAML(model, 0.1, update=partial(adam, eps=1e-4)).settings()["update"] == "adam(eps=0.0001)"
 

@@ -138,12 +138,12 @@ def test_nothing_to_learn_from_is_named(name: str, way: str) -> None:
             run(cut(tasks=0))
         with pytest.raises(ValueError, match="support set is empty"):
             run(cut(support=0))
-    with pytest.raises(ValueError, match="no queries|no labels"):
+    with pytest.raises(ValueError, match=r"no queries|no labels"):
         ml.meta_backward(learner, cut(query=0))
     with pytest.raises(ValueError, match="no queries"):
         ml.evaluate(learner, unstack(cut(query=0)))
+    support = Examples(episodes.support.inputs, episodes.support.targets[:, :4])
     with pytest.raises(ValueError, match="6 inputs but 4 targets"):
-        support = Examples(episodes.support.inputs, episodes.support.targets[:, :4])
         learner(Episode(support, episodes.query))
 
 
