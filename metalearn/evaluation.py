@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from metalearn import ranks
 from metalearn.episodes import Episode, Examples, stack, unstack
 from metalearn.files import Record
+from metalearn.forward import tensors_of
 from metalearn.learner import FeatureLearner, Learner
 from metalearn.progress import progress as shown_progress
 from metalearn.tasks.few_shot import FewShot
@@ -213,7 +214,8 @@ def _check_alike(learners: Mapping[str, Learner], tasks: int) -> None:
 def place(episodes: Episode, learner: nn.Module) -> Episode:
     """Episodes on the learner's device and, where their inputs are real numbers, in its dtype."""
     like = _like(learner)
-    return episodes.to(like.device, like.dtype) if episodes.support.inputs.is_floating_point() else episodes.to(like.device)
+    real = all(tensor.is_floating_point() for tensor in tensors_of(episodes.support.inputs))
+    return episodes.to(like.device, like.dtype) if real else episodes.to(like.device)
 
 
 def drawn(episodes: Tasks, indices: Sequence[int], learner: nn.Module) -> Episode:
@@ -237,7 +239,7 @@ def describe(episodes: object) -> Record:
     own = getattr(episodes, "settings", None)
     if own is not None:
         return dict(own())
-    tasks = len(episodes.query.inputs) if isinstance(episodes, Episode) else len(episodes)  # type: ignore[arg-type]
+    tasks = len(episodes.query.targets) if isinstance(episodes, Episode) else len(episodes)  # type: ignore[arg-type]
     return {"source": type(episodes).__name__, "tasks": tasks}
 
 
@@ -307,7 +309,7 @@ def _count(episodes: Tasks | DataLoader[Episode] | Episode, at_once: int) -> int
         raise ValueError(f"tasks_at_once={at_once} must be at least 1")
     if isinstance(episodes, DataLoader):
         return len(episodes) * (episodes.batch_size or 1)
-    return len(episodes.query.inputs) if isinstance(episodes, Episode) else len(episodes)
+    return len(episodes.query.targets) if isinstance(episodes, Episode) else len(episodes)
 
 
 def _fingerprints(episodes: Episode) -> Tensor:
@@ -321,7 +323,8 @@ def _fingerprints(episodes: Episode) -> Tensor:
         )
 
     (support, labels), (query, answers) = episodes
-    parts = zip(support.flatten(1)[:, ::31], labels, query.flatten(1)[:, ::31], answers, strict=True)
+    inputs = [tensor.flatten(1)[:, ::31] for tensor in (*tensors_of(support), *tensors_of(query))]
+    parts = zip(*inputs, labels, answers, strict=True)
     return torch.tensor([mark(*task) for task in parts], dtype=torch.float64)
 
 

@@ -9,21 +9,28 @@ whose weight and bias adapt per task have right second derivatives, which they h
 from __future__ import annotations
 
 import contextlib
-import copy
+import inspect
 import os
+import random
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import lru_cache, partial
+from itertools import islice
 from queue import SimpleQueue
 from threading import Barrier
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from . import graphs
-from .episodes import Episode, Examples, unstack
+from .episodes import Episode, Examples, part_of, unstack
+from .functional import replica
+from .randomness import TaskRandomness
 
 if TYPE_CHECKING:
     from .learner import Learner
@@ -67,7 +74,7 @@ def meta_backward(learner: Learner, episodes: Episode, *, scale: float | None = 
         torch.Size([4])
     """
     learner.prepare(episodes)
-    factor = 1 / len(episodes.query.inputs) if scale is None else scale
+    factor = 1 / len(episodes.query.targets) if scale is None else scale
     trained = learner.trained()
     if not trained:
         raise ValueError("the learner has no parameter to train; set requires_grad_(True) on what the outer loop should move")
@@ -104,13 +111,10 @@ def chosen(learner: Learner) -> str:
     What is not known to vectorize runs in threads or the loop. Compiling takes seconds to minutes, so that it has to be asked for.
     Raises ValueError for a way that was asked for and would be wrong.
     """
-    random = [f"{name} ({type(module).__name__})" for name, module in learner.model.named_modules() if _is_random(module)]
-    if random:
-        if learner.execution not in ("auto", "loop"):
-            raise ValueError(
-                f"{random[0]} draws random numbers, so that {learner.execution} tasks would not repeat what a loop gives; use "
-                f"execution='loop', or switch it off with model.eval()"
-            )
+    drawing = _random_part(learner)
+    if drawing and learner.execution not in ("auto", "loop"):
+        refuse_draws(learner.execution, drawing)
+    if drawing:
         return "loop"
     device = RECORDED.get(learner.execution)
     if device and not _on(learner, device):
@@ -123,7 +127,7 @@ def chosen(learner: Learner) -> str:
     vectorizes = all(isinstance(module, _DENSE if on_cpu else (*_DENSE, *_CONVOLUTIONAL)) for module in modules)
     if vectorizes and _is_plain(learner.model):
         return "graphs" if _on(learner, "cuda") and not without_graphs(learner) else "vectorized"
-    return "threads" if on_cpu and torch.get_num_threads() > 1 else "loop"
+    return "threads" if on_cpu and torch.get_num_threads() > 1 and not _tied_part(learner.model) else "loop"
 
 
 def without_graphs(learner: Learner) -> str:
@@ -182,6 +186,43 @@ def _has_hooks(module: nn.Module) -> bool:
     return any(getattr(module, name) for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"))
 
 
+def _random_part(learner: Learner) -> str:
+    """What in the model draws random numbers, in words; nothing if nothing is known to."""
+    for name, module in learner.model.named_modules():
+        if _is_random(module):
+            return f"{name} ({type(module).__name__})"
+        for attribute, value in vars(module).items():
+            if isinstance(value, _GENERATORS):
+                return f"the generator {name + '.' if name else ''}{attribute}"
+    return "the model" if learner.known.drawing == _modes_of(learner.model) else ""  # as it did the last time
+
+
+_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+
+
+def _tied_part(model: nn.Module) -> str:
+    """A hook or a replaced method that may remember this one model, so that a copy of it would still call the original, in words."""
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if any(map(_remembers, value.values() if isinstance(value, dict) else [value])):
+                return f"{attribute.strip('_')} of {name or 'the model'}"
+    return ""
+
+
+def _remembers(value: Any) -> bool:
+    """Whether a function uses anything from outside itself that could be, or hold, a part of a model."""
+    if isinstance(value, partial):
+        return any(map(_remembers, (value.func, *value.args, *value.keywords.values())))
+    if not isinstance(value, FunctionType):
+        return False  # what else a module holds is copied with it, bound methods too
+    outside = inspect.getclosurevars(value)
+    used = (*outside.nonlocals.values(), *outside.globals.values())
+    return not all(isinstance(thing, _HARMLESS) for thing in used)
+
+
+_HARMLESS = (ModuleType, type, BuiltinFunctionType, FunctionType, int, float, str, bool, torch.dtype, torch.device, type(None))
+
+
 def _on(learner: Learner, kind: str) -> bool:
     return all(parameter.device.type == kind for parameter in learner.parameters())
 
@@ -206,25 +247,28 @@ def _each(learner: Learner, episodes: Episode, work: Callable[[Learner, Episode]
     """The results of `work` on every task (or chunk of tasks), in the order of the tasks."""
     if learner.rates and torch.is_inference_mode_enabled():
         raise RuntimeError("the inner loop takes gradients, which torch.inference_mode() rules out; evaluate under torch.no_grad()")
-    tasks = unstack(episodes)
-    way, before = chosen(learner), _versions(learner.model)
+    tasks, way = unstack(episodes), chosen(learner)
     if way in RECORDED and work is _predictions and torch.is_grad_enabled():
         way = "vectorized"  # a recording has no graph to differentiate
     if way in VECTORIZED:
         run = _recorded if way in RECORDED else _at_once
-        for start in range(0, len(tasks), CHUNK):
-            chunk = Episode(*(Examples(*(tensor[start : start + CHUNK] for tensor in part)) for part in episodes))
-            yield run(learner.on(stacked=len(chunk.query.inputs)), chunk, work)
+        yield from _in_chunks(learner, episodes, len(tasks), work, run)
     elif way == "threads":
         yield from in_threads(learner, tasks, work)
     else:
-        yield from (work(learner, task) for task in tasks)
-    written = [name for name, version in _versions(learner.model).items() if version != before[name]]
-    if written:
-        raise ValueError(
-            f"the model writes into its buffer {written[0]} while it runs, so that every task changes what the next one sees; switch that "
-            f"off with model.eval(), or keep it out of the model"
-        )
+        yield from in_order(learner, tasks, work)
+
+
+def _in_chunks(
+    learner: Learner, episodes: Episode, tasks: int, work: Callable[[Learner, Episode], Result], run: Callable[..., Any]
+) -> Iterator[Result]:
+    for start in range(0, tasks, CHUNK):
+        randomness = TaskRandomness(_device(learner))
+        chunk = part_of(episodes, slice(start, start + CHUNK))
+        result = run(learner.on(stacked=len(chunk.query.targets)), chunk, work)
+        if randomness.changed():
+            refuse_draws(learner.execution, "the model")
+        yield result
 
 
 def _at_once(learner: Learner, chunk: Episode, work: Callable[[Learner, Episode], Result]) -> Result:
@@ -236,7 +280,10 @@ def _recorded(learner: Learner, chunk: Episode, work: Callable[[Learner, Episode
         return work(learner, Episode(Examples(*tensors[:2]), Examples(*tensors[2:])))
 
     recorder = graphs.compiled if learner.execution == "compiled" else graphs.record
-    return graphs.replayed(recorder, learner.model, (work, _decisive(learner)), run, *chunk.support, *chunk.query)
+    tensors = (*chunk.support, *chunk.query)
+    if not all(isinstance(tensor, Tensor) for tensor in tensors):
+        raise ValueError(f"execution={learner.execution!r} takes inputs that are one tensor; use execution='vectorized' or 'loop'")
+    return graphs.replayed(recorder, learner.model, (work, _decisive(learner)), run, *tensors)
 
 
 def _decisive(learner: Learner) -> tuple[Any, ...]:
@@ -244,7 +291,7 @@ def _decisive(learner: Learner) -> tuple[Any, ...]:
     model = learner.model
     casts = tuple((torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in RECORDED.values())
     modes = torch.is_grad_enabled(), casts, *_precisions()
-    own = tuple((name, _plain(thing)) for name, thing in vars(learner).items() if not name.startswith("_"))
+    own = tuple((name, _plain(thing)) for name, thing in vars(learner).items() if name != "known" and not name.startswith("_"))
     tensors = tuple((name, _plain(tensor), tensor.requires_grad) for name, tensor in (*learner.named_parameters(), *model.named_buffers()))
     return type(learner), modes, own, tensors, tuple(module.training for module in model.modules())
 
@@ -261,52 +308,108 @@ def _precisions() -> tuple[Any, ...]:
     return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.are_deterministic_algorithms_enabled()
 
 
-def _versions(model: nn.Module) -> dict[str, int]:
-    """How often each real-valued buffer was written to in place. (Counters of calls do no harm.)"""
-    return {name: buffer._version for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+def in_order(learner: Learner, items: Sequence[Item], work: Callable[[Learner, Item], Result], *, first: int = 0) -> Iterator[Result]:
+    """The results of `work(learner, item)` on items `first` and on, one by one, each with random numbers of its own.
+
+    What a task draws is decided by the state of the global generator at the start and the number of the task (see `TaskRandomness`).
+    """
+    randomness = TaskRandomness(_device(learner))
+    try:
+        for number in range(first, len(items)):
+            with randomness.task(number):
+                result = work(learner, items[number])
+            yield result
+        learner.known.drawing = _modes_of(learner.model) if randomness.drawn else None
+    finally:
+        randomness.finish()
 
 
 def in_threads(learner: Learner, items: Sequence[Item], work: Callable[[Learner, Item], Result]) -> Iterator[Result]:
     """The results of `work(learner, item)` on every item, in order: one item a thread, each on a replica that shares every tensor.
 
-    On a CPU a task is too small to be shared out over cores, so that a task a core is faster. Where there is one core, or the model is
-    on another device, the items are worked on one by one.
+    On a CPU a task is too small to be shared out over cores, so that a task a core is faster. The items are worked on one by one if
+    there is one core, if the model is on another device, if it cannot be copied, or if it draws random numbers: threads share the
+    generators, so that which thread draws first would decide the result.
     """
-    on_cpu = _on(learner, "cpu")
-    threads = min(torch.get_num_threads() if on_cpu else 1, len(items))
-    if threads < 2:
-        yield from (work(learner, item) for item in items)
+    threads = min(torch.get_num_threads() if _on(learner, "cpu") else 1, len(items))
+    drawing = _random_part(learner)
+    if drawing and learner.execution == "threads":
+        refuse_draws("threads", drawing)
+    replicas = _replicas(learner, threads) if threads > 1 and not drawing else []
+    if not replicas:
+        yield from in_order(learner, items, work)
         return
     pool, modes = _pool(torch.get_num_threads()), _modes()
-    # `functional_call` writes into the module while it runs, so that every task in flight needs a module of its own.
+    # A call writes into the module while it runs, so that every task in flight needs a module of its own.
     free: SimpleQueue[Learner] = SimpleQueue()
-    for _ in range(threads):
-        free.put(learner.on(_same_tensors(learner.model)))
+    for other in replicas:
+        free.put(other)
 
     def run(item: Item) -> Result:
-        replica = free.get()
+        other = free.get()
         try:
             with modes():
-                return work(replica, item)
+                return work(other, item)
         finally:
-            free.put(replica)
+            free.put(other)
 
+    randomness = TaskRandomness(_device(learner))
     waiting: deque[Future[Result]] = deque()
+    coming = iter(items)
+    finished = 0
     try:
-        for item in items:
-            waiting.append(pool.submit(run, item))
-            if len(waiting) > threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        while finished < len(items):
+            for item in islice(coming, threads + 1 - len(waiting)):
+                waiting.append(pool.submit(run, item))
+            result = waiting.popleft().result()
+            if randomness.changed():
+                break
+            yield result
+            finished += 1
     finally:
         for future in waiting:
             future.cancel()
+    if finished < len(items):
+        wait(waiting)
+        randomness.finish()
+        if learner.execution == "threads":
+            refuse_draws("threads", "the model")
+        # The tasks that are finished drew nothing, so that they are as they would be in a loop.
+        yield from in_order(learner, items, work, first=finished)
 
 
-def _same_tensors(model: nn.Module) -> nn.Module:
-    tensors = (*model.parameters(), *model.buffers())
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+def refuse_draws(way: str, part: str) -> NoReturn:
+    """Raise ValueError for tasks that run in this way although this part of the model draws random numbers."""
+    raise ValueError(
+        f"{part} draws random numbers, so that {way} tasks would not repeat what a loop gives; use execution='loop', or switch it off "
+        f"with model.eval()"
+    )
+
+
+def _modes_of(model: nn.Module) -> tuple[bool, ...]:
+    return tuple(module.training for module in model.modules())
+
+
+def _device(learner: Learner) -> torch.device:
+    return next((parameter.device for parameter in learner.parameters()), torch.device("cpu"))
+
+
+def _replicas(learner: Learner, count: int) -> list[Learner]:
+    """So many of the same learner on copies of its model; none if a copy would not be the same, with a warning if none can be made."""
+    tied = _tied_part(learner.model)
+    if tied and learner.execution == "threads":
+        raise ValueError(
+            f"execution='threads' copies the model for every thread, but the {tied} may remember the original; use execution='loop'"
+        )
+    if tied:
+        return []
+    try:
+        return [learner.on(replica(learner.model)) for _ in range(count)]
+    except TypeError as error:
+        if learner.execution == "threads":
+            raise ValueError(f"execution='threads' copies the model for every thread, but {error}; use execution='loop'") from error
+        warnings.warn(f"{error}; tasks run one by one. execution='loop' does so without this warning", stacklevel=2)
+        return []
 
 
 def _modes() -> Callable[[], contextlib.AbstractContextManager[None]]:

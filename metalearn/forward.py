@@ -17,8 +17,8 @@ def forward(model: nn.Module, inputs: Inputs, output: str | None = None) -> Tens
     Args:
         model: any module.
         inputs: a tensor for `model(inputs)`, a tuple or list for `model(*inputs)`, a mapping for `model(**inputs)`.
-        output: which entry of a tuple, a dictionary or a `ModelOutput` to take: its key, its field, or its index as text. None for a
-            model whose output is a tensor.
+        output: which entry of a tuple, a dictionary or a `ModelOutput` to take: its key, its field, or its index as text. A tensor is
+            taken as it is: networks with auxiliary outputs, such as GoogLeNet, have them in training mode only.
 
     Raises:
         ValueError: the output is not a tensor and `output` is missing or is not one of its entries, which are listed.
@@ -37,7 +37,39 @@ def forward(model: nn.Module, inputs: Inputs, output: str | None = None) -> Tens
         result = model(**inputs)
     else:
         result = model(*inputs)
+    if isinstance(result, Tensor):
+        return result
     return select(result, output, f"the model {type(model).__name__}", lambda entry: f"output={entry!r}")
+
+
+def map_tensors(function: Callable[[Tensor], Any], inputs: Inputs) -> Any:
+    """The same structure with `function` of every tensor in it; what is not a tensor stays as it is.
+
+    Example:
+        >>> import torch
+        >>> map_tensors(lambda tensor: tensor[:1], {"ids": torch.tensor([3, 4]), "full": True})
+        {'ids': tensor([3]), 'full': True}
+    """
+    if isinstance(inputs, Tensor):
+        return function(inputs)
+    if isinstance(inputs, Mapping):
+        return {name: map_tensors(function, value) for name, value in inputs.items()}
+    if isinstance(inputs, list | tuple):
+        return tuple(map_tensors(function, value) for value in inputs)
+    return inputs
+
+
+def tensors_of(inputs: Inputs) -> list[Tensor]:
+    """The tensors of a network's inputs, in order.
+
+    Example:
+        >>> import torch
+        >>> len(tensors_of((torch.ones(2), {"mask": torch.ones(2)})))
+        2
+    """
+    listed: list[Tensor] = []
+    map_tensors(listed.append, inputs)
+    return listed
 
 
 def select(result: Any, entry: str | None, source: str, name: Callable[[str], str]) -> Tensor:

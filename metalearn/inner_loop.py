@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from threading import Lock
 from typing import Any
@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.func import vmap
 from torch.optim import Optimizer
 
-Weights = dict[str, Tensor]
+from .functional import Weights
+
 Rates = Mapping[str, float | Tensor]
 Closure = Callable[[Weights], Tensor]
 Update = Callable[[Weights, Weights, Rates, Any], tuple[Weights, Any]]
@@ -118,7 +119,14 @@ def describe_update(update: Update) -> str:
 
 
 def inner_step(
-    closure: Closure, weights: Weights, rates: Rates, *, first_order: bool = False, update: Update = sgd, state: Any = None
+    closure: Closure,
+    weights: Weights,
+    rates: Rates,
+    *,
+    first_order: bool = False,
+    update: Update = sgd,
+    state: Any = None,
+    backward: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> tuple[Weights, Any]:
     """One inner step: the parameters that have a rate move against the gradient of the closure -> (weights, the update's state).
 
@@ -130,6 +138,7 @@ def inner_step(
         weights: every parameter by name.
         rates: the rate of every parameter that moves: a number, or a tensor that broadcasts against it.
         first_order: detach the weights *before* the gradient is taken, so that no second graph is built.
+        backward: makes a context manager that the gradient is taken in.
     Raises ValueError naming a parameter with a rate that the loss does not depend on.
 
     Example:
@@ -140,16 +149,26 @@ def inner_step(
     if not rates:
         return weights, state
     create_graph = torch.is_grad_enabled() and not first_order
-    with torch.enable_grad(), _attention.twice_differentiable(create_graph):
+    with torch.enable_grad(), attention.twice_differentiable(create_graph):
         moving = {name: _leaf(weights[name], detach=not create_graph) for name in rates}
         loss = closure({**weights, **moving})
-        gradients = dict(zip(moving, _gradient(loss, moving, create_graph), strict=True))
+        with backward():
+            gradients = dict(zip(moving, _gradient(loss, moving, create_graph), strict=True))
     old = moving if create_graph else {name: weights[name] for name in rates}
     new, state = update(old, gradients, rates, state)
     return {**weights, **new}, state
 
 
-def inner_loop(closure: Closure, weights: Weights, rates: Rates, steps: int, *, first_order: bool = False, update: Update = sgd) -> Weights:
+def inner_loop(
+    closure: Closure,
+    weights: Weights,
+    rates: Rates,
+    steps: int,
+    *,
+    first_order: bool = False,
+    update: Update = sgd,
+    backward: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Weights:
     """`steps` inner steps on the same closure -> the adapted weights, differentiable to the first ones (see `inner_step`).
 
     Example (a policy gradient, a regression, anything that gives a loss will do as the closure):
@@ -160,7 +179,7 @@ def inner_loop(closure: Closure, weights: Weights, rates: Rates, steps: int, *, 
     """
     state = None
     for _ in range(steps):
-        weights, state = inner_step(closure, weights, rates, first_order=first_order, update=update, state=state)
+        weights, state = inner_step(closure, weights, rates, first_order=first_order, update=update, state=state, backward=backward)
     return weights
 
 
@@ -221,12 +240,15 @@ class _Attention:
         torch.backends.cuda.enable_cudnn_sdp(cudnn)
 
 
-_attention = _Attention()
+attention = _Attention()
 
 
 def _leaf(weight: Tensor, *, detach: bool) -> Tensor:
     """A tensor to differentiate by; one with `requires_grad=False` moves in the inner loop if it has a rate."""
-    return weight.detach().requires_grad_() if detach or not weight.requires_grad else weight
+    if detach or not weight.requires_grad:
+        return weight.detach().requires_grad_()
+    # A parameter itself never enters the loss, so that any use of it is known to go past the weights that are given.
+    return weight.view_as(weight) if weight.is_leaf else weight
 
 
 def _gradient(loss: Tensor, moving: Weights, create_graph: bool) -> tuple[Tensor, ...]:
@@ -234,9 +256,28 @@ def _gradient(loss: Tensor, moving: Weights, create_graph: bool) -> tuple[Tensor
         raise ValueError(f"the inner loss does not depend on any parameter that has a rate ({', '.join(moving)})")
     gradients = torch.autograd.grad(loss.sum(), list(moving.values()), create_graph=create_graph, allow_unused=True)
     unused = [name for name, gradient in zip(moving, gradients, strict=True) if gradient is None]
+    if unused and _is_reentrant(loss):
+        raise ValueError(
+            f"{unused[0]} is used inside of torch.utils.checkpoint in its reentrant form, which an inner loop cannot differentiate; pass "
+            f"use_reentrant=False there"
+        )
     if unused:
         raise ValueError(
             f"the inner loss does not depend on {', '.join(unused)}; give a rate only to layers that the forward pass uses "
             f"(lr={{'<layer>': <rate>}}), or remove what is unused"
         )
     return gradients
+
+
+def _is_reentrant(loss: Tensor) -> bool:
+    """Whether the graph of the loss has a checkpoint that hides its parameters from `torch.autograd.grad`."""
+    waiting, seen = [loss.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            return True
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]
+    return False

@@ -7,17 +7,21 @@ import functools
 import re
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, Self
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from . import execution as _execution
-from .episodes import Episode, Examples, unstack
+from .episodes import Episode, Examples, part_of
+from .forward import Inputs, forward, map_tensors, tensors_of
+from .functional import UnadaptedWeights, call, check_weights, tripwires
 from .graphs import value
-from .inner_loop import Rates, Weights
+from .inner_loop import Rates, Weights, attention
 from .layers import assign, heads, is_inside
 from .layers import head as find_head
 from .norm import check_statistics, statistics
@@ -27,6 +31,7 @@ from .representations import ending, failing_layer, head_input, output_of
 from .stacked import StackedConvolutions
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Result = TypeVar("Result")
 
 
 class Adapted(NamedTuple):
@@ -38,6 +43,17 @@ class Adapted(NamedTuple):
 
     weights: Weights
     support: Examples | None = None
+
+
+_RECOMPUTES = "If it recomputes them in the backward pass (torch.utils.checkpoint), use execution='loop', which supports that"
+
+
+@dataclass
+class Known:
+    """What running a learner's tasks has shown about its model."""
+
+    recomputes: bool = False  # whether it runs again in the backward pass, so that every call needs a copy of it
+    drawing: tuple[bool, ...] | None = None  # the training modes of its modules when it last drew random numbers
 
 
 def explained(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -71,6 +87,8 @@ class Learner(nn.Module):
         execution: "loop", "threads", "vectorized", "graphs" (vectorized and recorded, on CUDA), "compiled" (vectorized and compiled, on a
             CPU with a C++ compiler: seconds to minutes at first, and many times as fast for a small network), or "auto" (the fastest
             of the others that is exact for this model and device).
+        output: which entry of the model's output to take, for a model whose output is a tuple or a dictionary (see
+            `metalearn.forward.forward`; a model that takes several inputs gets them as a tuple or a dictionary).
     """
 
     first_order = False
@@ -78,15 +96,26 @@ class Learner(nn.Module):
     head: str
     needs_head = False  # whether the first run has to tell if a guessed head makes the model's output
 
-    def __init__(self, model: nn.Module, *, head: str | None = None, loss: Loss = F.cross_entropy, execution: str = "auto") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        head: str | None = None,
+        loss: Loss = F.cross_entropy,
+        execution: str = "auto",
+        output: str | None = None,
+    ) -> None:
         super().__init__()
+        check_weights(model)
         check_statistics(model)
         self.model = model
         self.head = head  # type: ignore[assignment]
         self.loss = loss
         self.execution = execution
+        self.output = output
         self.held: frozenset[str] = frozenset()  # parameters that `frozen` keeps from moving
         self.stacked = 0  # how many tasks are vectorized
+        self.known = Known()
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute. A setting is checked, and what follows from it is made anew, at any time as at construction.
@@ -138,25 +167,40 @@ class Learner(nn.Module):
         raise NotImplementedError
 
     @explained
-    def predict(self, adapted: Adapted, inputs: Tensor) -> Tensor:
+    def predict(self, adapted: Adapted, inputs: Inputs) -> Tensor:
         """Query inputs (queries, ...) of that task -> logits (queries, ways)."""
         return self.call(adapted.weights, inputs)
 
     def outer_gradient(self, episode: Episode) -> tuple[Tensor, Tensor, list[Tensor | None]]:
         """One task -> its outer loss, its query logits, and the gradient of the loss for each of `trained()`."""
-        logits = self.predict(self.adapt(episode.support), episode.query.inputs)
-        self.check_labels(logits, episode.query.targets)
-        loss = self.task_loss(logits, episode.query.targets)
+
+        def gradient() -> tuple[Tensor, Tensor, list[Tensor | None]]:
+            # What recomputes in the backward pass has to find the kernels of attention that its forward pass found.
+            with attention.twice_differentiable(bool(self.rates) and not self.first_order):
+                logits = self.predict(self.adapt(episode.support), episode.query.inputs)
+                self.check_labels(logits, episode.query.targets)
+                loss = self.task_loss(logits, episode.query.targets)
+                trained = list(self.trained().values())
+                with self.backward():
+                    gradients = torch.autograd.grad(loss.sum(), trained, allow_unused=True)
+            return loss.detach(), logits.detach(), list(gradients)
+
         try:
-            gradients = torch.autograd.grad(loss.sum(), list(self.trained().values()), allow_unused=True)
+            return self.watched(gradient)
         except RuntimeError as error:
-            missing = re.search(r"derivative for (?:aten::)?(\w+?)(?:_backward)? is not implemented", str(error))
-            if missing is None or self.first_order:
+            if self.first_order:
                 raise
-            raise RuntimeError(
-                f"PyTorch has no second derivative of {missing[1]}, which the model uses ({error}); use first_order=True"
-            ) from error
-        return loss.detach(), logits.detach(), list(gradients)
+            missing = re.search(r"derivative for (?:aten::)?(\w+?)(?:_backward)? is not implemented", str(error))
+            if missing is not None:
+                raise RuntimeError(
+                    f"PyTorch has no second derivative of {missing[1]}, which the model uses ({error}); use first_order=True"
+                ) from error
+            if "double backward" in str(error):
+                raise RuntimeError(
+                    f"a part of the model is compiled, and has no second derivative ({error}); pass the module that torch.compile was given, "
+                    f"or use first_order=True"
+                ) from error
+            raise
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that the outer loop trains, by name: those that require a gradient and that predictions depend on."""
@@ -178,13 +222,13 @@ class Learner(nn.Module):
 
         Raises ValueError if there is no task or no query.
         """
-        if not len(episodes.query.inputs):
+        if not len(episodes.query.targets):
             raise ValueError("there are no tasks: the stack of episodes is empty")
         if self.guessed and self.needs_head:
-            self.settle_head(unstack(episodes)[0].support.inputs)
+            self.settle_head(part_of(episodes, 0).support.inputs)
 
     @explained
-    def settle_head(self, inputs: Tensor) -> None:
+    def settle_head(self, inputs: Inputs) -> None:
         """Check on the support inputs of a task (or stack) that a guessed head makes the model's output.
 
         A head that was named is taken as it is. A model may go on after its head, if nothing with parameters follows (SqueezeNet pools).
@@ -193,7 +237,7 @@ class Learner(nn.Module):
         """
         if not self.guessed or torch.is_inference_mode_enabled():
             return
-        run = self._trial(inputs[0] if self.stacked else inputs)
+        run = self._trial(self._first_task(inputs))
         if not ending(self.model, self.head, run).decides:
             other = output_of(self.model, run)
             cure = f"that of {other!r} is: pass head={other!r}" if other else "name the layer that makes it with head=, or add a head"
@@ -205,7 +249,7 @@ class Learner(nn.Module):
 
     def explain(self, error: Exception, inputs: Any) -> None:
         """Raise in words why the model failed on these inputs, if running it on one task tells."""
-        plain, task = self.on(), inputs[0] if self.stacked else inputs
+        plain, task = self.on(), self._first_task(inputs)
         failure = failing_layer(self.model, lambda: plain.call(plain.weights(), task))
         if failure is not None:
             raise ValueError(failure) from error
@@ -225,6 +269,7 @@ class Learner(nn.Module):
             "head": self.head,
             "norm": statistics(self.model),
             "loss": getattr(self.loss, "__name__", type(self.loss).__name__),
+            **({} if self.output is None else {"output": self.output}),
         }
 
     # What subclasses build on
@@ -236,30 +281,27 @@ class Learner(nn.Module):
             weights.update({name: weights[name].expand(self.stacked, *weights[name].shape) for name in self.rates})
         return weights
 
-    def call(self, weights: Weights, inputs: Tensor) -> Tensor:
+    def call(self, weights: Weights, inputs: Inputs) -> Tensor:
         """The model's output under these weights: (examples, ...) -> (examples, ways)."""
-        output = self._per_task(lambda w, x: functional_call(self.model, w, (x,)), weights, inputs)
-        if not isinstance(output, Tensor):
-            raise TypeError(f"{type(self.model).__name__} puts out a {type(output).__name__}; a learner needs one tensor (examples, ways)")
-        return output
+        return self._per_task(self.model, lambda model, x: forward(model, x, self.output), weights, inputs)
 
     def call_head(self, weights: Weights, features: Tensor) -> Tensor:
         """The head's output for what enters it, under these weights: (examples, ...) -> (examples, ways)."""
-        module, start = self.model.get_submodule(self.head), len(self.head) + 1 if self.head else 0
-        own = {name: weight for name, weight in weights.items() if is_inside(name, self.head)}
-        return self._per_task(lambda w, x: functional_call(module, {name[start:]: v for name, v in w.items()}, (x,)), own, features)
+        start = len(self.head) + 1 if self.head else 0
+        own = {name[start:]: weight for name, weight in weights.items() if is_inside(name, self.head)}
+        return self._per_task(self.model.get_submodule(self.head), lambda head, x: head(x), own, features)
 
-    def features(self, weights: Weights, inputs: Tensor) -> tuple[Tensor, bool]:
+    def features(self, weights: Weights, inputs: Inputs) -> tuple[Tensor, bool]:
         """What enters the head, as it enters, and whether the model's output is just what the head puts out."""
         ends = [False]
 
-        def run(w: Weights, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            with head_input(self.model, self.head) as at_head:
-                output = functional_call(self.model, w, (x,))
+        def run(model: nn.Module, x: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+            with head_input(model, self.head) as at_head:
+                output = forward(model, x, self.output)
             ends[:] = [bool(self.head) and at_head.runs == 1 and output is at_head.output]
             return at_head.features, at_head.copy, output
 
-        features, of_head, output = self._per_task(run, weights, inputs)
+        features, of_head, output = self._per_task(self.model, run, weights, inputs)
         return features, ends[0] and bool(value((of_head == output).all()))  # what wrote into the head's output shows in its values
 
     def task_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -278,11 +320,14 @@ class Learner(nn.Module):
 
         Raises ValueError if the support set is empty, or has not one target for each of its inputs.
         """
-        inputs, targets = (tensor.shape[bool(self.stacked) :] for tensor in support)
-        if not targets or not inputs or not targets[0]:
-            raise ValueError(f"the support set is empty: its inputs are {tuple(inputs)} and its targets {tuple(targets)}; give it examples")
-        if inputs[0] != targets[0]:
-            raise ValueError(f"the support set has {inputs[0]} inputs but {targets[0]} targets; give each input one")
+        dims = bool(self.stacked)
+        targets = tuple(support.targets.shape[dims:])
+        for tensor in tensors_of(support.inputs):
+            inputs = tuple(tensor.shape[dims:])
+            if not targets or not inputs or not targets[0]:
+                raise ValueError(f"the support set is empty: its inputs are {inputs} and its targets {targets}; give it examples")
+            if inputs[0] != targets[0]:
+                raise ValueError(f"the support set has {inputs[0]} inputs but {targets[0]} targets; give each input one")
 
     def check_labels(self, logits: Tensor, targets: Tensor) -> None:
         """Raise ValueError where a task's class labels are not among the outputs that there are logits for."""
@@ -318,17 +363,40 @@ class Learner(nn.Module):
             other.model = model
         return other
 
-    def _trial(self, inputs: Tensor) -> Callable[[Weights], Tensor]:
-        """From weights to the model's output for the inputs of one task; what the run draws and writes is undone."""
+    def backward(self) -> AbstractContextManager[None]:
+        """A context manager, for backward passes, in which a use of a parameter that the inner loop moves raises UnadaptedWeights."""
+        return tripwires(self.model, self.rates if self.steps else ())
+
+    def watched(self, work: Callable[[], Result]) -> Result:
+        """`work()`; once more if it shows that the model runs again in the backward pass, then in copies that keep their weights."""
+        in_copies = self.known.recomputes
+        try:
+            return work()
+        except UnadaptedWeights as error:
+            if in_copies:
+                raise
+            if self.stacked:
+                raise ValueError(f"{error}. {_RECOMPUTES}") from error
+        except RuntimeError as error:
+            if "escaped from inside a function being vmapped" not in str(error):
+                raise
+            raise ValueError(f"{type(self.model).__name__} uses activations after its forward pass. {_RECOMPUTES}") from error
+        self.known.recomputes = True
+        return work()
+
+    def _trial(self, inputs: Inputs) -> Callable[[Weights], Tensor]:
+        """From weights to the model's output for the inputs of one task; what the run draws is undone."""
         plain = self.on()
-        device = inputs.device
+        device = tensors_of(inputs)[0].device
 
         def run(weights: Weights) -> Tensor:
-            buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                return plain.call({**buffers, **weights}, inputs.clone())
+                return plain.call(weights, map_tensors(torch.clone, inputs))
 
         return run
+
+    def _first_task(self, inputs: Inputs) -> Inputs:
+        return map_tensors(lambda tensor: tensor[0], inputs) if self.stacked else inputs
 
     def _check_cross_entropy(self, logits: Tensor, targets: Tensor) -> None:
         shape = tuple(logits.shape[bool(self.stacked) :])
@@ -345,14 +413,24 @@ class Learner(nn.Module):
                 "another loss) for regression, or build the model with an output for each class"
             )
 
-    def _per_task(self, function: Callable[[Weights, Tensor], Any], weights: Weights, inputs: Tensor) -> Any:
+    def _per_task(self, module: nn.Module, function: Callable[[nn.Module, Any], Any], weights: Weights, inputs: Inputs) -> Any:
+        """`function(module with these weights, inputs)`, for one task or for every task of a stack."""
         if not self.stacked:
             with Convolutions():
-                return function(weights, inputs)
-        single = dict(self.model.named_parameters())
+                return call(module, weights, lambda network: function(network, inputs), keep=self.known.recomputes)
+        single = dict(module.named_parameters())
         dims = {name: 0 if weight.ndim > single[name].ndim else None for name, weight in weights.items()}
-        with StackedConvolutions():
-            return vmap(function, in_dims=(dims, 0), randomness="error")(weights, inputs)
+
+        def task(w: Weights, x: Inputs) -> Any:
+            return call(module, w, lambda network: function(network, x), stacked=True)
+
+        try:
+            with StackedConvolutions():
+                return vmap(task, in_dims=(dims, map_tensors(lambda _: 0, inputs)), randomness="error")(weights, inputs)
+        except RuntimeError as error:
+            if "random operation" not in str(error):
+                raise
+            _execution.refuse_draws(self.execution, "the model")
 
 
 class FeatureLearner(Learner):
@@ -379,10 +457,10 @@ class FeatureLearner(Learner):
             self.check_stack(targets)
 
     @explained
-    def settle_head(self, inputs: Tensor) -> None:
+    def settle_head(self, inputs: Inputs) -> None:
         """Find on the support inputs of a task (or stack) which layer makes the output, if the head was guessed; "" if none does."""
         if self.guessed:
-            run = self._trial(inputs[0] if self.stacked else inputs)
+            run = self._trial(self._first_task(inputs))
             if not ending(self.model, self.head, run).is_output:
                 self.head = output_of(self.model, run) or ""
             self.guessed = False
@@ -396,7 +474,7 @@ class FeatureLearner(Learner):
         return Adapted(weights, Examples(self.flat_features(weights, support.inputs), support.targets))
 
     @explained
-    def predict(self, adapted: Adapted, inputs: Tensor) -> Tensor:
+    def predict(self, adapted: Adapted, inputs: Inputs) -> Tensor:
         """Query inputs (queries, ...) of that task -> logits (queries, ways), for as many ways as the support set has."""
         if adapted.support is None:
             raise ValueError(f"{type(self).__name__} predicts from support features: pass what its own adapt(support) returned")
@@ -422,7 +500,7 @@ class FeatureLearner(Learner):
             return trained
         return {name: p for name, p in trained.items() if not is_inside(name.removeprefix("model."), self.head)}
 
-    def flat_features(self, weights: Weights, inputs: Tensor) -> Tensor:
+    def flat_features(self, weights: Weights, inputs: Inputs) -> Tensor:
         """What enters the head, a row an example: (examples, features), with the task dimension before it where there is one."""
         return self.features(weights, inputs)[0].flatten(2 if self.stacked else 1)
 

@@ -55,7 +55,7 @@ class MAML(Learner):
             paper that sums over the ways, multiply its rate by them.
         steps: inner steps.
         first_order: drop the second derivatives (FOMAML): the gradient is the query gradient at the adapted weights.
-        head, loss, execution: as for `Learner`.
+        head, loss, execution, output: as for `Learner`.
         update: the inner update: "sgd", "momentum" or "adam" (see `metalearn.inner_loop`), or a function of that form.
 
     Each of them but the model can be set later: it is checked again, and takes effect.
@@ -79,8 +79,9 @@ class MAML(Learner):
         loss: Loss = F.cross_entropy,
         update: str | Update = sgd,
         execution: str = "auto",
+        output: str | None = None,
     ) -> None:
-        super().__init__(model, head=head, loss=loss, execution=execution)
+        super().__init__(model, head=head, loss=loss, execution=execution, output=output)
         self.steps = steps
         self.first_order = first_order
         self.update = find_update(update)
@@ -139,7 +140,13 @@ class MAML(Learner):
                 f"in lr={{{self.head!r}: 0.1}}, or use requires_grad_(True)"
             )
         update = task_by_task(self.update) if self.stacked else self.update
-        return inner_loop(closure, self.weights(), rates, self.steps, first_order=self.first_order, update=update)
+
+        def adapted() -> Weights:
+            return inner_loop(
+                closure, self.weights(), rates, self.steps, first_order=self.first_order, update=update, backward=self.backward
+            )
+
+        return self.watched(adapted)
 
     def current_rates(self) -> dict[str, Rate]:
         """The rate of every parameter that moves; learned ones as the outer loop has them now."""

@@ -22,7 +22,7 @@ class NIL(FeatureLearner):
         model: any module with one tensor in and one out; its head is not used.
         rule: how cosines become labels, "softmax" (matching networks), "sum", or "class_mean" (BOIL's code): the paper says only that
             similarities weight the labels. Formulas in `metalearn.readouts.cosine_readout`. For one shot all three agree on the class.
-        head, loss, execution: as for `Learner`; the features are what enters the head, or the output of a model
+        head, loss, execution, output: as for `Learner`; the features are what enters the head, or the output of a model
             without one.
 
     Example:
@@ -35,9 +35,16 @@ class NIL(FeatureLearner):
     """
 
     def __init__(
-        self, model: nn.Module, rule: str = "softmax", head: str | None = None, *, loss: Loss = F.cross_entropy, execution: str = "auto"
+        self,
+        model: nn.Module,
+        rule: str = "softmax",
+        head: str | None = None,
+        *,
+        loss: Loss = F.cross_entropy,
+        execution: str = "auto",
+        output: str | None = None,
     ) -> None:
-        super().__init__(model, head=head, loss=loss, execution=execution)
+        super().__init__(model, head=head, loss=loss, execution=execution, output=output)
         self.rule = rule
 
     def check_rule(self, rule: str) -> str:

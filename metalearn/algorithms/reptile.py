@@ -41,8 +41,9 @@ class Reptile(MAML):
         loss: Loss = F.cross_entropy,
         update: str | Update = sgd,
         execution: str = "auto",
+        output: str | None = None,
     ) -> None:
-        super().__init__(model, lr, steps, first_order=True, head=head, loss=loss, update=update, execution=execution)
+        super().__init__(model, lr, steps, first_order=True, head=head, loss=loss, update=update, execution=execution, output=output)
 
     def check_first_order(self, first_order: bool) -> bool:
         """Reptile takes no derivative through the inner loop."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metalearn.inner_loop import Rates, Weights, _attention, sgd
+from metalearn.inner_loop import Rates, Weights, attention, sgd
 from metalearn.operations import Convolutions
 
 from ._missing import nearest
@@ -33,7 +33,7 @@ class BaseLearner(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module gives."""
         # The choice of attention's kernel is made in the forward pass: only one of them can be differentiated twice.
-        with _attention.twice_differentiable(torch.is_grad_enabled() and not getattr(self, "first_order", True)), Convolutions():
+        with attention.twice_differentiable(torch.is_grad_enabled() and not getattr(self, "first_order", True)), Convolutions():
             return self.module(*args, **kwargs)
 
 
