@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from . import execution as _execution
-from .episodes import Episode, Examples, part_of
+from .episodes import Episode, Examples, unstack
 from .forward import Inputs, forward, map_tensors, tensors_of
 from .functional import UnadaptedWeights, call, check_weights, tripwires
 from .graphs import value
@@ -197,8 +197,8 @@ class Learner(nn.Module):
                 ) from error
             if "double backward" in str(error):
                 raise RuntimeError(
-                    f"a part of the model is compiled, and has no second derivative ({error}); pass the module that torch.compile was given, "
-                    f"or use first_order=True"
+                    f"a part of the model is compiled, and has no second derivative ({error}); pass the module that "
+                    f"torch.compile was given, or use first_order=True"
                 ) from error
             raise
 
@@ -225,7 +225,7 @@ class Learner(nn.Module):
         if not len(episodes.query.targets):
             raise ValueError("there are no tasks: the stack of episodes is empty")
         if self.guessed and self.needs_head:
-            self.settle_head(part_of(episodes, 0).support.inputs)
+            self.settle_head(unstack(episodes)[0].support.inputs)  # which raises for a single task
 
     @explained
     def settle_head(self, inputs: Inputs) -> None:
