@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from . import execution as _execution
-from .episodes import Episode, Examples, part_of
+from .episodes import Episode, Examples, unstack
 from .forward import Inputs, forward, map_tensors, tensors_of
 from .functional import UnadaptedWeights, call, check_weights, tripwires
 from .graphs import value
@@ -214,7 +214,7 @@ class Learner(nn.Module):
         if isinstance(layers, str):
             raise TypeError(f"frozen() takes a list of layers; write frozen([{layers!r}])")
         other = self.on()
-        other.held = self.held | assign(self.model, dict.fromkeys(layers, True)).keys()
+        other.held = self.held.union(assign(self.model, dict.fromkeys(layers, True)))
         return other
 
     def prepare(self, episodes: Episode) -> None:
@@ -225,7 +225,7 @@ class Learner(nn.Module):
         if not len(episodes.query.targets):
             raise ValueError("there are no tasks: the stack of episodes is empty")
         if self.guessed and self.needs_head:
-            self.settle_head(part_of(episodes, 0).support.inputs)
+            self.settle_head(unstack(episodes)[0].support.inputs)  # which raises for a single task
 
     @explained
     def settle_head(self, inputs: Inputs) -> None:

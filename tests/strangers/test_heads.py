@@ -215,3 +215,9 @@ def test_the_check_draws_no_random_number_and_writes_no_state() -> None:
 def test_a_head_is_named_by_its_path() -> None:
     with pytest.raises(TypeError, match=r"not by 3, a int"):
         ml.MAML(HeadFirst(), 0.1, head=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("algorithm", [ml.MAML, ml.ANIL, ml.BOIL, ml.MetaSGD])
+def test_a_task_that_is_not_stacked_is_named(algorithm: type[ml.MAML]) -> None:
+    with pytest.raises(ValueError, match="one leading task dimension"):
+        algorithm(convolutions(), 0.1)(unstack(made_up_tasks(shape=(1, 8, 8)))[0])
