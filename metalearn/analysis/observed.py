@@ -149,7 +149,8 @@ def weights_moved(
     found = {}
     for layer in layers:
         names = weights_of(model, layer)
-        distance = _norm(after[name] - before[name] for name in names if after[name] is not before[name])
+        # Differences of narrow dtypes, and squares beyond their range, are taken in float64.
+        distance = _norm(after[name].double() - before[name].double() for name in names if after[name] is not before[name])
         size = _norm(before[name] for name in names)
         known = [gradients[name] for name in names if name in gradients]
         found[layer] = {
@@ -195,4 +196,4 @@ def _classes(before: Tensor, after: Tensor, targets: Tensor, unmoved: bool) -> d
 
 
 def _norm(tensors: Iterable[Tensor]) -> float:
-    return math.hypot(*(float(torch.linalg.vector_norm(tensor)) for tensor in tensors))
+    return math.hypot(*(float(torch.linalg.vector_norm(tensor.double())) for tensor in tensors))

@@ -20,6 +20,7 @@ from ..learner import Learner
 from ..representations import representations
 from .checks import check_all, check_kind, check_seed, check_whole, is_number, listed
 from .freezing import Estimate
+from .matrices import real_tensor
 from .tables import Pictured, aligned, plain
 
 if TYPE_CHECKING:
@@ -193,7 +194,8 @@ def _features(model: nn.Module, layer: str, inputs: Tensor, convention: str, bat
                         f"the model does not take inputs of {tuple(part.shape[1:])} ({str(error).splitlines()[0]}); bring the images to "
                         f"its channels and size"
                     ) from error
-            output = seen[layer]
+            output = real_tensor(seen[layer], f"layer {layer}: its output")
+            output = output if output.is_floating_point() else output.double()
             if convention == "pool" and output.ndim > 2:
                 output = output.mean(1) if output.ndim == 3 else output.flatten(2).mean(2)
             pieces.append(output.flatten(1).cpu())

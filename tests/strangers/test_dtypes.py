@@ -1,6 +1,8 @@
-"""Activations of every dtype that torch and numpy have, in every measure, beside float64 (anatome#27)."""
+"""Activations of every dtype that torch and numpy have, in every measure, beside float64."""
 
 from __future__ import annotations
+
+import copy
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from metalearn.analysis import (
     Streaming,
     canonical_correlations,
     cca,
+    class_cosines,
     compare_layers,
     linear_cka,
     linear_probes,
@@ -21,6 +24,7 @@ from metalearn.analysis import (
     subspace,
     svcca,
 )
+from metalearn.analysis.observed import weights_moved
 from metalearn.episodes import Examples
 
 MEASURES = {
@@ -78,6 +82,15 @@ def test_a_large_mean_adds_no_directions(dtype: torch.dtype) -> None:
     x, y = (side.add(20).to(dtype) for side in one_subspace())
     assert len(canonical_correlations(x, y)) <= 5
     assert cca(x, y) == pytest.approx(1, abs=2e-2)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_cca_is_what_numpy_computes(dtype: type) -> None:  # anatome#27
+    x, y = np.random.default_rng(0).normal(size=(2, 2000, 40)).astype(dtype)
+    bases = [np.linalg.qr((side - side.mean(0)).astype(np.float64))[0] for side in (x, y)]
+    rho = np.linalg.svd(bases[0].T @ bases[1], compute_uv=False)
+    assert canonical_correlations(x, y) == pytest.approx(rho, abs=1e-6)
+    assert cca(x, y) == pytest.approx(rho.mean(), abs=1e-6)
 
 
 @pytest.mark.parametrize("name", MEASURES)
@@ -222,3 +235,36 @@ def test_a_map_of_narrow_networks_is_that_of_wide_ones(dtype: torch.dtype) -> No
     assert found["0", "2"] == pytest.approx(expected, abs=1e-5)
     probed = linear_probes(narrow, Examples(x[::2], (x[::2, 0] > 0).long()), Examples(x[1::2], (x[1::2, 0] > 0).long()))
     assert probed["0"].accuracy.mean > 0.9
+
+
+def test_distances_of_narrow_weights_are_taken_in_float64() -> None:
+    model = nn.Linear(300, 300, bias=False)
+    generator = torch.Generator().manual_seed(0)
+    for dtype in (torch.float16, torch.bfloat16):
+        before = {"weight": (300 * torch.randn(300, 300, generator=generator)).to(dtype)}
+        after = {"weight": (before["weight"].double() + torch.randn(300, 300, generator=generator)).to(dtype)}
+        moved = weights_moved(model, [""], before, after, {})[""]
+        exact = float((after["weight"].double() - before["weight"].double()).norm())
+        assert moved["distance"] == pytest.approx(exact, rel=1e-9)
+        assert moved["relative_distance"] == pytest.approx(exact / float(before["weight"].double().norm()), rel=1e-9)
+
+
+def test_cosines_of_classes_are_those_of_float64() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features, targets = 20 * torch.randn(12, 40, generator=generator), torch.arange(3).repeat(4)
+    for dtype in (torch.float16, torch.bfloat16, torch.int8):
+        narrow = features.to(dtype)
+        assert class_cosines(narrow, targets) == pytest.approx(class_cosines(narrow.double(), targets), abs=1e-12)
+
+
+def test_networks_of_narrow_weights_are_compared_as_wide_ones() -> None:
+    torch.manual_seed(0)
+    wide = [nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 4)) for _ in range(2)]
+    x = torch.randn(400, 6)
+    for measure in ("cca", "linear_cka", "procrustes"):
+        expected = compare_layers(*wide, x, measure=measure, draws=0)
+        for dtype in (torch.float16, torch.bfloat16):
+            narrow = [copy.deepcopy(network).to(dtype) for network in wide]
+            found = compare_layers(*narrow, x, measure=measure, draws=0)
+            for layer in ("0", "2"):
+                assert found[layer].similarity == pytest.approx(expected[layer].similarity, abs=3e-2)
