@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +23,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from metalearn import checkpoints, files, ranks
+from metalearn import checkpoints, files, ranks, workers
 from metalearn.analysis import Estimate, Profile, compare_layers
 from metalearn.analysis.tables import plain
 from metalearn.files import Damaged, Record, _checksum
@@ -230,7 +231,8 @@ def compare(
         settings: what else decides the result, recorded and compared when a comparison goes on.
         progress: show progress on standard error.
 
-    Raises ValueError where seeds repeat, a name is not there, or `folder` holds runs with other settings or another start.
+    Raises ValueError where seeds repeat, a name is not there, or `folder` holds runs with other settings or another start; RuntimeError
+    for a script that shares runs out among processes without `if __name__ == "__main__":`.
 
     Example:
         >>> from transfer import everywhere, finetune, fresh, transfusion
@@ -254,6 +256,7 @@ def compare(
         raise ValueError("probe holds no inputs to compare layers on; train.probe(400) makes some")
     if processes < 1:
         raise ValueError(f"processes={processes} must be at least 1")
+    workers.check_startable("compare()", processes)
     ranks.join(torch.device("cpu"))
     if ranks.here()[1] > 1 and folder is None:
         raise ValueError("under torchrun compare() needs folder=, one that all ranks see: they share out the runs through it")
@@ -426,22 +429,54 @@ def _share_out(
     pool: Executor, work: Callable[..., Any], items: Sequence[tuple[Any, ...]], finished: Callable[[tuple[Any, ...]], None]
 ) -> list[Any]:
     """`work(plan, *item)` of every item -> what each gave, in order."""
+    if items:
+        _check_started(pool)
     started = {pool.submit(_there, work, item): item for item in items}
-    for future in as_completed(started):
-        future.result()
-        finished(started[future])
+    try:
+        for future in as_completed(started):
+            future.result()
+            finished(started[future])
+    except BrokenProcessPool as error:
+        raise ChildProcessError(
+            "a worker process ended in the middle of its run, often for lack of memory; runs that are done are kept in folder=, "
+            "and fewer processes= need less"
+        ) from error
     return [future.result() for future in started]
 
 
-_received: list[_Plan] = []
+def _check_started(pool: Executor) -> None:
+    """Let a worker unpack the plan before it is handed work."""
+    try:
+        pool.submit(_unpack).result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            f"a worker process could not import this script; in a script file, put the call of compare() under `{workers.GUARD}`, "
+            "or pass processes=1"
+        ) from error
+    except (AttributeError, ImportError) as error:
+        raise ValueError(
+            f"a worker process cannot import what compare() was given ({error}): define build, train and strategies at the top of a "
+            "module or a script file, or pass processes=1"
+        ) from error
+
+
+_received: list[Any] = []  # in a worker: the plan, packed until it is first needed
 
 
 def _receive(packed: bytes, threads: int) -> None:
+    workers.end_with_parent()
     torch.set_num_threads(threads)
-    _received[:] = [pickle.loads(packed)]
+    _received[:] = [packed]
+
+
+def _unpack() -> None:
+    """Unpack the plan."""
+    if isinstance(_received[0], bytes):
+        _received[:] = [pickle.loads(_received[0])]
 
 
 def _there(work: Callable[..., Any], item: tuple[Any, ...]) -> Any:
+    _unpack()
     return work(_received[0], *item)
 
 

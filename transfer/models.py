@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import math
+import sys
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -115,6 +118,26 @@ def build(name: str, outputs: int, channels: int = 3) -> nn.Module:
     return read_channels(model, channels)
 
 
+@dataclass(frozen=True)
+class Build:
+    """Builds a network by name. It is defined here, not in `__main__`, because worker processes cannot import that."""
+
+    name: str
+    outputs: int
+    channels: int
+    slim: bool = False
+
+    def __call__(self) -> nn.Module:
+        """The network, drawn from torch's global generator."""
+        if self.slim:
+            return slim(self.name, "layer2", self.outputs, channels=self.channels)
+        if self.name == "cbr-mini":
+            return CBR(5, (8, 16, 32, 64), True, outputs=self.outputs, channels=self.channels)
+        if ":" in self.name and not self.name.startswith("timm:"):
+            return _called(self.name, self.outputs)
+        return build(self.name.replace("cbr-", "cbr_"), self.outputs, self.channels)
+
+
 def slim(name: str, through: str, outputs: int, width: float = 0.5, channels: int = 3) -> ResNet:
     """A ResNet of torchvision whose stages above `through` have `width` times the channels (Raghu et al. 2019's hybrid).
 
@@ -173,6 +196,20 @@ def read_channels(model: nn.Module, channels: int) -> nn.Module:
     shape = (conv.out_channels, channels, *conv.kernel_size)
     conv.in_channels = channels
     conv.weight = nn.Parameter(old.flatten()[torch.randint(old.numel(), (math.prod(shape),))].view(shape))
+    return model
+
+
+def _called(path: str, outputs: int) -> nn.Module:
+    module, _, name = path.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        make = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"model {path!r} cannot be imported ({error}); write package.module:callable, from where you are") from error
+    model = make(outputs)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{path} returned a {type(model).__name__}, not a torch.nn.Module")
     return model
 
 
