@@ -37,6 +37,8 @@ def forward(model: nn.Module, inputs: Inputs, output: str | None = None) -> Tens
         result = model(**inputs)
     else:
         result = model(*inputs)
+    if isinstance(result, Tensor) and not model.training:
+        return result  # GoogLeNet and Inception have several entries in training mode alone
     return select(result, output, f"the model {type(model).__name__}", lambda entry: f"output={entry!r}")
 
 

@@ -162,9 +162,12 @@ class Transfer:
                 curve = train(model, 0, advance)
             tensors = dict(model.cpu().state_dict())
             record = {"settings": settings, "accuracy": curve.final, "seconds": curve.seconds}
+            record |= {"majority": curve.majority, "collapsed": curve.collapsed}
             files.save(path, tensors, record)
         if ranks.here()[0] == 0:
-            print(f"pretrained on {source}: {record['accuracy']:.1%} of its test images right, {duration(record['seconds'])}")
+            right = f"{record['accuracy']:.1%} of its test images right, {duration(record['seconds'])}"
+            collapsed = "; it has collapsed: it predicts one class for all of them, so more --pretrain_steps or other images are needed"
+            print(f"pretrained on {source}: {right}{collapsed if record.get('collapsed') else ''}")
         return Pretrained(f"the network pretrained on {source}", tensors)
 
     def chosen(self, weights: Pretrained, build: Build) -> dict[str, Start]:

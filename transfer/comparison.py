@@ -15,24 +15,28 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from metalearn import checkpoints, files, ranks, workers
 from metalearn.analysis import Estimate, Profile, compare_layers
 from metalearn.analysis.tables import plain
+from metalearn.evaluation import evaluation_mode
 from metalearn.files import Damaged, Record, _checksum
+from metalearn.forward import Inputs
 from metalearn.layers import layers as layer_names
 from metalearn.layers import owners
 from metalearn.progress import progress as shown_progress
+from metalearn.representations import representations
 
 from . import statistics
-from .finetuning import Curve, FineTuning
+from .finetuning import Curve, FineTuning, each, named_tensors
 from .statistics import Paired
 from .strategies import Strategy, initialize
 
@@ -67,8 +71,8 @@ class Run:
     strategy: str
     seed: int
     curve: Curve
-    initialisation: Record
-    kept: tuple[Kept, ...]
+    initialisation: Record = field(repr=False)
+    kept: tuple[Kept, ...] = field(repr=False)
     filters: Tensor | None = field(default=None, repr=False)
 
 
@@ -76,7 +80,8 @@ class Run:
 class Against:
     """One strategy's score, or its steps to the threshold, against the baseline's on the same seeds.
 
-    `paired` is None where a seed of either did not reach the threshold: then there is no number. `adjusted` is p after Holm.
+    `paired` is None where a seed of either did not reach the threshold: then there is no number. `adjusted` is p after Holm. `collapsed`
+    counts the seeds whose network predicts one class for every test image.
     """
 
     strategy: str
@@ -86,6 +91,7 @@ class Against:
     paired: Paired | None = None
     adjusted: float = math.nan
     answer: str = ""
+    collapsed: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ class Alike:
     baseline: Estimate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """What `compare` found; prints as tables, `.plot(path)` draws it, `.report(path)` writes a page, `.to_dict()` gives the numbers."""
 
@@ -125,6 +131,22 @@ class Comparison:
         """The score that is compared."""
         return self.runs[0].curve.metric
 
+    @property
+    def test_counts(self) -> Mapping[int, int]:
+        """How many test images there are of each class; empty if the training did not count them."""
+        return self.runs[0].curve.test_counts
+
+    @property
+    def majority(self) -> float:
+        """The score of predicting the most frequent class for every test image; NaN if the training did not count them."""
+        return self.runs[0].curve.majority
+
+    @cached_property
+    def collapsed(self) -> dict[str, tuple[int, ...]]:
+        """Strategy -> the seeds whose network predicts one class for every test image; without those that have none."""
+        seeds = {name: tuple(run.seed for run in self.of(name) if run.curve.collapsed) for name in self.strategies}
+        return {name: some for name, some in seeds.items() if some}
+
     @cached_property
     def finals(self) -> tuple[Against, ...]:
         """The final score of every strategy against the baseline."""
@@ -147,6 +169,11 @@ class Comparison:
             for layer in zip(*rows, strict=True)
         }
 
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{row.strategy} {row.estimate.mean:.4f}" for row in self.finals if row.estimate)
+        collapsed = f"; collapsed: {', '.join(self.collapsed)}" if self.collapsed else ""
+        return f"Comparison({self.metric} over {len(self.seeds)} seeds: {scores}{collapsed}; print it for the tables)"
+
     def __str__(self) -> str:
         from .report import text
 
@@ -154,7 +181,8 @@ class Comparison:
 
     def to_dict(self) -> Record:
         """Everything but the pictures as JSON-able values; NaN is None."""
-        own = ("strategies", "seeds", "baseline", "metric", "threshold", "threshold_rule", "level", "measure", "finals", "steps")
+        own = ["strategies", "seeds", "baseline", "metric", "threshold", "threshold_rule", "level", "measure", "finals", "steps"]
+        own += ["test_counts", "majority", "collapsed"]
         runs = [
             {"strategy": run.strategy, "seed": run.seed, "curve": run.curve.to_dict(), "start": run.initialisation, "kept": run.kept}
             for run in self.runs
@@ -189,7 +217,7 @@ class Comparison:
             estimate = statistics.over_seeds(whole[name], self.level) if name in whole else None
             row = (name, estimate, len(reached[name]), len(self.seeds))
             test = (tests[name], adjusted[name], statistics.answer(tests[name], adjusted[name], self.level)) if name in tests else ()
-            rows.append(Against(*row, *test))
+            rows.append(replace(Against(*row, *test), collapsed=len(self.collapsed.get(name, ()))))
         return tuple(rows)
 
 
@@ -197,7 +225,7 @@ def compare(
     strategies: Mapping[str, Strategy | tuple[Build, Strategy]],
     build: Build,
     train: Train,
-    probe: Tensor,
+    probe: Inputs,
     seeds: Iterable[int],
     *,
     baseline: str | None = None,
@@ -206,6 +234,7 @@ def compare(
     level: float = 0.05,
     measure: str = "cca",
     processes: int = 1,
+    layers: Sequence[str] | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> Comparison:
@@ -219,7 +248,8 @@ def compare(
         strategies: {name: strategy}; `(build, strategy)` where one has a network of its own, such as a slim one.
         build: the network, all of its start drawn from torch's global generator.
         train: `(model, seed) -> Curve`, which trains in place; `finetune(...)` makes one.
-        probe: inputs (examples, ...) as the network takes them; CCA needs more examples (times positions) than features.
+        probe: inputs (examples, ...) as the network takes them, or a tuple or dictionary of such for a network of several inputs; CCA
+            needs more examples (times positions) than features.
         seeds: one run of every strategy each; strategies are compared seed by seed.
         baseline: the strategy that the others are compared against; "random" where there is one, else the first.
         folder: where runs are kept; None keeps them until the comparison is done.
@@ -228,6 +258,7 @@ def compare(
         measure: "cca", "linear_cka", or another of `compare_layers`.
         processes: how many share out the work on this machine, each with its share of torch's threads (sums of other numbers of threads
             may differ in their last digits); all arguments must then be picklable. Under torchrun the ranks share them.
+        layers: the layers to compare; by default all. One that puts out a tuple or a dictionary is named with its entry, "lstm:0".
         settings: what else decides the result, recorded and compared when a comparison goes on.
         progress: show progress on standard error.
 
@@ -252,7 +283,7 @@ def compare(
         raise ValueError(f"level={level} must lie between 0 and 1, such as 0.05")
     if threshold is not None and not math.isfinite(threshold):
         raise ValueError(f"threshold={threshold} is no score; give one such as 0.9, or None for {100 * SHARE:g} % of the baseline's")
-    if not len(probe):
+    if not all(map(len, named_tensors(probe).values())):
         raise ValueError("probe holds no inputs to compare layers on; train.probe(400) makes some")
     if processes < 1:
         raise ValueError(f"processes={processes} must be at least 1")
@@ -260,9 +291,11 @@ def compare(
     ranks.join(torch.device("cpu"))
     if ranks.here()[1] > 1 and folder is None:
         raise ValueError("under torchrun compare() needs folder=, one that all ranks see: they share out the runs through it")
-    decided: Record = {"train": getattr(train, "settings", {}), "probe": _checksum({"probe": probe.cpu()}, "")[:16], "measure": measure}
+    decided: Record = {"train": getattr(train, "settings", {}), "probe": _digest(probe), "measure": measure}
+    if layers is not None:
+        decided["layers"] = list(layers)
     with _place(folder) as place:
-        plan = _Plan(dict(strategies), build, train, probe, place, measure, {**decided, "own": dict(settings or {})})
+        plan = _Plan(dict(strategies), build, train, probe, layers, place, measure, {**decided, "own": dict(settings or {})})
         wanted = [(name, seed) for seed in numbers for name in strategies]
         plan.try_out(numbers[0])
         with _workers(plan, processes) as pool:
@@ -286,7 +319,8 @@ class _Plan:
     strategies: dict[str, Any]
     build: Build
     train: Train
-    probe: Tensor
+    probe: Inputs
+    layers: Sequence[str] | None
     folder: Path
     measure: str
     settings: Record
@@ -314,12 +348,15 @@ class _Plan:
         for name in self.strategies:
             model, _ = self.start(name, seed)
             try:
-                compare_layers(model, model, self.probe[:2], measure=self.measure, draws=0)
-            except RuntimeError as error:
-                shape = tuple(self.probe.shape)
+                few = each(self.probe, lambda tensor: tensor[:2])
+                _profile((model, {}), (model, {}), replace(self, probe=few), draws=0)
+            except (RuntimeError, TypeError) as error:
+                shapes = ", ".join(str(tuple(tensor.shape)) for tensor in named_tensors(self.probe).values())
                 raise ValueError(
-                    f"{name}: the network does not take the probe, inputs {shape} ({error}); train.probe() makes some"
+                    f"{name}: the network does not take the probe, inputs {shapes} ({error}); train.probe() makes some"
                 ) from error
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
 
     def done(self, name: str, seed: int, *, waiting: bool = False) -> bool:
         """Whether the run's file is there and whole; while `waiting` for another's, a damaged one counts as not there."""
@@ -349,7 +386,7 @@ class _Plan:
         except (ValueError, FloatingPointError) as error:
             raise type(error)(f"{name}, seed {seed}: {error}") from error
         after = _state(model)
-        kept = _kept(model.cpu(), before, after, self.probe.cpu(), self.measure)
+        kept = _kept(model.cpu(), before, after, self)
         tensors = {f"end.{key}": tensor for key, tensor in after.items()}
         filters = _filters(model, before, after)
         if filters is not None:
@@ -412,9 +449,9 @@ def _workers(plan: _Plan, processes: int) -> Iterator[Executor | None]:
             "leave processes at 1, or start the script with torchrun"
         ) from error
     threads = max(1, torch.get_num_threads() // processes)
-    spawn = multiprocessing.get_context("spawn")  # a fork would share torch's threads, which it does not survive
+    source = workers.start_method(__name__)  # never a fork of this process: torch's threads do not survive it
     others = multiprocessing.active_children()
-    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_receive, initargs=(packed, threads)) as pool:
+    with ProcessPoolExecutor(processes, mp_context=source, initializer=_receive, initargs=(packed, threads)) as pool:
         try:
             yield pool
         except BaseException:
@@ -511,12 +548,32 @@ def _ends(plan: _Plan, name: str, baseline: str, pairs: Sequence[tuple[int, int]
     return [Alike(name, layer, *map(statistics.over_seeds, both)) for layer, both in values.items()]
 
 
-def _profile(ours: Weighted, theirs: Weighted, plan: _Plan) -> Profile:
-    return compare_layers(ours, theirs, plan.probe.cpu(), measure=plan.measure, rows=ROWS, draws=0)
+def _profile(ours: Weighted, theirs: Weighted, plan: _Plan, draws: int = 0) -> Profile:
+    probe = each(plan.probe, Tensor.cpu)
+    options: dict[str, Any] = {"measure": plan.measure, "rows": ROWS, "draws": draws}
+    if isinstance(probe, Tensor):
+        return compare_layers(ours, theirs, probe, plan.layers, **options)
+    names = plan.layers or [name for name in layer_names(ours[0]) if name in layer_names(theirs[0])]
+    return compare_layers(_outputs(ours, names, probe), _outputs(theirs, names, probe), **options)
 
 
-def _kept(model: nn.Module, before: dict[str, Tensor], after: dict[str, Tensor], probe: Tensor, measure: str) -> list[Kept]:
-    profile = compare_layers((model, before), (model, after), probe, measure=measure, rows=ROWS, draws=10)
+def _outputs(network: Weighted, names: Sequence[str], inputs: Inputs) -> dict[str, Tensor]:
+    """What the named layers put out for a network of several inputs."""
+    model, weights = network
+    positional = () if isinstance(inputs, Mapping) else tuple(inputs)
+    named = dict(inputs) if isinstance(inputs, Mapping) else {}
+    with evaluation_mode([model]), torch.no_grad(), representations(model, names) as outputs:
+        functional_call(model, dict(weights), positional, named)
+    return outputs
+
+
+def _digest(probe: Inputs) -> str:
+    tensors = {"probe": probe} if isinstance(probe, Tensor) else named_tensors(probe)
+    return _checksum({name: tensor.cpu() for name, tensor in tensors.items()}, "")[:16]
+
+
+def _kept(model: nn.Module, before: dict[str, Tensor], after: dict[str, Tensor], plan: _Plan) -> list[Kept]:
+    profile = _profile((model, before), (model, after), plan, draws=10)
     correlations = _correlations(model, before, after)
     return [Kept(row.layer, row.similarity, row.floor.upper, correlations.get(row.layer, math.nan), row.note) for row in profile.layers]
 
