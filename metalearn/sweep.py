@@ -88,7 +88,7 @@ def sweep(
         print(f"sweep: {sum(len(job.algorithms) for job in jobs)} of {len(asked) * len(names)} figures to go", file=sys.stderr, flush=True)
     found = [] if rank else list(_done(path).values())
     # A single process leaves SIGTERM to training, which finishes its step.
-    with workers.sigterm_interrupts() if processes > 1 else nullcontext(), closing(_performed(jobs, processes, progress)) as performed:
+    with workers.sigterm_exits() if processes > 1 else nullcontext(), closing(_performed(jobs, processes, progress)) as performed:
         for number, rows in enumerate(performed, 1):
             append(path, rows)
             found += rows

@@ -65,14 +65,20 @@ def _end_after(closed: Connection | int) -> None:
 
 
 @contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """Let SIGTERM raise KeyboardInterrupt, as Ctrl-C does, unless the program handles it in its own way."""
+def sigterm_exits() -> Iterator[None]:
+    """Let SIGTERM raise SystemExit with code 143, which ends workers and closes files, unless the program handles it in its own way."""
     in_main_thread = threading.current_thread() is threading.main_thread()
     if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _exit)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _exit(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a scheduler may send several, and workers need their time
+    os.write(2, b"\nstopped by SIGTERM; the same command goes on from there\n")
+    raise SystemExit(128 + number)

@@ -296,11 +296,11 @@ def compare(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line -> exit code: 0, 2 for input that cannot be used, 130 after Ctrl-C or SIGTERM."""
+    """Run the command line -> exit code: 0, 2 for input that cannot be used, 130 after Ctrl-C."""
     from jsonargparse import auto_cli
 
     try:
-        with workers.sigterm_interrupts():
+        with workers.sigterm_exits():
             auto_cli({"compare": compare}, args=arguments, prog="transfuse", as_positional=False)
     except KeyboardInterrupt:
         print("transfuse: stopped; the same command goes on from there", file=sys.stderr)

@@ -347,14 +347,16 @@ class _Plan:
         """Start every strategy and look at two inputs, so that what cannot work is said before hours of training."""
         for name in self.strategies:
             model, _ = self.start(name, seed)
+            few = replace(self, probe=each(self.probe, lambda tensor: tensor[:2]))
             try:
-                few = each(self.probe, lambda tensor: tensor[:2])
-                _profile((model, {}), (model, {}), replace(self, probe=few), draws=0)
+                _outputs((model, {}), [], few.probe)
             except (RuntimeError, TypeError) as error:
                 shapes = ", ".join(str(tuple(tensor.shape)) for tensor in named_tensors(self.probe).values())
                 raise ValueError(
                     f"{name}: the network does not take the probe, inputs {shapes} ({error}); train.probe() makes some"
                 ) from error
+            try:
+                _profile((model, {}), (model, {}), few)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
 
@@ -558,10 +560,10 @@ def _profile(ours: Weighted, theirs: Weighted, plan: _Plan, draws: int = 0) -> P
 
 
 def _outputs(network: Weighted, names: Sequence[str], inputs: Inputs) -> dict[str, Tensor]:
-    """What the named layers put out for a network of several inputs."""
+    """What the named layers put out; `compare_layers` takes a tuple for a loader, so several inputs are run here."""
     model, weights = network
-    positional = () if isinstance(inputs, Mapping) else tuple(inputs)
     named = dict(inputs) if isinstance(inputs, Mapping) else {}
+    positional = (inputs,) if isinstance(inputs, Tensor) else () if named else tuple(inputs)
     with evaluation_mode([model]), torch.no_grad(), representations(model, names) as outputs:
         functional_call(model, dict(weights), positional, named)
     return outputs

@@ -43,6 +43,10 @@ class Paired:
     smallest: float
     seeds: int
 
+    def __str__(self) -> str:
+        difference = self.difference.shown("+.4g")
+        return f"{difference} (t = {self.t:.2f}, p = {self.p:.2g}; sign flip p = {self.exact:.2g}; {self.seeds} seeds)"
+
 
 def paired(a: Sequence[float], b: Sequence[float], level: float = 0.05) -> Paired:
     """Compare two measurements of each seed, `mean(a - b)` -> `Paired`.
@@ -57,6 +61,8 @@ def paired(a: Sequence[float], b: Sequence[float], level: float = 0.05) -> Paire
         >>> found = paired([0.80, 0.84, 0.83], [0.70, 0.71, 0.74])
         >>> round(found.difference.mean, 4), round(found.p, 4), found.exact
         (0.1067, 0.0125, 0.25)
+        >>> print(found)
+        +0.1067 ± 0.05171 (t = 8.88, p = 0.012; sign flip p = 0.25; 3 seeds)
     """
     first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if first.shape != second.shape or first.ndim != 1 or not len(first):

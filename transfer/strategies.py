@@ -87,7 +87,7 @@ class Row:
     note: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Initialisation:
     """Every parameter and buffer of a network and what it started from; prints as a table.
 
@@ -112,6 +112,9 @@ class Initialisation:
             if is_inside(row.layer, layer):
                 counts[row.how] += row.parameters
         return {how: count for how, count in counts.items() if count}
+
+    def __repr__(self) -> str:
+        return f"Initialisation({_counted(self.parameters())} parameters; seed {self.seed}; print it for the table)"
 
     def __str__(self) -> str:
         cells: list[tuple[str, ...]] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,21 +15,27 @@ import pytest
 
 ROOT = str(Path(__file__).parents[2])
 SPAWN_ONLY = "import multiprocessing\nmultiprocessing.get_all_start_methods = lambda: ['spawn']\n"  # as on Windows
-TRANSFER = "--steps 2 --batch 8 --seeds 0 --probe 40 --pretrain_steps 2 --images 40 --strategies random,full --processes 2".split()
-SWEEP = "--steps 2 --hidden 4 --meta_batch 2 --test_tasks 5 --seeds 0,1 --algorithms protonet --processes 2".split()
+TRANSFER = shlex.split("--steps 2 --batch 8 --seeds 0 --probe 40 --pretrain_steps 2 --images 40 --strategies random,full --processes 2")
+SWEEP = shlex.split("--steps 2 --hidden 4 --meta_batch 2 --test_tasks 5 --seeds 0,1 --algorithms protonet --processes 2")
 
 
-def start(*command: str, folder: Path, **environment: str) -> subprocess.Popen[str]:
+class Command(subprocess.Popen):
+    """A process that the end of the `with` block leaves dead and closed."""
+
+    def __exit__(self, *details: object) -> None:
+        self.kill()
+        super().__exit__(*details)
+
+
+def start(*command: str, folder: Path, **environment: str) -> Command:
     variables = {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.Popen(
-        [sys.executable, *command], cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    return Command([sys.executable, *command], cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def run(*command: str, folder: Path) -> tuple[int, str]:
-    process = start(*command, folder=folder)
-    printed, _ = process.communicate(timeout=300)
-    return process.returncode, printed
+def run(*command: str, folder: Path, **environment: str) -> tuple[int, str]:
+    with start(*command, folder=folder, **environment) as process:
+        printed, _ = process.communicate(timeout=300)
+        return process.returncode, printed
 
 
 def living(mark: str) -> list[int]:
@@ -83,11 +90,10 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason=
 @needs_proc
 def test_workers_end_when_their_parent_is_killed(tmp_path: Path, mark: str) -> None:
     (tmp_path / "parent.py").write_text(PARENT)
-    parent = start("parent.py", folder=tmp_path, MARK=mark)
-    assert parent.stdout is not None
-    assert [parent.stdout.readline() for _ in range(2)] == ["working\n"] * 2
-    parent.kill()
-    assert gone_within(20, mark)
+    with start("parent.py", folder=tmp_path, MARK=mark) as parent:
+        assert [parent.stdout.readline() for _ in range(2)] == ["working\n"] * 2
+        parent.kill()
+        assert gone_within(20, mark)
 
 
 UNGUARDED = """
@@ -164,9 +170,8 @@ def test_both_doors_share_runs_out_among_processes(tmp_path: Path, package: str,
     (tmp_path / "command.py").write_text(script(package))
     opened = ["command.py"] if door == "command" else ["-m", package]
     arguments = ["compare", *TRANSFER] if package == "transfer" else ["sweep", *SWEEP]
-    process = start(*opened, *arguments, folder=tmp_path, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
-    printed, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, printed
+    code, printed = run(*opened, *arguments, folder=tmp_path, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert code == 0, printed
     assert "The page with pictures" in printed if package == "transfer" else "2 figures in sweep.jsonl" in printed
 
 
@@ -177,14 +182,14 @@ def test_both_doors_share_runs_out_among_processes(tmp_path: Path, package: str,
 def test_a_command_that_is_stopped_leaves_no_worker(tmp_path: Path, mark: str, package: str, how: signal.Signals) -> None:
     arguments = ["compare", *TRANSFER] if package == "transfer" else ["sweep", *SWEEP]
     arguments[arguments.index("--steps") + 1] = "9000"
-    process = start("-m", package, *arguments, folder=tmp_path, MARK=mark)
-    until = time.monotonic() + 120
-    while len(living(mark)) < 5 and time.monotonic() < until:  # the command, its fork server, the resource tracker and two workers
-        time.sleep(0.5)
-    time.sleep(20)
-    process.send_signal(how)
-    assert gone_within(20, mark)
-    assert process.wait() == (130 if how == signal.SIGTERM else -9)
+    with start("-m", package, *arguments, folder=tmp_path, MARK=mark) as process:
+        until = time.monotonic() + 120
+        while len(living(mark)) < 5 and time.monotonic() < until:  # the command, fork server, resource tracker and two workers
+            time.sleep(0.5)
+        time.sleep(10)
+        process.send_signal(how)
+        assert gone_within(20, mark)
+        assert process.wait() == (143 if how == signal.SIGTERM else -9)
 
 
 @pytest.mark.slow
@@ -192,11 +197,11 @@ def test_a_command_that_is_stopped_leaves_no_worker(tmp_path: Path, mark: str, p
 def test_an_orphaned_sweep_goes_on_from_where_its_workers_stopped(tmp_path: Path, mark: str) -> None:
     arguments = ["sweep", *SWEEP]
     arguments[arguments.index("--steps") + 1] = "9000"
-    process = start("-m", "metalearn", *arguments, folder=tmp_path, MARK=mark)
-    until = time.monotonic() + 120
-    while len(list(tmp_path.glob("runs/**/*.jsonl"))) < 2 and time.monotonic() < until:
-        time.sleep(0.5)
-    time.sleep(3)
-    process.kill()
-    assert gone_within(20, mark)
+    with start("-m", "metalearn", *arguments, folder=tmp_path, MARK=mark) as process:
+        until = time.monotonic() + 120
+        while len(list(tmp_path.glob("runs/**/*.jsonl"))) < 2 and time.monotonic() < until:
+            time.sleep(0.5)
+        time.sleep(3)
+        process.kill()
+        assert gone_within(20, mark)
     assert len(list((tmp_path / "runs").rglob("*.safetensors"))) == 2
