@@ -17,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -27,6 +28,7 @@ from torch.func import functional_call
 from metalearn import checkpoints, files, ranks, workers
 from metalearn.analysis import Estimate, Profile, compare_layers
 from metalearn.analysis.tables import plain
+from metalearn.checks import whole_number
 from metalearn.evaluation import evaluation_mode
 from metalearn.files import Damaged, Record, _checksum
 from metalearn.forward import Inputs
@@ -277,16 +279,22 @@ def compare(
         >>> [row.answer for row in found.finals]
         ['', 'not decidable']
     """
+    _check_strategies(strategies)
+    _check_callables(build=build, train=train)
     numbers = checked_seeds(seeds)
     first = _baseline(strategies, baseline)
-    if not 0 < level < 1:
-        raise ValueError(f"level={level} must lie between 0 and 1, such as 0.05")
-    if threshold is not None and not math.isfinite(threshold):
-        raise ValueError(f"threshold={threshold} is no score; give one such as 0.9, or None for {100 * SHARE:g} % of the baseline's")
-    if not all(map(len, named_tensors(probe).values())):
-        raise ValueError("probe holds no inputs to compare layers on; train.probe(400) makes some")
-    if processes < 1:
-        raise ValueError(f"processes={processes} must be at least 1")
+    if not _is_number(level) or not 0 < level < 1:
+        raise ValueError(f"level={level!r} must lie between 0 and 1, such as 0.05")
+    if threshold is not None and not (_is_number(threshold) and math.isfinite(threshold)):
+        raise ValueError(f"threshold={threshold!r} is no score; give one such as 0.9, or None for {100 * SHARE:g} % of the baseline's")
+    _check_probe(probe)
+    if layers is not None and (isinstance(layers, str) or not all(isinstance(layer, str) for layer in layers)):
+        raise TypeError(f"layers={layers!r} is no list of names; write layers=['layer1', 'fc'], or leave it out for all")
+    processes = whole_number("processes", processes)
+    if not (folder is None or isinstance(folder, str | os.PathLike)):
+        raise TypeError(f"folder={folder!r} is a {type(folder).__name__}; give the path of a folder, or None to keep no runs")
+    if not (settings is None or isinstance(settings, Mapping)):
+        raise TypeError(f"settings is a {type(settings).__name__}; give a dictionary of what else decides the result")
     workers.check_startable("compare()", processes)
     ranks.join(torch.device("cpu"))
     if ranks.here()[1] > 1 and folder is None:
@@ -336,7 +344,10 @@ class _Plan:
         chosen = self.strategies[name]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return (chosen[0] if isinstance(chosen, tuple) else self.build)()
+            model = (chosen[0] if isinstance(chosen, tuple) else self.build)()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"build() returned a {type(model).__name__} for {name}; it must return a torch.nn.Module")
+        return model
 
     def start(self, name: str, seed: int) -> tuple[nn.Module, Record]:
         """The network as this run starts, and the report of it."""
@@ -387,6 +398,8 @@ class _Plan:
             curve = self.train(model, seed, advance) if isinstance(self.train, FineTuning) else self.train(model, seed)  # type: ignore[call-arg]
         except (ValueError, FloatingPointError) as error:
             raise type(error)(f"{name}, seed {seed}: {error}") from error
+        if not isinstance(curve, Curve):
+            raise TypeError(f"train() returned a {type(curve).__name__} for {name}; it must return a transfer.finetuning.Curve")
         after = _state(model)
         kept = _kept(model.cpu(), before, after, self)
         tensors = {f"end.{key}": tensor for key, tensor in after.items()}
@@ -606,7 +619,9 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 
 def checked_seeds(seeds: Iterable[int]) -> list[int]:
     """The seeds, each once and one at least."""
-    numbers = [int(seed) for seed in seeds]
+    if isinstance(seeds, str) or not isinstance(seeds, Iterable):
+        raise TypeError(f"seeds={seeds!r} is no list of whole numbers; write seeds=[0, 1, 2, 3, 4, 5] or range(6)")
+    numbers = [whole_number("a seed", seed, least=0) for seed in seeds]
     twice = sorted({seed for seed in numbers if numbers.count(seed) > 1})
     if twice:
         raise ValueError(f"seeds={numbers} has {twice[0]} twice: the same run again is no more evidence; give each seed once")
@@ -615,11 +630,38 @@ def checked_seeds(seeds: Iterable[int]) -> list[int]:
     return numbers
 
 
+def _check_strategies(strategies: object) -> None:
+    if not isinstance(strategies, Mapping) or not all(isinstance(name, str) for name in strategies):
+        raise TypeError(
+            f"strategies is a {type(strategies).__name__}, not a dictionary by name; write "
+            "{'random': everywhere(fresh()), 'full': transfusion(weights)}"
+        )
+
+
+def _check_callables(**functions: object) -> None:
+    for name, function in functions.items():
+        if isinstance(function, nn.Module) or not callable(function):
+            raise TypeError(f"{name} is a {type(function).__name__}; pass a function: build() -> model, train(model, seed) -> curve")
+
+
+def _check_probe(probe: Any) -> None:
+    tensors = named_tensors(probe) if isinstance(probe, Tensor | Mapping | tuple | list) else {"inputs": probe}
+    wrong = [value for value in tensors.values() if not isinstance(value, Tensor) or not value.ndim]
+    if wrong:
+        raise TypeError(f"probe holds {wrong[0]!r:.60}, not inputs (examples, ...); train.probe(400) makes some")
+    if not tensors or not all(len(tensor) for tensor in tensors.values()):
+        raise ValueError("probe holds no inputs to compare layers on; train.probe(400) makes some")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def _baseline(strategies: Mapping[str, Any], baseline: str | None) -> str:
     if len(strategies) < 2:
         raise ValueError(f"compare() needs two strategies at least and got {', '.join(strategies) or 'none'}")
-    first = baseline or ("random" if "random" in strategies else next(iter(strategies)))
-    if first not in strategies:
+    first = ("random" if "random" in strategies else next(iter(strategies))) if baseline is None else baseline
+    if not isinstance(first, str) or first not in strategies:
         raise ValueError(f"baseline={baseline!r} is none of the strategies {', '.join(strategies)}")
     return first
 

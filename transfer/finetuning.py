@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,6 +17,7 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from metalearn.checks import whole_number
 from metalearn.evaluation import evaluation_mode
 from metalearn.files import Record, _checksum
 from metalearn.forward import Inputs, forward
@@ -30,6 +32,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd": lambda groups, lr: SGD(groups, lr=lr, momentum=0.9),
 }
 TESTED_AT_ONCE = 256
+RECORDED = ("metric", "steps", "scores", "losses", "seconds", "best", "validation")  # of a curve, in every version
 Transform: TypeAlias = Callable[[Any], Any]
 
 
@@ -126,6 +129,9 @@ class Curve:
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Curve:
         """The curve that `to_dict` recorded."""
+        missing = [name for name in RECORDED if not isinstance(record, Mapping) or name not in record]
+        if missing:
+            raise ValueError(f"this is no record of a curve: it has no {missing[0]!r}; give what to_dict() returned")
         scores = {name: tuple(values) for name, values in record["scores"].items()}
         own: dict[str, Any] = {name: tuple(record[name]) for name in ("steps", "losses", "validation")}
         for name in ("test_counts", "predicted_counts"):
@@ -185,6 +191,9 @@ class FineTuning:
 
     def __call__(self, model: nn.Module, seed: int, advance: Callable[..., None] | None = None) -> Curve:
         """Train `model` in place -> its `Curve`; `advance(count, text)` is called at every evaluation."""
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"train() got a {type(model).__name__} to train; it must be a torch.nn.Module")
+        seed = whole_number("seed", seed, least=0)
         device = torch.device(self.device)
         model.to(device)
         if isinstance(self.frozen, str):
@@ -210,7 +219,7 @@ class FineTuning:
 
     def probe(self, count: int = 500) -> Any:
         """The first `count` of the test images in an order that mixes classes, as the network sees them: inputs to compare layers on."""
-        _check(probe=count)
+        count = whole_number("probe", count)
         order = torch.randperm(len(self.test_targets), generator=torch.Generator().manual_seed(0))[:count]
         return self._prepared(each(self.test_inputs, lambda tensor: tensor[order]))
 
@@ -329,13 +338,16 @@ def finetune(
         >>> curve.steps, len(curve.losses)
         ((0, 10, 20), 20)
     """
+    steps, batch = whole_number("steps", steps), whole_number("batch", batch)
+    every = max(1, steps // 20) if evaluate_every is None else whole_number("evaluate_every", evaluate_every)
+    early_stop = None if early_stop is None else whole_number("early_stop", early_stop)
+    _check_choices(metric, optimizer, balance)
+    _check_calls(transform=transform, augment=augment)
+    _check_layers(lr, rates, frozen)
     train_set, test_set, validation = map(_structured, (train_set, test_set, validation))
     inputs, targets, _ = _in_memory(train_set)
     test_inputs, test_targets, _ = _in_memory(test_set)
     held = None if validation is None else _in_memory(validation)[:2]
-    every = evaluate_every or max(1, steps // 20)
-    _check(steps=steps, batch=batch, evaluate_every=every, early_stop=1 if early_stop is None else early_stop)
-    _check_choices(metric, optimizer, balance)
     if early_stop is not None and held is None:
         raise ValueError("early_stop needs validation=: stopping by the test set would choose the result by what it is judged on")
     _check_labels(targets, test_targets, metric)
@@ -402,7 +414,14 @@ class Structured:
 
 def _structured(dataset: Any) -> Any:
     """The data set itself, or `Structured` if its inputs are tuples or dictionaries."""
-    if dataset is None or isinstance(dataset, LabelledImages) or not hasattr(dataset, "__len__") or not len(dataset):
+    if dataset is None or isinstance(dataset, LabelledImages):
+        return dataset
+    if isinstance(dataset, Tensor | str | bytes | Mapping) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise TypeError(
+            f"a {type(dataset).__name__} is no data set: it needs len() and [i], which gives pairs (image, label); put tensors into "
+            "torch.utils.data.TensorDataset(images, labels)"
+        )
+    if not len(dataset):
         return dataset
     item = dataset[0]
     if isinstance(item, Mapping):
@@ -537,6 +556,7 @@ def scores(logits: Tensor, targets: Tensor, classes: int | None = None) -> dict[
         >>> scores(torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 1, 1]))
         {'accuracy': 0.666..., 'balanced_accuracy': 0.75, 'auc': 1.0}
     """
+    _check_scored(logits, targets)
     count = classes or logits.shape[1]
     right = (logits.argmax(1) == targets).double()
     per_class = [float(right[targets == label].mean()) for label in targets.unique()]
@@ -560,6 +580,7 @@ def auc(logits: Tensor, targets: Tensor) -> float:
         >>> auc(torch.tensor([[0.0, 0.1], [0.0, 0.4], [0.0, 0.35], [0.0, 0.8]]), torch.tensor([0, 0, 1, 1]))
         0.75
     """
+    _check_scored(logits, targets)
     classes = logits.shape[1]
     probabilities = logits.double().log_softmax(1) if classes > 2 else (logits[:, 1:] - logits[:, :1]).double().expand(-1, 2)
     areas = []
@@ -584,6 +605,10 @@ def subset(targets: Tensor, images: int | float | None, seed: int) -> Tensor:
         >>> targets[subset(targets, 6, seed=0)].tolist()
         [0, 0, 0, 0, 1, 1]
     """
+    if not isinstance(targets, Tensor) or targets.ndim != 1 or targets.is_floating_point():
+        raise TypeError(f"subset() needs integer labels (images,) as a tensor, not {targets!r:.60}")
+    if not (images is None or isinstance(images, Real)) or isinstance(images, bool):
+        raise TypeError(f"images={images!r} is a {type(images).__name__}; give a number of training images, or a fraction up to 1.0")
     if images is None:
         return torch.arange(len(targets))
     counts = np.bincount(targets.numpy())
@@ -625,19 +650,37 @@ def _counts(labels: Tensor) -> dict[int, int]:
     return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
-def _check(**numbers: int) -> None:
-    for name, value in numbers.items():
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
+def _check_scored(logits: object, targets: object) -> None:
+    tensors = isinstance(logits, Tensor) and isinstance(targets, Tensor)
+    shapes = (tuple(logits.shape), tuple(targets.shape)) if tensors else (type(logits).__name__, type(targets).__name__)  # type: ignore[attr-defined]
+    if not tensors or len(shapes[0]) != 2 or shapes[1] != shapes[0][:1] or not shapes[1][0]:
+        raise ValueError(f"scores are of logits (examples, classes) and labels (examples,), not {shapes[0]} and {shapes[1]}")
 
 
 def _check_choices(metric: str, optimizer: Any, balance: str | None) -> None:
     if metric not in METRICS:
         raise ValueError(f"metric={metric!r}; choose {', '.join(METRICS)}")
-    if isinstance(optimizer, str) and optimizer not in OPTIMIZERS:
+    if not (callable(optimizer) or (isinstance(optimizer, str) and optimizer in OPTIMIZERS)):
         raise ValueError(f"optimizer={optimizer!r}; choose {', '.join(OPTIMIZERS)}, or pass a callable of (parameters, lr=)")
-    if balance not in (None, "loss", "batches"):
+    if not (balance is None or balance in ("loss", "batches")):
         raise ValueError(f"balance={balance!r}; choose 'loss', 'batches' or None")
+
+
+def _check_layers(lr: Any, rates: object, frozen: object) -> None:
+    if not (rates is None or isinstance(rates, Mapping)):
+        raise TypeError(f"rates={rates!r} is a {type(rates).__name__}; give a dictionary, {{'layer1': 1e-4}}, and lr= for all the rest")
+    if not (frozen is None or isinstance(frozen, str) or callable(frozen)):
+        raise TypeError(
+            f"frozen={frozen!r} is a {type(frozen).__name__}; name the last frozen layer, or pass a function such as linear_probe"
+        )
+    if isinstance(lr, bool) or not isinstance(lr, Real) or not 0 <= float(lr) < math.inf:
+        raise ValueError(f"lr={lr!r} must be a finite number, zero or more, such as 1e-3; rates= takes one a layer")
+
+
+def _check_calls(**callables: Any) -> None:
+    for name, value in callables.items():
+        if value is not None and not callable(value):
+            raise TypeError(f"{name}={value!r} is a {type(value).__name__}; pass a function of a batch of images, such as v2.Normalize")
 
 
 def _check_labels(train: Tensor, test: Tensor, metric: str) -> None:
@@ -654,8 +697,8 @@ def _check_labels(train: Tensor, test: Tensor, metric: str) -> None:
 
 def _check_device(device: str) -> None:
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        torch.empty(0, device=torch.device(device))
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # torch asserts that it was built with CUDA
         raise ValueError(f"device={device!r} cannot be used here ({str(error).splitlines()[0]}); use cpu") from error
 
 

@@ -154,12 +154,18 @@ def counts_words(comparison: Comparison) -> str:
     counts = comparison.test_counts
     if not counts:
         return ""
-    listed = [f"class {label}: {count}" for label, count in sorted(counts.items())]
-    shown = ", ".join(listed[:SHOWN_COUNTS]) + (f" and {len(listed) - SHOWN_COUNTS} more classes" * (len(listed) > SHOWN_COUNTS))
     most = max(counts, key=lambda label: counts[label])
+    if len(set(counts.values())) == 1:
+        sizes, which = f"{counts[most]} of each of {len(counts)} classes", "any one class"
+    else:
+        listed = [f"class {label}: {count}" for label, count in sorted(counts.items())]
+        more = len(listed) - SHOWN_COUNTS
+        sizes = ", ".join(listed[:SHOWN_COUNTS]) + (f" and {more} more classes" if more > 0 else "")
+        which = f"the majority class ({most})"
+    below = "" if comparison.threshold > comparison.majority else ", which reaches the threshold without learning"
     return (
-        f"{sum(counts.values()):,} test images, {shown}. Predicting the majority class ({most}) for all of them scores "
-        f"{100 * comparison.majority:.2f} % {words(comparison.metric)}."
+        f"{sum(counts.values()):,} test images, {sizes}. Predicting {which} for all of them scores "
+        f"{100 * comparison.majority:.2f} % {words(comparison.metric)}{below}."
     )
 
 
