@@ -288,8 +288,7 @@ def compare(
     if threshold is not None and not (_is_number(threshold) and math.isfinite(threshold)):
         raise ValueError(f"threshold={threshold!r} is no score; give one such as 0.9, or None for {100 * SHARE:g} % of the baseline's")
     _check_probe(probe)
-    if layers is not None and (isinstance(layers, str) or not all(isinstance(layer, str) for layer in layers)):
-        raise TypeError(f"layers={layers!r} is no list of names; write layers=['layer1', 'fc'], or leave it out for all")
+    _check_layers(layers)
     processes = whole_number("processes", processes)
     if not (folder is None or isinstance(folder, str | os.PathLike)):
         raise TypeError(f"folder={folder!r} is a {type(folder).__name__}; give the path of a folder, or None to keep no runs")
@@ -619,6 +618,7 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 
 def checked_seeds(seeds: Iterable[int]) -> list[int]:
     """The seeds, each once and one at least."""
+    seeds = seeds.tolist() if isinstance(seeds, Tensor) else seeds
     if isinstance(seeds, str) or not isinstance(seeds, Iterable):
         raise TypeError(f"seeds={seeds!r} is no list of whole numbers; write seeds=[0, 1, 2, 3, 4, 5] or range(6)")
     numbers = [whole_number("a seed", seed, least=0) for seed in seeds]
@@ -651,6 +651,12 @@ def _check_probe(probe: Any) -> None:
         raise TypeError(f"probe holds {wrong[0]!r:.60}, not inputs (examples, ...); train.probe(400) makes some")
     if not tensors or not all(len(tensor) for tensor in tensors.values()):
         raise ValueError("probe holds no inputs to compare layers on; train.probe(400) makes some")
+
+
+def _check_layers(layers: object) -> None:
+    names = [] if isinstance(layers, str) or not isinstance(layers, Sequence) else [*layers]
+    if layers is not None and not (names and all(isinstance(name, str) for name in names)):
+        raise TypeError(f"layers={layers!r} is no list of names; write layers=['layer1', 'fc'], or leave it out for all")
 
 
 def _is_number(value: object) -> bool:

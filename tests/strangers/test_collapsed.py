@@ -10,6 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from metalearn import MAML, evaluate
+from metalearn.evaluation import Evaluation
+from metalearn.tasks import FewShot, glyphs
 from metalearn.tasks.few_shot import LabelledImages
 from transfer import compare, everywhere, finetune, fresh
 from transfer.finetuning import Curve, FineTuning
@@ -101,6 +104,18 @@ def test_the_table_the_page_and_the_record_mark_a_collapsed_start(comparison, tm
     assert record["test_counts"] == {"0": 6, "1": 18}
     assert record["finals"][0]["collapsed"] == 2
     assert record["runs"][0]["curve"]["collapsed"] is True
+
+
+def test_a_learner_at_exactly_chance_in_every_task_is_marked() -> None:
+    tasks = FewShot(glyphs("test", classes=6), 3, 1, 2, tasks=4)
+    dead = nn.Sequential(nn.Flatten(), nn.Linear(784, 4), nn.ReLU(), nn.Linear(4, 3))
+    with torch.no_grad():
+        dead[1].bias.fill_(-1000)
+        dead[3].bias.copy_(torch.tensor([0.0, 9.0, 0.0]))
+    found = evaluate(MAML(dead, lr=0.01), tasks)
+    assert found.at_chance and found.to_dict()["at_chance"] and "at exactly chance" in str(found)
+    assert not Evaluation(torch.tensor([0.5, 0.5]).double(), settings={"episodes": {"ways": 3}}).at_chance
+    assert not Evaluation(torch.tensor([0.5]).double()).at_chance
 
 
 def test_curves_and_comparisons_are_drawn(comparison, tmp_path: Path) -> None:
