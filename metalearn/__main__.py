@@ -200,7 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
             as_positional=False,
         )
     except KeyboardInterrupt as stopped:
-        print(f"metalearn: {str(stopped) or 'stopped'}; the same command goes on from there", file=sys.stderr)
+        print(f"metalearn: {stopped or 'stopped'}; the same command goes on from there", file=sys.stderr)
         return 130
     except (ValueError, FileNotFoundError, FloatingPointError, OSError) as error:
         print(f"metalearn: {error}", file=sys.stderr)
