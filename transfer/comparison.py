@@ -574,8 +574,10 @@ def _profile(ours: Weighted, theirs: Weighted, plan: _Plan, draws: int = 0) -> P
 def _outputs(network: Weighted, names: Sequence[str], inputs: Inputs) -> dict[str, Tensor]:
     """What the named layers put out; `compare_layers` takes a tuple for a loader, so several inputs are run here."""
     model, weights = network
-    named = dict(inputs) if isinstance(inputs, Mapping) else {}
-    positional = (inputs,) if isinstance(inputs, Tensor) else () if named else tuple(inputs)
+    if isinstance(inputs, Mapping):
+        positional, named = (), dict(inputs)
+    else:
+        positional, named = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs), {}
     with evaluation_mode([model]), torch.no_grad(), representations(model, names) as outputs:
         functional_call(model, dict(weights), positional, named)
     return outputs
@@ -666,7 +668,8 @@ def _is_number(value: object) -> bool:
 def _baseline(strategies: Mapping[str, Any], baseline: str | None) -> str:
     if len(strategies) < 2:
         raise ValueError(f"compare() needs two strategies at least and got {', '.join(strategies) or 'none'}")
-    first = ("random" if "random" in strategies else next(iter(strategies))) if baseline is None else baseline
+    usual = "random" if "random" in strategies else next(iter(strategies))
+    first = usual if baseline is None else baseline
     if not isinstance(first, str) or first not in strategies:
         raise ValueError(f"baseline={baseline!r} is none of the strategies {', '.join(strategies)}")
     return first

@@ -338,7 +338,8 @@ def finetune(
         >>> curve.steps, len(curve.losses)
         ((0, 10, 20), 20)
     """
-    steps, batch = whole_number("steps", steps), whole_number("batch", batch)
+    steps = whole_number("steps", steps)
+    batch = whole_number("batch", batch)
     every = max(1, steps // 20) if evaluate_every is None else whole_number("evaluate_every", evaluate_every)
     early_stop = None if early_stop is None else whole_number("early_stop", early_stop)
     _check_choices(metric, optimizer, balance)
@@ -651,10 +652,11 @@ def _counts(labels: Tensor) -> dict[int, int]:
 
 
 def _check_scored(logits: object, targets: object) -> None:
-    tensors = isinstance(logits, Tensor) and isinstance(targets, Tensor)
-    shapes = (tuple(logits.shape), tuple(targets.shape)) if tensors else (type(logits).__name__, type(targets).__name__)  # type: ignore[attr-defined]
-    if not tensors or len(shapes[0]) != 2 or shapes[1] != shapes[0][:1] or not shapes[1][0]:
-        raise ValueError(f"scores are of logits (examples, classes) and labels (examples,), not {shapes[0]} and {shapes[1]}")
+    if not (isinstance(logits, Tensor) and isinstance(targets, Tensor)):
+        raise TypeError(f"scores are of two tensors, logits and labels, not {type(logits).__name__} and {type(targets).__name__}")
+    if logits.ndim != 2 or targets.shape != logits.shape[:1] or not len(targets):
+        shapes = f"{tuple(logits.shape)} and {tuple(targets.shape)}"
+        raise ValueError(f"scores are of logits (examples, classes) and labels (examples,), not {shapes}")
 
 
 def _check_choices(metric: str, optimizer: Any, balance: str | None) -> None:

@@ -63,7 +63,8 @@ class CBR(nn.Module):
 
     def __init__(self, kernel: int, widths: tuple[int, ...], last_pool: bool, *, outputs: int, channels: int = 3) -> None:
         super().__init__()
-        outputs, channels = whole_number("outputs", outputs), whole_number("channels", channels)
+        outputs = whole_number("outputs", outputs)
+        channels = whole_number("channels", channels)
         for number, (before, after) in enumerate(zip((channels, *widths), widths, strict=False), start=1):
             self.add_module(f"block{number}", Block(before, after, kernel, pool=last_pool or number < len(widths)))
         self.head = nn.Linear(widths[-1], outputs)
@@ -112,7 +113,8 @@ def build(name: str, outputs: int, channels: int = 3) -> nn.Module:
     """
     if not isinstance(name, str):
         raise TypeError(f"the network's name is a {type(name).__name__}; write resnet50, cbr_small or timm:NAME")
-    outputs, channels = whole_number("outputs", outputs), whole_number("channels", channels)
+    outputs = whole_number("outputs", outputs)
+    channels = whole_number("channels", channels)
     if name.startswith("cbr_"):
         return cbr(name.removeprefix("cbr_"), outputs, channels)
     if name.startswith("timm:"):
