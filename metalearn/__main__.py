@@ -259,7 +259,7 @@ def _rows(evaluations: Mapping[str, Evaluation], seconds: Mapping[str, float]) -
         rows.append(
             {
                 "learner": name,
-                "accuracy %": f"{100 * found.mean:.2f} ± {100 * found.interval:.2f}",
+                "accuracy %": f"{100 * found.mean:.2f} ± {100 * found.interval:.2f}{', exactly chance' * found.at_chance}",
                 f"minus {first}, paired": "" if compared is None else f"{100 * compared.mean:+.2f} ± {100 * compared.interval:.2f}",
                 "training": duration(seconds[name]),
             }

@@ -57,9 +57,18 @@ class Evaluation:
     def interval(self) -> float:
         return half_width(self.per_episode)
 
+    @property
+    def at_chance(self) -> bool:
+        """Whether each of several tasks scores exactly 1 / ways, as predicting one class for every query does."""
+        ways = self.settings.get("episodes", {}).get("ways")
+        several = self.measure == "accuracy" and len(self.per_episode) > 1 and bool(ways)
+        return several and bool((self.per_episode == 1 / ways).all())
+
     def __str__(self) -> str:
         tasks = len(self.per_episode)
-        spread = f"± {_figure(self.interval, self.measure)} (95 % interval over {tasks} tasks)" if tasks > 1 else "(no interval: one task)"
+        chance = "; every task at exactly chance, as if one class is predicted for every query" if self.at_chance else ""
+        interval = f"± {_figure(self.interval, self.measure)} (95 % interval over {tasks} tasks{chance})"
+        spread = interval if tasks > 1 else "(no interval: one task)"
         return f"{self.mean:.2%} {spread}".replace("%", " %", 1) if self.measure == "accuracy" else f"loss {self.mean:.4g} {spread}"
 
     def to_dict(self) -> Record:
@@ -70,6 +79,7 @@ class Evaluation:
             "mean": self.mean,
             "interval": interval,
             "tasks": len(self.per_episode),
+            "at_chance": self.at_chance,
             "per_episode": self.per_episode.tolist(),
             **self.settings,
         }

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +20,7 @@ import torch
 from filelock import FileLock
 from rich.table import Table
 
-from . import ranks
+from . import ranks, workers
 from .checkpoints import versions
 from .execution import in_flight
 from .experiments import Experiment, Run, compare, machine, now, parse, trained_by
@@ -29,7 +28,7 @@ from .files import Record
 from .progress import duration
 
 ELSEWHERE = ("root", "download", "preset", "execution", "device", "runs", "_loaded")  # settings that decide no figure, or are resolved
-PATIENCE = 60.0  # seconds that runs are given to finish their step after Ctrl-C
+STARTED = "started"  # a worker's first message
 
 
 class Job(NamedTuple):
@@ -65,7 +64,7 @@ def sweep(
         processes: runs at once on this machine, each with one intra-op thread where there are several.
         progress: say when runs start and end.
 
-    Raises ValueError for an unknown algorithm, no process, or processes under torchrun.
+    Raises ValueError for an unknown algorithm, no process, or processes under torchrun; RuntimeError for a script without that guard.
 
     Example:
         >>> import tempfile
@@ -78,6 +77,7 @@ def sweep(
     names, asked = parse(",".join(algorithms)), list(problems)
     if processes < 1:
         raise ValueError(f"processes={processes} must be at least 1")
+    workers.check_startable("sweep()", processes)
     ranks.join(torch.device("cpu"))
     rank, count = ranks.here()
     if count > 1 and processes > 1:
@@ -87,12 +87,14 @@ def sweep(
     if progress and rank == 0:
         print(f"sweep: {sum(len(job.algorithms) for job in jobs)} of {len(asked) * len(names)} figures to go", file=sys.stderr, flush=True)
     found = [] if rank else list(_done(path).values())
-    for number, rows in enumerate(_performed(jobs, processes, progress), 1):
-        append(path, rows)
-        found += rows
-        if progress:
-            for row in rows:
-                print(f"sweep: {number} of {len(jobs)}: {_said(row)}", file=sys.stderr, flush=True)
+    # A single process leaves SIGTERM to training, which finishes its step.
+    with workers.sigterm_exits() if processes > 1 else nullcontext(), closing(_performed(jobs, processes, progress)) as performed:
+        for number, rows in enumerate(performed, 1):
+            append(path, rows)
+            found += rows
+            if progress:
+                for row in rows:
+                    print(f"sweep: {number} of {len(jobs)}: {_said(row)}", file=sys.stderr, flush=True)
     ordered = {key: row for rows in ranks.gather(found) for row in rows if (key := _key(row["settings"]))}
     return [ordered[key] for problem in asked for name in names if (key := _key(decisive(problem, name))) in ordered]
 
@@ -173,7 +175,7 @@ def _jobs(problems: list[Experiment], names: list[str], done: dict[str, Record])
     return jobs
 
 
-def _performed(jobs: list[Job], processes: int, progress: bool) -> Iterator[list[Record]]:
+def _performed(jobs: list[Job], processes: int, progress: bool) -> Generator[list[Record], None, None]:
     """The rows of every job that this process (or rank) performs."""
     if processes > 1:
         yield from _in_processes(jobs, processes, progress)
@@ -190,24 +192,28 @@ def _performed(jobs: list[Job], processes: int, progress: bool) -> Iterator[list
 
 def _in_processes(jobs: list[Job], processes: int, progress: bool) -> Iterator[list[Record]]:
     """A process a job, so many at once. One that dies takes nothing else with it."""
-    source, left = _processes(), deque(jobs)
+    source, left = workers.start_method(__name__), deque(jobs)
     busy: dict[Connection, tuple[BaseProcess, Job]] = {}
     try:
         while left or busy:
             while left and len(busy) < processes:
                 job = left.popleft()
-                ours, theirs = source.Pipe(duplex=False)
+                ours, theirs = source.Pipe()
                 process: BaseProcess = source.Process(target=_worker, args=(theirs, job), daemon=True)  # type: ignore[attr-defined]
                 process.start()
                 theirs.close()
                 busy[ours] = process, job
+                if job is jobs[0]:
+                    _check_started(ours)
                 _say(job, progress)
             for ready in wait(list(busy)):
                 assert isinstance(ready, Connection)
                 process, job = busy[ready]
                 try:
                     rows = ready.recv()
-                except EOFError:
+                    if rows == STARTED:
+                        continue
+                except (EOFError, ConnectionError):
                     process.join()
                     rows = _failed(
                         job, f"its process ended with exit code {process.exitcode} (a negative one is a signal, -9 often memory)"
@@ -216,24 +222,32 @@ def _in_processes(jobs: list[Job], processes: int, progress: bool) -> Iterator[l
                 del busy[ready]
                 yield rows
     finally:
-        for process, _ in busy.values():  # Ctrl-C reached them too: they finish a step and write their checkpoint
-            process.join(PATIENCE)
+        for connection in busy:  # each worker finishes its step and writes its checkpoint
+            connection.close()
+        for process, _ in busy.values():
+            process.join(workers.PATIENCE)
             process.terminate()
 
 
-def _processes() -> BaseContext:
-    """How processes are started: from one that has imported everything, where the system can."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    source = multiprocessing.get_context("forkserver")
-    source.set_forkserver_preload([__name__])
-    return source
+def _check_started(worker: Connection) -> None:
+    """Wait until a worker runs; one that cannot even import the script that started it says why on standard error."""
+    try:
+        worker.recv()
+    except (EOFError, ConnectionError) as error:
+        raise RuntimeError(
+            f"a worker process could not import this script; in a script file, put the call of sweep() under `{workers.GUARD}`, "
+            "or pass processes=1"
+        ) from error
 
 
-def _worker(result: Connection, job: Job) -> None:
+def _worker(parent: Connection, job: Job) -> None:
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()  # Ctrl-C reaches the parent alone, which then stops every worker once
+    workers.end_with_parent(parent)
+    parent.send(STARTED)
     torch.set_num_threads(1)
     try:
-        result.send(perform(job, progress=False))
+        parent.send(perform(job, progress=False))
     except KeyboardInterrupt:
         sys.exit(130)
 

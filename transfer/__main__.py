@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import shlex
@@ -14,10 +13,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from torch import nn
 from torchvision.transforms import v2
 
-from metalearn import files, ranks
+from metalearn import files, ranks, workers
 from metalearn.experiments import machine
 from metalearn.layers import layers
 from metalearn.progress import duration, progress
@@ -26,8 +24,7 @@ from metalearn.tasks import glyphs
 from . import comparison, data
 from .data import Split, divided
 from .finetuning import finetune
-from .models import CBR, slim
-from .models import build as build_network
+from .models import Build
 from .sources import fresh, gabor, mean_var, permuted
 from .strategies import Strategy, everywhere, transfusion
 from .weights import Pretrained, read
@@ -165,9 +162,12 @@ class Transfer:
                 curve = train(model, 0, advance)
             tensors = dict(model.cpu().state_dict())
             record = {"settings": settings, "accuracy": curve.final, "seconds": curve.seconds}
+            record |= {"majority": curve.majority, "collapsed": curve.collapsed}
             files.save(path, tensors, record)
         if ranks.here()[0] == 0:
-            print(f"pretrained on {source}: {record['accuracy']:.1%} of its test images right, {duration(record['seconds'])}")
+            right = f"{record['accuracy']:.1%} of its test images right, {duration(record['seconds'])}"
+            collapsed = "; it has collapsed: it predicts one class for all of them, so more --pretrain_steps or other images are needed"
+            print(f"pretrained on {source}: {right}{collapsed if record.get('collapsed') else ''}")
         return Pretrained(f"the network pretrained on {source}", tensors)
 
     def chosen(self, weights: Pretrained, build: Build) -> dict[str, Start]:
@@ -218,26 +218,6 @@ class Transfer:
     def _normalize(self) -> str:
         torchvisions = bool(self.weights) and not Path(self.weights or "").exists()
         return self.normalize or ("imagenet" if torchvisions else "none")
-
-
-@dataclass(frozen=True)
-class Build:
-    """Builds a network by name; other processes can be handed it."""
-
-    name: str
-    outputs: int
-    channels: int
-    slim: bool = False
-
-    def __call__(self) -> nn.Module:
-        """The network, drawn from torch's global generator."""
-        if self.slim:
-            return slim(self.name, "layer2", self.outputs, channels=self.channels)
-        if self.name == "cbr-mini":
-            return CBR(5, (8, 16, 32, 64), True, outputs=self.outputs, channels=self.channels)
-        if ":" in self.name and not self.name.startswith("timm:"):
-            return _called(self.name, self.outputs)
-        return build_network(self.name.replace("cbr-", "cbr_"), self.outputs, self.channels)
 
 
 def compare(
@@ -320,7 +300,8 @@ def main(arguments: list[str] | None = None) -> int:
     from jsonargparse import auto_cli
 
     try:
-        auto_cli({"compare": compare}, args=arguments, prog="transfuse", as_positional=False)
+        with workers.sigterm_exits():
+            auto_cli({"compare": compare}, args=arguments, prog="transfuse", as_positional=False)
     except KeyboardInterrupt:
         print("transfuse: stopped; the same command goes on from there", file=sys.stderr)
         return 130
@@ -376,20 +357,6 @@ def _member(name: str) -> Any:
         return get_weight(name)
     except (ValueError, AttributeError, KeyError) as error:
         raise ValueError(f"torchvision has no weights {name!r} ({error}); write ResNet18_Weights.IMAGENET1K_V1, or name a file") from error
-
-
-def _called(path: str, outputs: int) -> nn.Module:
-    module, _, name = path.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        make = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"model {path!r} cannot be imported ({error}); write package.module:callable, from where you are") from error
-    model = make(outputs)
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"{path} returned a {type(model).__name__}, not a torch.nn.Module")
-    return model
 
 
 if __name__ == "__main__":

@@ -13,25 +13,32 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from metalearn import checkpoints, files, ranks
+from metalearn import checkpoints, files, ranks, workers
 from metalearn.analysis import Estimate, Profile, compare_layers
 from metalearn.analysis.tables import plain
+from metalearn.checks import whole_number
+from metalearn.evaluation import evaluation_mode
 from metalearn.files import Damaged, Record, _checksum
+from metalearn.forward import Inputs
 from metalearn.layers import layers as layer_names
 from metalearn.layers import owners
 from metalearn.progress import progress as shown_progress
+from metalearn.representations import representations
 
 from . import statistics
-from .finetuning import Curve, FineTuning
+from .finetuning import Curve, FineTuning, each, named_tensors
 from .statistics import Paired
 from .strategies import Strategy, initialize
 
@@ -66,8 +73,8 @@ class Run:
     strategy: str
     seed: int
     curve: Curve
-    initialisation: Record
-    kept: tuple[Kept, ...]
+    initialisation: Record = field(repr=False)
+    kept: tuple[Kept, ...] = field(repr=False)
     filters: Tensor | None = field(default=None, repr=False)
 
 
@@ -75,7 +82,8 @@ class Run:
 class Against:
     """One strategy's score, or its steps to the threshold, against the baseline's on the same seeds.
 
-    `paired` is None where a seed of either did not reach the threshold: then there is no number. `adjusted` is p after Holm.
+    `paired` is None where a seed of either did not reach the threshold: then there is no number. `adjusted` is p after Holm. `collapsed`
+    counts the seeds whose network predicts one class for every test image.
     """
 
     strategy: str
@@ -85,6 +93,7 @@ class Against:
     paired: Paired | None = None
     adjusted: float = math.nan
     answer: str = ""
+    collapsed: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,7 @@ class Alike:
     baseline: Estimate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """What `compare` found; prints as tables, `.plot(path)` draws it, `.report(path)` writes a page, `.to_dict()` gives the numbers."""
 
@@ -124,6 +133,22 @@ class Comparison:
         """The score that is compared."""
         return self.runs[0].curve.metric
 
+    @property
+    def test_counts(self) -> Mapping[int, int]:
+        """How many test images there are of each class; empty if the training did not count them."""
+        return self.runs[0].curve.test_counts
+
+    @property
+    def majority(self) -> float:
+        """The score of predicting the most frequent class for every test image; NaN if the training did not count them."""
+        return self.runs[0].curve.majority
+
+    @cached_property
+    def collapsed(self) -> dict[str, tuple[int, ...]]:
+        """Strategy -> the seeds whose network predicts one class for every test image; without those that have none."""
+        seeds = {name: tuple(run.seed for run in self.of(name) if run.curve.collapsed) for name in self.strategies}
+        return {name: some for name, some in seeds.items() if some}
+
     @cached_property
     def finals(self) -> tuple[Against, ...]:
         """The final score of every strategy against the baseline."""
@@ -146,6 +171,11 @@ class Comparison:
             for layer in zip(*rows, strict=True)
         }
 
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{row.strategy} {row.estimate.mean:.4f}" for row in self.finals if row.estimate)
+        collapsed = f"; collapsed: {', '.join(self.collapsed)}" if self.collapsed else ""
+        return f"Comparison({self.metric} over {len(self.seeds)} seeds: {scores}{collapsed}; print it for the tables)"
+
     def __str__(self) -> str:
         from .report import text
 
@@ -153,7 +183,8 @@ class Comparison:
 
     def to_dict(self) -> Record:
         """Everything but the pictures as JSON-able values; NaN is None."""
-        own = ("strategies", "seeds", "baseline", "metric", "threshold", "threshold_rule", "level", "measure", "finals", "steps")
+        own = ["strategies", "seeds", "baseline", "metric", "threshold", "threshold_rule", "level", "measure", "finals", "steps"]
+        own += ["test_counts", "majority", "collapsed"]
         runs = [
             {"strategy": run.strategy, "seed": run.seed, "curve": run.curve.to_dict(), "start": run.initialisation, "kept": run.kept}
             for run in self.runs
@@ -188,7 +219,7 @@ class Comparison:
             estimate = statistics.over_seeds(whole[name], self.level) if name in whole else None
             row = (name, estimate, len(reached[name]), len(self.seeds))
             test = (tests[name], adjusted[name], statistics.answer(tests[name], adjusted[name], self.level)) if name in tests else ()
-            rows.append(Against(*row, *test))
+            rows.append(replace(Against(*row, *test), collapsed=len(self.collapsed.get(name, ()))))
         return tuple(rows)
 
 
@@ -196,7 +227,7 @@ def compare(
     strategies: Mapping[str, Strategy | tuple[Build, Strategy]],
     build: Build,
     train: Train,
-    probe: Tensor,
+    probe: Inputs,
     seeds: Iterable[int],
     *,
     baseline: str | None = None,
@@ -205,6 +236,7 @@ def compare(
     level: float = 0.05,
     measure: str = "cca",
     processes: int = 1,
+    layers: Sequence[str] | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> Comparison:
@@ -218,7 +250,8 @@ def compare(
         strategies: {name: strategy}; `(build, strategy)` where one has a network of its own, such as a slim one.
         build: the network, all of its start drawn from torch's global generator.
         train: `(model, seed) -> Curve`, which trains in place; `finetune(...)` makes one.
-        probe: inputs (examples, ...) as the network takes them; CCA needs more examples (times positions) than features.
+        probe: inputs (examples, ...) as the network takes them, or a tuple or dictionary of such for a network of several inputs; CCA
+            needs more examples (times positions) than features.
         seeds: one run of every strategy each; strategies are compared seed by seed.
         baseline: the strategy that the others are compared against; "random" where there is one, else the first.
         folder: where runs are kept; None keeps them until the comparison is done.
@@ -227,10 +260,12 @@ def compare(
         measure: "cca", "linear_cka", or another of `compare_layers`.
         processes: how many share out the work on this machine, each with its share of torch's threads (sums of other numbers of threads
             may differ in their last digits); all arguments must then be picklable. Under torchrun the ranks share them.
+        layers: the layers to compare; by default all. One that puts out a tuple or a dictionary is named with its entry, "lstm:0".
         settings: what else decides the result, recorded and compared when a comparison goes on.
         progress: show progress on standard error.
 
-    Raises ValueError where seeds repeat, a name is not there, or `folder` holds runs with other settings or another start.
+    Raises ValueError where seeds repeat, a name is not there, or `folder` holds runs with other settings or another start; RuntimeError
+    for a script that shares runs out among processes without `if __name__ == "__main__":`.
 
     Example:
         >>> from transfer import everywhere, finetune, fresh, transfusion
@@ -244,22 +279,30 @@ def compare(
         >>> [row.answer for row in found.finals]
         ['', 'not decidable']
     """
+    _check_strategies(strategies)
+    _check_callables(build=build, train=train)
     numbers = checked_seeds(seeds)
     first = _baseline(strategies, baseline)
-    if not 0 < level < 1:
-        raise ValueError(f"level={level} must lie between 0 and 1, such as 0.05")
-    if threshold is not None and not math.isfinite(threshold):
-        raise ValueError(f"threshold={threshold} is no score; give one such as 0.9, or None for {100 * SHARE:g} % of the baseline's")
-    if not len(probe):
-        raise ValueError("probe holds no inputs to compare layers on; train.probe(400) makes some")
-    if processes < 1:
-        raise ValueError(f"processes={processes} must be at least 1")
+    if not _is_number(level) or not 0 < level < 1:
+        raise ValueError(f"level={level!r} must lie between 0 and 1, such as 0.05")
+    if threshold is not None and not (_is_number(threshold) and math.isfinite(threshold)):
+        raise ValueError(f"threshold={threshold!r} is no score; give one such as 0.9, or None for {100 * SHARE:g} % of the baseline's")
+    _check_probe(probe)
+    _check_layers(layers)
+    processes = whole_number("processes", processes)
+    if not (folder is None or isinstance(folder, str | os.PathLike)):
+        raise TypeError(f"folder={folder!r} is a {type(folder).__name__}; give the path of a folder, or None to keep no runs")
+    if not (settings is None or isinstance(settings, Mapping)):
+        raise TypeError(f"settings is a {type(settings).__name__}; give a dictionary of what else decides the result")
+    workers.check_startable("compare()", processes)
     ranks.join(torch.device("cpu"))
     if ranks.here()[1] > 1 and folder is None:
         raise ValueError("under torchrun compare() needs folder=, one that all ranks see: they share out the runs through it")
-    decided: Record = {"train": getattr(train, "settings", {}), "probe": _checksum({"probe": probe.cpu()}, "")[:16], "measure": measure}
+    decided: Record = {"train": getattr(train, "settings", {}), "probe": _digest(probe), "measure": measure}
+    if layers is not None:
+        decided["layers"] = list(layers)
     with _place(folder) as place:
-        plan = _Plan(dict(strategies), build, train, probe, place, measure, {**decided, "own": dict(settings or {})})
+        plan = _Plan(dict(strategies), build, train, probe, layers, place, measure, {**decided, "own": dict(settings or {})})
         wanted = [(name, seed) for seed in numbers for name in strategies]
         plan.try_out(numbers[0])
         with _workers(plan, processes) as pool:
@@ -283,7 +326,8 @@ class _Plan:
     strategies: dict[str, Any]
     build: Build
     train: Train
-    probe: Tensor
+    probe: Inputs
+    layers: Sequence[str] | None
     folder: Path
     measure: str
     settings: Record
@@ -299,7 +343,10 @@ class _Plan:
         chosen = self.strategies[name]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return (chosen[0] if isinstance(chosen, tuple) else self.build)()
+            model = (chosen[0] if isinstance(chosen, tuple) else self.build)()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"build() returned a {type(model).__name__} for {name}; it must return a torch.nn.Module")
+        return model
 
     def start(self, name: str, seed: int) -> tuple[nn.Module, Record]:
         """The network as this run starts, and the report of it."""
@@ -310,13 +357,18 @@ class _Plan:
         """Start every strategy and look at two inputs, so that what cannot work is said before hours of training."""
         for name in self.strategies:
             model, _ = self.start(name, seed)
+            few = replace(self, probe=each(self.probe, lambda tensor: tensor[:2]))
             try:
-                compare_layers(model, model, self.probe[:2], measure=self.measure, draws=0)
-            except RuntimeError as error:
-                shape = tuple(self.probe.shape)
+                _outputs((model, {}), [], few.probe)
+            except (RuntimeError, TypeError) as error:
+                shapes = ", ".join(str(tuple(tensor.shape)) for tensor in named_tensors(self.probe).values())
                 raise ValueError(
-                    f"{name}: the network does not take the probe, inputs {shape} ({error}); train.probe() makes some"
+                    f"{name}: the network does not take the probe, inputs {shapes} ({error}); train.probe() makes some"
                 ) from error
+            try:
+                _profile((model, {}), (model, {}), few)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
 
     def done(self, name: str, seed: int, *, waiting: bool = False) -> bool:
         """Whether the run's file is there and whole; while `waiting` for another's, a damaged one counts as not there."""
@@ -345,8 +397,10 @@ class _Plan:
             curve = self.train(model, seed, advance) if isinstance(self.train, FineTuning) else self.train(model, seed)  # type: ignore[call-arg]
         except (ValueError, FloatingPointError) as error:
             raise type(error)(f"{name}, seed {seed}: {error}") from error
+        if not isinstance(curve, Curve):
+            raise TypeError(f"train() returned a {type(curve).__name__} for {name}; it must return a transfer.finetuning.Curve")
         after = _state(model)
-        kept = _kept(model.cpu(), before, after, self.probe.cpu(), self.measure)
+        kept = _kept(model.cpu(), before, after, self)
         tensors = {f"end.{key}": tensor for key, tensor in after.items()}
         filters = _filters(model, before, after)
         if filters is not None:
@@ -409,9 +463,9 @@ def _workers(plan: _Plan, processes: int) -> Iterator[Executor | None]:
             "leave processes at 1, or start the script with torchrun"
         ) from error
     threads = max(1, torch.get_num_threads() // processes)
-    spawn = multiprocessing.get_context("spawn")  # a fork would share torch's threads, which it does not survive
+    source = workers.start_method(__name__)  # never a fork of this process: torch's threads do not survive it
     others = multiprocessing.active_children()
-    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_receive, initargs=(packed, threads)) as pool:
+    with ProcessPoolExecutor(processes, mp_context=source, initializer=_receive, initargs=(packed, threads)) as pool:
         try:
             yield pool
         except BaseException:
@@ -426,22 +480,54 @@ def _share_out(
     pool: Executor, work: Callable[..., Any], items: Sequence[tuple[Any, ...]], finished: Callable[[tuple[Any, ...]], None]
 ) -> list[Any]:
     """`work(plan, *item)` of every item -> what each gave, in order."""
+    if items:
+        _check_started(pool)
     started = {pool.submit(_there, work, item): item for item in items}
-    for future in as_completed(started):
-        future.result()
-        finished(started[future])
+    try:
+        for future in as_completed(started):
+            future.result()
+            finished(started[future])
+    except BrokenProcessPool as error:
+        raise ChildProcessError(
+            "a worker process ended in the middle of its run, often for lack of memory; runs that are done are kept in folder=, "
+            "and fewer processes= need less"
+        ) from error
     return [future.result() for future in started]
 
 
-_received: list[_Plan] = []
+def _check_started(pool: Executor) -> None:
+    """Let a worker unpack the plan before it is handed work."""
+    try:
+        pool.submit(_unpack).result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            f"a worker process could not import this script; in a script file, put the call of compare() under `{workers.GUARD}`, "
+            "or pass processes=1"
+        ) from error
+    except (AttributeError, ImportError) as error:
+        raise ValueError(
+            f"a worker process cannot import what compare() was given ({error}): define build, train and strategies at the top of a "
+            "module or a script file, or pass processes=1"
+        ) from error
+
+
+_received: list[Any] = []  # in a worker: the plan, packed until it is first needed
 
 
 def _receive(packed: bytes, threads: int) -> None:
+    workers.end_with_parent()
     torch.set_num_threads(threads)
-    _received[:] = [pickle.loads(packed)]
+    _received[:] = [packed]
+
+
+def _unpack() -> None:
+    """Unpack the plan."""
+    if isinstance(_received[0], bytes):
+        _received[:] = [pickle.loads(_received[0])]
 
 
 def _there(work: Callable[..., Any], item: tuple[Any, ...]) -> Any:
+    _unpack()
     return work(_received[0], *item)
 
 
@@ -476,12 +562,34 @@ def _ends(plan: _Plan, name: str, baseline: str, pairs: Sequence[tuple[int, int]
     return [Alike(name, layer, *map(statistics.over_seeds, both)) for layer, both in values.items()]
 
 
-def _profile(ours: Weighted, theirs: Weighted, plan: _Plan) -> Profile:
-    return compare_layers(ours, theirs, plan.probe.cpu(), measure=plan.measure, rows=ROWS, draws=0)
+def _profile(ours: Weighted, theirs: Weighted, plan: _Plan, draws: int = 0) -> Profile:
+    probe = each(plan.probe, Tensor.cpu)
+    options: dict[str, Any] = {"measure": plan.measure, "rows": ROWS, "draws": draws}
+    if isinstance(probe, Tensor):
+        return compare_layers(ours, theirs, probe, plan.layers, **options)
+    names = plan.layers or [name for name in layer_names(ours[0]) if name in layer_names(theirs[0])]
+    return compare_layers(_outputs(ours, names, probe), _outputs(theirs, names, probe), **options)
 
 
-def _kept(model: nn.Module, before: dict[str, Tensor], after: dict[str, Tensor], probe: Tensor, measure: str) -> list[Kept]:
-    profile = compare_layers((model, before), (model, after), probe, measure=measure, rows=ROWS, draws=10)
+def _outputs(network: Weighted, names: Sequence[str], inputs: Inputs) -> dict[str, Tensor]:
+    """What the named layers put out; `compare_layers` takes a tuple for a loader, so several inputs are run here."""
+    model, weights = network
+    if isinstance(inputs, Mapping):
+        positional, named = (), dict(inputs)
+    else:
+        positional, named = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs), {}
+    with evaluation_mode([model]), torch.no_grad(), representations(model, names) as outputs:
+        functional_call(model, dict(weights), positional, named)
+    return outputs
+
+
+def _digest(probe: Inputs) -> str:
+    tensors = {"probe": probe} if isinstance(probe, Tensor) else named_tensors(probe)
+    return _checksum({name: tensor.cpu() for name, tensor in tensors.items()}, "")[:16]
+
+
+def _kept(model: nn.Module, before: dict[str, Tensor], after: dict[str, Tensor], plan: _Plan) -> list[Kept]:
+    profile = _profile((model, before), (model, after), plan, draws=10)
     correlations = _correlations(model, before, after)
     return [Kept(row.layer, row.similarity, row.floor.upper, correlations.get(row.layer, math.nan), row.note) for row in profile.layers]
 
@@ -512,7 +620,10 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 
 def checked_seeds(seeds: Iterable[int]) -> list[int]:
     """The seeds, each once and one at least."""
-    numbers = [int(seed) for seed in seeds]
+    seeds = seeds.tolist() if isinstance(seeds, Tensor) else seeds
+    if isinstance(seeds, str) or not isinstance(seeds, Iterable):
+        raise TypeError(f"seeds={seeds!r} is no list of whole numbers; write seeds=[0, 1, 2, 3, 4, 5] or range(6)")
+    numbers = [whole_number("a seed", seed, least=0) for seed in seeds]
     twice = sorted({seed for seed in numbers if numbers.count(seed) > 1})
     if twice:
         raise ValueError(f"seeds={numbers} has {twice[0]} twice: the same run again is no more evidence; give each seed once")
@@ -521,11 +632,45 @@ def checked_seeds(seeds: Iterable[int]) -> list[int]:
     return numbers
 
 
+def _check_strategies(strategies: object) -> None:
+    if not isinstance(strategies, Mapping) or not all(isinstance(name, str) for name in strategies):
+        raise TypeError(
+            f"strategies is a {type(strategies).__name__}, not a dictionary by name; write "
+            "{'random': everywhere(fresh()), 'full': transfusion(weights)}"
+        )
+
+
+def _check_callables(**functions: object) -> None:
+    for name, function in functions.items():
+        if isinstance(function, nn.Module) or not callable(function):
+            raise TypeError(f"{name} is a {type(function).__name__}; pass a function: build() -> model, train(model, seed) -> curve")
+
+
+def _check_probe(probe: Any) -> None:
+    tensors = named_tensors(probe) if isinstance(probe, Tensor | Mapping | tuple | list) else {"inputs": probe}
+    wrong = [value for value in tensors.values() if not isinstance(value, Tensor) or not value.ndim]
+    if wrong:
+        raise TypeError(f"probe holds {wrong[0]!r:.60}, not inputs (examples, ...); train.probe(400) makes some")
+    if not tensors or not all(len(tensor) for tensor in tensors.values()):
+        raise ValueError("probe holds no inputs to compare layers on; train.probe(400) makes some")
+
+
+def _check_layers(layers: object) -> None:
+    names = [] if isinstance(layers, str) or not isinstance(layers, Sequence) else [*layers]
+    if layers is not None and not (names and all(isinstance(name, str) for name in names)):
+        raise TypeError(f"layers={layers!r} is no list of names; write layers=['layer1', 'fc'], or leave it out for all")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def _baseline(strategies: Mapping[str, Any], baseline: str | None) -> str:
     if len(strategies) < 2:
         raise ValueError(f"compare() needs two strategies at least and got {', '.join(strategies) or 'none'}")
-    first = baseline or ("random" if "random" in strategies else next(iter(strategies)))
-    if first not in strategies:
+    usual = "random" if "random" in strategies else next(iter(strategies))
+    first = usual if baseline is None else baseline
+    if not isinstance(first, str) or first not in strategies:
         raise ValueError(f"baseline={baseline!r} is none of the strategies {', '.join(strategies)}")
     return first
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,9 +17,11 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from metalearn.checks import whole_number
 from metalearn.evaluation import evaluation_mode
 from metalearn.files import Record, _checksum
-from metalearn.tasks.few_shot import _in_memory
+from metalearn.forward import Inputs, forward
+from metalearn.tasks.few_shot import LabelledImages, _in_memory
 
 from .freezing import freeze, parameter_groups
 
@@ -28,29 +32,37 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd": lambda groups, lr: SGD(groups, lr=lr, momentum=0.9),
 }
 TESTED_AT_ONCE = 256
-Transform: TypeAlias = Callable[[Tensor], Tensor]
+RECORDED = ("metric", "steps", "scores", "losses", "seconds", "best", "validation")  # of a curve, in every version
+Transform: TypeAlias = Callable[[Any], Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Curve:
     """How a training went: every score on the test set at each of `steps`, the loss of every step, and the seconds spent training.
 
     `steps` starts at 0, before the first update. `metric` names the score that `values` and `final` are. `best` is the index of the
     evaluation that counts: the last, or with early stopping the one with the best validation score.
 
+    `test_counts` has the number of test images of each class, and `predicted_counts` how many of them the network took for each class
+    at the evaluation that counts. Both are empty if whoever made the curve did not count.
+
     Example:
         >>> curve = Curve("accuracy", (0, 10, 20), {"accuracy": (0.25, 0.5, 0.75)})
         >>> curve.final, curve.steps_to(0.625), curve.steps_to(0.95)
         (0.75, 15.0, None)
+        >>> Curve("accuracy", (0,), {"accuracy": (0.75,)}, test_counts={0: 3, 1: 1}, predicted_counts={0: 4})
+        Curve(accuracy 0.7500 after 0 steps; majority class 0.7500; collapsed: class 0 for every test image)
     """
 
     metric: str
     steps: tuple[int, ...]
     scores: Mapping[str, tuple[float, ...]]
-    losses: tuple[float, ...] = field(default=(), repr=False)
+    losses: tuple[float, ...] = ()
     seconds: float = 0.0
     best: int = -1
-    validation: tuple[float, ...] = field(default=(), repr=False)
+    validation: tuple[float, ...] = ()
+    test_counts: Mapping[int, int] = field(default_factory=dict)
+    predicted_counts: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def values(self) -> tuple[float, ...]:
@@ -62,6 +74,16 @@ class Curve:
         """The score at the evaluation that counts."""
         return self.values[self.best]
 
+    @property
+    def collapsed(self) -> bool:
+        """Whether the network predicts one class for every test image, though these are of several."""
+        return len(self.predicted_counts) == 1 and len(self.test_counts) > 1
+
+    @property
+    def majority(self) -> float:
+        """The score of predicting the most frequent class for every test image; NaN if the classes were not counted."""
+        return majority(self.metric, self.test_counts)
+
     def steps_to(self, threshold: float) -> float | None:
         """The step at which `values` first reach `threshold`, linearly between evaluations; None where they never do."""
         for i, value in enumerate(self.values):
@@ -72,21 +94,66 @@ class Curve:
                 return self.steps[i - 1] + share * (self.steps[i] - self.steps[i - 1])
         return None
 
+    def __repr__(self) -> str:
+        said = [f"{self.metric} {self.final:.4f} after {self.steps[self.best]} steps"]
+        if self.test_counts:
+            said.append(f"majority class {self.majority:.4f}")
+        if self.collapsed:
+            said.append(f"collapsed: class {next(iter(self.predicted_counts))} for every test image")
+        return f"Curve({'; '.join(said)})"
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw the score and the loss against steps; the ending of `path` says how (.png, .svg, .pdf)."""
+        from metalearn.analysis.plots import save
+
+        from .plots import training_curve
+
+        save(training_curve(self), path)
+
     def to_dict(self) -> Record:
         """All of it as JSON-able values, which `Curve.from_dict` takes."""
-        scores = {name: list(values) for name, values in self.scores.items()}
-        whole = {"metric": self.metric, "steps": list(self.steps), "scores": scores, "losses": list(self.losses)}
-        return {**whole, "seconds": self.seconds, "best": self.best, "validation": list(self.validation)}
+        return {
+            "metric": self.metric,
+            "steps": list(self.steps),
+            "scores": {name: list(values) for name, values in self.scores.items()},
+            "losses": list(self.losses),
+            "seconds": self.seconds,
+            "best": self.best,
+            "validation": list(self.validation),
+            "test_counts": {str(label): count for label, count in self.test_counts.items()},
+            "predicted_counts": {str(label): count for label, count in self.predicted_counts.items()},
+            "majority": None if math.isnan(self.majority) else self.majority,
+            "collapsed": self.collapsed,
+        }
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Curve:
         """The curve that `to_dict` recorded."""
+        missing = [name for name in RECORDED if not isinstance(record, Mapping) or name not in record]
+        if missing:
+            raise ValueError(f"this is no record of a curve: it has no {missing[0]!r}; give what to_dict() returned")
         scores = {name: tuple(values) for name, values in record["scores"].items()}
-        own = {name: tuple(record[name]) for name in ("steps", "losses", "validation")}
+        own: dict[str, Any] = {name: tuple(record[name]) for name in ("steps", "losses", "validation")}
+        for name in ("test_counts", "predicted_counts"):
+            own[name] = {int(label): count for label, count in record.get(name, {}).items()}
         return cls(metric=record["metric"], scores=scores, seconds=record["seconds"], best=record["best"], **own)
 
 
-@dataclass(frozen=True, eq=False)
+def majority(metric: str, counts: Mapping[int, int]) -> float:
+    """The score of predicting the most frequent class for every image; `counts` has the number of images of each class.
+
+    Example:
+        >>> [majority(metric, {0: 30, 1: 10}) for metric in ("accuracy", "balanced_accuracy", "auc")]
+        [0.75, 0.5, 0.5]
+    """
+    if not counts:
+        return math.nan
+    if metric == "accuracy":
+        return max(counts.values()) / sum(counts.values())
+    return 1 / len(counts) if metric == "balanced_accuracy" else 0.5
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class FineTuning:
     """What `finetune` returns: `train(model, seed)` trains the model in place and returns its `Curve`.
 
@@ -94,11 +161,11 @@ class FineTuning:
     after the last step, or as it was at its best validation score where it stops early; batch norm trains and tests as torch has it.
     """
 
-    train_inputs: Tensor
+    train_inputs: Any  # Inputs: a tensor, or a tuple or dictionary of tensors
     train_targets: Tensor
-    test_inputs: Tensor
+    test_inputs: Any
     test_targets: Tensor
-    validation: tuple[Tensor, Tensor] | None
+    validation: tuple[Any, Tensor] | None
     classes: int
     steps: int
     batch: int
@@ -114,9 +181,19 @@ class FineTuning:
     transform: Transform | None
     augment: Transform | None
     device: str
+    output: str | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"FineTuning({self.steps} steps of {self.batch} of {len(self.train_targets)} images of {self.classes} classes, "
+            f"{len(self.test_targets)} test images, {_name(self.optimizer)}, lr {self.lr:g}, {self.metric})"
+        )
 
     def __call__(self, model: nn.Module, seed: int, advance: Callable[..., None] | None = None) -> Curve:
         """Train `model` in place -> its `Curve`; `advance(count, text)` is called at every evaluation."""
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"train() got a {type(model).__name__} to train; it must be a torch.nn.Module")
+        seed = whole_number("seed", seed, least=0)
         device = torch.device(self.device)
         model.to(device)
         if isinstance(self.frozen, str):
@@ -136,14 +213,15 @@ class FineTuning:
         sets = {"train": (self.train_inputs, self.train_targets), "test": (self.test_inputs, self.test_targets)}
         if self.validation:
             sets["validation"] = self.validation
-        data = {name: _checksum({"inputs": inputs, "targets": targets}, "")[:16] for name, (inputs, targets) in sets.items()}
-        return {**{name: getattr(self, name) for name in plain}, **named, "rates": dict(self.rates or {}), "data": data}
+        data = {name: _checksum({**named_tensors(inputs), "targets": targets}, "")[:16] for name, (inputs, targets) in sets.items()}
+        output = {} if self.output is None else {"output": self.output}
+        return {**{name: getattr(self, name) for name in plain}, **named, **output, "rates": dict(self.rates or {}), "data": data}
 
-    def probe(self, count: int = 500) -> Tensor:
+    def probe(self, count: int = 500) -> Any:
         """The first `count` of the test images in an order that mixes classes, as the network sees them: inputs to compare layers on."""
-        _check(probe=count)
-        order = torch.randperm(len(self.test_inputs), generator=torch.Generator().manual_seed(0))[:count]
-        return self._prepared(self.test_inputs[order])
+        count = whole_number("probe", count)
+        order = torch.randperm(len(self.test_targets), generator=torch.Generator().manual_seed(0))[:count]
+        return self._prepared(each(self.test_inputs, lambda tensor: tensor[order]))
 
     def chosen(self, seed: int) -> Tensor:
         """Which training images this seed trains on: all, or `images` of them, each class with its share (and one image at least)."""
@@ -156,7 +234,8 @@ class FineTuning:
     def _train(
         self, model: nn.Module, optimizer: Optimizer, chosen: Tensor, seed: int, device: torch.device, advance: Callable[..., None]
     ) -> Curve:
-        inputs, targets = self.train_inputs[chosen].to(device), self.train_targets[chosen].to(device)
+        inputs = each(self.train_inputs, lambda tensor: tensor[chosen].to(device))
+        targets = self.train_targets[chosen].to(device)
         counts = torch.bincount(targets, minlength=self.classes).clamp(min=1)
         weight = len(targets) / (self.classes * counts.float()) if self.balance == "loss" else None
         batches = order(targets.cpu(), self.batch, seed, balanced=self.balance == "batches")
@@ -170,8 +249,9 @@ class FineTuning:
             span = min(self.evaluate_every, self.steps - step)
             for _ in range(span):
                 index = next(batches).to(device)
-                batch = self._prepared(inputs[index], training=True)
-                loss = F.cross_entropy(model(batch), targets[index], weight=weight)
+                batch = self._prepared(_rows(inputs, index), training=True)
+                logits = forward(model, batch, self.output)
+                loss = F.cross_entropy(logits, targets[index], weight=weight)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -182,16 +262,20 @@ class FineTuning:
             started = time.perf_counter()
         return log.finish()
 
-    def _prepared(self, inputs: Tensor, *, training: bool = False) -> Tensor:
-        batch = inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs
+    def _prepared(self, inputs: Inputs, *, training: bool = False) -> Inputs:
+        batch = inputs.float() / 255 if isinstance(inputs, Tensor) and inputs.dtype == torch.uint8 else inputs
         if training and self.augment:
             batch = self.augment(batch)
         return self.transform(batch) if self.transform else batch
 
-    def _logits(self, model: nn.Module, inputs: Tensor) -> Tensor:
+    def _logits(self, model: nn.Module, inputs: Inputs, count: int) -> Tensor:
         device = torch.device(self.device)
+        logits = []
         with evaluation_mode([model]), torch.no_grad():
-            return torch.cat([model(self._prepared(part.to(device))) for part in inputs.split(TESTED_AT_ONCE)]).float().cpu()
+            for index in torch.arange(count).split(TESTED_AT_ONCE):
+                part = _rows(inputs, index, device)
+                logits.append(forward(model, self._prepared(part), self.output))
+        return torch.cat(logits).float().cpu()
 
 
 def finetune(
@@ -213,11 +297,13 @@ def finetune(
     transform: Transform | None = None,
     augment: Transform | None = None,
     device: str = "cpu",
+    output: str | None = None,
 ) -> FineTuning:
     """A function `train(model, seed)` that trains a model with cross-entropy and returns its `Curve`.
 
     Args:
         train_set, test_set: any data set of (image, integer label), held in memory; `metalearn.tasks.LabelledImages`, `transfer.data.load`.
+            For models of several inputs see below.
         steps: updates of the weights.
         batch: images an update. The last images of an epoch that do not fill a batch wait for the next epoch's shuffle.
         lr: the rate of what `rates` does not name.
@@ -234,6 +320,11 @@ def finetune(
         transform: what a batch of images (examples, channels, height, width) in [0, 1] goes through, such as `v2.Normalize(mean, std)`.
         augment: the same before `transform`, in training alone.
         device: where to train.
+        output: which entry of the model's output holds the logits, if that is a tuple, a dictionary or a `ModelOutput`: "logits", "out",
+            "0". Losses of auxiliary entries are not added. GoogLeNet and Inception have entries in training mode alone.
+
+    A model of several inputs is given data of (tuple of tensors, label), called as `model(*tensors)`, or (dictionary of tensors, label),
+    called as `model(**tensors)`. Their tensors keep their dtype, and `transform` and `augment` get the whole tuple or dictionary.
 
     Raises ValueError naming what does not fit: one class, a class that the test has and training has not, fewer images than classes,
     an AUC that the test set does not define; in training, labels beyond the head's outputs.
@@ -247,12 +338,17 @@ def finetune(
         >>> curve.steps, len(curve.losses)
         ((0, 10, 20), 20)
     """
+    steps = whole_number("steps", steps)
+    batch = whole_number("batch", batch)
+    every = max(1, steps // 20) if evaluate_every is None else whole_number("evaluate_every", evaluate_every)
+    early_stop = None if early_stop is None else whole_number("early_stop", early_stop)
+    _check_choices(metric, optimizer, balance)
+    _check_calls(transform=transform, augment=augment)
+    _check_layers(lr, rates, frozen)
+    train_set, test_set, validation = map(_structured, (train_set, test_set, validation))
     inputs, targets, _ = _in_memory(train_set)
     test_inputs, test_targets, _ = _in_memory(test_set)
     held = None if validation is None else _in_memory(validation)[:2]
-    every = evaluate_every or max(1, steps // 20)
-    _check(steps=steps, batch=batch, evaluate_every=every, early_stop=1 if early_stop is None else early_stop)
-    _check_choices(metric, optimizer, balance)
     if early_stop is not None and held is None:
         raise ValueError("early_stop needs validation=: stopping by the test set would choose the result by what it is judged on")
     _check_labels(targets, test_targets, metric)
@@ -260,7 +356,115 @@ def finetune(
     subset(targets, images, 0)
     classes = int(targets.max()) + 1
     options = (classes, steps, batch, lr, optimizer, every, metric, images, early_stop, balance, rates, frozen, transform, augment, device)
-    return FineTuning(inputs, targets, test_inputs, test_targets, held, *options)
+    sets: list[Any] = [inputs, test_inputs, held[0] if held else None]
+    for i, dataset in enumerate((train_set, test_set, validation)):
+        if isinstance(dataset, Structured):
+            sets[i] = dataset.inputs
+    _check_entries(*sets)
+    held = held and (sets[2], held[1])
+    return FineTuning(sets[0], targets, sets[1], test_targets, held, *options, output)
+
+
+def _check_entries(train: Inputs, test: Inputs, validation: Inputs | None) -> None:
+    entries = list(named_tensors(train))
+    for name, inputs in (("test", test), ("validation", validation)):
+        if inputs is not None and list(named_tensors(inputs)) != entries:
+            raise ValueError(
+                f"the training set has {', '.join(entries)} and the {name} set {', '.join(named_tensors(inputs))}; give both the same"
+            )
+
+
+class Structured:
+    """A data set whose inputs are tuples or dictionaries: `inputs` has each of their tensors stacked, `[i]` only a position and a label.
+
+    Raises ValueError, naming the item and the entry, if shapes differ, and TypeError if an entry is no tensor.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.name = type(dataset).__name__
+        items = [dataset[i] for i in range(len(dataset))]
+        self.labels = [label for _, label in items]
+        first = items[0][0]
+        if isinstance(first, Mapping):
+            self.inputs: Inputs = {key: self._stacked(items, key) for key in first}
+        else:
+            self.inputs = tuple(self._stacked(items, key) for key in range(len(first)))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        return torch.tensor([float(index)]), self.labels[index]
+
+    def _stacked(self, items: list[Any], key: Any) -> Tensor:
+        tensors = []
+        for i, (inputs, _) in enumerate(items):
+            try:
+                tensors.append(torch.as_tensor(inputs[key]))
+            except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+                raise TypeError(
+                    f"entry {key!r} of item {i} of {self.name} is missing or no tensor ({error}); give every item one"
+                ) from error
+            if tensors[i].shape != tensors[0].shape:
+                raise ValueError(
+                    f"entry {key!r} of item {i} of {self.name} has shape {tuple(tensors[i].shape)} but item 0 has "
+                    f"{tuple(tensors[0].shape)}; bring all to one shape, for example by padding"
+                )
+        return torch.stack(tensors)
+
+
+def _structured(dataset: Any) -> Any:
+    """The data set itself, or `Structured` if its inputs are tuples or dictionaries."""
+    if dataset is None or isinstance(dataset, LabelledImages):
+        return dataset
+    if isinstance(dataset, Tensor | str | bytes | Mapping) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise TypeError(
+            f"a {type(dataset).__name__} is no data set: it needs len() and [i], which gives pairs (image, label); put tensors into "
+            "torch.utils.data.TensorDataset(images, labels)"
+        )
+    if not len(dataset):
+        return dataset
+    item = dataset[0]
+    if isinstance(item, Mapping):
+        raise TypeError(
+            f"item 0 of {type(dataset).__name__} is a dictionary ({', '.join(map(str, item))}); give pairs of inputs and label, such as "
+            "({'input_ids': ids, 'attention_mask': mask}, label)"
+        )
+    inputs = item[0] if isinstance(item, tuple | list) and len(item) == 2 else None
+    several = isinstance(inputs, tuple | list) and all(isinstance(entry, Tensor | np.ndarray) for entry in inputs)
+    return Structured(dataset) if isinstance(inputs, Mapping) or (several and inputs) else dataset
+
+
+def each(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
+    """The same structure with `change` of every tensor in it.
+
+    Example:
+        >>> each({"a": torch.ones(2)}, lambda tensor: tensor + 1)
+        {'a': tensor([2., 2.])}
+    """
+    if isinstance(inputs, Tensor):
+        return change(inputs)
+    if isinstance(inputs, Mapping):
+        return {key: change(tensor) for key, tensor in inputs.items()}
+    return tuple(change(tensor) for tensor in inputs)
+
+
+def named_tensors(inputs: Inputs) -> dict[str, Tensor]:
+    """The tensors of a structure by name.
+
+    Example:
+        >>> list(named_tensors((torch.ones(1), torch.ones(1)))), list(named_tensors(torch.ones(1)))
+        (['inputs.0', 'inputs.1'], ['inputs'])
+    """
+    if isinstance(inputs, Tensor):
+        return {"inputs": inputs}
+    entries = inputs.items() if isinstance(inputs, Mapping) else enumerate(inputs)
+    return {f"inputs.{key}": tensor for key, tensor in entries}
+
+
+def _rows(inputs: Inputs, index: Tensor, device: torch.device | None = None) -> Inputs:
+    """The examples at `index` of every tensor, on the device."""
+    return each(inputs, lambda tensor: tensor[index].to(device or tensor.device))
 
 
 class _Log:
@@ -272,6 +476,7 @@ class _Log:
         self.scores: dict[str, list[float]] = {}
         self.losses: list[float] = []
         self.validation: list[float] = []
+        self.predicted: list[dict[int, int]] = []
         self.seconds = 0.0
         self.best, self.kept = 0, {}  # type: ignore[var-annotated]
 
@@ -289,8 +494,10 @@ class _Log:
 
     def evaluate(self, step: int) -> None:
         plan, done = self.plan, step - (self.steps[-1] if self.steps else 0)
-        found = scores(self._logits(plan.test_inputs, plan.test_targets), plan.test_targets, plan.classes)
+        logits = self._logits(plan.test_inputs, plan.test_targets)
+        found = scores(logits, plan.test_targets, plan.classes)
         self.steps.append(step)
+        self.predicted.append(_counts(logits.argmax(1)))
         for name, value in found.items():
             self.scores.setdefault(name, []).append(value)
         if plan.validation:
@@ -308,13 +515,27 @@ class _Log:
             self.model.load_state_dict(self.kept)
         if self.steps[-1] < plan.steps:
             self.advance(plan.steps - self.steps[-1], "stopped early")
-        found = {name: tuple(values) for name, values in self.scores.items()}
-        return Curve(plan.metric, tuple(self.steps), found, tuple(self.losses), round(self.seconds, 3), best, tuple(self.validation))
+        return Curve(
+            metric=plan.metric,
+            steps=tuple(self.steps),
+            scores={name: tuple(values) for name, values in self.scores.items()},
+            losses=tuple(self.losses),
+            seconds=round(self.seconds, 3),
+            best=best,
+            validation=tuple(self.validation),
+            test_counts=_counts(plan.test_targets),
+            predicted_counts=self.predicted[best],
+        )
 
-    def _logits(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        logits = self.plan._logits(self.model, inputs)
+    def _logits(self, inputs: Inputs, targets: Tensor) -> Tensor:
+        logits = self.plan._logits(self.model, inputs, len(targets))
         most = max(self.plan.classes, int(targets.max()) + 1)
-        if logits.ndim != 2 or logits.shape[1] < most:
+        if logits.ndim != 2:
+            raise ValueError(
+                f"{type(self.model).__name__} puts out {tuple(logits.shape[1:])} for an image; fine-tuning needs one number a class, "
+                f"({most},): add a pooling and a head, or name another entry with output="
+            )
+        if logits.shape[1] < most:
             raise ValueError(
                 f"labels run to {most - 1}, but the head of {type(self.model).__name__} puts out {tuple(logits.shape[1:])} for an image; "
                 f"build the model with outputs={most}"
@@ -336,6 +557,7 @@ def scores(logits: Tensor, targets: Tensor, classes: int | None = None) -> dict[
         >>> scores(torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 1, 1]))
         {'accuracy': 0.666..., 'balanced_accuracy': 0.75, 'auc': 1.0}
     """
+    _check_scored(logits, targets)
     count = classes or logits.shape[1]
     right = (logits.argmax(1) == targets).double()
     per_class = [float(right[targets == label].mean()) for label in targets.unique()]
@@ -359,6 +581,7 @@ def auc(logits: Tensor, targets: Tensor) -> float:
         >>> auc(torch.tensor([[0.0, 0.1], [0.0, 0.4], [0.0, 0.35], [0.0, 0.8]]), torch.tensor([0, 0, 1, 1]))
         0.75
     """
+    _check_scored(logits, targets)
     classes = logits.shape[1]
     probabilities = logits.double().log_softmax(1) if classes > 2 else (logits[:, 1:] - logits[:, :1]).double().expand(-1, 2)
     areas = []
@@ -383,6 +606,10 @@ def subset(targets: Tensor, images: int | float | None, seed: int) -> Tensor:
         >>> targets[subset(targets, 6, seed=0)].tolist()
         [0, 0, 0, 0, 1, 1]
     """
+    if not isinstance(targets, Tensor) or targets.ndim != 1 or targets.is_floating_point():
+        raise TypeError(f"subset() needs integer labels (images,) as a tensor, not {targets!r:.60}")
+    if not (images is None or isinstance(images, Real)) or isinstance(images, bool):
+        raise TypeError(f"images={images!r} is a {type(images).__name__}; give a number of training images, or a fraction up to 1.0")
     if images is None:
         return torch.arange(len(targets))
     counts = np.bincount(targets.numpy())
@@ -418,19 +645,44 @@ def order(targets: Tensor, batch: int, seed: int, *, balanced: bool = False) -> 
         yield from epoch[: count - count % size].split(size)
 
 
-def _check(**numbers: int) -> None:
-    for name, value in numbers.items():
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
+def _counts(labels: Tensor) -> dict[int, int]:
+    """How often each label occurs."""
+    values, counts = labels.unique(return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def _check_scored(logits: object, targets: object) -> None:
+    if not (isinstance(logits, Tensor) and isinstance(targets, Tensor)):
+        raise TypeError(f"scores are of two tensors, logits and labels, not {type(logits).__name__} and {type(targets).__name__}")
+    if logits.ndim != 2 or targets.shape != logits.shape[:1] or not len(targets):
+        shapes = f"{tuple(logits.shape)} and {tuple(targets.shape)}"
+        raise ValueError(f"scores are of logits (examples, classes) and labels (examples,), not {shapes}")
 
 
 def _check_choices(metric: str, optimizer: Any, balance: str | None) -> None:
     if metric not in METRICS:
         raise ValueError(f"metric={metric!r}; choose {', '.join(METRICS)}")
-    if isinstance(optimizer, str) and optimizer not in OPTIMIZERS:
+    if not (callable(optimizer) or (isinstance(optimizer, str) and optimizer in OPTIMIZERS)):
         raise ValueError(f"optimizer={optimizer!r}; choose {', '.join(OPTIMIZERS)}, or pass a callable of (parameters, lr=)")
-    if balance not in (None, "loss", "batches"):
+    if not (balance is None or balance in ("loss", "batches")):
         raise ValueError(f"balance={balance!r}; choose 'loss', 'batches' or None")
+
+
+def _check_layers(lr: Any, rates: object, frozen: object) -> None:
+    if not (rates is None or isinstance(rates, Mapping)):
+        raise TypeError(f"rates={rates!r} is a {type(rates).__name__}; give a dictionary, {{'layer1': 1e-4}}, and lr= for all the rest")
+    if not (frozen is None or isinstance(frozen, str) or callable(frozen)):
+        raise TypeError(
+            f"frozen={frozen!r} is a {type(frozen).__name__}; name the last frozen layer, or pass a function such as linear_probe"
+        )
+    if isinstance(lr, bool) or not isinstance(lr, Real) or not 0 <= float(lr) < math.inf:
+        raise ValueError(f"lr={lr!r} must be a finite number, zero or more, such as 1e-3; rates= takes one a layer")
+
+
+def _check_calls(**callables: Any) -> None:
+    for name, value in callables.items():
+        if value is not None and not callable(value):
+            raise TypeError(f"{name}={value!r} is a {type(value).__name__}; pass a function of a batch of images, such as v2.Normalize")
 
 
 def _check_labels(train: Tensor, test: Tensor, metric: str) -> None:
@@ -447,8 +699,8 @@ def _check_labels(train: Tensor, test: Tensor, metric: str) -> None:
 
 def _check_device(device: str) -> None:
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        torch.empty(0, device=torch.device(device))
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # torch asserts that it was built with CUDA
         raise ValueError(f"device={device!r} cannot be used here ({str(error).splitlines()[0]}); use cpu") from error
 
 

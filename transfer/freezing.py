@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 from torch import nn
@@ -15,7 +16,7 @@ from metalearn.layers import layers as layer_names
 from metalearn.norm import frozen_statistics
 
 from .sources import is_norm
-from .strategies import through_layer
+from .strategies import check_network, through_layer
 
 
 def freeze(model: nn.Module, through: str | None = None, *, head: str | None = None) -> list[str]:
@@ -35,6 +36,7 @@ def freeze(model: nn.Module, through: str | None = None, *, head: str | None = N
         >>> freeze(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)), through="0")
         ['0.weight', '0.bias']
     """
+    check_network("freeze()", model, through=through, head=head)
     held = set(through_layer(model, through, find_head(model, head)))
     for name, parameter in model.named_parameters():
         if name in held:
@@ -71,6 +73,7 @@ def frozen_transformer(model: nn.Module, *, head: str | None = None) -> list[str
         >>> frozen_transformer(nn.Sequential(nn.Linear(3, 4), block, nn.Linear(4, 2)))[:4]
         ['0.weight', '0.bias', '1.norm1.weight', '1.norm1.bias']
     """
+    check_network("frozen_transformer()", model, head=head)
     first, last, owner = layer_names(model)[0], find_head(model, head), owners(model)
     norms = [name for name, module in model.named_modules() if is_norm(module)]
     if not norms:
@@ -96,8 +99,11 @@ def parameter_groups(model: nn.Module, rates: Mapping[str, float]) -> list[dict[
         >>> [(group["lr"], len(group["params"])) for group in parameter_groups(model, {"": 1e-3, "0": 1e-4})]
         [(0.0001, 2), (0.001, 2)]
     """
+    check_network("parameter_groups()", model)
+    if not isinstance(rates, Mapping):
+        raise TypeError(f"rates={rates!r} is a {type(rates).__name__}; give a dictionary, {{'': 1e-3, 'layer1': 1e-4}}")
     for path, rate in rates.items():
-        if not (math.isfinite(rate) and rate >= 0):
+        if not isinstance(rate, Real) or not 0 <= float(rate) < math.inf:
             raise ValueError(f"the rate of {path!r} is {rate}; a rate is a finite number, zero or more")
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     groups: dict[float, list[nn.Parameter]] = {}

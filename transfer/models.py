@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import math
+import sys
+from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +15,10 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import ResNet
+
+from metalearn.checks import whole_number
+
+from .strategies import check_network
 
 
 class _Family(NamedTuple):
@@ -43,7 +51,7 @@ def cbr(name: str, outputs: int, channels: int = 3) -> CBR:
         >>> cbr("tiny", outputs=2, channels=1)(torch.rand(4, 1, 28, 28)).shape
         torch.Size([4, 2])
     """
-    if name not in FAMILY:
+    if not isinstance(name, str) or name not in FAMILY:
         raise ValueError(f"there is no CBR network {name!r}; there are {', '.join(FAMILY)}")
     return CBR(*FAMILY[name], outputs=outputs, channels=channels)
 
@@ -55,6 +63,8 @@ class CBR(nn.Module):
 
     def __init__(self, kernel: int, widths: tuple[int, ...], last_pool: bool, *, outputs: int, channels: int = 3) -> None:
         super().__init__()
+        outputs = whole_number("outputs", outputs)
+        channels = whole_number("channels", channels)
         for number, (before, after) in enumerate(zip((channels, *widths), widths, strict=False), start=1):
             self.add_module(f"block{number}", Block(before, after, kernel, pool=last_pool or number < len(widths)))
         self.head = nn.Linear(widths[-1], outputs)
@@ -101,6 +111,10 @@ def build(name: str, outputs: int, channels: int = 3) -> nn.Module:
         >>> build("cbr_tiny", outputs=2, channels=1)(torch.rand(4, 1, 28, 28)).shape
         torch.Size([4, 2])
     """
+    if not isinstance(name, str):
+        raise TypeError(f"the network's name is a {type(name).__name__}; write resnet50, cbr_small or timm:NAME")
+    outputs = whole_number("outputs", outputs)
+    channels = whole_number("channels", channels)
     if name.startswith("cbr_"):
         return cbr(name.removeprefix("cbr_"), outputs, channels)
     if name.startswith("timm:"):
@@ -113,6 +127,26 @@ def build(name: str, outputs: int, channels: int = 3) -> nn.Module:
     options: dict[str, Any] = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
     model = torchvision.models.get_model(name, weights=None, num_classes=outputs, **options)
     return read_channels(model, channels)
+
+
+@dataclass(frozen=True)
+class Build:
+    """Builds a network by name. It is defined here, not in `__main__`, because worker processes cannot import that."""
+
+    name: str
+    outputs: int
+    channels: int
+    slim: bool = False
+
+    def __call__(self) -> nn.Module:
+        """The network, drawn from torch's global generator."""
+        if self.slim:
+            return slim(self.name, "layer2", self.outputs, channels=self.channels)
+        if self.name == "cbr-mini":
+            return CBR(5, (8, 16, 32, 64), True, outputs=self.outputs, channels=self.channels)
+        if ":" in self.name and not self.name.startswith("timm:"):
+            return _called(self.name, self.outputs)
+        return build(self.name.replace("cbr-", "cbr_"), self.outputs, self.channels)
 
 
 def slim(name: str, through: str, outputs: int, width: float = 0.5, channels: int = 3) -> ResNet:
@@ -136,8 +170,8 @@ def slim(name: str, through: str, outputs: int, width: float = 0.5, channels: in
     stages = ["bn1", "layer1", "layer2", "layer3", "layer4"]
     if through not in stages[:-1]:
         raise ValueError(f"through={through!r}: above it there is no stage to make narrower; name one of {', '.join(stages[:-1])}")
-    if not 0 < width <= 1:
-        raise ValueError(f"width={width}; it is the part of the channels that is kept, more than 0 and at most 1")
+    if not isinstance(width, Real) or not 0 < float(width) <= 1:
+        raise ValueError(f"width={width!r}; it is the part of the channels that is kept, more than 0 and at most 1")
     model = build(name, outputs, channels)
     if not isinstance(model, ResNet):
         raise ValueError(f"{name!r} is no ResNet of torchvision; slim() makes hybrids of resnet18 to resnet152 and their kin")
@@ -162,7 +196,12 @@ def read_channels(model: nn.Module, channels: int) -> nn.Module:
         >>> read_channels(nn.Sequential(nn.Conv2d(3, 8, 3)), 1)[0].weight.shape
         torch.Size([8, 1, 3, 3])
     """
-    path, conv = next((path, module) for path, module in model.named_modules() if isinstance(module, nn.Conv2d))
+    check_network("read_channels()", model)
+    channels = whole_number("channels", channels)
+    convolutions = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    if not convolutions:
+        raise ValueError(f"{type(model).__name__} has no convolution that reads images; build it for {channels} channels")
+    path, conv = convolutions[0]
     if conv.in_channels == channels:
         return model
     if conv.groups != 1:
@@ -173,6 +212,20 @@ def read_channels(model: nn.Module, channels: int) -> nn.Module:
     shape = (conv.out_channels, channels, *conv.kernel_size)
     conv.in_channels = channels
     conv.weight = nn.Parameter(old.flatten()[torch.randint(old.numel(), (math.prod(shape),))].view(shape))
+    return model
+
+
+def _called(path: str, outputs: int) -> nn.Module:
+    module, _, name = path.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        make = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"model {path!r} cannot be imported ({error}); write package.module:callable, from where you are") from error
+    model = make(outputs)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{path} returned a {type(model).__name__}, not a torch.nn.Module")
     return model
 
 

@@ -19,9 +19,26 @@ from .report import words
 
 if TYPE_CHECKING:
     from .comparison import Against, Comparison
+    from .finetuning import Curve
 
 MORE_COLOURS, MORE_MARKERS = ("#1c2733", "#a8791b", "#3aa0b5"), ("X", "*", "h")
 SHOWN = 12  # strategies whose filters fit on a page
+
+
+def training_curve(curve: Curve) -> Figure:
+    """Score and loss of one training against steps, with the score of the majority class."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.2, 3.6), layout="constrained", facecolor="white")
+        left, right = figure.subplots(1, 2)
+        left.plot(curve.steps, curve.values, **_style(0), ms=4.5, lw=1.4)
+        _draw_majority(left.axhline, curve.majority)
+        left.set(title=words(curve.metric), xlabel="steps of fine-tuning", ylabel="on test images")
+        right.plot(range(1, len(curve.losses) + 1), curve.losses, color=INK, lw=0.9)
+        right.set(title="Loss", xlabel="steps of fine-tuning", ylabel="of the batch")
+        for axes in (left, right):
+            axes.grid(axis="y", color=GRID, lw=0.8)
+            axes.tick_params(length=0, colors=INK)
+    return figure
 
 
 def learning_curves(comparison: Comparison) -> Figure:
@@ -102,14 +119,22 @@ def _draw_curves(axes: Axes, comparison: Comparison) -> None:
     axes.axhline(comparison.threshold, color=MUTED, lw=1, ls=(0, (2, 2)))
     where: dict[str, Any] = {"xytext": (3, 3), "textcoords": "offset points", "color": MUTED, "fontsize": 8.5}
     axes.annotate(f"{comparison.threshold:.3f}", (0, comparison.threshold), **where)
+    _draw_majority(axes.axhline, comparison.majority)
     axes.set(title="Learning curves", xlabel="steps of fine-tuning", ylabel=f"{words(comparison.metric)} on test images, mean over seeds")
     axes.set_ylim(bottom=max(0.0, min(lowest) - 0.02))
     _finish(axes, "y", columns=4, below=-0.2)
 
 
+def _draw_majority(line: Callable[..., Any], score: float) -> None:
+    """A line at the score of always predicting the most frequent class."""
+    if not math.isnan(score):
+        line(score, color=MUTED, lw=1, label="majority class")
+
+
 def _draw_finals(axes: Axes, comparison: Comparison) -> None:
     values = {name: [run.curve.final for run in comparison.of(name)] for name in comparison.strategies}
     _dots(axes, values, comparison.finals)
+    _draw_majority(axes.axvline, comparison.majority)
     axes.set(title="Final score", xlabel=f"{words(comparison.metric)} on test images; open: one seed, bar: interval of the mean")
 
 

@@ -25,16 +25,17 @@ ALIKE = (
     "(At the end of training, two seeds of the same start / one of this start and one of the baseline. Where the second is as high as the "
     "first, the baseline finds the same features.)"
 )
+SHOWN_COUNTS = 10  # classes whose test images are counted in words
 Table: TypeAlias = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 
 def text(comparison: Comparison) -> str:
     """The comparison as aligned plain text."""
     parts = [
-        "\n".join([overall(comparison), *headlines(comparison)]),
+        "\n".join([overall(comparison), *collapsed_words(comparison), *headlines(comparison)]),
         aligned(columns(comparison, "final"), final_rows(comparison)),
         aligned(columns(comparison, "steps"), steps_rows(comparison)),
-        explained(comparison),
+        "\n".join(filter(None, (counts_words(comparison), explained(comparison)))),
         f"{aligned(*kept_table(comparison))}\n{KEPT}",
         f"{aligned(*weights_table(comparison))}",
     ]
@@ -61,7 +62,9 @@ def html(comparison: Comparison, *, settings: Mapping[str, Any] | None = None, t
     return pages.get_template("transfer/report.html").render(
         title=title,
         answer=overall(comparison),
+        collapsed=collapsed_words(comparison),
         headlines=headlines(comparison),
+        counts=counts_words(comparison),
         final=(columns(comparison, "final"), final_rows(comparison)),
         steps=(columns(comparison, "steps"), steps_rows(comparison)),
         explained=explained(comparison),
@@ -109,13 +112,61 @@ def words(metric: str) -> str:
 
 def columns(comparison: Comparison, kind: str) -> tuple[str, ...]:
     """The header of the table of final scores or of steps."""
-    what = f"final {words(comparison.metric)}" if kind == "final" else f"steps to {comparison.threshold:.4g}"
-    return ("start", what, f"minus {comparison.baseline}, paired", "p (t)", "p (Holm)", "p (sign flip)", "answer")
+    if kind == "final":
+        what = [f"final {words(comparison.metric)}", *(["majority class"] if comparison.test_counts else [])]
+    else:
+        what = [f"steps to {comparison.threshold:.4g}"]
+    return ("start", *what, f"minus {comparison.baseline}, paired", "p (t)", "p (Holm)", "p (sign flip)", "answer")
 
 
 def final_rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    """Final scores under `columns`."""
-    return [(*_row(row, comparison.baseline, _percent(row.estimate), _points), row.answer) for row in comparison.finals]
+    """Final scores under `columns`, each beside the score of the majority class."""
+    beside = [f"{100 * comparison.majority:.2f} %"] if comparison.test_counts else []
+    rows = []
+    for row in comparison.finals:
+        name, score, *rest = _row(row, comparison.baseline, _percent(row.estimate) + _mark(row), _points)
+        rows.append((name, score, *beside, *rest, row.answer))
+    return rows
+
+
+def _mark(row: Against) -> str:
+    """What is added to the score of a start whose networks have collapsed."""
+    return f", collapsed in {row.collapsed} of {row.seeds}" if row.collapsed else ""
+
+
+def collapsed_words(comparison: Comparison) -> list[str]:
+    """A sentence on each start that predicts one class for every test image."""
+    lines = []
+    for name, seeds in comparison.collapsed.items():
+        runs = {run.seed: run.curve for run in comparison.of(name)}
+        labels = sorted({label for seed in seeds for label in runs[seed].predicted_counts})
+        which = f"class {labels[0]}" if len(labels) == 1 else f"one class ({' or '.join(map(str, labels))})"
+        threshold = ", nor do the threshold and the differences from it" if name == comparison.baseline else ""
+        lines.append(
+            f"{name} has collapsed: it predicts {which} for every test image in {len(seeds)} of {_seeds(comparison)}. Its score there "
+            f"says nothing about what it learned{threshold}."
+        )
+    return lines
+
+
+def counts_words(comparison: Comparison) -> str:
+    """The number of test images of each class, and what predicting the most frequent one scores."""
+    counts = comparison.test_counts
+    if not counts:
+        return ""
+    most = max(counts, key=lambda label: counts[label])
+    if len(set(counts.values())) == 1:
+        sizes, which = f"{counts[most]} of each of {len(counts)} classes", "any one class"
+    else:
+        listed = [f"class {label}: {count}" for label, count in sorted(counts.items())]
+        more = len(listed) - SHOWN_COUNTS
+        sizes = ", ".join(listed[:SHOWN_COUNTS]) + (f" and {more} more classes" if more > 0 else "")
+        which = f"the majority class ({most})"
+    below = "" if comparison.threshold > comparison.majority else ", which reaches the threshold without learning"
+    return (
+        f"{sum(counts.values()):,} test images, {sizes}. Predicting {which} for all of them scores "
+        f"{100 * comparison.majority:.2f} % {words(comparison.metric)}{below}."
+    )
 
 
 def steps_rows(comparison: Comparison) -> list[tuple[str, ...]]:
@@ -124,6 +175,7 @@ def steps_rows(comparison: Comparison) -> list[tuple[str, ...]]:
     for row in comparison.steps:
         missing = row.seeds - row.reached
         said = f"not reached by {missing} of {row.seeds}" if row.estimate is None else row.estimate.shown(".0f")
+        said += _mark(row)
         rows.append((*_row(row, comparison.baseline, said, lambda difference: difference.shown("+.0f")), _speed(row)))
     return rows
 

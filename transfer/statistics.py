@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -21,7 +23,10 @@ def over_seeds(values: Sequence[float], level: float = 0.05) -> Estimate:
         >>> over_seeds([0.8, 0.9, 1.0])
         Estimate(mean=0.9, interval=0.248...)
     """
-    array = np.asarray(values, dtype=float)
+    array = _per_seed("over_seeds()", values)
+    _check_level(level)
+    if not len(array):
+        raise ValueError("over_seeds() got no values; give one a seed")
     if len(array) < 2:
         return Estimate(float(array.mean()), math.nan)
     return Estimate(float(array.mean()), float(stats.t.ppf(1 - level / 2, len(array) - 1) * stats.sem(array)))
@@ -43,6 +48,10 @@ class Paired:
     smallest: float
     seeds: int
 
+    def __str__(self) -> str:
+        difference = self.difference.shown("+.4g")
+        return f"{difference} (t = {self.t:.2f}, p = {self.p:.2g}; sign flip p = {self.exact:.2g}; {self.seeds} seeds)"
+
 
 def paired(a: Sequence[float], b: Sequence[float], level: float = 0.05) -> Paired:
     """Compare two measurements of each seed, `mean(a - b)` -> `Paired`.
@@ -57,9 +66,11 @@ def paired(a: Sequence[float], b: Sequence[float], level: float = 0.05) -> Paire
         >>> found = paired([0.80, 0.84, 0.83], [0.70, 0.71, 0.74])
         >>> round(found.difference.mean, 4), round(found.p, 4), found.exact
         (0.1067, 0.0125, 0.25)
+        >>> print(found)
+        +0.1067 ± 0.05171 (t = 8.88, p = 0.012; sign flip p = 0.25; 3 seeds)
     """
-    first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    if first.shape != second.shape or first.ndim != 1 or not len(first):
+    first, second = _per_seed("paired()", a), _per_seed("paired()", b)
+    if first.shape != second.shape or not len(first):
         raise ValueError(f"paired() needs as many values of one as of the other, a seed each, not {first.shape} and {second.shape}")
     differences = first - second
     if not np.isfinite(differences).all():
@@ -78,7 +89,7 @@ def sign_flip(differences: Sequence[float]) -> float:
         >>> sign_flip([1.0, 2.0, 3.0])
         0.25
     """
-    values = np.asarray(differences, dtype=float)
+    values = _per_seed("sign_flip()", differences)
     if len(values) <= ENUMERATED:
         signs = 1 - 2 * (np.arange(2 ** len(values))[:, None] >> np.arange(len(values)) & 1)
     else:
@@ -105,6 +116,7 @@ def seeds_needed(level: float) -> int:
         >>> seeds_needed(0.05)
         6
     """
+    _check_level(level)
     return max(1, math.ceil(1 - math.log2(level)))
 
 
@@ -117,7 +129,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
         >>> holm([0.01, 0.04, 0.03])
         [0.03, 0.06, 0.06]
     """
-    values = np.asarray(p_values, dtype=float)
+    values = _per_seed("holm()", p_values)
     adjusted = np.full(len(values), np.nan)
     reached = 0.0
     for rank, index in enumerate(np.argsort(values)):
@@ -140,6 +152,22 @@ def answer(found: Paired, adjusted: float, level: float) -> str:
     if adjusted >= level:
         return "no difference shown"
     return "higher" if found.difference.mean > 0 else "lower"
+
+
+def _per_seed(call: str, values: Any) -> np.ndarray:
+    """The values as (seeds,) float64."""
+    try:
+        array = np.asarray(values, dtype=float)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{call} needs a list of numbers, one a seed, not {values!r:.60}") from error
+    if array.ndim != 1:
+        raise ValueError(f"{call} needs a list of numbers, one a seed, not {values!r:.60} of shape {array.shape}")
+    return array
+
+
+def _check_level(level: Any) -> None:
+    if isinstance(level, bool) or not isinstance(level, Real) or not 0 < float(level) < 1:
+        raise ValueError(f"level={level!r} must lie between 0 and 1, such as 0.05")
 
 
 def _t_test(differences: np.ndarray) -> tuple[float, float]:

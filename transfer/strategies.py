@@ -11,8 +11,10 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from metalearn.analysis.tables import aligned, plain
+from metalearn.checks import whole_number
 from metalearn.layers import assign, is_inside, owners, resolve
 from metalearn.layers import head as find_head
 from metalearn.layers import layers as layer_names
@@ -87,7 +89,7 @@ class Row:
     note: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Initialisation:
     """Every parameter and buffer of a network and what it started from; prints as a table.
 
@@ -112,6 +114,9 @@ class Initialisation:
             if is_inside(row.layer, layer):
                 counts[row.how] += row.parameters
         return {how: count for how, count in counts.items() if count}
+
+    def __repr__(self) -> str:
+        return f"Initialisation({_counted(self.parameters())} parameters; seed {self.seed}; print it for the table)"
 
     def __str__(self) -> str:
         cells: list[tuple[str, ...]] = []
@@ -154,6 +159,8 @@ def initialize(model: nn.Module, strategy: Strategy, seed: int = 0, *, head: str
         >>> torch.equal(new[0].weight, old[0].weight)
         True
     """
+    check_network("initialize()", model, head=head)
+    seed = whole_number("seed", seed, least=0)
     top = find_head(model, head)
     sources = _spread(model, _mapping(model, strategy, top), top)
     matches = {weights: weights.matched(model) for weights in dict.fromkeys(map(_weights, sources.values())) if weights}
@@ -166,6 +173,18 @@ def initialize(model: nn.Module, strategy: Strategy, seed: int = 0, *, head: str
     owner = owners(model)
     rows = tuple(_row(slot, owner[name], sources[name], starts[name], top, matches) for name, slot in slots.items())
     return Initialisation(rows, _used(matches, rows, sources), seed)
+
+
+def check_network(call: str, model: object, **paths: object) -> None:
+    """Raise TypeError if `model` is no module or a path is no string, and ValueError if weights are not there yet."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{call} got a {type(model).__name__} for a network; its first argument is a torch.nn.Module")
+    for name, path in paths.items():
+        if not (path is None or isinstance(path, str)):
+            raise TypeError(f"{name}={path!r} is a {type(path).__name__}; name a layer by its path: {', '.join(layer_names(model))}")
+    lazy = [name for name, parameter in model.named_parameters() if isinstance(parameter, UninitializedParameter)]
+    if lazy:
+        raise ValueError(f"{lazy[0]} has no shape yet; run the network once on an example first: model(inputs)")
 
 
 def ordered(model: nn.Module) -> list[str]:
@@ -188,6 +207,7 @@ def through_layer(model: nn.Module, through: str | None, head: str) -> list[str]
         >>> through_layer(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 1)), "0", head="2")
         ['0.weight', '0.bias']
     """
+    check_network("through_layer()", model, through=through)
     names = ordered(model)
     end = len(names) if through is None else _places(model, through, names)[-1] + 1
     return [name for name in names[:end] if not is_inside(name, head) or (through is not None and is_inside(through, head))]
@@ -200,6 +220,7 @@ def down_to_layer(model: nn.Module, down_to: str, head: str) -> list[str]:
         >>> down_to_layer(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 1)), "1", head="2")
         ['1.weight', '1.bias']
     """
+    check_network("down_to_layer()", model, down_to=down_to)
     names = ordered(model)
     return [name for name in names[_places(model, down_to, names)[0] :] if not is_inside(name, head) or is_inside(down_to, head)]
 
@@ -207,8 +228,16 @@ def down_to_layer(model: nn.Module, down_to: str, head: str) -> list[str]:
 def _mapping(model: nn.Module, strategy: Strategy, head: str) -> Mapping[str, Source]:
     if isinstance(strategy, fresh | FromWeights | gabor):
         raise TypeError(f"{strategy} is a source, what one tensor starts from; write everywhere({strategy})")
+    if not isinstance(strategy, Mapping) and (isinstance(strategy, type) or not callable(strategy)):
+        raise TypeError(
+            f"the strategy is a {type(strategy).__name__}; write everywhere(fresh()), transfusion(weights), or {{path: source}}"
+        )
     mapping = strategy if isinstance(strategy, Mapping) else strategy(model, head)
     for path, source in mapping.items():
+        if not isinstance(path, str):
+            raise TypeError(
+                f"the strategy names the layer {path!r}, a {type(path).__name__}; paths are strings: {', '.join(layer_names(model))}"
+            )
         if isinstance(source, type) or not callable(source):
             raise TypeError(f"{path!r} has {source!r} for a source; write fresh(), copied(weights), mean_var(weights), ...")
     return mapping
