@@ -4,6 +4,6 @@ from ._missing import uncovered
 
 __getattr__ = uncovered(
     __name__,
-    "reinforcement learning is not covered; metalearn.inner_loop takes any differentiable loss, a "
-    "policy gradient too, and environments come from gymnasium",
+    "reinforcement learning is not covered; environments come from gymnasium, and "
+    "metalearn.inner_loop.inner_loop takes any differentiable loss, such as a policy gradient",
 )

@@ -19,7 +19,10 @@ __getattr__ = nearest(
         "LightningANIL": _LIGHTNING.format("ANIL"),
         "LightningEpisodicModule": _LIGHTNING.format("learners (MAML, ANIL, ProtoNet, ...)"),
         "LightningMAML": _LIGHTNING.format("MAML"),
-        "LightningMetaOptNet": "PyTorch Lightning is not covered; nn.SVClassifier is the classifier, for a loop of your own",
+        "LightningMetaOptNet": (
+            "PyTorch Lightning and support vector machines are not covered; metalearn's ProtoNet "
+            "and l2l.nn.PrototypicalClassifier classify features too"
+        ),
         "LightningPrototypicalNetworks": _LIGHTNING.format("ProtoNet"),
         "lightning": _LIGHTNING.format("learners (MAML, ANIL, ProtoNet, ...)"),
     },

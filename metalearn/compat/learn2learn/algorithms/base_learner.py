@@ -47,8 +47,7 @@ def gradients_of(loss: Tensor, moving: Weights, first_order: bool, allow_unused:
     Raises RuntimeError for a weight that requires no gradient, or that the loss does not depend on.
     """
     frozen = [name for name, weight in moving.items() if not weight.requires_grad]
-    if frozen:
-        raise RuntimeError(f"{_first(frozen)} of the adapted module requires no gradient; leave it out with allow_nograd=True")
+    refuse_frozen(frozen)
     computed = torch.autograd.grad(
         loss,
         list(moving.values()),
@@ -58,9 +57,21 @@ def gradients_of(loss: Tensor, moving: Weights, first_order: bool, allow_unused:
     )
     gradients = dict(zip(moving, computed, strict=True))
     unused = [name for name, gradient in gradients.items() if gradient is None]
-    if unused and not allow_unused:
-        raise RuntimeError(f"the loss does not depend on {_first(unused)} of the adapted module; leave it out with allow_unused=True")
+    if not allow_unused:
+        refuse_unused(unused)
     return {name: gradient for name, gradient in gradients.items() if gradient is not None}
+
+
+def refuse_frozen(names: list[str]) -> None:
+    """Raise RuntimeError for parameters that require no gradient, if there are any."""
+    if names:
+        raise RuntimeError(f"{_first(names)} of the adapted module requires no gradient; leave it out with allow_nograd=True")
+
+
+def refuse_unused(names: list[str]) -> None:
+    """Raise RuntimeError for parameters that the loss does not depend on, if there are any."""
+    if names:
+        raise RuntimeError(f"the loss does not depend on {_first(names)} of the adapted module; leave it out with allow_unused=True")
 
 
 def move(module: nn.Module, weights: Weights, gradients: Weights, rates: Rates) -> None:

@@ -12,7 +12,7 @@ from .._missing import nearest
 from ..optim.parameter_update import ParameterUpdate
 from ..optim.update_rules import DifferentiableSGD
 from ..utils import clone_module
-from .base_learner import BaseLearner
+from .base_learner import BaseLearner, refuse_frozen, refuse_unused
 
 
 class GBML(BaseLearner):
@@ -103,24 +103,30 @@ class GBML(BaseLearner):
         """
         second_order = not _given(first_order, self.first_order)
         allow_unused = _given(allow_unused, self.allow_unused)
-        if self.adapt_transform and self._params_updated:
+        allow_nograd = _given(allow_nograd, self.allow_nograd)
+        weights = dict(self.module.named_parameters())
+        if not allow_nograd:
+            refuse_frozen([name for name, p in weights.items() if not p.requires_grad])
+        of_transforms = list(self.compute_update.parameters())
+        if self.adapt_transform and self._params_updated and of_transforms:
             gradients = torch.autograd.grad(
                 loss,
-                list(self.compute_update.parameters()),
+                of_transforms,
                 create_graph=second_order,
                 retain_graph=True,  # the module's step goes through the same graph
-                allow_unused=allow_unused,
+                allow_unused=True,  # the transform of a parameter that did not move
             )
             self.diff_sgd(self.compute_update, gradients)
-            self._params_updated = False
         updates = self.compute_update(
             loss,
-            self.module.parameters(),
+            weights.values(),
             create_graph=second_order or self.adapt_transform,
-            retain_graph=second_order or self.adapt_transform,
-            allow_unused=allow_unused,
-            allow_nograd=_given(allow_nograd, self.allow_nograd),
+            allow_unused=True,
+            allow_nograd=allow_nograd,
         )
+        if not allow_unused:
+            pairs = zip(weights.items(), updates, strict=True)
+            refuse_unused([n for (n, p), update in pairs if p.requires_grad and update is None])
         self.diff_sgd(self.module, updates)
         self._params_updated = True
 

@@ -35,27 +35,27 @@ class TasksetSampler(Sampler[list[int]]):
         self.taskset = taskset
         self.shuffle = shuffle
 
+    def description2indices(self, task_description: list[DataDescription]) -> list[int]:
+        """The examples of a task by their indices in the data set."""
+        return [described.index for described in task_description]
+
     def __iter__(self) -> Iterator[list[int]]:
         taskset = self.taskset
         while taskset.num_tasks == -1:
-            yield _indices(taskset.sample_task_description())
+            yield self.description2indices(taskset.sample_task_description())
         order = list(range(taskset.num_tasks))
         if self.shuffle:
             random.shuffle(order)
         for i in order:
             if i not in taskset.sampled_descriptions:
                 taskset.sampled_descriptions[i] = taskset.sample_task_description()
-            yield _indices(taskset.sampled_descriptions[i])
+            yield self.description2indices(taskset.sampled_descriptions[i])
 
     def __len__(self) -> int:
         """How many tasks there are; TypeError for tasks without end."""
         if self.taskset.num_tasks == -1:
             raise TypeError("these tasks have no end (num_tasks=-1)")
         return self.taskset.num_tasks
-
-
-def _indices(task: list[DataDescription]) -> list[int]:
-    return [described.index for described in task]
 
 
 __getattr__ = nearest(__name__, ["TasksetSampler"])

@@ -65,6 +65,9 @@ class BasicBlock(nn.Module):
 def drop_blocks(maps: Tensor, share: float, size: int) -> Tensor:
     """DropBlock (Ghiasi et al. 2018): zero square blocks of each channel, and scale up the rest.
 
+    (learn2learn 0.2.0 draws the same corners, but drops only a part of each block if the number of
+    corners and `size²` share a factor.)
+
     Args:
         maps: (examples, channels, height, width).
         share: The share of values to drop, about.
