@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import random
 import warnings
@@ -203,3 +204,235 @@ def test_low_level_names_do_what_the_real_ones_do() -> None:
         (l2l.magic_box(loss) * clone(torch.ones(2, 3).double()).sum()).backward()
         results.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
     assert torch.allclose(*results, rtol=0, atol=1e-12)
+
+
+# The names beyond MAML and Meta-SGD: `both` runs a script on either library from one seed.
+
+
+def both(script: Any) -> tuple[Any, Any]:
+    results = []
+    for l2l in (real, ours):
+        torch.manual_seed(0)
+        random.seed(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the real one's, of its own age
+            results.append(script(l2l))
+    return results[0], results[1]
+
+
+def equal(a: Any, b: Any, tolerance: float = 0.0) -> bool:
+    """Whether two lists of tensors are equal."""
+    return len(a) == len(b) and all(x.shape == y.shape and torch.allclose(x, y, rtol=0, atol=tolerance) for x, y in zip(a, b, strict=True))
+
+
+def tanh_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(2, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3)).double()
+
+
+def adapted(learner: nn.Module, steps: int = 3) -> list[Tensor]:
+    """The meta-gradients after a few inner steps, and the adapted weights."""
+    torch.manual_seed(1)
+    support = torch.rand(6, 2, 4, 4, dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2]).repeat(2)
+    clone = learner.clone()
+    for _ in range(steps):
+        clone.adapt(F.cross_entropy(clone(support), labels))
+    F.cross_entropy(clone(support.flip(0)), labels).backward()
+    return [p.grad for p in learner.parameters()] + [p.detach() for p in clone.parameters()]
+
+
+TRANSFORMS = {
+    "none": lambda l2l: lambda p: None,
+    "scale": lambda l2l: lambda p: l2l.nn.Scale(p.shape, alpha=0.5).double(),
+    "kronecker": lambda l2l: lambda p: l2l.optim.KroneckerTransform(l2l.nn.KroneckerLinear)(p).double(),
+    "kronecker bias": lambda l2l: lambda p: l2l.optim.KroneckerTransform(l2l.nn.KroneckerLinear, bias=True, psd=False)(p).double(),
+    "metacurvature": lambda l2l: lambda p: l2l.optim.MetaCurvatureTransform(p, lr=0.5).double(),
+    "module": lambda l2l: lambda p: l2l.optim.ModuleTransform(nn.Linear)(p).double(),
+}
+
+
+@pytest.mark.parametrize(("adapt_transform", "first_order"), [(False, False), (False, True), (True, False)])
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_gbml_has_the_gradients_of_the_real_one(name: str, adapt_transform: bool, first_order: bool) -> None:
+    if name == "none" and adapt_transform:
+        pytest.skip("nothing to adapt")
+
+    def script(l2l: Any) -> list[Tensor]:
+        options = {"adapt_transform": adapt_transform, "first_order": first_order}
+        gbml = l2l.algorithms.GBML(tanh_net(), TRANSFORMS[name](l2l), lr=0.1, **options)
+        return adapted(gbml)
+
+    assert equal(*both(script), tolerance=1e-10)
+
+
+def test_gbml_by_layer_has_the_gradients_and_names_of_the_real_one() -> None:
+    def script(l2l: Any) -> tuple[list[str], list[Tensor]]:
+        net = tanh_net()
+        by_layer = l2l.optim.TransformDictionary({net[0]: TRANSFORMS["metacurvature"](l2l), net[3].bias: TRANSFORMS["scale"](l2l)})
+        gbml = l2l.algorithms.GBML(net, by_layer, lr=0.1)
+        return list(gbml.state_dict()), adapted(gbml)
+
+    (names, results), (our_names, our_results) = both(script)
+    assert names == our_names and equal(results, our_results, tolerance=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name in TRANSFORMS if name != "none"])
+def test_learnable_optimizers_train_like_the_real_one(name: str) -> None:
+    def script(l2l: Any) -> tuple[list[str], list[Tensor]]:
+        net = tanh_net()
+        metaopt = l2l.optim.LearnableOptimizer(net, TRANSFORMS[name](l2l), lr=0.1)
+        opt = torch.optim.SGD(metaopt.parameters(), lr=0.01)
+        for _ in range(4):
+            metaopt.zero_grad()
+            opt.zero_grad()
+            net(torch.ones(3, 2, 4, 4).double()).square().mean().backward()
+            opt.step()
+            metaopt.step()
+        return list(metaopt.state_dict()), [*net.parameters(), *metaopt.parameters()]
+
+    (names, results), (our_names, our_results) = both(script)
+    assert names == our_names and equal(results, our_results, tolerance=1e-12)
+
+
+@pytest.mark.parametrize("cell", ["KroneckerLinear", "KroneckerRNN", "KroneckerLSTM"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_kronecker_layers_give_what_the_real_ones_give(cell: str, bias: bool) -> None:
+    def script(l2l: Any) -> tuple[list[str], list[Tensor]]:
+        layer = getattr(l2l.nn, cell)(2, 3, bias=bias)
+        for parameter in layer.parameters():
+            nn.init.normal_(parameter)
+        x, state = torch.rand(4, 2, 3), torch.rand(4, 2, 3)
+        inputs = {"KroneckerLinear": (x,), "KroneckerRNN": (x, state), "KroneckerLSTM": (x, (state, state))}
+        output = layer(*inputs[cell])
+        output = output if cell == "KroneckerLinear" else output[0]
+        output.square().sum().backward()
+        vector = layer(x[0].flatten()) if cell == "KroneckerLinear" else output
+        gradients = [p.grad for p in layer.parameters() if p.grad is not None]
+        return [n for n, _ in layer.named_parameters()], [output, vector, *gradients]
+
+    (names, results), (our_names, our_results) = both(script)
+    assert names == our_names and equal(results, our_results, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "cosine", lambda p, q: torch.cdist(q, p, p=1)])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_prototypes_give_the_scores_of_the_real_ones(distance: Any, normalize: bool) -> None:
+    def script(l2l: Any) -> list[Tensor]:
+        support, query = torch.rand(9, 4, requires_grad=True), torch.rand(5, 4)
+        classifier = l2l.nn.PrototypicalClassifier(distance=distance, normalize=normalize)
+        prototypes = classifier.fit_(support, torch.tensor([2, 7, 4]).repeat(3))
+        scores = classifier(query)
+        scores.softmax(1)[:, 0].sum().backward()
+        return [prototypes, scores, support.grad]
+
+    assert equal(*both(script), tolerance=1e-6)
+
+
+def test_meta_modules_do_what_the_real_ones_do() -> None:
+    def script(l2l: Any) -> tuple[list[str], list[Tensor]]:
+        def scaled(layer: nn.Module) -> nn.Module:
+            return l2l.nn.ParameterTransform(layer, lambda p: l2l.nn.Scale(p.shape, alpha=0.5).double())
+
+        net = tanh_net()
+        meta = l2l.nn.MetaModule(net, {nn.Linear: scaled, nn.Conv2d: scaled})
+        output = meta(torch.ones(2, 2, 4, 4).double())
+        output.square().sum().backward()
+        gradients = [p.grad for p in meta.meta_parameters()]
+        frozen = [torch.tensor(float(p.requires_grad)) for p in meta.parameters()]
+        names = list(meta.state_dict())
+        original = meta.module()
+        return [*names, *original.state_dict()], [output, *gradients, *frozen, *original.parameters()]
+
+    (names, results), (our_names, our_results) = both(script)
+    assert names == our_names and equal(results, our_results, tolerance=1e-12)
+
+
+def test_small_names_do_what_the_real_ones_do_too() -> None:
+    def script(l2l: Any) -> list[Tensor]:
+        net = l2l.nn.freeze(tanh_net())
+        flags = [p.requires_grad for p in net.parameters()] + [p.requires_grad for p in l2l.nn.unfreeze(net).parameters()]
+        l2l.optim.DifferentiableSGD(0.1)(net, [None, *[torch.ones_like(p) for p in list(net.parameters())[1:]]])
+        scales = [l2l.nn.Scale(shape, alpha=2.0).alpha for shape in (None, 3, (2, 3), torch.Size([4]))]
+        return [torch.tensor(flags), *net.parameters(), *scales]
+
+    assert equal(*both(script))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "shape"),
+    [
+        ("ResNet12", {}, (3, 84, 84)),
+        ("ResNet12", {"wider": False, "avg_pool": False, "hidden_size": 2048, "channels": 1, "dropblock_size": 1}, (1, 40, 40)),
+        ("ResNet12", {"hidden_size": 640, "dropblock_dropout": 0.0, "embedding_dropout": 0.5}, (3, 84, 84)),
+    ],
+)
+def test_resnet12_of_a_seed_is_the_real_one(name: str, options: dict[str, Any], shape: tuple[int, ...]) -> None:
+    def script(l2l: Any) -> tuple[list[str], list[Tensor]]:
+        net = getattr(l2l.vision.models, name)(5, **options)
+        images = torch.rand(2, *shape)
+        for block in (net.features.layer3[0], net.features.layer4[0]):
+            block.num_batches_tracked = 30000  # so that DropBlock drops much
+        torch.manual_seed(5)  # no multiple of 5 corners, which the real one drops in part
+        training = net(images).detach()
+        return list(net.state_dict()), [training, *net.state_dict().values(), net.eval()(images)]
+
+    (names, results), (our_names, our_results) = both(script)
+    assert names == our_names and equal(results, our_results, tolerance=1e-4)
+
+
+def test_wide_networks_of_a_seed_are_the_real_ones() -> None:
+    def script(l2l: Any) -> tuple[list[str], list[Tensor]]:
+        net = l2l.vision.models.wrn28.WideResNet(16, 1, 0.3)
+        images = torch.rand(2, 3, 84, 84)
+        training = net(images).detach()
+        return list(net.state_dict()), [training, *net.state_dict().values(), net.eval()(images)]
+
+    (names, results), (our_names, our_results) = both(script)
+    assert names == our_names and equal(results, our_results, tolerance=1e-4)
+    with torch.device("meta"):
+        shapes = [{n: t.shape for n, t in l2l.vision.models.WRN28(5).state_dict().items()} for l2l in (real, ours)]
+    assert list(shapes[0].items()) == list(shapes[1].items())
+
+
+def test_data_sets_and_samplers_do_what_the_real_ones_do() -> None:
+    def script(l2l: Any) -> list[Tensor]:
+        images = glyphs("test", classes=6, drawers=4)
+        on_device = l2l.data.OnDeviceDataset(images, device="cpu", transform=lambda x: 1 - x)
+        parts = [l2l.data.FilteredMetaDataset(l2l.data.MetaDataset(on_device), labels) for labels in ([5, 1, 2], [0, 1])]
+        union = l2l.data.UnionMetaDataset(parts)
+        steps = [l2l.data.transforms.NWays(union, 3), l2l.data.transforms.KShots(union, 2), l2l.data.transforms.LoadData(union)]
+        tasks = l2l.data.Taskset(union, steps, num_tasks=4)
+        sampler = importlib.import_module(f"{l2l.__name__}.data.samplers").TasksetSampler(tasks)
+        indices = torch.tensor(list(sampler))
+        endless = l2l.data.InfiniteIterator(list(tasks))
+        batches = [next(endless) for _ in range(6)]
+        return [torch.tensor(union.labels), indices, *[tensor for batch in batches for tensor in batch]]
+
+    assert equal(*both(script))
+
+
+def test_a_script_on_view_after_convolutions_does_what_the_real_one_does() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1 = nn.Conv2d(1, 20, 5)
+            self.conv2 = nn.Conv2d(20, 8, 5)
+            self.fc = nn.Linear(128, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+            x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+            return F.log_softmax(self.fc(x.view(-1, 128)), dim=1)
+
+    def script(l2l: Any) -> list[Tensor]:
+        meta_model = l2l.algorithms.MAML(Net().double(), lr=0.01)
+        data, labels = torch.rand(20, 1, 28, 28).double(), torch.arange(5).repeat(4)
+        learner = meta_model.clone()
+        for _ in range(2):
+            learner.adapt(F.nll_loss(learner(data[:10]), labels[:10]))
+        error = F.nll_loss(learner(data[10:]), labels[10:])
+        error.backward()
+        return [error.detach(), *[p.grad for p in meta_model.parameters()]]
+
+    assert equal(*both(script), tolerance=1e-10)

@@ -1,10 +1,11 @@
 """learn2learn's names on this engine: `import metalearn.compat.learn2learn as l2l`, and a script written for learn2learn runs.
 
-Offered are the names that its README's training loop and its MAML and ANIL examples use; any other raises an error naming the nearest.
-Batch norm with running statistics is accepted here, as learn2learn does: all clones update the statistics of the one network.
+Offered are the names that its examples for vision, regression and hypergradients use; any other raises an error with the nearest name, or
+with what serves instead. Batch norm with running statistics is accepted here, as learn2learn does: all clones update the statistics of the
+one network.
 """
 
-from . import algorithms, data, nn, utils, vision
+from . import algorithms, data, gym, nn, optim, text, utils, vision
 from ._missing import nearest
 from .utils import accuracy, clone_module, clone_named_parameters, clone_parameters, detach_module, magic_box, update_module
 
@@ -16,11 +17,14 @@ __all__ = [
     "clone_parameters",
     "data",
     "detach_module",
+    "gym",
     "magic_box",
     "nn",
+    "optim",
+    "text",
     "update_module",
     "utils",
     "vision",
 ]
 
-__getattr__ = nearest(__name__, __all__)
+__getattr__ = nearest(__name__, __all__, instead=utils.INSTEAD)

@@ -131,7 +131,15 @@ def _refresh(module: nn.Module) -> None:
         module.__dict__["_flat_weights"] = [module._parameters.get(name) for name in module._flat_weights_names]
 
 
+_DISTRIBUTION = "reinforcement learning is not covered; build the distribution anew from the outputs of a cloned module"
+INSTEAD = {
+    "clone_distribution": _DISTRIBUTION,
+    "detach_distribution": _DISTRIBUTION,
+    "flatten_config": "vars(args) gives the settings of an argparse.Namespace, dataclasses.asdict(config) those of a dataclass",
+}
+
 __getattr__ = nearest(
     __name__,
     ["accuracy", "clone_module", "clone_named_parameters", "clone_parameters", "detach_module", "magic_box", "update_module"],
+    instead=INSTEAD,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +15,12 @@ from metalearn.tasks.few_shot import LabelledImages
 
 from .._missing import nearest
 from ..data import MetaDataset, Taskset
-from ..data.transforms import ConsecutiveLabels, FusedNWaysKShots, LoadData, RemapLabels
+from ..data.transforms import ConsecutiveLabels, FusedNWaysKShots, LoadData, RemapLabels, TaskTransform
+from .datasets import TIERED
 from .transforms import RandomClassRotation
 
 SPLITS = ("train", "validation", "test")
+DatasetsAndTransforms = tuple[list[MetaDataset], list[list[TaskTransform]]]
 
 
 class BenchmarkTasksets(NamedTuple):
@@ -62,22 +65,89 @@ def get_tasksets(
         download: False to download nothing.
     Raises ValueError, naming the nearest, for a name that is not there, and FileNotFoundError where the data are not.
     """
+    if name == "tiered-imagenet":
+        raise ValueError(f"there are no task sets 'tiered-imagenet': {TIERED}")
     if name not in _READ:
         close = difflib.get_close_matches(name, _READ, n=1, cutoff=0.0)
         raise ValueError(f"there are no task sets {name!r}; the nearest is {close[0]!r} of {', '.join(_READ)}")
-    if data_augmentation not in (None, "normalize"):
-        raise ValueError(f"data_augmentation={data_augmentation!r} is not offered; leave it out, or give 'normalize'")
-    sets = []
-    for split in SPLITS:
-        images = _read(name, Path(root).expanduser(), split, download)
-        if device is not None:
-            images.images = images.images.to(device)
-        scaled = name == "mini-imagenet" and data_augmentation is None
-        dataset = MetaDataset(_In255(images) if scaled else images, indices_to_labels=dict(enumerate(images.labels.tolist())))
-        ways, samples = (train_ways, train_samples) if split == "train" else (test_ways, test_samples)
-        steps = [FusedNWaysKShots(dataset, ways, samples), LoadData(dataset), RemapLabels(dataset), ConsecutiveLabels(dataset)]
-        sets.append(Taskset(dataset, [*steps, RandomClassRotation(dataset, _TURNS)] if name == "omniglot" else steps, num_tasks))
+    _check_augmentation(data_augmentation)
+    options = {"data_augmentation": data_augmentation} if name == "mini-imagenet" else {"download": download}
+    make = _TASKSETS[name]
+    datasets, transforms = make(train_ways, train_samples, test_ways, test_samples, root, device=device, **options)
+    sets = [Taskset(dataset, steps, num_tasks) for dataset, steps in zip(datasets, transforms, strict=True)]
     return BenchmarkTasksets(*sets)
+
+
+def omniglot_tasksets(
+    train_ways: int,
+    train_samples: int,
+    test_ways: int,
+    test_samples: int,
+    root: str,
+    device: Any = None,
+    download: bool = True,
+) -> DatasetsAndTransforms:
+    """The data sets of Omniglot's three splits, and for each the transforms that make tasks.
+
+    `get_tasksets` says what the arguments are. One more transform changes the tasks:
+
+        datasets, transforms = omniglot_tasksets(5, 2, 5, 2, root)
+        tasks = Taskset(datasets[0], [*transforms[0], another])
+    """
+    datasets = _datasets("omniglot", root, device, download)
+    transforms = _transforms(datasets, train_ways, train_samples, test_ways, test_samples)
+    for dataset, steps in zip(datasets, transforms, strict=True):
+        steps.append(RandomClassRotation(dataset, [0.0, 90.0, 180.0, 270.0]))
+    return datasets, transforms
+
+
+def mini_imagenet_tasksets(
+    train_ways: int = 5,
+    train_samples: int = 10,
+    test_ways: int = 5,
+    test_samples: int = 10,
+    root: str = "~/data",
+    data_augmentation: str | None = None,
+    device: Any = None,
+) -> DatasetsAndTransforms:
+    """The data sets and transforms of miniImageNet, as `omniglot_tasksets`.
+
+    Values run from 0 to 255, or from 0 to 1 with data_augmentation="normalize".
+
+    Raises ValueError for another `data_augmentation`.
+    """
+    _check_augmentation(data_augmentation)
+    in_255 = data_augmentation is None
+    datasets = _datasets("mini-imagenet", root, device, download=False, in_255=in_255)
+    return datasets, _transforms(datasets, train_ways, train_samples, test_ways, test_samples)
+
+
+def fc100_tasksets(
+    train_ways: int = 5,
+    train_samples: int = 10,
+    test_ways: int = 5,
+    test_samples: int = 10,
+    root: str = "~/data",
+    device: Any = None,
+    download: bool = True,
+) -> DatasetsAndTransforms:
+    """The data sets and transforms of FC100, as `omniglot_tasksets`."""
+    datasets = _datasets("fc100", root, device, download)
+    return datasets, _transforms(datasets, train_ways, train_samples, test_ways, test_samples)
+
+
+def cifarfs_tasksets(
+    train_ways: int = 5,
+    train_samples: int = 10,
+    test_ways: int = 5,
+    test_samples: int = 10,
+    root: str = "~/data",
+    device: Any = None,
+    download: bool = True,
+) -> DatasetsAndTransforms:
+    """The data sets and transforms of CIFAR-FS, as `omniglot_tasksets`."""
+    datasets = _datasets("cifarfs", root, device, download)
+    return datasets, _transforms(datasets, train_ways, train_samples, test_ways, test_samples)
 
 
 class _In255(Dataset[Any]):
@@ -89,6 +159,33 @@ class _In255(Dataset[Any]):
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         return self.images.images[index].float(), int(self.images.labels[index])
+
+
+def _check_augmentation(name: str | None) -> None:
+    if name not in (None, "normalize"):
+        raise ValueError(f"data_augmentation={name!r} is not offered; leave it out, or give 'normalize'")
+
+
+def _datasets(name: str, root: str, device: Any, download: bool, in_255: bool = False) -> list[MetaDataset]:
+    splits = []
+    for split in SPLITS:
+        images = _read(name, Path(root).expanduser(), split, download)
+        if device is not None:
+            images.images = images.images.to(device)
+        labels = dict(enumerate(images.labels.tolist()))
+        splits.append(MetaDataset(_In255(images) if in_255 else images, indices_to_labels=labels))
+    return splits
+
+
+def _transforms(
+    datasets: list[MetaDataset], train_ways: int, train_samples: int, test_ways: int, test_samples: int
+) -> list[list[TaskTransform]]:
+    transforms: list[list[TaskTransform]] = []
+    for split, dataset in zip(SPLITS, datasets, strict=True):
+        ways, samples = (train_ways, train_samples) if split == "train" else (test_ways, test_samples)
+        choose = FusedNWaysKShots(dataset, ways, samples)
+        transforms.append([choose, LoadData(dataset), RemapLabels(dataset), ConsecutiveLabels(dataset)])
+    return transforms
 
 
 def _read(name: str, root: Path, split: str, download: bool) -> LabelledImages:
@@ -103,7 +200,6 @@ def _read(name: str, root: Path, split: str, download: bool) -> LabelledImages:
     return read(root, split, download=True, **options)
 
 
-_TURNS = [0.0, 90.0, 180.0, 270.0]
 _READ: dict[str, tuple[Any, dict[str, Any]]] = {
     "omniglot": (omniglot, {"protocol": "finn", "rotations": False}),
     "mini-imagenet": (mini_imagenet, {}),
@@ -111,4 +207,23 @@ _READ: dict[str, tuple[Any, dict[str, Any]]] = {
     "cifarfs": (cifar_fs, {}),
 }
 
-__getattr__ = nearest(__name__, ["BenchmarkTasksets", "get_tasksets", "list_tasksets"])
+_TASKSETS: dict[str, Callable[..., DatasetsAndTransforms]] = {
+    "omniglot": omniglot_tasksets,
+    "mini-imagenet": mini_imagenet_tasksets,
+    "fc100": fc100_tasksets,
+    "cifarfs": cifarfs_tasksets,
+}
+
+__getattr__ = nearest(
+    __name__,
+    [
+        "BenchmarkTasksets",
+        "cifarfs_tasksets",
+        "fc100_tasksets",
+        "get_tasksets",
+        "list_tasksets",
+        "mini_imagenet_tasksets",
+        "omniglot_tasksets",
+    ],
+    instead={"tiered_imagenet_tasksets": TIERED},
+)

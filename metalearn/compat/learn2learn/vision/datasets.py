@@ -111,4 +111,24 @@ def _transformed(image: Any, label: Any, transform: Transform | None, target_tra
     return image if transform is None else transform(image), label if target_transform is None else target_transform(label)
 
 
-__getattr__ = nearest(__name__, ["CIFARFS", "FC100", "FullOmniglot", "MiniImagenet"])
+_BY_CLASS = "wrap {} in l2l.data.MetaDataset; FilteredMetaDataset cuts it by class"
+_FOLDERS = (
+    "it is not read; put its images in a folder for each class, and wrap metalearn.tasks.image_folder(root, split) in l2l.data.MetaDataset"
+)
+TIERED = (
+    "its published files are pickles, which are not read; put its images in folders "
+    "{train,val,test}/CLASS, and wrap metalearn.tasks.image_folder(root, split) in l2l.data.MetaDataset"
+)
+__getattr__ = nearest(
+    __name__,
+    ["CIFARFS", "FC100", "FullOmniglot", "MiniImagenet"],
+    instead={
+        "CUBirds200": _FOLDERS,
+        "DescribableTextures": _BY_CLASS.format("torchvision.datasets.DTD"),
+        "FGVCAircraft": _BY_CLASS.format("torchvision.datasets.FGVCAircraft"),
+        "FGVCFungi": _FOLDERS,
+        "Quickdraw": _FOLDERS,
+        "TieredImagenet": TIERED,
+        "VGGFlower102": _BY_CLASS.format("torchvision.datasets.Flowers102"),
+    },
+)

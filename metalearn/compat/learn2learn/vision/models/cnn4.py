@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from metalearn.operations import Convolutions
 
-from .._missing import nearest
-from ..nn import Flatten, Lambda
+from ..._missing import nearest
+from ...nn import Flatten, Lambda
 
 Layer = TypeVar("Layer", bound=Any)
 

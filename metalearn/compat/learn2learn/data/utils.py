@@ -1,0 +1,102 @@
+"""Small tools for data sets, loaders and tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from .._missing import nearest
+
+
+class InfiniteIterator:
+    """Goes through a loader again and again.
+
+    Args:
+        dataloader: Anything that can be iterated over more than once; a shuffling `DataLoader`
+            shuffles every time.
+
+    Raises:
+        ValueError: At `next`, if the loader is empty.
+
+    Example:
+        >>> endless = InfiniteIterator([1, 2])
+        >>> [next(endless) for _ in range(5)]
+        [1, 2, 1, 2, 1]
+    """
+
+    def __init__(self, dataloader: Iterable[Any]) -> None:
+        self.dataloader = dataloader
+        self.iterator = iter(dataloader)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return next(self.iterator)
+        except StopIteration:
+            self.iterator = iter(self.dataloader)
+        try:
+            return next(self.iterator)
+        except StopIteration:
+            raise ValueError(
+                "InfiniteIterator has nothing to repeat: pass a DataLoader or a list that is not empty, not an iterator that ends"
+            ) from None
+
+
+class OnDeviceDataset(TensorDataset):
+    """A whole data set as tensors on one device.
+
+    On a CPU beside a GPU the tensors are kept in pinned memory.
+
+    Args:
+        dataset: Pairs of a tensor, all of one shape, and a label.
+        device: Where to keep them; the CPU if left out.
+        transform: Called with each input when it is read.
+
+    Example:
+        >>> from metalearn.tasks import glyphs
+        >>> data = OnDeviceDataset(glyphs("test", classes=2), transform=lambda image: 1 - image)
+        >>> data[0][0].shape, data[0][1]
+        (torch.Size([1, 28, 28]), tensor(0))
+    """
+
+    def __init__(self, dataset: Any, device: Any = None, transform: Callable[[Any], Any] | None = None) -> None:
+        # By index: a data set without `__iter__` of its own need not raise IndexError at its end.
+        examples = [dataset[index] for index in range(len(dataset))]
+        if examples and not isinstance(examples[0][0], Tensor):
+            raise TypeError(
+                f"OnDeviceDataset takes tensors, not a {type(examples[0][0]).__name__}; give the "
+                f"data set transform=torchvision.transforms.ToTensor()"
+            )
+        inputs = torch.stack([example[0] for example in examples]).to(device=device)
+        labels = torch.tensor([example[1] for example in examples]).to(device=device)
+        if inputs.device.type == "cpu" and torch.cuda.is_available():
+            inputs = inputs.pin_memory()
+            labels = labels.pin_memory()
+        super().__init__(inputs, labels)
+        self.transform = transform
+
+    def __getitem__(self, index: int) -> tuple[Any, Tensor]:
+        inputs, label = super().__getitem__(index)
+        return inputs if self.transform is None else self.transform(inputs), label
+
+
+def partition_task(data: Tensor, labels: Tensor, shots: int = 1) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """A task -> (support data, support labels), (query data, query labels): the first `shots` examples of every label, and the others.
+
+    Both come out by label. Raises ValueError where the labels are not equally many, or have no more than `shots` examples.
+    """
+    rows = [(labels == label).nonzero().flatten() for label in labels.unique()]
+    counts = {len(r) for r in rows}
+    if len(counts) != 1 or min(counts) <= shots:
+        raise ValueError(f"the labels of this task have {sorted(counts)} examples; shots={shots} needs one number above it for all")
+    support, query = torch.cat([r[:shots] for r in rows]), torch.cat([r[shots:] for r in rows])
+    return (data[support], labels[support]), (data[query], labels[query])
+
+
+__getattr__ = nearest(__name__, ["InfiniteIterator", "OnDeviceDataset", "partition_task"])

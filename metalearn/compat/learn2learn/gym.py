@@ -1,0 +1,9 @@
+"""learn2learn's reinforcement learning environments: not covered, and every name says so."""
+
+from ._missing import uncovered
+
+__getattr__ = uncovered(
+    __name__,
+    "reinforcement learning is not covered; environments come from gymnasium, and "
+    "metalearn.inner_loop.inner_loop takes any differentiable loss, such as a policy gradient",
+)

@@ -1,0 +1,111 @@
+"""Linear maps of matrices whose own matrix is a Kronecker product."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._missing import nearest
+
+
+class KroneckerLinear(nn.Module):
+    """`left @ x @ right + bias` of matrices x of shape (n, m); it starts as the identity.
+
+    In terms of the columns of x, one below the other, the map's matrix is the Kronecker product of
+    `right` transposed and `left`.
+
+    Args:
+        n, m: The shape of the inputs.
+        bias: Whether there is a bias.
+        psd: Use `left.T @ left` and `right.T @ right`, which make the map positive semi-definite.
+        device: Where the weights are; inputs are moved there and outputs back.
+
+    Example:
+        >>> KroneckerLinear(2, 3)(torch.arange(6.0)).tolist()
+        [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    """
+
+    def __init__(self, n: int, m: int, bias: bool = True, psd: bool = False, device: Any = None) -> None:
+        super().__init__()
+        self.left = nn.Parameter(torch.eye(n, device=device))
+        self.right = nn.Parameter(torch.eye(m, device=device))
+        self.bias = nn.Parameter(torch.zeros(n, m, device=device)) if bias else None
+        self.psd = psd
+        self.device = device
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Matrices (..., n, m), or a vector (n * m,) of columns -> the same shape.
+
+        Raises ValueError for another shape.
+        """
+        n, m = len(self.left), len(self.right)
+        if x.ndim == 1 and len(x) == n * m:
+            return self._matrices(x.reshape(m, n).T).T.flatten()  # (n, m), and back to columns
+        if x.ndim == 1 or x.shape[-2:] != (n, m):
+            raise ValueError(f"KroneckerLinear({n}, {m}) takes inputs of shape (..., {n}, {m}) or ({n * m},), not {tuple(x.shape)}")
+        return self._matrices(x)
+
+    def _matrices(self, x: Tensor) -> Tensor:
+        left = self.left.T @ self.left if self.psd else self.left
+        right = self.right.T @ self.right if self.psd else self.right
+        output = left @ (x if self.device is None else x.to(self.device)) @ right
+        return (output if self.bias is None else output + self.bias).to(x.device)
+
+
+class KroneckerRNN(nn.Module):
+    """A recurrent cell with Kronecker products for matrices: `sigma(W_h(x) + U_h(hidden))`.
+
+    Args:
+        n, m: The shape of inputs and hidden states.
+        bias: Whether its maps have a bias.
+        sigma: The activation; tanh if left out.
+    """
+
+    def __init__(self, n: int, m: int, bias: bool = True, sigma: Callable[[Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        self.W_h = KroneckerLinear(n, m, bias=bias)
+        self.U_h = KroneckerLinear(n, m, bias=bias)
+        self.W_y = KroneckerLinear(n, m, bias=bias)
+        self.sigma = nn.Tanh() if sigma is None else sigma
+
+    def forward(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """An input and the hidden state -> the output `W_y(hidden)` and the new hidden state."""
+        hidden = self.sigma(self.W_h(x) + self.U_h(hidden))
+        return self.W_y(hidden), hidden
+
+
+class KroneckerLSTM(nn.Module):
+    """An LSTM cell with Kronecker products for matrices.
+
+    Args:
+        n, m: The shape of inputs and states.
+        bias: Whether its maps have a bias.
+        sigma: The activation of the gates; the logistic function if left out.
+    """
+
+    def __init__(self, n: int, m: int, bias: bool = True, sigma: Callable[[Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        for gate in "ifgo":
+            for source in "ih":
+                self.add_module(f"W_{source}{gate}", KroneckerLinear(n, m, bias=bias))
+        self.sigma = nn.Sigmoid() if sigma is None else sigma
+        self.tanh = nn.Tanh()
+
+    def forward(self, x: Tensor, hidden: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """An input and the states (h, c) -> the new h, and the new states."""
+        h, c = hidden
+        c = self._gate("f", x, h) * c + self._gate("i", x, h) * self.tanh(self._sum("g", x, h))
+        h = self._gate("o", x, h) * self.tanh(c)
+        return h, (h, c)
+
+    def _gate(self, gate: str, x: Tensor, h: Tensor) -> Tensor:
+        return self.sigma(self._sum(gate, x, h))
+
+    def _sum(self, gate: str, x: Tensor, h: Tensor) -> Tensor:
+        return self.get_submodule(f"W_i{gate}")(x) + self.get_submodule(f"W_h{gate}")(h)
+
+
+__getattr__ = nearest(__name__, ["KroneckerLSTM", "KroneckerLinear", "KroneckerRNN"])

@@ -1,0 +1,102 @@
+"""Gradients that went through trained transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._missing import nearest
+
+
+class ParameterUpdate(nn.Module):
+    """`torch.autograd.grad` with a module for each parameter that transforms its gradient.
+
+    Args:
+        parameters: The parameters to update, in the order in which `forward` gets them.
+        transform: Called with each parameter; returns a module, or None to keep the gradient.
+
+    Example:
+        >>> from metalearn.compat import learn2learn as l2l
+        >>> net = nn.Linear(2, 1)
+        >>> update = ParameterUpdate(net.parameters(), lambda p: l2l.nn.Scale(p.shape, alpha=0.5))
+        >>> [step.tolist() for step in update(net(torch.ones(1, 2)).sum(), net.parameters())]
+        [[[0.5, 0.5]], [0.5]]
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        transform: Callable[[Any], nn.Module | None],
+    ) -> None:
+        super().__init__()
+        self.transforms_modules = nn.ModuleList()
+        # For each parameter the position of its transform in `transforms_modules`, None without one.
+        self.transforms_indices: list[int | None] = []
+        for parameter in parameters:
+            module = transform(parameter)
+            if module is None:
+                self.transforms_indices.append(None)
+            elif isinstance(module, nn.Module):
+                self.transforms_indices.append(len(self.transforms_modules))
+                self.transforms_modules.append(module)
+            else:
+                raise ValueError(
+                    f"a transform of a parameter must be an nn.Module or None, but `transform` returned a {type(module).__name__}"
+                )
+
+    def forward(
+        self,
+        loss: Tensor,
+        parameters: Iterable[Tensor],
+        create_graph: bool = False,
+        retain_graph: bool = False,
+        allow_unused: bool = False,
+        allow_nograd: bool = False,
+    ) -> list[Tensor | None]:
+        """The update of each parameter, None for one without a gradient.
+
+        Args:
+            loss: The loss to differentiate.
+            parameters: As many as at construction, in the same order.
+            create_graph, retain_graph, allow_unused: Those of `torch.autograd.grad`.
+            allow_nograd: Give None for parameters that require no gradient, instead of an error.
+
+        Raises:
+            RuntimeError: A parameter requires no gradient, or the loss does not depend on it.
+            ValueError: There are more or fewer parameters than transforms.
+        """
+        given = list(parameters)
+        if len(given) != len(self.transforms_indices):
+            raise ValueError(
+                f"{len(given)} parameters, but this ParameterUpdate was made for "
+                f"{len(self.transforms_indices)}; pass those of the same module"
+            )
+        moving = [p for p in given if p.requires_grad or not allow_nograd]
+        try:
+            computed = torch.autograd.grad(
+                loss,
+                moving,
+                retain_graph=retain_graph or create_graph,
+                create_graph=create_graph,
+                allow_unused=allow_unused,
+            )
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"{error}\n(allow_nograd=True leaves out parameters that require no gradient, "
+                f"allow_unused=True those that the loss does not depend on)"
+            ) from error
+        gradients = iter(computed)
+        updates = []
+        for parameter, index in zip(given, self.transforms_indices, strict=True):
+            moves = parameter.requires_grad or not allow_nograd
+            gradient = next(gradients) if moves else None
+            if gradient is not None and index is not None:
+                gradient = self.transforms_modules[index](gradient)
+            updates.append(gradient)
+        return updates
+
+
+__getattr__ = nearest(__name__, ["ParameterUpdate"])

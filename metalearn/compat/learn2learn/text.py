@@ -1,0 +1,9 @@
+"""learn2learn's text data: not covered, and every name says what serves instead."""
+
+from ._missing import uncovered
+
+__getattr__ = uncovered(
+    __name__,
+    "text data sets are not covered; l2l.data.MetaDataset takes any torch data set of (example, "
+    "label), such as tensors of token ids with integer labels",
+)
