@@ -11,6 +11,8 @@ import json
 import os
 import sys
 import time
+import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -23,16 +25,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from metalearn.checkpoints import versions
+from metalearn.checkpoints import flat, versions
+from metalearn.files import Record
 
 T = TypeVar("T")
 
 PATIENCE = 30.0  # seconds of silence after which a rank counts as dead; METALEARN_RANK_TIMEOUT sets another number
+SHOWN = 5  # differences between ranks that a message names
 CURE = "Start all of them again with the same command: training goes on from the last checkpoint"
 
 _store: dist.Store | None = None
 _apart = False
-_waits_since: float | None = None  # when this rank began to wait for the others
+_calls = 0  # how often this rank began or ended a wait for the others: odd while it waits
 
 
 def here() -> tuple[int, int]:
@@ -58,10 +62,11 @@ def device(name: str) -> str:
 def join(device: torch.device) -> None:
     """Meet the other ranks where torchrun started this process: nccl for a CUDA `device`, gloo for any other.
 
-    A process group that is there already is used as it is. Otherwise the ranks tell each other from now on that they are alive: where one
-    dies, those that wait for it stop with a message, at once where its connection breaks, and after `METALEARN_RANK_TIMEOUT` seconds (30)
-    where it falls silent. Raises ValueError where two ranks would share one GPU, and where ranks differ in the version of Python, torch,
-    numpy or metalearn.
+    A process group that is there already is used as it is. Otherwise the ranks tell each other from now on that they are alive.
+    If one dies, those that wait for it stop with a message: at once if its connection breaks, and after `METALEARN_RANK_TIMEOUT`
+    seconds (30) if it falls silent. All of them stop after that time if each waits for another, because their calls differ.
+
+    Raises ValueError if two ranks would share one GPU, and if ranks differ in the version of Python, torch, numpy or metalearn.
     """
     global _store
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
@@ -116,6 +121,15 @@ def tickets(name: str) -> Iterator[int]:
 def _drawn(store: dist.Store, name: str) -> int:
     with _waiting():
         return store.add(f"metalearn tickets {name}", 1) - 1
+
+
+def check_same(settings: Record, cure: str) -> None:
+    """Raise ValueError on every rank, naming each setting that differs between ranks. Every rank must call it.
+
+    Example:
+        >>> check_same({"learner": {"lr": 0.1}}, "Start every rank with the same settings")
+    """
+    _refuse_differences(gather(settings), cure)
 
 
 def raise_together(error: Exception | None) -> None:
@@ -173,8 +187,15 @@ def total_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def same_weights(module: nn.Module) -> None:
-    """Give every rank the first rank's parameters and buffers."""
+    """Give every rank the first rank's parameters and buffers, with a warning on each rank that had others."""
     if here()[1] > 1:
+        rank, marks = here()[0], gather(_checksum(module))
+        if marks[rank] != marks[0]:
+            warnings.warn(
+                f"rank {rank} had other initial weights than rank 0, which every rank starts from now; "
+                "call torch.manual_seed with one seed on every rank before the network is built",
+                stacklevel=3,
+            )
         with torch.no_grad(), _waiting():
             for tensor in (*module.parameters(), *module.buffers()):
                 whole = tensor.contiguous()
@@ -204,8 +225,8 @@ def gather(thing: T) -> list[T]:
 @contextmanager
 def _waiting() -> Iterator[None]:
     """What needs the other ranks. Where one of them is gone, gloo says at once that its connection broke."""
-    global _waits_since
-    _waits_since = time.monotonic()
+    global _calls
+    _calls += 1
     try:
         yield
     except RuntimeError as error:
@@ -216,32 +237,41 @@ def _waiting() -> Iterator[None]:
             f"rank {dist.get_rank()} of {dist.get_world_size()} lost another rank, which died or stopped ({said})"
         ) from error
     finally:
-        _waits_since = None
+        _calls += 1
 
 
 def _listen(store: dist.Store, rank: int, count: int, patience: float, ended: Event) -> None:
-    """Say every so often that this rank is alive, and end this process where it waits for one that is not."""
-    others, reached = [other for other in range(count) if other != rank], True
-    beats, heard = dict.fromkeys(others, 0), dict.fromkeys(others, time.monotonic())
+    """Say every so often that this rank is alive, and end this process if it waits for nothing."""
+    started, reached, told = time.monotonic(), True, 0
+    beats, heard = dict.fromkeys(range(count), 0), dict.fromkeys(range(count), started)
+    calls, called = dict.fromkeys(range(count), 0), dict.fromkeys(range(count), started)
     while not ended.wait(patience / 10):
+        now, own = time.monotonic(), _calls
         try:
             if reached:
                 store.add(f"alive {rank}", 1)
-            for other in others if reached else ():
-                beat = store.add(f"alive {other}", 0)
-                if beat != beats[other]:
-                    beats[other], heard[other] = beat, time.monotonic()
+                store.add(f"calls {rank}", own - told)
+                told = own
+            for other in range(count) if reached else ():
+                for key, numbers, since in (("alive", beats, heard), ("calls", calls, called)):
+                    number = store.add(f"{key} {other}", 0)
+                    if number != numbers[other]:
+                        numbers[other], since[other] = number, now
         except RuntimeError:  # the process that keeps the store has ended, and from now on all are silent
             reached = False
-        now, waits = time.monotonic(), _waits_since
-        silent = [str(other) for other in others if now - heard[other] > patience]
-        if silent and waits is not None and now - waits > min(patience, 5):
-            text = (
-                f"rank {rank} of {count} stops: rank {', '.join(silent)} has not been heard of for {patience:g} s, so it died or cannot be "
-                f"reached. {CURE}"
-            )
-            print(f"metalearn: {text}", file=sys.stderr, flush=True)
-            os._exit(1)  # the main thread waits inside of a library and cannot be told
+        silent = [str(other) for other in range(count) if other != rank and now - heard[other] > patience]
+        waits = own % 2 == 1 and own == calls[rank]
+        if not waits:
+            continue
+        if silent and now - called[rank] > min(patience, 5):
+            _stop(rank, count, f"rank {', '.join(silent)} has not been heard of for {patience:g} s, so it died or cannot be reached")
+        if all(number % 2 for number in calls.values()) and now - max(called.values()) > patience:
+            _stop(rank, count, f"each rank has waited for another for {patience:g} s, so they do not make the same calls")
+
+
+def _stop(rank: int, count: int, why: str) -> None:
+    print(f"metalearn: rank {rank} of {count} stops: {why}. {CURE}", file=sys.stderr, flush=True)
+    os._exit(1)  # the main thread waits inside of a library and cannot be told
 
 
 def _patience() -> float:
@@ -270,10 +300,29 @@ def _check_versions(store: dist.Store, rank: int, count: int) -> None:
     store.set(f"read {rank}", "")
     if rank == 0:  # which may keep the store
         store.wait([f"read {other}" for other in range(count)])
-    different = [name for name in found[0] if len({one.get(name) for one in found}) > 1]
-    if different:
-        kinds: dict[str, list[str]] = {}
-        for other, one in enumerate(found):
-            kinds.setdefault(", ".join(f"{name} {one.get(name)}" for name in different), []).append(str(other))
-        listed = "; ".join(f"rank {', '.join(which)} has {what}" for what, which in kinds.items())
-        raise ValueError(f"the ranks would not compute the same: {listed}. Install the same versions for all of them")
+    _refuse_differences(found, "Install the same versions for all of them")
+
+
+def _refuse_differences(records: list[Record], cure: str) -> None:
+    """Raise ValueError naming what differs between the ranks' records, with the values and the ranks that have them."""
+    settings = [{name: json.dumps(value).strip('"') for name, value in flat(record)} for record in records]
+    names = dict.fromkeys(name for record in settings for name in record)
+    different = [name for name in names if len({record.get(name) for record in settings}) > 1]
+    if not different:
+        return
+    groups: dict[str, list[str]] = {}
+    for rank, record in enumerate(settings):
+        values = [f"{name} {record.get(name, 'not set')}" for name in different[:SHOWN]]
+        groups.setdefault(", ".join(values), []).append(str(rank))
+    listed = "; ".join(f"rank {', '.join(members)} has {values}" for values, members in groups.items())
+    more = f" (and {len(different) - SHOWN} more)" if len(different) > SHOWN else ""
+    raise ValueError(f"the ranks would not compute the same: {listed}{more}. {cure}")
+
+
+def _checksum(module: nn.Module) -> int:
+    """A checksum of all parameters and buffers."""
+    mark = 0
+    for tensor in (*module.parameters(), *module.buffers()):
+        data = tensor.detach().cpu().contiguous().reshape(-1)  # (values,)
+        mark = zlib.crc32(data.view(torch.uint8).numpy().data, mark)
+    return mark
