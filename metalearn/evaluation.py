@@ -163,7 +163,7 @@ def evaluate_together(
     tasks_at_once = whole_number("tasks_at_once", tasks_at_once)
     for learner in learners.values():
         check_learner(learner)
-    check_tasks("episodes", episodes)
+    check_tasks("test tasks", episodes)
     scores: dict[str, list[Tensor]] = {name: [] for name in learners}
     marks, measure, seen = [], "accuracy", 0
     ranks.join(_like(next(iter(learners.values()), nn.Module())).device)
@@ -211,11 +211,11 @@ def check_tasks(name: str, tasks: object) -> None:
         return
     if isinstance(tasks, str | Mapping) or not (hasattr(tasks, "__getitem__") and hasattr(tasks, "__len__")):
         raise TypeError(
-            f"{name} is a {type(tasks).__name__}, which has no tasks by index; give a FewShot, a list of Episodes, or any object with "
-            "__len__ and __getitem__"
+            f"the {name} are a {type(tasks).__name__}, which has no tasks by index; give a FewShot, a list of Episodes, or any object "
+            "with __len__ and __getitem__"
         )
     if len(tasks) == 0:
-        raise ValueError(f"there are no tasks in {name}, whose length is 0; ask for at least one task")
+        raise ValueError(f"there are no {name}: the length is 0; ask for at least one task")
 
 
 def first_task(tasks: Tasks | DataLoader[Episode] | Episode, device: torch.device) -> int | str:

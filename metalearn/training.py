@@ -567,9 +567,9 @@ def _check(
     learner: Learner, episodes: Tasks, validation: Tasks | None, precision: str | None, settings: Record | None, **paths: Any
 ) -> None:
     check_learner(learner)
-    for name, tasks in {"episodes": episodes, "validation": validation}.items():
-        if tasks is not None or name == "episodes":
-            check_tasks(name, tasks)
+    check_tasks("training tasks", episodes)
+    if validation is not None:
+        check_tasks("validation tasks", validation)
     if isinstance(episodes, DataLoader | Episode):
         raise TypeError(f"meta_train draws tasks by index, which a {type(episodes).__name__} has not; pass the data set itself (FewShot)")
     if settings is not None and not isinstance(settings, dict):
