@@ -118,12 +118,12 @@ class Experiment:
     _loaded: dict[str, LabelledImages] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name, least in LEAST.items():
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
-        for name, cure in POSITIVE.items():
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, positive_number(name, getattr(self, name), cure))
+        for name in (*LEAST, *POSITIVE):
+            value = getattr(self, name)
+            if value is None and getattr(Experiment, name) is None:  # left to the preset
+                continue
+            number = whole_number(name, value, LEAST[name]) if name in LEAST else positive_number(name, value, POSITIVE[name])
+            object.__setattr__(self, name, number)
         for name, value, choices in (
             ("norm", self.norm, ("batch", "frozen")),
             ("precision", self.precision, ("float32", "float64", "tf32", "bfloat16")),

@@ -442,7 +442,7 @@ def _outer(
         raise ValueError(
             "ReduceLROnPlateau waits for a validation loss, and schedules are stepped once a step; use MultiStepLR or CosineAnnealingLR"
         )
-    if scheduled is not None and not isinstance(scheduled, LRScheduler):
+    if schedule is not None and not isinstance(scheduled, LRScheduler):
         raise TypeError(f"schedule= gives a {type(scheduled).__name__}; give a function that returns a torch.optim.lr_scheduler")
     return made, scheduled
 

@@ -172,9 +172,7 @@ def started(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.communicate()
 
 
-def test_ranks_with_other_settings_are_refused_before_the_first_step(
-    started: Callable[..., subprocess.Popen[str]], tmp_path: Path
-) -> None:
+def test_ranks_with_other_settings_are_refused_before_the_first_step(started: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
     process = started("differences")
     error = process.communicate(timeout=200)[1]
     assert process.returncode == 0, error
@@ -196,9 +194,7 @@ def test_random_tasks_and_notes_may_differ(started: Callable[..., subprocess.Pop
 
 
 @pytest.mark.slow
-def test_sigterm_to_torchrun_leaves_a_checkpoint_of_the_last_step(
-    started: Callable[..., subprocess.Popen[str]], tmp_path: Path
-) -> None:
+def test_sigterm_to_torchrun_leaves_a_checkpoint_of_the_last_step(started: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
     process = started("terminated")
     while not (tmp_path / "drawing1").exists():
         time.sleep(0.1)
