@@ -160,34 +160,31 @@ def evaluate_together(
     learners: Mapping[str, Learner], episodes: Tasks | DataLoader[Episode] | Episode, *, progress: bool = False, tasks_at_once: int = 16
 ) -> dict[str, Evaluation]:
     """`evaluate` for several learners by name, each task drawn once for all of them; any two can then be compared by `paired`."""
-    tasks_at_once = whole_number("tasks_at_once", tasks_at_once)
     for learner in learners.values():
         check_learner(learner)
-    check_tasks("test tasks", episodes)
     scores: dict[str, list[Tensor]] = {name: [] for name in learners}
     marks, measure, seen = [], "accuracy", 0
     ranks.join(_like(next(iter(learners.values()), nn.Module())).device)
+    with ranks.together():
+        tasks_at_once = whole_number("tasks_at_once", tasks_at_once)
+        check_tasks("test tasks", episodes)
     _check_same(learners, episodes, tasks_at_once)
-    broken: Exception | None = None
     with (
+        ranks.together(),
         torch.no_grad(),
         evaluation_mode(learners.values()),
         shown_progress("evaluating", _count(episodes, tasks_at_once), unit="task", shown=progress and ranks.here()[0] == 0) as advance,
     ):
-        try:
-            for count, tasks in _shared_out(episodes, tasks_at_once):
-                marks.append(torch.zeros(count, dtype=torch.float64) if tasks is None else fingerprints(tasks))
-                if tasks is not None:
-                    measure = "loss" if tasks.query.targets.is_floating_point() else "accuracy"
-                for name, learner in learners.items():
-                    scores[name].append(torch.zeros(count, dtype=torch.float64) if tasks is None else _score(learner, tasks, seen))
-                seen += count
-                advance(count)
-            if not seen:
-                raise ValueError("there are no episodes to evaluate on; ask for at least one task")
-        except Exception as error:  # one rank alone would leave the others waiting for it
-            broken = error
-    ranks.raise_together(broken)
+        for count, tasks in _shared_out(episodes, tasks_at_once):
+            marks.append(torch.zeros(count, dtype=torch.float64) if tasks is None else fingerprints(tasks))
+            if tasks is not None:
+                measure = "loss" if tasks.query.targets.is_floating_point() else "accuracy"
+            for name, learner in learners.items():
+                scores[name].append(torch.zeros(count, dtype=torch.float64) if tasks is None else _score(learner, tasks, seen))
+            seen += count
+            advance(count)
+        if not seen:
+            raise ValueError("there are no episodes to evaluate on; ask for at least one task")
     ranks.check_same({"tasks": seen}, "Give every rank the same episodes")
     checksums = tuple(int(mark) for mark in ranks.total(torch.cat(marks)).tolist())
     measure = ranks.from_first(measure)
@@ -219,13 +216,14 @@ def check_tasks(name: str, tasks: object) -> None:
 
 
 def first_task(tasks: Tasks | DataLoader[Episode] | Episode, device: torch.device) -> int | str:
-    """What tells the first task from another, so that ranks can compare theirs; for random tasks and a `DataLoader` only that.
+    """A checksum of the first task, to be compared between ranks; for random tasks and a `DataLoader` only what they are.
 
     The global random generators are left as they were.
     """
     if isinstance(tasks, DataLoader):
         return "of a DataLoader"
-    listed, states = unstack(tasks) if isinstance(tasks, Episode) else tasks, checkpoints.generators(device)
+    listed = unstack(tasks) if isinstance(tasks, Episode) else tasks
+    states = checkpoints.generators(device)
     try:
         marks = [int(fingerprints(stack([listed[0]]))) for _ in range(2)]
     except Exception as error:  # the first step raises it

@@ -68,7 +68,6 @@ def join(device: torch.device) -> None:
 
     Raises ValueError if two ranks would share one GPU, and if ranks differ in the version of Python, torch, numpy or metalearn.
     """
-    global _store
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return
     patience = _patience()
@@ -77,23 +76,12 @@ def join(device: torch.device) -> None:
         raise ValueError(f"rank {local} of this machine has its learner on {device}; move it to cuda:{local} before training")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    store, rank, count = next(dist.rendezvous("env://"))
-    if os.environ.get("LOCAL_WORLD_SIZE") == str(count):
-        # A restarted group is handed its old store, with the addresses of dead ranks. On one machine all agree on the count of restarts.
-        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    _check_versions(store, rank, count)
-    # Ranks may wait for one another as long as all of them are alive; on CUDA torch's own limit finds a GPU that hangs.
-    options: dict[str, Any] = (
-        {"backend": "nccl", "device_id": device} if device.type == "cuda" else {"backend": "gloo", "timeout": timedelta(days=7)}
-    )
-    dist.init_process_group(store=store, rank=rank, world_size=count, **options)
-    _store = store
-    atexit.register(dist.destroy_process_group)
-    ended = Event()
-    listening = Thread(target=_listen, args=(_another(), rank, count, patience, ended), daemon=True, name="metalearn-ranks")
-    listening.start()
-    atexit.register(listening.join, patience)
-    atexit.register(ended.set)
+    try:
+        _meet(device, patience)
+    except dist.DistError as error:
+        raise ConnectionError(
+            f"rank {os.environ.get('RANK')} of {os.environ['WORLD_SIZE']} did not meet the others ({str(error).splitlines()[0]}). {CURE}"
+        ) from error
 
 
 @contextmanager
@@ -143,6 +131,21 @@ def raise_together(error: Exception | None) -> None:
             raise (kind if issubclass(kind, Exception) else RuntimeError)(f"rank {rank}: {failed[1]}")
 
 
+@contextmanager
+def together() -> Iterator[None]:
+    """What goes wrong in here on any rank is raised on every one. Every rank must enter; none may call another rank in here.
+
+    Example:
+        >>> with together():
+        ...     number = int("3")
+    """
+    try:
+        yield
+    except Exception as error:
+        raise_together(error)
+    raise_together(None)
+
+
 def first_alone(work: Callable[[], T]) -> T:
     """What `work` returns. The first rank does it before the others, which then find what it kept; an error there is one on every rank.
 
@@ -150,13 +153,10 @@ def first_alone(work: Callable[[], T]) -> T:
         >>> first_alone(lambda: "trained once")
         'trained once'
     """
-    found, error = None, None
-    if here()[0] == 0:
-        try:
+    found = None
+    with together():
+        if here()[0] == 0:
             found = work()
-        except Exception as caught:
-            error = caught
-    raise_together(error)
     return work() if here()[0] else found  # type: ignore[return-value]
 
 
@@ -220,6 +220,28 @@ def gather(thing: T) -> list[T]:
     with _waiting():
         dist.all_gather_object(box, thing)
     return box
+
+
+def _meet(device: torch.device, patience: float) -> None:
+    """Start the process group, and the thread that tells the others that this rank is alive."""
+    global _store
+    store, rank, count = next(dist.rendezvous("env://"))
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(count):
+        # A restarted group is handed its old store, with the addresses of dead ranks. On one machine all agree on the count of restarts.
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    _check_versions(store, rank, count)
+    # Ranks may wait for one another as long as all of them are alive; on CUDA torch's own limit finds a GPU that hangs.
+    options: dict[str, Any] = (
+        {"backend": "nccl", "device_id": device} if device.type == "cuda" else {"backend": "gloo", "timeout": timedelta(days=7)}
+    )
+    dist.init_process_group(store=store, rank=rank, world_size=count, **options)
+    _store = store
+    atexit.register(dist.destroy_process_group)
+    ended = Event()
+    listening = Thread(target=_listen, args=(_another(), rank, count, patience, ended), daemon=True, name="metalearn-ranks")
+    listening.start()
+    atexit.register(listening.join, patience)
+    atexit.register(ended.set)
 
 
 @contextmanager

@@ -193,23 +193,26 @@ def meta_train(
         >>> len(curve.losses)
         3
     """
-    steps = whole_number("steps", steps)
-    meta_batch = whole_number("meta_batch", meta_batch)
-    validate_every = whole_number("validate_every", validate_every)
-    checkpoint_every = whole_number("checkpoint_every", checkpoint_every)
-    if clip_value is not None:
-        clip_value = positive_number("clip_value", clip_value, UNCLIPPED)
-    if clip_norm is not None:
-        clip_norm = positive_number("clip_norm", clip_norm, UNCLIPPED)
-    _check(learner, episodes, validation, precision, settings, checkpoint=checkpoint, log=log, tensorboard=tensorboard)
+    check_learner(learner)
     ranks.join(_device(learner))
-    run = Run(learner, *_outer(learner, optimizer, schedule), settings={})
-    chosen = {"meta_batch": meta_batch, "clip_value": clip_value, "clip_norm": clip_norm, "precision": precision}
-    run.settings = _recorded(run, episodes, chosen, settings)
-    plan: Record = {"steps": steps, "checkpoint_every": checkpoint_every if checkpoint else None}
-    if validation is not None:
-        plan |= {"validate_every": validate_every, "validation": describe(validation)}
-    ranks.check_same(_decisive(run, episodes, plan), "Start every rank with the same settings")
+    with ranks.together():
+        steps = whole_number("steps", steps)
+        meta_batch = whole_number("meta_batch", meta_batch)
+        validate_every = whole_number("validate_every", validate_every)
+        checkpoint_every = whole_number("checkpoint_every", checkpoint_every)
+        if clip_value is not None:
+            clip_value = positive_number("clip_value", clip_value, UNCLIPPED)
+        if clip_norm is not None:
+            clip_norm = positive_number("clip_norm", clip_norm, UNCLIPPED)
+        _check(learner, episodes, validation, precision, settings, checkpoint=checkpoint, log=log, tensorboard=tensorboard)
+        run = Run(learner, *_outer(learner, optimizer, schedule), settings={})
+        chosen = {"meta_batch": meta_batch, "clip_value": clip_value, "clip_norm": clip_norm, "precision": precision}
+        run.settings = _recorded(run, episodes, chosen, settings)
+        plan: Record = {"steps": steps, "checkpoint_every": checkpoint_every if checkpoint else None}
+        if validation is not None:
+            plan |= {"validate_every": validate_every, "validation": describe(validation)}
+        decisive = _decisive(run, episodes, plan)
+    ranks.check_same(decisive, "Start every rank with the same settings")
     ranks.same_weights(learner)
     if checkpoint:
         run.resume(checkpoint)
@@ -566,7 +569,6 @@ def _device(learner: Learner) -> torch.device:
 def _check(
     learner: Learner, episodes: Tasks, validation: Tasks | None, precision: str | None, settings: Record | None, **paths: Any
 ) -> None:
-    check_learner(learner)
     check_tasks("training tasks", episodes)
     if validation is not None:
         check_tasks("validation tasks", validation)

@@ -113,6 +113,8 @@ def differences(rank: int, folder: Path) -> dict[str, str]:
     messages["evaluate: inner rate"] = refusal(lambda: evaluate(learner, tasks))
     messages["evaluate: tasks_at_once"] = refusal(lambda: evaluate(build(), tasks, tasks_at_once=2 + rank))
     messages["evaluate: task data"] = refusal(lambda: evaluate(build(), other_ones() if rank else ones()))
+    messages["evaluate: nothing"] = refusal(lambda: evaluate(build(), tasks, tasks_at_once=rank))
+    messages["number on one rank"] = refusal(lambda: train({"clip_norm": 1.0 - 2 * rank}))
     messages["another call"] = refusal(lambda: evaluate(build(), tasks) if rank else train({}))
     return messages
 
@@ -183,6 +185,8 @@ def test_ranks_with_other_settings_are_refused_before_the_first_step(started: Ca
         assert "learners.learner.lr 0.02" in messages["evaluate: inner rate"]
         assert "rank 0 has tasks_at_once 2; rank 1 has tasks_at_once 3" in messages["evaluate: tasks_at_once"]
         assert "first task" in messages["evaluate: task data"]
+        assert "tasks_at_once=0 must be at least 1" in messages["evaluate: nothing"]
+        assert "clip_norm=-1: it must be a finite number above 0" in messages["number on one rank"]
         assert "rank 0 has call meta_train" in messages["another call"]
 
 
