@@ -263,31 +263,34 @@ def _waiting() -> Iterator[None]:
 
 
 def _listen(store: dist.Store, rank: int, count: int, patience: float, ended: Event) -> None:
-    """Say every so often that this rank is alive, and end this process if it waits for nothing."""
-    started, reached, told = time.monotonic(), True, 0
-    beats, heard = dict.fromkeys(range(count), 0), dict.fromkeys(range(count), started)
-    calls, called = dict.fromkeys(range(count), 0), dict.fromkeys(range(count), started)
+    """Tell the others every so often that this rank is alive, and end this process if it waits in vain."""
+    started = time.monotonic()
+    told = 0  # the number of calls that the others know of
+    reached = True
+    numbers = {(name, other): 0 for name in ("alive", "calls") for other in range(count)}
+    changed = dict.fromkeys(numbers, started)
     while not ended.wait(patience / 10):
-        now, own = time.monotonic(), _calls
+        now = time.monotonic()
+        calls = _calls
         try:
             if reached:
                 store.add(f"alive {rank}", 1)
-                store.add(f"calls {rank}", own - told)
-                told = own
-            for other in range(count) if reached else ():
-                for key, numbers, since in (("alive", beats, heard), ("calls", calls, called)):
-                    number = store.add(f"{key} {other}", 0)
-                    if number != numbers[other]:
-                        numbers[other], since[other] = number, now
+                store.add(f"calls {rank}", calls - told)
+                told = calls
+            for name, other in numbers if reached else ():
+                number = store.add(f"{name} {other}", 0)
+                if number != numbers[name, other]:
+                    numbers[name, other] = number
+                    changed[name, other] = now
         except RuntimeError:  # the process that keeps the store has ended, and from now on all are silent
             reached = False
-        silent = [str(other) for other in range(count) if other != rank and now - heard[other] > patience]
-        waits = own % 2 == 1 and own == calls[rank]
-        if not waits:
+        if calls % 2 == 0 or calls != numbers["calls", rank]:  # this rank does not wait, or has only begun to
             continue
-        if silent and now - called[rank] > min(patience, 5):
+        silent = [str(other) for other in range(count) if other != rank and now - changed["alive", other] > patience]
+        if silent and now - changed["calls", rank] > min(patience, 5):
             _stop(rank, count, f"rank {', '.join(silent)} has not been heard of for {patience:g} s, so it died or cannot be reached")
-        if all(number % 2 for number in calls.values()) and now - max(called.values()) > patience:
+        waiting = [numbers["calls", other] % 2 == 1 and now - changed["calls", other] > patience for other in range(count)]
+        if all(waiting):
             _stop(rank, count, f"each rank has waited for another for {patience:g} s, so they do not make the same calls")
 
 

@@ -379,7 +379,8 @@ def _refuse(run: Run, losses: Tensor, episodes: Tasks, tasks: list[int], precisi
 
 def _without_gradient(learner: Learner, episodes: Tasks, tasks: list[int], precision: str | None) -> list[int]:
     """Those of the tasks whose own gradient is not finite; every rank looks at its share again."""
-    (rank, count), broken = ranks.here(), []
+    rank, count = ranks.here()
+    broken = []
     for task in tasks[rank::count]:
         learner.zero_grad(set_to_none=True)
         with _computing_in(precision, learner):
