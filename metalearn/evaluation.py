@@ -176,9 +176,10 @@ def evaluate_together(
         shown_progress("evaluating", _count(episodes, tasks_at_once), unit="task", shown=progress and ranks.here()[0] == 0) as advance,
     ):
         for count, tasks in _shared_out(episodes, tasks_at_once):
-            marks.append(torch.zeros(count, dtype=torch.float64) if tasks is None else fingerprints(tasks))
             if tasks is not None:
+                _check_examples(tasks)
                 measure = "loss" if tasks.query.targets.is_floating_point() else "accuracy"
+            marks.append(torch.zeros(count, dtype=torch.float64) if tasks is None else fingerprints(tasks))
             for name, learner in learners.items():
                 scores[name].append(torch.zeros(count, dtype=torch.float64) if tasks is None else _score(learner, tasks, seen))
             seen += count
@@ -206,7 +207,7 @@ def check_tasks(name: str, tasks: object) -> None:
     """Raise TypeError if `tasks` are no tasks that can be drawn or scored, and ValueError if there are none."""
     if isinstance(tasks, DataLoader | Episode):
         return
-    if isinstance(tasks, str | Mapping) or not (hasattr(tasks, "__getitem__") and hasattr(tasks, "__len__")):
+    if isinstance(tasks, str | Mapping | Tensor) or not (hasattr(tasks, "__getitem__") and hasattr(tasks, "__len__")):
         raise TypeError(
             f"the {name} are a {type(tasks).__name__}, which has no tasks by index; give a FewShot, a list of Episodes, or any object "
             "with __len__ and __getitem__"
@@ -263,11 +264,29 @@ def place(episodes: Episode, learner: nn.Module) -> Episode:
     return episodes.to(like.device, like.dtype) if episodes.support.inputs.is_floating_point() else episodes.to(like.device)
 
 
+def _check_examples(episodes: Episode) -> None:
+    """Raise ValueError if the support or query set of a stack has no examples, or not one target for each input."""
+    for name, (inputs, targets) in zip(("support", "query"), episodes, strict=True):
+        if not isinstance(inputs, Tensor):
+            continue
+        if inputs.ndim < 2 or targets.ndim < 2 or inputs.shape[:2] != targets.shape[:2]:
+            raise ValueError(
+                f"the {name} inputs of a task are {tuple(inputs.shape[1:])} and its targets {tuple(targets.shape[1:])}; give one target "
+                "for each input, the examples along the first dimension of both"
+            )
+        if inputs.shape[1] == 0:
+            raise ValueError(f"the {name} set of a task is empty; give at least one example")
+        if targets.is_complex():
+            raise ValueError(f"the {name} targets are {targets.dtype}; give integer labels or real values")
+
+
 def drawn(episodes: Tasks, indices: Sequence[int], learner: nn.Module) -> Episode:
     """A stack of tasks by index, on the learner's device and in its dtype."""
     if type(episodes) is FewShot:
         return place(episodes.stack(indices, _like(learner).device), learner)
-    return place(stack((episodes[i] for i in indices), indices=indices), learner)
+    stacked = stack((episodes[i] for i in indices), indices=indices)
+    _check_examples(stacked)
+    return place(stacked, learner)
 
 
 def accuracies(logits: Tensor, targets: Tensor) -> Tensor:

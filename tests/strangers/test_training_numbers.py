@@ -105,7 +105,8 @@ def test_numbers_of_numpy_and_torch_are_taken_as_python_s(tmp_path: Any) -> None
         ({"tasks": {0: None}}, "training tasks are a dict"),
         ({"tasks": iter([1])}, "training tasks are a list_iterator"),
         ({"tasks": [5]}, r"task 0 is a int; give an Episode"),
-        ({"tasks": torch.zeros(3, 2)}, r"task 0 is a Tensor; give an Episode"),
+        ({"tasks": [torch.zeros(3, 2)]}, r"task 0 is a Tensor; give an Episode"),
+        ({"tasks": torch.zeros(3, 2)}, "training tasks are a Tensor"),
         ({"tasks": Sinusoid(tasks=1)[0]}, "draws tasks by index, which a Episode has not"),
         ({"validation": []}, "there are no validation tasks"),
         ({"validation": 3}, "validation tasks are a int"),
@@ -124,6 +125,24 @@ def test_evaluate_names_what_has_no_tasks(episodes: Any) -> None:
         evaluate(build(), episodes)
     with pytest.raises(TypeError, match="give a Learner"):
         evaluate(MLP(1, 1), Sinusoid(tasks=1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "message"),
+    [
+        (torch.zeros(0, 1), torch.zeros(0, 1), "the support set of a task is empty"),
+        (torch.zeros(3, 1), torch.zeros(2, 1), r"inputs of a task are \(3, 1\) and its targets \(2, 1\); give one target for each input"),
+        (torch.zeros(3, 1), torch.zeros(()), r"inputs of a task are \(3, 1\) and its targets \(\)"),
+        (torch.zeros(()), torch.zeros(3, 1), r"inputs of a task are \(\) and its targets \(3, 1\)"),
+        (torch.zeros(3, 1), torch.zeros(3, 1, dtype=torch.complex64), "targets are torch.complex64; give integer labels or real"),
+    ],
+)
+def test_tasks_without_a_target_for_each_input_are_named(inputs: torch.Tensor, targets: torch.Tensor, message: str) -> None:
+    task = Episode(Examples(inputs, targets), Examples(torch.zeros(2, 1), torch.zeros(2, 1)))
+    with pytest.raises(ValueError, match=message):
+        train(tasks=[task])
+    with pytest.raises(ValueError, match=message):
+        evaluate(build(), [task])
 
 
 # At the step and task at which it arises
