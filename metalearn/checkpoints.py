@@ -183,7 +183,7 @@ def check_same(settings: Record, stored: Record, path: str | os.PathLike[str]) -
     Under "training" only what both have is compared: versions of torch add options to their optimizers. What a caller puts under "notes"
     is kept and not compared.
     """
-    ours, theirs = dict(_flat(settings)), dict(_flat(stored))
+    ours, theirs = dict(flat(settings)), dict(flat(stored))
     both = {name for name in ours.keys() & theirs.keys() if name.startswith("training.")}
     compared = both | {name for name in ours.keys() | theirs.keys() if not name.startswith(("training.", "run.notes."))}
     different = [
@@ -198,9 +198,15 @@ def check_same(settings: Record, stored: Record, path: str | os.PathLike[str]) -
         )
 
 
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a nested record, each under the path of its keys.
+
+    Example:
+        >>> dict(flat({"learner": {"lr": 0.1}}))
+        {'learner.lr': 0.1}
+    """
     if isinstance(value, dict):
         for key, item in value.items():
-            yield from _flat(item, f"{name}.{key}" if name else str(key))
+            yield from flat(item, f"{name}.{key}" if name else str(key))
     else:
         yield name, value

@@ -55,12 +55,59 @@ class Episode(NamedTuple):
         return Episode(self.support.to(*args, **kwargs), self.query.to(*args, **kwargs))
 
 
-def stack(episodes: Iterable[Episode]) -> Episode:
-    """Single tasks of equal shapes -> one stack with a leading task dimension."""
+def stack(episodes: Iterable[Episode], *, indices: Sequence[int] | None = None) -> Episode:
+    """Single tasks of equal shapes -> one stack with a leading task dimension.
+
+    Args:
+        episodes: the tasks.
+        indices: what the tasks are called in an error; by default their places, from 0 on.
+
+    Raises:
+        ValueError: if there are no tasks, or naming the first one whose sizes are not those of the others.
+        TypeError: naming a task that is no `Episode`.
+    """
     listed = list(episodes)
     if not listed:
         raise ValueError("stack() got no episodes: it needs at least one task")
-    return Episode(*(Examples(*(_stack(t) for t in zip(*part, strict=True))) for part in zip(*listed, strict=True)))
+    try:
+        return Episode(*(Examples(*(_stack(t) for t in zip(*part, strict=True))) for part in zip(*listed, strict=True)))
+    except (RuntimeError, TypeError, ValueError) as error:
+        _refuse_unequal(listed, range(len(listed)) if indices is None else indices)
+        raise error
+
+
+def _refuse_unequal(episodes: list[Episode], indices: Sequence[int]) -> None:
+    """Raise TypeError naming what is no episode, and ValueError naming the first task whose sizes are not the first one's."""
+    sizes = [_sizes(episode, index) for episode, index in zip(episodes, indices, strict=True)]
+    for index, size in zip(indices, sizes, strict=True):
+        for name, shape in size.items():
+            if shape != sizes[0][name]:
+                raise ValueError(
+                    f"tasks of unequal size cannot be stacked: {name} are {shape} in task {index} and {sizes[0][name]} in task "
+                    f"{indices[0]}; take one task at a time, with meta_batch=1 in meta_train and tasks_at_once=1 in evaluate"
+                )
+
+
+def _sizes(episode: Episode, index: int) -> dict[str, Any]:
+    """The shapes of an episode's tensors by name. Raises TypeError for what is no episode."""
+    try:
+        (support, labels), (query, answers) = episode
+        tensors = {"support inputs": support, "support targets": labels, "query inputs": query, "query targets": answers}
+        return {name: _shape(tensor) for name, tensor in tensors.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise TypeError(
+            f"task {index} is a {type(episode).__name__}; give an Episode(Examples(inputs, targets), Examples(inputs, targets))"
+        ) from error
+
+
+def _shape(part: Any) -> Any:
+    """The shapes of inputs or targets: of a tensor, or of each tensor of a tuple or a dictionary."""
+    if isinstance(part, Tensor):
+        return tuple(part.shape)
+    shapes = [tuple(tensor.shape) for tensor in tensors_of(part)]
+    if not shapes:
+        raise TypeError(f"a {type(part).__name__} holds no tensors")
+    return shapes
 
 
 def unstack(episodes: Episode) -> list[Episode]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,8 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
-from metalearn import ranks
+from metalearn import checkpoints, ranks
+from metalearn.checks import whole_number
 from metalearn.episodes import Episode, Examples, stack, unstack
 from metalearn.files import Record
 from metalearn.forward import tensors_of
@@ -169,53 +171,99 @@ def evaluate_together(
     learners: Mapping[str, Learner], episodes: Tasks | DataLoader[Episode] | Episode, *, progress: bool = False, tasks_at_once: int = 16
 ) -> dict[str, Evaluation]:
     """`evaluate` for several learners by name, each task drawn once for all of them; any two can then be compared by `paired`."""
+    for learner in learners.values():
+        check_learner(learner)
     scores: dict[str, list[Tensor]] = {name: [] for name in learners}
     marks, measure, seen = [], "accuracy", 0
     ranks.join(_like(next(iter(learners.values()), nn.Module())).device)
-    broken: Exception | None = None
+    with ranks.together():
+        tasks_at_once = whole_number("tasks_at_once", tasks_at_once)
+        check_tasks("test tasks", episodes)
+    _check_same(learners, episodes, tasks_at_once)
     with (
+        ranks.together(),
         torch.no_grad(),
         evaluation_mode(learners.values()),
         shown_progress("evaluating", _count(episodes, tasks_at_once), unit="task", shown=progress and ranks.here()[0] == 0) as advance,
     ):
-        try:
-            for count, tasks in _shared_out(episodes, tasks_at_once):
-                marks.append(torch.zeros(count, dtype=torch.float64) if tasks is None else _fingerprints(tasks))
-                if tasks is not None:
-                    measure = "loss" if tasks.query.targets.is_floating_point() else "accuracy"
-                for name, learner in learners.items():
-                    scores[name].append(torch.zeros(count, dtype=torch.float64) if tasks is None else _score(learner, tasks, seen))
-                seen += count
-                advance(count)
-            if not seen:
-                raise ValueError("there are no episodes to evaluate on; ask for at least one task")
-        except Exception as error:  # one rank alone would leave the others waiting for it
-            broken = error
-    ranks.raise_together(broken)
-    _check_alike(learners, seen)
-    fingerprints = tuple(int(mark) for mark in ranks.total(torch.cat(marks)).tolist())
+        for count, tasks in _shared_out(episodes, tasks_at_once):
+            if tasks is not None:
+                _check_examples(tasks)
+                measure = "loss" if tasks.query.targets.is_floating_point() else "accuracy"
+            marks.append(torch.zeros(count, dtype=torch.float64) if tasks is None else fingerprints(tasks))
+            for name, learner in learners.items():
+                scores[name].append(torch.zeros(count, dtype=torch.float64) if tasks is None else _score(learner, tasks, seen))
+            seen += count
+            advance(count)
+        if not seen:
+            raise ValueError("there are no episodes to evaluate on; ask for at least one task")
+    ranks.check_same({"tasks": seen}, "Give every rank the same episodes")
+    checksums = tuple(int(mark) for mark in ranks.total(torch.cat(marks)).tolist())
     measure = ranks.from_first(measure)
     return {
         name: Evaluation(
-            ranks.total(torch.cat(scores[name])), measure, fingerprints, {"learner": learner.settings(), "episodes": describe(episodes)}
+            ranks.total(torch.cat(scores[name])), measure, checksums, {"learner": learner.settings(), "episodes": describe(episodes)}
         )
         for name, learner in learners.items()
     }
 
 
-def _check_alike(learners: Mapping[str, Learner], tasks: int) -> None:
-    """Raise ValueError where ranks hold other weights or other tasks: their shares would not be of one result."""
+def check_learner(learner: object) -> None:
+    """Raise TypeError if `learner` is no `Learner`."""
+    if not isinstance(learner, Learner):
+        raise TypeError(f"the learner is a {type(learner).__name__}; give a Learner, such as MAML(model, lr=0.1)")
+
+
+def check_tasks(name: str, tasks: object) -> None:
+    """Raise TypeError if `tasks` are no tasks that can be drawn or scored, and ValueError if there are none."""
+    if isinstance(tasks, DataLoader | Episode):
+        return
+    if isinstance(tasks, str | Mapping | Tensor) or not (hasattr(tasks, "__getitem__") and hasattr(tasks, "__len__")):
+        raise TypeError(
+            f"the {name} are a {type(tasks).__name__}, which has no tasks by index; give a FewShot, a list of Episodes, or any object "
+            "with __len__ and __getitem__"
+        )
+    if len(tasks) == 0:
+        raise ValueError(f"there are no {name}: the length is 0; ask for at least one task")
+
+
+def first_task(tasks: Tasks | DataLoader[Episode] | Episode, device: torch.device) -> int | str:
+    """A checksum of the first task, to be compared between ranks; for random tasks and a `DataLoader` only what they are.
+
+    The global random generators are left as they were.
+    """
+    if isinstance(tasks, DataLoader):
+        return "of a DataLoader"
+    listed = unstack(tasks) if isinstance(tasks, Episode) else tasks
+    states = checkpoints.generators(device)
+    try:
+        marks = [int(fingerprints(stack([listed[0]]))) for _ in range(2)]
+    except Exception as error:  # the first step raises it
+        return f"{type(error).__name__}: {error}"
+    finally:
+        checkpoints.set_generators(states, device)
+    return marks[0] if marks[0] == marks[1] else "random"
+
+
+def _check_same(learners: Mapping[str, Learner], episodes: Tasks | DataLoader[Episode] | Episode, at_once: int) -> None:
+    """Raise ValueError if ranks differ in settings, tasks or weights: their shares would not be of one result."""
     if ranks.here()[1] == 1:
         return
+    device = _like(next(iter(learners.values()))).device
+    asked = {name: {**learner.settings(), "moving": list(learner.rates)} for name, learner in learners.items()}
+    work = {
+        "call": "evaluate",
+        "learners": asked,
+        "episodes": describe(episodes),
+        "tasks_at_once": at_once,
+        "first task": first_task(episodes, device),
+    }
+    ranks.check_same(json.loads(json.dumps(work, default=str)), "Start every rank with the same settings")
     sizes = {name: [float(p.detach().double().norm()) for p in learner.parameters()] for name, learner in learners.items()}
-    found = ranks.gather((tasks, sizes))
-    for rank, (count, theirs) in enumerate(found):
-        if count != found[0][0]:
-            raise ValueError(
-                f"rank {rank} has {count} tasks to evaluate on and rank 0 has {found[0][0]}; give every rank the same episodes"
-            )
-        for name, norms in theirs.items():
-            if not all(map(_close, norms, found[0][1][name])):
+    gathered = ranks.gather(sizes)
+    for rank, norms in enumerate(gathered):
+        for name in learners:
+            if len(norms[name]) != len(gathered[0][name]) or not all(map(_close, norms[name], gathered[0][name])):
                 raise ValueError(
                     f"the weights of {name} differ between rank {rank} and rank 0; build every rank's from one seed or checkpoint"
                 )
@@ -228,11 +276,29 @@ def place(episodes: Episode, learner: nn.Module) -> Episode:
     return episodes.to(like.device, like.dtype) if real else episodes.to(like.device)
 
 
+def _check_examples(episodes: Episode) -> None:
+    """Raise ValueError if the support or query set of a stack has no examples, or not one target for each input."""
+    for name, (inputs, targets) in zip(("support", "query"), episodes, strict=True):
+        if not isinstance(inputs, Tensor):
+            continue
+        if inputs.ndim < 2 or targets.ndim < 2 or inputs.shape[:2] != targets.shape[:2]:
+            raise ValueError(
+                f"the {name} inputs of a task are {tuple(inputs.shape[1:])} and its targets {tuple(targets.shape[1:])}; give one target "
+                "for each input, the examples along the first dimension of both"
+            )
+        if inputs.shape[1] == 0:
+            raise ValueError(f"the {name} set of a task is empty; give at least one example")
+        if targets.is_complex():
+            raise ValueError(f"the {name} targets are {targets.dtype}; give integer labels or real values")
+
+
 def drawn(episodes: Tasks, indices: Sequence[int], learner: nn.Module) -> Episode:
     """A stack of tasks by index, on the learner's device and in its dtype."""
     if type(episodes) is FewShot:
         return place(episodes.stack(indices, _like(learner).device), learner)
-    return place(stack(episodes[i] for i in indices), learner)
+    stacked = stack((episodes[i] for i in indices), indices=indices)
+    _check_examples(stacked)
+    return place(stacked, learner)
 
 
 def accuracies(logits: Tensor, targets: Tensor) -> Tensor:
@@ -305,24 +371,35 @@ def _shared_out(episodes: Tasks | DataLoader[Episode] | Episode, at_once: int) -
     if isinstance(episodes, DataLoader):
         if count > 1 and isinstance(episodes.sampler, RandomSampler):
             raise ValueError("this DataLoader shuffles, so that every rank would share out other stacks; build it with shuffle=False")
-        for number, (support, query) in enumerate(episodes):
+        for number, (support, query) in enumerate(_collated(episodes)):
             yield len(query[0]), Episode(Examples(*support), Examples(*query)) if number % count == rank else None
         return
     tasks = unstack(episodes) if isinstance(episodes, Episode) else episodes
     for number, start in enumerate(range(0, len(tasks), at_once)):
         chosen = range(start, min(start + at_once, len(tasks)))
-        yield len(chosen), stack(tasks[i] for i in chosen) if number % count == rank else None
+        yield len(chosen), stack((tasks[i] for i in chosen), indices=chosen) if number % count == rank else None
+
+
+def _collated(loader: DataLoader[Episode]) -> Iterator[Episode]:
+    """The loader's stacks. Raises ValueError if a stack's tasks differ in size."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "equal size" not in str(error):
+            raise
+        sizes = str(error).strip().splitlines()[-1]
+        raise ValueError(f"this DataLoader stacks tasks of unequal size ({sizes}); build it with batch_size=1") from error
 
 
 def _count(episodes: Tasks | DataLoader[Episode] | Episode, at_once: int) -> int:
-    if at_once < 1:
-        raise ValueError(f"tasks_at_once={at_once} must be at least 1")
     if isinstance(episodes, DataLoader):
         return len(episodes) * (episodes.batch_size or 1)
     return len(episodes.query.targets) if isinstance(episodes, Episode) else len(episodes)
 
 
-def _fingerprints(episodes: Episode) -> Tensor:
+def fingerprints(episodes: Episode) -> Tensor:
+    """A checksum of each task of a stack, `(tasks,)` float64."""
+
     # All targets and every 31st input value: enough to tell drawn tasks apart, at a small share of the cost of a whole checksum.
     def mark(*tensors: Tensor) -> int:
         return zlib.crc32(

@@ -26,6 +26,7 @@ from torchvision.transforms.functional import resize, rgb_to_grayscale
 from . import models, ranks, tasks
 from .algorithms import ANIL, BOIL, MAML, NIL, MetaSGD, ProtoNet, Reptile
 from .checkpoints import load, restore
+from .checks import positive_number, whole_number
 from .evaluation import Evaluation, evaluate_together, evaluation_mode
 from .execution import known
 from .layers import head
@@ -37,6 +38,13 @@ from .training import Curve, meta_train
 
 ALGORITHMS = ("maml", "fomaml", "anil", "boil", "meta-sgd", "reptile", "protonet", "nil", "nil-train")
 DATASETS = ("glyphs", "omniglot", "mini-imagenet", "cifar-fs", "fc100")
+COUNTS = ("ways", "shots", "queries", "test_tasks", "size", "channels", "hidden", "meta_batch", "train_queries", "steps")
+LEAST = {**dict.fromkeys(COUNTS, 1), "inner_steps": 0, "test_steps": 0, "seed": 0}  # the smallest value of each whole number
+POSITIVE = {
+    "lr": "without an inner loop, take protonet or nil-train",
+    "outer_lr": "the outer loop trains nothing without a rate",
+    "clip_value": "leave it out to train without clipping",
+}
 ENDLESS = 10**9  # training tasks; only those that are asked for are drawn
 
 
@@ -110,6 +118,12 @@ class Experiment:
     _loaded: dict[str, LabelledImages] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        for name in (*LEAST, *POSITIVE):
+            value = getattr(self, name)
+            if value is None and getattr(Experiment, name) is None:  # left to the preset
+                continue
+            number = whole_number(name, value, LEAST[name]) if name in LEAST else positive_number(name, value, POSITIVE[name])
+            object.__setattr__(self, name, number)
         for name, value, choices in (
             ("norm", self.norm, ("batch", "frozen")),
             ("precision", self.precision, ("float32", "float64", "tf32", "bfloat16")),

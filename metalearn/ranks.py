@@ -11,6 +11,8 @@ import json
 import os
 import sys
 import time
+import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -23,16 +25,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from metalearn.checkpoints import versions
+from metalearn.checkpoints import flat, versions
+from metalearn.files import Record
 
 T = TypeVar("T")
 
 PATIENCE = 30.0  # seconds of silence after which a rank counts as dead; METALEARN_RANK_TIMEOUT sets another number
+SHOWN = 5  # differences between ranks that a message names
 CURE = "Start all of them again with the same command: training goes on from the last checkpoint"
 
 _store: dist.Store | None = None
 _apart = False
-_waits_since: float | None = None  # when this rank began to wait for the others
+_calls = 0  # how often this rank began or ended a wait for the others: odd while it waits
 
 
 def here() -> tuple[int, int]:
@@ -58,12 +62,12 @@ def device(name: str) -> str:
 def join(device: torch.device) -> None:
     """Meet the other ranks where torchrun started this process: nccl for a CUDA `device`, gloo for any other.
 
-    A process group that is there already is used as it is. Otherwise the ranks tell each other from now on that they are alive: where one
-    dies, those that wait for it stop with a message, at once where its connection breaks, and after `METALEARN_RANK_TIMEOUT` seconds (30)
-    where it falls silent. Raises ValueError where two ranks would share one GPU, and where ranks differ in the version of Python, torch,
-    numpy or metalearn.
+    A process group that is there already is used as it is. Otherwise the ranks tell each other from now on that they are alive.
+    If one dies, those that wait for it stop with a message: at once if its connection breaks, and after `METALEARN_RANK_TIMEOUT`
+    seconds (30) if it falls silent. All of them stop after that time if each waits for another, because their calls differ.
+
+    Raises ValueError if two ranks would share one GPU, and if ranks differ in the version of Python, torch, numpy or metalearn.
     """
-    global _store
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return
     patience = _patience()
@@ -72,23 +76,12 @@ def join(device: torch.device) -> None:
         raise ValueError(f"rank {local} of this machine has its learner on {device}; move it to cuda:{local} before training")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    store, rank, count = next(dist.rendezvous("env://"))
-    if os.environ.get("LOCAL_WORLD_SIZE") == str(count):
-        # A restarted group is handed its old store, with the addresses of dead ranks. On one machine all agree on the count of restarts.
-        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    _check_versions(store, rank, count)
-    # Ranks may wait for one another as long as all of them are alive; on CUDA torch's own limit finds a GPU that hangs.
-    options: dict[str, Any] = (
-        {"backend": "nccl", "device_id": device} if device.type == "cuda" else {"backend": "gloo", "timeout": timedelta(days=7)}
-    )
-    dist.init_process_group(store=store, rank=rank, world_size=count, **options)
-    _store = store
-    atexit.register(dist.destroy_process_group)
-    ended = Event()
-    listening = Thread(target=_listen, args=(_another(), rank, count, patience, ended), daemon=True, name="metalearn-ranks")
-    listening.start()
-    atexit.register(listening.join, patience)
-    atexit.register(ended.set)
+    try:
+        _meet(device, patience)
+    except dist.DistError as error:
+        raise ConnectionError(
+            f"rank {os.environ.get('RANK')} of {os.environ['WORLD_SIZE']} did not meet the others ({str(error).splitlines()[0]}). {CURE}"
+        ) from error
 
 
 @contextmanager
@@ -118,6 +111,15 @@ def _drawn(store: dist.Store, name: str) -> int:
         return store.add(f"metalearn tickets {name}", 1) - 1
 
 
+def check_same(settings: Record, cure: str) -> None:
+    """Raise ValueError on every rank, naming each setting that differs between ranks. Every rank must call it.
+
+    Example:
+        >>> check_same({"learner": {"lr": 0.1}}, "Start every rank with the same settings")
+    """
+    _refuse_differences(gather(settings), cure)
+
+
 def raise_together(error: Exception | None) -> None:
     """Raise on every rank what went wrong on any, so that none waits for one that has stopped. Every rank must call it."""
     said = gather(None if error is None else (type(error).__name__, str(error)))
@@ -129,6 +131,21 @@ def raise_together(error: Exception | None) -> None:
             raise (kind if issubclass(kind, Exception) else RuntimeError)(f"rank {rank}: {failed[1]}")
 
 
+@contextmanager
+def together() -> Iterator[None]:
+    """What goes wrong in here on any rank is raised on every one. Every rank must enter; none may call another rank in here.
+
+    Example:
+        >>> with together():
+        ...     number = int("3")
+    """
+    try:
+        yield
+    except Exception as error:
+        raise_together(error)
+    raise_together(None)
+
+
 def first_alone(work: Callable[[], T]) -> T:
     """What `work` returns. The first rank does it before the others, which then find what it kept; an error there is one on every rank.
 
@@ -136,13 +153,10 @@ def first_alone(work: Callable[[], T]) -> T:
         >>> first_alone(lambda: "trained once")
         'trained once'
     """
-    found, error = None, None
-    if here()[0] == 0:
-        try:
+    found = None
+    with together():
+        if here()[0] == 0:
             found = work()
-        except Exception as caught:
-            error = caught
-    raise_together(error)
     return work() if here()[0] else found  # type: ignore[return-value]
 
 
@@ -173,8 +187,15 @@ def total_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def same_weights(module: nn.Module) -> None:
-    """Give every rank the first rank's parameters and buffers."""
+    """Give every rank the first rank's parameters and buffers, with a warning on each rank that had others."""
     if here()[1] > 1:
+        rank, marks = here()[0], gather(_checksum(module))
+        if marks[rank] != marks[0]:
+            warnings.warn(
+                f"rank {rank} had other initial weights than rank 0, which every rank starts from now; "
+                "call torch.manual_seed with one seed on every rank before the network is built",
+                stacklevel=3,
+            )
         with torch.no_grad(), _waiting():
             for tensor in (*module.parameters(), *module.buffers()):
                 whole = tensor.contiguous()
@@ -201,11 +222,33 @@ def gather(thing: T) -> list[T]:
     return box
 
 
+def _meet(device: torch.device, patience: float) -> None:
+    """Start the process group, and the thread that tells the others that this rank is alive."""
+    global _store
+    store, rank, count = next(dist.rendezvous("env://"))
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(count):
+        # A restarted group is handed its old store, with the addresses of dead ranks. On one machine all agree on the count of restarts.
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    _check_versions(store, rank, count)
+    # Ranks may wait for one another as long as all of them are alive; on CUDA torch's own limit finds a GPU that hangs.
+    options: dict[str, Any] = (
+        {"backend": "nccl", "device_id": device} if device.type == "cuda" else {"backend": "gloo", "timeout": timedelta(days=7)}
+    )
+    dist.init_process_group(store=store, rank=rank, world_size=count, **options)
+    _store = store
+    atexit.register(dist.destroy_process_group)
+    ended = Event()
+    listening = Thread(target=_listen, args=(_another(), rank, count, patience, ended), daemon=True, name="metalearn-ranks")
+    listening.start()
+    atexit.register(listening.join, patience)
+    atexit.register(ended.set)
+
+
 @contextmanager
 def _waiting() -> Iterator[None]:
     """What needs the other ranks. Where one of them is gone, gloo says at once that its connection broke."""
-    global _waits_since
-    _waits_since = time.monotonic()
+    global _calls
+    _calls += 1
     try:
         yield
     except RuntimeError as error:
@@ -216,32 +259,44 @@ def _waiting() -> Iterator[None]:
             f"rank {dist.get_rank()} of {dist.get_world_size()} lost another rank, which died or stopped ({said})"
         ) from error
     finally:
-        _waits_since = None
+        _calls += 1
 
 
 def _listen(store: dist.Store, rank: int, count: int, patience: float, ended: Event) -> None:
-    """Say every so often that this rank is alive, and end this process where it waits for one that is not."""
-    others, reached = [other for other in range(count) if other != rank], True
-    beats, heard = dict.fromkeys(others, 0), dict.fromkeys(others, time.monotonic())
+    """Tell the others every so often that this rank is alive, and end this process if it waits in vain."""
+    started = time.monotonic()
+    told = 0  # the number of calls that the others know of
+    reached = True
+    numbers = {(name, other): 0 for name in ("alive", "calls") for other in range(count)}
+    changed = dict.fromkeys(numbers, started)
     while not ended.wait(patience / 10):
+        now = time.monotonic()
+        calls = _calls
         try:
             if reached:
                 store.add(f"alive {rank}", 1)
-            for other in others if reached else ():
-                beat = store.add(f"alive {other}", 0)
-                if beat != beats[other]:
-                    beats[other], heard[other] = beat, time.monotonic()
+                store.add(f"calls {rank}", calls - told)
+                told = calls
+            for name, other in numbers if reached else ():
+                number = store.add(f"{name} {other}", 0)
+                if number != numbers[name, other]:
+                    numbers[name, other] = number
+                    changed[name, other] = now
         except RuntimeError:  # the process that keeps the store has ended, and from now on all are silent
             reached = False
-        now, waits = time.monotonic(), _waits_since
-        silent = [str(other) for other in others if now - heard[other] > patience]
-        if silent and waits is not None and now - waits > min(patience, 5):
-            text = (
-                f"rank {rank} of {count} stops: rank {', '.join(silent)} has not been heard of for {patience:g} s, so it died or cannot be "
-                f"reached. {CURE}"
-            )
-            print(f"metalearn: {text}", file=sys.stderr, flush=True)
-            os._exit(1)  # the main thread waits inside of a library and cannot be told
+        if calls % 2 == 0 or calls != numbers["calls", rank]:  # this rank does not wait, or has only begun to
+            continue
+        silent = [str(other) for other in range(count) if other != rank and now - changed["alive", other] > patience]
+        if silent and now - changed["calls", rank] > min(patience, 5):
+            _stop(rank, count, f"rank {', '.join(silent)} has not been heard of for {patience:g} s, so it died or cannot be reached")
+        waiting = [numbers["calls", other] % 2 == 1 and now - changed["calls", other] > patience for other in range(count)]
+        if all(waiting):
+            _stop(rank, count, f"each rank has waited for another for {patience:g} s, so they do not make the same calls")
+
+
+def _stop(rank: int, count: int, why: str) -> None:
+    print(f"metalearn: rank {rank} of {count} stops: {why}. {CURE}", file=sys.stderr, flush=True)
+    os._exit(1)  # the main thread waits inside of a library and cannot be told
 
 
 def _patience() -> float:
@@ -270,10 +325,29 @@ def _check_versions(store: dist.Store, rank: int, count: int) -> None:
     store.set(f"read {rank}", "")
     if rank == 0:  # which may keep the store
         store.wait([f"read {other}" for other in range(count)])
-    different = [name for name in found[0] if len({one.get(name) for one in found}) > 1]
-    if different:
-        kinds: dict[str, list[str]] = {}
-        for other, one in enumerate(found):
-            kinds.setdefault(", ".join(f"{name} {one.get(name)}" for name in different), []).append(str(other))
-        listed = "; ".join(f"rank {', '.join(which)} has {what}" for what, which in kinds.items())
-        raise ValueError(f"the ranks would not compute the same: {listed}. Install the same versions for all of them")
+    _refuse_differences(found, "Install the same versions for all of them")
+
+
+def _refuse_differences(records: list[Record], cure: str) -> None:
+    """Raise ValueError naming what differs between the ranks' records, with the values and the ranks that have them."""
+    settings = [{name: json.dumps(value).strip('"') for name, value in flat(record)} for record in records]
+    names = dict.fromkeys(name for record in settings for name in record)
+    different = [name for name in names if len({record.get(name) for record in settings}) > 1]
+    if not different:
+        return
+    groups: dict[str, list[str]] = {}
+    for rank, record in enumerate(settings):
+        values = [f"{name} {record.get(name, 'not set')}" for name in different[:SHOWN]]
+        groups.setdefault(", ".join(values), []).append(str(rank))
+    listed = "; ".join(f"rank {', '.join(members)} has {values}" for values, members in groups.items())
+    more = f" (and {len(different) - SHOWN} more)" if len(different) > SHOWN else ""
+    raise ValueError(f"the ranks would not compute the same: {listed}{more}. {cure}")
+
+
+def _checksum(module: nn.Module) -> int:
+    """A checksum of all parameters and buffers."""
+    mark = 0
+    for tensor in (*module.parameters(), *module.buffers()):
+        data = tensor.detach().cpu().contiguous().reshape(-1)  # (values,)
+        mark = zlib.crc32(data.view(torch.uint8).numpy().data, mark)
+    return mark

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -15,7 +17,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import safetensors.torch
 import torch
@@ -23,10 +25,12 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, ReduceLROnPlateau
+from torch.utils.data import DataLoader
 
 from metalearn import checkpoints, files, memory, ranks
+from metalearn.checks import positive_number, whole_number
 from metalearn.episodes import Episode, unstack
-from metalearn.evaluation import Tasks, accuracies, describe, drawn, evaluate
+from metalearn.evaluation import Tasks, accuracies, check_learner, check_tasks, describe, drawn, evaluate, first_task
 from metalearn.execution import in_flight, meta_backward, without_graphs
 from metalearn.files import Record
 from metalearn.learner import Learner
@@ -34,6 +38,8 @@ from metalearn.progress import progress as shown_progress
 from metalearn.records import records
 
 Choice = TypeVar("Choice")
+NOT_SAVED = "none was asked for"
+UNCLIPPED = "leave it out to train without clipping"
 
 
 @dataclass
@@ -71,7 +77,7 @@ class Run:
     schedule: LRScheduler | None
     settings: Record
     curve: Curve = field(default_factory=Curve)
-    saved: str = "none was asked for"
+    saved: str = NOT_SAVED
 
     @property
     def step(self) -> int:
@@ -165,8 +171,8 @@ def meta_train(
         clip_norm: the gradient is scaled down to at most this norm.
         validation: tasks to evaluate on every `validate_every` steps and after the last; the best checkpoint so far is kept as
             `<checkpoint>.best`.
-        checkpoint: a path, written before the first step, every `checkpoint_every` steps, after the last, and on Ctrl-C; the one before
-            is kept as `<checkpoint>.previous`. `metalearn.checkpoints.restore` reads its weights.
+        checkpoint: a path, written before the first step, every `checkpoint_every` steps, after the last, and on Ctrl-C or SIGTERM; the
+            one before is kept as `<checkpoint>.previous`. `metalearn.checkpoints.restore` reads its weights.
         log: a path of JSON lines, one a step, also after resumes; what an earlier run left there moves to `<log>.previous`.
         tensorboard: a folder for TensorBoard (the extra `tensorboard`).
         precision: "bfloat16" runs what is safe in it under autocast; "tf32" multiplies float32 in tf32 on CUDA (10 bits of mantissa);
@@ -175,10 +181,16 @@ def meta_train(
         settings: what else decides the run, JSON-able (data set, seeds, model); recorded in the checkpoint, and compared on
             resume, but for what stands under "notes".
 
-    Raises FloatingPointError naming step, tasks and last good checkpoint where a loss or gradient is not finite; ValueError naming the
-    setting where the checkpoint is another run's; KeyboardInterrupt after Ctrl-C, once the step is finished and the checkpoint written;
-    ConnectionError naming the last checkpoint where another rank died. Warns, with the ways out, where a step is expected to need more
-    memory than there is (see `metalearn.memory`).
+    Raises:
+        FloatingPointError: naming step, tasks and last good checkpoint, if a loss, a gradient or a weight is not finite.
+        ValueError: naming the setting, if one cannot be meant, differs from the checkpoint's, or differs between ranks.
+        TypeError: naming the setting, if it is of another type.
+        KeyboardInterrupt: after Ctrl-C, once the step is finished and the checkpoint written.
+        SystemExit: with code 143 after SIGTERM, once the step is finished and the checkpoint written. (Only the main thread receives
+            signals; those that the program handles itself are left to it.)
+        ConnectionError: naming the last checkpoint, if another rank died.
+
+    Warns, with the ways out, where a step is expected to need more memory than there is (see `metalearn.memory`).
 
     Example:
         >>> import torch
@@ -190,18 +202,31 @@ def meta_train(
         >>> len(curve.losses)
         3
     """
-    _check(
-        learner, episodes, precision, steps=steps, meta_batch=meta_batch, validate_every=validate_every, checkpoint_every=checkpoint_every
-    )
+    check_learner(learner)
     ranks.join(_device(learner))
+    with ranks.together():
+        steps = whole_number("steps", steps)
+        meta_batch = whole_number("meta_batch", meta_batch)
+        validate_every = whole_number("validate_every", validate_every)
+        checkpoint_every = whole_number("checkpoint_every", checkpoint_every)
+        if clip_value is not None:
+            clip_value = positive_number("clip_value", clip_value, UNCLIPPED)
+        if clip_norm is not None:
+            clip_norm = positive_number("clip_norm", clip_norm, UNCLIPPED)
+        _check(learner, episodes, validation, precision, settings, checkpoint=checkpoint, log=log, tensorboard=tensorboard)
+        if learner.guessed and learner.needs_head:  # which decides what is trained
+            states = checkpoints.generators(_device(learner))
+            learner.prepare(drawn(episodes, [0], learner))
+            checkpoints.set_generators(states, _device(learner))
+        run = Run(learner, *_outer(learner, optimizer, schedule, steps), settings={})
+        chosen = {"meta_batch": meta_batch, "clip_value": clip_value, "clip_norm": clip_norm, "precision": precision}
+        run.settings = _recorded(run, episodes, chosen, settings)
+        plan: Record = {"steps": steps, "checkpoint_every": checkpoint_every if checkpoint else None}
+        if validation is not None:
+            plan |= {"validate_every": validate_every, "validation": describe(validation)}
+        decisive = _decisive(run, episodes, plan)
+    ranks.check_same(decisive, "Start every rank with the same settings")
     ranks.same_weights(learner)
-    if learner.guessed and learner.needs_head:  # which decides what is trained
-        states = checkpoints.generators(_device(learner))
-        learner.prepare(drawn(episodes, [0], learner))
-        checkpoints.set_generators(states, _device(learner))
-    run = Run(learner, *_outer(learner, optimizer, schedule, steps), settings={})
-    chosen = {"meta_batch": meta_batch, "clip_value": clip_value, "clip_norm": clip_norm, "precision": precision}
-    run.settings = _recorded(run, episodes, chosen, settings)
     if checkpoint:
         run.resume(checkpoint)
     if run.step > steps:
@@ -214,11 +239,11 @@ def meta_train(
     with (
         contextlib.ExitStack() as opened,
         _naming_the_checkpoint(run),
-        _interrupts() as asked_to_stop,
+        _stop_signals() as received,
         records(log if first else None, tensorboard if first else None, run.step) as write,
         shown_progress("training", steps, done=run.step, shown=progress and first) as advance,
     ):
-        stop = False
+        stop: signal.Signals | None = None
         if run.step < steps:
             _foresee(run, episodes, meta_batch, precision, shown=progress and first)
         coming = opened.enter_context(contextlib.closing(_meta_batches(run, episodes, meta_batch, steps)))
@@ -228,12 +253,12 @@ def meta_train(
             learner.zero_grad(set_to_none=True)
             losses, right, finite = _backward(learner, stacked, len(tasks), precision)
             if not finite:
-                _refuse(run, losses, episodes, tasks)
+                _refuse(run, losses, episodes, tasks, precision)
             if clip_value is not None:
                 clip_grad_value_(parameters, clip_value)
             if clip_norm is not None:
                 clip_grad_norm_(parameters, clip_norm)
-            rate = float(run.optimizer.param_groups[0]["lr"])
+            rates = _rates(run)
             run.optimizer.step()
             if run.schedule:
                 run.schedule.step()
@@ -241,16 +266,20 @@ def meta_train(
             run.curve.accuracies.append(float(right.mean()))
             run.curve.seconds += time.perf_counter() - started
 
-            last, stop = run.step == steps, ranks.anywhere(asked_to_stop.is_set())
+            last = run.step == steps
+            stop = _agreed_stop(run, rates, received())
             measured = None
             if validation is not None and (last or run.step % validate_every == 0):
                 measured = _validate(run, validation, f"{os.fspath(checkpoint)}.best" if checkpoint else None)
-            write(_record(run, rate, measured))
-            if checkpoint and (last or stop or run.step % checkpoint_every == 0):
-                run.save(checkpoint)
+            write(_record(run, rates[0], measured))
+            if last or stop or run.step % checkpoint_every == 0:
+                _check_weights(run)
+                if checkpoint:
+                    run.save(checkpoint)
             advance(text=_recent(run.curve))
-        if stop or asked_to_stop.is_set():
-            raise KeyboardInterrupt(f"stopped after step {run.step} of {steps}; last checkpoint: {run.saved}")
+        stop = stop or received()
+    if stop:
+        _stop(stop, run, steps)
     return run.curve
 
 
@@ -343,21 +372,57 @@ def _computing_in(precision: str | None, learner: Learner) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before[1]
 
 
-def _refuse(run: Run, losses: Tensor, episodes: Tasks, tasks: list[int]) -> None:
+def _refuse(run: Run, losses: Tensor, episodes: Tasks, tasks: list[int], precision: str | None) -> None:
     """Raise FloatingPointError naming what is not finite."""
+    _check_weights(run)
     seed = getattr(episodes, "seed", None)
     named = ", ".join(str(task) for task, loss in zip(tasks, losses, strict=True) if not loss.isfinite())
     what = f"the loss of task {named}"
     if not named:
         gradients = {name: p.grad for name, p in run.learner.trained().items() if p.grad is not None}
         broken = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
-        what = (
-            f"the gradient of {', '.join(broken) or 'all parameters together (its norm overflows)'} over tasks {', '.join(map(str, tasks))}"
-        )
+        of = ", ".join(broken) or "all parameters together (its norm overflows)"
+        tasks = _without_gradient(run.learner, episodes, tasks, precision) or tasks
+        what = f"the gradient of {of} over tasks {', '.join(map(str, tasks))}"
     raise FloatingPointError(
         f"step {run.step + 1}: {what} (seed {seed}) is not finite; the weights are as they were before this step. Last good checkpoint: "
         f"{run.saved}. A lower inner or outer rate or clip_norm=10 keeps it finite, unless the data of the task is broken"
     )
+
+
+def _without_gradient(learner: Learner, episodes: Tasks, tasks: list[int], precision: str | None) -> list[int]:
+    """Those of the tasks whose own gradient is not finite; every rank looks at its share again."""
+    rank, count = ranks.here()
+    broken = []
+    for task in tasks[rank::count]:
+        learner.zero_grad(set_to_none=True)
+        with _computing_in(precision, learner):
+            meta_backward(learner, drawn(episodes, [task], learner))
+        if not all(p.grad.isfinite().all() for p in learner.trained().values() if p.grad is not None):
+            broken.append(task)
+    return sorted(itertools.chain.from_iterable(ranks.gather(broken)))
+
+
+def _check_weights(run: Run) -> None:
+    """Raise FloatingPointError naming the weights that an outer step has made infinite or NaN."""
+    broken = [name for name, p in run.learner.trained().items() if not p.isfinite().all()]
+    if broken:
+        raise FloatingPointError(
+            f"step {run.step}: the optimizer's step made {', '.join(broken)} not finite, though the loss and the gradient were. Last good "
+            f"checkpoint: {run.saved}. Lower the outer rate, or see its other settings (such as eps)"
+        )
+
+
+def _rates(run: Run) -> list[float]:
+    """The outer rate of each group of parameters. Raises ValueError for one that cannot be meant."""
+    rates = [float(group["lr"]) for group in run.optimizer.param_groups]
+    for rate in rates:
+        if not 0 <= rate < math.inf:
+            raise ValueError(
+                f"step {run.step + 1}: the outer rate is {rate:g}; give an optimizer and a schedule whose rates are finite and not "
+                f"negative. Last good checkpoint: {run.saved}"
+            )
+    return rates
 
 
 def _validate(run: Run, validation: Tasks, best: str | None) -> Record:
@@ -385,10 +450,17 @@ def _outer(
     if isinstance(chosen, str):
         chosen = _by_name("optimizer", chosen, OPTIMIZERS)
     made = chosen if isinstance(chosen, Optimizer) else chosen(trained)
+    if not isinstance(made, Optimizer):
+        raise TypeError(f"optimizer= gives a {type(made).__name__}; give a function that returns a torch.optim.Optimizer")
+    if isinstance(made, torch.optim.LBFGS) or any("lr" not in group for group in made.param_groups):
+        raise ValueError(f"{type(made).__name__} does not step at one rate along one gradient; use SGD, Adam or another of their kind")
     own = {id(p) for p in learner.parameters()}
     if any(id(p) not in own for group in made.param_groups for p in group["params"]):
         raise ValueError("the optimizer holds parameters that are not the learner's; build it over learner.parameters()")
-    return made, None if schedule is None else _scheduled(made, schedule, steps)
+    scheduled = None if schedule is None else _scheduled(made, schedule, steps)
+    if schedule is None and not any(group["lr"] for group in made.param_groups):
+        raise ValueError("the optimizer's rate lr=0 trains nothing; give a rate above 0")
+    return made, scheduled
 
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
@@ -421,6 +493,8 @@ def _scheduled(optimizer: Optimizer, schedule: str | Callable[[Optimizer], LRSch
         raise ValueError(
             "ReduceLROnPlateau waits for a validation loss, and schedules are stepped once a step; use MultiStepLR or CosineAnnealingLR"
         )
+    if not isinstance(scheduled, LRScheduler):
+        raise TypeError(f"schedule= gives a {type(scheduled).__name__}; give a function that returns a torch.optim.lr_scheduler")
     return scheduled
 
 
@@ -448,24 +522,84 @@ def _recorded(run: Run, episodes: Tasks, training: Record, settings: Record | No
     return json.loads(json.dumps(record, default=plain))
 
 
+def _decisive(run: Run, episodes: Tasks, plan: Record) -> Record:
+    """All that decides the weights a run ends with and the calls that ranks make together, so that they can be compared."""
+    if ranks.here()[1] == 1:
+        return {}
+    learner, trained = run.learner, run.learner.trained()
+    names = {id(parameter): name for name, parameter in learner.named_parameters()}
+    tensors = {
+        name: f"{tuple(tensor.shape)} {tensor.dtype} {'trained' if name in trained else 'not trained'}"
+        for name, tensor in learner.state_dict().items()
+    }
+    groups = {str(i): [names[id(p)] for p in group["params"]] for i, group in enumerate(run.optimizer.param_groups)}
+    return {
+        "call": "meta_train",
+        **run.settings,
+        "run": {name: value for name, value in run.settings["run"].items() if name != "notes"},
+        **plan,
+        "weights": tensors,
+        "moving": list(learner.rates),
+        "optimizer of": groups,
+        "in evaluation mode": [name or "the learner" for name, module in learner.named_modules() if not module.training],
+        "first task": first_task(episodes, _device(learner)),
+        "versions": checkpoints.versions(),
+    }
+
+
 @contextlib.contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets, so that the step is finished; the second one stops at once."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield asked
-        return
+def _stop_signals() -> Iterator[Callable[[], signal.Signals | None]]:
+    """Ctrl-C and SIGTERM wait for the end of the step: yield a function that returns which was received.
 
-    def ask(signum: int, frame: object) -> None:
-        asked.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.write(2, b"\nfinishing this step, then stopping; Ctrl-C again stops at once\n")
+    A second Ctrl-C stops at once. A second SIGTERM does not: a scheduler and torchrun may each send one.
+    """
+    received: list[signal.Signals] = []
 
-    signal.signal(signal.SIGINT, ask)
+    def receive(number: int, frame: object) -> None:
+        again = ""
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            again = "; Ctrl-C again stops at once"
+        if not received:
+            with contextlib.suppress(OSError):
+                os.write(2, f"\nfinishing this step, then stopping{again}\n".encode())
+        received.append(signal.Signals(number))
+
+    defaults: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    # Signals that the program handles itself stay its own. Only the main thread can receive any.
+    in_main = threading.current_thread() is threading.main_thread()
+    taken = [number for number, default in defaults.items() if in_main and signal.getsignal(number) == default]
+    for number in taken:
+        signal.signal(number, receive)
     try:
-        yield asked
+        yield lambda: max(received, default=None)
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in taken:
+            signal.signal(number, defaults[number])
+
+
+def _agreed_stop(run: Run, rates: list[float], received: signal.Signals | None) -> signal.Signals | None:
+    """The signal after which every rank stops. Raises ValueError if the ranks took this step at different rates."""
+    rank, count = ranks.here()
+    rows = torch.zeros(count, 1 + len(rates), dtype=torch.float64)  # a row per rank
+    rows[rank] = torch.tensor([received or 0, *rates])
+    rows = ranks.total(rows)
+    if not rows[:, 1:].equal(rows[:1, 1:].expand(count, -1)):
+        ranks.check_same({f"at step {run.step} the outer rate": rates}, "Give every rank the same schedule")
+    highest = int(rows[:, 0].max())
+    return signal.Signals(highest) if highest else None
+
+
+def _stop(received: signal.Signals, run: Run, steps: int) -> NoReturn:
+    text = f"stopped after step {run.step} of {steps}; last checkpoint: {run.saved}"
+    if received == signal.SIGINT:
+        raise KeyboardInterrupt(text)
+    rank, count = ranks.here()
+    if rank == 0:
+        command = ranks.CURE if count > 1 else f"This command goes on from there: {shlex.join(sys.orig_argv)}"
+        cure = "Pass checkpoint= to keep what is trained" if run.saved == NOT_SAVED else command
+        print(f"training: SIGTERM: {text}. {cure}", file=sys.stderr, flush=True)
+    raise SystemExit(128 + received)
 
 
 def _record(run: Run, rate: float, validation: Record | None) -> Record:
@@ -483,17 +617,24 @@ def _recent(curve: Curve) -> str:
 
 
 def _device(learner: Learner) -> torch.device:
-    return next(learner.parameters()).device
+    return next((p.device for p in learner.parameters()), torch.device("cpu"))
 
 
-def _check(learner: Learner, episodes: Tasks, precision: str | None, **counts: int) -> None:
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
-    if not hasattr(episodes, "__getitem__"):
+def _check(
+    learner: Learner, episodes: Tasks, validation: Tasks | None, precision: str | None, settings: Record | None, **paths: Any
+) -> None:
+    check_tasks("training tasks", episodes)
+    if validation is not None:
+        check_tasks("validation tasks", validation)
+    if isinstance(episodes, DataLoader | Episode):
         raise TypeError(f"meta_train draws tasks by index, which a {type(episodes).__name__} has not; pass the data set itself (FewShot)")
-    if len(episodes) == 0:
-        raise ValueError("there are no training tasks: len(episodes) is 0")
+    if settings is not None and not isinstance(settings, dict):
+        raise TypeError(f"settings={settings!r} is a {type(settings).__name__}; give a dictionary of what else decides the run")
+    for name, path in paths.items():
+        if path is not None and not isinstance(path, str | os.PathLike):
+            raise TypeError(f"{name}={path!r} is a {type(path).__name__}; give a path, or leave it out")
+        if path == "":
+            raise ValueError(f"{name}='' names no file; give a path, or leave it out")
     if precision == "float16":
         raise ValueError(
             "precision='float16' needs loss scaling, which the inner loop's gradients would not survive; use 'bfloat16' or None"

@@ -197,7 +197,7 @@ def test_ranks_share_out_the_test_tasks_and_return_what_one_process_would(start:
         assert "the predictions for task 33 are NaN" in one["nan"]
         assert one["nan"].startswith("FloatingPointError: ")
         assert "weights of learner differ between rank 1 and rank 0" in one["weights"]
-        assert "rank 1 has 33 tasks to evaluate on and rank 0 has 32" in one["length"]
+        assert "rank 0 has episodes.tasks 32; rank 1 has episodes.tasks 33" in one["length"]
         assert "build it with shuffle=False" in one["shuffled"]
     assert [one["drawn"] for one in found] == [[0], []]  # a task is drawn by the rank that takes it alone
     assert sorted(found[0]["numbers"] + found[1]["numbers"]) == list(range(6))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from metalearn.checks import whole_number
 from metalearn.episodes import Episode, Examples
 from metalearn.files import Record
 from metalearn.progress import progress
@@ -173,10 +174,7 @@ class FewShot(Dataset[Episode]):
 
 def positive(**numbers: int) -> tuple[int, ...]:
     """The numbers as integers. Raises ValueError, naming it, for one below 1, and TypeError for one that is no integer."""
-    for name, number in numbers.items():
-        if operator.index(number) < 1:
-            raise ValueError(f"{name}={number} must be at least 1")
-    return tuple(map(operator.index, numbers.values()))
+    return tuple(whole_number(name, number) for name, number in numbers.items())
 
 
 def seeded(seed: int) -> int:
