@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -17,10 +18,11 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from metalearn.evaluation import evaluation_mode
 from metalearn.files import Record, _checksum
-from metalearn.tasks.few_shot import _in_memory
+from metalearn.tasks.few_shot import in_memory_together
 
 from .freezing import freeze, parameter_groups
 
+log = logging.getLogger("metalearn")
 METRICS = ("accuracy", "balanced_accuracy", "auc")
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adam": Adam,
@@ -114,6 +116,7 @@ class FineTuning:
     transform: Transform | None
     augment: Transform | None
     device: str
+    labels: Record = field(default_factory=dict)  # which label became which number, and classes without a training image
 
     def __call__(self, model: nn.Module, seed: int, advance: Callable[..., None] | None = None) -> Curve:
         """Train `model` in place -> its `Curve`; `advance(count, text)` is called at every evaluation."""
@@ -137,7 +140,7 @@ class FineTuning:
         if self.validation:
             sets["validation"] = self.validation
         data = {name: _checksum({"inputs": inputs, "targets": targets}, "")[:16] for name, (inputs, targets) in sets.items()}
-        return {**{name: getattr(self, name) for name in plain}, **named, "rates": dict(self.rates or {}), "data": data}
+        return {**{name: getattr(self, name) for name in plain}, **named, "rates": dict(self.rates or {}), "data": data, **self.labels}
 
     def probe(self, count: int = 500) -> Tensor:
         """The first `count` of the test images in an order that mixes classes, as the network sees them: inputs to compare layers on."""
@@ -247,20 +250,26 @@ def finetune(
         >>> curve.steps, len(curve.losses)
         ((0, 10, 20), 20)
     """
-    inputs, targets, _ = _in_memory(train_set)
-    test_inputs, test_targets, _ = _in_memory(test_set)
-    held = None if validation is None else _in_memory(validation)[:2]
+    sets = [train_set, test_set] if validation is None else [train_set, test_set, validation]
+    parts, names, record = in_memory_together(*sets)
+    inputs, targets = parts[0]
+    test_inputs, test_targets = parts[1]
+    held = None if validation is None else parts[2]
     every = evaluate_every or max(1, steps // 20)
     _check(steps=steps, batch=batch, evaluate_every=every, early_stop=1 if early_stop is None else early_stop)
     _check_choices(metric, optimizer, balance)
     if early_stop is not None and held is None:
         raise ValueError("early_stop needs validation=: stopping by the test set would choose the result by what it is judged on")
-    _check_labels(targets, test_targets, metric)
+    _check_labels(targets, test_targets, metric, names)
     _check_device(device)
     subset(targets, images, 0)
     classes = int(targets.max()) + 1
     options = (classes, steps, batch, lr, optimizer, every, metric, images, early_stop, balance, rates, frozen, transform, augment, device)
-    return FineTuning(inputs, targets, test_inputs, test_targets, held, *options)
+    absent = [name for number, name in enumerate(names) if number not in set(targets.tolist())]
+    if absent:
+        log.warning("there is no training image of class %s: it is never predicted", ", ".join(map(repr, absent[:5])))
+        record["absent_classes"] = absent
+    return FineTuning(inputs, targets, test_inputs, test_targets, held, *options, record)
 
 
 class _Log:
@@ -433,16 +442,17 @@ def _check_choices(metric: str, optimizer: Any, balance: str | None) -> None:
         raise ValueError(f"balance={balance!r}; choose 'loss', 'batches' or None")
 
 
-def _check_labels(train: Tensor, test: Tensor, metric: str) -> None:
+def _check_labels(train: Tensor, test: Tensor, metric: str, names: Sequence[str]) -> None:
     ours, theirs = set(train.unique().tolist()), set(test.unique().tolist())
-    if min(ours | theirs) < 0:
-        raise ValueError(f"there is a label {min(ours | theirs)}; labels count from 0")
     if len(ours) < 2:
-        raise ValueError(f"the training set has one class ({min(ours)}) in all its {len(train)} images; there is nothing to tell apart")
+        only = names[min(ours)]
+        raise ValueError(f"the training set has one class ({only}) in all its {len(train)} images; there is nothing to tell apart")
     if theirs - ours:
-        raise ValueError(f"the test set has the class {min(theirs - ours)}, of which there is no training image; add some, or drop it")
+        missing = names[min(theirs - ours)]
+        raise ValueError(f"the test set has the class {missing}, of which there is no training image; add some, or drop it")
     if metric == "auc" and theirs != set(range(max(ours) + 1)):
-        raise ValueError(f"metric='auc' needs every class in the test set, and it has no image of class {min(ours - theirs, default='?')}")
+        absent = [names[label] for label in sorted(set(range(max(ours) + 1)) - theirs)]
+        raise ValueError(f"metric='auc' needs every class in the test set, and it has no image of class {absent[0]}")
 
 
 def _check_device(device: str) -> None:
