@@ -22,7 +22,7 @@ from torchvision.transforms.functional import resize, rgb_to_grayscale
 from metalearn.tasks import glyphs
 from metalearn.tasks.decoding import READING, cached, check_memory, decode_all, fingerprint, folders_in, images_in, positive
 from metalearn.tasks.few_shot import LabelledImages, _in_memory, number_labels
-from metalearn.tasks.image_folder import FOLDERS, _split_folders
+from metalearn.tasks.image_folder import split_folders
 
 Path_ = str | os.PathLike[str]
 MEDMNIST_SIZES = (28, 64, 128, 224)
@@ -113,7 +113,7 @@ def image_folders(
     if not top.is_dir():
         raise FileNotFoundError(f"there is no folder {top}: put folders of images there, one per class; `--dataset glyphs` needs no files")
     options: dict[str, Any] = {"size": size, "channels": channels, "cache": cache, "progress": progress}
-    parts = _split_folders(top)
+    parts = split_folders(top)
     if "train" not in parts:
         if not folders_in(top):
             raise FileNotFoundError(f"{top} has no folders of images, one per class, and no train and test folders of such")
@@ -197,7 +197,8 @@ def _check_claims(archive: zipfile.ZipFile, place: Path) -> None:
 def medmnist(name: str, root: Path_, *, download: bool = False) -> Split:
     """A set of MedMNIST by name, from `root/name.npz` or `root/medmnist/name.npz`; the medmnist package downloads one that is not there.
 
-    `pneumoniamnist_64` is the set with images of 64 pixels, `pneumoniamnist` (or `pneumoniamnist_28`) that with 28; there are 128 and 224 too.
+    `pneumoniamnist_64` is the set with images of 64 pixels, `pneumoniamnist` (or `pneumoniamnist_28`) that with 28; there are 128 and
+    224 too.
 
     Raises FileNotFoundError where it is not there, OSError where the download fails, ImportError where the package is needed for it and not
     installed, and ValueError for a name that the package does not know.
@@ -209,7 +210,7 @@ def medmnist(name: str, root: Path_, *, download: bool = False) -> Split:
     if kind.endswith("3d"):
         raise ValueError(f"{name!r} holds volumes, which are not read here; choose one of MedMNIST's sets of images")
     if pixels not in MEDMNIST_SIZES:
-        raise ValueError(f"{name!r}: MedMNIST's images have {', '.join(map(str, MEDMNIST_SIZES))} pixels; write {kind}_64 with one of these")
+        raise ValueError(f"{name!r}: MedMNIST's images have {', '.join(map(str, MEDMNIST_SIZES))} pixels; write {kind}_64")
     stems = [f"{kind}_{pixels}"] if pixels != MEDMNIST_SIZES[0] else [kind, f"{kind}_{pixels}"]
     places = [Path(root) / folder / f"{stem}.npz" for stem in stems for folder in ("", "medmnist")]
     found = next((place for place in places if place.is_file()), None)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import operator
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,14 +40,26 @@ def folders_in(folder: str | os.PathLike[str]) -> list[Path]:
         return [Path(e.path) for e in sorted(entries, key=lambda e: e.name) if e.is_dir() and not e.name.startswith(".")]
 
 
+def whole(name: str, number: Any) -> int:
+    """The number as an integer. Raises TypeError, naming it, for anything else than a whole number; a boolean is none."""
+    if isinstance(number, bool | np.bool_) or not hasattr(number, "__index__"):
+        raise TypeError(f"{name}={number!r} must be a whole number, not a {type(number).__name__}")
+    return operator.index(number)
+
+
 def positive(**numbers: int) -> tuple[int, ...]:
     """The numbers as integers. Raises ValueError, naming it, for one below 1, and TypeError for one that is no whole number."""
     for name, number in numbers.items():
-        if isinstance(number, bool | np.bool_) or not hasattr(number, "__index__"):
-            raise TypeError(f"{name}={number!r} must be a whole number, at least 1, not a {type(number).__name__}")
-        if operator.index(number) < 1:
+        if whole(name, number) < 1:
             raise ValueError(f"{name}={number} must be at least 1")
     return tuple(map(operator.index, numbers.values()))
+
+
+def checked_root(root: str | os.PathLike[str]) -> Path:
+    """The folder of a data set as a path. Raises TypeError for what is no path."""
+    if not isinstance(root, str | os.PathLike):
+        raise TypeError(f"root={root!r} is not a path; name the folder that holds the data set")
+    return Path(root)
 
 
 def check_memory(needed: int, what: str, cure: str) -> None:
@@ -180,7 +192,9 @@ def _lost(image: Image.Image) -> str:
     if getattr(image, "is_animated", False) and image.format != "MPO":  # a photo with previews is a single image
         return "have several frames, of which the first is read"
     if is_deep(image):
-        return "have more than 8 bits a channel: their whole range is brought to 8, which leaves dark images darker than a viewer shows them"
+        return (
+            "have more than 8 bits a channel: their whole range is brought to 8, which leaves dark images darker than a viewer shows them"
+        )
     return ""
 
 

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from metalearn.episodes import Episode, Examples
 from metalearn.files import Record
 from metalearn.progress import progress
-from metalearn.tasks.decoding import as_tensor, positive
+from metalearn.tasks.decoding import as_tensor, positive, whole
 
 log = logging.getLogger("metalearn")
 SEEDS = {"train": 0, "validation": 1, "test": 2}
@@ -157,6 +157,8 @@ class FewShot(Dataset[Episode]):
 
     def stack(self, indices: Sequence[int], device: torch.device | str = "cpu") -> Episode:
         """The tasks of these indices as one stack on a device: what `[i]` gives, gathered in one go and sent in the images' own dtype."""
+        if not len(indices):
+            raise ValueError("stack([]) has no task; give the numbers of one task at least")
         rows = np.stack([self._draw(philox(self.seed, position(index, self.tasks))) for index in indices])
         images = self._inputs.index_select(0, torch.from_numpy(rows.ravel()))
         if torch.device(device).type == "cuda":
@@ -196,8 +198,8 @@ def _divided(dataset: Any) -> str:
     parts = ", ".join(f"{count} for {split}" for split, count in counts.items())
     how = "by seed, 64/16/20 % unless told otherwise" if by == "seed" else f"by {by}"
     return (
-        f". The {sum(counts.values())} classes of {description.get('folder', 'the folder')} are divided {how}: {parts}. Divide them otherwise "
-        "with --split-ratio 1,1,1 or --splits FILE (image_folder's splits=), or make folders train, val and test"
+        f". The {sum(counts.values())} classes of {description.get('folder', 'the folder')} are divided {how}: {parts}. "
+        "Divide them otherwise with --split-ratio 1,1,1 or --splits FILE (image_folder's splits=), or make folders train, val and test"
     )
 
 
@@ -234,7 +236,7 @@ def _label(label: Any, index: int, source: str) -> int | str:
     if isinstance(label, str):
         return label
     if isinstance(label, Integral) or (isinstance(label, Real) and float(label).is_integer()):
-        return int(label)
+        return int(float(label)) if not isinstance(label, Integral) else int(label)
     raise TypeError(
         f"the label of item {index} of {source} is {label!r}, not an integer or a string; number the classes, "
         f"for example with target_transform"
@@ -243,9 +245,7 @@ def _label(label: Any, index: int, source: str) -> int | str:
 
 def seeded(seed: int) -> int:
     """The seed as an integer. Raises ValueError where it does not fit a word of Philox's key, TypeError where it is no whole number."""
-    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
-        raise TypeError(f"seed={seed!r} must be a whole number, 0 to 2**64 - 1")
-    if not 0 <= operator.index(seed) < 2**64:
+    if not 0 <= whole("seed", seed) < 2**64:
         raise ValueError(f"seed={seed} must lie in 0 to 2**64 - 1")
     return operator.index(seed)
 

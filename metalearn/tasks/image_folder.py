@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from metalearn.files import Record
-from metalearn.tasks.decoding import READING, cached, choice, decode_all, fingerprint, folders_in, images_in, positive
+from metalearn.tasks.decoding import READING, cached, checked_root, choice, decode_all, fingerprint, folders_in, images_in, positive
 from metalearn.tasks.few_shot import LabelledImages
 from metalearn.tasks.split_table import FOLDERS, listed
 
@@ -63,7 +63,7 @@ def image_folder(
     choice("split", split, FOLDERS)
     if size is not None:
         (size,) = positive(size=size)
-    top = Path(root)
+    top = checked_root(root)
     if not top.is_dir():
         raise FileNotFoundError(f"there is no folder {top}: put folders of images there, one per class; `--dataset glyphs` needs no files")
     if channels not in (1, 3):
@@ -109,7 +109,7 @@ def mini_imagenet(
         FileNotFoundError: there is no miniImageNet in /nowhere: ...
     """
     choice("split", split, FOLDERS)
-    for top in (Path(root) / "miniimagenet", Path(root)):
+    for top in (checked_root(root) / "miniimagenet", Path(root)):
         listed = (top / "images").is_dir() and (top / "train.csv").is_file()
         if listed or folders_in(top / "train"):
             break
@@ -138,7 +138,7 @@ def _classes(top: Path, split: str, splits: Any, seed: int) -> tuple[Classes, Re
         if split not in tables:
             raise ValueError(f"{splits} lists no image for {split}; its split column may hold {', '.join(FOLDERS[split])}")
         return tables[split], {"classes_split_by": Path(splits).name, "classes_per_split": _counts(tables)}
-    folders = _split_folders(top)
+    folders = split_folders(top)
     if splits is None and "train" in folders:
         return _in_folders(top, split, folders), {"classes_split_by": "folders"}
     dealt = _dealt(top, FRACTIONS if splits is None else tuple(splits), seed)
@@ -154,10 +154,10 @@ def _counts(splits: Mapping[str, Sized]) -> dict[str, int]:
     return {name: len(classes) for name, classes in splits.items()}
 
 
-def _split_folders(top: Path) -> dict[str, Path]:
+def split_folders(top: Path) -> dict[str, Path]:
     """The folders of the splits, by any of their names in any case: those that hold class folders."""
     folders = {folder.name.lower(): folder for folder in folders_in(top)}
-    found = {}
+    found: dict[str, Path] = {}
     for split, aliases in FOLDERS.items():
         for alias in aliases:
             if alias in folders and folders_in(folders[alias]):

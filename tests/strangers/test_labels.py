@@ -56,7 +56,8 @@ def test_labels_of_any_kind_are_numbered_and_recorded(labels: list[Any], record:
         assert [labels[a] == labels[b] for a, b in zip(*items, strict=True)] == [True, True]
     images = LabelledImages(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), labels)
     assert images.description.get("labels") == record and set(images.labels.tolist()) == {0, 1}
-    assert all(images.names[number] == str(int(label) if not isinstance(label, str) else label) for number, label in zip(images.labels, labels))
+    expected = [label if isinstance(label, str) else str(int(label)) for label in labels]
+    assert [images.names[number] for number in images.labels] == expected
 
 
 @pytest.mark.parametrize("label", [0.5, math.nan, math.inf, None, (1, 2), torch.tensor([0, 1]), b"cat", 1j, torch.zeros(0)])
@@ -184,7 +185,9 @@ def test_odd_sinusoids_are_named(changed: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize("source", [cifar_fs, fc100, image_folder, mini_imagenet, omniglot])
-@pytest.mark.parametrize(("root", "split"), [("/nowhere", "train"), (None, "train"), (3, "train"), ("/nowhere", "tset"), ("/nowhere", None)])
+@pytest.mark.parametrize(
+    ("root", "split"), [("/nowhere", "train"), (None, "train"), (3, "train"), ("/nowhere", "tset"), ("/nowhere", None)]
+)
 def test_data_sets_with_odd_roots_and_splits_are_named(source: Any, root: Any, split: Any) -> None:
     with pytest.raises((FileNotFoundError, ValueError, TypeError), match=r"nowhere|root=|split="):
         source(root, split)
@@ -192,6 +195,6 @@ def test_data_sets_with_odd_roots_and_splits_are_named(source: Any, root: Any, s
 
 @pytest.mark.parametrize("changed", [{"classes": 0}, {"classes": True}, {"drawers": -1}, {"size": 0}, {"classes": 1.5}, {"seed": -1}])
 def test_odd_glyphs_are_named(changed: dict[str, Any]) -> None:
-    (name, value), = changed.items()
+    ((name, value),) = changed.items()
     with pytest.raises((ValueError, TypeError), match=f"{name}={value}"):
         glyphs("test", **changed)
