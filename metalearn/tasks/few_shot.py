@@ -196,7 +196,8 @@ def _divided(dataset: Any) -> str:
     counts: dict[str, int] = description["classes_per_split"]
     by = description["classes_split_by"]
     parts = ", ".join(f"{count} for {split}" for split, count in counts.items())
-    how = "by seed, 64/16/20 % unless told otherwise" if by == "seed" else f"by {by}"
+    shares = "/".join(f"{100 * share:.3g}" if share < 1 else str(share) for share in description.get("shares", ()))
+    how = f"{shares} by seed" if by == "seed" else f"by {by}"
     return (
         f". The {sum(counts.values())} classes of {description.get('folder', 'the folder')} are divided {how}: {parts}. "
         "Divide them otherwise with --split-ratio 1,1,1 or --splits FILE (image_folder's splits=), or make folders train, val and test"
@@ -235,8 +236,10 @@ def _label(label: Any, index: int, source: str) -> int | str:
         label = value.item()
     if isinstance(label, str):
         return label
-    if isinstance(label, Integral) or (isinstance(label, Real) and float(label).is_integer()):
-        return int(float(label)) if not isinstance(label, Integral) else int(label)
+    if isinstance(label, Integral):
+        return int(label)
+    if isinstance(label, Real) and float(label).is_integer():
+        return int(float(label))
     raise TypeError(
         f"the label of item {index} of {source} is {label!r}, not an integer or a string; number the classes, "
         f"for example with target_transform"

@@ -141,10 +141,12 @@ def _classes(top: Path, split: str, splits: Any, seed: int) -> tuple[Classes, Re
     folders = split_folders(top)
     if splits is None and "train" in folders:
         return _in_folders(top, split, folders), {"classes_split_by": "folders"}
-    dealt = _dealt(top, FRACTIONS if splits is None else tuple(splits), seed)
+    shares = FRACTIONS if splits is None else tuple(splits)
+    dealt = _dealt(top, shares, seed)
     return {folder.name: images_in(folder) for folder in dealt[split]}, {
         "classes_split_by": "seed",
         "seed": seed,
+        "shares": shares,
         "classes": [folder.name for folder in dealt[split]],
         "classes_per_split": _counts(dealt),
     }
