@@ -219,7 +219,7 @@ def _among(names: Listed, known: tuple[str, ...]) -> list[str]:
     chosen_names = listed(names)
     unknown = [name for name in chosen_names if name not in known]
     if unknown or not chosen_names:
-        raise ValueError(f"there is no {(unknown or [names])[0]!r}; choose from {', '.join(known)}")
+        raise ValueError(f"there is no {unknown[0] if unknown else names!r}; choose from {', '.join(known)}")
     return chosen_names
 
 
