@@ -133,7 +133,9 @@ class Experiment:
             raise FileNotFoundError(f"there is no split file {self.splits}: it needs the columns filename, label and split")
         if self.splits and self.split_ratio:
             raise ValueError("--splits and --split-ratio both divide the classes; give one of them")
-        _fractions(self.split_ratio)  # an unusable one is refused now
+        if self.split_ratio is not None:
+            _fractions(self.split_ratio)  # an unusable one is refused now
+            object.__setattr__(self, "split_ratio", ",".join(listed(self.split_ratio)))
 
     @property
     def mixed(self) -> str | None:
@@ -244,7 +246,7 @@ class Experiment:
     def division(self) -> dict[str, Any]:
         """How a folder's classes are divided, if not by default; the content of a CSV file decides as much as its name."""
         if self.split_ratio:
-            return {"split_ratio": listed(self.split_ratio)}
+            return {"split_ratio": self.split_ratio}
         if not self.splits:
             return {}
         tables = sorted(Path(self.splits).glob("*.csv")) if Path(self.splits).is_dir() else [Path(self.splits)]
@@ -400,8 +402,16 @@ def restored(path: str | os.PathLike[str], build: Callable[[Experiment, str], Le
     values = {"preset": "quick", **run["experiment"], **run.get("notes", {}), "weights": None, **changes}
     if values["dataset"] != run["experiment"]["dataset"]:
         values["preset"] = "quick"  # the paper's may say nothing of this data set
+    same_division = values["dataset"] == run["experiment"]["dataset"] and not {"splits", "split_ratio"} & changes.keys()
+    if not same_division:
         values |= {name: changes.get(name) for name in ("splits", "split_ratio")}
     experiment = Experiment(**{name: value for name, value in values.items() if name in Experiment.__dataclass_fields__})
+    recorded = run["experiment"].get("splits_sha256")
+    if same_division and recorded and experiment.division()["splits_sha256"] != recorded:
+        raise ValueError(
+            f"{experiment.splits} has changed since {path} was trained, so its test classes may have been trained on; "
+            "restore that file, or name another one with --splits"
+        )
     learner = build(experiment, run["algorithm"])
     restore(learner, path)
     curve = Curve(tensors["curve.losses"].tolist(), tensors["curve.accuracies"].tolist(), record["validation"], record["seconds"])

@@ -28,17 +28,8 @@ from .experiments import Experiment, Run, compare, machine, now, parse, trained_
 from .files import Record
 from .progress import duration
 
-ELSEWHERE = (
-    "root",
-    "download",
-    "preset",
-    "execution",
-    "device",
-    "runs",
-    "splits",
-    "split_ratio",
-    "_loaded",
-)  # settings that decide no figure, or are resolved
+# Settings that decide no figure, or are resolved.
+ELSEWHERE = ("root", "download", "preset", "execution", "device", "runs", "splits", "split_ratio", "_loaded")
 PATIENCE = 60.0  # seconds that runs are given to finish their step after Ctrl-C
 
 

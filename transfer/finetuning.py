@@ -265,7 +265,8 @@ def finetune(
     subset(targets, images, 0)
     classes = int(targets.max()) + 1
     options = (classes, steps, batch, lr, optimizer, every, metric, images, early_stop, balance, rates, frozen, transform, augment, device)
-    absent = [name for number, name in enumerate(names) if number not in set(targets.tolist())]
+    present = set(targets.tolist())
+    absent = [name for number, name in enumerate(names) if number not in present]
     if absent:
         log.warning("there is no training image of class %s: it is never predicted", ", ".join(map(repr, absent[:5])))
         record["absent_classes"] = absent

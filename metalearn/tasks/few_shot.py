@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import operator
 import threading
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -119,7 +120,8 @@ class FewShot(Dataset[Episode]):
         self.seed = seeded(seed)
         self._inputs, labels, names, self._numbered = _in_memory(dataset)
         classes, sizes = np.unique(labels.numpy(), return_counts=True)
-        self._absent = [name for number, name in enumerate(names) if number not in set(classes.tolist())]
+        present = set(classes.tolist())
+        self._absent = [name for number, name in enumerate(names) if number not in present]
         order = np.argsort(labels.numpy(), kind="stable")
         self._order = None if (order[1:] > order[:-1]).all() else order
         self._sizes, self._starts = sizes, np.cumsum(sizes) - sizes
@@ -325,9 +327,11 @@ def in_memory_together(*datasets: Any) -> tuple[list[tuple[Tensor, Tensor]], tup
     """
     parts = [_in_memory(dataset) for dataset in datasets]
     names = parts[0][2]
-    repeated = [name for name in names if names.count(name) > 1]
     for _, _, others, _ in parts:
-        if others != names and repeated:
+        if others == names:
+            continue
+        repeated = [name for listing in (names, others) for name, count in Counter(listing).items() if count > 1]
+        if repeated:
             raise ValueError(f"two classes are named {repeated[0]!r}, so the data sets cannot be matched by name; name them apart")
         names += tuple(name for name in others if name not in names)
     numbers = {name: number for number, name in enumerate(names)}

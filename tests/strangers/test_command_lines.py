@@ -148,6 +148,9 @@ def test_a_folder_of_twelve_classes_is_divided_as_asked(twelve: Path, tmp_path: 
     assert command_line.main(["train", *small, *tiny, "--splits", str(table)]) == 0
     (checkpoint,) = (tmp_path / "runs").glob("*.safetensors")
     assert command_line.main(["evaluate", "--checkpoint", str(checkpoint), "--test-tasks", "2", "--progress", "false"]) == 0
+    table.write_text(table.read_text().replace("class4,train", "class4,test"))
+    assert command_line.main(["evaluate", "--checkpoint", str(checkpoint), "--test-tasks", "2", "--progress", "false"]) == 2
+    assert "splits.csv has changed since" in capsys.readouterr().err
     with pytest.raises(ValueError, match="both divide the classes; give one of them"):
         Experiment(dataset=str(twelve), splits=str(table), split_ratio="1,1,1")
     with pytest.raises(FileNotFoundError, match=r"there is no split file nowhere.csv"):
