@@ -90,7 +90,7 @@ class Parser(ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:  # type: ignore[override]
         """Parse a command line, `--meta-batch` as `--meta_batch` and `--download` as `--download true`."""
-        _allow_bare_flags(self)
+        _prepare(self)
         typed = sys.argv[1:] if args is None else args
         return super().parse_args([_underscored(argument) for argument in typed], *rest, **options)
 
@@ -128,9 +128,16 @@ def _actions(parser: Any) -> Iterable[Any]:
                 yield from _actions(subparser)
 
 
-def _allow_bare_flags(parser: Any) -> None:
+def _prepare(parser: Any) -> None:
+    """Let flags stand alone, and show choices in the help; the code behind a setting says what else is wrong with a choice."""
     for action in _actions(parser):
-        if getattr(action, "_typehint", None) in (bool, bool | None):
+        typehint = getattr(action, "_typehint", None)
+        kinds = get_args(typehint) if get_origin(typehint) in (Union, types.UnionType) else (typehint,)
+        choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+        if choices:
+            action.metavar = f"{{{','.join(choices)}}}"
+            action._typehint = str | None if type(None) in kinds else str
+        if bool in kinds:
             action.nargs = "?"
             action.const = True
 
@@ -139,7 +146,5 @@ def _kind(typehint: Any) -> str:
     """A type in words."""
     if get_origin(typehint) in (Union, types.UnionType):
         return " or ".join(_kind(kind) for kind in get_args(typehint) if kind is not type(None))
-    if get_origin(typehint) is Literal:
-        return "one of " + ", ".join(map(str, get_args(typehint)))
     words = {int: "a whole number (int)", float: "a number (float)", bool: "true or false (bool)", str: "text (str)"}
     return words.get(typehint, "a list" if get_origin(typehint) is list else str(typehint))
