@@ -6,7 +6,8 @@
 Omniglot 5-way 1-shot, the `quick` preset's network, rates and meta-batch at a constant outer rate. All runs begin with the same weights
 and see the same training episodes in the same order, drawn by our sampler on both sides; they take turns, `slice` seconds each, so that
 what else the machine does is shared. The clock counts outer steps with their episodes; testing, on the same test tasks with the same code,
-is not counted. Appends a JSON line a run to `benchmarks/results/accuracy_time.jsonl` and draws `benchmarks/accuracy_time.png`.
+is not counted. `--results benchmarks/results/accuracy_time.jsonl` adds a JSON line a run to that file and
+draws `benchmarks/accuracy_time.png`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import auto_cli
 from torch import nn
 
 from metalearn import Learner, evaluate, meta_backward
@@ -28,11 +28,12 @@ from metalearn.checkpoints import versions
 from metalearn.episodes import stack, unstack
 from metalearn.execution import chosen
 from metalearn.experiments import Experiment, machine, now
+from metalearn.options import Listed, listed
 from metalearn.progress import progress as shown_progress
 
 from . import peer_loops
-from .few_shot import append, commit
 from .peer_loops import Plain, Recipe
+from .rows import append, commit, keep_in, run_benchmark
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "accuracy_time.jsonl"
@@ -106,7 +107,7 @@ def accuracy_time(
     threads: int | None = None,
     root: str | None = None,
     draw: bool = False,
-    record: bool = True,
+    results: str | None = None,
     progress: bool = True,
 ) -> None:
     """Race the learners.
@@ -122,13 +123,14 @@ def accuracy_time(
         seed: of the first weights and of the training tasks.
         threads: torch's threads, for every side [torch's own number].
         root: the folder that holds the data sets; by default METALEARN_DATA.
-        draw: only draw the picture of the newest rows.
-        record: append to the result file and draw the picture.
+        draw: only draw the picture of the newest rows of the results [those of the page].
+        results: the file of JSON lines that the rows are added to, and that the picture is drawn from [none: they are only printed].
         progress: show progress.
     """
     if draw:
-        picture(newest(), PICTURE)
+        picture(newest(Path(results or RESULTS)), drawn_beside(results or RESULTS))
         return
+    keep_in(results)
     if threads:
         torch.set_num_threads(threads)
     experiment = Experiment(dataset=dataset, root=root, hidden=hidden, seed=seed, schedule="constant")
@@ -145,10 +147,9 @@ def accuracy_time(
     for racer in racers:
         last = racer.points[-1]
         print(f"{racer.side} {racer.algorithm}: {last['accuracy']:.2%} after {racer.seconds:.0f} s and {racer.steps:,} steps", flush=True)
-        if record:
-            append(_row(racer, test_tasks), RESULTS)
-    if record:
-        picture(newest(), PICTURE)
+        append(_row(racer, test_tasks))
+    if results:
+        picture(newest(Path(results)), drawn_beside(results))
 
 
 def _row(racer: Racer, test_tasks: int) -> dict[str, Any]:
@@ -170,9 +171,14 @@ def _row(racer: Racer, test_tasks: int) -> dict[str, Any]:
     }
 
 
-def newest() -> list[dict[str, Any]]:
+def drawn_beside(results: str | Path) -> Path:
+    """Where the picture of these results goes: the page's, or beside the file."""
+    return PICTURE if Path(results).resolve() == RESULTS.resolve() else Path(results).with_suffix(".png")
+
+
+def newest(results: Path) -> list[dict[str, Any]]:
     """The newest row of every algorithm and side."""
-    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
     return list({(row["algorithm"], row["side"]): row for row in rows}.values())
 
 
@@ -209,12 +215,12 @@ def _copy(source: nn.Module, target: nn.Module) -> None:
             to.copy_(value)
 
 
-def _among(names: str, known: tuple[str, ...]) -> list[str]:
-    listed = [name.strip() for name in names.split(",") if name.strip()]
-    unknown = [name for name in listed if name not in known]
-    if unknown or not listed:
-        raise ValueError(f"there is no {(unknown or [names])[0]!r}; choose from {', '.join(known)}")
-    return listed
+def _among(names: Listed, known: tuple[str, ...]) -> list[str]:
+    chosen_names = listed(names)
+    unknown = [name for name in chosen_names if name not in known]
+    if unknown or not chosen_names:
+        raise ValueError(f"there is no {unknown[0] if unknown else names!r}; choose from {', '.join(known)}")
+    return chosen_names
 
 
 def _present(sides: list[str]) -> list[str]:
@@ -226,4 +232,4 @@ def _present(sides: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    auto_cli(accuracy_time)
+    run_benchmark(accuracy_time)

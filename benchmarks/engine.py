@@ -5,7 +5,7 @@
 Conv4-64, Omniglot 5-way 1-shot, 15 queries a class, one inner step, 32 tasks (random images: the cost does not depend on what they show).
 Time: both sides in turn, several rounds, min and median. Memory: the peak of a fresh process above what it held before the first task,
 for one task, for 32 and for 128 tasks. Also the episodes per second of `FewShot[i]` with one thread, and the second start of Omniglot
-where METALEARN_DATA names it. Appends a JSON line a figure to `benchmarks/results/engine.jsonl`.
+where METALEARN_DATA names it. `--results benchmarks/results/engine.jsonl` adds a JSON line a figure to that file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jsonargparse import auto_cli
 from torch.func import functional_call
 
 from metalearn import MAML, Episode, Examples, meta_backward
@@ -28,11 +27,10 @@ from metalearn.episodes import unstack
 from metalearn.execution import chosen
 from metalearn.experiments import machine, now
 from metalearn.models import Conv4
+from metalearn.options import Listed, listed
 from metalearn.tasks import FewShot, LabelledImages, omniglot
 
-from .few_shot import append, commit
-
-RESULTS = Path(__file__).parent / "results" / "engine.jsonl"
+from .rows import append, commit, keep_in, run_benchmark
 
 
 def episodes(tasks: int, ways: int = 5, queries: int = 15) -> Episode:
@@ -60,7 +58,9 @@ def plain_loop(model: torch.nn.Module, tasks: Episode, lr: float) -> None:
             )
 
 
-def engine(rounds: int = 7, tasks: int = 32, figures: str = "time,memory,sampling,start", peak_of: str | None = None) -> None:
+def engine(
+    rounds: int = 7, tasks: int = 32, figures: Listed = "time,memory,sampling,start", peak_of: str | None = None, results: str | None = None
+) -> None:
     """Measure time, memory, sampling and start-up.
 
     Args:
@@ -68,12 +68,14 @@ def engine(rounds: int = 7, tasks: int = 32, figures: str = "time,memory,samplin
         tasks: the meta-batch.
         figures: which of time, memory, sampling and start, with commas.
         peak_of: used by the benchmark itself, in a fresh process: "way,tasks,threads", whose peak of memory is printed in bytes.
+        results: the file of JSON lines that the rows are added to [none: they are only printed].
     """
     if peak_of:
         way, count, threads = peak_of.split(",")
         print(_peak(way, int(count), int(threads)))
         return
-    asked = [name.strip() for name in figures.split(",")]
+    keep_in(results)
+    asked = listed(figures)
     parts = {"time": lambda: _time(rounds, tasks), "memory": lambda: _memory(tasks)}
     parts |= {"sampling": lambda: _sampling(rounds), "start": lambda: _start(rounds)}
     for name in asked:
@@ -179,8 +181,8 @@ def _report(what: str, said: str, facts: dict[str, object]) -> None:
     print(f"{what}: {said}", flush=True)
     about = {"command": " ".join(["python -m benchmarks.engine", *sys.argv[1:]]), "machine": machine(), "versions": versions()}
     row = {"benchmark": "engine", "figure": what, "said": said, **facts, **about, "commit": commit(), "time": now()}
-    append(row, RESULTS)
+    append(row)
 
 
 if __name__ == "__main__":
-    auto_cli(engine)
+    run_benchmark(engine)

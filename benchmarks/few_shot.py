@@ -3,18 +3,15 @@
     python -m benchmarks.few_shot --dataset omniglot --ways 5 --shots 1 --algorithms maml,anil,nil
 
 Trains each (or resumes, or loads what is done), tests all on the same episodes, prints one table with intervals, paired differences,
-training time and the papers' figures, and appends a JSON line a row to `benchmarks/results/few_shot.jsonl`.
+training time and the papers' figures, and adds a JSON line a row to the file that `--results` names
+(benchmarks/results/few_shot.jsonl holds those of the page).
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
-from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
@@ -22,14 +19,21 @@ from metalearn import experiments
 from metalearn.checkpoints import versions
 from metalearn.evaluation import Evaluation, paired
 from metalearn.experiments import Experiment, Run, parse
+from metalearn.options import Listed, listed
 from metalearn.progress import duration
 
 from .papers import beside
+from .rows import append, commit, keep_in, run_benchmark
 
-RESULTS = Path(__file__).parent / "results" / "few_shot.jsonl"
 
-
-def few_shot(algorithms: str = "maml,anil,nil", checkpoints: str = "", progress: bool = True, note: str = "", **settings: Any) -> None:
+def few_shot(
+    algorithms: Listed = "maml,anil,nil",
+    checkpoints: Listed = "",
+    progress: bool = True,
+    note: str = "",
+    results: str | None = None,
+    **settings: Any,
+) -> None:
     """Compare learners on the same test tasks.
 
     Args:
@@ -38,10 +42,12 @@ def few_shot(algorithms: str = "maml,anil,nil", checkpoints: str = "", progress:
             device, execution and test_tasks.
         progress: show progress.
         note: what a reader of the row should know.
+        results: the file of JSON lines that the rows are added to [none: they are only printed].
         settings: the few-shot problem and its training.
     """
+    keep_in(results)
     here = {name: settings[name] for name in ("root", "device", "execution", "test_tasks") if name in settings}
-    given = [experiments.restored(path.strip(), **here) for path in checkpoints.split(",") if path.strip()]
+    given = [experiments.restored(path, **here) for path in listed(checkpoints)]
     experiment = given[0].experiment if given else Experiment(**settings)
     done = experiments.compare(experiment, parse(algorithms), runs={run.algorithm: run for run in given}, progress=progress)
     first = next(iter(done.evaluations))
@@ -56,7 +62,7 @@ def few_shot(algorithms: str = "maml,anil,nil", checkpoints: str = "", progress:
         row = {**described(name, done.runs[name], found), "minus": None, "note": note}
         if compared:
             row["minus"] = {"learner": first, "mean": compared.mean, "interval": compared.interval, "p": compared.p}
-        append(row, RESULTS)
+        append(row)
         difference = f"{100 * compared.mean:+.2f} ± {100 * compared.interval:.2f}" if compared else ""
         ours = f"{100 * found.mean:.2f} ± {100 * found.interval:.2f}"
         theirs = beside(experiment.dataset, experiment.ways, experiment.shots, name)
@@ -95,27 +101,5 @@ def described(name: str, run: Run, found: Evaluation) -> dict[str, Any]:
     }
 
 
-def append(row: dict[str, Any], path: Path) -> None:
-    """Add a JSON line to a result file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(row, sort_keys=True) + "\n")
-
-
-def commit() -> str:
-    """The commit that is checked out, with a + where the code differs from it."""
-    here = Path(__file__).parent
-    try:
-        head = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--", "*.py"], cwd=here.parent, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head + ("+" if changed.stdout.strip() else "")
-
-
 if __name__ == "__main__":
-    auto_cli(few_shot)
+    run_benchmark(few_shot)

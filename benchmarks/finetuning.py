@@ -4,7 +4,7 @@
 
 Time: ResNet-18 on 28x28 grey images, batches of 32, Adam; both sides take the same steps on the same images from the same weights, in turn.
 Memory: the peak of a fresh process that compares two starts, above what it held before, under one seed and under several.
-Appends a JSON line a figure to `benchmarks/results/finetuning.jsonl`.
+`--results benchmarks/results/finetuning.jsonl` adds a JSON line a figure to that file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jsonargparse import auto_cli
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -31,13 +30,12 @@ from transfer.finetuning import FineTuning, order
 from transfer.models import build
 
 from .engine import _memory_now
-from .few_shot import append, commit
+from .rows import append, commit, keep_in, run_benchmark
 
-RESULTS = Path(__file__).parent / "results" / "finetuning.jsonl"
 SIZE, BATCH, RATE = 28, 32, 1e-3
 
 
-def finetuning(rounds: int = 9, steps: int = 12, seeds: int = 6, peak_of: int = 0) -> None:
+def finetuning(rounds: int = 9, steps: int = 12, seeds: int = 6, peak_of: int = 0, results: str | None = None) -> None:
     """Measure time and memory.
 
     Args:
@@ -45,10 +43,12 @@ def finetuning(rounds: int = 9, steps: int = 12, seeds: int = 6, peak_of: int = 
         steps: of fine-tuning in a round.
         seeds: how many the larger of the two comparisons has.
         peak_of: used by the benchmark itself, in a fresh process: so many seeds, whose peak of memory is printed in bytes.
+        results: the file of JSON lines that the rows are added to [none: they are only printed].
     """
     if peak_of:
         print(_peak(peak_of))
         return
+    keep_in(results)
     _time(rounds, steps)
     _memory(seeds)
 
@@ -126,8 +126,8 @@ def _report(what: str, said: str, facts: dict[str, object]) -> None:
     print(f"{what}: {said}", flush=True)
     about = {"command": " ".join(["python -m benchmarks.finetuning", *sys.argv[1:]]), "machine": machine(), "versions": versions()}
     row = {"benchmark": "finetuning", "figure": what, "said": said, **facts, **about, "threads": torch.get_num_threads()}
-    append({**row, "commit": commit(), "time": now()}, RESULTS)
+    append({**row, "commit": commit(), "time": now()})
 
 
 if __name__ == "__main__":
-    auto_cli(finetuning)
+    run_benchmark(finetuning)

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import auto_cli
 from torch import nn
 from torch.optim import Adam, Optimizer
 
@@ -31,6 +30,8 @@ from metalearn import checkpoints as saved
 from metalearn import experiments, files
 from metalearn.analysis.tables import plain
 from metalearn.models import Conv4
+from metalearn.options import Listed, listed, numbers
+from metalearn.options import device as usable
 from metalearn.progress import progress as shown_progress
 from metalearn.tasks import LabelledImages
 from transfer import Comparison, compare, everywhere, finetune, fresh, gabor, mean_var, permuted, transfusion
@@ -40,10 +41,9 @@ from transfer.finetuning import FineTuning, subset
 from transfer.models import build, slim
 from transfer.weights import Pretrained, read
 
-from .few_shot import append, commit
 from .init_findings import Measured, findings, printed
+from .rows import append, commit, keep_in, run_benchmark
 
-RESULTS = Path(__file__).parent / "results" / "init_strategies.jsonl"
 HIDDEN, POOL = 64, False  # Conv4 as Finn et al. 2017 have it for Omniglot
 SLIM_THROUGH = "layer2"
 PRETRAINING: dict[str, Any] = {"batch": 64, "lr": 1e-3}
@@ -193,7 +193,7 @@ def init_strategies(
     table: str = "a",
     dataset: str = "pneumoniamnist",
     images: int = 500,
-    seeds: str = "0,1,2,3,4,5",
+    seeds: Listed = "0,1,2,3,4,5",
     steps: int = 96,
     tests: int = 12,
     batch: int = 32,
@@ -201,14 +201,15 @@ def init_strategies(
     pretrain_on: str = "cifar10",
     pretrain_steps: int = 3000,
     weights: str | None = None,
-    checkpoints: str = "",
+    checkpoints: Listed = "",
     root: str | None = None,
     folder: str = "runs/init",
     probe: int = 400,
-    device: str = "cpu",
+    device: str = "auto",
     processes: int = 1,
     progress: bool = True,
     note: str = "",
+    results: str | None = None,
 ) -> None:
     """Compare initialisations by their learning curves.
 
@@ -229,22 +230,25 @@ def init_strategies(
         root: the folder of the data sets [METALEARN_DATA].
         folder: where pretrained networks and runs are kept.
         probe: test images that layers are compared on.
-        device: what trains, cpu or cuda; layers are compared on the CPU.
+        device: what trains, auto (cuda where there is one), cpu or cuda; layers are compared on the CPU.
         processes: how many share out the runs.
         progress: show progress.
         note: what a reader of the row should know.
+        results: the file of JSON lines that the rows are added to [none: they are only printed].
     """
+    keep_in(results)
+    device = usable(device)
     if table not in TABLES:
         raise ValueError(f"there is no table {table!r}; choose {', '.join(TABLES)}")
-    numbers = tuple(int(seed) for seed in listed(seeds))
+    seed_numbers = tuple(numbers(seeds, "seeds"))
     paths = tuple(listed(checkpoints))
     if min(steps, tests, batch, images) < 1:
         raise ValueError(f"steps={steps}, tests={tests}, batch={batch} and images={images} must be at least 1")
     shared = (pretrain_on, pretrain_steps, weights, paths, root, Path(folder), probe, device, processes, progress, note)
-    study = Study(table, dataset, images, numbers, steps, tests, batch, lr, *shared)
+    study = Study(table, dataset, images, seed_numbers, steps, tests, batch, lr, *shared)
     for plan in TABLES[table]:
         row = compared(study, plan)
-        append(row, RESULTS)
+        append(row)
 
 
 def compared(study: Study, plan: Plan) -> Row:
@@ -373,10 +377,5 @@ def learned_by(path: str) -> str:
     return f"{settings['algorithm']} on {Path(experiment['dataset']).name}"
 
 
-def listed(text: str) -> list[str]:
-    """ "0, 1" -> ["0", "1"]."""
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
 if __name__ == "__main__":
-    auto_cli(init_strategies)
+    run_benchmark(init_strategies)

@@ -5,7 +5,7 @@
 Two sides of 50,000 examples and 512 features, in batches of 1,000. Time: the stream over both sides (every update and the value), numpy's
 SVD of one whole side, and CCA in memory with numpy (an SVD of each side), in turn in one run. Memory: the peak of a fresh process above
 what it held after its imports, the batches drawn as they come. Also how far streamed values are from those in memory, by condition number.
-Appends a JSON line a figure to `benchmarks/results/measures.jsonl`.
+`--results benchmarks/results/measures.jsonl` adds a JSON line a figure to that file.
 """
 
 from __future__ import annotations
@@ -21,17 +21,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jsonargparse import auto_cli
 
 from metalearn.analysis.similarity import measured
 from metalearn.analysis.streaming import Streaming
 from metalearn.checkpoints import versions
 from metalearn.experiments import machine, now
+from metalearn.options import Listed, listed
 
 from .engine import _memory_now
-from .few_shot import append, commit
+from .rows import append, commit, keep_in, run_benchmark
 
-RESULTS = Path(__file__).parent / "results" / "measures.jsonl"
 MEASURES = ("cca", "svcca", "pwcca", "linear_cka", "procrustes")
 
 
@@ -40,8 +39,9 @@ def measures(
     features: int = 512,
     batch: int = 1_000,
     rounds: int = 3,
-    figures: str = "time,memory,exactness",
+    figures: Listed = "time,memory,exactness",
     peak_of: str | None = None,
+    results: str | None = None,
 ) -> None:
     """Measure time, memory and exactness.
 
@@ -52,16 +52,18 @@ def measures(
         rounds: how often each side is timed, in turn, after a small one that is not counted.
         figures: which of time, memory and exactness, with commas.
         peak_of: used by the benchmark itself, in a fresh process: "stream" or "whole", whose peak of memory is printed in bytes.
+        results: the file of JSON lines that the rows are added to [none: they are only printed].
     """
     if peak_of:
         print(_peak(peak_of, examples, features, batch))
         return
+    keep_in(results)
     parts: dict[str, Callable[[], None]] = {
         "time": lambda: _time(examples, features, batch, rounds),
         "memory": lambda: _memory(examples, features, batch),
         "exactness": _exactness,
     }
-    asked = [name.strip() for name in figures.split(",")]
+    asked = listed(figures)
     unknown = [name for name in asked if name not in parts]
     if unknown:
         raise ValueError(f"there is no figure {unknown[0]!r}; choose from {', '.join(parts)}")
@@ -165,8 +167,8 @@ def _conditioned(draws: np.random.Generator, examples: int, features: int, condi
 def _report(what: str, said: str, facts: dict[str, object]) -> None:
     print(f"{what}: {said}", flush=True)
     about = {"command": " ".join(["python -m benchmarks.measures", *sys.argv[1:]]), "machine": machine(), "versions": versions()}
-    append({"benchmark": "measures", "figure": what, "said": said, **facts, **about, "commit": commit(), "time": now()}, RESULTS)
+    append({"benchmark": "measures", "figure": what, "said": said, **facts, **about, "commit": commit(), "time": now()})
 
 
 if __name__ == "__main__":
-    auto_cli(measures)
+    run_benchmark(measures)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import auto_cli
 
 from metalearn import experiments
 from metalearn.analysis import Estimate, Reuse, compare_layers, feature_reuse, plots
@@ -28,13 +27,13 @@ from metalearn.evaluation import Evaluation, evaluate_together, place
 from metalearn.experiments import Experiment, Run
 from metalearn.layers import body
 from metalearn.learner import Learner
+from metalearn.options import Listed, listed
 from metalearn.regimes import REGIMES, at_test, restored, snapshots, trained
 from metalearn.studies import another_domain, cross_domain, timeline, timeline_figure, training_regimes
 from metalearn.tasks import FewShot, LabelledImages
 
-from .few_shot import append, commit
+from .rows import append, commit, keep_in, run_benchmark
 
-RESULTS = Path(__file__).parent / "results" / "reuse.jsonl"
 Row = dict[str, Any]
 
 
@@ -97,19 +96,20 @@ class Study:
             "commit": commit(),
             "time": experiments.now(),
         }
-        append(plain({**about, **found}), RESULTS)
+        append(plain({**about, **found}))
 
 
 def reuse(
-    experiment: str = "all",
-    seeds: str = "",
-    algorithms: str = "",
-    checkpoints: str = "",
+    experiment: Listed = "all",
+    seeds: Listed = "",
+    algorithms: Listed = "",
+    checkpoints: Listed = "",
     other: str = "",
-    points: str = "",
+    points: Listed = "",
     analysed_tasks: int = 50,
     progress: bool = True,
     note: str = "",
+    results: str | None = None,
     **settings: Any,
 ) -> None:
     """Run the experiments of the feature-reuse papers.
@@ -125,8 +125,10 @@ def reuse(
         analysed_tasks: test tasks that representations are compared on.
         progress: show progress.
         note: what a reader of the rows should know.
+        results: the file of JSON lines that the rows are added to [none: they are only printed].
         settings: the few-shot problem and its training.
     """
+    keep_in(results)
     problem = Experiment(**settings)
     steps, given = problem.settings().steps, [restored_for(problem, path) for path in names(checkpoints)]
     study = Study(
@@ -348,10 +350,10 @@ def halved(images: LabelledImages, most: int = 100) -> tuple[LabelledImages, Lab
     return first, second
 
 
-def names(text: str) -> list[str]:
-    """ "maml, anil" -> ["maml", "anil"]."""
-    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+def names(setting: Listed) -> list[str]:
+    """A list setting without repeated entries."""
+    return list(dict.fromkeys(listed(setting)))
 
 
 if __name__ == "__main__":
-    auto_cli(reuse)
+    run_benchmark(reuse)

@@ -7,7 +7,7 @@ one base (5 ways, 1 step, 8 tasks), one quantity is changed at a time. Every poi
 time of one meta-gradient, and the peak of memory above what was held before, beside the forecast. Processes: one against two that share
 out the same meta-batch as torchrun's ranks do, each with one thread; both are alive throughout, and the sides are timed in turn. Test
 tasks (glyphs, 32 channels) are shared out in the same way, one count of processes after the other, and every task's accuracy is compared.
-Appends a JSON line a point to `benchmarks/results/scale.jsonl`.
+`--results benchmarks/results/scale.jsonl` adds a JSON line a point to that file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 from torch.optim import SGD
@@ -34,26 +33,27 @@ from metalearn.episodes import stack, unstack
 from metalearn.experiments import machine, now
 from metalearn.memory import forecast, size
 from metalearn.models import Conv4
+from metalearn.options import Listed, numbers
 from metalearn.tasks import FewShot, glyphs
 
 from .engine import _memory_now, episodes
-from .few_shot import append, commit
+from .rows import append, commit, keep_in, run_benchmark
 
-RESULTS = Path(__file__).parent / "results" / "scale.jsonl"
 BASE = {"tasks": 8, "ways": 5, "steps": 1}
 TOP = Path(__file__).parents[1]
 
 
 def scale(
     rounds: int = 7,
-    tasks: str = "1,4,8,32",
-    ways: str = "2,5,10,20",
-    steps: str = "1,2,5,10",
-    processes: str = "1,2",
+    tasks: Listed = "1,4,8,32",
+    ways: Listed = "2,5,10,20",
+    steps: Listed = "1,2,5,10",
+    processes: Listed = "1,2",
     meta_batch: int = 32,
     test_tasks: int = 10_000,
     hidden: int = 64,
     point: str | None = None,
+    results: str | None = None,
 ) -> None:
     """Measure how the cost grows, and print it as a table.
 
@@ -67,6 +67,7 @@ def scale(
         test_tasks: test tasks that they share out; 0 for none.
         hidden: channels of the network.
         point: used by the benchmark itself, in a fresh process: what to measure, as JSON; the figures are printed as JSON.
+        results: the file of JSON lines that the rows are added to [none: they are only printed].
     """
     if point:
         asked = json.loads(point)
@@ -74,11 +75,12 @@ def scale(
         if found:
             print(json.dumps(found))
         return
+    keep_in(results)
     table = Table("changed", "to", "time, s (min / median)", "peak memory", "forecast", title=f"base: {BASE}")
     for name, values in (("tasks", tasks), ("ways", ways), ("steps", steps)):
-        for value in _numbers(values):
+        for value in numbers(values, name):
             _add(table, name, value, _fresh({**BASE, name: value, "rounds": rounds, "hidden": hidden})[0])
-    counts = _numbers(processes)
+    counts = numbers(processes, "processes")
     if counts:
         asked = {"rounds": rounds, "meta_batch": meta_batch, "hidden": hidden, "counts": counts}
         for found in sorted(_fresh(asked, max(counts)), key=lambda row: row["processes"]):
@@ -87,10 +89,6 @@ def scale(
         for found in compared([_fresh({"test_tasks": test_tasks}, count)[0] for count in counts]):
             _add(table, "processes, testing", found["processes"], found)
     Console(width=None if sys.stdout.isatty() else 140).print(table)
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",") if part.strip()]
 
 
 def _fresh(asked: dict[str, Any], processes: int = 1) -> list[dict[str, Any]]:
@@ -211,8 +209,8 @@ def _add(table: Table, name: str, value: int, found: dict[str, Any]) -> None:
     about = {"command": " ".join(["python -m benchmarks.scale", *sys.argv[1:]]), "machine": machine(), "versions": versions(), "threads": 1}
     point = BASE | ({name: value} if name in BASE else {})
     row = {"benchmark": "scale", "changed": name, "value": value, **point, **found, "median": median, **about}
-    append({**row, "commit": commit(), "time": now()}, RESULTS)
+    append({**row, "commit": commit(), "time": now()})
 
 
 if __name__ == "__main__":
-    auto_cli(scale)
+    run_benchmark(scale)

@@ -8,7 +8,7 @@ sides in turn in one run, several rounds, median of the rounds' ratios. The forw
 and as many products as one half of every Gram matrix takes. The smaller the batch, the more of every side's time is the forward passes.
 Agreement: the 20 convolutions in float64, since torchvision's ReLUs write into what the other libraries keep of a batch norm, and
 their sums in float32 are off by some 1e-3. Memory: ResNet-50 against ViT-B/16 at 224x224, the peak of a fresh process above what it held
-after its imports. Appends a JSON line a figure to `benchmarks/results/similarity_map.jsonl`.
+after its imports. `--results benchmarks/results/similarity_map.jsonl` adds a JSON line a figure to that file.
 
 The other libraries go into an environment of their own, where this one's is seen:
 
@@ -37,7 +37,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
-from jsonargparse import auto_cli
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -45,24 +44,25 @@ from metalearn.analysis.similarity import linear_cka
 from metalearn.analysis.similarity_map import similarity_map as our_map
 from metalearn.checkpoints import versions
 from metalearn.experiments import machine, now
+from metalearn.options import Listed, listed, numbers
 from metalearn.representations import representations
 
 from .engine import _memory_now
-from .few_shot import append, commit
+from .rows import append, commit, keep_in, run_benchmark
 
-RESULTS = Path(__file__).parent / "results" / "similarity_map.jsonl"
 OURS = "similarity_map"
 Side = Callable[[nn.Module, nn.Module, Any, list[str]], np.ndarray]
 
 
 def similarity_map(
-    batch: str = "64,128,256,512",
+    batch: Listed = "64,128,256,512",
     batches: int = 1,
     rounds: int = 3,
     threads: int = 0,
-    figures: str = "time,agreement,memory",
-    without: str = "",
+    figures: Listed = "time,agreement,memory",
+    without: Listed = "",
     peak_of: int = 0,
+    results: str | None = None,
 ) -> None:
     """Measure time, agreement and memory.
 
@@ -74,18 +74,20 @@ def similarity_map(
         figures: which of time, agreement and memory, with commas.
         without: sides to leave out, with commas, such as "torch_cka", which takes by far the longest.
         peak_of: used by the benchmark itself, in a fresh process: the batch size whose peak of memory is printed in bytes.
+        results: the file of JSON lines that the rows are added to [none: they are only printed].
     """
     if threads:
         torch.set_num_threads(threads)
     if peak_of:
         print(_peak(peak_of))
         return
+    keep_in(results)
     parts: dict[str, Callable[[], None]] = {
-        "time": lambda: _times(batch, batches, rounds, sides(without.split(","))),
-        "agreement": lambda: _agreement(sides(without.split(","))),
+        "time": lambda: _times(batch, batches, rounds, sides(listed(without))),
+        "agreement": lambda: _agreement(sides(listed(without))),
         "memory": _memory,
     }
-    asked = [name.strip() for name in figures.split(",")]
+    asked = listed(figures)
     unknown = [name for name in asked if name not in parts]
     if unknown:
         raise ValueError(f"there is no figure {unknown[0]!r}; choose from {', '.join(parts)}")
@@ -166,9 +168,9 @@ def _features(network: nn.Module, names: tuple[str, ...]) -> int:
     return sum(output.numel() for output in seen.values())
 
 
-def _times(batch: str, batches: int, rounds: int, found: dict[str, Side]) -> None:
-    for size in batch.split(","):
-        _time(int(size), batches, rounds, found)
+def _times(batch: Listed, batches: int, rounds: int, found: dict[str, Side]) -> None:
+    for size in numbers(batch, "batch"):
+        _time(size, batches, rounds, found)
 
 
 def _time(batch: int, batches: int, rounds: int, found: dict[str, Side]) -> None:
@@ -260,8 +262,8 @@ def _report(what: str, said: str, facts: dict[str, object]) -> None:
     command = " ".join(["python -m benchmarks.similarity_map", *sys.argv[1:]])
     about = {"command": command, "machine": machine(), "versions": versions(), "threads": torch.get_num_threads()}
     about["load"] = os.getloadavg()[0]  # of all that runs, this included
-    append({"benchmark": "similarity_map", "figure": what, "said": said, **facts, **about, "commit": commit(), "time": now()}, RESULTS)
+    append({"benchmark": "similarity_map", "figure": what, "said": said, **facts, **about, "commit": commit(), "time": now()})
 
 
 if __name__ == "__main__":
-    auto_cli(similarity_map)
+    run_benchmark(similarity_map)

@@ -15,7 +15,7 @@ sampling    episodes per second of our sampler and of learn2learn's on the same 
 start       a short Omniglot training run in a fresh process with nothing cached, data included (METALEARN_DATA names the folder)
 
 The peers are met in the environment that `benchmarks/peers/install.sh` builds; one that is not there is said to be missing and the
-others go on. Appends a JSON line a figure to `benchmarks/results/speed.jsonl`.
+others go on. `--results benchmarks/results/speed.jsonl` adds a JSON line a figure to that file.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jsonargparse import auto_cli
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -46,14 +45,15 @@ from metalearn.episodes import stack, unstack
 from metalearn.execution import chosen, in_threads
 from metalearn.experiments import machine, now
 from metalearn.models import MLP, Conv4
+from metalearn.options import Listed, listed
+from metalearn.options import device as usable
 from metalearn.tasks import FewShot, LabelledImages, Sinusoid
 
 from . import cold, peer_loops
 from .engine import _memory_now
-from .few_shot import append, commit
 from .peer_loops import Plain, Recipe
+from .rows import append, commit, keep_in, run_benchmark
 
-RESULTS = Path(__file__).parent / "results" / "speed.jsonl"
 OURS = "metalearn"
 BARE = "bare convolutions"
 FILES = "learn2learn, its Omniglot"
@@ -61,6 +61,8 @@ COMPARED = 4  # tasks over which gradients are compared
 WITH_PEERS = ("maml", "fomaml", "anil")
 ALGORITHMS = (*WITH_PEERS, "boil", "meta-sgd", "nil")
 FIGURES = ("time", "gradients", "test", "memory", "sampling", "start")
+EVERY_ALGORITHM = ",".join(ALGORITHMS)
+EVERY_FIGURE = ",".join(FIGURES)
 Run = Callable[[], Any]
 
 
@@ -153,21 +155,21 @@ class Case:
 
 
 def speed(
-    settings: str = "omniglot-5,omniglot-20,mini-imagenet,sinusoid",
-    algorithms: str = ",".join(ALGORITHMS),
-    peers: str = "learn2learn,higher,torchopt",
-    figures: str = ",".join(FIGURES),
+    settings: Listed = "omniglot-5,omniglot-20,mini-imagenet,sinusoid",
+    algorithms: Listed = EVERY_ALGORITHM,
+    peers: Listed = "learn2learn,higher,torchopt",
+    figures: Listed = EVERY_FIGURE,
     rounds: int = 5,
     tasks: int = 0,
     queries: int = 15,
     hidden: int = 0,
     threads: int | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     execution: str = "auto",
     bfloat16: bool = False,
     tf32: bool = False,
     start_steps: int = 10,
-    record: bool = True,
+    results: str | None = None,
 ) -> None:
     """Measure ours beside the peers.
 
@@ -181,18 +183,20 @@ def speed(
         queries: query images per class.
         hidden: channels of the network [the setting's].
         threads: torch's threads, for every side [torch's own number].
-        device: cpu, or cuda.
+        device: auto (cuda where there is one, else cpu), cpu or cuda.
         execution: how our tasks are run: auto, loop, threads, vectorized, graphs or compiled.
         bfloat16: time ours under bfloat16 autocast too.
         tf32: let every side multiply float32 in tf32 on CUDA; otherwise none does, convolutions included.
         start_steps: outer steps of the run from a cold start.
-        record: append to the result file.
+        results: the file of JSON lines that the rows are added to [none: they are only printed].
     """
+    keep_in(results)
+    device = usable(device)
     asked = {
-        "setting": (_listed(settings), SETTINGS),
-        "algorithm": (_listed(algorithms), ALGORITHMS),
-        "peer": (_listed(peers), peer_loops.LOOPS),
-        "figure": (_listed(figures), FIGURES),
+        "setting": (listed(settings), SETTINGS),
+        "algorithm": (listed(algorithms), ALGORITHMS),
+        "peer": (listed(peers), peer_loops.LOOPS),
+        "figure": (listed(figures), FIGURES),
     }
     for kind, (names, known) in asked.items():
         unknown = [name for name in names if name not in known]
@@ -205,7 +209,7 @@ def speed(
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32
     figure_names, peer_names = asked["figure"][0], asked["peer"][0]
-    session = Session(peer_names, rounds, bfloat16, start_steps, record)
+    session = Session(peer_names, rounds, bfloat16, start_steps)
     for setting in asked["setting"][0]:
         for algorithm in asked["algorithm"][0]:
             if algorithm == "nil" and not SETTINGS[setting].ways:
@@ -223,11 +227,11 @@ def speed(
 class Session:
     """One run of the benchmark: which peers are there, and how often each side is timed."""
 
-    def __init__(self, peers: Sequence[str], rounds: int, bfloat16: bool, start_steps: int, record: bool) -> None:
+    def __init__(self, peers: Sequence[str], rounds: int, bfloat16: bool, start_steps: int) -> None:
         why = {peer: peer_loops.missing(peer) for peer in peers}
         self.peers = [peer for peer, reason in why.items() if not reason]
         self.missing = {peer: reason for peer, reason in why.items() if reason}
-        self.rounds, self.bfloat16, self.start_steps, self.record = rounds, bfloat16, start_steps, record
+        self.rounds, self.bfloat16, self.start_steps = rounds, bfloat16, start_steps
 
     def time(self, case: Case) -> None:
         """One meta-gradient, all sides in turn."""
@@ -363,8 +367,7 @@ class Session:
         row |= {"device": device, "threads": torch.get_num_threads(), "tf32": torch.backends.cudnn.allow_tf32, **facts}
         about = {"command": " ".join(["python -m benchmarks.speed", *sys.argv[1:]]), "machine": machine()}
         installed = {peer: importlib.metadata.version(peer) for peer in self.peers if peer != "compat"}  # which is ours
-        if self.record:
-            append({**row, **about, "versions": versions() | installed, "commit": commit(), "time": now()}, RESULTS)
+        append({**row, **about, "versions": versions() | installed, "commit": commit(), "time": now()})
 
 
 # Sides and their clocks
@@ -571,9 +574,5 @@ def samplers(queries: int, *, learn2learn: bool, classes: int = 1028) -> dict[st
     return runs
 
 
-def _listed(names: str) -> list[str]:
-    return [name.strip() for name in names.split(",") if name.strip()]
-
-
 if __name__ == "__main__":
-    auto_cli(speed)
+    run_benchmark(speed)

@@ -13,13 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import auto_cli
-
 from metalearn.memory import size
 from metalearn.progress import duration
 
 from . import init_tables, reuse_tables, speed_tables
 from .papers import beside
+from .rows import run_benchmark
 
 HERE = Path(__file__).parent
 Row = dict[str, Any]
@@ -111,4 +110,4 @@ def drawn(text: str) -> str:
 
 
 if __name__ == "__main__":
-    auto_cli(tables)
+    run_benchmark(tables)

@@ -11,22 +11,24 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from . import experiments, files, ranks
+from . import __version__, experiments, files, ranks
 from .evaluation import Evaluation, evaluate, paired
 from .experiments import Experiment, parse
+from .options import Listed, Parser, command, listed, numbers
+from .options import device as usable
 from .progress import duration
 from .sweep import sweep as run_sweep
 from .sweep import table as sweep_table
 
 
 def reuse(
-    algorithms: str = "maml,anil,nil",
+    algorithms: Listed = "maml,anil,nil",
     checkpoint: str | None = None,
     report: str = "report.html",
     analysed_tasks: int = 100,
@@ -110,8 +112,10 @@ def train(algorithm: str = "maml", tensorboard: str | None = None, progress: boo
 
 def evaluate_checkpoint(
     checkpoint: str,
-    split: str = "test",
+    split: Literal["train", "validation", "test"] = "test",
     dataset: str | None = None,
+    splits: str | None = None,
+    split_ratio: Listed | None = None,
     root: str | None = None,
     queries: int | None = None,
     test_tasks: int | None = None,
@@ -126,18 +130,20 @@ def evaluate_checkpoint(
         checkpoint: the file that training wrote.
         split: train, validation or test.
         dataset: another data set than it was trained on, by name or path.
+        splits: for a folder, as in train.
+        split_ratio: for a folder, as in train.
         root: the folder that holds the data sets; by default METALEARN_DATA, or else ./data.
         queries: query images per class.
         test_tasks: how many tasks [600].
         test_steps: inner steps.
-        device: cpu, cuda, or any that torch knows [cpu].
+        device: auto (cuda where there is one, else cpu), cpu, cuda, or any that torch knows [auto].
         execution: how tasks are run: auto, loop, threads, vectorized or graphs [auto].
         progress: show progress.
     """
-    asked = {"dataset": dataset, "root": root, "queries": queries, "test_tasks": test_tasks, "test_steps": test_steps}
-    asked |= {"device": device, "execution": execution}
+    asked: dict[str, Any] = {"dataset": dataset, "root": root, "queries": queries, "test_tasks": test_tasks, "test_steps": test_steps}
+    asked |= {"splits": splits, "split_ratio": split_ratio, "device": device, "execution": execution}
     changes = {name: value for name, value in asked.items() if value is not None}
-    ranks.join(torch.device(ranks.device(device or "cpu")))
+    ranks.join(torch.device(ranks.device(usable(device or "auto"))))
     run = experiments.restored(checkpoint, **changes)
     found = evaluate(run.tested(), run.experiment.testing_tasks(split), progress=progress)
     if ranks.here()[0] == 0:
@@ -145,11 +151,11 @@ def evaluate_checkpoint(
 
 
 def sweep(
-    algorithms: str = "maml,anil,nil",
-    datasets: str = "glyphs",
-    ways: str = "5",
-    shots: str = "1",
-    seeds: str = "0",
+    algorithms: Listed = "maml,anil,nil",
+    datasets: Listed = "glyphs",
+    ways: Listed = "5",
+    shots: Listed = "1",
+    seeds: Listed = "0",
     results: str = "sweep.jsonl",
     processes: int = 1,
     progress: bool = True,
@@ -171,7 +177,8 @@ def sweep(
         settings: the few-shot problem and its training.
     """
     problems = []
-    for dataset, way, shot, seed in itertools.product(_listed(datasets), _numbers(ways), _numbers(shots), _numbers(seeds)):
+    axes = listed(datasets, "datasets"), numbers(ways, "ways"), numbers(shots, "shots"), numbers(seeds, "seeds")
+    for dataset, way, shot, seed in itertools.product(*axes):
         problems.append(Experiment(dataset=dataset, ways=way, shots=shot, seed=seed, **settings))
     rows = run_sweep(problems, parse(algorithms), results, processes=processes, progress=progress)
     if ranks.here()[0]:
@@ -198,9 +205,12 @@ def main(arguments: list[str] | None = None) -> int:
             args=arguments,
             prog="metalearn",
             as_positional=False,
+            parser_class=Parser,
+            version=__version__,
         )
     except KeyboardInterrupt as stopped:
-        print(f"metalearn: {stopped or 'stopped'}; the same command goes on from there", file=sys.stderr)
+        again = command("metalearn", arguments)
+        print(f"metalearn: {stopped or 'stopped'}; the same command goes on from there: {again}", file=sys.stderr)
         return 130
     except (ValueError, FileNotFoundError, FloatingPointError, OSError) as error:
         print(f"metalearn: {error}", file=sys.stderr)
@@ -208,7 +218,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-AT_TEST = ("dataset", "root", "download", "queries", "test_tasks", "test_steps", "device", "execution")
+AT_TEST = ("dataset", "splits", "split_ratio", "root", "download", "queries", "test_tasks", "test_steps", "device", "execution")
 
 
 def _at_test(settings: dict[str, Any], checkpoint: str) -> dict[str, Any]:
@@ -219,17 +229,6 @@ def _at_test(settings: dict[str, Any], checkpoint: str) -> dict[str, Any]:
     if fixed:
         raise ValueError(f"--{fixed[0]} is fixed by the run in {checkpoint}; with --checkpoint only {', '.join(AT_TEST)} can be set")
     return changed
-
-
-def _listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in _listed(text)]
-    except ValueError as error:
-        raise ValueError(f"{text!r} is not a list of whole numbers; write 0,1,2") from error
 
 
 def _started(experiment: Experiment, algorithms: Iterable[str]) -> None:

@@ -6,13 +6,13 @@ import math
 from operator import index
 
 
-def whole_number(name: str, value: object, least: int = 1) -> int:
+def whole_number(name: str, value: object, least: int | None = 1) -> int:
     """Return `value` as an int.
 
     Args:
         name: what the number is called, for the message.
         value: an int, or an integer scalar of numpy or torch.
-        least: the smallest value allowed.
+        least: the smallest value allowed; None for no bound.
 
     Raises:
         TypeError: if `value` is no whole number; a bool and a float are none.
@@ -22,14 +22,14 @@ def whole_number(name: str, value: object, least: int = 1) -> int:
         >>> whole_number("steps", 3)
         3
     """
-    cure = f"it must be a whole number of at least {least}"
+    cure = "it must be a whole number" + ("" if least is None else f" of at least {least}")
     try:
         if isinstance(value, bool):  # an int for Python, but a mistake in a setting
             raise TypeError
         number = index(value)  # type: ignore[arg-type]
     except TypeError as error:
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}; {cure}") from error
-    if number < least:
+    if least is not None and number < least:
         raise ValueError(f"{name}={number} must be at least {least}; {cure}")
     return number
 

@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import importlib
 import json
+import math
 import os
 import platform
 import shlex
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -32,6 +33,7 @@ from .execution import known
 from .layers import head
 from .learner import Learner
 from .norm import batch_statistics, frozen_statistics
+from .options import Listed, device, listed
 from .presets import Preset, preset
 from .tasks.few_shot import SEEDS, FewShot, LabelledImages
 from .training import Curve, meta_train
@@ -54,6 +56,9 @@ class Experiment:
 
     Arguments:
         dataset: glyphs (embedded), omniglot, mini-imagenet, cifar-fs, fc100, or the path of your own folder of class folders.
+        splits: for a folder, a CSV file with the columns filename, label and split, or a folder with train.csv, val.csv and test.csv.
+        split_ratio: for a folder without split folders, the shares of its classes for training, validation and test, as 64,16,20 or
+            [2, 1, 1] [64,16,20].
         root: the folder that holds the data sets; by default METALEARN_DATA, or else ./data.
         download: let torchvision download a data set that is not there.
         ways: classes per task.
@@ -80,23 +85,25 @@ class Experiment:
         test_tasks: test tasks, the same for every learner.
         seed: of the initial weights and of the training tasks; test tasks keep their own.
         execution: how tasks are run: auto, loop, threads, vectorized, graphs (CUDA) or compiled (CPU, small networks).
-        device: cpu, cuda, or any that torch knows.
+        device: auto (cuda where there is one, else cpu), cpu, cuda, or any that torch knows.
         precision: float32, float64, tf32 (CUDA), or bfloat16 (autocast).
         runs: the folder of checkpoints and logs; a run that was interrupted goes on from there.
     """
 
     dataset: str = "glyphs"
+    splits: str | None = None
+    split_ratio: Listed | None = None
     root: str | None = None
     download: bool = False
     ways: int = 5
     shots: int = 1
     queries: int = 15
-    preset: str = "quick"
+    preset: Literal["quick", "finn2017", "raghu2020", "boil2021"] = "quick"
     size: int | None = None
     channels: int | None = None
     model: str | None = None
     weights: str | None = None
-    norm: str = "batch"
+    norm: Literal["batch", "frozen"] = "batch"
     hidden: int | None = None
     pool: bool | None = None
     adapt_norm: bool | None = None
@@ -107,13 +114,13 @@ class Experiment:
     train_queries: int | None = None
     steps: int | None = None
     outer_lr: float | None = None
-    schedule: str | None = None
+    schedule: Literal["constant", "cosine"] | None = None
     clip_value: float | None = None
     test_tasks: int = 600
     seed: int = 0
-    execution: str = "auto"
-    device: str = "cpu"
-    precision: str = "float32"
+    execution: Literal["auto", "loop", "threads", "vectorized", "graphs", "compiled"] = "auto"
+    device: str = "auto"
+    precision: Literal["float32", "float64", "tf32", "bfloat16"] = "float32"
     runs: str = "runs"
     _loaded: dict[str, LabelledImages] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -133,10 +140,16 @@ class Experiment:
             if value not in choices:
                 raise ValueError(f"{name}={value!r}; choose {' or '.join(map(str, choices))}")
         known(self.execution)
-        try:
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"device={self.device!r} cannot be used here ({str(error).splitlines()[0]}); use --device cpu") from error
+        object.__setattr__(self, "device", device(self.device))
+        if (self.splits or self.split_ratio) and not Path(self.dataset).is_dir():
+            raise ValueError(f"--splits and --split-ratio divide a folder's classes, and {self.dataset} is no folder; leave them out")
+        if self.splits and not Path(self.splits).exists():
+            raise FileNotFoundError(f"there is no split file {self.splits}: it needs the columns filename, label and split")
+        if self.splits and self.split_ratio:
+            raise ValueError("--splits and --split-ratio both divide the classes; give one of them")
+        if self.split_ratio is not None:
+            _fractions(self.split_ratio)  # an unusable one is refused now
+            object.__setattr__(self, "split_ratio", ",".join(listed(self.split_ratio)))
 
     @property
     def mixed(self) -> str | None:
@@ -241,7 +254,18 @@ class Experiment:
         skipped = ("test_steps", "follows") if chosen["schedule"] == "cosine" else ("steps", "test_steps", "follows")
         own = {name: getattr(self, name) for name in ("dataset", "ways", "shots", "weights", "norm", "seed", "precision")}
         own |= dict(zip(("channels", "size"), self.shape(), strict=True))
+        own |= self.division()
         return {**own, **{name: value for name, value in chosen.items() if name not in skipped}}
+
+    def division(self) -> dict[str, Any]:
+        """How a folder's classes are divided, if not by default; the content of a CSV file decides as much as its name."""
+        if self.split_ratio:
+            return {"split_ratio": self.split_ratio}
+        if not self.splits:
+            return {}
+        tables = sorted(Path(self.splits).glob("*.csv")) if Path(self.splits).is_dir() else [Path(self.splits)]
+        digest = hashlib.sha256(b"".join(table.read_bytes() for table in tables)).hexdigest()
+        return {"splits": self.splits, "splits_sha256": digest}
 
     def _notes(self, algorithm: str) -> dict[str, Any]:
         """What is recorded with a run though it does not decide its weights."""
@@ -266,7 +290,7 @@ class Experiment:
         elif self.dataset == "fc100":
             found = tasks.fc100(root, split, download=self.download)
         elif Path(self.dataset).is_dir():
-            found = tasks.image_folder(self.dataset, split)
+            found = tasks.image_folder(self.dataset, split, splits=self.splits or _fractions(self.split_ratio))
         else:
             near = difflib.get_close_matches(self.dataset, DATASETS, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
@@ -294,14 +318,14 @@ class Experiment:
         return batch_statistics(model) if self.norm == "batch" else frozen_statistics(model)
 
 
-def parse(algorithms: str) -> list[str]:
-    """ "maml, anil" -> ["maml", "anil"]. Raises ValueError for an unknown one.
+def parse(algorithms: Listed) -> list[str]:
+    """The names of algorithms in a list setting, such as "maml, anil". Raises ValueError for an unknown one.
 
     Example:
         >>> parse("maml, anil")
         ['maml', 'anil']
     """
-    names = [name.strip().lower() for name in algorithms.split(",") if name.strip()]
+    names = [name.lower() for name in listed(algorithms, "algorithms")]
     unknown = [name for name in names if name not in ALGORITHMS]
     if unknown or not names:
         raise ValueError(f"there is no algorithm {', '.join(unknown) or algorithms!r}; choose from {', '.join(ALGORITHMS)}")
@@ -344,7 +368,10 @@ class Run:
         changed = {name: getattr(own, name, None) for name in base.__dataclass_fields__ if name not in ("steps", "test_steps")}
         asked |= {name: value for name, value in changed.items() if value not in (None, getattr(base, name))}
         defaults = Experiment.__dataclass_fields__
-        asked |= {name: getattr(own, name) for name in ("seed", "precision", "norm") if getattr(own, name) != defaults[name].default}
+        named = ("splits", "split_ratio", "seed", "precision", "norm")
+        asked |= {name: getattr(own, name) for name in named if getattr(own, name) != defaults[name].default}
+        if own.precision == "tf32":
+            asked["device"] = "cuda"
         return shlex.join(["metalearn", "train", *(text for name, value in asked.items() for text in (f"--{name}", str(value)))])
 
 
@@ -389,7 +416,16 @@ def restored(path: str | os.PathLike[str], build: Callable[[Experiment, str], Le
     values = {"preset": "quick", **run["experiment"], **run.get("notes", {}), "weights": None, **changes}
     if values["dataset"] != run["experiment"]["dataset"]:
         values["preset"] = "quick"  # the paper's may say nothing of this data set
+    same_division = values["dataset"] == run["experiment"]["dataset"] and not {"splits", "split_ratio"} & changes.keys()
+    if not same_division:
+        values |= {name: changes.get(name) for name in ("splits", "split_ratio")}
     experiment = Experiment(**{name: value for name, value in values.items() if name in Experiment.__dataclass_fields__})
+    recorded = run["experiment"].get("splits_sha256")
+    if same_division and recorded and experiment.division()["splits_sha256"] != recorded:
+        raise ValueError(
+            f"{experiment.splits} has changed since {path} was trained, so its test classes may have been trained on; "
+            "restore that file, or name another one with --splits"
+        )
     learner = build(experiment, run["algorithm"])
     restore(learner, path)
     curve = Curve(tensors["curve.losses"].tolist(), tensors["curve.accuracies"].tolist(), record["validation"], record["seconds"])
@@ -409,6 +445,19 @@ def machine() -> str:
 def now() -> str:
     """The time in UTC, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _fractions(ratio: Listed | None) -> tuple[float, ...] | None:
+    """A ratio of training, validation and test, such as 64,16,20 -> the fractions."""
+    if ratio is None:
+        return None
+    try:
+        shares = [float(share) for share in listed(ratio, "split_ratio")]
+    except ValueError as error:
+        raise ValueError(f"split_ratio={ratio!r} is not three numbers; write 64,16,20") from error
+    if len(shares) != 3 or not 0 < min(shares) <= max(shares) < math.inf:
+        raise ValueError(f"split_ratio={ratio!r} must be three positive numbers, for training, validation and test; write 64,16,20")
+    return tuple(share / sum(shares) for share in shares)
 
 
 def _norms(model: nn.Module) -> list[str]:

@@ -27,7 +27,8 @@ from .experiments import Experiment, Run, compare, machine, now, parse, trained_
 from .files import Record
 from .progress import duration
 
-ELSEWHERE = ("root", "download", "preset", "execution", "device", "runs", "_loaded")  # settings that decide no figure, or are resolved
+# Settings that decide no figure, or are resolved.
+ELSEWHERE = ("root", "download", "preset", "execution", "device", "runs", "splits", "split_ratio", "_loaded")
 STARTED = "started"  # a worker's first message
 
 
@@ -101,7 +102,7 @@ def sweep(
 
 def decisive(experiment: Experiment, algorithm: str) -> Record:
     """All that decides a figure, the preset's values included; rows are told apart by it."""
-    own = {name: value for name, value in asdict(experiment).items() if name not in ELSEWHERE}
+    own = {name: value for name, value in asdict(experiment).items() if name not in ELSEWHERE} | experiment.division()
     try:
         own |= {name: value for name, value in asdict(experiment.settings(trained_by(algorithm))).items() if name != "follows"}
     except ValueError as error:  # there is no such preset: the run will say so in its turn

@@ -14,9 +14,8 @@ from benchmarks import engine, few_shot, papers, tables
 def test_few_shot_prints_a_table_and_appends_rows_with_everything_behind_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(few_shot, "RESULTS", tmp_path / "few_shot.jsonl")
     small = {"steps": 2, "hidden": 4, "meta_batch": 2, "test_tasks": 5, "runs": str(tmp_path), "execution": "loop"}
-    few_shot.few_shot("maml,anil,nil", progress=False, **small)
+    few_shot.few_shot("maml,anil,nil", progress=False, results=str(tmp_path / "few_shot.jsonl"), **small)
     rows = [json.loads(line) for line in (tmp_path / "few_shot.jsonl").read_text().splitlines()]
     assert [row["algorithm"] for row in rows] == ["maml", "anil", "nil"]
     assert [row["body_trained_by"] for row in rows] == ["maml", "anil", "anil"]

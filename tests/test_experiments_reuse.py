@@ -160,9 +160,17 @@ def test_the_timeline_looks_at_points_of_one_run_and_is_drawn(tmp_path: Path) ->
 def test_the_benchmark_writes_rows_with_everything_behind_them_and_tables_read_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(benchmark, "RESULTS", tmp_path / "reuse.jsonl")
     monkeypatch.setattr(reuse_tables, "RESULTS", tmp_path / "reuse.jsonl")
-    benchmark.reuse("freezing,similarity,regimes,profile", "0,1", "anil", analysed_tasks=2, progress=False, runs=str(tmp_path), **SMALL)
+    benchmark.reuse(
+        "freezing,similarity,regimes,profile",
+        "0,1",
+        "anil",
+        analysed_tasks=2,
+        progress=False,
+        runs=str(tmp_path),
+        results=str(tmp_path / "reuse.jsonl"),
+        **SMALL,
+    )
     rows = [json.loads(line) for line in (tmp_path / "reuse.jsonl").read_text().splitlines()]
     assert [row["experiment"] for row in rows] == ["freezing", "similarity", "regimes", "profile", "profile"]
     for row in rows:
@@ -180,13 +188,12 @@ def test_the_benchmark_writes_rows_with_everything_behind_them_and_tables_read_t
 
 
 def test_all_experiments_take_networks_that_were_trained_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "RESULTS", tmp_path / "reuse.jsonl")
     benchmark.reuse("train", "0,1", points="1,2", progress=False, runs=str(tmp_path / "there"), **SMALL)
     given = ",".join(map(str, (tmp_path / "there").glob("*.safetensors")))
     monkeypatch.setattr("metalearn.regimes.meta_train", None)
     monkeypatch.setattr("metalearn.experiments.meta_train", None)
     here = {"checkpoints": given, "other": "glyphs", "progress": False, "runs": str(tmp_path / "here"), "analysed_tasks": 2}
-    benchmark.reuse("all", **here, **SMALL)
+    benchmark.reuse("all", results=str(tmp_path / "reuse.jsonl"), **here, **SMALL)
     rows = [json.loads(line) for line in (tmp_path / "reuse.jsonl").read_text().splitlines()]
     assert {row["experiment"] for row in rows} == benchmark.EXPERIMENTS.keys()
     assert {(row["seed"], row["step"]) for row in rows if row["experiment"] == "timeline"} == {(0, 1), (0, 2), (1, 1), (1, 2)}

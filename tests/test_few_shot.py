@@ -229,13 +229,14 @@ BIG = [(torch.zeros(1, 2, 2), y) for y in (0, 0, 1, 1)]
     ("items", "error", "message"),
     [
         ([(torch.zeros(1, 2, 2), 0.5)], TypeError, r"label of item 0 of Listed is 0.5, not an integer"),
-        ([(torch.zeros(1, 2, 2), "cat")], TypeError, r"'cat', not an integer; number the classes"),
+        ([(torch.zeros(1, 2, 2), None)], TypeError, r"None, not an integer or a string; number the classes"),
+        ([(torch.zeros(1, 2, 2), "cat"), (torch.zeros(1, 2, 2), 1)], TypeError, r"the labels of Listed mix int and str"),
         ([(torch.zeros(1, 2, 2), torch.tensor([0, 1]))], TypeError, "not an integer"),
         ([*BIG, (torch.zeros(1, 3, 3), 1)], ValueError, r"item 4 of Listed has shape \(1, 3, 3\) but item 0 has \(1, 2, 2\).*Resize"),
         ([torch.zeros(1, 2, 2)], TypeError, r"item 0 of Listed is not a pair"),
         ([("a.png", 0)], TypeError, "item 0 of Listed is a str, not an image"),
         ([(torch.zeros(1, 2, 2, dtype=torch.int64), 0)], TypeError, "holds torch.int64"),
-        ([(Image.new("I;16", (2, 2)), 0)], ValueError, "item 0 of Listed has more than 8 bits"),
+        ([(Image.new("I", (2, 2), 70000), 0)], ValueError, "item 0 of Listed has values from 70000 to 70000, which do not fit 16 bits"),
         ([], ValueError, "Listed is empty"),
     ],
 )
@@ -285,7 +286,8 @@ def test_labelled_images_index_and_take_classes():
     [
         (torch.zeros(2, 1, 2, 2), torch.zeros(2, dtype=torch.int64), (), TypeError),
         (torch.zeros(2, 2, 2, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), (), TypeError),
-        (torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.zeros(2), (), TypeError),
+        (torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.tensor([0.5, 1.0]), (), TypeError),
+        (torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.zeros(2), ("a",), TypeError),
         (torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64), (), TypeError),
         (torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1]), ("a",), ValueError),
         (torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, -1]), ("a",), ValueError),

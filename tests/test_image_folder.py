@@ -69,7 +69,7 @@ def test_the_deal_takes_fractions_or_numbers_of_classes(flat, splits, counts):
 
 
 def test_a_csv_file_with_a_split_column(flat):
-    rows = ["filename,label,split", "class00/0.png,x,train", "class03/1.png,w,train", "class01/2.png,x,val", "class00/2.png,x,train"]
+    rows = ["filename,label,split", "class00/0.png,x,train", "class03/1.png,w,train", "class01/2.png,y,val", "class00/2.png,x,train"]
     (flat / "splits.csv").write_text("\n".join(rows))
     train = image_folder(flat, splits=flat / "splits.csv", size=None)
     assert (
@@ -111,11 +111,11 @@ def test_size_channels_and_the_filter(tmp_path):
         image_folder(tmp_path, channels=2)
 
 
-def test_sixteen_bits_are_refused_and_not_cut_off(tmp_path):
+def test_sixteen_bits_are_scaled_and_not_cut_off(tmp_path, caplog):
     (tmp_path / "train" / "a").mkdir(parents=True)
     Image.fromarray(np.full((4, 4), 40000, dtype=np.uint16)).save(tmp_path / "train" / "a" / "0.png")
-    with pytest.raises(ValueError, match=r"0.png has more than 8 bits a channel"):
-        image_folder(tmp_path, channels=1)
+    assert image_folder(tmp_path, channels=1, size=None).images.unique().tolist() == [round(40000 / 257)]
+    assert "1 of 1 images have more than 8 bits a channel" in caplog.text
 
 
 def test_the_cache_is_kept_per_setting_and_follows_the_files(flat, monkeypatch, caplog):
@@ -168,12 +168,13 @@ def test_mini_imagenet_reads_folders_and_the_published_csv_files_alike(tmp_path)
         paint(tmp_path / "miniimagenet" / "train" / name / f"{name}00.png", (c, 0, 0))
         paint(tmp_path / "miniimagenet" / "val" / name / f"{name}00.png", (c, 0, 0))
         paint(tmp_path / "csv" / "images" / f"{name}00.png", (c, 0, 0))
-    for split in ("train", "val", "test"):
-        (tmp_path / "csv" / f"{split}.csv").write_text("filename,label\n" + "".join(f"{name}00.png,{name}\n" for name in names))
+    for split, listed_names in (("train", ["other"]), ("val", names), ("test", ["another"])):
+        paint(tmp_path / "csv" / "images" / f"{listed_names[0]}00.png", (0, 0, 0))
+        (tmp_path / "csv" / f"{split}.csv").write_text("filename,label\n" + "".join(f"{name}00.png,{name}\n" for name in listed_names))
     folders, listed = (mini_imagenet(root, "validation") for root in (tmp_path, tmp_path / "csv"))
     assert folders.names == listed.names == tuple(names) and torch.equal(folders.images, listed.images)
     assert folders.description == {"source": "mini_imagenet", "split": "validation", "images_per_class": 1, "size": 84}
-    with pytest.raises(ValueError, match=r"has 16 classes for train, but miniImageNet has 64"):
+    with pytest.raises(ValueError, match=r"has 1 classes for train, but miniImageNet has 64"):
         mini_imagenet(tmp_path / "csv")
     with pytest.raises(FileNotFoundError, match=r"there is no miniImageNet in .*train.csv, val.csv and test.csv.*glyphs"):
         mini_imagenet(tmp_path / "nowhere")

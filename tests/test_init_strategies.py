@@ -155,7 +155,6 @@ def test_a_comparison_is_recorded_goes_on_and_is_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = tmp_path / "init_strategies.jsonl"
-    monkeypatch.setattr(init_strategies, "RESULTS", results)
     monkeypatch.setattr(init_tables, "RESULTS", results)
     monkeypatch.setattr(init_strategies, "PRETRAINING", {"batch": 8, "lr": 1e-3})
     monkeypatch.setattr(init_strategies, "TESTED", 30)
@@ -172,6 +171,7 @@ def test_a_comparison_is_recorded_goes_on_and_is_drawn(
     np.savez(data, **arrays, **{f"{name}_labels": np.arange(40)[:, None] % 2 for name in images_of})
     options = {"table": "conv4", "dataset": data, "pretrain_on": data, "pretrain_steps": 2, "checkpoints": str(meta)}
     small = {"seeds": "0,1", "steps": 2, "tests": 1, "batch": 8, "probe": 20, "folder": str(tmp_path / "runs"), "progress": False}
+    small["results"] = str(results)
     for images in (16, 5000):
         init_strategies.init_strategies(images=images, **options, **small)
     few, whole = (json.loads(text) for text in results.read_text().splitlines())

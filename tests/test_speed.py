@@ -103,12 +103,11 @@ def test_sides_take_turns_each_round_beginning_with_another() -> None:
 def test_a_peer_that_is_not_there_is_said_and_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(speed, "RESULTS", tmp_path / "speed.jsonl")
     monkeypatch.setitem(sys.modules, "higher", None)  # what an import then finds is nothing
     monkeypatch.setattr(speed_tables, "RESULTS", tmp_path / "speed.jsonl")
     monkeypatch.setattr(speed_tables, "_full", lambda row: True)
     asked = {"settings": "sinusoid", "algorithms": "maml,boil,nil", "peers": "higher,torch", "figures": "time,gradients,test"}
-    speed.speed(**asked, rounds=1, tasks=2, bfloat16=True)
+    speed.speed(**asked, rounds=1, tasks=2, bfloat16=True, device="cpu", results=str(tmp_path / "speed.jsonl"))
     rows = [json.loads(line) for line in (tmp_path / "speed.jsonl").read_text().splitlines()]
     assert [(row["figure"], row["algorithm"]) for row in rows] == [
         *(("time", "maml"), ("gradients", "maml"), ("test", "maml")),
@@ -182,17 +181,16 @@ def test_our_sampler_draws_episodes_of_the_images_that_learn2learn_is_given() ->
 def test_a_race_notes_accuracy_over_seconds_and_draws_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(accuracy_time, "RESULTS", tmp_path / "accuracy_time.jsonl")
-    monkeypatch.setattr(accuracy_time, "PICTURE", tmp_path / "picture.png")
+    small = {"seconds": 0.02, "slice": 0.01, "test_tasks": 3, "dataset": "glyphs", "hidden": 2, "progress": False}
     monkeypatch.setitem(sys.modules, "learn2learn", None)
-    accuracy_time.accuracy_time("maml,anil", seconds=0.02, slice=0.01, test_tasks=3, dataset="glyphs", hidden=2, progress=False)
+    accuracy_time.accuracy_time("maml,anil", results=str(tmp_path / "accuracy_time.jsonl"), **small)
     rows = [json.loads(line) for line in (tmp_path / "accuracy_time.jsonl").read_text().splitlines()]
     assert [(row["side"], row["algorithm"], len(row["points"])) for row in rows] == [("metalearn", "maml", 3), ("metalearn", "anil", 3)]
     for row in rows:
         seconds, steps = ([point[key] for point in row["points"]] for key in ("seconds", "steps"))
         assert seconds == sorted(seconds) and seconds[0] == 0 and seconds[-1] >= 0.02
         assert steps[0] == 0 and steps[-1] >= 2
-    assert (tmp_path / "picture.png").stat().st_size > 5000
+    assert (tmp_path / "accuracy_time.png").stat().st_size > 5000
     assert "learn2learn not installed; benchmarks/peers/install.sh builds an environment with it" in capsys.readouterr().out
 
 

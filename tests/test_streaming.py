@@ -315,9 +315,8 @@ def test_only_streams_of_one_kind_merge() -> None:
         assert stream.merge(Streaming("linear_cka")).examples == 400
 
 
-def test_the_benchmark_times_the_stream_beside_numpy_on_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "RESULTS", tmp_path / "measures.jsonl")
-    benchmark.measures(examples=210, features=6, batch=50, rounds=1, figures="time")
+def test_the_benchmark_times_the_stream_beside_numpy_on_the_same_numbers(tmp_path: Path) -> None:
+    benchmark.measures(examples=210, features=6, batch=50, rounds=1, figures="time", results=str(tmp_path / "measures.jsonl"))
     row = json.loads((tmp_path / "measures.jsonl").read_text())
     assert row["apart"] < 1e-12 and set(row["seconds"]) == {"stream", "numpy's SVD of one side", "CCA with numpy"}
     assert {"command", "machine", "versions", "commit"} <= row.keys()

@@ -10,14 +10,15 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torchvision.transforms import v2
 
-from metalearn import files, ranks, workers
+from metalearn import __version__, files, ranks, workers
 from metalearn.experiments import machine
 from metalearn.layers import layers
+from metalearn.options import Listed, Parser, command, device, listed, numbers
 from metalearn.progress import duration, progress
 from metalearn.tasks import glyphs
 
@@ -65,7 +66,7 @@ class Transfer:
         balance: loss (weighed by class) or batches (drawn by class), for classes of different size [neither].
         early_stop: stop after so many tests without a better validation score, where the data set has validation images [never].
         frozen: the layer up to which nothing is trained [none].
-        device: cpu, cuda, or any that torch knows.
+        device: auto (cuda where there is one, else cpu), cpu, cuda, or any that torch knows.
     """
 
     dataset: str = "glyphs"
@@ -78,23 +79,27 @@ class Transfer:
     weights: str | None = None
     pretrain_on: str | None = None
     pretrain_steps: int = 600
-    normalize: str | None = None
-    strategies: str = "random,mean_var,permuted,gabor,full"
-    through: str | None = None
-    seeds: str = "0,1,2,3,4,5"
+    normalize: Literal["imagenet", "none"] | None = None
+    strategies: Listed = "random,mean_var,permuted,gabor,full"
+    through: Listed | None = None
+    seeds: Listed = "0,1,2,3,4,5"
     steps: int = 160
     batch: int = 32
     lr: float = 1e-3
-    optimizer: str = "adam"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     evaluate_every: int | None = None
-    metric: str = "accuracy"
-    balance: str | None = None
+    metric: Literal["accuracy", "balanced_accuracy", "auc"] = "accuracy"
+    balance: Literal["loss", "batches"] | None = None
     early_stop: int | None = None
     frozen: str | None = None
-    device: str = "cpu"
+    device: str = "auto"
 
     def __post_init__(self) -> None:
-        unknown = [name for name in _listed(self.strategies) if name not in NAMES]
+        object.__setattr__(self, "device", device(self.device))
+        for name in ("strategies", "through", "seeds"):  # as text with commas, which keeps the names of folders of runs
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, ",".join(listed(getattr(self, name), name)))
+        unknown = [name for name in listed(self.strategies) if name not in NAMES]
         if unknown:
             raise ValueError(f"there is no strategy {unknown[0]!r}; choose from {', '.join(NAMES)}, and name layers with --through")
         comparison.checked_seeds(self.numbers)
@@ -108,10 +113,7 @@ class Transfer:
     @property
     def numbers(self) -> list[int]:
         """The seeds."""
-        try:
-            return [int(seed) for seed in _listed(self.seeds)]
-        except ValueError as error:
-            raise ValueError(f"seeds={self.seeds!r} are no whole numbers; write them with commas: 0,1,2,3,4,5") from error
+        return numbers(self.seeds, "seeds")
 
     @property
     def network(self) -> str:
@@ -181,8 +183,8 @@ class Transfer:
             "slim": lambda: (replace(build, slim=True), transfusion(weights, through="layer2")),
             "full": lambda: transfusion(weights),
         }
-        places = _listed(self.through) if self.through is not None else _quarters(names) if self.network == "cbr-mini" else []
-        asked = _listed(self.strategies)
+        places = listed(self.through) if self.through is not None else _quarters(names) if self.network == "cbr-mini" else []
+        asked = listed(self.strategies)
         partial: dict[str, Start] = {f"through {place}": transfusion(weights, through=place) for place in places}
         whole = {name: known[name]() for name in asked}
         full = {"full": whole.pop("full")} if "full" in whole else {}
@@ -301,9 +303,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         with workers.sigterm_exits():
-            auto_cli({"compare": compare}, args=arguments, prog="transfuse", as_positional=False)
+            auto_cli({"compare": compare}, args=arguments, prog="transfuse", as_positional=False, parser_class=Parser, version=__version__)
     except KeyboardInterrupt:
-        print("transfuse: stopped; the same command goes on from there", file=sys.stderr)
+        again = command("transfuse", arguments)
+        print(f"transfuse: stopped; the same command goes on from there: {again}", file=sys.stderr)
         return 130
     except (ValueError, FileNotFoundError, FloatingPointError, ImportError, OSError) as error:
         print(f"transfuse: {error}", file=sys.stderr)
@@ -315,10 +318,6 @@ def _announce(question: Transfer, parts: Split, train: Any, strategies: dict[str
     images, classes = len(train.chosen(0)), len(parts.train.names)
     print(f"{question.network} on {question.dataset}: {images:,} training images of {classes} classes, {len(parts.test):,} test images")
     print(f"{question.steps} steps of {min(question.batch, images)} images; {', '.join(strategies)}; seeds {question.seeds} ({place})")
-
-
-def _listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _quarters(names: list[str]) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -12,16 +14,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torchvision import datasets
 from torchvision.transforms import v2
 from torchvision.transforms.functional import resize, rgb_to_grayscale
 
 from metalearn.tasks import glyphs
-from metalearn.tasks.decoding import cached, decode_all, fingerprint, folders_in, images_in
-from metalearn.tasks.few_shot import LabelledImages, _in_memory
-from metalearn.tasks.image_folder import FOLDERS
+from metalearn.tasks.decoding import READING, cached, check_memory, decode_all, fingerprint, folders_in, images_in, positive
+from metalearn.tasks.few_shot import LabelledImages, _in_memory, number_labels
+from metalearn.tasks.image_folder import split_folders
 
 Path_ = str | os.PathLike[str]
+MEDMNIST_SIZES = (28, 64, 128, 224)
+MEDMNIST_NAME = re.compile(r"([a-z]+mnist(?:3d)?)(?:[_-]?(\d+))?")  # pneumoniamnist, pneumoniamnist_64
+DEFLATE = 1032  # the most that a byte of zip's usual compression can stand for
 
 
 class Split(NamedTuple):
@@ -46,8 +52,9 @@ def load(
     """The images of a data set by name or path -> `Split`.
 
     Args:
-        dataset: a MedMNIST file (`path.npz`), a folder of images (see `image_folders`), the name of a MedMNIST set ("pneumoniamnist")
-            or of a torchvision set ("cifar10"), or "glyphs" (the 80 test characters, drawn; nothing is read).
+        dataset: a MedMNIST file (`path.npz`), a folder of images (see `image_folders`), the name of a MedMNIST set ("pneumoniamnist", or
+            "pneumoniamnist_64" for its images of 64 pixels) or of a torchvision set ("cifar10"), or "glyphs" (the 80 test characters,
+            drawn; nothing is read).
         root: the folder that holds named sets; by default METALEARN_DATA, or else ./data.
         size: height and width in pixels that all images are brought to; None keeps their own.
         channels: 1 (grey) or 3 (colour; grey images are repeated); None keeps their own, and reads a folder in colour.
@@ -60,6 +67,8 @@ def load(
         >>> load("glyphs").train.images.shape
         torch.Size([1600, 1, 28, 28])
     """
+    if size is not None:
+        (size,) = positive(size=size)
     top = Path(root or os.environ.get("METALEARN_DATA", "data"))
     name, named = dataset.lower().replace("-", ""), top / dataset.lower()
     if dataset == "glyphs":
@@ -71,8 +80,8 @@ def load(
         return image_folders(place, size=size, channels=channels or 3, held_out=held_out, seed=seed, progress=progress)
     elif name in _torchvision_names():
         found = torchvision_set(name, top, size=size, download=download, held_out=held_out, seed=seed)
-    elif name.endswith("mnist"):
-        found = medmnist(name, top, download=download)
+    elif MEDMNIST_NAME.fullmatch(dataset.lower()):
+        found = medmnist(dataset, top, download=download)
     else:
         raise ValueError(
             f"there is no data set {dataset!r}: it is no folder of class folders, no MedMNIST file (.npz), and no set of torchvision's or "
@@ -104,14 +113,14 @@ def image_folders(
     if not top.is_dir():
         raise FileNotFoundError(f"there is no folder {top}: put folders of images there, one per class; `--dataset glyphs` needs no files")
     options: dict[str, Any] = {"size": size, "channels": channels, "cache": cache, "progress": progress}
-    if not folders_in(top / "train"):
+    parts = split_folders(top)
+    if "train" not in parts:
         if not folders_in(top):
             raise FileNotFoundError(f"{top} has no folders of images, one per class, and no train and test folders of such")
         return divided(_folder(top, "all", top, **options), held_out, seed)
-    parts = {name: next((top / alias for alias in aliases if folders_in(top / alias)), None) for name, aliases in FOLDERS.items()}
-    if parts["test"] is None:
+    if "test" not in parts:
         raise FileNotFoundError(f"{top} has a train folder but none for the test: make {top / 'test'} with the same class folders")
-    read = {name: _folder(folder, name, top, **options) for name, folder in parts.items() if folder is not None}
+    read = {name: _folder(folder, name, top, **options) for name, folder in parts.items()}
     for name, images in read.items():
         if images.names != read["train"].names:
             odd = sorted(set(images.names) ^ set(read["train"].names))[0]
@@ -126,7 +135,10 @@ def image_folders(
 def medmnist_file(path: Path_) -> Split:
     """A file of MedMNIST (Yang et al. 2023) as it is published: an npz with images and labels for training, validation and test.
 
-    Raises FileNotFoundError, and ValueError where the file is truncated, lacks an array, holds volumes, or has several labels each.
+    Labels may be whole numbers or strings of any kind; they are numbered from 0 for all parts alike, and `description` has the numbers.
+
+    Raises FileNotFoundError, and ValueError where the file is truncated, lacks an array, claims arrays that are larger than its content
+    or than memory, holds volumes, or has several labels each.
     """
     place = Path(path)
     if not place.is_file():
@@ -140,21 +152,67 @@ def medmnist_file(path: Path_) -> Split:
             missing = [name for name in wanted if name not in file.files and not name.startswith("val")]
             if missing:
                 raise ValueError(f"it lacks {', '.join(missing)}; it has {', '.join(file.files) or 'nothing'}")
+            _check_claims(file.zip, place)
             arrays = {name: file[name] for name in wanted if name in file.files}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{place} is not a whole MedMNIST file ({error}); delete it and get it again") from error
-    about = {"source": "medmnist", "file": place.name}
-    parts = [_medmnist_part(arrays, part, place, about) if f"{part}_images" in arrays else None for part in ("train", "val", "test")]
-    return Split(*parts)  # type: ignore[arg-type]
+    except (OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"{place} is not a whole MedMNIST file ({error}); get it again from https://medmnist.com. One of your own needs uint8 arrays "
+            "train_images and test_images (and val_images), with labels, as numpy.savez_compressed writes them"
+        ) from error
+    counts = {part: _medmnist_count(arrays, part, place) for part in ("train", "val", "test") if f"{part}_images" in arrays}
+    labels = np.concatenate([arrays[f"{part}_labels"].reshape(-1) for part in counts])
+    try:
+        numbers, names, record = number_labels(labels, str(place))
+    except TypeError as error:
+        raise ValueError(f"{place} is not a classification set ({error})") from error
+    about = {"source": "medmnist", "file": place.name, **record}
+    parts: dict[str, LabelledImages] = {}
+    for part, own in zip(counts, numbers.split(list(counts.values())), strict=True):
+        parts[part] = LabelledImages(_medmnist_images(arrays[f"{part}_images"]), own, names, {**about, "split": part})
+    return Split(parts["train"], parts.get("val"), parts["test"])
+
+
+def _check_claims(archive: zipfile.ZipFile, place: Path) -> None:
+    """Raise ValueError, before anything is allocated, where the arrays are larger than the file can hold, or than memory."""
+    total = 0
+    for entry in archive.infolist():
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"{entry.filename} is compressed in a way that numpy does not write")
+        with archive.open(entry) as content:
+            version = np.lib.format.read_magic(content)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(content)
+            header = content.tell()
+        if dtype.hasobject:
+            raise ValueError(f"{entry.filename} holds Python objects, which are not read")
+        claimed = math.prod(shape) * dtype.itemsize
+        if claimed + header != entry.file_size or claimed > DEFLATE * place.stat().st_size:
+            raise ValueError(
+                f"{entry.filename} claims {claimed:,} bytes as {dtype} {shape}, but the file holds {entry.compress_size:,} bytes of it"
+            )
+        total += claimed
+    check_memory(total, f"{place.name} unpacked", "use a smaller set")
 
 
 def medmnist(name: str, root: Path_, *, download: bool = False) -> Split:
     """A set of MedMNIST by name, from `root/name.npz` or `root/medmnist/name.npz`; the medmnist package downloads one that is not there.
 
+    `pneumoniamnist_64` is the set with images of 64 pixels, `pneumoniamnist` (or `pneumoniamnist_28`) that with 28; there are 128 and
+    224 too.
+
     Raises FileNotFoundError where it is not there, OSError where the download fails, ImportError where the package is needed for it and not
     installed, and ValueError for a name that the package does not know.
     """
-    places = [Path(root) / f"{name}.npz", Path(root) / "medmnist" / f"{name}.npz"]
+    matched = MEDMNIST_NAME.fullmatch(name.lower())
+    if matched is None:
+        raise ValueError(f"{name!r} is not a name of MedMNIST's; write pneumoniamnist, or pneumoniamnist_64 for images of 64 pixels")
+    kind, pixels = matched[1], int(matched[2] or MEDMNIST_SIZES[0])
+    if kind.endswith("3d"):
+        raise ValueError(f"{name!r} holds volumes, which are not read here; choose one of MedMNIST's sets of images")
+    if pixels not in MEDMNIST_SIZES:
+        raise ValueError(f"{name!r}: MedMNIST's images have {', '.join(map(str, MEDMNIST_SIZES))} pixels; write {kind}_64")
+    stems = [f"{kind}_{pixels}"] if pixels != MEDMNIST_SIZES[0] else [kind, f"{kind}_{pixels}"]
+    places = [Path(root) / folder / f"{stem}.npz" for stem in stems for folder in ("", "medmnist")]
     found = next((place for place in places if place.is_file()), None)
     if found is None and not download:
         raise FileNotFoundError(f"there is no {places[0]}; put MedMNIST's file there, or let the medmnist package do so with download")
@@ -163,11 +221,12 @@ def medmnist(name: str, root: Path_, *, download: bool = False) -> Split:
             import medmnist as package
         except ImportError as error:
             raise ImportError(f"downloading {name} needs the extra: pip install 'metalearn-transfer[medmnist]'") from error
-        if name not in package.INFO:
-            raise ValueError(f"MedMNIST has no set {name!r}; it has {', '.join(package.INFO)}")
+        if kind not in package.INFO:
+            raise ValueError(f"MedMNIST has no set {kind!r}; it has {', '.join(package.INFO)}")
         Path(root).mkdir(parents=True, exist_ok=True)
+        options = {} if pixels == MEDMNIST_SIZES[0] else {"size": pixels}
         try:
-            getattr(package, package.INFO[name]["python_class"])(split="train", root=str(root), download=True)
+            getattr(package, package.INFO[kind]["python_class"])(split="train", root=str(root), download=True, **options)
         except RuntimeError as error:  # what the package makes of every failure
             raise OSError(f"could not download {name} ({error.__cause__ or 'no network?'}); put MedMNIST's file at {places[0]}") from error
         found = places[0]
@@ -249,7 +308,7 @@ def _folder(folder: Path, part: str, top: Path, *, size: int | None, channels: i
     images = cached(
         f"transfer-{part}-{size or 'own'}-{channels}",
         top,
-        fingerprint(paths, top, f"{size} {channels}"),
+        fingerprint(paths, top, f"{READING} {size} {channels}"),
         lambda: decode_all(paths, channels, size, f"decoding {len(paths)} images of {folder}", progress),
         cache,
     )
@@ -257,7 +316,8 @@ def _folder(folder: Path, part: str, top: Path, *, size: int | None, channels: i
     return LabelledImages(images, labels, classes, {"source": "image_folder", "folder": top.resolve().name, "split": part, "size": size})
 
 
-def _medmnist_part(arrays: dict[str, np.ndarray], part: str, path: Path, about: dict[str, Any]) -> LabelledImages:
+def _medmnist_count(arrays: dict[str, np.ndarray], part: str, path: Path) -> int:
+    """How many images a part has. Raises ValueError where its arrays are not images with one label each."""
     images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] != 3):
         raise ValueError(
@@ -265,13 +325,17 @@ def _medmnist_part(arrays: dict[str, np.ndarray], part: str, path: Path, about: 
         )
     if labels.ndim == 2 and labels.shape[1] > 1:
         raise ValueError(f"{path}: {part}_labels has {labels.shape[1]} labels an image; only sets with one are read here")
-    if len(labels) != len(images) or labels.dtype.kind not in "iu":
+    if labels.size != len(images):
         raise ValueError(f"{path}: {part}_labels is {labels.dtype} {labels.shape}, not one integer for each of {len(images)} images")
+    if not len(images):
+        raise ValueError(f"{path}: {part}_images is empty; give it at least one image of each class")
+    return len(images)
+
+
+def _medmnist_images(images: np.ndarray) -> Tensor:
+    """(n, height, width) or (n, height, width, 3) -> (n, channels, height, width)."""
     pixels = torch.from_numpy(images)
-    pixels = pixels[:, None] if images.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
-    count = 1 + max(int(arrays[f"{name}_labels"].max()) for name in ("train", "test"))
-    numbers = torch.from_numpy(labels.reshape(-1).astype(np.int64))
-    return LabelledImages(pixels, numbers, [str(i) for i in range(count)], {**about, "split": part})
+    return pixels[:, None] if images.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
 
 
 def _as_labelled(dataset: Any, about: dict[str, Any]) -> LabelledImages:
@@ -283,10 +347,10 @@ def _as_labelled(dataset: Any, about: dict[str, Any]) -> LabelledImages:
         channels_last = pixels.ndim == 4 and pixels.shape[-1] == 3
         pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous() if channels_last else pixels
         return LabelledImages(pixels, torch.as_tensor(labels).long(), names, about)
-    pixels, numbers, _ = _in_memory(dataset)
+    pixels, numbers, classes, record = _in_memory(dataset)
     if pixels.dtype != torch.uint8:
         raise ValueError(f"{type(dataset).__name__} gives {pixels.dtype} images; images of 8 bits are needed")
-    return LabelledImages(pixels, numbers, names, about)
+    return LabelledImages(pixels, numbers, classes, {**about, **record})
 
 
 def _part(images: LabelledImages, indices: np.ndarray, about: dict[str, Any]) -> LabelledImages:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, TypeAlias
@@ -21,10 +22,11 @@ from metalearn.checks import whole_number
 from metalearn.evaluation import evaluation_mode
 from metalearn.files import Record, _checksum
 from metalearn.forward import Inputs, forward
-from metalearn.tasks.few_shot import LabelledImages, _in_memory
+from metalearn.tasks.few_shot import LabelledImages, in_memory_together
 
 from .freezing import freeze, parameter_groups
 
+log = logging.getLogger("metalearn")
 METRICS = ("accuracy", "balanced_accuracy", "auc")
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adam": Adam,
@@ -182,6 +184,7 @@ class FineTuning:
     augment: Transform | None
     device: str
     output: str | None = None
+    labels: Record = field(default_factory=dict)  # which label became which number, and classes without a training image
 
     def __repr__(self) -> str:
         return (
@@ -215,7 +218,8 @@ class FineTuning:
             sets["validation"] = self.validation
         data = {name: _checksum({**named_tensors(inputs), "targets": targets}, "")[:16] for name, (inputs, targets) in sets.items()}
         output = {} if self.output is None else {"output": self.output}
-        return {**{name: getattr(self, name) for name in plain}, **named, **output, "rates": dict(self.rates or {}), "data": data}
+        plainly = {name: getattr(self, name) for name in plain}
+        return {**plainly, **named, **output, "rates": dict(self.rates or {}), "data": data, **self.labels}
 
     def probe(self, count: int = 500) -> Any:
         """The first `count` of the test images in an order that mixes classes, as the network sees them: inputs to compare layers on."""
@@ -346,12 +350,14 @@ def finetune(
     _check_calls(transform=transform, augment=augment)
     _check_layers(lr, rates, frozen)
     train_set, test_set, validation = map(_structured, (train_set, test_set, validation))
-    inputs, targets, _ = _in_memory(train_set)
-    test_inputs, test_targets, _ = _in_memory(test_set)
-    held = None if validation is None else _in_memory(validation)[:2]
+    sources = [train_set, test_set] if validation is None else [train_set, test_set, validation]
+    parts, names, record = in_memory_together(*sources)
+    inputs, targets = parts[0]
+    test_inputs, test_targets = parts[1]
+    held = None if validation is None else parts[2]
     if early_stop is not None and held is None:
         raise ValueError("early_stop needs validation=: stopping by the test set would choose the result by what it is judged on")
-    _check_labels(targets, test_targets, metric)
+    _check_labels(targets, test_targets, metric, names)
     _check_device(device)
     subset(targets, images, 0)
     classes = int(targets.max()) + 1
@@ -362,7 +368,12 @@ def finetune(
             sets[i] = dataset.inputs
     _check_entries(*sets)
     held = held and (sets[2], held[1])
-    return FineTuning(sets[0], targets, sets[1], test_targets, held, *options, output)
+    present = set(targets.tolist())
+    absent = [name for number, name in enumerate(names) if number not in present]
+    if absent:
+        log.warning("there is no training image of class %s: it is never predicted", ", ".join(map(repr, absent[:5])))
+        record["absent_classes"] = absent
+    return FineTuning(sets[0], targets, sets[1], test_targets, held, *options, output, record)
 
 
 def _check_entries(train: Inputs, test: Inputs, validation: Inputs | None) -> None:
@@ -685,16 +696,17 @@ def _check_calls(**callables: Any) -> None:
             raise TypeError(f"{name}={value!r} is a {type(value).__name__}; pass a function of a batch of images, such as v2.Normalize")
 
 
-def _check_labels(train: Tensor, test: Tensor, metric: str) -> None:
+def _check_labels(train: Tensor, test: Tensor, metric: str, names: Sequence[str]) -> None:
     ours, theirs = set(train.unique().tolist()), set(test.unique().tolist())
-    if min(ours | theirs) < 0:
-        raise ValueError(f"there is a label {min(ours | theirs)}; labels count from 0")
     if len(ours) < 2:
-        raise ValueError(f"the training set has one class ({min(ours)}) in all its {len(train)} images; there is nothing to tell apart")
+        only = names[min(ours)]
+        raise ValueError(f"the training set has one class ({only}) in all its {len(train)} images; there is nothing to tell apart")
     if theirs - ours:
-        raise ValueError(f"the test set has the class {min(theirs - ours)}, of which there is no training image; add some, or drop it")
+        missing = names[min(theirs - ours)]
+        raise ValueError(f"the test set has the class {missing}, of which there is no training image; add some, or drop it")
     if metric == "auc" and theirs != set(range(max(ours) + 1)):
-        raise ValueError(f"metric='auc' needs every class in the test set, and it has no image of class {min(ours - theirs, default='?')}")
+        absent = [names[label] for label in sorted(set(range(max(ours) + 1)) - theirs)]
+        raise ValueError(f"metric='auc' needs every class in the test set, and it has no image of class {absent[0]}")
 
 
 def _check_device(device: str) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from metalearn.tasks.decoding import choice
+from metalearn.tasks.decoding import checked_root, choice
 from metalearn.tasks.few_shot import LabelledImages
 
 SUPERCLASSES = {
@@ -79,10 +78,11 @@ def fc100(root: str | os.PathLike[str], split: str = "train", *, download: bool 
 
 def _load(root: str | os.PathLike[str], split: str, download: bool, source: str, splits: dict[str, list[str]]) -> LabelledImages:
     choice("split", split, splits)
+    top = checked_root(root)
     from torchvision.datasets import CIFAR100
 
     try:
-        halves = [CIFAR100(str(Path(root)), train=train, download=download) for train in (True, False)]
+        halves = [CIFAR100(str(top), train=train, download=download) for train in (True, False)]
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
             f"CIFAR-100 could not be {'downloaded to' if download else 'read from'} {root} ({error}): unpack cifar-100-python.tar.gz of "

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 import threading
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -16,8 +19,9 @@ from metalearn.checks import whole_number
 from metalearn.episodes import Episode, Examples
 from metalearn.files import Record
 from metalearn.progress import progress
-from metalearn.tasks.decoding import as_tensor
+from metalearn.tasks.decoding import as_tensor, positive
 
+log = logging.getLogger("metalearn")
 SEEDS = {"train": 0, "validation": 1, "test": 2}
 """The seeds that this project's commands give to the tasks of each split."""
 
@@ -28,26 +32,35 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
     Indexed like any torch data set: `[i]` is a float32 image in [0, 1] and its label. `description` is a JSON-able record of where the
     images come from (source, split, seed), which result lines carry. Raises ValueError or TypeError naming what does not fit.
 
+    Without names, labels of any kind are numbered 0, 1, ... in their order (see `number_labels`): they become the names, and
+    `description["labels"]` has the number of each. With names, labels count from 0 and say which name.
+
     Example:
         >>> import torch
         >>> images = LabelledImages(torch.zeros(4, 1, 28, 28, dtype=torch.uint8), torch.tensor([0, 0, 1, 1]), ("alpha", "beta"))
         >>> len(images), images[2][1], len(images.classes([1]))
         (4, 1, 2)
+        >>> LabelledImages(torch.zeros(3, 1, 28, 28, dtype=torch.uint8), ["dog", "cat", "dog"]).labels
+        tensor([1, 0, 1])
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, names: Iterable[str] = (), description: Record | None = None) -> None:
+    def __init__(self, images: Tensor, labels: Any, names: Iterable[str] = (), description: Record | None = None) -> None:
         if images.dtype != torch.uint8 or images.dim() != 4:
             raise TypeError(f"images must be uint8 (n, channels, height, width), not {images.dtype} {tuple(images.shape)}")
-        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-            raise TypeError(f"labels must be int64 ({len(images)},), one an image, not {labels.dtype} {tuple(labels.shape)}")
+        self.names = tuple(names)
+        self.description: Record = dict(description or {})
+        if not self.names:
+            labels, classes, record = number_labels(labels, "the images")
+            self.names = tuple(classes)
+            self.description |= record
+        if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+            kind = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+            raise TypeError(f"labels must be int64 ({len(images)},), one an image, not {kind}; without names they may be of any kind")
         self.images = images
         self.labels = labels
-        classes = int(labels.max()) + 1 if len(labels) else 0
-        self.names = tuple(names) or tuple(str(i) for i in range(classes))
-        self.description: Record = dict(description or {})
-        if len(labels) and (int(labels.min()) < 0 or classes > len(self.names)):
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.names):
             raise ValueError(
-                f"labels run from {int(labels.min())} to {classes - 1} but there are {len(self.names)} names; labels count from 0"
+                f"labels run from {int(labels.min())} to {int(labels.max())} but there are {len(self.names)} names; labels count from 0"
             )
 
     def __len__(self) -> int:
@@ -80,9 +93,9 @@ class FewShot(Dataset[Episode]):
     class is drawn twice in a task. `DataLoader(FewShot(...), batch_size=4)` stacks tasks.
 
     Args:
-        dataset: a `LabelledImages`, or any data set of (image or feature tensor or PIL image, integer label) with a length (torchvision's,
+        dataset: a `LabelledImages`, or any data set of (image or feature tensor or PIL image, label) with a length (torchvision's,
             `TensorDataset`, ...). Those are decoded once into memory, transforms included, so a random transform is frozen: uint8 where
-            every value is a multiple of 1/255 in [0, 1], else float32 as they are.
+            every value is a multiple of 1/255 in [0, 1], else float32 as they are. Labels may be of any kind (see `number_labels`).
         ways: classes per task.
         shots: support examples per class.
         queries: query examples per class.
@@ -91,7 +104,7 @@ class FewShot(Dataset[Episode]):
             `SEEDS`, 0 for training, 1 for validation and 2 for test.
 
     Raises ValueError where there are fewer classes than `ways` or a class has fewer images than `shots + queries`, and TypeError where
-    labels are not integers; the message names the class or the item.
+    a label does not name a class; the message names the class or the item.
 
     Example:
         >>> import torch
@@ -106,12 +119,14 @@ class FewShot(Dataset[Episode]):
         self.dataset = dataset
         self.ways, self.shots, self.queries, self.tasks = positive(ways=ways, shots=shots, queries=queries, tasks=tasks)
         self.seed = seeded(seed)
-        self._inputs, labels, names = _in_memory(dataset)
+        self._inputs, labels, names, self._numbered = _in_memory(dataset)
         classes, sizes = np.unique(labels.numpy(), return_counts=True)
+        present = set(classes.tolist())
+        self._absent = [name for number, name in enumerate(names) if number not in present]
         order = np.argsort(labels.numpy(), kind="stable")
         self._order = None if (order[1:] > order[:-1]).all() else order
         self._sizes, self._starts = sizes, np.cumsum(sizes) - sizes
-        self._check([names[c] if 0 <= c < len(names) else str(c) for c in classes])
+        self._check([names[c] for c in classes])
         self._small = bool((sizes == sizes[0]).all() and sizes[0] <= 128)
         self._labels = [torch.arange(self.ways).repeat_interleave(n) for n in (self.shots, self.queries)]
 
@@ -121,7 +136,11 @@ class FewShot(Dataset[Episode]):
 
     def _check(self, names: list[str]) -> None:
         if self.ways > len(names):
-            raise ValueError(f"the data set has {len(names)} classes but ways={self.ways}; ask for at most {len(names)} ways")
+            absent = f" with images ({', '.join(map(repr, self._absent[:5]))} {'has' if len(self._absent) == 1 else 'have'} none)"
+            raise ValueError(
+                f"the data set has {len(names)} classes{absent if self._absent else ''} but ways={self.ways}; "
+                f"ask for at most {len(names)} ways{_divided(self.dataset)}"
+            )
         needed = self.shots + self.queries
         small = np.flatnonzero(self._sizes < needed)
         if len(small):
@@ -145,6 +164,8 @@ class FewShot(Dataset[Episode]):
 
     def stack(self, indices: Sequence[int], device: torch.device | str = "cpu") -> Episode:
         """The tasks of these indices as one stack on a device: what `[i]` gives, gathered in one go and sent in the images' own dtype."""
+        if not len(indices):
+            raise ValueError("stack([]) has no task; give the numbers of one task at least")
         rows = np.stack([self._draw(philox(self.seed, position(index, self.tasks))) for index in indices])
         images = self._inputs.index_select(0, torch.from_numpy(rows.ravel()))
         if torch.device(device).type == "cuda":
@@ -169,23 +190,80 @@ class FewShot(Dataset[Episode]):
     def settings(self) -> Record:
         """A JSON-able record of the tasks and of the data they come from, for result lines."""
         record = {name: getattr(self, name) for name in ("ways", "shots", "queries", "tasks", "seed")}
-        return {**record, "data": getattr(self.dataset, "description", None) or {"source": type(self.dataset).__name__}}
+        data = getattr(self.dataset, "description", None) or {"source": type(self.dataset).__name__}
+        absent = {"absent_classes": self._absent} if self._absent else {}
+        return {**record, "data": {**data, **self._numbered, **absent}}
 
 
-def positive(**numbers: int) -> tuple[int, ...]:
-    """The numbers as integers. Raises ValueError, naming it, for one below 1, and TypeError for one that is no integer."""
-    return tuple(whole_number(name, number) for name, number in numbers.items())
+def _divided(dataset: Any) -> str:
+    """How the classes of a folder were divided, and how to divide them otherwise."""
+    description = getattr(dataset, "description", None) or {}
+    if "classes_per_split" not in description:
+        return ""
+    counts: dict[str, int] = description["classes_per_split"]
+    by = description["classes_split_by"]
+    parts = ", ".join(f"{count} for {split}" for split, count in counts.items())
+    shares = "/".join(f"{100 * share:.3g}" if share < 1 else str(share) for share in description.get("shares", ()))
+    how = f"{shares} by seed" if by == "seed" else f"by {by}"
+    return (
+        f". The {sum(counts.values())} classes of {description.get('folder', 'the folder')} are divided {how}: {parts}. "
+        "Divide them otherwise with --split-ratio 1,1,1 or --splits FILE (image_folder's splits=), or make folders train, val and test"
+    )
+
+
+def number_labels(labels: Any, source: str) -> tuple[Tensor, list[str], Record]:
+    """Labels of any kind -> class numbers (n,) int64 from 0, the classes' names in order, and a record of which label became which number.
+
+    Whole numbers (also negative, with gaps, as floats or booleans), strings and tensors of one element are taken. Classes are numbered in
+    the order of their labels. The record is empty where labels are 0, 1, ... already.
+
+    Raises TypeError, naming the item, for a label that does not name one class.
+
+    Example:
+        >>> number_labels([2, 1, 2], "images")
+        (tensor([1, 0, 1]), ['1', '2'], {'labels': {'1': 0, '2': 1}})
+    """
+    if isinstance(labels, Tensor | np.ndarray) and labels.ndim == 1:
+        labels = labels.tolist()
+    values = [_label(label, i, source) for i, label in enumerate(labels)]
+    kinds = sorted({type(value).__name__ for value in values})
+    if len(kinds) > 1:
+        raise TypeError(f"the labels of {source} mix {' and '.join(kinds)}; make all of them numbers or all strings")
+    classes = sorted(set(values))
+    numbers = {value: number for number, value in enumerate(classes)}
+    names = [str(value) for value in classes]
+    record = {} if classes == list(range(len(classes))) else {"labels": dict(zip(names, numbers.values(), strict=True))}
+    return torch.tensor([numbers[value] for value in values], dtype=torch.int64), names, record
+
+
+def _label(label: Any, index: int, source: str) -> int | str:
+    """One label as a whole number or a string."""
+    value = np.asarray(label.cpu() if isinstance(label, Tensor) else label)
+    if value.size == 1 and value.dtype.kind in "biufU":
+        label = value.item()
+    if isinstance(label, str):
+        return label
+    if isinstance(label, Integral):
+        return int(label)
+    if isinstance(label, Real) and float(label).is_integer():
+        return int(float(label))
+    raise TypeError(
+        f"the label of item {index} of {source} is {label!r}, not an integer or a string; number the classes, "
+        f"for example with target_transform"
+    )
 
 
 def seeded(seed: int) -> int:
-    """The seed as an integer. Raises ValueError where it does not fit a word of Philox's key."""
-    if not 0 <= operator.index(seed) < 2**64:
+    """The seed as an integer. Raises ValueError where it does not fit a word of Philox's key, TypeError where it is no whole number."""
+    if not 0 <= whole_number("seed", seed, least=None) < 2**64:
         raise ValueError(f"seed={seed} must lie in 0 to 2**64 - 1")
     return operator.index(seed)
 
 
 def position(index: int, tasks: int) -> int:
     """An index, negative ones counted from the end, as a position. Raises IndexError past the last task."""
+    if not hasattr(index, "__index__"):
+        raise TypeError(f"task {index!r} is not a whole number; take one task by its number, or several with stack([0, 1, 2])")
     if not -tasks <= operator.index(index) < tasks:
         raise IndexError(f"task {index} does not exist: there are {tasks}, 0 to {tasks - 1}")
     return operator.index(index) % tasks
@@ -218,35 +296,80 @@ _threads = threading.local()
 _ZEROS = np.zeros(4, dtype=np.uint64)
 
 
-def _in_memory(dataset: Any) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """Any data set -> inputs (n, ...) as uint8 or float32, labels (n,) int64, names by label."""
+def _in_memory(dataset: Any) -> tuple[Tensor, Tensor, tuple[str, ...], Record]:
+    """Any data set -> inputs (n, ...) as uint8 or float32, labels (n,) int64 from 0, names by label, and which label became which."""
     if isinstance(dataset, LabelledImages):
-        return dataset.images, dataset.labels, dataset.names
+        return dataset.images, dataset.labels, dataset.names, {}
     try:
         count = len(dataset)
     except TypeError:
         raise TypeError(
             f"{type(dataset).__name__} has no length, so its classes cannot be counted; use a data set with len() and [i]"
         ) from None
-    name, inputs, labels = type(dataset).__name__, [], torch.empty(count, dtype=torch.int64)
+    name = type(dataset).__name__
+    inputs: list[Tensor] = []
+    labels: list[Any] = []
     with progress(f"reading {name} into memory", count, unit="item") as advance:
         for i in range(count):
             item = dataset[i]
             if not isinstance(item, tuple | list) or len(item) != 2:
                 raise TypeError(f"item {i} of {name} is not a pair (image, label)")
             inputs.append(_compact(as_tensor(item[0], f"item {i} of {name}")))
-            labels[i] = _label(item[1], i, dataset)
-            if inputs[i].shape != inputs[0].shape:
-                raise ValueError(
-                    f"item {i} of {name} has shape {tuple(inputs[i].shape)} but item 0 has {tuple(inputs[0].shape)}; "
-                    f"bring all to one size, for example with transform=Resize((84, 84))"
-                )
+            labels.append(_label(item[1], i, name))
             advance()
     if not inputs:
-        raise ValueError(f"{type(dataset).__name__} is empty: there is nothing to draw tasks from")
+        raise ValueError(f"{name} is empty: there is nothing to draw tasks from")
     if any(image.dtype != torch.uint8 for image in inputs):
         inputs = [image / 255 if image.dtype == torch.uint8 else image for image in inputs]
-    return torch.stack(inputs), labels, tuple(str(label) for label in getattr(dataset, "classes", ()))
+    numbers, classes, record = number_labels(labels, name)
+    return torch.stack(_alike(inputs, name)), numbers, _names(dataset, classes), record
+
+
+def in_memory_together(*datasets: Any) -> tuple[list[tuple[Tensor, Tensor]], tuple[str, ...], Record]:
+    """Data sets that share their classes (training and test) -> inputs and labels of each, the classes' names, and the record of labels.
+
+    A class has one number in all of them, that of the first data set, also where another has no image of some class.
+    """
+    parts = [_in_memory(dataset) for dataset in datasets]
+    names = parts[0][2]
+    for _, _, others, _ in parts:
+        if others == names:
+            continue
+        repeated = [name for listing in (names, others) for name, count in Counter(listing).items() if count > 1]
+        if repeated:
+            raise ValueError(f"two classes are named {repeated[0]!r}, so the data sets cannot be matched by name; name them apart")
+        names += tuple(name for name in others if name not in names)
+    numbers = {name: number for number, name in enumerate(names)}
+    read = []
+    for inputs, labels, others, _ in parts:
+        if others != names[: len(others)]:
+            labels = torch.tensor([numbers[name] for name in others])[labels]
+        read.append((inputs, labels))
+    record: Record = {}
+    if any(part[3] for part in parts):
+        record["labels"] = numbers
+    return read, names, record
+
+
+def _alike(inputs: list[Tensor], name: str) -> list[Tensor]:
+    """The inputs in one shape: grey images (1, height, width) among colour ones are repeated to 3 channels, which is exact."""
+    grey = [image for image in inputs if image.dim() == 3 and len(image) == 1]
+    if grey and any(image.dim() == 3 and len(image) == 3 for image in inputs):
+        log.warning("%d grey images of %s are repeated to 3 channels, as the others have", len(grey), name)
+        inputs = [image.expand(3, -1, -1) if image.dim() == 3 and len(image) == 1 else image for image in inputs]
+    for i, image in enumerate(inputs):
+        if image.shape != inputs[0].shape:
+            raise ValueError(
+                f"item {i} of {name} has shape {tuple(image.shape)} but item 0 has {tuple(inputs[0].shape)}; "
+                f"bring all to one size, for example with transform=Resize((84, 84))"
+            )
+    return inputs
+
+
+def _names(dataset: Any, classes: list[str]) -> tuple[str, ...]:
+    """The names of the classes: those of the data set where labels count in its `classes`, as torchvision's do."""
+    named = [str(name) for name in getattr(dataset, "classes", ())]
+    return tuple(named[int(label)] if label.isdecimal() and int(label) < len(named) else label for label in classes)
 
 
 def _compact(values: Tensor) -> Tensor:
@@ -257,13 +380,3 @@ def _compact(values: Tensor) -> Tensor:
     levels = values.mul(255).round()
     whole = bool(((levels >= 0) & (levels <= 255)).all()) and torch.equal(levels / 255, values)
     return levels.to(torch.uint8) if whole else values
-
-
-def _label(label: Any, index: int, dataset: Any) -> int:
-    value = np.asarray(label)
-    if value.dtype.kind not in "iu" or value.size != 1:
-        raise TypeError(
-            f"the label of item {index} of {type(dataset).__name__} is {label!r}, not an integer; number the classes, "
-            f"for example with target_transform"
-        )
-    return int(value.item())

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metalearn.checks import whole_number
 from metalearn.tasks.few_shot import LabelledImages
 
 Array = NDArray[np.float64]
@@ -247,7 +248,7 @@ def glyphs(split: str = "train", *, classes: int | None = None, drawers: int = 2
         ("size", size, 8, 1024),
         ("seed", seed, 0, 2**64 - 1),
     ):
-        if not least <= value <= most:
+        if not least <= whole_number(name, value, least=None) <= most:
             raise ValueError(f"{name}={value} is out of range for the {split!r} glyphs; choose {least} to {most}")
     images = torch.tensor(drawings(split, classes, drawers, size, seed)).flatten(0, 1)[:, None]
     labels = torch.arange(classes).repeat_interleave(drawers)

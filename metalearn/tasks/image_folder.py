@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Sized
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from metalearn.files import Record
-from metalearn.tasks.decoding import cached, choice, decode_all, fingerprint, folders_in, images_in
+from metalearn.tasks.decoding import READING, cached, checked_root, choice, decode_all, fingerprint, folders_in, images_in, positive
 from metalearn.tasks.few_shot import LabelledImages
+from metalearn.tasks.split_table import FOLDERS, listed
 
 log = logging.getLogger("metalearn")
-FOLDERS = {"train": ("train",), "validation": ("val", "validation", "valid"), "test": ("test",)}
 FRACTIONS = (0.64, 0.16, 0.2)
 Classes = dict[str, list[Path]]
 
@@ -36,17 +36,20 @@ def image_folder(
 ) -> LabelledImages:
     """The images of one split of a folder, as `root/{train,val,test}/class/*` or `root/class/*`.
 
-    Without split folders the classes are dealt to the splits by `seed`; `description` records which classes this split got. The images
-    are decoded once, in threads, and kept in `root/.metalearn` (or in the user's cache folder where `root` cannot be written, which is
-    said). Hidden folders and files that are not images are passed over.
+    Without split folders the classes are dealt to the splits by `seed`; `description` records which classes this split got, and how many
+    each split got. The images are decoded once, in threads, and kept in `root/.metalearn` (or in the user's cache folder where `root`
+    cannot be written, which is said). Hidden folders and files that are not images are passed over.
+
+    Images are read as a viewer shows them: turned by their EXIF orientation, and opaque (what is transparent is white). Of an animation
+    the first frame is read. Grey images of 16 bits, and of floating-point numbers from 0 to 1, are brought to 8 bits.
 
     Args:
         root: the folder.
         split: "train", "validation" or "test".
         size: the height and width in pixels to which every image is brought with an antialiased (Lanczos) filter, without keeping its
             proportions; None keeps the images as they are, which must then be of one size.
-        splits: a CSV file with the columns filename (within `root`), label and, unless it lists one split alone, split; or a folder with
-            train.csv, val.csv and test.csv; or three numbers for a split by seed: fractions that sum to 1, or numbers of classes.
+        splits: a CSV file with the columns filename (within `root`), label and split; or a folder with train.csv, val.csv and test.csv,
+            without the column split; or three numbers for a split by seed: fractions that sum to 1, or numbers of classes.
             None: split folders where they exist, else fractions 0.64, 0.16 and 0.2.
         seed: of a split by seed.
         channels: 3 for RGB, 1 for grey.
@@ -54,10 +57,13 @@ def image_folder(
         progress: whether to show progress on stderr while decoding.
 
     Raises FileNotFoundError where the folder, a split or a listed file is missing, and ValueError where a class has no images, an image
-    is empty, unreadable or of another size, or there are too few classes to split; the message names the file or folder.
+    is empty, unreadable or of another size, there are too few classes to split, or a class or file is in two splits; the message names
+    the file or folder, and the line of a CSV file.
     """
     choice("split", split, FOLDERS)
-    top = Path(root)
+    if size is not None:
+        (size,) = positive(size=size)
+    top = checked_root(root)
     if not top.is_dir():
         raise FileNotFoundError(f"there is no folder {top}: put folders of images there, one per class; `--dataset glyphs` needs no files")
     if channels not in (1, 3):
@@ -69,7 +75,7 @@ def image_folder(
     images = cached(
         f"{split}-{layout}-{size or 'own'}-{channels}",
         top,
-        fingerprint(paths, top, f"{size} {channels}"),
+        fingerprint(paths, top, f"{READING} {size} {channels}"),
         lambda: decode_all(paths, channels, size, title, progress),
         cache,
     )
@@ -103,7 +109,7 @@ def mini_imagenet(
         FileNotFoundError: there is no miniImageNet in /nowhere: ...
     """
     choice("split", split, FOLDERS)
-    for top in (Path(root) / "miniimagenet", Path(root)):
+    for top in (checked_root(root) / "miniimagenet", Path(root)):
         listed = (top / "images").is_dir() and (top / "train.csv").is_file()
         if listed or folders_in(top / "train"):
             break
@@ -128,40 +134,40 @@ def mini_imagenet(
 def _classes(top: Path, split: str, splits: Any, seed: int) -> tuple[Classes, Record]:
     """The files of every class of this split, and how the split was made."""
     if isinstance(splits, str | os.PathLike):
-        listed = Path(splits) / f"{FOLDERS[split][0]}.csv" if Path(splits).is_dir() else Path(splits)
-        return _listed(top, split, listed), {"classes_split_by": listed.name}
-    if splits is None and folders_in(top / "train"):
-        return {folder.name: images_in(folder) for folder in folders_in(_split_folder(top, split))}, {"classes_split_by": "folders"}
-    dealt = _dealt(top, split, FRACTIONS if splits is None else tuple(splits), seed)
-    return {folder.name: images_in(folder) for folder in dealt}, {
+        tables = listed(top, Path(splits), split)
+        if split not in tables:
+            raise ValueError(f"{splits} lists no image for {split}; its split column may hold {', '.join(FOLDERS[split])}")
+        return tables[split], {"classes_split_by": Path(splits).name, "classes_per_split": _counts(tables)}
+    folders = split_folders(top)
+    if splits is None and "train" in folders:
+        return _in_folders(top, split, folders), {"classes_split_by": "folders"}
+    shares = FRACTIONS if splits is None else tuple(splits)
+    dealt = _dealt(top, shares, seed)
+    return {folder.name: images_in(folder) for folder in dealt[split]}, {
         "classes_split_by": "seed",
         "seed": seed,
-        "classes": [folder.name for folder in dealt],
+        "shares": shares,
+        "classes": [folder.name for folder in dealt[split]],
+        "classes_per_split": _counts(dealt),
     }
 
 
-def _listed(top: Path, split: str, table: Path) -> Classes:
-    if not table.is_file():
-        raise FileNotFoundError(f"there is no split file {table}: it needs the columns filename and label")
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or not {"filename", "label"} <= set(rows[0]):
-        raise ValueError(f"{table} needs a first line with the columns filename and label (and split), and a line for each image")
-    classes: dict[str, set[Path]] = {}
-    for line, row in enumerate(rows, 2):
-        if row.get("split") not in (None, *FOLDERS[split]):
-            continue
-        path = top / row["filename"]
-        if not path.is_file():
-            raise FileNotFoundError(f"{table} line {line} lists {path}, which does not exist")
-        classes.setdefault(row["label"], set()).add(path)
-    if not classes:
-        raise ValueError(f"{table} lists no image for {split}; its split column may hold {', '.join(FOLDERS[split])}")
-    return {label: sorted(classes[label]) for label in sorted(classes)}
+def _counts(splits: Mapping[str, Sized]) -> dict[str, int]:
+    return {name: len(classes) for name, classes in splits.items()}
 
 
-def _split_folder(top: Path, split: str) -> Path:
-    folders = {name: top / alias for name, aliases in FOLDERS.items() for alias in aliases if folders_in(top / alias)}
+def split_folders(top: Path) -> dict[str, Path]:
+    """The folders of the splits, by any of their names in any case: those that hold class folders."""
+    folders = {folder.name.lower(): folder for folder in folders_in(top)}
+    found: dict[str, Path] = {}
+    for split, aliases in FOLDERS.items():
+        for alias in aliases:
+            if alias in folders and folders_in(folders[alias]):
+                found.setdefault(split, folders[alias])
+    return found
+
+
+def _in_folders(top: Path, split: str, folders: dict[str, Path]) -> Classes:
     if split not in folders:
         place = top / FOLDERS[split][0]
         raise FileNotFoundError(f"{top} has a train folder but none for {split}: make {place} with one folder per class")
@@ -171,23 +177,28 @@ def _split_folder(top: Path, split: str) -> Path:
         log.warning(
             "%s shares %d classes with another split (%s, ...): few-shot tests need unseen ones", folders[split], len(shared), min(shared)
         )
-    return folders[split]
+    return {folder.name: images_in(folder) for folder in folders_in(folders[split])}
 
 
-def _dealt(top: Path, split: str, shares: tuple[float, ...], seed: int) -> list[Path]:
-    """The class folders of this split, in a deal by seed; `shares` are fractions that sum to 1, or numbers of classes."""
+def _dealt(top: Path, shares: tuple[float, ...], seed: int) -> dict[str, list[Path]]:
+    """The class folders of every split, in a deal by seed; `shares` are fractions that sum to 1, or numbers of classes."""
     classes = folders_in(top)
-    counted = len(shares) == 3 and all(isinstance(share, int) and share > 0 for share in shares)
-    if not counted and (len(shares) != 3 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6):
+    numbers = len(shares) == 3 and all(isinstance(share, Real) and not isinstance(share, bool) and share > 0 for share in shares)
+    counted = numbers and all(isinstance(share, int | np.integer) for share in shares)
+    if not numbers or (not counted and abs(sum(shares) - 1) > 1e-6):
         raise ValueError(f"splits={shares} must be three positive fractions that sum to 1, or three numbers of classes")
     if len(classes) < 3 or (counted and sum(shares) > len(classes)):
         needed = sum(shares) if counted else 3
         raise ValueError(
             f"{top} has {len(classes)} class folders but a split by seed needs {needed}; add classes, or name the splits in a CSV file"
         )
-    held = [int(share) if counted else max(1, round(share * len(classes))) for share in shares[1:]]
-    train = int(shares[0]) if counted else len(classes) - sum(held)
+    validation, test = (int(share) if counted else max(1, round(share * len(classes))) for share in shares[1:])
+    train = int(shares[0]) if counted else len(classes) - validation - test
+    if train < 1:
+        raise ValueError(f"splits={shares} leave no class to train on: of {len(classes)} classes {validation} and {test} are held out")
     order = [classes[i] for i in np.random.default_rng(seed).permutation(len(classes))]
-    start = {"train": 0, "validation": train, "test": train + held[0]}[split]
-    length = {"train": train, "validation": held[0], "test": held[1]}[split]
-    return sorted(order[start : start + length])
+    return {
+        "train": sorted(order[:train]),
+        "validation": sorted(order[train : train + validation]),
+        "test": sorted(order[train + validation : train + validation + test]),
+    }

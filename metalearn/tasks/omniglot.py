@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metalearn.tasks.decoding import cached, choice, decode_all, fingerprint, folders_in, images_in
+from metalearn.tasks.decoding import cached, checked_root, choice, decode_all, fingerprint, folders_in, images_in, positive
 from metalearn.tasks.few_shot import LabelledImages
 
 PARTS = ("images_background", "images_evaluation")
@@ -65,7 +65,8 @@ def omniglot(
     """
     choice("split", split, ("train", "validation", "test"))
     choice("protocol", protocol, COUNTS)
-    top = _find(Path(root), download)
+    (size,) = positive(size=size)
+    top = _find(checked_root(root), download)
     names, counts, paths = _characters(top)
     chosen = _split(names, top, protocol)[split]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 from torch.utils.data import Dataset
@@ -10,6 +11,13 @@ from torch.utils.data import Dataset
 from metalearn.episodes import Episode, Examples
 from metalearn.files import Record
 from metalearn.tasks.few_shot import philox, position, positive, seeded
+
+
+def _is_range(given: object) -> bool:
+    """Whether it is a pair of finite numbers in order."""
+    if not isinstance(given, tuple | list) or len(given) != 2 or not all(isinstance(end, Real) for end in given):
+        return False
+    return -math.inf < given[0] <= given[1] < math.inf
 
 
 class Sinusoid(Dataset[Episode]):
@@ -48,9 +56,11 @@ class Sinusoid(Dataset[Episode]):
         self.shots, self.queries, self.tasks = positive(shots=shots, queries=queries, tasks=tasks)
         self.seed, self.dtype = seeded(seed), dtype
         self.amplitude, self.phase, self.inputs = amplitude, phase, inputs
-        for name, (low, high) in (("amplitude", amplitude), ("phase", phase), ("inputs", inputs)):
-            if not -math.inf < low <= high < math.inf:
-                raise ValueError(f"{name}={(low, high)} is not a range (low, high) of finite numbers")
+        for name, given in (("amplitude", amplitude), ("phase", phase), ("inputs", inputs)):
+            if not _is_range(given):
+                raise ValueError(f"{name}={given!r} is not a range (low, high) of finite numbers")
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise TypeError(f"dtype={dtype!r} must be a floating-point dtype of torch, such as torch.float32")
 
     def __len__(self) -> int:
         return self.tasks

@@ -1,0 +1,165 @@
+"""CSV files that say which split and which class an image belongs to."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from pathlib import Path, PureWindowsPath
+from typing import NamedTuple
+
+FOLDERS = {
+    "train": ("train", "training"),
+    "validation": ("val", "validation", "valid", "dev"),
+    "test": ("test", "testing"),
+}
+"""The names of each split, in file and folder names and in CSV files, in any case; the first is the usual one."""
+
+COLUMNS = ("filename", "label", "split")
+
+
+class Row(NamedTuple):
+    """One image of a table, and the line that lists it."""
+
+    place: str
+    path: Path
+    label: str
+    split: str
+
+
+def listed(top: Path, table: Path, wanted: str) -> dict[str, dict[str, list[Path]]]:
+    """The files of every class of every split.
+
+    Fields are separated by commas, semicolons or tabs. The file is UTF-8 or UTF-16, with any line ends.
+
+    Args:
+        top: the folder that the file names are relative to, and that no file may lie outside of.
+        table: a CSV file with the columns filename, label and split; or a folder with train.csv, val.csv and test.csv, which need no
+            column split.
+        wanted: the split whose files must exist.
+
+    Raises:
+        FileNotFoundError: if there is no such table, or a file that it lists does not exist.
+        ValueError: if a row is incomplete, a file lies outside of `top`, or a class or a file is in two splits. The message names the line.
+    """
+    if table.is_dir():
+        names = {split: [table / f"{alias}.csv" for alias in aliases] for split, aliases in FOLDERS.items()}
+        tables = {split: next((path for path in paths if path.is_file()), None) for split, paths in names.items()}
+        if not any(tables.values()):
+            raise FileNotFoundError(f"{table} holds no split file: it needs train.csv, val.csv and test.csv")
+        rows = [row for split, path in tables.items() if path is not None for row in _rows(path, top, wanted, split)]
+    else:
+        rows = _rows(table, top, wanted, _split_named(table.stem))
+    _check_apart(rows)
+    splits: dict[str, dict[str, set[Path]]] = {}
+    for row in rows:
+        splits.setdefault(row.split, {}).setdefault(row.label, set()).add(row.path)
+    return {split: {label: sorted(classes[label]) for label in sorted(classes)} for split, classes in splits.items()}
+
+
+def _rows(table: Path, top: Path, wanted: str, named: str | None) -> list[Row]:
+    """The rows of one table; `named` is the split that all of them belong to where the table has no column split."""
+    if not table.is_file():
+        raise FileNotFoundError(f"there is no split file {table}: it needs the columns filename, label and split")
+    text = _text(table)
+    first = text.partition("\n")[0]
+    separator = max(",;\t", key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    rows = []
+    try:
+        header = [name.strip().lower() for name in next(reader, [])]
+        if not {"filename", "label"} <= set(header):
+            raise ValueError(
+                f"{table} needs a first line with the columns filename and label (and split), and a line for each image; "
+                f"its first line is {first.strip()[:80]!r}"
+            )
+        repeated = [name for name in COLUMNS if header.count(name) > 1]
+        if repeated:
+            raise ValueError(f"{table} has the column {repeated[0]} twice; keep one of them")
+        for fields in reader:
+            if any(field.strip() for field in fields):  # not an empty line
+                row = _row(header, fields, f"{table} line {reader.line_num}", top, named)
+                if row.split in ("", wanted) and not row.path.is_file():
+                    raise FileNotFoundError(f"{row.place} lists {row.path}, which does not exist")
+                rows.append(row)
+    except csv.Error as error:
+        raise ValueError(f"{table} line {reader.line_num} cannot be read ({error}); mend the quotes of this line") from error
+    if not rows:
+        raise ValueError(f"{table} needs a first line with the columns filename and label (and split), and a line for each image")
+    if "split" not in header and named is None:
+        raise ValueError(
+            f"{table} has no column split, so its rows would be in every split; add the column with train, val or test, "
+            "or give a folder with train.csv, val.csv and test.csv"
+        )
+    return rows
+
+
+def _row(header: list[str], fields: list[str], place: str, top: Path, named: str | None) -> Row:
+    if len(fields) != len(header):
+        raise ValueError(f"{place} has {len(fields)} fields, but the first line names {len(header)} columns; mend this line")
+    values = {name: value.strip() for name, value in zip(header, fields, strict=True)}
+    empty = [name for name in COLUMNS if name in values and not values[name]]
+    if empty:
+        raise ValueError(f"{place} has no {empty[0]}; fill it in, or delete the line")
+    split = _split_named(values["split"]) if "split" in values else named
+    if "split" in values and (split is None or split != (named or split)):
+        allowed = ", ".join(FOLDERS[named] if named else [aliases[0] for aliases in FOLDERS.values()])
+        raise ValueError(f"{place} has the split {values['split']!r}; it may be {allowed}")
+    return Row(place, _file(top, values["filename"], place), values["label"], split or "")
+
+
+def _file(top: Path, name: str, place: str) -> Path:
+    """The file of a row, within `top`; Windows' separators are read as well."""
+    if "\0" in name:
+        raise ValueError(f"{place} has a file name with a zero byte; mend this line")
+    if PureWindowsPath(name).drive and os.name != "nt":
+        raise ValueError(f"{place} lists {name}, a path of another machine; write it relative to {top}")
+    path = _within(top, name)
+    if "\\" in name and (path is None or not path.is_file()):
+        path = _within(top, name.replace("\\", "/"))
+    if path is None:
+        raise ValueError(f"{place} lists {name}, which lies outside of {top}; list files within it, or give the folder above both")
+    return path
+
+
+def _within(top: Path, name: str) -> Path | None:
+    """The path of a file in `top`, by its relative or absolute name; None for one outside."""
+    absolute = Path(os.path.abspath(top / name))
+    for root in (os.path.abspath(top), os.path.realpath(top)):
+        if absolute.is_relative_to(root):
+            return top / absolute.relative_to(root)
+    return None
+
+
+def _check_apart(rows: list[Row]) -> None:
+    """Raise ValueError where a class is in two splits, or a file has two classes or splits."""
+    classes: dict[str, Row] = {}
+    paths: dict[Path, Row] = {}
+    for row in rows:
+        first = classes.setdefault(row.label, row)
+        if first.split != row.split:
+            raise ValueError(
+                f"{row.place} has class {row.label!r} in {row.split}, but {first.place} has it in {first.split}; "
+                "give each class one split, since tests need unseen classes"
+            )
+        first = paths.setdefault(row.path.resolve(), row)
+        if first.label != row.label:
+            raise ValueError(
+                f"{row.place} lists {row.path} as {row.label!r} ({row.split}), but {first.place} has it as {first.label!r} "
+                f"({first.split}); give each file one class"
+            )
+
+
+def _split_named(name: str) -> str | None:
+    return next((split for split, aliases in FOLDERS.items() if name.strip().lower() in aliases), None)
+
+
+def _text(table: Path) -> str:
+    content = table.read_bytes()
+    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(f"{table} line {line} is not UTF-8 ({error.reason}); save the file as UTF-8") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
