@@ -26,6 +26,7 @@ import torch
 from jsonargparse import auto_cli
 from torch import nn
 from torch.optim import Adam, Optimizer
+from torchvision.transforms import v2
 
 from metalearn import checkpoints as saved
 from metalearn import experiments, files
@@ -34,11 +35,10 @@ from metalearn.models import Conv4
 from metalearn.progress import progress as shown_progress
 from metalearn.tasks import LabelledImages
 from transfer import Comparison, compare, everywhere, finetune, fresh, gabor, mean_var, permuted, transfusion
-from transfer.__main__ import IMAGENET
 from transfer.data import Split, load
 from transfer.finetuning import FineTuning, subset
 from transfer.models import build, slim
-from transfer.weights import Pretrained, read
+from transfer.weights import IMAGENET, Pretrained, read
 
 from .few_shot import append, commit
 from .init_findings import Measured, findings, printed
@@ -132,7 +132,7 @@ class Study:
             evaluate_every=every,
             metric="auc" if len(parts.train.names) == 2 else "accuracy",
             images=None if self.images >= len(parts.train) else self.images,
-            transform=None if plan.pretrained_here else IMAGENET,
+            transform=None if plan.pretrained_here else v2.Normalize(*map(list, IMAGENET)),
             device=self.device,
         )
 
