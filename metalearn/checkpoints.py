@@ -43,7 +43,7 @@ def load(path: str | os.PathLike[str], *, set_aside: bool = False) -> tuple[dict
     cannot be read now stops with the reason. Raises FileNotFoundError if there is none, Damaged if no whole one is left,
     `files.Foreign` if metalearn did not write it, and OSError if one cannot be read.
     """
-    path = Path(path)
+    path = files.file_path(path)
     previous = Path(f"{path}.previous")
     damage = []
     for candidate in (path, previous):
@@ -79,6 +79,8 @@ def restore(module: Module, path: str | os.PathLike[str]) -> Module:
         ...     restore(nn.Linear(2, 1), f"{folder}/run").weight.tolist()
         [[1.0, 1.0]]
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"weights go into a torch.nn.Module, not a {type(module).__name__}: {module!r}")
     weights = read_weights(path)
     inner = {name.removeprefix("model."): tensor for name, tensor in weights.items() if name.startswith("model.")}
     load_weights(module, inner if module.state_dict().keys() <= inner.keys() else weights, str(path))
@@ -103,6 +105,10 @@ def read_settings(path: str | os.PathLike[str]) -> Record:
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
     """Copy weights into `module` by name. Raises ValueError, changing nothing, naming what is missing, left over, or of another shape."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"weights go into a torch.nn.Module, not a {type(module).__name__}: {module!r}")
+    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+        raise TypeError(f"weights are tensors by name, not {weights!r}")
     own = module.state_dict()
     wrong = [f"{name} is only in the model" for name in own.keys() - weights.keys()]
     wrong += [f"{name} is only in the file" for name in weights.keys() - own.keys()]

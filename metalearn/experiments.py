@@ -6,16 +6,18 @@ import contextlib
 import difflib
 import hashlib
 import json
+import numbers
 import os
 import platform
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import nn
@@ -118,6 +120,11 @@ class Experiment:
     _loaded: dict[str, LabelledImages] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        hints = get_type_hints(Experiment)
+        for setting in (each for each in fields(self) if each.init):
+            value = getattr(self, setting.name)
+            if not _is_kind(value, hints[setting.name]):
+                raise TypeError(f"{setting.name}={value!r} is a {type(value).__name__}; give a {setting.type}")
         for name, value, choices in (
             ("norm", self.norm, ("batch", "frozen")),
             ("precision", self.precision, ("float32", "float64", "tf32", "bfloat16")),
@@ -458,8 +465,8 @@ def restored(
             f"{path} was not trained by the command line, so how its model is built is not recorded; in a script build the learner and "
             f"call metalearn.checkpoints.restore(learner, path)"
         ) from error
+    _check_trust(str(stored.get("model")), changes.get("model"), path, trust_model)
     settings = _recorded(stored, path)
-    _check_trust(settings.get("model"), changes.get("model"), path, trust_model)
     # Every value of the preset is in the record.
     values = {"preset": "quick", **settings, **changes}
     if values.get("dataset") != settings.get("dataset"):
@@ -477,13 +484,10 @@ def _recorded(stored: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[s
     Pretrained weights are replaced at once by those of the checkpoint, and where data lie, what is downloaded and on which device
     is the user's to say. Raises ValueError for a value of another type than the setting's.
     """
-    hints = get_type_hints(Experiment)
     settings = {name: value for name, value in stored.items() if name in Experiment.__dataclass_fields__ and name not in ELSEWHERE}
+    hints = get_type_hints(Experiment)
     for name, value in settings.items():
-        kinds = get_args(hints[name]) or (hints[name],)
-        number = isinstance(value, int) and not isinstance(value, bool) and float in kinds
-        fits = type(value) in kinds or number
-        if not fits or (isinstance(value, str) and not value.isprintable()):
+        if not _is_kind(value, hints[name]) or (isinstance(value, str) and not value.isprintable()):
             raise ValueError(f"{path} records {name}={value!r}, which is not a setting of a run: the file is not to be trusted")
     if (settings.get("size") or 0) > LARGEST:
         raise ValueError(f"{path} records images of {settings['size']} pixels, more than {LARGEST}: the file is not to be trusted")
@@ -492,11 +496,34 @@ def _recorded(stored: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[s
     return settings
 
 
-def _check_trust(model: Any, named: str | None, path: str | os.PathLike[str], trusted: bool) -> None:
+def _is_kind(value: Any, hint: Any) -> bool:
+    """Whether a value has the type of a setting; a whole number is a number, a path is a text."""
+    kinds = _kinds(hint)
+    if isinstance(value, bool):
+        return bool in kinds
+    if isinstance(value, numbers.Integral):
+        return int in kinds or float in kinds
+    if isinstance(value, numbers.Real):
+        return float in kinds
+    if isinstance(value, str | os.PathLike):
+        return str in kinds
+    return type(value) in kinds
+
+
+def _kinds(hint: Any) -> set[Any]:
+    """The types that a setting may have."""
+    if get_origin(hint) is Literal:
+        return {type(choice) for choice in get_args(hint)}
+    if get_origin(hint) in (Union, UnionType):
+        return set().union(*map(_kinds, get_args(hint)))
+    return {get_origin(hint) or hint}
+
+
+def _check_trust(model: str, named: str | None, path: str | os.PathLike[str], trusted: bool) -> None:
     """Refuse code that a file alone names."""
     if named is not None and named != model:
         raise ValueError(f"{path} was trained with the model {model!r}, not {named!r}; leave --model out, or name the same")
-    if model is not None and runs_code(model) and named is None and not trusted:
+    if runs_code(model) and named is None and not trusted:
         raise ValueError(
             f"{path} names the model {model!r}, code that would be imported and run. If you know it, name it yourself with "
             f"--model {model}; if you trust the file, add --trust-model (trust_model=True in a script)"

@@ -46,12 +46,23 @@ class Foreign(Damaged):
     """A whole file that metalearn did not write."""
 
 
+def file_path(path: str | os.PathLike[str]) -> Path:
+    """A path that may be a file's. Raises TypeError or ValueError with the value."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{path!r} is a {type(path).__name__}, not the path of a file")
+    text = os.fspath(path)
+    if not Path(text).name or "\0" in text:
+        raise ValueError(f"{text!r} is not the path of a file")
+    return Path(text)
+
+
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a regular file for reading.
 
     Raises FileNotFoundError only if there is no such file, and otherwise OSError with the reason
     (permission, too many open files, a folder, ...), which is not damage.
     """
+    path = file_path(path)
     try:
         kind = os.stat(path).st_mode
         if stat.S_ISDIR(kind):
@@ -98,7 +109,7 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
 
     The lock ends with the process, however it ends. Raises OSError saying which process holds it.
     """
-    path = Path(path)
+    path = file_path(path)
     lock = filelock.FileLock(f"{path}.lock")
     holder = path.with_name(f".{path.name}.holder")
     try:
@@ -110,7 +121,7 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
             f"{path} is in use by {_holder(holder)}; wait for it, stop it, or name another path",
         ) from error
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     try:
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield
@@ -131,7 +142,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
 
     A crash, a kill or a full disk leaves the old file as it was. Raises OSError naming the path.
     """
-    path = Path(path)
+    path = file_path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,10 +157,11 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
             raise
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
 
 
-def _unwritable(path: Path, error: OSError) -> OSError:
+def unwritable(path: Path, error: OSError) -> OSError:
+    """The error of a file that cannot be written, with the cure."""
     cure = "Free some space or name another folder"
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         cure = f"{_file_above(path)} is a file, not a folder: name another folder"
@@ -176,8 +188,14 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], record: Re
         ...     load(f"{folder}/x.safetensors")
         ({'weight': tensor([1., 1.])}, {'step': 3})
     """
+    for name, tensor in _named(tensors):
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise TypeError(f"a file holds tensors by name, not {name!r}: {type(tensor).__name__}")
     stored = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-    text = json.dumps(record or {}, sort_keys=True)
+    try:
+        text = json.dumps(record or {}, sort_keys=True)
+    except (TypeError, ValueError, RecursionError, RuntimeError) as error:
+        raise TypeError(f"the record of {path} is not JSON ({error}); give plain values") from error
     write_atomically(path, safetensors.torch.save(stored, {"record": text, "sha256": _checksum(stored, text)}))
 
 
@@ -219,6 +237,12 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Record]:
     if not isinstance(record, dict):
         raise Damaged(f"the record of {path} is a {type(record).__name__}, not a mapping")
     return tensors, record
+
+
+def _named(tensors: Any) -> list[tuple[Any, Any]]:
+    if not isinstance(tensors, Mapping):
+        raise TypeError(f"a file holds tensors by name, not a {type(tensors).__name__}: {tensors!r}")
+    return list(tensors.items())
 
 
 def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:

@@ -12,6 +12,7 @@ import torchvision
 from torch import nn
 
 TIMM = "timm:"
+MOST_OUTPUTS = 10**8
 
 
 def runs_code(name: str) -> bool:
@@ -47,13 +48,18 @@ def build(
         The network. Inception and GoogLeNet are built without their auxiliary heads.
 
     Raises:
-        ValueError: With near matches, for a name that does not exist.
+        ValueError: With near matches, for a name that does not exist; for no whole `outputs`.
         ImportError: With the cure, for timm's without timm.
 
     Example:
         >>> build("squeezenet1_1", outputs=2).classifier[1].out_channels
         2
     """
+    if not isinstance(name, str):
+        raise TypeError(f"{name!r} is a {type(name).__name__}, not the name of a network")
+    whole = isinstance(outputs, int) and not isinstance(outputs, bool)
+    if not whole or not 1 <= outputs <= MOST_OUTPUTS:
+        raise ValueError(f"outputs={outputs!r}; give a whole number from 1 to {MOST_OUTPUTS:,}")
     if runs_code(name):
         return _called(name, outputs)
     if name.startswith(TIMM):

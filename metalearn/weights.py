@@ -56,6 +56,8 @@ class Normalization(NamedTuple):
         Raises:
             ValueError: For another text, or a deviation that is not positive.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"normalize={text!r} is a {type(text).__name__}, not a text such as {IMAGENET}")
         if text == "none":
             return None
         if text == "imagenet":
@@ -143,6 +145,8 @@ def read(weights: Weights, *, model: str | None = None, download: bool = False) 
         >>> read(nn.Linear(2, 1)).tensors.keys()
         dict_keys(['weight', 'bias'])
     """
+    if model is not None and not isinstance(model, str):
+        raise TypeError(f"model={model!r} is a {type(model).__name__}, not the name of a network")
     if isinstance(weights, Pretrained):
         return weights
     if isinstance(weights, WeightsEnum):
@@ -194,6 +198,8 @@ def fit(model: nn.Module, weights: Pretrained) -> Fit:
         >>> print(fit(model, weights))
         2 tensors copied; 2.weight, 2.bias stay as built; not used of the file: 2.bias, 2.weight
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"weights go into a torch.nn.Module, not a {type(model).__name__}: {model!r}")
     names = weights.matched(model)
     own = model.state_dict()
     wanted = {name: own[name] for name in aliases(model)}
@@ -205,7 +211,7 @@ def fit(model: nn.Module, weights: Pretrained) -> Fit:
     wrong = [name for name in unfit if name not in fresh]
     if wrong or len(fresh) == len(wanted):
         fitting = sum(name not in unfit for name in wanted)
-        reason = unfit[(wrong or fresh)[0]]
+        reason = unfit[(wrong or list(unfit))[0]]
         raise ValueError(
             f"{weights} does not fit this {type(model).__name__}: {reason} ({fitting} of {len(wanted)} tensors match); "
             "name the network that these weights were trained with"
@@ -283,15 +289,19 @@ def _state_dict(found: Mapping[Any, Any], source: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _inner(found: Mapping[Any, Any], path: str = "", depth: int = 3) -> dict[str, Mapping[str, Any]]:
-    """The state dicts inside a training checkpoint, by their place."""
-    inner: dict[str, Mapping[str, Any]] = {}
-    for name, value in found.items():
-        if _is_state_dict(value):
-            inner[f"{path}{name}"] = value
-        elif isinstance(value, Mapping) and depth:
-            inner |= _inner(value, f"{path}{name}.", depth - 1)
-    return inner
+def _inner(found: Mapping[Any, Any]) -> dict[str, Mapping[str, Any]]:
+    """The state dicts inside a training checkpoint by their place: those that lie least deep."""
+    level = {str(name): value for name, value in found.items() if isinstance(value, Mapping)}
+    while level:
+        inner = {name: value for name, value in level.items() if _is_state_dict(value)}
+        if inner:
+            return inner
+        below: dict[str, Mapping[Any, Any]] = {}
+        for place, group in level.items():
+            maps = {name: value for name, value in group.items() if isinstance(value, Mapping)}
+            below |= {f"{place}.{name}": value for name, value in maps.items()}
+        level = below
+    return {}
 
 
 def _is_state_dict(value: Any) -> bool:
@@ -303,7 +313,8 @@ def _is_state_dict(value: Any) -> bool:
 
 
 def _looks_like_a_file(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES) or os.sep in name
+    named = name.startswith(registry.TIMM)
+    return not named and (name.lower().endswith(SUFFIXES) or os.sep in name)
 
 
 def _check_size(size: int, path: Path) -> None:
@@ -379,8 +390,10 @@ def _claimed(archive: zipfile.ZipFile, name: str) -> int:
 
 def _torch(path: Path, what: str) -> Mapping[Any, Any]:
     try:
-        with warnings.catch_warnings(action="ignore"):  # about pickle protocols and TorchScript; what matters raises
-            found = torch.load(path, map_location="cpu", weights_only=True)
+        # The open file, since torch.load goes by the ending of a name.
+        # Its warnings are about pickle protocols and TorchScript; what matters raises.
+        with open_file(path) as file, warnings.catch_warnings(action="ignore"):
+            found = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise unreadable(path, error) from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, MemoryError) as error:
