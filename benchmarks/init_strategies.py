@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Adam, Optimizer
+from torchvision.transforms import v2
 
 from metalearn import checkpoints as saved
 from metalearn import experiments, files
@@ -35,11 +36,10 @@ from metalearn.options import device as usable
 from metalearn.progress import progress as shown_progress
 from metalearn.tasks import LabelledImages
 from transfer import Comparison, compare, everywhere, finetune, fresh, gabor, mean_var, permuted, transfusion
-from transfer.__main__ import IMAGENET
 from transfer.data import Split, load
 from transfer.finetuning import FineTuning, subset
 from transfer.models import build, slim
-from transfer.weights import Pretrained, read
+from transfer.weights import IMAGENET, Pretrained, read
 
 from .init_findings import Measured, findings, printed
 from .rows import append, commit, keep_in, run_benchmark
@@ -132,7 +132,7 @@ class Study:
             evaluate_every=every,
             metric="auc" if len(parts.train.names) == 2 else "accuracy",
             images=None if self.images >= len(parts.train) else self.images,
-            transform=None if plan.pretrained_here else IMAGENET,
+            transform=None if plan.pretrained_here else v2.Normalize(*map(list, IMAGENET)),
             device=self.device,
         )
 

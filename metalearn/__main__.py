@@ -32,6 +32,7 @@ def reuse(
     checkpoint: str | None = None,
     report: str = "report.html",
     analysed_tasks: int = 100,
+    trust_model: bool = False,
     progress: bool = True,
     **settings: Any,
 ) -> None:
@@ -45,6 +46,7 @@ def reuse(
         checkpoint: analyse this trained run instead of training; it fixes the settings it was trained with.
         report: the page to write.
         analysed_tasks: test tasks that the representations are compared on.
+        trust_model: import and run the package.module:callable that the checkpoint names as its model (or name the same with --model).
         progress: show progress.
         settings: the few-shot problem and its training.
     """
@@ -54,7 +56,7 @@ def reuse(
     started = time.monotonic()
     Path(report).absolute().parent.mkdir(parents=True, exist_ok=True)  # now, rather than after all the work
     if checkpoint:
-        run = experiments.restored(checkpoint, **_at_test(settings, checkpoint))
+        run = experiments.restored(checkpoint, trust_model=trust_model, **_at_test(settings, checkpoint))
         experiment, names, runs = run.experiment, [run.algorithm], {run.algorithm: run}
         print(f"{checkpoint}: {run.algorithm} on {_problem(experiment)}, {len(run.curve.losses):,} outer steps")
     else:
@@ -122,6 +124,8 @@ def evaluate_checkpoint(
     test_steps: int | None = None,
     device: str | None = None,
     execution: str | None = None,
+    model: str | None = None,
+    trust_model: bool = False,
     progress: bool = True,
 ) -> None:
     """Test a trained run on test tasks: mean accuracy with its 95 % interval. What is not said is as it was trained.
@@ -138,13 +142,15 @@ def evaluate_checkpoint(
         test_steps: inner steps.
         device: auto (cuda where there is one, else cpu), cpu, cuda, or any that torch knows [auto].
         execution: how tasks are run: auto, loop, threads, vectorized or graphs [auto].
+        model: the package.module:callable that the checkpoint names as its model, which is imported only if you name it too.
+        trust_model: import and run whatever model the checkpoint names.
         progress: show progress.
     """
     asked: dict[str, Any] = {"dataset": dataset, "root": root, "queries": queries, "test_tasks": test_tasks, "test_steps": test_steps}
-    asked |= {"splits": splits, "split_ratio": split_ratio, "device": device, "execution": execution}
+    asked |= {"splits": splits, "split_ratio": split_ratio, "device": device, "execution": execution, "model": model}
     changes = {name: value for name, value in asked.items() if value is not None}
     ranks.join(torch.device(ranks.device(usable(device or "auto"))))
-    run = experiments.restored(checkpoint, **changes)
+    run = experiments.restored(checkpoint, trust_model=trust_model, **changes)
     found = evaluate(run.tested(), run.experiment.testing_tasks(split), progress=progress)
     if ranks.here()[0] == 0:
         print(f"{run.algorithm} on {_problem(run.experiment)}, {split}: {found}")
@@ -218,7 +224,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-AT_TEST = ("dataset", "splits", "split_ratio", "root", "download", "queries", "test_tasks", "test_steps", "device", "execution")
+AT_TEST = ("model", "dataset", "splits", "split_ratio", "root", "download", "queries", "test_tasks", "test_steps", "device", "execution")
 
 
 def _at_test(settings: dict[str, Any], checkpoint: str) -> dict[str, Any]:
@@ -237,6 +243,8 @@ def _started(experiment: Experiment, algorithms: Iterable[str]) -> None:
     if ranks.here()[0]:
         return
     print(f"{_problem(experiment)}; preset {experiment.preset}: {experiment.settings().follows}")
+    for line in experiment.start():
+        print(line)
     for name in dict.fromkeys(map(experiments.trained_by, algorithms)):
         chosen = experiment.settings(name)
         inner = f", inner rate {chosen.lr:g}, inner steps {chosen.inner_steps} (at test {chosen.test_steps})"

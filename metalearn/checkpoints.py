@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from metalearn import files
-from metalearn.files import Damaged, Record
+from metalearn.files import Damaged, Foreign, Record
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -38,23 +38,27 @@ def save(path: str | os.PathLike[str], tensors: dict[str, Tensor], record: Recor
 def load(path: str | os.PathLike[str], *, set_aside: bool = False) -> tuple[dict[str, Tensor], Record]:
     """The newest whole checkpoint at `path` -> (tensors, record).
 
-    Where the newest is damaged the previous one is used, with a warning that says so; `set_aside` renames the damaged one to
-    `<its name>.damaged`, so that the next `save` does not take it for a good one. Raises FileNotFoundError where there is none,
-    and Damaged where no whole one is left.
+    If the newest is damaged the previous one is used, with a warning that says so; `set_aside` renames the damaged one to
+    `<its name>.damaged`, so that the next `save` does not take it for a good one. Only a file that is not whole is damaged: one that
+    cannot be read now stops with the reason. Raises FileNotFoundError if there is none, Damaged if no whole one is left,
+    `files.Foreign` if metalearn did not write it, and OSError if one cannot be read.
     """
-    path, damage = Path(path), []
+    path = files.file_path(path)
     previous = Path(f"{path}.previous")
+    damage = []
     for candidate in (path, previous):
         try:
             tensors, record = files.load(candidate)
         except FileNotFoundError:
             continue
+        except Foreign:
+            raise
         except Damaged as error:
             damage.append(str(error))
-            if set_aside:
-                os.replace(candidate, f"{candidate}.damaged")
             continue
         if candidate == previous:
+            if damage and set_aside:
+                os.replace(path, f"{path}.damaged")
             why = damage[0] if damage else f"{path} is missing, as after a kill while it was written"
             warnings.warn(f"{why}; the previous good checkpoint {previous} (step {record.get('step')}) is used instead", stacklevel=2)
         return tensors, record
@@ -75,6 +79,8 @@ def restore(module: Module, path: str | os.PathLike[str]) -> Module:
         ...     restore(nn.Linear(2, 1), f"{folder}/run").weight.tolist()
         [[1.0, 1.0]]
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"weights go into a torch.nn.Module, not a {type(module).__name__}: {module!r}")
     weights = read_weights(path)
     inner = {name.removeprefix("model."): tensor for name, tensor in weights.items() if name.startswith("model.")}
     load_weights(module, inner if module.state_dict().keys() <= inner.keys() else weights, str(path))
@@ -84,6 +90,11 @@ def restore(module: Module, path: str | os.PathLike[str]) -> Module:
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The learner's parameters and buffers by name, as its `state_dict()` has them (those of the model begin with `model.`)."""
     tensors, _ = load(path)
+    return of_learner(tensors)
+
+
+def of_learner(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those tensors of a checkpoint that are the learner's, by their names in it."""
     return {name.removeprefix(WEIGHTS): tensor for name, tensor in tensors.items() if name.startswith(WEIGHTS)}
 
 
@@ -94,6 +105,10 @@ def read_settings(path: str | os.PathLike[str]) -> Record:
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
     """Copy weights into `module` by name. Raises ValueError, changing nothing, naming what is missing, left over, or of another shape."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"weights go into a torch.nn.Module, not a {type(module).__name__}: {module!r}")
+    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+        raise TypeError(f"weights are tensors by name, not {weights!r}")
     own = module.state_dict()
     wrong = [f"{name} is only in the model" for name in own.keys() - weights.keys()]
     wrong += [f"{name} is only in the file" for name in weights.keys() - own.keys()]

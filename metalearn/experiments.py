@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
-import importlib
 import json
 import math
+import numbers
 import os
 import platform
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import nn
@@ -24,19 +26,20 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from torchvision.transforms.functional import resize, rgb_to_grayscale
 
-from . import models, ranks, tasks
+from . import models, ranks, registry, tasks
 from .algorithms import ANIL, BOIL, MAML, NIL, MetaSGD, ProtoNet, Reptile
 from .checkpoints import load, restore
 from .checks import positive_number, whole_number
 from .evaluation import Evaluation, evaluate_together, evaluation_mode
 from .execution import known
-from .layers import head
 from .learner import Learner
 from .norm import batch_statistics, frozen_statistics
 from .options import Listed, device, listed
 from .presets import Preset, preset
+from .registry import TIMM, near, runs_code, torchvision_names
 from .tasks.few_shot import SEEDS, FewShot, LabelledImages
 from .training import Curve, meta_train
+from .weights import PLAIN, Fit, Normalization, Pretrained, fit, normalize, read
 
 ALGORITHMS = ("maml", "fomaml", "anil", "boil", "meta-sgd", "reptile", "protonet", "nil", "nil-train")
 DATASETS = ("glyphs", "omniglot", "mini-imagenet", "cifar-fs", "fc100")
@@ -47,6 +50,10 @@ POSITIVE = {
     "outer_lr": "the outer loop trains nothing without a rate",
     "clip_value": "leave it out to train without clipping",
 }
+OWN = ("conv4", "resnet12")
+ELSEWHERE = ("root", "download", "weights", "execution", "device", "runs")  # settings that no record decides
+LARGEST = 4096  # pixels
+SLACK = 10**7  # numbers
 ENDLESS = 10**9  # training tasks; only those that are asked for are drawn
 
 
@@ -60,7 +67,7 @@ class Experiment:
         split_ratio: for a folder without split folders, the shares of its classes for training, validation and test, as 64,16,20 or
             [2, 1, 1] [64,16,20].
         root: the folder that holds the data sets; by default METALEARN_DATA, or else ./data.
-        download: let torchvision download a data set that is not there.
+        download: let torchvision or timm download a data set or weights that are not there.
         ways: classes per task.
         shots: support images per class.
         queries: query images per class, at test.
@@ -68,7 +75,9 @@ class Experiment:
         size: height and width of the images in pixels [the data set's own].
         channels: 1 for grey, 3 for colour [what the model takes, or the data set has].
         model: conv4, resnet12, any torchvision model by name, or package.module:callable, called with the number of ways.
-        weights: torchvision's name of pretrained weights for its model (DEFAULT for its best); the images it sees stay in [0, 1].
+        weights: what the network starts from: a weights file, torchvision's name (ResNet18_Weights.IMAGENET1K_V1, or DEFAULT for the
+            model's best), or timm:NAME; what is not in a cache is downloaded with --download alone.
+        normalize: imagenet, none (images in 0 to 1), or MEAN/STD by channel [what the weights were trained with, else none].
         norm: batch (statistics of the current batch, transductive, as in the MAML papers) or frozen (those of pretrained weights).
         hidden: channels of conv4 [preset].
         pool: max-pool in conv4; false for strides and a mean over space [preset].
@@ -103,6 +112,7 @@ class Experiment:
     channels: int | None = None
     model: str | None = None
     weights: str | None = None
+    normalize: str | None = None
     norm: Literal["batch", "frozen"] = "batch"
     hidden: int | None = None
     pool: bool | None = None
@@ -131,6 +141,11 @@ class Experiment:
                 continue
             number = whole_number(name, value, LEAST[name]) if name in LEAST else positive_number(name, value, POSITIVE[name])
             object.__setattr__(self, name, number)
+        hints = get_type_hints(Experiment)
+        for setting in (each for each in fields(self) if each.init):
+            value = getattr(self, setting.name)
+            if not _is_kind(value, hints[setting.name]):
+                raise TypeError(f"{setting.name}={value!r} is a {type(value).__name__}; give a {setting.type}")
         for name, value, choices in (
             ("norm", self.norm, ("batch", "frozen")),
             ("precision", self.precision, ("float32", "float64", "tf32", "bfloat16")),
@@ -139,6 +154,8 @@ class Experiment:
         ):
             if value not in choices:
                 raise ValueError(f"{name}={value!r}; choose {' or '.join(map(str, choices))}")
+        if self.normalize is not None:
+            Normalization.parse(self.normalize)
         known(self.execution)
         object.__setattr__(self, "device", device(self.device))
         if (self.splits or self.split_ratio) and not Path(self.dataset).is_dir():
@@ -150,6 +167,21 @@ class Experiment:
         if self.split_ratio is not None:
             _fractions(self.split_ratio)  # an unusable one is refused now
             object.__setattr__(self, "split_ratio", ",".join(listed(self.split_ratio)))
+
+    @cached_property
+    def pretrained(self) -> Pretrained | None:
+        """The weights that the network starts from."""
+        if self.weights is None:
+            return None
+        return read(self.weights, model=self.settings().model, download=self.download)
+
+    @property
+    def normalization(self) -> Normalization | None:
+        """How the network normalises its images: as asked for, or as those were that its weights were trained on."""
+        if self.normalize is not None:
+            return Normalization.parse(self.normalize)
+        known = self.pretrained.normalization if self.pretrained else None
+        return None if known == PLAIN else known
 
     @property
     def mixed(self) -> str | None:
@@ -203,10 +235,28 @@ class Experiment:
         channels, size = self.shape()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            model = self._build(channels, size)
+            model, _ = self._build(channels, size)
             _check_model(model, self.settings().model, channels, size, self.ways)
         dtype = torch.float64 if self.precision == "float64" else torch.float32
         return model.to(device=ranks.device(self.device), dtype=dtype)
+
+    def start(self) -> list[str]:
+        """What the network starts from, in lines for the first ones of a command's output; none without weights."""
+        if self.pretrained is None:
+            return []
+        with torch.random.fork_rng(devices=[]):
+            _, taken = self._build(*self.shape())
+        lines = [f"weights: {self.pretrained}: {taken}"]
+        if self.normalization:
+            lines.append(f"images are normalised by mean/std {self.normalization}")
+        elif self.normalize is None and self.pretrained.normalization is None:
+            lines.append(
+                f"how the images of {self.pretrained} were normalised is not known, so images stay in [0, 1]; "
+                "--normalize imagenet or MEAN/STD changes that"
+            )
+        else:
+            lines.append("images stay in [0, 1]")
+        return lines
 
     def shape(self) -> tuple[int, int]:
         """Channels and size of the images."""
@@ -255,6 +305,10 @@ class Experiment:
         own = {name: getattr(self, name) for name in ("dataset", "ways", "shots", "weights", "norm", "seed", "precision")}
         own |= dict(zip(("channels", "size"), self.shape(), strict=True))
         own |= self.division()
+        if self.pretrained:
+            own["weights_digest"] = self.pretrained.digest
+        if self.normalization:
+            own["normalize"] = str(self.normalization)
         return {**own, **{name: value for name, value in chosen.items() if name not in skipped}}
 
     def division(self) -> dict[str, Any]:
@@ -292,29 +346,48 @@ class Experiment:
         elif Path(self.dataset).is_dir():
             found = tasks.image_folder(self.dataset, split, splits=self.splits or _fractions(self.split_ratio))
         else:
-            near = difflib.get_close_matches(self.dataset, DATASETS, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            matches = difflib.get_close_matches(self.dataset, DATASETS, n=1)
+            hint = f"; did you mean {matches[0]}?" if matches else ""
             raise ValueError(
                 f"there is no data set {self.dataset!r}: it is none of {', '.join(DATASETS)}, and no folder of class folders{hint}"
             )
-        channels = self.channels or (3 if self._is_torchvision() else found.images.shape[1])
+        channels = self.channels or (3 if self._is_registered() else found.images.shape[1])
         return _as(found, channels, self.size or found.images.shape[2])
 
-    def _is_torchvision(self) -> bool:
+    def _is_registered(self) -> bool:
+        """Whether the model is torchvision's or timm's."""
         model = self.settings().model
-        return model not in ("conv4", "resnet12") and ":" not in model
+        return model not in OWN and not runs_code(model)
 
-    def _build(self, channels: int, size: int) -> nn.Module:
+    def _build(self, channels: int, size: int) -> tuple[nn.Module, Fit | None]:
+        """The network, and what it took of the weights."""
+        model = self._network(channels, size)
+        taken = fit(model, self.pretrained) if self.pretrained else None
+        if self.normalization:
+            if len(self.normalization.mean) not in (1, channels):
+                raise ValueError(
+                    f"normalize={str(self.normalization)!r} is for {len(self.normalization.mean)} channels, but the images have "
+                    f"{channels}; use --channels {len(self.normalization.mean)} or --normalize none"
+                )
+            normalize(model, self.normalization)
+        return model, taken
+
+    def _network(self, channels: int, size: int) -> nn.Module:
+        """The network by its name, with fresh weights."""
         chosen = self.settings()
-        if self.weights and not self._is_torchvision():
-            raise ValueError(f"weights={self.weights!r} are torchvision's, but the model is {chosen.model!r}; name a torchvision model")
-        if self.norm == "frozen" and chosen.model in ("conv4", "resnet12"):
-            raise ValueError(f"norm='frozen' keeps the statistics of pretrained weights, and {chosen.model} has none; use norm='batch'")
-        if chosen.model == "conv4":
+        name = chosen.model
+        if self.norm == "frozen" and name in OWN:
+            raise ValueError(f"norm='frozen' keeps the statistics of pretrained weights, and {name} has none; use norm='batch'")
+        if name == "conv4":
             return models.Conv4(self.ways, channels, chosen.hidden, size, chosen.pool)
-        if chosen.model == "resnet12":
+        if name == "resnet12":
             return models.ResNet12(self.ways, channels)
-        model = _called(chosen.model, self.ways) if ":" in chosen.model else _torchvision(chosen.model, self.weights, self.ways)
+        if self._is_registered() and not name.startswith(TIMM) and name not in torchvision_names():
+            hint = near(name, [*OWN, *torchvision_names()]) or "such as resnet18, vgg11 or vit_b_16"
+            raise ValueError(
+                f"there is no model {name!r}: conv4, resnet12, a torchvision model ({hint}), timm:NAME, or package.module:callable"
+            )
+        model = registry.build(name, self.ways, channels)
         return batch_statistics(model) if self.norm == "batch" else frozen_statistics(model)
 
 
@@ -368,7 +441,7 @@ class Run:
         changed = {name: getattr(own, name, None) for name in base.__dataclass_fields__ if name not in ("steps", "test_steps")}
         asked |= {name: value for name, value in changed.items() if value not in (None, getattr(base, name))}
         defaults = Experiment.__dataclass_fields__
-        named = ("splits", "split_ratio", "seed", "precision", "norm")
+        named = ("splits", "split_ratio", "seed", "precision", "norm", "weights", "normalize")
         asked |= {name: getattr(own, name) for name in named if getattr(own, name) != defaults[name].default}
         if own.precision == "tf32":
             asked["device"] = "cuda"
@@ -400,36 +473,122 @@ def compare(
     return Compared(learners, evaluate_together(learners, tasks_at_test, progress=progress), {n: done[trained_by(n)] for n in names})
 
 
-def restored(path: str | os.PathLike[str], build: Callable[[Experiment, str], Learner] = Experiment.learner, /, **changes: Any) -> Run:
+def restored(
+    path: str | os.PathLike[str],
+    build: Callable[[Experiment, str], Learner] = Experiment.learner,
+    /,
+    *,
+    trust_model: bool = False,
+    **changes: Any,
+) -> Run:
     """A run from its checkpoint; `changes` are settings that may differ at test (data set, queries, test_steps, device, ...).
 
-    `build` makes the learner that takes the weights from the experiment and the name of what trained it.
+    A checkpoint is data: it never decides what is imported, downloaded or how much memory is taken.
+
+    Args:
+        path: the checkpoint.
+        build: makes the learner that takes the weights, from the experiment and the name of what trained it.
+        trust_model: whether a `package.module:callable` that the checkpoint names as its model may be imported and called. It may
+            also if `model` in `changes` names the same.
+        changes: settings by name.
+
+    Raises:
+        ValueError: For a file that the command line did not train, or whose settings cannot be used.
     """
     tensors, record = load(path)
-    run = record["settings"].get("run", {})
-    if "experiment" not in run:
+    try:
+        run = record["settings"]["run"]
+        algorithm, stored = run["algorithm"], {**run["experiment"], **run.get("notes", {})}
+        curve = Curve(tensors["curve.losses"].tolist(), tensors["curve.accuracies"].tolist(), record["validation"], record["seconds"])
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} was not trained by the command line, so how its model is built is not recorded; in a script build the learner and "
             f"call metalearn.checkpoints.restore(learner, path)"
-        )
-    # Every value of the preset is in the record, and pretrained weights are replaced at once by those of the checkpoint.
-    values = {"preset": "quick", **run["experiment"], **run.get("notes", {}), "weights": None, **changes}
-    if values["dataset"] != run["experiment"]["dataset"]:
+        ) from error
+    _check_trust(str(stored.get("model")), changes.get("model"), path, trust_model)
+    settings = _recorded(stored, path)
+    # Every value of the preset is in the record.
+    values = {"preset": "quick", **settings, **changes}
+    if values.get("dataset") != settings.get("dataset"):
         values["preset"] = "quick"  # the paper's may say nothing of this data set
-    same_division = values["dataset"] == run["experiment"]["dataset"] and not {"splits", "split_ratio"} & changes.keys()
+    same_division = values.get("dataset") == settings.get("dataset") and not {"splits", "split_ratio"} & changes.keys()
     if not same_division:
         values |= {name: changes.get(name) for name in ("splits", "split_ratio")}
-    experiment = Experiment(**{name: value for name, value in values.items() if name in Experiment.__dataclass_fields__})
-    recorded = run["experiment"].get("splits_sha256")
+    experiment = Experiment(**values)
+    recorded = stored.get("splits_sha256")
     if same_division and recorded and experiment.division()["splits_sha256"] != recorded:
         raise ValueError(
             f"{experiment.splits} has changed since {path} was trained, so its test classes may have been trained on; "
             "restore that file, or name another one with --splits"
         )
-    learner = build(experiment, run["algorithm"])
+    _check_size(experiment, tensors, path)
+    learner = build(experiment, algorithm)
     restore(learner, path)
-    curve = Curve(tensors["curve.losses"].tolist(), tensors["curve.accuracies"].tolist(), record["validation"], record["seconds"])
-    return Run(experiment, run["algorithm"], learner, curve)
+    return Run(experiment, algorithm, learner, curve)
+
+
+def _recorded(stored: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Those settings of a checkpoint's record that say how its network is built and tested.
+
+    Pretrained weights are replaced at once by those of the checkpoint, and where data lie, what is downloaded and on which device
+    is the user's to say. Raises ValueError for a value of another type than the setting's.
+    """
+    settings = {name: value for name, value in stored.items() if name in Experiment.__dataclass_fields__ and name not in ELSEWHERE}
+    hints = get_type_hints(Experiment)
+    for name, value in settings.items():
+        if not _is_kind(value, hints[name]) or (isinstance(value, str) and not value.isprintable()):
+            raise ValueError(f"{path} records {name}={value!r}, which is not a setting of a run: the file is not to be trusted")
+    if (settings.get("size") or 0) > LARGEST:
+        raise ValueError(f"{path} records images of {settings['size']} pixels, more than {LARGEST}: the file is not to be trusted")
+    if str(settings.get("dataset", "")).startswith(("//", "\\\\")):
+        raise ValueError(f"{path} records the data set {settings['dataset']!r} on another machine; name yours with --dataset")
+    return settings
+
+
+def _is_kind(value: Any, hint: Any) -> bool:
+    """Whether a value has the type of a setting; a whole number is a number, a path is a text."""
+    kinds = _kinds(hint)
+    if isinstance(value, bool):
+        return bool in kinds
+    if isinstance(value, numbers.Integral):
+        return int in kinds or float in kinds
+    if isinstance(value, numbers.Real):
+        return float in kinds
+    if isinstance(value, str | os.PathLike):
+        return str in kinds
+    return type(value) in kinds
+
+
+def _kinds(hint: Any) -> set[Any]:
+    """The types that a setting may have."""
+    if get_origin(hint) is Literal:
+        return {type(choice) for choice in get_args(hint)}
+    if get_origin(hint) in (Union, UnionType):
+        return set().union(*map(_kinds, get_args(hint)))
+    return {get_origin(hint) or hint}
+
+
+def _check_trust(model: str, named: str | None, path: str | os.PathLike[str], trusted: bool) -> None:
+    """Refuse code that a file alone names."""
+    if named is not None and named != model:
+        raise ValueError(f"{path} was trained with the model {model!r}, not {named!r}; leave --model out, or name the same")
+    if runs_code(model) and named is None and not trusted:
+        raise ValueError(
+            f"{path} names the model {model!r}, code that would be imported and run. If you know it, name it yourself with "
+            f"--model {model}; if you trust the file, add --trust-model (trust_model=True in a script)"
+        )
+
+
+def _check_size(experiment: Experiment, tensors: Mapping[str, torch.Tensor], path: str | os.PathLike[str]) -> None:
+    """Refuse a record that describes a network much larger than the weights beside it, before it is built."""
+    stored = sum(tensor.numel() for tensor in tensors.values())
+    described = experiment.ways
+    if experiment.settings().model in OWN and experiment.channels and experiment.size:
+        with torch.device("meta"):  # shapes alone
+            model = experiment._network(experiment.channels, experiment.size)
+        described = sum(parameter.numel() for parameter in model.parameters())
+    if described > 2 * stored + SLACK:
+        raise ValueError(f"{path} records a network of {described:,} numbers or more but holds {stored:,}: the file is not to be trusted")
 
 
 def machine() -> str:
@@ -488,42 +647,3 @@ def _check_model(model: nn.Module, name: str, channels: int, size: int, ways: in
     if not isinstance(output, torch.Tensor) or output.shape != (2, ways):
         what = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise ValueError(f"{name} puts out {what} for 2 images, not one score for each of {ways} ways (2, {ways}); choose another model")
-
-
-def _torchvision(name: str, weights: str | None, ways: int) -> nn.Module:
-    import torchvision
-
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        near = ", ".join(difflib.get_close_matches(name, known, n=4)) or "resnet18, vgg11, vit_b_16"
-        raise ValueError(f"there is no model {name!r}: conv4, resnet12, a torchvision model such as {near}, or package.module:callable")
-    if weights is None:
-        return torchvision.models.get_model(name, weights=None, num_classes=ways)
-    try:
-        model = torchvision.models.get_model(name, weights=weights)
-    except OSError as error:
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
-        raise ValueError(
-            f"the weights {weights!r} of {name} are not here and could not be downloaded ({error}); put torchvision's file into {folder}, "
-            f"or leave --weights out"
-        ) from error
-    path = head(model)
-    old = model.get_submodule(path)
-    new: nn.Module = nn.Linear(old.in_features, ways) if isinstance(old, nn.Linear) else nn.Conv2d(old.in_channels, ways, old.kernel_size)
-    parent, _, leaf = path.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, new)
-    return model
-
-
-def _called(path: str, ways: int) -> nn.Module:
-    module, _, name = path.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        build = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"model {path!r} cannot be imported ({error}); write package.module:callable, from where you are") from error
-    model = build(ways)
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"{path} returned a {type(model).__name__}, not a torch.nn.Module")
-    return model

@@ -128,7 +128,8 @@ def raise_together(error: Exception | None) -> None:
     for rank, failed in enumerate(said):
         if failed is not None:
             kind = getattr(builtins, failed[0], RuntimeError)
-            raise (kind if issubclass(kind, Exception) else RuntimeError)(f"rank {rank}: {failed[1]}")
+            known = isinstance(kind, type) and issubclass(kind, Exception)
+            raise (kind if known else RuntimeError)(f"rank {rank}: {failed[1]}")
 
 
 @contextmanager

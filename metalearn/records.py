@@ -7,10 +7,11 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from metalearn.files import Record, write_atomically
+from metalearn.files import Record, unwritable, write_atomically
 
 
 @contextmanager
@@ -36,7 +37,7 @@ def records(
 
         def write(record: Record) -> None:
             if file:
-                print(json.dumps(record), file=file)
+                _append(file, f"{json.dumps(record)}\n".encode())
             if board:
                 for name in record.keys() & {"loss", "accuracy", "lr"}:
                     board.add_scalar(f"training/{name}", record[name], record["step"])
@@ -46,21 +47,38 @@ def records(
         yield write
 
 
-def _open_log(path: Path, step: int) -> Any:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and step:
-        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-        write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
-    elif path.exists() and path.stat().st_size:
-        os.replace(path, f"{path}.previous")
-    return path.open("a", buffering=1)
-
-
-def _step_of(line: str) -> float:
+def _open_log(path: Path, step: int) -> FileIO:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):  # torn by a kill
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    if path.is_file() and step:
+        kept = [line for line in path.read_bytes().split(b"\n") if _step_of(line) <= step]
+        write_atomically(path, b"".join(line + b"\n" for line in kept))
+    elif path.is_file() and path.stat().st_size:
+        os.replace(path, f"{path}.previous")
+    return path.open("ab", buffering=0)  # a full disk is then an error of the write, not of closing
+
+
+def _append(file: FileIO, line: bytes) -> None:
+    """Add a whole line. Raises OSError naming the file; a resume drops a line that is torn."""
+    try:
+        while line:
+            line = line[file.write(line) :]
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"could not write the log {file.name} ({error.strerror}); free some space, and the same "
+            "call goes on from the last checkpoint, or name another log",
+        ) from error
+
+
+def _step_of(line: bytes) -> float:
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):  # torn by a kill
         return math.inf
+    return step if isinstance(step, int) else math.inf
 
 
 def _open_tensorboard(folder: str, step: int) -> Any:

@@ -84,6 +84,8 @@ def sweep(
     if count > 1 and processes > 1:
         raise ValueError(f"torchrun has started {count} processes already; leave processes out")
     path = Path(results)
+    if path.is_dir():
+        raise ValueError(f"results={str(path)!r} is a folder; name a file, such as sweep.jsonl")
     jobs = ranks.from_first(_jobs(asked, names, _done(path)) if rank == 0 else [])
     if progress and rank == 0:
         print(f"sweep: {sum(len(job.algorithms) for job in jobs)} of {len(asked) * len(names)} figures to go", file=sys.stderr, flush=True)
@@ -116,15 +118,22 @@ def append(path: Path, rows: Iterable[Record]) -> None:
     A line that a kill or a full disk left without its end is ended first. What another process is still writing looks like one, so
     that each waits for its turn, at a lock beside the file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(f"{json.dumps(row, sort_keys=True)}\n" for row in rows).encode()
-    with FileLock(f"{path}.lock"), path.open("ab+") as file:
-        if file.seek(0, os.SEEK_END):
-            file.seek(-1, os.SEEK_END)
-            text = text if file.read(1) == b"\n" else b"\n" + text
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"), path.open("ab+", buffering=0) as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                text = text if file.read(1) == b"\n" else b"\n" + text
+            while text:
+                text = text[file.write(text) :]
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"could not write the results {path} ({error.strerror}); the checkpoints are kept: free "
+            "some space or name another file, and the same command goes on from there",
+        ) from error
 
 
 def table(rows: Iterable[Record]) -> Table:
@@ -156,14 +165,20 @@ def _key(settings: Record) -> str:
 def _done(path: Path) -> dict[str, Record]:
     """The rows without an error by what decides them; a line that a kill has torn is not one."""
     found = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_bytes().split(b"\n") if path.exists() else ():
         try:
             row = json.loads(line)
-            if "error" not in row:
+            if "error" not in row and _is_figure(row):
                 found[_key(row["settings"])] = row
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             continue
     return found
+
+
+def _is_figure(row: Record) -> bool:
+    """Whether a line of a result file has what the table shows."""
+    numbers = [row["accuracy"], row["training_seconds"], row["interval"] or 0.0]
+    return all(isinstance(number, int | float) for number in numbers)
 
 
 def _jobs(problems: list[Experiment], names: list[str], done: dict[str, Record]) -> list[Job]:

@@ -227,17 +227,11 @@ def meta_train(
         decisive = _decisive(run, episodes, plan)
     ranks.check_same(decisive, "Start every rank with the same settings")
     ranks.same_weights(learner)
-    if checkpoint:
-        run.resume(checkpoint)
-    if run.step > steps:
-        raise ValueError(f"{checkpoint} is at step {run.step} already, past steps={steps}; ask for more steps or name another checkpoint")
-    if checkpoint and run.step == 0:
-        run.save(checkpoint)
-
     parameters = list(learner.trained().values())
     first = ranks.here()[0] == 0
     with (
         contextlib.ExitStack() as opened,
+        _resumed(run, checkpoint, steps),
         _naming_the_checkpoint(run),
         _stop_signals() as received,
         records(log if first else None, tensorboard if first else None, run.step) as write,
@@ -346,6 +340,30 @@ def _foresee(run: Run, episodes: Tasks, meta_batch: int, precision: str | None, 
         print(f"training: {said}", file=sys.stderr, flush=True)
     if advice and rank == 0:
         warnings.warn(advice, stacklevel=3)
+
+
+@contextlib.contextmanager
+def _resumed(run: Run, checkpoint: str | os.PathLike[str] | None, steps: int) -> Iterator[None]:
+    """Keep the checkpoint from other processes, and go on from it, or write it before the first step."""
+    if not checkpoint:
+        yield
+        return
+    with contextlib.ExitStack() as held:
+        refused = None
+        if ranks.here()[0] == 0:
+            try:
+                held.enter_context(files.locked(checkpoint))
+            except OSError as error:
+                refused = error
+        ranks.raise_together(refused)
+        run.resume(checkpoint)
+        if run.step > steps:
+            raise ValueError(
+                f"{checkpoint} is at step {run.step} already, past steps={steps}; ask for more steps or name another checkpoint"
+            )
+        if run.step == 0:
+            run.save(checkpoint)
+        yield
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 from tests.test_transfer_data import arrays
@@ -141,6 +142,12 @@ def test_other_settings_are_another_folder_and_a_folder_of_other_settings_is_ref
     assert "train.lr is 0.01 but was 0.001" in capsys.readouterr().err
 
 
-def test_weights_of_torchvision_are_normalised_as_they_were_trained() -> None:
-    assert Transfer(dataset="x", weights="ResNet18_Weights.IMAGENET1K_V1")._normalize() == "imagenet"
-    assert Transfer()._normalize() == "none"
+def test_weights_of_torchvision_are_normalised_as_they_were_trained(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(here))
+    member = torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1
+    (here / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(build("squeezenet1_1", 1000).state_dict(), here / "hub" / "checkpoints" / Path(member.url).name)
+    for name, model in ((str(member), None), ("DEFAULT", "squeezenet1_1")):
+        question = Transfer(dataset="x", weights=name, model=model)
+        assert str(question.normalization) == "0.485,0.456,0.406/0.229,0.224,0.225"
+    assert Transfer().normalization is None

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -28,11 +29,10 @@ from .finetuning import finetune
 from .models import Build
 from .sources import fresh, gabor, mean_var, permuted
 from .strategies import Strategy, everywhere, transfusion
-from .weights import Pretrained, read
+from .weights import PLAIN, Normalization, Pretrained, read
 
 NAMES = ("random", "mean_var", "permuted", "gabor", "slim", "full")
 Start: TypeAlias = "Strategy | tuple[Build, Strategy]"
-IMAGENET = v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 TESTS = 16  # of one run
 PRETRAINING_BATCH, PRETRAINING_RATE = 64, 2e-3
 
@@ -44,16 +44,17 @@ class Transfer:
     Arguments:
         dataset: glyphs (embedded), a MedMNIST file (path.npz), a folder of class folders, or a set of torchvision's or MedMNIST's by name.
         root: the folder that holds named sets; by default METALEARN_DATA, or else ./data.
-        download: let torchvision or the medmnist package download what is not there.
+        download: let torchvision, timm or the medmnist package download data or weights that are not there.
         images: training images each seed draws, a number or (up to 1.0) a fraction, each class with its share [all; 160 of glyphs].
         size: height and width of the images in pixels [the data set's own].
         channels: 1 for grey, 3 for colour [the data set's own; 3 with weights].
         model: cbr-mini, cbr-tiny, cbr-small, cbr-large_t, cbr-large_w, any torchvision model, timm:NAME, or package.module:callable, called
             with the number of outputs [cbr-mini for glyphs, cbr-tiny for others].
-        weights: a weights file, or the name of a torchvision Weights member (ResNet18_Weights.IMAGENET1K_V1, which may be downloaded).
+        weights: a weights file, torchvision's name (ResNet18_Weights.IMAGENET1K_V1, or DEFAULT for the model's best), or timm:NAME;
+            what is not in a cache is downloaded with --download alone.
         pretrain_on: instead of weights, the data set to pretrain on, as dataset [other glyphs, for glyphs].
         pretrain_steps: steps of that pretraining.
-        normalize: imagenet (for torchvision's weights), or none (images in 0 to 1) [imagenet where weights are torchvision's].
+        normalize: imagenet, none (images in 0 to 1), or MEAN/STD by channel [what the weights were trained with, else none].
         strategies: of random, mean_var, permuted, gabor, full, and for ResNets slim (half as wide above layer2), with commas.
         through: layers to copy up to, with commas, each a strategy [the first and the middle layer of cbr-mini].
         seeds: with commas; six can be decided at the level 0.05.
@@ -103,8 +104,8 @@ class Transfer:
         if unknown:
             raise ValueError(f"there is no strategy {unknown[0]!r}; choose from {', '.join(NAMES)}, and name layers with --through")
         comparison.checked_seeds(self.numbers)
-        if self.normalize not in (None, "imagenet", "none"):
-            raise ValueError(f"normalize={self.normalize!r}; choose imagenet or none")
+        if self.normalize is not None:
+            Normalization.parse(self.normalize)
         if self.weights and self.pretrain_on:
             raise ValueError("--weights and --pretrain_on both say what the pretrained start is; give one of them")
         if not (self.weights or self.pretrain_on or self.dataset == "glyphs"):
@@ -134,13 +135,12 @@ class Transfer:
 
     def pretrained(self, folder: Path, channels: int, shown: bool) -> Pretrained:
         """The weights to transfer: read, or trained here once and kept in `folder`."""
-        if self.weights:
-            return read(_member(self.weights) if not Path(self.weights).exists() else self.weights)
+        if self.given:
+            return self.given
         source = self.pretrain_on or "glyphs"
         parts = divided(glyphs("train", classes=160), 0.1) if source == "glyphs" else self.split(source, channels)
         if source == "glyphs":
             parts = Split(*(data.sized(part, self.size, channels) if part else None for part in parts))  # type: ignore[arg-type]
-        transform = None if self._normalize() == "none" else IMAGENET
         train = finetune(
             parts.train,
             parts.test,
@@ -148,7 +148,7 @@ class Transfer:
             batch=PRETRAINING_BATCH,
             lr=PRETRAINING_RATE,
             evaluate_every=max(1, self.pretrain_steps // TESTS),
-            transform=transform,
+            transform=self._transform(),
             device=self.device,
         )
         settings = {"model": self.network, "channels": channels, **train.settings}
@@ -208,7 +208,7 @@ class Transfer:
             early_stop=self.early_stop,
             balance=self.balance,
             frozen=self.frozen,
-            transform=None if self._normalize() == "none" else IMAGENET,
+            transform=self._transform(),
             device=self.device,
         )
 
@@ -217,9 +217,25 @@ class Transfer:
             return 160 if self.dataset == "glyphs" else None
         return self.images if self.images <= 1 else int(self.images)
 
-    def _normalize(self) -> str:
-        torchvisions = bool(self.weights) and not Path(self.weights or "").exists()
-        return self.normalize or ("imagenet" if torchvisions else "none")
+    @cached_property
+    def given(self) -> Pretrained | None:
+        """The weights that --weights names."""
+        if not self.weights:
+            return None
+        return read(self.weights, model=self.network, download=self.download)
+
+    @property
+    def normalization(self) -> Normalization | None:
+        """How images are normalised: as asked for, or as those were that the weights were trained on."""
+        if self.normalize is not None:
+            return Normalization.parse(self.normalize)
+        known = self.given.normalization if self.given else None
+        return None if known == PLAIN else known
+
+    def _transform(self) -> v2.Normalize | None:
+        if self.normalization is None:
+            return None
+        return v2.Normalize(list(self.normalization.mean), list(self.normalization.std))
 
 
 def compare(
@@ -317,7 +333,18 @@ def main(arguments: list[str] | None = None) -> int:
 def _announce(question: Transfer, parts: Split, train: Any, strategies: dict[str, Start], place: Path) -> None:
     images, classes = len(train.chosen(0)), len(parts.train.names)
     print(f"{question.network} on {question.dataset}: {images:,} training images of {classes} classes, {len(parts.test):,} test images")
+    if question.given:
+        print(f"weights: {question.given}; {_images(question)}")
     print(f"{question.steps} steps of {min(question.batch, images)} images; {', '.join(strategies)}; seeds {question.seeds} ({place})")
+
+
+def _images(question: Transfer) -> str:
+    """What is done to the images, in words."""
+    if question.normalization:
+        return f"images are normalised by mean/std {question.normalization}"
+    if question.normalize is None and question.given and question.given.normalization is None:
+        return "how their images were normalised is not known, so images stay in [0, 1]; --normalize imagenet or MEAN/STD changes that"
+    return "images stay in [0, 1]"
 
 
 def _quarters(names: list[str]) -> list[str]:
@@ -343,19 +370,6 @@ def _described(parts: Split) -> dict[str, Any]:
         "images": {"train": len(parts.train), "test": len(parts.test)},
         **{k: v for k, v in parts.train.description.items() if k != "split"},
     }
-
-
-def _member(name: str) -> Any:
-    from torchvision.models import get_weight
-
-    if "." not in name or "/" in name or name.endswith((".pt", ".pth", ".th", ".npz", ".safetensors")):
-        raise FileNotFoundError(
-            f"there is no file {name}, and it is no name of torchvision's weights such as ResNet18_Weights.IMAGENET1K_V1"
-        )
-    try:
-        return get_weight(name)
-    except (ValueError, AttributeError, KeyError) as error:
-        raise ValueError(f"torchvision has no weights {name!r} ({error}); write ResNet18_Weights.IMAGENET1K_V1, or name a file") from error
 
 
 if __name__ == "__main__":

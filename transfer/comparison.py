@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Real
@@ -679,7 +679,9 @@ def _baseline(strategies: Mapping[str, Any], baseline: str | None) -> str:
 def _place(folder: str | os.PathLike[str] | None) -> Iterator[Path]:
     if folder is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        yield Path(folder)
+        first = ranks.here()[0] == 0
+        with files.locked(Path(folder) / "comparison") if first else nullcontext():
+            yield Path(folder)
     else:
         with tempfile.TemporaryDirectory() as passing:
             yield Path(passing)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import math
-import sys
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
+from metalearn import registry
 from metalearn.checks import whole_number
 
 from .strategies import check_network
@@ -100,7 +97,8 @@ def build(name: str, outputs: int, channels: int = 3) -> nn.Module:
     """A classification network by name, from its own random initialisation: nothing is downloaded.
 
     Args:
-        name: one of torchvision's ("resnet50"), of the CBR family ("cbr_small"), or of timm's where that is installed ("timm:resnet18").
+        name: one of torchvision's ("resnet50"), of the CBR family ("cbr_small"), of timm's if that is installed ("timm:resnet18"), or
+            package.module:callable, which is imported and called with the number of outputs.
         outputs: of the head.
         channels: of the images. Where torchvision's network reads another number, its first convolution is replaced by one whose values
             are drawn from those of the old one. Inception and GoogLeNet are built without their auxiliary heads.
@@ -117,16 +115,9 @@ def build(name: str, outputs: int, channels: int = 3) -> nn.Module:
     channels = whole_number("channels", channels)
     if name.startswith("cbr_"):
         return cbr(name.removeprefix("cbr_"), outputs, channels)
-    if name.startswith("timm:"):
-        return _timm(name.removeprefix("timm:"), outputs, channels)
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        near = difflib.get_close_matches(name, [*known, *(f"cbr_{member}" for member in FAMILY)], n=4, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "see torchvision.models.list_models(), or write timm:NAME for one of timm's"
-        raise ValueError(f"there is no network {name!r}; {hint}")
-    options: dict[str, Any] = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
-    model = torchvision.models.get_model(name, weights=None, num_classes=outputs, **options)
-    return read_channels(model, channels)
+    model = registry.build(name, outputs, channels, own=[f"cbr_{member}" for member in FAMILY])
+    torchvisions = not registry.runs_code(name) and not name.startswith(registry.TIMM)
+    return read_channels(model, channels) if torchvisions else model
 
 
 @dataclass(frozen=True)
@@ -144,8 +135,6 @@ class Build:
             return slim(self.name, "layer2", self.outputs, channels=self.channels)
         if self.name == "cbr-mini":
             return CBR(5, (8, 16, 32, 64), True, outputs=self.outputs, channels=self.channels)
-        if ":" in self.name and not self.name.startswith("timm:"):
-            return _called(self.name, self.outputs)
         return build(self.name.replace("cbr-", "cbr_"), self.outputs, self.channels)
 
 
@@ -215,20 +204,6 @@ def read_channels(model: nn.Module, channels: int) -> nn.Module:
     return model
 
 
-def _called(path: str, outputs: int) -> nn.Module:
-    module, _, name = path.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        make = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"model {path!r} cannot be imported ({error}); write package.module:callable, from where you are") from error
-    model = make(outputs)
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"{path} returned a {type(model).__name__}, not a torch.nn.Module")
-    return model
-
-
 def _channels(stage: nn.Module) -> int:
     """How many channels a stage of a ResNet puts out."""
     *_, last = (module for module in stage.modules() if isinstance(module, nn.BatchNorm2d))
@@ -240,14 +215,3 @@ def _initialized(stage: nn.Module) -> None:
     for module in stage.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
-def _timm(name: str, outputs: int, channels: int) -> nn.Module:
-    try:
-        import timm
-    except ImportError as error:
-        raise ImportError(f"timm:{name} needs the extra: pip install 'metalearn-transfer[timm]'") from error
-    if name not in timm.list_models():
-        near = difflib.get_close_matches(name, timm.list_models(), n=4, cutoff=0.5)
-        raise ValueError(f"timm has no network {name!r}; " + (f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"))
-    return timm.create_model(name, pretrained=False, num_classes=outputs, in_chans=channels)
