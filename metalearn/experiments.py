@@ -30,7 +30,7 @@ from .evaluation import Evaluation, evaluate_together, evaluation_mode
 from .execution import known
 from .layers import head
 from .learner import Learner
-from .norm import batch_statistics, frozen_statistics
+from .norm import batch_statistics, frozen_statistics, norm_parameters
 from .presets import Preset, preset
 from .tasks.few_shot import SEEDS, FewShot, LabelledImages
 from .training import Curve, meta_train
@@ -59,7 +59,7 @@ class Experiment:
         norm: batch (statistics of the current batch, transductive, as in the MAML papers) or frozen (those of pretrained weights).
         hidden: channels of conv4 [preset].
         pool: max-pool in conv4; false for strides and a mean over space [preset].
-        adapt_norm: whether batch norm's weight and bias move in the inner loop [preset].
+        adapt_norm: whether the norms' weights and biases move in the inner loop [preset].
         lr: inner rate on a mean loss [preset].
         inner_steps: inner steps in training [preset].
         test_steps: inner steps at test [preset].
@@ -162,7 +162,8 @@ class Experiment:
         if algorithm not in kinds:
             raise ValueError(f"there is no algorithm {algorithm!r}; choose from {', '.join(ALGORITHMS)}")
         chosen = self.settings(algorithm)
-        norms = [] if chosen.adapt_norm or algorithm == "anil" else _norms(net)
+        moves_all = chosen.adapt_norm or algorithm == "anil"
+        norms = [] if moves_all else [name.rpartition(".")[0] for name in norm_parameters(net)]
         lr: Any = {"": chosen.lr, **dict.fromkeys(norms, 0.0)} if norms else chosen.lr
         if algorithm == "fomaml":
             options["first_order"] = True
@@ -395,10 +396,6 @@ def machine() -> str:
 def now() -> str:
     """The time in UTC, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def _norms(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._NormBase) and module.affine]
 
 
 def _as(found: LabelledImages, channels: int, size: int) -> LabelledImages:
