@@ -1,4 +1,4 @@
-"""A convolution's output has the memory format that the plain module gives, so `.view` works as it does without us."""
+"""A convolution gives the memory format that the plain module gives, so `.view` works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Norms that people bring: subclasses, fused ones, their own with buffers; frozen, on the batch's statistics, or counted."""
+"""Norms that people bring: subclasses, fused ones, their own with buffers."""
 
 from __future__ import annotations
 
