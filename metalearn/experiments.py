@@ -33,7 +33,7 @@ from .checks import positive_number, whole_number
 from .evaluation import Evaluation, evaluate_together, evaluation_mode
 from .execution import known
 from .learner import Learner
-from .norm import batch_statistics, frozen_statistics
+from .norm import batch_statistics, frozen_statistics, norm_parameters
 from .options import Listed, device, listed
 from .presets import Preset, preset
 from .registry import TIMM, near, runs_code, torchvision_names
@@ -81,7 +81,7 @@ class Experiment:
         norm: batch (statistics of the current batch, transductive, as in the MAML papers) or frozen (those of pretrained weights).
         hidden: channels of conv4 [preset].
         pool: max-pool in conv4; false for strides and a mean over space [preset].
-        adapt_norm: whether batch norm's weight and bias move in the inner loop [preset].
+        adapt_norm: whether the norms' weights and biases move in the inner loop [preset].
         lr: inner rate on a mean loss [preset].
         inner_steps: inner steps in training [preset].
         test_steps: inner steps at test [preset].
@@ -221,7 +221,8 @@ class Experiment:
         if algorithm not in kinds:
             raise ValueError(f"there is no algorithm {algorithm!r}; choose from {', '.join(ALGORITHMS)}")
         chosen = self.settings(algorithm)
-        norms = [] if chosen.adapt_norm or algorithm == "anil" else _norms(net)
+        moves_all = chosen.adapt_norm or algorithm == "anil"
+        norms = [] if moves_all else [name.rpartition(".")[0] for name in norm_parameters(net)]
         lr: Any = {"": chosen.lr, **dict.fromkeys(norms, 0.0)} if norms else chosen.lr
         if algorithm == "fomaml":
             options["first_order"] = True
@@ -617,10 +618,6 @@ def _fractions(ratio: Listed | None) -> tuple[float, ...] | None:
     if len(shares) != 3 or not 0 < min(shares) <= max(shares) < math.inf:
         raise ValueError(f"split_ratio={ratio!r} must be three positive numbers, for training, validation and test; write 64,16,20")
     return tuple(share / sum(shares) for share in shares)
-
-
-def _norms(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._NormBase) and module.affine]
 
 
 def _as(found: LabelledImages, channels: int, size: int) -> LabelledImages:

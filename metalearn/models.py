@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .norm import batch_statistics
-from .operations import norm_pool_relu
+from .operations import in_channels_last, in_fastest_format, norm_pool_relu
 from .stacked import conv_norm_pool_relu
 
 
@@ -46,7 +46,8 @@ class Conv4(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (examples, channels, height, width) -> logits (examples, ways)."""
         self._check(images)
-        maps = self.block4(self.block3(self.block2(self.block1(images))))
+        plain = all(type(block) is ConvBlock and block.is_plain() for block in self._blocks())
+        maps = in_channels_last(self._maps, images) if plain else self._maps(images)
         return self.head(maps.flatten(1) if self.pool else maps.mean((2, 3)))
 
     def _check(self, images: Tensor) -> None:
@@ -66,6 +67,14 @@ class Conv4(nn.Module):
                 "images of at least 16 pixels, or resize them"
             )
 
+    def _blocks(self) -> list[nn.Module]:
+        return [self.block1, self.block2, self.block3, self.block4]
+
+    def _maps(self, images: Tensor) -> Tensor:
+        for block in self._blocks():
+            images = block(images)
+        return images
+
 
 class ConvBlock(nn.Module):
     """Convolution, batch norm, max-pool, ReLU. Pooling first is the same function (ReLU is monotone) on a quarter of the values."""
@@ -78,23 +87,29 @@ class ConvBlock(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """(examples, channels, height, width) -> (examples, outputs, height / 2, width / 2)."""
-        if maps.device.type in ("cpu", "cuda") and self._is_as_built():
-            pool = isinstance(self.pool, nn.MaxPool2d)
-            if maps.device.type == "cuda":
-                return conv_norm_pool_relu(maps, self.conv, self.norm, pool)
-            if pool:
-                return norm_pool_relu(self.conv(maps), self.norm.weight, self.norm.bias, self.norm.eps)
-        return torch.relu(self.pool(self.norm(self.conv(maps))))
+        if not self.is_plain():
+            return torch.relu(self.pool(self.norm(self.conv(maps))))
+        pool = isinstance(self.pool, nn.MaxPool2d)
+        if maps.device.type == "cuda":
+            return conv_norm_pool_relu(maps, self.conv, self.norm, pool)
+        compute = self._pooled if pool else self._strided
+        return in_fastest_format(compute, maps, self.conv.out_channels)
 
-    def _is_as_built(self) -> bool:
-        """Whether its parts are still those that it was built with, and nobody watches what they put out."""
+    def is_plain(self) -> bool:
+        """Whether its parts are those that it was built with, and no hook sees their outputs."""
         parts = self.conv, self.norm, self.pool
         kinds = tuple(map(type, parts))
         return (
             kinds in ((nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d), (nn.Conv2d, nn.BatchNorm2d, nn.Identity))
             and self.norm.running_mean is None
-            and not any(part._forward_hooks or part._forward_pre_hooks for part in parts)
+            and not any(_has_hooks(module) for module in (self, *parts))
         )
+
+    def _pooled(self, maps: Tensor) -> Tensor:
+        return norm_pool_relu(self.conv(maps), self.norm.weight, self.norm.bias, self.norm.eps)
+
+    def _strided(self, maps: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.conv(maps)))
 
 
 class ResNet12(nn.Module):
@@ -158,6 +173,11 @@ class MLP(nn.Sequential):
             self.add_module(f"layer{number}", nn.Linear(before, after))
             self.add_module(f"relu{number}", nn.ReLU())
         self.add_module("head", nn.Linear(widths[-1], outputs))
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    kinds = "_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"
+    return any(getattr(module, kind) for kind in kinds)
 
 
 def _xavier(model: nn.Module) -> None:

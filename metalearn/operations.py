@@ -1,8 +1,10 @@
 """Convolution, and batch norm with max-pool and ReLU, as operations that are quick to differentiate twice on a CPU.
 
 The inner loop differentiates a gradient. torch does that through many small operations, each of which goes over memory anew; here the
-first and the second derivative are written out in as few passes as they take. Channels come last in memory, where the convolution
-library and the pooling are quickest.
+first and the second derivative are written out in as few passes as they take. With channels last in
+memory the convolution library and the pooling are quickest. But `.view` fails on such maps, so only
+networks of this package get them, by `in_channels_last`. Every operation keeps the memory format
+that it is given, as torch's own do.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
@@ -24,35 +26,92 @@ SMALL = 2**16  # values below which torch's own operation is quicker, since it h
 
 
 class Convolutions(TorchFunctionMode):
-    """While it is on, `F.conv2d` on a CPU is `convolution`, in whatever network."""
+    """While it is on, `F.conv2d` of maps with channels last on a CPU is `convolution`."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.conv2d and (args[0] if args else kwargs["input"]).device.type == "cpu":
-            func = convolution
-        return func(*args, **kwargs)
+        return (convolution if func is torch.conv2d else func)(*args, **(kwargs or {}))
 
 
 def convolution(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
 ) -> Tensor:
-    """`F.conv2d`, the same numbers in a memory format and with a second derivative that are quick on a CPU.
+    """`F.conv2d`, the same numbers, with a second derivative that is quick on a CPU if channels are last in memory.
 
-    Arguments:
-        input: (examples, channels, height, width); the others are those of `F.conv2d`.
+    Args:
+        input: (examples, channels, height, width).
+        weight: As in `F.conv2d`, like all the others.
+        bias: (channels,) or None.
+        stride: A number or a pair.
+        padding: A number, a pair, or a name.
+        dilation: A number or a pair.
+        groups: A number.
+
+    Returns:
+        Tensor: (examples, channels, height, width), in the memory format that `F.conv2d` gives.
 
     Example:
         >>> x, w = torch.rand(2, 3, 8, 8), torch.rand(4, 3, 3, 3)
-        >>> torch.allclose(convolution(x, w, padding=1), torch.nn.functional.conv2d(x, w, padding=1), atol=1e-5)
+        >>> torch.allclose(convolution(x, w, padding=1), F.conv2d(x, w, padding=1), atol=1e-5)
         True
     """
-    if isinstance(padding, str) or input.ndim != 4 or input.numel() // input.shape[1] * weight.shape[0] < SMALL:
-        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    if torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
-        input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    found: Tensor = _Convolution.apply(input, weight, bias, _pair(stride), _pair(padding), _pair(dilation), groups)
-    return found
+    if _is_quick(input, weight, padding):
+        cast = _autocast(input, weight, bias)
+        if len({tensor.dtype for tensor in cast if tensor is not None}) == 1:
+            size = _pair(stride), _pair(padding), _pair(dilation)
+            outputs: Tensor = _Convolution.apply(*cast, *size, groups)
+            return outputs
+    return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+
+
+def in_channels_last(function: Callable[[Tensor], Tensor], maps: Tensor) -> Tensor:
+    """`function(maps)`, computed with channels last in memory.
+
+    Neither the output nor the gradient of `maps` shows it.
+
+    Args:
+        function: From maps to maps; it must not depend on the memory format of what it is given.
+        maps: (examples, channels, height, width).
+
+    Returns:
+        Tensor: The function's output in the memory format of `maps`.
+
+    Example:
+        >>> maps = torch.rand(4, 3, 8, 8)
+        >>> in_channels_last(torch.nn.MaxPool2d(2), maps).is_contiguous()
+        True
+    """
+    if maps.device.type != "cpu" or maps.ndim != 4 or _has_channels_last(maps):
+        return function(maps)
+    return _contiguous(function(_Reordered.apply(maps, True)))
+
+
+def in_fastest_format(function: Callable[[Tensor], Tensor], maps: Tensor, channels: int) -> Tensor:
+    """`function(maps)` with channels last if its convolution is large, and contiguous if it is small.
+
+    With channels last, torch's own convolution would lay out the gradient of its weight like that
+    too. `convolution` does not, and is for large ones.
+
+    Args:
+        function: As for `in_channels_last`.
+        maps: (examples, channels, height, width).
+        channels: Of the convolution's output.
+
+    Returns:
+        Tensor: The function's output; contiguous if `maps` are.
+
+    Example:
+        >>> in_fastest_format(torch.nn.MaxPool2d(2), torch.rand(4, 3, 8, 8), channels=3).shape
+        torch.Size([4, 3, 4, 4])
+    """
+    if maps.device.type == "cpu" and maps.ndim == 4 and not _is_large(maps, channels):
+        return function(_contiguous(maps))
+    return in_channels_last(function, maps)
 
 
 def norm_pool_relu(maps: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
@@ -78,12 +137,60 @@ def norm_pool_relu(maps: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5
     return torch.addcmul(_channels(bias - scale * mean), pooled, _channels(scale)).relu().to(maps.dtype)
 
 
+def _is_quick(input: Any, weight: Any, padding: Any) -> bool:
+    """Whether the written-out derivatives are for this convolution. All others are torch's own."""
+    if type(input) is not Tensor or not isinstance(weight, Tensor) or isinstance(padding, str):
+        return False
+    if not input.device.type == weight.device.type == "cpu" or not input.ndim == weight.ndim == 4:
+        return False
+    if forward_ad._current_level >= 0:  # forward-mode derivatives, which are not written out
+        return False
+    return input.is_floating_point() and _has_channels_last(input) and _is_large(input, weight.shape[0])
+
+
+def _is_large(maps: Tensor, channels: int) -> bool:
+    return maps.numel() >= SMALL * maps.shape[1] / max(channels, 1)
+
+
+def _contiguous(maps: Tensor) -> Tensor:
+    return _Reordered.apply(maps, False) if maps.ndim == 4 and _has_channels_last(maps) else maps
+
+
+def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The tensors in the precision of `torch.autocast`, which leaves double precision alone."""
+    if not torch.is_autocast_enabled("cpu"):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype("cpu")
+    return [tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors]
+
+
+class _Reordered(Function):
+    """The same maps with channels last in memory, or contiguous; the gradient is turned back."""
+
+    @staticmethod
+    def forward(maps: Tensor, last: bool) -> Tensor:
+        own = maps.clone(memory_format=torch.contiguous_format)
+        return _channels_last(own) if last else own
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.last = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return _Reordered.apply(gradient, not ctx.last), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        return _task_by_task(_Reordered.apply, info, in_dims, inputs)
+
+
 class _Convolution(Function):
     """`y = conv(x, w) + b`."""
 
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor | None, *how: Any) -> Tensor:
-        return _convolve(_channels_last(x), w, b, how)
+        return _convolve(x, w, b, how)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
@@ -107,7 +214,8 @@ class _ConvolutionGradient(Function):
 
     @staticmethod
     def forward(g: Tensor, x: Tensor, w: Tensor, wanted: tuple[bool, bool, bool], *how: Any) -> Any:
-        return _convolve_back(_channels_last(g), _channels_last(x), w, wanted, how)
+        gx, gw, gb = _convolve_back(g, x, w, wanted, how)
+        return gx, None if gw is None else _in_format_of(w, gw), gb
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -139,8 +247,8 @@ class _PooledMoments(Function):
     """Maps z -> (p, m, v, where p is): max-pooled, or min-pooled where the sign is negative; each channel's mean and biased variance."""
 
     @staticmethod
-    def forward(z: Tensor, sign: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        z = _channels_last(z)
+    def forward(maps: Tensor, sign: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        z = _channels_last(maps)
         mean, variance = _moments(z)
         negative = sign < 0
         if not negative.any():
@@ -149,7 +257,7 @@ class _PooledMoments(Function):
             flip = _channels(torch.where(negative, -1.0, 1.0).to(z.dtype))
             pooled, places = _aten.max_pool2d_with_indices(z * flip, [2, 2])
             pooled = pooled * flip
-        return pooled, mean, variance, places
+        return _in_format_of(maps, pooled), mean, variance, places
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -234,6 +342,14 @@ def _channels_last(maps: Tensor) -> Tensor:
         _, _, height, width = maps.shape
         return maps.as_strided(maps.shape, (height * width, 1, width, 1))
     return maps.contiguous(memory_format=torch.channels_last)
+
+
+def _has_channels_last(maps: Tensor) -> bool:
+    return maps.stride(1) == 1 and maps.shape[2] * maps.shape[3] > 1
+
+
+def _in_format_of(like: Tensor, maps: Tensor) -> Tensor:
+    return _channels_last(maps) if _has_channels_last(like) else maps.contiguous()
 
 
 def _task_by_task(function: Callable[..., Any], info: Any, in_dims: Any, inputs: Any) -> Any:

@@ -8,14 +8,12 @@ from numbers import Real
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from metalearn.layers import assign, is_inside, owners
 from metalearn.layers import head as find_head
 from metalearn.layers import layers as layer_names
-from metalearn.norm import frozen_statistics
+from metalearn.norm import frozen_statistics, norm_parameters, statistics_of
 
-from .sources import is_norm
 from .strategies import check_network, through_layer
 
 
@@ -42,7 +40,7 @@ def freeze(model: nn.Module, through: str | None = None, *, head: str | None = N
         if name in held:
             parameter.requires_grad_(False)
     for name, module in list(model.named_modules()):
-        if isinstance(module, _NormBase) and module.running_mean is not None and f"{name}.running_mean".lstrip(".") in held:
+        if any(f"{name}.{buffer}".lstrip(".") in held for buffer in statistics_of(module)):
             frozen_statistics(module)
     return [name for name, _ in model.named_parameters() if name in held]
 
@@ -75,7 +73,7 @@ def frozen_transformer(model: nn.Module, *, head: str | None = None) -> list[str
     """
     check_network("frozen_transformer()", model, head=head)
     first, last, owner = layer_names(model)[0], find_head(model, head), owners(model)
-    norms = [name for name, module in model.named_modules() if is_norm(module)]
+    norms = norm_parameters(model)
     if not norms:
         raise ValueError(f"{type(model).__name__} has no normalisation layer to train; frozen_transformer is for transformers")
     for name, parameter in model.named_parameters():

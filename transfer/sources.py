@@ -14,6 +14,8 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from metalearn.norm import is_norm
+
 from .weights import Pretrained, Weights, read
 
 
@@ -192,16 +194,6 @@ def _filters(count: int, height: int, width: int, generator: torch.Generator) ->
     waves = torch.exp(-(u**2 + v**2) / (2 * (0.4 * wavelength) ** 2)) * torch.cos(2 * math.pi * (u / wavelength + phase))
     waves = waves - waves.mean((1, 2), keepdim=True)
     return waves / waves.square().mean((1, 2), keepdim=True).sqrt()
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module normalises: torch's own, and others that are named so.
-
-    Example:
-        >>> is_norm(nn.BatchNorm2d(3)), is_norm(nn.Conv2d(3, 3, 1))
-        (True, False)
-    """
-    return any("Norm" in kind.__name__ for kind in type(module).__mro__)
 
 
 def _given(slot: Slot) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from metalearn.operations import Convolutions
+from metalearn.operations import Convolutions, in_channels_last, in_fastest_format
 
 from ..._missing import nearest
 from ...nn import Flatten, Lambda
@@ -51,6 +51,9 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(examples, in_channels, height, width) -> (examples, out_channels, ...)."""
+        return in_fastest_format(self._maps, x, self.conv.out_channels)
+
+    def _maps(self, x: Tensor) -> Tensor:
         return self.relu(self.max_pool(self.normalize(self.conv(x))))  # ReLU is monotone: the same after the pool, on fewer values
 
 
@@ -64,7 +67,7 @@ class ConvBase(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """(examples, channels, height, width) -> (examples, hidden, ...)."""
         with Convolutions():  # also where a script runs the body by itself, as for ANIL
-            return super().forward(x)
+            return in_channels_last(super().forward, x)
 
 
 class OmniglotFC(nn.Module):
