@@ -237,12 +237,12 @@ def _freeze(module: nn.Module) -> None:
     module.eval()  # by the author's own, which may put statistics in order
     for inside, mode in modes:
         inside.training = mode
-    module.__class__ = _frozen_class(_author_class(module))
+    module.__class__ = _frozen_class(_author_class(module))  # type: ignore[arg-type, assignment]
 
 
 def _thaw(module: nn.Module, mode: bool) -> None:
     if isinstance(module, FrozenStatistics):
-        module.__class__ = _author_class(module)
+        module.__class__ = _author_class(module)  # type: ignore[assignment]
         module.training = mode
 
 
@@ -258,7 +258,7 @@ def _author_class(module: nn.Module) -> type[nn.Module]:
 
 
 def _rebuilt(kind: type[nn.Module]) -> nn.Module:
-    frozen = _frozen_class(kind)
+    frozen = _frozen_class(kind)  # type: ignore[arg-type]
     return frozen.__new__(frozen)
 
 
