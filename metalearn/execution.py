@@ -230,7 +230,12 @@ def _on(learner: Learner, kind: str) -> bool:
 def _accumulate(parameters: list[nn.Parameter], gradients: list[Tensor], factor: float) -> None:
     scaled = torch._foreach_mul(gradients, factor)
     for parameter, gradient in zip(parameters, scaled, strict=True):
-        parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        if parameter.grad is not None:
+            parameter.grad.add_(gradient)
+        elif gradient.stride() == parameter.stride():
+            parameter.grad = gradient
+        else:  # laid out as the parameter is, as by backward(): optimizers and clipping may view it
+            parameter.grad = torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
 
 
 def _predictions(learner: Learner, episode: Episode) -> Tensor:

@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
+from .layers import check_network
+
 Weights = dict[str, Tensor]
 Result = TypeVar("Result")
 
@@ -162,6 +164,7 @@ def check_weights(model: nn.Module) -> None:
         ...
         ValueError: the model itself (LazyLinear) has no weights before its first run; run the model once on a batch of inputs
     """
+    check_network(model)
     for path, module in model.named_modules():
         name = f"{path or 'the model itself'} ({type(module).__name__})"
         if isinstance(module, torch.jit.ScriptModule):

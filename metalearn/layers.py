@@ -19,6 +19,18 @@ Value = TypeVar("Value")
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
+def check_network(model: object) -> None:
+    """Raise TypeError if `model` is not a network.
+
+    Example:
+        >>> check_network("resnet18")
+        Traceback (most recent call last):
+        TypeError: the model is 'resnet18', a str; pass a torch.nn.Module
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model is {model!r:.60}, a {type(model).__name__}; pass a torch.nn.Module")
+
+
 def layers(model: nn.Module) -> list[str]:
     """The names of a network's layers, in order of registration: the modules that hold its parameters and buffers.
 
@@ -34,6 +46,7 @@ def layers(model: nn.Module) -> list[str]:
         >>> layers(nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 5)))
         ['0', '3']
     """
+    check_network(model)
     found = [name for name, _ in _walk(model, "")]
     return found or [""] * bool(_holds_tensors(model))
 
@@ -79,6 +92,7 @@ def heads(model: nn.Module) -> list[str]:
         >>> heads(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
         ['0', '2']
     """
+    check_network(model)
     adapters = [path for path, module in model.named_modules() if path and _is_adapter(module)]
     paths = [path for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     # An adapter is registered before the layers inside it, so that the first match is the outermost one.
@@ -109,6 +123,7 @@ def resolve(model: nn.Module, name: str, *, parameters: bool = False) -> str:
 
     Raises ValueError that lists near matches, so that a misspelt layer never passes for an empty one, and TypeError if it is no string.
     """
+    check_network(model)
     if not isinstance(name, str):
         example = (layers(model) or [""])[-1]
         raise TypeError(f"a layer is named by its path, a string such as {example!r}, not by {name!r}, a {type(name).__name__}")

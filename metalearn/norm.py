@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from .layers import check_network
+
 STATISTICS = ("running_mean", "running_var", "moving_mean", "moving_var")
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -45,6 +47,7 @@ def batch_statistics(model: nn.Module) -> nn.Module:
         >>> batch_statistics(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)))[1].running_mean is None
         True
     """
+    check_network(model)
     keeping = [(name, module) for name, module in model.named_modules() if keeps_statistics(module)]
     for name, module in keeping:
         if not isinstance(module, _NormBase):
@@ -85,6 +88,7 @@ def frozen_statistics(model: nn.Module) -> nn.Module:
         >>> norm.training, norm.weight.requires_grad
         (False, True)
     """
+    check_network(model)
     for name, module in list(model.named_modules()):
         if isinstance(module, _BatchNorm) and module.running_mean is None:
             raise ValueError(f"{name or type(module).__name__} has no running statistics to freeze; use batch_statistics(model)")
@@ -118,6 +122,7 @@ def check_statistics(model: nn.Module) -> None:
     Raises:
         ValueError: names the layers.
     """
+    check_network(model)
     keeping = [
         _described(name, module)
         for name, module in model.named_modules()
