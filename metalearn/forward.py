@@ -17,8 +17,8 @@ def forward(model: nn.Module, inputs: Inputs, output: str | None = None) -> Tens
     Args:
         model: any module.
         inputs: a tensor for `model(inputs)`, a tuple or list for `model(*inputs)`, a mapping for `model(**inputs)`.
-        output: which entry of a tuple, a dictionary or a `ModelOutput` to take: its key, its field, or its index as text. In evaluation mode
-            a tensor is taken as it is, since networks such as GoogLeNet have several outputs in training mode alone.
+        output: which entry of a tuple, a dictionary or a `ModelOutput` to take: its key, its field, or its index as text.
+            In evaluation mode a tensor is taken as it is: GoogLeNet and others have several outputs in training mode alone.
 
     Raises:
         ValueError: the output is not a tensor and `output` is missing or is not one of its entries, which are listed.
