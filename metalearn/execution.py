@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from . import graphs
 from .episodes import Episode, Examples, part_of, unstack
-from .functional import replica
+from .functional import is_plain, replica
 from .randomness import TaskRandomness
 
 if TYPE_CHECKING:
@@ -123,9 +123,7 @@ def chosen(learner: Learner) -> str:
     if learner.execution != "auto":
         return learner.execution
     on_cpu = _on(learner, "cpu")
-    modules = [module for module in learner.model.modules() if next(module.children(), None) is None]
-    vectorizes = all(isinstance(module, _DENSE if on_cpu else (*_DENSE, *_CONVOLUTIONAL)) for module in modules)
-    if vectorizes and _is_plain(learner.model):
+    if is_plain(learner.model) and _vectorizes(learner.model, _DENSE if on_cpu else (*_DENSE, *_CONVOLUTIONAL)):
         return "graphs" if _on(learner, "cuda") and not without_graphs(learner) else "vectorized"
     return "threads" if on_cpu and torch.get_num_threads() > 1 and not _tied_part(learner.model) else "loop"
 
@@ -170,10 +168,14 @@ _DENSE = (
 _CONVOLUTIONAL = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)
 
 
-def _is_plain(model: nn.Module) -> bool:
-    """Whether we know what its modules compute: plain containers, and models of this package."""
-    composite = [module for module in model.modules() if next(module.children(), None) is not None]
-    return all(type(module) in (nn.Sequential, nn.ModuleList) or type(module).__module__.startswith("metalearn.") for module in composite)
+def _vectorizes(model: nn.Module, kinds: tuple[type, ...]) -> bool:
+    """Whether it is known that vmap takes each of its modules: layers of these kinds, plain containers, and models of this package."""
+    return all(
+        isinstance(module, kinds)
+        or type(module) in (nn.Sequential, nn.ModuleList)
+        or (type(module).__module__.startswith("metalearn.") and next(module.children(), None) is not None)
+        for module in model.modules()
+    )
 
 
 def _is_random(module: nn.Module) -> bool:

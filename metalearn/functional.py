@@ -16,7 +16,8 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from operator import is_
 from typing import Any, NamedTuple, TypeVar
 
@@ -53,31 +54,50 @@ class UnadaptedWeights(ValueError):
 
 
 class Watch(TorchFunctionMode):
-    """While it is on, an operation on the values of one of these tensors raises `UnadaptedWeights`.
+    """Sees what a module does with tensors that it should not read or write while it runs with the weights of a task.
 
-    So does an operation whose saved tensors go to hooks of the model's own: such hooks are how checkpointing runs a block again in
-    the backward pass, where it would find these tensors.
+    An operation on the values of a replaced parameter raises `UnadaptedWeights`. So does an operation whose saved tensors go to hooks
+    of the model's own: such hooks are how checkpointing runs a block again in the backward pass, where it would find that parameter.
 
     Args:
-        tensors: by name, the parameters that have other weights in the current task.
+        replaced: by name, the parameters that have other weights in the current task.
+        used: by name, the parameters and buffers that are used in their place; see `written`.
         hooks: whether to look at hooks too.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], *, hooks: bool = False) -> None:
+    def __init__(self, replaced: Mapping[str, Tensor], used: Mapping[str, Tensor], *, hooks: bool) -> None:
         super().__init__()
-        self.names = {id(tensor): name for name, tensor in tensors.items()}
-        self.outside = _saving_hooks() if hooks and tensors else None
+        self.replaced = {id(tensor): name for name, tensor in replaced.items()}
+        self.used = {id(tensor): name for name, tensor in used.items()}
+        self.before: dict[str, tuple[Tensor, Tensor]] = {}
+        self.outside = _saving_hooks() if hooks and replaced else None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func in _UNCOUNTED and id(args[0]) in self.used:
+            self.before.setdefault(self.used[id(args[0])], (args[0], args[0].clone()))
         result = func(*args, **kwargs)
-        for tensor in _tensors((args, tuple(kwargs.values()))):
-            # Shapes, devices and the like are the same for all weights: only an operation that returns tensors reads values.
-            if id(tensor) in self.names and _holds_tensor(result):
-                raise UnadaptedWeights(self.names[id(tensor)])
+        name = self._replaced_among(args) or (kwargs and self._replaced_among(kwargs.values()))
+        # Shapes, devices and the like are the same for all weights: only an operation that returns tensors reads values.
+        if name and _holds_tensor(result):
+            raise UnadaptedWeights(name)
         if self.outside is not None and torch.is_grad_enabled() and _saving_hooks() != self.outside:
-            raise UnadaptedWeights(next(iter(self.names.values())))
+            raise UnadaptedWeights(next(iter(self.replaced.values())))
         return result
+
+    def written(self) -> list[str]:
+        """The names of the tensors that were written to where autograd does not count writes, such as through `.data`."""
+        return [name for name, (tensor, before) in self.before.items() if not torch.equal(tensor, before)]
+
+    def _replaced_among(self, arguments: Iterable[Any]) -> str:
+        for argument in arguments:
+            if id(argument) in self.replaced:
+                return self.replaced[id(argument)]
+            if isinstance(argument, list | tuple):
+                name = self._replaced_among(argument)
+                if name:
+                    return name
+        return ""
 
 
 def _saving_hooks() -> tuple[Any, ...]:
@@ -104,28 +124,20 @@ class _Tripwire(Tensor):
         return result
 
 
-@contextmanager
-def tripwires(module: nn.Module, names: Container[str]) -> Iterator[None]:
-    """While it is on, any use of these parameters as attributes of the module raises `UnadaptedWeights`.
+def tripwires(module: nn.Module, names: Container[str]) -> AbstractContextManager[None]:
+    """A context manager in which any use of these parameters as attributes of the module raises `UnadaptedWeights`.
 
     For backward passes: a module that runs again in one would not find the weights that it had in the forward pass.
     """
-    places = []
-    first_names: dict[int, str] = {}
-    for path, part in module.named_modules():
-        for key, parameter in part._parameters.items():
-            name = first_names.setdefault(id(parameter), f"{path}.{key}" if path else key)
-            if parameter is not None and name in names:
-                places.append((part._parameters, key, parameter, name))
-    for registered, key, parameter, name in places:
-        tripwire = parameter.detach().as_subclass(_Tripwire)
-        tripwire.name = name
-        registered[key] = tripwire  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for registered, key, parameter, _ in places:
-            registered[key] = parameter
+    if is_plain(module):
+        return nullcontext()
+    wires: Weights = {}
+    for name, parameter in module.named_parameters():
+        if name in names:
+            wire = parameter.detach().as_subclass(_Tripwire)
+            wire.name = name
+            wires[name] = wire
+    return _installed(module, wires)
 
 
 def call(
@@ -149,13 +161,16 @@ def call(
         >>> call(nn.Linear(1, 1, bias=False), doubled, lambda module: module(torch.ones(1, 1))).item()
         2.0
     """
+    if not keep and is_plain(module):
+        with _installed(module, weights):
+            return function(module)
     network = replica(module) if keep else module
     state = _State(network, weights)
-    aliases = _Aliases({} if stacked else state.tensors)
+    watch = Watch(state.replaced, {} if stacked else state.tensors, hooks=not keep)
     try:
-        with Watch(state.replaced, hooks=not keep), aliases:
+        with watch:
             result = function(network)
-        written = [*state.written(), *aliases.written()]
+        written = [*state.written(), *watch.written()]
     finally:
         if not keep:
             state.restore()
@@ -165,6 +180,47 @@ def call(
             f"off with model.eval(), or keep it out of the model"
         )
     return result
+
+
+def is_plain(model: nn.Module) -> bool:
+    """Whether a network is made of PyTorch's modules and this package's alone, without hooks: these have none of the three habits.
+
+    Example:
+        >>> is_plain(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+        True
+    """
+    return all(
+        _is_known(type(module))  # type: ignore[arg-type]
+        and "forward" not in vars(module)
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        for module in model.modules()
+    )
+
+
+@cache
+def _is_known(kind: type[nn.Module]) -> bool:
+    own = kind.__module__.startswith("metalearn.") and not kind.__module__.startswith("metalearn.compat.")
+    return own or kind.__module__.startswith("torch.nn.modules.")
+
+
+@contextmanager
+def _installed(module: nn.Module, weights: Weights) -> Iterator[None]:
+    """While it is on, the parameters of the module are these."""
+    places = []
+    names: dict[int, str] = {}  # a tied parameter has one name in `weights`: its first
+    for path, part in module.named_modules():
+        for key, parameter in part._parameters.items():
+            if parameter is None:
+                continue
+            name = names.setdefault(id(parameter), f"{path}.{key}" if path else key)
+            places.append((part._parameters, key, parameter, weights.get(name, parameter)))
+    for registered, key, _, weight in places:
+        registered[key] = weight  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for registered, key, parameter, _ in places:
+            registered[key] = parameter
 
 
 def check_weights(model: nn.Module) -> None:
@@ -263,24 +319,6 @@ class _State:
             for registered, own in zip(_registries(part.module), part.own, strict=True):
                 registered.clear()
                 registered.update(own)
-
-
-class _Aliases(TorchFunctionMode):
-    """While it is on, keeps the values of each of these tensors that is taken past autograd, which does not count writes there."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.names = {id(tensor): name for name, tensor in tensors.items()}
-        self.before: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _UNCOUNTED and id(args[0]) in self.names:
-            self.before.setdefault(self.names[id(args[0])], (args[0], args[0].clone()))
-        return func(*args, **(kwargs or {}))
-
-    def written(self) -> list[str]:
-        """The names of those whose values have changed."""
-        return [name for name, (tensor, before) in self.before.items() if not torch.equal(tensor, before)]
 
 
 def _registries(module: nn.Module) -> tuple[dict[str, Any], ...]:

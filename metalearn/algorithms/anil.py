@@ -42,13 +42,13 @@ class ANIL(MAML):
                 raise ValueError(f"ANIL adapts its head {self.head!r} alone, but lr gives a rate to {outside[0]!r}; use MAML for that")
         return lr
 
-    def is_frozen(self, name: str) -> bool:
-        """Whether a parameter of the head stays, because it has `requires_grad=False`."""
+    def frozen_names(self) -> set[str]:
+        """The parameters of the head that stay, because they have `requires_grad=False`."""
         if isinstance(self.lr, Mapping):
-            return super().is_frozen(name)
+            return super().frozen_names()
         # A number is the rate of the head by name: frozen as a whole it adapts; the frozen part of one that trains (LoRA) stays.
-        requires = {other: self.model.get_parameter(other).requires_grad for other in self.assigned}
-        return not requires[name] and any(requires.values())
+        fixed = {name for name in self.assigned if not self.model.get_parameter(name).requires_grad}
+        return set() if fixed == self.assigned.keys() else fixed
 
     @explained
     def adapt(self, support: Examples) -> Adapted:

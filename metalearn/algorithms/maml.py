@@ -90,7 +90,8 @@ class MAML(Learner):
     @property
     def rates(self) -> dict[str, Rate]:
         """The rate of every parameter that moves, by name: those that are frozen at this moment are left out."""
-        return {name: rate for name, rate in self.assigned.items() if name not in self.held and not self.is_frozen(name)}
+        staying = self.held | self.frozen_names()
+        return {name: rate for name, rate in self.assigned.items() if name not in staying}
 
     def rates_of(self, lr: LR) -> dict[str, Rate]:
         """The rate of every parameter that has one, by name."""
@@ -225,9 +226,10 @@ class MAML(Learner):
             # A ParameterDict for the outer loop and for checkpoints; dots are not allowed in its keys.
             self.learned_rates = nn.ParameterDict(learned)
 
-    def is_frozen(self, name: str) -> bool:
-        """Whether a parameter with a rate stays all the same, because it has `requires_grad=False`."""
-        return name not in self.named and not self.model.get_parameter(name).requires_grad
+    def frozen_names(self) -> set[str]:
+        """The parameters that have a rate and stay all the same, because they have `requires_grad=False`."""
+        fixed = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
+        return (fixed & self.assigned.keys()) - self.named
 
 
 def _plain(rate: Rate) -> Any:
