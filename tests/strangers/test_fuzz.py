@@ -126,7 +126,7 @@ def learn(algorithm: Any, model: Any, episodes: Any, way: str, **options: Any) -
         return {
             "evaluate": lambda: metalearn.evaluate(learner, episodes),
             "forward": lambda: learner(episodes),
-            "adapt": lambda: learner.adapted_model(unstack(episodes)[0].support),
+            "adapt": lambda: learner.adapt(unstack(episodes)[0].support),
             "reuse": lambda: metalearn.analysis.feature_reuse(learner, episodes),
             "freezing": lambda: metalearn.analysis.freezing(learner, episodes),
             "between": lambda: metalearn.analysis.similarity_between({"a": [learner, learner]}, episodes),
