@@ -71,6 +71,8 @@ def stack(episodes: Iterable[Episode], *, indices: Sequence[int] | None = None) 
     if not listed:
         raise ValueError("stack() got no episodes: it needs at least one task")
     try:
+        if any(isinstance(part, Tensor) for episode in listed for part in episode):
+            raise TypeError("a tensor is no pair of inputs and targets, but may have the length of one")
         return Episode(*(Examples(*(_stack(t) for t in zip(*part, strict=True))) for part in zip(*listed, strict=True)))
     except (RuntimeError, TypeError, ValueError) as error:
         _refuse_unequal(listed, range(len(listed)) if indices is None else indices)
@@ -92,6 +94,8 @@ def _refuse_unequal(episodes: list[Episode], indices: Sequence[int]) -> None:
 def check_episode(episode: Any, name: str) -> dict[str, Any]:
     """The shapes of the tensors of an episode, or of a stack, by name. Raises TypeError, with the `name`, for what is no episode."""
     try:
+        if any(isinstance(part, Tensor) for part in episode):
+            raise TypeError("a tensor is no pair of inputs and targets")
         (support, labels), (query, answers) = episode
         tensors = {"support inputs": support, "support targets": labels, "query inputs": query, "query targets": answers}
         if not isinstance(labels, Tensor) or not isinstance(answers, Tensor):  # a list of two episodes has the form of one, too
