@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from operator import index
+from typing import Any
+
+_LARGEST = 2**63 - 1  # what fits a size of PyTorch
 
 
 def whole_number(name: str, value: object, least: int | None = 1) -> int:
@@ -29,9 +32,55 @@ def whole_number(name: str, value: object, least: int | None = 1) -> int:
         number = index(value)  # type: ignore[arg-type]
     except TypeError as error:
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}; {cure}") from error
+    if least is not None and number > _LARGEST:
+        raise ValueError(f"{name}={number} does not fit 64 bits; give a smaller number")
     if least is not None and number < least:
         raise ValueError(f"{name}={number} must be at least {least}; {cure}")
     return number
+
+
+def positive(**numbers: object) -> tuple[int, ...]:
+    """The numbers as ints. Raises as `whole_number` does, naming the first that is not a whole number of at least 1.
+
+    Example:
+        >>> positive(ways=5, shots=1)
+        (5, 1)
+    """
+    return tuple(whole_number(name, number) for name, number in numbers.items())
+
+
+def sequence(name: str, values: object, example: str) -> list[Any]:
+    """Return `values` as a list.
+
+    Args:
+        name: what they are called, for the message.
+        values: anything that can be gone through, except one string.
+        example: what to write instead, for the message.
+
+    Raises:
+        TypeError: if `values` is something else.
+
+    Example:
+        >>> sequence("hidden", (40, 40), "(40, 40)")
+        [40, 40]
+    """
+    try:
+        if isinstance(values, str | bytes):
+            raise TypeError
+        iterator = iter(values)  # type: ignore[call-overload]
+    except TypeError as error:
+        raise TypeError(f"{name}={values!r:.60} is a {type(values).__name__}; give a list, such as {example}") from error
+    return list(iterator)
+
+
+def widths_of_layers(name: str, values: object, example: str) -> list[int]:
+    """The widths of layers as a list of ints. Raises as `sequence` does for the list and as `whole_number` for each of its numbers.
+
+    Example:
+        >>> widths_of_layers("hidden", (40, 40), "(40, 40)")
+        [40, 40]
+    """
+    return [whole_number(f"{name}[{place}]", width) for place, width in enumerate(sequence(name, values, example))]
 
 
 def positive_number(name: str, value: object, cure: str = "") -> float:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .checks import sequence
 from .forward import map_tensors, tensors_of
 
 
@@ -66,10 +67,12 @@ def stack(episodes: Iterable[Episode], *, indices: Sequence[int] | None = None) 
         ValueError: if there are no tasks, or naming the first one whose sizes are not those of the others.
         TypeError: naming a task that is no `Episode`.
     """
-    listed = list(episodes)
+    listed = sequence("episodes", episodes, "[task, task]")
     if not listed:
         raise ValueError("stack() got no episodes: it needs at least one task")
     try:
+        if any(isinstance(part, Tensor) for episode in listed for part in episode):
+            raise TypeError("a tensor is no pair of inputs and targets, but may have the length of one")
         return Episode(*(Examples(*(_stack(t) for t in zip(*part, strict=True))) for part in zip(*listed, strict=True)))
     except (RuntimeError, TypeError, ValueError) as error:
         _refuse_unequal(listed, range(len(listed)) if indices is None else indices)
@@ -78,7 +81,7 @@ def stack(episodes: Iterable[Episode], *, indices: Sequence[int] | None = None) 
 
 def _refuse_unequal(episodes: list[Episode], indices: Sequence[int]) -> None:
     """Raise TypeError naming what is no episode, and ValueError naming the first task whose sizes are not the first one's."""
-    sizes = [_sizes(episode, index) for episode, index in zip(episodes, indices, strict=True)]
+    sizes = [check_episode(episode, f"task {index}") for episode, index in zip(episodes, indices, strict=True)]
     for index, size in zip(indices, sizes, strict=True):
         for name, shape in size.items():
             if shape != sizes[0][name]:
@@ -88,15 +91,19 @@ def _refuse_unequal(episodes: list[Episode], indices: Sequence[int]) -> None:
                 )
 
 
-def _sizes(episode: Episode, index: int) -> dict[str, Any]:
-    """The shapes of an episode's tensors by name. Raises TypeError for what is no episode."""
+def check_episode(episode: Any, name: str) -> dict[str, Any]:
+    """The shapes of the tensors of an episode, or of a stack, by name. Raises TypeError, with the `name`, for what is no episode."""
     try:
+        if any(isinstance(part, Tensor) for part in episode):
+            raise TypeError("a tensor is no pair of inputs and targets")
         (support, labels), (query, answers) = episode
         tensors = {"support inputs": support, "support targets": labels, "query inputs": query, "query targets": answers}
+        if not isinstance(labels, Tensor) or not isinstance(answers, Tensor):  # a list of two episodes has the form of one, too
+            raise TypeError("the targets are no tensors")
         return {name: _shape(tensor) for name, tensor in tensors.items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise TypeError(
-            f"task {index} is a {type(episode).__name__}; give an Episode(Examples(inputs, targets), Examples(inputs, targets))"
+            f"{name} is a {type(episode).__name__}; give an Episode(Examples(inputs, targets), Examples(inputs, targets))"
         ) from error
 
 
@@ -112,7 +119,8 @@ def _shape(part: Any) -> Any:
 
 def unstack(episodes: Episode) -> list[Episode]:
     """A stack of tasks -> the single tasks, as views. Raises ValueError where the task dimension is missing or uneven."""
-    support, query = episodes
+    check_episode(episodes, "the stack of tasks")
+    support, query = map(_examples, episodes)
     tensors = [*tensors_of(support.inputs), support.targets, *tensors_of(query.inputs), query.targets]
     sizes = [len(tensor) if tensor.ndim else 0 for tensor in tensors]
     if len(set(sizes)) != 1 or min(tensor.ndim for tensor in tensors) < 2:

@@ -188,7 +188,7 @@ def evaluate_together(
     ):
         for count, tasks in _shared_out(episodes, tasks_at_once):
             if tasks is not None:
-                _check_examples(tasks)
+                check_examples(tasks)
                 measure = "loss" if tasks.query.targets.is_floating_point() else "accuracy"
             marks.append(torch.zeros(count, dtype=torch.float64) if tasks is None else fingerprints(tasks))
             for name, learner in learners.items():
@@ -276,18 +276,22 @@ def place(episodes: Episode, learner: nn.Module) -> Episode:
     return episodes.to(like.device, like.dtype) if real else episodes.to(like.device)
 
 
-def _check_examples(episodes: Episode) -> None:
-    """Raise ValueError if a stack has no queries, or not one target for each input; the support set is the learner's to check."""
+def check_examples(episodes: Episode, *, stacked: bool = True) -> None:
+    """Raise ValueError if a task, or a stack of them, has no queries, or not one target for each input.
+
+    The support set is the learner's to check.
+    """
+    dims = int(stacked)
     for name, (inputs, targets) in zip(("support", "query"), episodes, strict=True):
         for tensor in tensors_of(inputs):
-            if tensor.ndim < 2 or targets.ndim < 2 or tensor.shape[:2] != targets.shape[:2]:
+            if tensor.ndim <= dims or targets.ndim <= dims or tensor.shape[: dims + 1] != targets.shape[: dims + 1]:
                 raise ValueError(
-                    f"the {name} inputs of a task are {tuple(tensor.shape[1:])} and its targets {tuple(targets.shape[1:])}; give one "
-                    "target for each input, the examples along the first dimension of both"
+                    f"the {name} inputs of a task are {tuple(tensor.shape[dims:])} and its targets {tuple(targets.shape[dims:])}; "
+                    "give one target for each input, the examples along the first dimension of both"
                 )
         if targets.is_complex():
             raise ValueError(f"the {name} targets are {targets.dtype}; give integer labels or real values")
-    if not episodes.query.targets.shape[1]:
+    if not episodes.query.targets.shape[dims]:
         raise ValueError("a task has no queries, so the query set is empty; give at least one example")
 
 
@@ -296,7 +300,7 @@ def drawn(episodes: Tasks, indices: Sequence[int], learner: nn.Module) -> Episod
     if type(episodes) is FewShot:
         return place(episodes.stack(indices, _like(learner).device), learner)
     stacked = stack((episodes[i] for i in indices), indices=indices)
-    _check_examples(stacked)
+    check_examples(stacked)
     return place(stacked, learner)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from . import execution as _execution
-from .episodes import Episode, Examples, unstack
+from .episodes import Episode, Examples, check_episode, unstack
 from .forward import Inputs, forward, map_tensors, tensors_of
 from .functional import UnadaptedWeights, call, check_weights, tripwires
 from .graphs import value
@@ -27,7 +27,7 @@ from .layers import head as find_head
 from .norm import check_statistics, statistics
 from .operations import Convolutions
 from .readouts import RELABEL, absent_class, check_classes, check_labels
-from .representations import ending, failing_layer, head_input, output_of
+from .representations import ending, explain, head_input, is_raw, output_of
 from .stacked import StackedConvolutions
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -63,9 +63,7 @@ def explained(method: Callable[..., Any]) -> Callable[..., Any]:
     def run(self: Learner, *arguments: Any) -> Any:
         try:
             return method(self, *arguments)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, IndexError, TypeError) as error:
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
             given = arguments[-1]
             self.explain(error, given.inputs if isinstance(given, Examples) else given)
             raise
@@ -166,7 +164,6 @@ class Learner(nn.Module):
         """The support set of one task (no task dimension) -> what was learned from it."""
         raise NotImplementedError
 
-    @explained
     def predict(self, adapted: Adapted, inputs: Inputs) -> Tensor:
         """Query inputs (queries, ...) of that task -> logits (queries, ways)."""
         return self.watched(lambda: self.call(adapted.weights, inputs))
@@ -222,6 +219,7 @@ class Learner(nn.Module):
 
         Raises ValueError if there is no task or no query.
         """
+        check_episode(episodes, "the stack of tasks")
         if not len(episodes.query.targets):
             raise ValueError("there are no tasks: the stack of episodes is empty")
         if self.guessed and self.needs_head:
@@ -250,10 +248,8 @@ class Learner(nn.Module):
     def explain(self, error: Exception, inputs: Any) -> None:
         """Raise in words why the model failed on these inputs, if running it on one task tells."""
         plain, task = self.on(), self._first_task(inputs)
-        failure = failing_layer(self.model, lambda: plain.call(plain.weights(), task))
-        if failure is not None:
-            raise ValueError(failure) from error
-        if self.stacked:
+        explain(error, self.model, lambda: plain._output(plain.weights(), task))
+        if self.stacked and is_raw(error) and not isinstance(error, ValueError):
             reason = str(error).strip().splitlines()[0]
             raise RuntimeError(
                 f"the forward pass of {type(self.model).__name__} cannot be vectorized over tasks ({reason}); "
@@ -281,8 +277,12 @@ class Learner(nn.Module):
             weights.update({name: weights[name].expand(self.stacked, *weights[name].shape) for name in self.rates})
         return weights
 
+    @explained
     def call(self, weights: Weights, inputs: Inputs) -> Tensor:
         """The model's output under these weights: (examples, ...) -> (examples, ways)."""
+        return self._output(weights, inputs)
+
+    def _output(self, weights: Weights, inputs: Inputs) -> Tensor:
         return self._per_task(self.model, lambda model, x: forward(model, x, self.output), weights, inputs)
 
     def call_head(self, weights: Weights, features: Tensor) -> Tensor:
@@ -310,7 +310,11 @@ class Learner(nn.Module):
             self._check_cross_entropy(logits, targets)
         if not targets.is_floating_point() and not targets.is_complex():
             targets = targets.long()  # which losses of PyTorch ask for
-        loss = vmap(self.loss)(logits, targets) if self.stacked else self.loss(logits, targets)
+        try:
+            loss = vmap(self.loss)(logits, targets) if self.stacked else self.loss(logits, targets)
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            self._explain_loss(error, logits, targets)
+            raise
         if loss.ndim != bool(self.stacked):
             raise ValueError(f"the loss gives {tuple(loss.shape)} values for one task; give one that returns the mean (reduction='mean')")
         return loss
@@ -412,6 +416,17 @@ class Learner(nn.Module):
                 "the cross-entropy of a single output is 0 whatever the weights, so nothing would be learned; pass loss=F.mse_loss (or "
                 "another loss) for regression, or build the model with an output for each class"
             )
+
+    def _explain_loss(self, error: Exception, logits: Tensor, targets: Tensor) -> None:
+        """Raise ValueError in words if PyTorch's loss fails on one task, too, and not only where tasks are vectorized."""
+        if self.stacked:
+            self.on().task_loss(logits[0], targets[0])
+        elif is_raw(error):
+            outputs, labels = (f"{tensor.dtype} of {tuple(tensor.shape)}" for tensor in (logits, targets))
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"the loss cannot take outputs {outputs} and targets {labels} ({reason}); pass another loss=, or targets that fit it"
+            ) from error
 
     def _per_task(self, module: nn.Module, function: Callable[[nn.Module, Any], Any], weights: Weights, inputs: Inputs) -> Any:
         """`function(module with these weights, inputs)`, for one task or for every task of a stack."""

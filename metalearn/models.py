@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .checks import positive, widths_of_layers
 from .norm import batch_statistics
 from .operations import in_channels_last, in_fastest_format, norm_pool_relu
 from .stacked import conv_norm_pool_relu
@@ -33,6 +34,7 @@ class Conv4(nn.Module):
 
     def __init__(self, ways: int, channels: int = 1, hidden: int = 64, size: int = 28, pool: bool = True) -> None:
         super().__init__()
+        ways, channels, hidden, size = positive(ways=ways, channels=channels, hidden=hidden, size=size)
         if pool and size < 16:
             raise ValueError(f"images of {size} pixels vanish in four 2x2 poolings; use at least 16 pixels, or pool=False")
         self.block1 = ConvBlock(channels, hidden, pool)
@@ -124,6 +126,10 @@ class ResNet12(nn.Module):
 
     def __init__(self, ways: int, channels: int = 3, widths: Sequence[int] = (64, 128, 256, 512)) -> None:
         super().__init__()
+        ways, channels = positive(ways=ways, channels=channels)
+        widths = widths_of_layers("widths", widths, "(64, 128, 256, 512)")
+        if not widths:
+            raise ValueError("widths is empty; give the channels of each block, such as (64, 128, 256, 512)")
         inputs = (channels, *widths)
         for number, (before, after) in enumerate(zip(inputs, widths, strict=False), start=1):
             self.add_module(f"block{number}", ResidualBlock(before, after))
@@ -168,6 +174,8 @@ class MLP(nn.Sequential):
 
     def __init__(self, inputs: int, outputs: int, hidden: Sequence[int] = (40, 40)) -> None:
         super().__init__()
+        inputs, outputs = positive(inputs=inputs, outputs=outputs)
+        hidden = widths_of_layers("hidden", hidden, "(40, 40)")
         widths = (inputs, *hidden)
         for number, (before, after) in enumerate(zip(widths, hidden, strict=False), start=1):
             self.add_module(f"layer{number}", nn.Linear(before, after))

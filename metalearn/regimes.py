@@ -20,13 +20,14 @@ from torch import nn
 from . import experiments
 from .algorithms import NIL
 from .checkpoints import load
+from .checks import positive
 from .episodes import Episode, Examples
 from .evaluation import Tasks
 from .experiments import ALGORITHMS, ENDLESS, Experiment, Run
 from .files import Record
 from .layers import head as find_head
 from .learner import Adapted, Learner
-from .tasks.few_shot import SEEDS, FewShot, LabelledImages, philox, position, positive, seeded
+from .tasks.few_shot import SEEDS, FewShot, LabelledImages, philox, position, seeded
 from .training import Curve, meta_train
 
 REGIMES = ("maml", "anil", "multiclass", "multitask", "random", "nil-train")

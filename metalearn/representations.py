@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -179,6 +180,28 @@ def output_of(model: nn.Module, run: Callable[[Weights], Tensor]) -> str | None:
     return next((path for path in reversed(alike) if ending(model, path, run).is_output), None)
 
 
+def is_raw(error: Exception) -> bool:
+    """Whether an error comes from PyTorch or Python, and is not a sentence of this project or of a model's author.
+
+    Example:
+        >>> is_raw(RuntimeError("mat1 and mat2 shapes cannot be multiplied")), is_raw(ValueError("build Conv4(size=84)"))
+        (True, False)
+    """
+    if isinstance(error, torch.OutOfMemoryError) or error.__cause__ is not None:
+        return False  # what was raised from another error is explained already
+    if not isinstance(error, ValueError):
+        return isinstance(error, RuntimeError | IndexError | TypeError)
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and frames[-1].f_globals.get("__name__", "").startswith("torch.")  # as the layers of torch.nn raise
+
+
+def explain(error: Exception, model: nn.Module, run: Callable[[], Any]) -> None:
+    """Raise ValueError naming the layer of a model that `error` came from, if it is raw and running the model again tells which."""
+    failure = failing_layer(model, run) if is_raw(error) else None
+    if failure is not None:
+        raise ValueError(failure) from error
+
+
 def failing_layer(model: nn.Module, run: Callable[[], Any]) -> str | None:
     """Which layer of a model fails in `run`, what entered it and how to mend that, in words; None if nothing fails.
 
@@ -202,7 +225,7 @@ def failing_layer(model: nn.Module, run: Callable[[], Any]) -> str | None:
     try:
         with torch.no_grad():
             run()
-    except (RuntimeError, IndexError, TypeError) as error:
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
         if not running:
             return None
         path, module, inputs = running[-1]

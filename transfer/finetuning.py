@@ -22,6 +22,7 @@ from metalearn.checks import whole_number
 from metalearn.evaluation import evaluation_mode
 from metalearn.files import Record, _checksum
 from metalearn.forward import Inputs, forward
+from metalearn.representations import explain
 from metalearn.tasks.few_shot import LabelledImages, in_memory_together
 
 from .freezing import freeze, parameter_groups
@@ -278,8 +279,15 @@ class FineTuning:
         with evaluation_mode([model]), torch.no_grad():
             for index in torch.arange(count).split(TESTED_AT_ONCE):
                 part = _rows(inputs, index, device)
-                logits.append(forward(model, self._prepared(part), self.output))
+                logits.append(self._output(model, self._prepared(part)))
         return torch.cat(logits).float().cpu()
+
+    def _output(self, model: nn.Module, inputs: Inputs) -> Tensor:
+        try:
+            return forward(model, inputs, self.output)
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            explain(error, model, lambda: forward(model, inputs, self.output))
+            raise
 
 
 def finetune(

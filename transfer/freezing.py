@@ -72,10 +72,10 @@ def frozen_transformer(model: nn.Module, *, head: str | None = None) -> list[str
         ['0.weight', '0.bias', '1.norm1.weight', '1.norm1.bias']
     """
     check_network("frozen_transformer()", model, head=head)
-    first, last, owner = layer_names(model)[0], find_head(model, head), owners(model)
     norms = norm_parameters(model)
     if not norms:
         raise ValueError(f"{type(model).__name__} has no normalisation layer to train; frozen_transformer is for transformers")
+    first, last, owner = layer_names(model)[0], find_head(model, head), owners(model)
     for name, parameter in model.named_parameters():
         inside = any(is_inside(name, path) for path in (first, last, *norms))
         parameter.requires_grad_(inside or not is_inside(name, owner[name]))

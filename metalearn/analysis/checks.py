@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
+
+from ..episodes import Episode, unstack
 
 
 def check_kind(value: Any, kind: type | tuple[type, ...], name: str, cure: str) -> None:
@@ -20,6 +22,16 @@ def check_all(values: Any, kind: type, name: str, cure: str) -> list[Any]:
     for number, value in enumerate(listed):
         check_kind(value, kind, f"{name}[{number}]", cure)
     return listed
+
+
+def single_tasks(episodes: Any) -> Sequence[Episode]:
+    """Tasks by index, from those or from one stack. Raises TypeError for anything else, and ValueError where there is none."""
+    tasks = unstack(episodes) if isinstance(episodes, Episode) else episodes
+    if not hasattr(tasks, "__len__") or not hasattr(tasks, "__getitem__"):
+        raise TypeError(f"episodes must be a FewShot or one stack of tasks, not {type(tasks).__name__}; a DataLoader's data set will do")
+    if not len(tasks):
+        raise ValueError("episodes holds no tasks; ask for at least 20")
+    return tasks
 
 
 def listed(names: Any, argument: str) -> list[Any]:

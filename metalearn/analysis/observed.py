@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..episodes import Episode, Examples
-from ..evaluation import place
+from ..evaluation import check_examples, place
 from ..inner_loop import Weights, inner_step
 from ..layers import is_inside, owners
 from ..learner import Learner
@@ -65,6 +65,7 @@ class Other:
 
 def observe(learner: Learner, names: Sequence[str], task: Episode, *, rows: int, seed: int, index: int, other: Other | None) -> Observed:
     """Adapt to the `index`-th task, and look at its query images through the named layers before and after."""
+    check_examples(task, stacked=False)
     support, query = place(task, learner)
     regression = support.targets.is_floating_point()
     ways = 0 if regression else int(support.targets.max()) + 1

@@ -11,12 +11,12 @@ import torch
 
 from .. import progress as _progress
 from ..checkpoints import versions
-from ..episodes import Episode, unstack
 from ..evaluation import Evaluation, evaluate, evaluation_mode
 from ..execution import in_threads
 from ..layers import is_inside, resolve
 from ..layers import layers as layer_names
 from ..learner import Learner
+from .checks import single_tasks
 from .freezing import Estimate, Freezing, freezing, worse
 from .layerwise import LayerSimilarity, compare_layers
 from .observed import Observed, Other, observe, weights_of
@@ -185,7 +185,7 @@ def feature_reuse(
         ValueError: no tasks, activations that are not finite (the layer is named), or a ceiling of
             another architecture or of the same weights.
     """
-    tasks = _tasks(episodes)
+    tasks = single_tasks(episodes)
     seen = _Seen(learner, layers, seed)
     other = None if ceiling is None else _other(ceiling, learner)
 
@@ -326,13 +326,3 @@ def _other(ceiling: Learner, learner: Learner) -> Other:
     if all(torch.equal(ours[name], theirs[name].to(ours[name])) for name in ours):
         raise ValueError("the ceiling has the same weights as the learner, so that it would be 1; give one trained from another seed")
     return Other(ceiling)
-
-
-def _tasks(episodes: Any) -> Sequence[Episode]:
-    if isinstance(episodes, Episode):
-        return unstack(episodes)
-    if not hasattr(episodes, "__len__") or not hasattr(episodes, "__getitem__"):
-        raise TypeError(f"episodes must be a FewShot or one stack of tasks, not {type(episodes).__name__}; a DataLoader's data set will do")
-    if not len(episodes):
-        raise ValueError("episodes holds no tasks; ask for at least 20")
-    return episodes

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from .. import progress as _progress
-from ..episodes import Episode, unstack
-from ..evaluation import evaluation_mode, place
+from ..episodes import Episode
+from ..evaluation import check_examples, evaluation_mode, place
 from ..layers import body
 from ..learner import Learner
 from ..representations import representations
-from .checks import check_all
+from .checks import check_all, single_tasks
 from .freezing import Freezing, freezing
 from .layerwise import Profile, compare_layers, sample
 from .tables import aligned, plain
@@ -207,7 +207,7 @@ def similarity_between(
     names = list(layers) if layers is not None else body(members[0][1].model, members[0][1].head)
     if not names:
         raise ValueError(f"{members[0][0]} has no layer but its head; name what to compare with layers=")
-    tasks = unstack(episodes) if isinstance(episodes, Episode) else episodes
+    tasks = single_tasks(episodes)
     every = sorted({pair for found in paired.values() for pair in found})
     per_task: dict[tuple[int, int], list[tuple[Profile, Profile]]] = {pair: [] for pair in every}
     sampled: list[dict[str, list[Tensor]]] = [{name: [] for name in names} for _ in members]
@@ -236,6 +236,7 @@ def similarity_between(
 
 
 def _outputs(learner: Learner, task: Episode, names: Sequence[str], adapted: bool) -> dict[str, Tensor]:
+    check_examples(task, stacked=False)
     support, query = place(task, learner)
     weights = learner.adapt(support).weights if adapted else learner.weights()
     with representations(learner.model, names) as seen:

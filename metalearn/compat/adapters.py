@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from metalearn.checks import positive
 from metalearn.episodes import Episode, Examples
 from metalearn.files import Record
-from metalearn.tasks.few_shot import position, positive, seeded
+from metalearn.tasks.few_shot import position, seeded
 
 SPLITS = ("alternating", "first")
 Target = TypeVar("Target", bound=nn.Module)

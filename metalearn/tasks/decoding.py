@@ -17,7 +17,6 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from metalearn import files
-from metalearn.checks import whole_number
 from metalearn.progress import progress as shown_progress
 
 T = TypeVar("T")
@@ -28,7 +27,7 @@ READING = "upright, opaque, 8 bits"  # in the keys of caches of people's own ima
 
 def choice(name: str, value: str, choices: Iterable[str]) -> None:
     """Raise ValueError where `value` is none of the choices."""
-    if value not in choices:
+    if value not in list(choices):  # a value that cannot be hashed is no choice either
         raise ValueError(f"{name}={value!r} is not one of {', '.join(choices)}")
 
 
@@ -38,11 +37,6 @@ def folders_in(folder: str | os.PathLike[str]) -> list[Path]:
         return []
     with os.scandir(folder) as entries:
         return [Path(e.path) for e in sorted(entries, key=lambda e: e.name) if e.is_dir() and not e.name.startswith(".")]
-
-
-def positive(**numbers: int) -> tuple[int, ...]:
-    """The numbers as integers. Raises ValueError, naming it, for one below 1, and TypeError for one that is no whole number."""
-    return tuple(whole_number(name, number) for name, number in numbers.items())
 
 
 def checked_root(root: str | os.PathLike[str]) -> Path:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from metalearn.checks import whole_number
+from metalearn.checks import positive, sequence, whole_number
 from metalearn.episodes import Episode, Examples
 from metalearn.files import Record
 from metalearn.progress import progress
-from metalearn.tasks.decoding import as_tensor, positive
+from metalearn.tasks.decoding import as_tensor
 
 log = logging.getLogger("metalearn")
 SEEDS = {"train": 0, "validation": 1, "test": 2}
@@ -45,9 +45,10 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(self, images: Tensor, labels: Any, names: Iterable[str] = (), description: Record | None = None) -> None:
-        if images.dtype != torch.uint8 or images.dim() != 4:
-            raise TypeError(f"images must be uint8 (n, channels, height, width), not {images.dtype} {tuple(images.shape)}")
-        self.names = tuple(names)
+        if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.dim() != 4:
+            kind = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
+            raise TypeError(f"images must be a tensor of uint8 (n, channels, height, width), not {kind}")
+        self.names = tuple(sequence("names", names, "['cat', 'dog']"))
         self.description: Record = dict(description or {})
         if not self.names:
             labels, classes, record = number_labels(labels, "the images")
@@ -225,7 +226,7 @@ def number_labels(labels: Any, source: str) -> tuple[Tensor, list[str], Record]:
     """
     if isinstance(labels, Tensor | np.ndarray) and labels.ndim == 1:
         labels = labels.tolist()
-    values = [_label(label, i, source) for i, label in enumerate(labels)]
+    values = [_label(label, i, source) for i, label in enumerate(sequence("labels", labels, "[0, 0, 1]"))]
     kinds = sorted({type(value).__name__ for value in values})
     if len(kinds) > 1:
         raise TypeError(f"the labels of {source} mix {' and '.join(kinds)}; make all of them numbers or all strings")

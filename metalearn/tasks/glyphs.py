@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from metalearn.checks import whole_number
+from metalearn.tasks.decoding import choice
 from metalearn.tasks.few_shot import LabelledImages
 
 Array = NDArray[np.float64]
@@ -238,8 +239,7 @@ def glyphs(split: str = "train", *, classes: int | None = None, drawers: int = 2
         >>> images.images.shape, images.names[0], images.labels.tolist()
         (torch.Size([15, 1, 28, 28]), 'glyph320', [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4])
     """
-    if split not in SPLITS:
-        raise ValueError(f"split={split!r} does not exist; choose one of {', '.join(map(repr, SPLITS))}")
+    choice("split", split, SPLITS)
     indices = SPLITS[split]
     classes = len(indices) if classes is None else classes
     for name, value, least, most in (

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from metalearn.checks import positive
 from metalearn.files import Record
-from metalearn.tasks.decoding import READING, cached, checked_root, choice, decode_all, fingerprint, folders_in, images_in, positive
+from metalearn.tasks.decoding import READING, cached, checked_root, choice, decode_all, fingerprint, folders_in, images_in
 from metalearn.tasks.few_shot import LabelledImages
 from metalearn.tasks.split_table import FOLDERS, listed
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metalearn.tasks.decoding import cached, checked_root, choice, decode_all, fingerprint, folders_in, images_in, positive
+from metalearn.checks import positive
+from metalearn.tasks.decoding import cached, checked_root, choice, decode_all, fingerprint, folders_in, images_in
 from metalearn.tasks.few_shot import LabelledImages
 
 PARTS = ("images_background", "images_evaluation")

@@ -8,9 +8,10 @@ from numbers import Real
 import torch
 from torch.utils.data import Dataset
 
+from metalearn.checks import positive
 from metalearn.episodes import Episode, Examples
 from metalearn.files import Record
-from metalearn.tasks.few_shot import philox, position, positive, seeded
+from metalearn.tasks.few_shot import philox, position, seeded
 
 
 def _is_range(given: object) -> bool:
