@@ -277,19 +277,18 @@ def place(episodes: Episode, learner: nn.Module) -> Episode:
 
 
 def _check_examples(episodes: Episode) -> None:
-    """Raise ValueError if the support or query set of a stack has no examples, or not one target for each input."""
+    """Raise ValueError if a stack has no queries, or not one target for each input; the support set is the learner's to check."""
     for name, (inputs, targets) in zip(("support", "query"), episodes, strict=True):
-        if not isinstance(inputs, Tensor):
-            continue
-        if inputs.ndim < 2 or targets.ndim < 2 or inputs.shape[:2] != targets.shape[:2]:
-            raise ValueError(
-                f"the {name} inputs of a task are {tuple(inputs.shape[1:])} and its targets {tuple(targets.shape[1:])}; give one target "
-                "for each input, the examples along the first dimension of both"
-            )
-        if inputs.shape[1] == 0:
-            raise ValueError(f"the {name} set of a task is empty; give at least one example")
+        for tensor in tensors_of(inputs):
+            if tensor.ndim < 2 or targets.ndim < 2 or tensor.shape[:2] != targets.shape[:2]:
+                raise ValueError(
+                    f"the {name} inputs of a task are {tuple(tensor.shape[1:])} and its targets {tuple(targets.shape[1:])}; give one "
+                    "target for each input, the examples along the first dimension of both"
+                )
         if targets.is_complex():
             raise ValueError(f"the {name} targets are {targets.dtype}; give integer labels or real values")
+    if not episodes.query.targets.shape[1]:
+        raise ValueError("a task has no queries, so the query set is empty; give at least one example")
 
 
 def drawn(episodes: Tasks, indices: Sequence[int], learner: nn.Module) -> Episode:

@@ -374,8 +374,8 @@ def in_threads(learner: Learner, items: Sequence[Item], work: Callable[[Learner,
     finally:
         for future in waiting:
             future.cancel()
+        wait(waiting)  # a task that still ran could write into a buffer that the next call reads
     if finished < len(items):
-        wait(waiting)
         randomness.finish()
         if learner.execution == "threads":
             refuse_draws("threads", "the model")

@@ -70,7 +70,7 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
         if not stat.S_ISREG(kind):
             raise OSError(errno.EINVAL, "it is a device or a pipe")
         return open(path, "rb")
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:  # the latter: a part of the path is a file
         raise FileNotFoundError(f"there is no file {path}") from error
     except OSError as error:
         raise unreadable(path, error) from error

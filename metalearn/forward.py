@@ -17,8 +17,8 @@ def forward(model: nn.Module, inputs: Inputs, output: str | None = None) -> Tens
     Args:
         model: any module.
         inputs: a tensor for `model(inputs)`, a tuple or list for `model(*inputs)`, a mapping for `model(**inputs)`.
-        output: which entry of a tuple, a dictionary or a `ModelOutput` to take: its key, its field, or its index as text. A tensor is
-            taken as it is: networks with auxiliary outputs, such as GoogLeNet, have them in training mode only.
+        output: which entry of a tuple, a dictionary or a `ModelOutput` to take: its key, its field, or its index as text.
+            In evaluation mode a tensor is taken as it is: GoogLeNet and others have several outputs in training mode alone.
 
     Raises:
         ValueError: the output is not a tensor and `output` is missing or is not one of its entries, which are listed.
@@ -33,7 +33,7 @@ def forward(model: nn.Module, inputs: Inputs, output: str | None = None) -> Tens
     """
     args, kwargs = arguments(inputs)
     result = model(*args, **kwargs)
-    if isinstance(result, Tensor):
+    if isinstance(result, Tensor) and not model.training:
         return result
     return select(result, output, f"the model {type(model).__name__}", lambda entry: f"output={entry!r}")
 

@@ -55,13 +55,18 @@ class UnadaptedWeights(ValueError):
 class Watch(TorchFunctionMode):
     """While it is on, an operation on the values of one of these tensors raises `UnadaptedWeights`.
 
+    So does an operation whose saved tensors go to hooks of the model's own: such hooks are how checkpointing runs a block again in
+    the backward pass, where it would find these tensors.
+
     Args:
         tensors: by name, the parameters that have other weights in the current task.
+        hooks: whether to look at hooks too.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], *, hooks: bool = False) -> None:
         super().__init__()
         self.names = {id(tensor): name for name, tensor in tensors.items()}
+        self.outside = _saving_hooks() if hooks and tensors else None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -70,7 +75,14 @@ class Watch(TorchFunctionMode):
             # Shapes, devices and the like are the same for all weights: only an operation that returns tensors reads values.
             if id(tensor) in self.names and _holds_tensor(result):
                 raise UnadaptedWeights(self.names[id(tensor)])
+        if self.outside is not None and torch.is_grad_enabled() and _saving_hooks() != self.outside:
+            raise UnadaptedWeights(next(iter(self.names.values())))
         return result
+
+
+def _saving_hooks() -> tuple[Any, ...]:
+    """The hooks that a tensor goes through now when an operation saves it for its backward pass."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) or ()
 
 
 class _Tripwire(Tensor):
@@ -141,7 +153,7 @@ def call(
     state = _State(network, weights)
     aliases = _Aliases({} if stacked else state.tensors)
     try:
-        with Watch(state.replaced), aliases:
+        with Watch(state.replaced, hooks=not keep), aliases:
             result = function(network)
         written = [*state.written(), *aliases.written()]
     finally:

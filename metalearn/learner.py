@@ -173,7 +173,7 @@ class Learner(nn.Module):
     @explained
     def predict(self, adapted: Adapted, inputs: Inputs) -> Tensor:
         """Query inputs (queries, ...) of that task -> logits (queries, ways)."""
-        return self.call(adapted.weights, inputs)
+        return self.watched(lambda: self.call(adapted.weights, inputs))
 
     def outer_gradient(self, episode: Episode) -> tuple[Tensor, Tensor, list[Tensor | None]]:
         """One task -> its outer loss, its query logits, and the gradient of the loss for each of `trained()`."""

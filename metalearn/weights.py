@@ -438,7 +438,8 @@ def _named(name: str, model: str | None, download: bool) -> Pretrained:
         return _member(torchvision.models.get_weight(name), download)
     if model is not None and name in {full.partition(".")[2] for full in known}:
         raise ValueError(f"weights={name!r} are torchvision's, but the model is {model!r}; name a torchvision model")
-    near = registry.near(name, [*known, *os.listdir()])
+    # A name without a dot, such as IMAGENET1K_V2, is one of the model's own, which the hint lists.
+    near = registry.near(name, [*known, *os.listdir()]) if "." in name or model is None else ""
     raise ValueError(f"torchvision has no weights {name!r}, and there is no file of that name; {near or hint}")
 
 

@@ -189,7 +189,7 @@ def _features(model: nn.Module, layer: str, inputs: Tensor, convention: str, bat
             with representations(model, [layer]) as seen:
                 try:
                     model(part.to(like.device, like.dtype if part.is_floating_point() else None))
-                except RuntimeError as error:
+                except (RuntimeError, ValueError) as error:
                     raise ValueError(
                         f"the model does not take inputs of {tuple(part.shape[1:])} ({str(error).splitlines()[0]}); bring the images to "
                         f"its channels and size"

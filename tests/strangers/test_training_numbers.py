@@ -130,7 +130,7 @@ def test_evaluate_names_what_has_no_tasks(episodes: Any) -> None:
 @pytest.mark.parametrize(
     ("inputs", "targets", "message"),
     [
-        (torch.zeros(0, 1), torch.zeros(0, 1), "the support set of a task is empty"),
+        (torch.zeros(0, 1), torch.zeros(0, 1), "the support set is empty"),
         (torch.zeros(3, 1), torch.zeros(2, 1), r"inputs of a task are \(3, 1\) and its targets \(2, 1\); give one target for each input"),
         (torch.zeros(3, 1), torch.zeros(()), r"inputs of a task are \(3, 1\) and its targets \(\)"),
         (torch.zeros(()), torch.zeros(3, 1), r"inputs of a task are \(\) and its targets \(3, 1\)"),
