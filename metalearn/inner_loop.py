@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 from torch.func import vmap
 from torch.optim import Optimizer
 
@@ -269,15 +270,30 @@ def _gradient(loss: Tensor, moving: Weights, create_graph: bool) -> tuple[Tensor
     return gradients
 
 
-def _is_reentrant(loss: Tensor) -> bool:
-    """Whether the graph of the loss has a checkpoint that hides its parameters from `torch.autograd.grad`."""
-    waiting, seen = [loss.grad_fn], set()
+def nodes(tensor: Tensor) -> Iterator[Node]:
+    """The nodes of the graph that autograd recorded for a tensor; none for a leaf.
+
+    Args:
+        tensor: of any shape.
+
+    Returns:
+        Iterator[Node]: each node once, from the tensor back to the leaves.
+
+    Example:
+        >>> w = torch.ones(2, requires_grad=True)
+        >>> [node.name() for node in nodes((2 * w).sum())]
+        ['SumBackward0', 'MulBackward0', 'torch::autograd::AccumulateGrad']
+    """
+    waiting, seen = [tensor.grad_fn], set()
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
             continue
-        if node.name() == "CheckpointFunctionBackward":
-            return True
         seen.add(node)
+        yield node
         waiting += [following for following, _ in node.next_functions]
-    return False
+
+
+def _is_reentrant(loss: Tensor) -> bool:
+    """Whether the graph of the loss has a checkpoint that hides its parameters from `torch.autograd.grad`."""
+    return any(node.name() == "CheckpointFunctionBackward" for node in nodes(loss))

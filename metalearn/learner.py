@@ -21,7 +21,7 @@ from .episodes import Episode, Examples, check_episode, unstack
 from .forward import Inputs, forward, map_tensors, tensors_of
 from .functional import UnadaptedWeights, call, check_weights, tripwires
 from .graphs import value
-from .inner_loop import Rates, Weights, attention
+from .inner_loop import Rates, Weights, attention, nodes
 from .layers import assign, heads, is_inside
 from .layers import head as find_head
 from .norm import check_statistics, statistics
@@ -53,6 +53,7 @@ class Known:
     """What running a learner's tasks has shown about its model."""
 
     recomputes: bool = False  # whether it runs again in the backward pass, so that every call needs a copy of it
+    twice_differentiable: bool = False  # whether `_explain_backward` has nothing to do
     drawing: tuple[bool, ...] | None = None  # the training modes of its modules when it last drew random numbers
 
 
@@ -158,7 +159,10 @@ class Learner(nn.Module):
     def forward(self, episodes: Episode) -> Tensor:
         """A stack of tasks -> query logits (tasks, queries, ways), differentiable to `parameters()`."""
         self.prepare(episodes)
-        return _execution.predictions(self, episodes)
+        logits = _execution.predictions(self, episodes)
+        if self.rates and not self.first_order and not self.known.twice_differentiable:
+            self.known.twice_differentiable = logits.requires_grad and not _explain_backward(logits)
+        return logits
 
     def adapt(self, support: Examples) -> Adapted:
         """The support set of one task (no task dimension) -> what was learned from it."""
@@ -187,11 +191,9 @@ class Learner(nn.Module):
         except RuntimeError as error:
             if self.first_order:
                 raise
-            missing = re.search(r"derivative for (?:aten::)?(\w+?)(?:_backward)? is not implemented", str(error))
-            if missing is not None:
-                raise RuntimeError(
-                    f"PyTorch has no second derivative of {missing[1]}, which the model uses ({error}); use first_order=True"
-                ) from error
+            missing = _missing_derivative(error)
+            if missing:
+                raise RuntimeError(missing) from error
             if "double backward" in str(error):
                 raise RuntimeError(
                     f"a compiled part of the model has no second derivative ({error}); pass the module that torch.compile was given, or "
@@ -518,6 +520,31 @@ class FeatureLearner(Learner):
     def flat_features(self, weights: Weights, inputs: Inputs) -> Tensor:
         """What enters the head, a row an example: (examples, features), with the task dimension before it where there is one."""
         return self.features(weights, inputs)[0].flatten(2 if self.stacked else 1)
+
+
+def _missing_derivative(error: RuntimeError) -> str:
+    """What to do about an operation without a second derivative; "" for other errors."""
+    missing = re.search(r"derivative for (?:aten::)?(\w+?)(?:_backward)? is not implemented", str(error))
+    if missing is None:
+        return ""
+    return f"PyTorch has no second derivative of {missing[1]}, which the model uses ({error}); use first_order=True"
+
+
+def _explain_backward(logits: Tensor) -> bool:
+    """Make the caller's own backward pass raise `_missing_derivative`; whether an operation lacks its second derivative."""
+    missing = ""
+
+    def refuse(_: Any) -> None:
+        raise RuntimeError(missing)
+
+    for node in nodes(logits):
+        if node.name() == "torch::autograd::NotImplemented":
+            try:
+                node(logits)  # such a node does nothing but raise
+            except RuntimeError as error:
+                missing = _missing_derivative(error)
+            node.register_prehook(refuse)
+    return bool(missing)
 
 
 def _is_cross_entropy(loss: Loss) -> bool:

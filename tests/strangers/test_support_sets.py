@@ -207,6 +207,20 @@ def test_a_missing_second_derivative_says_what_to_do(way: str) -> None:
     assert ml.meta_backward(learner, episodes).losses.isfinite().all()
 
 
+@pytest.mark.parametrize("way", ["loop", "threads", "vectorized"])
+def test_a_missing_second_derivative_is_named_in_ones_own_backward_pass(way: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Hardsigmoid(), nn.Linear(8, 3)).double()
+    episodes = made_up_tasks(shape=(4,))
+    learner = ml.MAML(model, 0.1, steps=2, execution=way)
+    for _ in range(2):
+        loss = learner(episodes).square().sum()
+        with pytest.raises(RuntimeError, match=r"no second derivative of hardsigmoid.*first_order=True"):
+            loss.backward()
+    learner.first_order = True
+    learner(episodes).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 def test_a_nan_is_traced_to_its_cause() -> None:
     model, episodes = smooth_network(), made_up_tasks()
     tasks = unstack(episodes)
