@@ -172,6 +172,31 @@ class Learner(nn.Module):
         """Query inputs (queries, ...) of that task -> logits (queries, ways)."""
         return self.watched(lambda: self.call(adapted.weights, inputs))
 
+    def adapted_model(self, support: Examples) -> nn.Module:
+        """A copy of the model with the weights that the support set of one task (no task dimension) leads to.
+
+        It is a module of its own, without a graph to the learner, to be run, saved or exported.
+
+        Raises ValueError for a learner that predicts from support features, whose model does not adapt.
+
+        Example:
+            >>> from metalearn import MAML
+            >>> from metalearn.models import MLP
+            >>> learner = MAML(MLP(4, 2), lr=0.1)
+            >>> support = Examples(torch.rand(6, 4), torch.tensor([0, 1] * 3))
+            >>> adapted = learner.adapt(support)
+            >>> torch.equal(learner.adapted_model(support)(support.inputs), learner.predict(adapted, support.inputs))
+            True
+        """
+        adapted = self.adapt(support)
+        if adapted.support is not None:
+            raise ValueError(f"{type(self).__name__} predicts from support features, and its model does not adapt; use predict()")
+        model = copy.deepcopy(self.model)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(adapted.weights[name])
+        return model
+
     def outer_gradient(self, episode: Episode) -> tuple[Tensor, Tensor, list[Tensor | None]]:
         """One task -> its outer loss, its query logits, and the gradient of the loss for each of `trained()`."""
 
@@ -308,10 +333,16 @@ class Learner(nn.Module):
 
     def task_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of a task: a scalar, or (tasks,) where tasks are vectorized."""
-        if _is_cross_entropy(self.loss):
-            self._check_cross_entropy(logits, targets)
         if not targets.is_floating_point() and not targets.is_complex():
             targets = targets.long()  # which losses of PyTorch ask for
+        if _is_cross_entropy(self.loss):
+            self._check_cross_entropy(logits, targets)
+        elif _is_elementwise(self.loss) and logits.shape != targets.shape:
+            outputs, values = (tuple(tensor.shape[bool(self.stacked) :]) for tensor in (logits, targets))
+            raise ValueError(
+                f"the loss cannot take outputs of {outputs} and targets of {values}: one would be repeated to fit the other; give targets "
+                f"of the shape of the outputs, or pass another loss="
+            )
         try:
             loss = vmap(self.loss)(logits, targets) if self.stacked else self.loss(logits, targets)
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
@@ -540,7 +571,7 @@ def _explain_backward(logits: Tensor) -> bool:
     for node in nodes(logits):
         if node.name() == "torch::autograd::NotImplemented":
             try:
-                node(logits)  # such a node does nothing but raise
+                node(logits)  # type: ignore[operator]  # such a node does nothing but raise
             except RuntimeError as error:
                 missing = _missing_derivative(error)
             node.register_prehook(refuse)
@@ -549,5 +580,15 @@ def _explain_backward(logits: Tensor) -> bool:
 
 def _is_cross_entropy(loss: Loss) -> bool:
     """Whether a loss is PyTorch's cross-entropy, with options or without."""
+    return _is_one_of(loss, F.cross_entropy, nn.CrossEntropyLoss)
+
+
+def _is_elementwise(loss: Loss) -> bool:
+    """Whether a loss is one of PyTorch's that compare value by value, and would repeat values of one side to fit the other."""
+    functions = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
+    return _is_one_of(loss, *functions, nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+
+
+def _is_one_of(loss: Loss, *kinds: Any) -> bool:
     function = loss.func if isinstance(loss, functools.partial) else loss
-    return function is F.cross_entropy or isinstance(function, nn.CrossEntropyLoss)
+    return any(function is kind or (isinstance(kind, type) and isinstance(function, kind)) for kind in kinds)

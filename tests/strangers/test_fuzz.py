@@ -527,18 +527,18 @@ def test_calls_give_a_number_or_say_what_is_wrong(part: str) -> None:
             "trained(nn.Linear(4, 3), data_set(), data_set())",
             "the model Linear cannot take what enters it, torch.float32 of 18 x 1 x 6 x 6",
         ),
-        ("learn(MAML, network(), tasks(), 'adapt', loss=F.mse_loss)", "the loss cannot take outputs torch.float32 of (6, 3) and targets"),
-        ("learn(MAML, network(), tasks(), 'between', loss=F.mse_loss)", "the loss cannot take outputs torch.float32 of (6, 3) and targets"),
+        ("learn(MAML, network(), tasks(), 'adapt', loss=F.mse_loss)", "the loss cannot take outputs of (6, 3) and targets of (6,)"),
+        ("learn(MAML, network(), tasks(), 'between', loss=F.mse_loss)", "the loss cannot take outputs of (6, 3) and targets of (6,)"),
         (
             "learn(MAML, network('conv'), tasks(), 'between', lr=0.0)",
             "layer '0' (Conv2d) cannot take what enters it, torch.float32 of 6 x 4",
         ),
         ("learn(MAML, network('recurrent'), tasks(1, shape=(1, 6, 6)), 'adapt')", "layer '0' (LSTM) cannot take what enters it"),
-        ("learn(MAML, network('norm'), tasks(1, 1, 1), 'adapt')", ""),
+        ("learn(MAML, network('norm'), tasks(1, 1, 1), 'adapt')", "keeps running statistics"),
         ("learn(BOIL, network(), tasks(0), 'reuse')", "episodes holds no tasks; ask for at least 20"),
         ("learn(BOIL, network(), tasks(0), 'between')", "episodes holds no tasks; ask for at least 20"),
-        ("learn(MetaSGD, network(), tasks(2, 1, 0), 'reuse')", "the support set of a task is empty; give at least one example"),
-        ("learn(MAML, network(), tasks(2, 1, 0), 'between')", "the support set of a task is empty; give at least one example"),
+        ("learn(MetaSGD, network(), tasks(2, 1, 0), 'reuse')", "set is empty; give at least one example"),
+        ("learn(MAML, network(), tasks(2, 1, 0), 'between')", "set is empty; give at least one example"),
     ],
 )
 def test_what_is_wrong_is_named(line: str, said: str) -> None:
