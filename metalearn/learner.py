@@ -525,7 +525,7 @@ def _explain_backward(logits: Tensor) -> bool:
     for node in nodes(logits):
         if node.name() == "torch::autograd::NotImplemented":
             try:
-                node(logits)  # such a node does nothing but raise
+                node(logits)  # type: ignore[operator]  # such a node does nothing but raise
             except RuntimeError as error:
                 missing = _missing_derivative(error)
             node.register_prehook(refuse)
