@@ -2,8 +2,8 @@
 
     python -m pytest -m slow tests/strangers/test_zoo.py -s
 
-prints the table in about four minutes. Adaptation is compared with the plain loop through
-`torch.func.functional_call` in double precision.
+prints the table; OMP_NUM_THREADS=1 helps on a busy machine. Adaptation is compared through
+`torch.func.functional_call` with the plain loop, in double precision.
 """
 
 from __future__ import annotations
