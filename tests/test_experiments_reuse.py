@@ -187,6 +187,7 @@ def test_the_benchmark_writes_rows_with_everything_behind_them_and_tables_read_t
     assert len(values) == 5
 
 
+@pytest.mark.slow
 def test_all_experiments_take_networks_that_were_trained_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     benchmark.reuse("train", "0,1", points="1,2", progress=False, runs=str(tmp_path / "there"), **SMALL)
     given = ",".join(map(str, (tmp_path / "there").glob("*.safetensors")))

@@ -126,7 +126,7 @@ def test_size_changes_the_resolution_and_not_the_drawing() -> None:
 
 @pytest.mark.parametrize("split", ["validation", "", "Train"])
 def test_an_unknown_split_is_refused_with_the_choices(split: str) -> None:
-    with pytest.raises(ValueError, match=r"choose one of 'train', 'val', 'test'"):
+    with pytest.raises(ValueError, match=r"is not one of train, val, test"):
         glyphs(split)
 
 

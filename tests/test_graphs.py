@@ -196,7 +196,7 @@ def test_what_is_chosen_and_why(device: str) -> None:
     assert without_graphs(own).startswith("the loss mine is not known to do nothing but compute")
     hooked = ml.ANIL(Conv4(5).to(device), 0.1)
     hooked.model.block2.register_forward_hook(lambda *_: None)
-    assert chosen(hooked) == "vectorized"
+    assert chosen(hooked) == "loop"  # what a hook does under vmap is not known
     assert without_graphs(hooked) == "block2 has hooks, which a CUDA graph would not call"
 
 

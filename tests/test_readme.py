@@ -35,6 +35,6 @@ def test_options_it_mentions_exist() -> None:
 
     known = {*Experiment.__dataclass_fields__, *Transfer.__dataclass_fields__, "algorithms", "algorithm", "checkpoint", "help", "config"}
     shell = "".join(re.findall(r"```bash\n(.*?)```", README.read_text(), flags=re.DOTALL))
-    options = set(re.findall(r"(?<= )--([a-z_]+)", shell))
+    options = {option.replace("-", "_") for option in re.findall(r"(?<= )--([a-z_-]+)", shell)}
     assert options
     assert options <= known

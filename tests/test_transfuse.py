@@ -59,6 +59,7 @@ def test_embedded_glyphs_end_with_tables_a_page_and_its_numbers(here: Path, caps
     assert {path: path.stat().st_mtime_ns for path in (here / "runs").rglob("*.safetensors")} == files
 
 
+@pytest.mark.slow
 def test_of_torchruns_ranks_one_pretrains_and_all_share_out_the_runs(here: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "transfer", "compare"]
     chosen = [*GLYPHS, "--strategies", "random,full", "--through", ""]

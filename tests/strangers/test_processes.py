@@ -111,6 +111,7 @@ COMPARE = "print(compare(starts, build, train, train.probe(36), seeds=[0, 1], pr
 GUARD = 'if __name__ == "__main__":'
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(UNGUARDED + COMPARE)
     code, printed = run("script.py", folder=tmp_path)

@@ -174,6 +174,7 @@ def started(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.communicate()
 
 
+@pytest.mark.slow
 def test_ranks_with_other_settings_are_refused_before_the_first_step(started: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
     process = started("differences")
     error = process.communicate(timeout=200)[1]
