@@ -265,7 +265,8 @@ def _gradient(loss: Tensor, moving: Weights, create_graph: bool) -> tuple[Tensor
     if unused:
         raise ValueError(
             f"the inner loss does not depend on {', '.join(unused)}; give a rate only to layers that the forward pass uses "
-            f"(lr={{'<layer>': <rate>}}), or remove what is unused"
+            f"(lr={{'<layer>': <rate>}}), or remove what is unused. A model that keeps results of earlier calls may forget them with "
+            f"model.train()"
         )
     return gradients
 
