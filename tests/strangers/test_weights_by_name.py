@@ -79,6 +79,8 @@ def test_torchvisions_names_are_read_from_the_cache_and_normalise(here: Path, na
 
 @pytest.mark.parametrize("name", [str(MEMBER), "timm:resnet18", "timm:resnet18.a1_in1k"])
 def test_what_is_not_in_a_cache_says_what_to_do(here: Path, name: str) -> None:
+    if name.startswith("timm:"):
+        pytest.importorskip("timm")
     for read_weights in (
         lambda: read(name),
         lambda: Experiment(model="squeezenet1_1", weights=name).fresh_model(),
@@ -105,6 +107,8 @@ def test_what_is_not_in_a_cache_says_what_to_do(here: Path, name: str) -> None:
     ],
 )
 def test_a_wrong_name_names_the_near_ones(here: Path, name: str, message: str) -> None:
+    if name.startswith("timm:"):
+        pytest.importorskip("timm")
     for read_weights in (
         lambda: Experiment(model="resnet18", weights=name).pretrained,
         lambda: Transfer(dataset="x", model="resnet18", weights=name).given,
