@@ -31,14 +31,14 @@ from metalearn.analysis.tables import plain
 from metalearn.checks import whole_number
 from metalearn.evaluation import evaluation_mode
 from metalearn.files import Damaged, Record, _checksum
-from metalearn.forward import Inputs
+from metalearn.forward import Inputs, map_tensors
 from metalearn.layers import layers as layer_names
 from metalearn.layers import owners
 from metalearn.progress import progress as shown_progress
 from metalearn.representations import representations
 
 from . import statistics
-from .finetuning import Curve, FineTuning, each, named_tensors
+from .finetuning import Curve, FineTuning, named_tensors
 from .statistics import Paired
 from .strategies import Strategy, initialize
 
@@ -357,7 +357,7 @@ class _Plan:
         """Start every strategy and look at two inputs, so that what cannot work is said before hours of training."""
         for name in self.strategies:
             model, _ = self.start(name, seed)
-            few = replace(self, probe=each(self.probe, lambda tensor: tensor[:2]))
+            few = replace(self, probe=map_tensors(lambda tensor: tensor[:2], self.probe))
             try:
                 _outputs((model, {}), [], few.probe)
             except (RuntimeError, TypeError) as error:
@@ -563,7 +563,7 @@ def _ends(plan: _Plan, name: str, baseline: str, pairs: Sequence[tuple[int, int]
 
 
 def _profile(ours: Weighted, theirs: Weighted, plan: _Plan, draws: int = 0) -> Profile:
-    probe = each(plan.probe, Tensor.cpu)
+    probe = map_tensors(Tensor.cpu, plan.probe)
     options: dict[str, Any] = {"measure": plan.measure, "rows": ROWS, "draws": draws}
     if isinstance(probe, Tensor):
         return compare_layers(ours, theirs, probe, plan.layers, **options)

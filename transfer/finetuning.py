@@ -21,7 +21,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from metalearn.checks import whole_number
 from metalearn.evaluation import evaluation_mode
 from metalearn.files import Record, _checksum
-from metalearn.forward import Inputs, forward
+from metalearn.forward import Inputs, forward, map_tensors
 from metalearn.representations import explain
 from metalearn.tasks.few_shot import LabelledImages, in_memory_together
 
@@ -226,7 +226,7 @@ class FineTuning:
         """The first `count` of the test images in an order that mixes classes, as the network sees them: inputs to compare layers on."""
         count = whole_number("probe", count)
         order = torch.randperm(len(self.test_targets), generator=torch.Generator().manual_seed(0))[:count]
-        return self._prepared(each(self.test_inputs, lambda tensor: tensor[order]))
+        return self._prepared(map_tensors(lambda tensor: tensor[order], self.test_inputs))
 
     def chosen(self, seed: int) -> Tensor:
         """Which training images this seed trains on: all, or `images` of them, each class with its share (and one image at least)."""
@@ -239,7 +239,7 @@ class FineTuning:
     def _train(
         self, model: nn.Module, optimizer: Optimizer, chosen: Tensor, seed: int, device: torch.device, advance: Callable[..., None]
     ) -> Curve:
-        inputs = each(self.train_inputs, lambda tensor: tensor[chosen].to(device))
+        inputs = map_tensors(lambda tensor: tensor[chosen].to(device), self.train_inputs)
         targets = self.train_targets[chosen].to(device)
         counts = torch.bincount(targets, minlength=self.classes).clamp(min=1)
         weight = len(targets) / (self.classes * counts.float()) if self.balance == "loss" else None
@@ -454,20 +454,6 @@ def _structured(dataset: Any) -> Any:
     return Structured(dataset) if isinstance(inputs, Mapping) or (several and inputs) else dataset
 
 
-def each(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
-    """The same structure with `change` of every tensor in it.
-
-    Example:
-        >>> each({"a": torch.ones(2)}, lambda tensor: tensor + 1)
-        {'a': tensor([2., 2.])}
-    """
-    if isinstance(inputs, Tensor):
-        return change(inputs)
-    if isinstance(inputs, Mapping):
-        return {key: change(tensor) for key, tensor in inputs.items()}
-    return tuple(change(tensor) for tensor in inputs)
-
-
 def named_tensors(inputs: Inputs) -> dict[str, Tensor]:
     """The tensors of a structure by name.
 
@@ -483,7 +469,7 @@ def named_tensors(inputs: Inputs) -> dict[str, Tensor]:
 
 def _rows(inputs: Inputs, index: Tensor, device: torch.device | None = None) -> Inputs:
     """The examples at `index` of every tensor, on the device."""
-    return each(inputs, lambda tensor: tensor[index].to(device or tensor.device))
+    return map_tensors(lambda tensor: tensor[index].to(device or tensor.device), inputs)
 
 
 class _Log:
