@@ -88,7 +88,7 @@ def described(name: str, run: Run, found: Evaluation) -> dict[str, Any]:
         "interval": found.interval,
         "interval_means": f"1.96 std / sqrt({len(found.per_episode)}) over test tasks, one seed",
         "test_tasks": len(found.per_episode),
-        "queries": experiment.queries,
+        "queries": experiment.test_queries(),
         "data": experiment.data("test").description,
         "training_images_per_class": round(len(experiment.data("train")) / len(experiment.data("train").names)),
         "norm": run.learner.settings()["norm"],

@@ -83,7 +83,8 @@ class Study:
         about = {
             "benchmark": "reuse",
             "experiment": question,
-            **{name: getattr(own, name) for name in ("dataset", "ways", "shots", "queries", "test_tasks", "preset", "norm")},
+            **{name: getattr(own, name) for name in ("dataset", "ways", "shots", "test_tasks", "preset", "norm")},
+            "queries": own.test_queries(),
             "follows": own.settings().follows,
             "seeds": self.seeds,
             "trained": {name: [described(run) for run in same] for name, same in runs.items()},
@@ -217,7 +218,7 @@ def cross(study: Study) -> None:
     runs = {name: study.networks(name) for name in chosen}
     here: dict[str, list[Evaluation]] = {name: [] for name in chosen}
     there: dict[str, list[Evaluation]] = {name: [] for name in chosen}
-    changes = {"root": study.experiment.root, "test_tasks": study.experiment.test_tasks, "queries": study.experiment.queries}
+    changes = {"root": study.experiment.root, "test_tasks": study.experiment.test_tasks, "queries": study.experiment.test_queries()}
     for i in range(len(study.seeds)):
         same = {name: runs[name][i] for name in chosen}
         at_home = evaluate_together({n: at_test(r) for n, r in same.items()}, study.experiment.testing_tasks(), progress=study.progress)

@@ -119,6 +119,7 @@ def evaluate_checkpoint(
     splits: str | None = None,
     split_ratio: Listed | None = None,
     root: str | None = None,
+    protocol: Literal["vinyals", "finn", "lake"] | None = None,
     queries: int | None = None,
     test_tasks: int | None = None,
     test_steps: int | None = None,
@@ -137,6 +138,7 @@ def evaluate_checkpoint(
         splits: for a folder, as in train.
         split_ratio: for a folder, as in train.
         root: the folder that holds the data sets; by default METALEARN_DATA, or else ./data.
+        protocol: for a run that was not trained on Omniglot, which of its characters to test on.
         queries: query images per class.
         test_tasks: how many tasks [600].
         test_steps: inner steps.
@@ -147,7 +149,7 @@ def evaluate_checkpoint(
         progress: show progress.
     """
     asked: dict[str, Any] = {"dataset": dataset, "root": root, "queries": queries, "test_tasks": test_tasks, "test_steps": test_steps}
-    asked |= {"splits": splits, "split_ratio": split_ratio, "device": device, "execution": execution, "model": model}
+    asked |= {"protocol": protocol, "splits": splits, "split_ratio": split_ratio, "device": device, "execution": execution, "model": model}
     changes = {name: value for name, value in asked.items() if value is not None}
     ranks.join(torch.device(ranks.device(usable(device or "auto"))))
     run = experiments.restored(checkpoint, trust_model=trust_model, **changes)
@@ -224,7 +226,21 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-AT_TEST = ("model", "dataset", "splits", "split_ratio", "root", "download", "queries", "test_tasks", "test_steps", "device", "execution")
+AT_TEST = (
+    "model",
+    "dataset",
+    "protocol",
+    "test_rotations",
+    "splits",
+    "split_ratio",
+    "root",
+    "download",
+    "queries",
+    "test_tasks",
+    "test_steps",
+    "device",
+    "execution",
+)
 
 
 def _at_test(settings: dict[str, Any], checkpoint: str) -> dict[str, Any]:
@@ -242,7 +258,10 @@ def _started(experiment: Experiment, algorithms: Iterable[str]) -> None:
     ranks.join(torch.device(ranks.device(experiment.device)))
     if ranks.here()[0]:
         return
-    print(f"{_problem(experiment)}; preset {experiment.preset}: {experiment.settings().follows}")
+    chosen = experiment.settings()
+    print(f"{_problem(experiment)}; preset {experiment.preset}: {chosen.follows}")
+    if chosen.differs:
+        print(f"What is not as in the paper: {chosen.differs}")
     for line in experiment.start():
         print(line)
     for name in dict.fromkeys(map(experiments.trained_by, algorithms)):
@@ -256,6 +275,18 @@ def _started(experiment: Experiment, algorithms: Iterable[str]) -> None:
 
 def _problem(experiment: Experiment) -> str:
     return f"{experiment.dataset}, {experiment.ways}-way {experiment.shots}-shot"
+
+
+def _protocol(experiment: Experiment) -> str:
+    """What accuracies depend on beside the learner: the split, the queries and the norm."""
+    split = ""
+    if experiment.dataset == "omniglot":
+        chosen = experiment.settings()
+        turned = ", turned characters too" if chosen.test_rotations else ""
+        split = f"characters split by protocol {chosen.protocol}{turned}; "
+    queries = experiment.test_queries()
+    plural = "y" if queries == 1 else "ies"
+    return f"{split}{queries} quer{plural} a class; norm: {experiment.norm} statistics"
 
 
 def _rows(evaluations: Mapping[str, Evaluation], seconds: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -281,6 +312,7 @@ def _print_table(rows: list[dict[str, Any]], experiment: Experiment) -> None:
     for row in rows:
         table.add_row(*row.values())
     print(f"\n{_problem(experiment)}, {experiment.test_tasks} test tasks of unseen classes (± is 95 % over tasks)")
+    print(_protocol(experiment))
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 

@@ -70,8 +70,11 @@ class Experiment:
         download: let torchvision or timm download a data set or weights that are not there.
         ways: classes per task.
         shots: support images per class.
-        queries: query images per class, at test.
+        queries: query images per class, at test [preset]. Under batch norm of the current batch
+            more queries are worth points.
         preset: whose settings to follow: quick, finn2017, raghu2020 or boil2021.
+        protocol: which characters of Omniglot are for training and test: vinyals, finn or lake [preset].
+        test_rotations: whether turned characters of Omniglot are classes at test, too [preset].
         size: height and width of the images in pixels [the data set's own].
         channels: 1 for grey, 3 for colour [what the model takes, or the data set has].
         model: conv4, resnet12, any torchvision model by name, or package.module:callable, called with the number of ways.
@@ -106,8 +109,10 @@ class Experiment:
     download: bool = False
     ways: int = 5
     shots: int = 1
-    queries: int = 15
+    queries: int | None = None
     preset: Literal["quick", "finn2017", "raghu2020", "boil2021"] = "quick"
+    protocol: Literal["vinyals", "finn", "lake"] | None = None
+    test_rotations: bool | None = None
     size: int | None = None
     channels: int | None = None
     model: str | None = None
@@ -151,9 +156,14 @@ class Experiment:
             ("precision", self.precision, ("float32", "float64", "tf32", "bfloat16")),
             ("schedule", self.schedule or "constant", ("constant", "cosine")),
             ("channels", self.channels or 1, (1, 3)),
+            ("protocol", self.protocol or "vinyals", ("vinyals", "finn", "lake")),
         ):
             if value not in choices:
                 raise ValueError(f"{name}={value!r}; choose {' or '.join(map(str, choices))}")
+        if self.dataset != "omniglot" and (self.protocol or self.test_rotations is not None):
+            raise ValueError(
+                f"--protocol and --test_rotations divide the characters of Omniglot, and the data set is {self.dataset}; leave them out"
+            )
         if self.normalize is not None:
             Normalization.parse(self.normalize)
         known(self.execution)
@@ -207,7 +217,12 @@ class Experiment:
 
     def testing_tasks(self, split: str = "test", tasks: int | None = None) -> FewShot:
         """The tasks that every learner is tested on, or the first of them."""
-        return FewShot(self.data(split), self.ways, self.shots, self.queries, tasks or self.test_tasks, seed=SEEDS[split])
+        count = tasks or self.test_tasks
+        return FewShot(self.data(split), self.ways, self.shots, self.test_queries(), count, seed=SEEDS[split])
+
+    def test_queries(self) -> int:
+        """Query images per class, at test."""
+        return self.settings().queries or self.shots
 
     def learner(self, algorithm: str, model: nn.Module | None = None) -> Learner:
         """A learner by name, around `model` or a fresh one."""
@@ -302,7 +317,11 @@ class Experiment:
         """What decides the weights that a run ends with, but for its length."""
         chosen = asdict(self.settings(algorithm))
         # Where the rate falls to zero at the last step, a longer run is another run.
-        skipped = ("test_steps", "follows") if chosen["schedule"] == "cosine" else ("steps", "test_steps", "follows")
+        skipped = {"test_steps", "follows", "queries", "test_rotations", "differs"}
+        if chosen["schedule"] != "cosine":
+            skipped.add("steps")
+        if self.dataset != "omniglot" or chosen["protocol"] == "vinyals":  # the only split of earlier runs
+            skipped.add("protocol")
         own = {name: getattr(self, name) for name in ("dataset", "ways", "shots", "weights", "norm", "seed", "precision")}
         own |= dict(zip(("channels", "size"), self.shape(), strict=True))
         own |= self.division()
@@ -325,7 +344,11 @@ class Experiment:
     def _notes(self, algorithm: str) -> dict[str, Any]:
         """What is recorded with a run though it does not decide its weights."""
         chosen = self.settings(algorithm)
-        return {"preset": self.preset, "follows": chosen.follows, "test_steps": chosen.test_steps, "queries": self.queries}
+        notes: dict[str, Any] = {"preset": self.preset, "follows": chosen.follows}
+        notes |= {"test_steps": chosen.test_steps, "queries": self.test_queries()}
+        if self.dataset == "omniglot":
+            notes["test_rotations"] = chosen.test_rotations
+        return notes
 
     def _schedule(self, algorithm: str) -> Callable[[Optimizer], LRScheduler] | None:
         chosen = self.settings(algorithm)
@@ -337,7 +360,9 @@ class Experiment:
         if self.dataset == "glyphs":
             found = tasks.glyphs(split)
         elif self.dataset == "omniglot":
-            found = tasks.omniglot(root, split, download=self.download)
+            chosen = self.settings()
+            turned = split == "train" or chosen.test_rotations
+            found = tasks.omniglot(root, split, protocol=chosen.protocol, rotations=turned, download=self.download)
         elif self.dataset == "mini-imagenet":
             found = tasks.mini_imagenet(root, split)
         elif self.dataset == "cifar-fs":
@@ -507,12 +532,22 @@ def restored(
             f"call metalearn.checkpoints.restore(learner, path)"
         ) from error
     _check_trust(str(stored.get("model")), changes.get("model"), path, trust_model)
+    if stored.get("dataset") == "omniglot":
+        # Runs that record neither are of a time when there was one split.
+        stored = {"protocol": "vinyals", "test_rotations": False, **stored}
     settings = _recorded(stored, path)
     # Every value of the preset is in the record.
     values = {"preset": "quick", **settings, **changes}
     if values.get("dataset") != settings.get("dataset"):
         values["preset"] = "quick"  # the paper's may say nothing of this data set
     same_division = values.get("dataset") == settings.get("dataset") and not {"splits", "split_ratio"} & changes.keys()
+    if values.get("dataset") != settings.get("dataset"):
+        values |= {name: changes.get(name) for name in ("protocol", "test_rotations")}
+    if values.get("dataset") == "omniglot" and values["protocol"] != settings.get("protocol", values["protocol"]):
+        raise ValueError(
+            f"{path} was trained on the characters of protocol={settings['protocol']!r}, some of which "
+            f"protocol={values['protocol']!r} tests on; leave --protocol out"
+        )
     if not same_division:
         values |= {name: changes.get(name) for name in ("splits", "split_ratio")}
     experiment = Experiment(**values)

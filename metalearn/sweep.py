@@ -106,7 +106,8 @@ def decisive(experiment: Experiment, algorithm: str) -> Record:
     """All that decides a figure, the preset's values included; rows are told apart by it."""
     own = {name: value for name, value in asdict(experiment).items() if name not in ELSEWHERE} | experiment.division()
     try:
-        own |= {name: value for name, value in asdict(experiment.settings(trained_by(algorithm))).items() if name != "follows"}
+        chosen = asdict(experiment.settings(trained_by(algorithm)))
+        own |= {name: value for name, value in chosen.items() if name not in ("follows", "differs")}
     except ValueError as error:  # there is no such preset: the run will say so in its turn
         own["error"] = str(error)
     return {"algorithm": algorithm, **own}
