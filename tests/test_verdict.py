@@ -31,9 +31,7 @@ def test_a_change_that_is_worth_more_than_the_bound_is_rapid_learning(similarity
     assert verdict(MUCH, similarity).answer == "rapid learning"
 
 
-@pytest.mark.parametrize(
-    "worth", [Estimate(0.02, 0.004), Estimate(0.05, 0.04), Estimate(0.015, math.nan), Estimate(math.nan, math.nan)]
-)
+@pytest.mark.parametrize("worth", [Estimate(0.02, 0.004), Estimate(0.05, 0.04), Estimate(0.015, math.nan), Estimate(math.nan, math.nan)])
 def test_an_interval_on_the_bound_or_none_is_undecided(worth):
     assert verdict(worth, {"a": CHANGED}).answer == "undecided"
 

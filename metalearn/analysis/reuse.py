@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -230,7 +231,7 @@ def feature_reuse(
         queries=queries,
         settings=learner.settings(),
         versions=versions(),
-        notes=tuple(notes_on(found, accuracies, parts, len(tasks))),
+        notes=tuple(notes_on(found, parts, len(tasks))),
     )
 
 
@@ -344,6 +345,8 @@ def judge(layers: Sequence[LayerReuse], parts: Decomposition | None, accuracies:
     """The verdict on these layers, or why there is none."""
     if all(layer.unmoved for layer in layers):
         return does_not_adapt()
+    if math.isnan(accuracies.own.interval):
+        return undecidable("One value has no interval, so its accuracy cannot be told from chance.")
     if not accuracies.decided:
         return undecidable(_at_chance(accuracies))
     if parts is None:
@@ -378,7 +381,6 @@ def _at_chance(accuracies: Accuracies) -> str:
 
 def notes_on(
     layers: Sequence[LayerReuse],
-    accuracies: Accuracies,
     parts: Decomposition | None,
     tasks: int,
 ) -> Iterator[str]:
@@ -388,8 +390,6 @@ def notes_on(
     still = [layer.layer for layer in layers if layer.unmoved and not layer.head]
     if still and not all(layer.unmoved for layer in layers):
         yield f"The inner loop changes nothing up to {still[-1]}: similarity 1 there is by construction, not a finding."
-    if not accuracies.decided:
-        yield _at_chance(accuracies)
     if parts:
         for table in (parts.zeros, parts.initial):
             if table.note:

@@ -53,7 +53,7 @@ def over_seeds(reuses: Sequence[Reuse]) -> Reuse:
         frozen = _freezing([reuse.freezing for reuse in reuses if reuse.freezing])
     if reuses[0].decomposition:
         parts = _decomposition([reuse.decomposition for reuse in reuses if reuse.decomposition])
-    notes = [*notes_on(layers, accuracies, parts, reuses[0].tasks)]
+    notes = [*notes_on(layers, parts, reuses[0].tasks)]
     if len(reuses) == 1:
         notes.insert(0, "One seed gives no interval over seeds: nothing can be decided from it; the papers take three.")
     return replace(
