@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..episodes import Examples
+from ..episodes import Episode
 from ..forward import Inputs
 from ..inner_loop import Weights
 from ..layers import is_inside
@@ -80,21 +80,27 @@ class Convergence(NamedTuple):
         )
 
 
-class SupportFeatures:
-    """The support features of one task under given weights, on which heads are trained.
+class FixedBody:
+    """The body of a learner under given weights, and the features it gives on one task: what heads are trained on.
 
     Args:
         learner: whose head and loss are used.
         weights: every weight of the model; the body's stay.
-        support: the support set of one task.
+        task: one task, without a task dimension.
     """
 
-    def __init__(self, learner: Learner, weights: Weights, support: Examples) -> None:
+    def __init__(self, learner: Learner, weights: Weights, task: Episode) -> None:
         self.learner = learner
         self.weights = weights
-        self.support = support
+        self.task = task
         with torch.no_grad():
-            self.features, self.ends_in_head = learner.features(weights, support.inputs)
+            self.support_features, self.ends_in_head = learner.features(weights, task.support.inputs)
+            self.query_features, _ = learner.features(weights, task.query.inputs)
+
+    def query_logits(self, weights: Weights) -> Tensor:
+        """The logits (queries, ways) of the head in these weights, on the query features."""
+        with torch.no_grad():
+            return self._logits(weights, self.query_features, self.task.query.inputs)
 
     def fit(self, start: Start = "zeros") -> HeadFit:
         """The head run from `start` until its support loss is stationary (`CRITERION`).
@@ -114,13 +120,14 @@ class SupportFeatures:
         return HeadFit({**self.weights, **head}, float(self._loss(head)), gradient)
 
     def _loss(self, head: Weights) -> Tensor:
-        weights = {**self.weights, **head}
-        return self.learner.task_loss(self._logits(weights), self.support.targets)
+        support = self.task.support
+        logits = self._logits({**self.weights, **head}, self.support_features, support.inputs)
+        return self.learner.task_loss(logits, support.targets)
 
-    def _logits(self, weights: Weights) -> Tensor:
+    def _logits(self, weights: Weights, features: Tensor, inputs: Inputs) -> Tensor:
         if self.ends_in_head:
-            return self.learner.call_head(weights, self.features)
-        return self.learner.call(weights, self.support.inputs)  # the model goes on after its head
+            return self.learner.call_head(weights, features)
+        return self.learner.call(weights, inputs)  # the model goes on after its head
 
     def _gradients(self, head: Weights) -> list[Tensor]:
         with torch.enable_grad():
@@ -168,9 +175,3 @@ def minimise(loss: Callable[[Weights], Tensor], start: Weights, tolerance: float
 def largest(gradients: Sequence[Tensor]) -> float:
     """The largest magnitude of all entries; 0 if there are none."""
     return max((float(gradient.abs().max()) for gradient in gradients if gradient.numel()), default=0.0)
-
-
-def converged_logits(learner: Learner, fit: HeadFit, inputs: Inputs) -> Tensor:
-    """The logits (queries, ways) of a head that was run to convergence, for query inputs."""
-    with torch.no_grad():
-        return learner.call(fit.weights, inputs)

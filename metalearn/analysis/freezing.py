@@ -190,19 +190,6 @@ def freezing(
         progress: show the progress on standard error.
     """
     names = body(learner.model, learner.head) if layers is None else list(layers)
-    scores, measure = frozen_scores(learner, episodes, names, free=free, progress=progress)
-    return Freezing.of(names, scores, measure)
-
-
-def frozen_scores(
-    learner: Learner,
-    episodes: Any,
-    names: Sequence[str],
-    *,
-    free: Evaluation | None = None,
-    progress: bool = False,
-) -> tuple[list[Tensor], str]:
-    """The score of every task (tasks,) with the first k layers frozen, for every k from 0, and what it measures."""
     scores: list[Tensor] = []
     measure = "accuracy"
     with _progress.progress("freezing", len(names) + 1, unit="evaluation", shown=progress) as advance:
@@ -215,7 +202,7 @@ def frozen_scores(
                 measure = result.measure
                 scores.append(result.per_episode)
             advance(text="nothing frozen" if not k else f"frozen up to {names[k - 1]}")
-    return scores, measure
+    return Freezing.of(names, scores, measure)
 
 
 def frozen_learners(learner: Learner, names: Sequence[str]) -> Iterator[Learner | None]:

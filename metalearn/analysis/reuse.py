@@ -20,7 +20,7 @@ from ..layers import layers as layer_names
 from ..learner import Learner
 from .checks import single_tasks
 from .decomposition import Decomposition, decompose
-from .freezing import Estimate, Freezing, frozen_scores, worse
+from .freezing import Estimate, Freezing, freezing, worse
 from .layerwise import LayerSimilarity, compare_layers
 from .observed import Observed, Other, observe, weights_of
 from .similarity import Floor
@@ -245,23 +245,18 @@ def _taken_apart(
 ) -> tuple[Freezing, Decomposition | None]:
     """The paper's freezing table, and the accuracy taken apart if the learner predicts with a head."""
     names = seen.blocks(learner)
-    held, measure = frozen_scores(learner, tasks, names, free=evaluation, progress=progress)
-    frozen = Freezing.of(names, held, measure)
     scores = seen.scores()
     if np.isnan(scores["head_after"]).any():
-        return frozen, None
-    known = {name: scores[name] for name in ("own", "headless_before", "headless_after")}
-    known["body_frozen"] = held[-1]
-    parts = decompose(
+        return freezing(learner, tasks, layers=names, free=evaluation, progress=progress), None
+    return decompose(
         learner,
         tasks,
         names,
-        known,
+        (scores["headless_before"], scores["headless_after"]),
         chance=accuracies.chance,
         measure=accuracies.measure,
         progress=progress,
     )
-    return frozen, parts
 
 
 class _Seen:
