@@ -43,7 +43,7 @@ class HeadFit(NamedTuple):
     @property
     def converged(self) -> bool:
         """Whether the criterion is met (`CRITERION`)."""
-        return self.gradient < TOLERANCE
+        return math.isfinite(self.loss) and self.gradient < TOLERANCE
 
 
 class Convergence(NamedTuple):
@@ -63,20 +63,28 @@ class Convergence(NamedTuple):
             Convergence(heads=2, unconverged=1, loss=0.7, gradient=0.2)
         """
         failed = [fit for fit in fits if not fit.converged]
-        worst = max(failed, key=lambda fit: fit.gradient, default=None)
+        finite = [fit for fit in failed if math.isfinite(fit.loss + fit.gradient)]
+        worst = max(finite, key=lambda fit: fit.gradient, default=None)
         if worst is None:
-            return cls(len(fits), 0, math.nan, math.nan)
+            return cls(len(fits), len(failed), math.nan, math.nan)
         return cls(len(fits), len(failed), worst.loss, worst.gradient)
+
+    @property
+    def share(self) -> float:
+        """The share that did not converge."""
+        return self.unconverged / max(self.heads, 1)
 
     @property
     def note(self) -> str:
         """What a reader has to know; empty if all of them converged."""
         if not self.unconverged:
             return ""
+        failed = f"{self.unconverged} of {self.heads} heads did not converge in {STEPS} steps"
+        if math.isnan(self.loss):
+            return f"{failed}: their support loss is not finite"
         return (
-            f"{self.unconverged} of {self.heads} heads did not converge in {STEPS} steps; the worst "
-            f"stopped at a support loss of {self.loss:.3g} with {self.gradient:.0%} of the gradient "
-            "at zeros, so its readout understates what the features carry"
+            f"{failed}; the worst of those with a finite loss stopped at a support loss of {self.loss:.3g} with "
+            f"{self.gradient:.0%} of the gradient at zeros, so its readout understates what the features carry"
         )
 
 
@@ -111,10 +119,15 @@ class FixedBody:
         initial = self.learner.weights()
         first = {name: initial[name].detach() for name in initial if is_inside(name, self.learner.head)}
         zeros = {name: torch.zeros_like(weight) for name, weight in first.items()}
-        scale = largest(self._gradients(zeros)) or largest(self._gradients(first))
         began = zeros if start == "zeros" else first
+        scale = largest(self._gradients(zeros))
+        if not 0 < scale < math.inf:  # zeros are a saddle of some heads (LoRA), and no weights of others (weight norm)
+            scale = largest(self._gradients(first))
+        loss = float(self._loss(began))
+        if not math.isfinite(loss + scale):
+            return HeadFit({**self.weights, **began}, math.nan, math.inf)
         if not scale:  # the features, or the labels, leave nothing to learn
-            return HeadFit({**self.weights, **began}, float(self._loss(began)), 0.0)
+            return HeadFit({**self.weights, **began}, loss, 0.0)
         head = minimise(self._loss, began, TOLERANCE * scale, STEPS)
         gradient = largest(self._gradients(head)) / scale
         return HeadFit({**self.weights, **head}, float(self._loss(head)), gradient)
@@ -173,5 +186,6 @@ def minimise(loss: Callable[[Weights], Tensor], start: Weights, tolerance: float
 
 
 def largest(gradients: Sequence[Tensor]) -> float:
-    """The largest magnitude of all entries; 0 if there are none."""
-    return max((float(gradient.abs().max()) for gradient in gradients if gradient.numel()), default=0.0)
+    """The largest magnitude of all entries; 0 if there are none, infinite if one is not a number."""
+    sizes = [float(gradient.abs().max()) for gradient in gradients if gradient.numel()]
+    return max((math.inf if math.isnan(size) else size for size in sizes), default=0.0)

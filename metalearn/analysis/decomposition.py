@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -66,10 +67,10 @@ class Decomposition:
     def converged(self) -> Freezing:
         """The freezing table under the start that serves the body before adaptation better."""
         tables = (self.zeros, self.initial)
-        before = [table.rows[-1].accuracy.mean for table in tables]
-        if self.measure == "loss":
-            before = [-value for value in before]
-        return self.initial if before[1] > before[0] else self.zeros
+        zeros, initial = (table.rows[-1].accuracy.mean for table in tables)
+        if math.isnan(zeros):
+            return self.initial
+        return self.initial if worse(initial, zeros, self.measure) < 0 else self.zeros
 
     @property
     def worth(self) -> Estimate:
@@ -146,8 +147,9 @@ def decompose(
         # (1 + layers, tasks)
         columns = torch.tensor([task.frozen[head] for task in tasks_scored], dtype=torch.float64).T
         fits = [fit for task in tasks_scored for fit in task.fits[head]]
-        note = Convergence.of(fits).note
-        tables[head] = (columns, Freezing.of(layers, list(columns), measure, head=head, note=note))
+        reached = Convergence.of(fits)
+        about = {"head": head, "note": reached.note, "unconverged": reached.share}
+        tables[head] = (columns, Freezing.of(layers, list(columns), measure, **about))
     own = tables["steps"][0][0]
     scores = {
         "own": own,
@@ -203,7 +205,8 @@ def score_task(learner: Learner, task: Any, layers: Sequence[str], measure: str)
         frozen["steps"].append(score(body.query_logits(adapted.weights)))
         for start in STARTS:
             fit = body.fit(start)
-            frozen[start].append(score(body.query_logits(fit.weights)))
+            readout = score(body.query_logits(fit.weights)) if math.isfinite(fit.loss) else math.nan
+            frozen[start].append(readout)
             fits[start].append(fit._replace(weights={}))  # which would be kept for every task
     head_frozen = learner.frozen([learner.head])
     logits = head_frozen.predict(head_frozen.adapt(support), query.inputs)

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,7 +85,7 @@ SCALES = {
 }
 
 
-def worse(held: Tensor | np.ndarray, free: Tensor | np.ndarray, measure: str) -> Any:
+def worse(held: Any, free: Any, measure: str) -> Any:
     """How much worse scores are than others: the accuracy that is lost, or the loss that is added."""
     return held - free if measure == "loss" else free - held
 
@@ -121,7 +120,7 @@ class Freezing(Pictured):
 
     `head` says how the head was adapted on top of them (`HEADS`): "steps" is the table of Raghu et
     al. 2020. If `measure` is "loss", for real targets, each row's `accuracy` is the loss, and its
-    `cost` the loss added. `note` says whether a head did not converge.
+    `cost` the loss added. `note` says whether heads did not converge, and `unconverged` what share of them.
     """
 
     rows: tuple[Frozen, ...]
@@ -130,6 +129,7 @@ class Freezing(Pictured):
     measure: str = "accuracy"
     head: str = "steps"
     note: str = ""
+    unconverged: float = 0.0
 
     def __str__(self) -> str:
         names = ["nothing" if not row.layers else f"up to {row.layers[-1]}" for row in self.rows]
