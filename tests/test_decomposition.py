@@ -198,6 +198,7 @@ def test_it_prints_first_what_decides_and_is_json():
     record = json.loads(json.dumps(reuse.to_dict(), allow_nan=False))
     assert record["decomposition"]["conditions"][0]["name"] == "nothing frozen"
     assert record["decomposition"]["zeros"]["head"] == "zeros"
+    assert record["decomposition"]["worth"]["mean"] == reuse.decomposition.worth.mean
 
 
 def test_the_same_seed_gives_the_same_answer():
@@ -221,3 +222,85 @@ def test_named_layers_that_leave_out_part_of_the_body_still_freeze_all_of_it():
     whole, part = feature_reuse(learner, episodes), feature_reuse(learner, episodes, layers=["lower", "head"])
     assert part.decomposition.worth == whole.decomposition.worth
     assert [layer.layer for layer in part.layers] == ["lower", "head"]
+
+
+def test_tasks_of_unequal_ways_are_taken_one_by_one_and_said():
+    two = unstack(tasks(6))
+    third = torch.randn(4, SIZE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    three = []
+    for task in two[:2]:
+        parts = [Examples(torch.cat([part.inputs, third]), torch.cat([part.targets, torch.full((4,), 2)])) for part in task]
+        three.append(Episode(*parts))
+    with pytest.warns(UserWarning, match="3 outputs"):
+        reuse = feature_reuse(MAML(Linears(3), lr=0.5, steps=3), [*two, *three])
+    assert reuse.accuracies.chance == pytest.approx((6 / 2 + 2 / 3) / 8)
+    assert "differ in size, from 2 to 3 ways" in reuse.notes[0]
+    assert len(reuse.evaluation.per_episode) == 8
+
+
+class Pooled(nn.Module):
+    """A model that goes on after its head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Linear(SIZE, SIZE)
+        self.head = nn.Linear(SIZE, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.body(inputs)).unflatten(-1, (2, 2)).mean(-1)
+
+
+class LowRank(nn.Module):
+    """A frozen linear layer with a low-rank update, which a head of zeros cannot leave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.Linear(SIZE, 2).requires_grad_(False)
+        self.down = nn.Linear(SIZE, 2, bias=False)
+        self.up = nn.Linear(2, 2, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.base(features) + self.up(self.down(features))
+
+
+class Maps(nn.Module):
+    """A convolution of size 1 for a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Conv2d(SIZE, SIZE, 1)
+        self.head = nn.Conv2d(SIZE, 2, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.body(inputs[:, :, None, None]).relu()).flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("model", "head"),
+    [
+        (Pooled, "head"),
+        (Maps, None),
+        (lambda: nn.Sequential(nn.Linear(SIZE, SIZE), nn.ReLU(), LowRank()), "2"),
+    ],
+)
+def test_any_head_can_be_run_to_convergence(model, head):
+    learner = MAML(model().double(), lr=0.5, steps=3, head=head)
+    for task in unstack(tasks(3)):
+        body = FixedBody(learner, learner.weights(), task)
+        for start in ("zeros", "initial"):
+            fit = body.fit(start)
+            assert fit.converged and fit.loss < 0.1
+            same = learner.call(fit.weights, task.query.inputs)
+            assert torch.allclose(body.query_logits(fit.weights), same)
+
+
+def test_a_head_that_zeros_break_is_run_from_its_initialisation():
+    """The direction of a weight-normalised head of zeros is not a number."""
+    torch.manual_seed(0)
+    head = nn.utils.parametrizations.weight_norm(nn.Linear(SIZE, 2))
+    learner = MAML(nn.Sequential(nn.Linear(SIZE, SIZE), nn.ReLU(), head).double(), lr=0.5, steps=3)
+    reuse = feature_reuse(learner, tasks(6))
+    assert reuse.decomposition.converged.head == "initial"
+    assert any("support loss is not finite" in note for note in reuse.notes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -153,7 +153,10 @@ class Reuse(Pictured):
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-able values; NaN is None."""
-        return plain(self)
+        record: dict[str, Any] = plain(replace(self, seeds=()))
+        if self.decomposition:
+            record["decomposition"] = self.decomposition.to_dict()
+        return {**record, "seeds": [seed.to_dict() for seed in self.seeds]}
 
     def figure(self) -> Figure:
         """The layer profile, the freezing curve and the accuracies as one matplotlib figure."""
