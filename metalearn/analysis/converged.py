@@ -99,11 +99,11 @@ class FixedBody:
 
     def __init__(self, learner: Learner, weights: Weights, task: Episode) -> None:
         self.learner = learner
-        self.weights = weights
+        self.weights = {name: weight.detach() for name, weight in weights.items()}
         self.task = task
         with torch.no_grad():
-            self.support_features, self.ends_in_head = learner.features(weights, task.support.inputs)
-            self.query_features, _ = learner.features(weights, task.query.inputs)
+            self.support_features, self.ends_in_head = learner.features(self.weights, task.support.inputs)
+            self.query_features, _ = learner.features(self.weights, task.query.inputs)
 
     def query_logits(self, weights: Weights) -> Tensor:
         """The logits (queries, ways) of the head in these weights, on the query features."""
