@@ -111,8 +111,10 @@ class Profile(Pictured):
         shuffled = "neurons" if self.measure == "subspace" else "examples"
         within = " within each batch" if self.streamed and shuffled == "examples" else ""
         draws = max((len(row.chance) for row in self.layers), default=0)
-        chance = f"chance: one side's {shuffled} shuffled{within}, {draws} draws; p: {corrected(draws)}"
-        return f"{table}\n({'; '.join(filter(None, (f'{self.measure}: {CONVENTIONS[self.convention]}', self.streamed, chance)))})"
+        p = f"{draws} draws for chance; p: {corrected(draws)}"
+        chance = f"chance: one side's {shuffled} shuffled{within}"
+        convention = f"{self.measure}: {CONVENTIONS[self.convention]}"
+        return f"{table}\n({'; '.join(filter(None, (convention, p, self.streamed, chance)))})"
 
     def to_dict(self) -> dict[str, Any]:
         """The table as JSON-able values; NaN is None."""
