@@ -38,6 +38,8 @@ def similarity() -> str:
             "pairs",
             "CCA",
             "its floor",
+            "CCA, pooled",
+            "its floor",
             "CKA",
             "its floor",
             "CKA, biased",
@@ -48,8 +50,9 @@ def similarity() -> str:
     ]
     for row in newest("similarity", "groups"):
         cells: list[str] = []
-        for measure in ("cca", "cka", "cka_biased"):
-            cells += [spread(row["body"][measure], unit="pair"), number(row["floor"][measure])]
+        for measure in ("cca", "cca_pooled", "cka", "cka_biased"):
+            kept = written_as(measure, row["body"])
+            cells += [spread(row["body"][kept], unit="pair"), number(row["floor"][kept])] if kept else ["-", "-"]
         theirs = BETWEEN.get(frozenset(row["groups"]))
         said = f"{theirs[0]:.2f} / {theirs[1]:.2f}" if theirs else ""
         groups = " - ".join(row["groups"]) + ("" if row["apart"] else " (same initial weights)")
@@ -77,7 +80,11 @@ def profile() -> str:
     for rows in groups:
         first = rows[0]
         for k, (said, pick) in enumerate(KINDS.items()):
-            cells = [over(pick(layer, row) for layer, row in found) if found else "-" for found in (of_layer(rows, name) for name in names)]
+            values = [[pick(layer, row) for layer, row in of_layer(rows, name)] for name in names]
+            if said.startswith("CCA") and all(value is None for of in values for value in of):
+                continue  # rows of one kind alone have no line of the other
+            # A mean over some of the seeds would not be that of the line's number of seeds.
+            cells = ["-" if said.startswith("CCA") and None in of else over(of) for of in values]
             cells.append("" if k else command(first))
             lines.append(line(problem(first), f"{first['algorithm']}, {len(rows)} seeds", said, *cells))
         for said, theirs in (("the same, biased", PROFILE), ("norm of the first inner gradient", GRADIENTS)):
@@ -169,10 +176,33 @@ def timeline() -> str:
     return "\n".join(lines)
 
 
+def written_as(measure: str, row: Row) -> str:
+    """The key of a measure in a row; empty if the row lacks it. Rows from before `cca_pooled` hold pooled tasks under "cca".
+
+    Example:
+        >>> written_as("cca_pooled", {"cca": 0.5}), written_as("cca", {"cca": 0.5}), written_as("cca", {"cca": 0.7, "cca_pooled": 0.5})
+        ('cca', '', 'cca')
+    """
+    if "cca_pooled" in row:
+        return measure
+    return {"cca": "", "cca_pooled": "cca"}.get(measure, measure)
+
+
+def mean_cca(layer: Row) -> float | None:
+    """CCA a task, averaged over tasks; None in rows from before it was measured."""
+    return layer["cca"]["mean"] if written_as("cca", layer) else None
+
+
+def pooled_cca(layer: Row) -> float | None:
+    """CCA of the tasks pooled, in rows of either kind."""
+    return layer[written_as("cca_pooled", layer)]
+
+
 KINDS: dict[str, Callable[[Row, Row], float | None]] = {
     "CKA before and after, debiased": lambda layer, row: layer["cka"]["mean"],
     "the same, biased": lambda layer, row: row["cka_biased"][layer["layer"]]["mean"],
-    "CCA": lambda layer, row: layer["cca"],
+    "CCA, mean over tasks": lambda layer, row: mean_cca(layer),
+    "CCA, tasks pooled": lambda layer, row: pooled_cca(layer),
     "weights moved, relative": lambda layer, row: layer["relative_distance"]["mean"],
     "norm of the first inner gradient": lambda layer, row: layer["gradient"]["mean"],
     "cosine in a class, before": lambda layer, row: layer["intra"]["before"]["mean"],

@@ -142,7 +142,7 @@ def test_batches_of_one_image_have_values_but_no_floor() -> None:
         compare_layers(net(0), net(1), images(), measure="cca")["block"].similarity, abs=1e-5
     )
     assert math.isnan(profile["block"].floor.median) and "no floor: every batch holds one example" in profile["block"].note
-    assert profile.to_dict()["layers"][0]["floor"] == {"median": None, "upper": None}
+    assert profile.to_dict()["layers"][0]["floor"] == {"median": None, "upper": None, "draws": 0}
     minibatch = compare_layers(net(0), net(1), loader(size=1))
     assert math.isnan(minibatch["block"].similarity) and "fewer than the 4 examples" in minibatch["block"].note
 

@@ -266,7 +266,7 @@ def test_text_dictionary_and_lookup():
     )
     assert f"{found.floor.upper:.3f} (95 %)" in " ".join(text.split("\n"))
     told = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert told["values"][2][1] == found["3", "blocks.0"] and told["floor"]["upper"] == found.floor.upper and told["draws"] == 20
+    assert told["values"][2][1] == found["3", "blocks.0"] and told["floor"]["upper"] == found.floor.upper and told["draws"] == 200
     with pytest.raises(KeyError, match="'stem' was compared; these were: 0, 1"):
         found["stem", "patches"]
     none = similarity_map(conv_network(), Transformer(), [images(8)], draws=0)

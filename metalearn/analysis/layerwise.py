@@ -111,8 +111,10 @@ class Profile(Pictured):
         shuffled = "neurons" if self.measure == "subspace" else "examples"
         within = " within each batch" if self.streamed and shuffled == "examples" else ""
         draws = max((len(row.chance) for row in self.layers), default=0)
-        chance = f"chance: one side's {shuffled} shuffled{within}, {draws} draws; p: {corrected(draws)}"
-        return f"{table}\n({'; '.join(filter(None, (f'{self.measure}: {CONVENTIONS[self.convention]}', self.streamed, chance)))})"
+        p = f"{draws} draws for chance; p: {corrected(draws)}"
+        chance = f"chance: one side's {shuffled} shuffled{within}"
+        convention = f"{self.measure}: {CONVENTIONS[self.convention]}"
+        return f"{table}\n({'; '.join(filter(None, (convention, p, self.streamed, chance)))})"
 
     def to_dict(self) -> dict[str, Any]:
         """The table as JSON-able values; NaN is None."""
@@ -310,7 +312,8 @@ class _Streams:
         x, y = (_matrix(output.to("meta"), self.convention, rows, 0) for output in (before, after))
         if self.minibatch:
             return operations("rbf_cka", len(x), (x.shape[1], y.shape[1]))
-        return 2.0 * (len(x) + 10) * x.shape[1] * y.shape[1]  # the products, and adding them to the sums
+        # Adding moments of features² to the sums costs about as much as ten examples more.
+        return operations(self.measure, len(x) + 10, (x.shape[1], y.shape[1])) + 2.0 * (len(x) + 10) * x.shape[1] * y.shape[1]
 
     def _add(self, left: Mapping[str, Tensor], right: Mapping[str, Tensor], rows: int) -> None:
         for (a, b), stream in self.streams.items():

@@ -306,7 +306,7 @@ def measured(
     check_units(units, rows)
     draws = chosen_draws(draws, operations(name, rows, (left.values.shape[1], right.values.shape[1])))
     generator = torch.Generator().manual_seed(seed)
-    orders = rearranged(rows, units, draws if units > 1 else 0, generator).to(left.values.device)
+    orders = rearranged(rows, units, generator, draws if units > 1 else 0).to(left.values.device)
     chance = before.chance(after, orders, generator).clamp(max=1.0).cpu().numpy()
     # The same numbers are the same network: exactly 1, without the last bit of a square root.
     return (1.0 if same(left, right) else before.similarity(after)), chance
@@ -350,11 +350,13 @@ class Form(Protocol):
         """
 
 
-def rearranged(rows: int, units: int, draws: int, generator: torch.Generator) -> Tensor:
-    """Orders of `rows` (draws, rows) in which none of its `units` equal consecutive blocks keeps its place, each kept whole.
+def rearranged(rows: int, units: int, generator: torch.Generator, draws: int | None = None) -> Tensor:
+    """An order of `rows` (rows,) in which none of its `units` equal consecutive blocks keeps its place, each kept whole.
 
-    With few units, plain permutations would leave some matched.
+    With `draws` so many orders (draws, rows). With few units, plain permutations would leave some matched.
     """
+    if draws is None:
+        return rearranged(rows, units, generator, 1)[0]
     turns = torch.rand(draws, units, generator=generator).argsort(1)  # (draws, units), a random permutation in each row
     # Every unit is replaced by the one before it in that permutation.
     blocks = torch.empty_like(turns).scatter_(1, turns, turns.roll(1, 1))

@@ -84,10 +84,8 @@ class SimilarityMap(Pictured):
             *self.notes,
         ]
         if np.isfinite(self.floor.median):
-            told[1] += (
-                f"; with one side's images shuffled ({len(self.chance)} draws) {self.floor.median:.3f} (median) "
-                f"and {self.floor.upper:.3f} (95 %)"
-            )
+            median, upper, draws = self.floor
+            told[1] += f"; with one side's images shuffled {median:.3f} (median) and {upper:.3f} (95 %), {draws} draws"
         wrapped = [part for line in told for part in textwrap.wrap(line, 120, break_long_words=False)]
         return "\n".join([header, *rows, *wrapped]).replace("\N{NO-BREAK SPACE}", " ")
 
@@ -201,7 +199,7 @@ class _Sums:
     def _add_chance(self, left: Tensor, right: Tensor, images: int) -> None:
         if not len(self.chance):
             return
-        orders = torch.stack([_shuffled_pairs(order) for order in rearranged(images, images, len(self.chance), self.generator)], 1).to(
+        orders = torch.stack([_shuffled_pairs(order) for order in rearranged(images, images, self.generator, len(self.chance))], 1).to(
             right.device
         )
         total = torch.zeros(len(left), len(self.chance) * right.shape[1], dtype=torch.float64, device=right.device)

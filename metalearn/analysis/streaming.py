@@ -109,7 +109,7 @@ class Streaming:
         generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.batches)
         draws = 0 if self.measure == "subspace" else self.draws
         stays = torch.arange(rows).expand(draws, -1)
-        orders = (rearranged(rows, units, draws, generator) if units > 1 else stays).to(left.values.device)
+        orders = (rearranged(rows, units, generator, draws) if units > 1 else stays).to(left.values.device)
         self._add(self._batch(left, right, orders), rows, 1, widths, same(left, right), units > 1)
 
     def merge(self, other: Streaming) -> Streaming:
