@@ -17,7 +17,7 @@ from metalearn.memory import size
 from metalearn.progress import duration
 
 from . import init_tables, reuse_tables, speed_tables
-from .papers import beside
+from .papers import LAKE, ONE_SHOT, beside
 from .rows import run_benchmark
 
 HERE = Path(__file__).parent
@@ -80,9 +80,31 @@ def scale() -> str:
     return "\n".join(lines)
 
 
+def one_shot() -> str:
+    """The error rate of every learner on Lake et al.'s runs: the newest row of each, then theirs."""
+    newest = {(row["algorithm"], row["preset"]): row for row in rows("one_shot")}
+    columns = ("learner", "error, % (± 95 % over 20 runs)", "each seed", "trained on", "at test", "outer steps", "training of a seed")
+    lines = [f"| {' | '.join(columns)} | command |", "|---" * (len(columns) + 1) + "|"]
+    for row in newest.values():
+        error = f"{100 * row['error']:.2f} ± {100 * row['interval']:.2f}"
+        each = ", ".join(f"{100 * one:.2f}" for one in row["error_per_seed"])
+        split = row["split"]
+        trained = f"{split['characters']} characters of {split['protocol']}'s background alphabets and their turns"
+        tested = f"{row['queries']} query a class, {row['norm']}"
+        seconds = row["training_seconds"]
+        spent = f"{duration(sum(seconds) / len(seconds))}, {on(row)}"
+        lines.append(
+            f"| {row['algorithm']} | {error} | {each} | {trained} | {tested} | "
+            f"{row['trained_steps'][0]:,} x {row['meta_batch']} tasks | {spent} | `{row['command']}` |"
+        )
+    for name, theirs in ONE_SHOT.items():
+        lines.append(f"| {name} ({LAKE}) | {theirs:g} |" + " |" * (len(columns) - 1))
+    return "\n".join(lines)
+
+
 FIGURES = {name: partial(figures, name) for name in ("engine", "finetuning", "measures", "similarity_map")}
 OTHERS = reuse_tables.TABLES | speed_tables.TABLES | init_tables.TABLES
-TABLES: dict[str, Callable[[], str]] = {"few_shot": few_shot, "scale": scale, **FIGURES, **OTHERS}
+TABLES: dict[str, Callable[[], str]] = {"few_shot": few_shot, "one_shot": one_shot, "scale": scale, **FIGURES, **OTHERS}
 
 
 def tables(check: bool = False) -> None:

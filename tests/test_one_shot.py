@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,13 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from benchmarks.one_shot import one_shot
 from metalearn import ProtoNet, evaluate
 from metalearn.models import Conv4
 from metalearn.tasks import omniglot, one_shot_runs
 
 Files = dict[str, bytes]
-LABELS = "run07/class_labels.txt"
+LABELS = "run02/class_labels.txt"
 
 
 def drawing(run: int, name: int) -> bytes:
@@ -135,38 +137,47 @@ def edited(name: str, old: bytes, new: bytes) -> Callable[[Files], Files]:
     return lambda files: {**files, name: files[name].replace(old, new)}
 
 
-@pytest.mark.parametrize("form", ["archive", "folder"])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (without("run13/"), "run13 is missing"),
         (lambda files: {**files, "run21/class_labels.txt": b""}, "run21 is not one of them"),
-        (without(LABELS), "run07/class_labels.txt is missing"),
-        (without("run07/test/"), "run07/test/? has 0 images and not 20"),
-        (without("run07/training/class20"), "run07/training/? has 19 images and not 20"),
-        (lambda files: {**files, "run07/test/item21.png": drawing(0, 0)}, "run07/test/? has 21 images and not 20"),
+        (without(LABELS), "run02/class_labels.txt is missing"),
+        (without("run02/test/"), "run02/test/? has 0 images and not 20"),
+        (without("run02/training/class20"), "run02/training/? has 19 images and not 20"),
+        (lambda files: {**files, "run02/test/item21.png": drawing(0, 0)}, "run02/test/? has 21 images and not 20"),
         (edited(LABELS, b"test/item05", b"test/item55"), r"class_labels.txt has the line .*item55.* does not name"),
-        (edited(LABELS, b"run07/test/item05.png", b"/etc/passwd"), r"class_labels.txt has the line .*passwd"),
-        (edited(LABELS, b"run07/test/item05.png", b"run08/test/item05.png"), "has the line .*run08"),
+        (edited(LABELS, b"run02/test/item05.png", b"/etc/passwd"), r"class_labels.txt has the line .*passwd"),
+        (edited(LABELS, b"run02/test/item05.png", b"run08/test/item05.png"), "has the line .*run08"),
         (edited(LABELS, b"item05", b"item06"), r"class_labels.txt names an image of the line .*item06.* twice"),
         (edited(LABELS, b"class05", b"class06"), r"class_labels.txt names an image of the line .*class06.* twice"),
         (lambda files: {**files, LABELS: b"".join(files[LABELS].splitlines(True)[:-1])}, "has 19 pairs of images and not 20"),
         (lambda files: {**files, LABELS: b"\x89PNG\xff\xfe"}, "class_labels.txt has the line"),
         (lambda files: {**files, LABELS: b""}, "has 0 pairs"),
-        (lambda files: {**files, "run07/test/item03.png": b"not an image"}, "item03.png is not a readable image"),
-        (lambda files: {**files, "run07/test/item03.png": drawing(0, 0)[:60]}, "item03.png is not a readable image"),
-        (lambda files: {**files, "run07/test/item03.png": b""}, r"item03.png is empty \(0 bytes\)"),
+        (lambda files: {**files, "run02/test/item03.png": b"not an image"}, "item03.png is not a readable image"),
+        (lambda files: {**files, "run02/test/item03.png": drawing(0, 0)[:60]}, "item03.png is not a readable image"),
+        (lambda files: {**files, "run02/test/item03.png": b""}, r"item03.png is empty \(0 bytes\)"),
     ],
 )
-def test_what_is_not_as_published_is_named(
-    published: Files, tmp_path: Path, form: str, change: Callable[[Files], Files], message: str
-) -> None:
-    files = change(published)
-    top = tmp_path / "all_runs"
-    top.mkdir()
-    root = pack(files, tmp_path / "all_runs.zip") if form == "archive" else unpack(files, top)
+def test_what_is_not_as_published_is_named(published: Files, tmp_path: Path, change: Callable[[Files], Files], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        one_shot_runs(root)
+        one_shot_runs(pack(change(published), tmp_path / "all_runs.zip"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("run13/"), "run13 is missing"),
+        (without(LABELS), "run02/class_labels.txt is missing"),
+        (without("run02/test/item03"), "run02/test has 19 images and not 20"),
+        (lambda files: {**files, "run02/test/item03.png": b"not an image"}, "item03.png is not a readable image"),
+    ],
+)
+def test_a_folder_that_is_not_as_published_is_named(
+    published: Files, tmp_path: Path, change: Callable[[Files], Files], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        one_shot_runs(unpack(change(published), tmp_path / "all_runs"))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 cut off"])
@@ -231,3 +242,19 @@ def test_the_real_archive_has_400_test_images_of_characters_that_look_like_their
     # pixels alone are better than chance (5 %)
     nearest = torch.stack([torch.cdist(query.inputs.flatten(1), support.inputs.flatten(1)).argmin(1) for support, query in runs])
     assert nearest.eq(runs.labels).float().mean() > 0.15
+
+
+@pytest.mark.data
+def test_the_benchmark_keeps_a_row_with_everything_behind_it(published: Files, tmp_path: Path, data: Path) -> None:
+    rows = tmp_path / "one_shot.jsonl"
+    archive = pack(published, tmp_path / "all_runs.zip")
+    settings = {"root": str(data), "steps": 2, "hidden": 4, "meta_batch": 1, "train_queries": 1, "execution": "loop", "runs": str(tmp_path)}
+    one_shot("protonet", seeds="0,1", archive=str(archive), progress=False, results=str(rows), **settings)
+    (row,) = map(json.loads, rows.read_text().splitlines())
+    assert row["algorithm"] == "protonet"
+    assert row["error"] < 0.2  # the test images are the training images
+    assert row["error"] == pytest.approx(np.mean(row["errors"]))
+    assert np.shape(row["errors"]) == (2, 20)
+    assert row["split"]["protocol"] == "lake"
+    assert row["split"]["characters"] == 813
+    assert {"seeds", "queries", "norm", "machine", "versions", "interval", "training_commands", "command"} <= row.keys()
