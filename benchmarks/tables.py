@@ -31,15 +31,10 @@ def rows(name: str) -> list[Row]:
 
 
 def few_shot() -> str:
-    """Accuracy of every learner: the newest row of each run. At a constant outer rate a longer training is the same run gone on."""
-    newest: dict[tuple[Any, ...], Row] = {}
-    for row in rows("few_shot"):
-        length = 0 if row["schedule"] == "constant" else row["trained_steps"]
-        run = tuple(row[key] for key in ("dataset", "ways", "shots", "algorithm", "preset", "seed", "precision"))
-        newest[*run, length] = row
+    """Accuracy of every learner: the newest row of each run."""
     columns = ("data, ways, shots", "learner", "seed", "ours, % (± 95 % over test tasks)", "minus MAML, paired", "outer steps", "training")
     lines = [f"| {' | '.join(columns)} | the paper's, % | command |", "|---" * (len(columns) + 2) + "|"]
-    for row in sorted(newest.values(), key=lambda row: (row["dataset"] != "omniglot", row["dataset"], row["ways"], row["shots"])):
+    for row in sorted(newest_few_shot(), key=lambda row: (row["dataset"] != "omniglot", row["dataset"], row["ways"], row["shots"])):
         theirs = beside(row["dataset"], row["ways"], row["shots"], row["algorithm"])
         minus = row["minus"]
         difference = f"{100 * minus['mean']:+.2f} ± {100 * minus['interval']:.2f}" if minus else ""
@@ -50,6 +45,16 @@ def few_shot() -> str:
             f"`{row['training_command']}` |"
         )
     return "\n".join(lines)
+
+
+def newest_few_shot() -> list[Row]:
+    """The newest row of each run. At a constant outer rate a longer training is the same run gone on."""
+    newest: dict[tuple[Any, ...], Row] = {}
+    for row in rows("few_shot"):
+        length = 0 if row["schedule"] == "constant" else row["trained_steps"]
+        run = tuple(row[key] for key in ("dataset", "ways", "shots", "algorithm", "preset", "seed", "precision"))
+        newest[*run, row["data"].get("protocol"), row["queries"], length] = row
+    return list(newest.values())
 
 
 def on(row: Row) -> str:
