@@ -36,14 +36,15 @@ class Tasks(Protocol):
 class Evaluation:
     """What a learner reached on test tasks: the mean, the half-width of its 95 % interval, and every task's figure.
 
-    `interval` is 1.96 std(ddof=1) / sqrt(tasks), over tasks and not over seeds; NaN for a single task, which has no spread. `measure` is
+    `interval` is 1.96 std(ddof=1) / sqrt(tasks) (with fewer than 30 tasks Student's, see `half_width`), over tasks and not over seeds; NaN
+    for a single task, which has no spread. `measure` is
     "accuracy" (0 to 1) for integer targets and "loss" (the learner's, per task) for real ones. `per_episode` is float64 `(tasks,)`.
     `fingerprints` identifies each task by a checksum of its data, so that `paired` can tell whether two learners saw the same ones.
     `settings` is a JSON-able record of the learner and the episodes.
 
     Example:
         >>> print(Evaluation(torch.tensor([0.5, 1.0, 0.75, 0.75], dtype=torch.float64)))
-        75.00 % ± 20.00 (95 % interval over 4 tasks)
+        75.00 % ± 32.48 (95 % interval over 4 tasks)
     """
 
     per_episode: Tensor
@@ -91,7 +92,7 @@ class Evaluation:
 class Paired:
     """How much better a was than b on the same tasks: the mean of a - b, its 95 % half-width, and the paired t test.
 
-    `interval` is 1.96 std(ddof=1) / sqrt(tasks) of the differences; `p` is two-sided.
+    `interval` is the half-width of the 95 % interval of the differences (see `half_width`); `p` is two-sided.
     """
 
     mean: float
@@ -108,13 +109,22 @@ class Paired:
 
 
 def half_width(values: Tensor) -> float:
-    """1.96 std(ddof=1) / sqrt(n) of `values` (n,): half the 95 % interval of their mean; NaN for a single value.
+    """Half the 95 % interval of the mean of `values` (n,): `q std(ddof=1) / sqrt(n)`.
+
+    `q` is 1.96, or with fewer than 30 values Student's quantile `t(0.975, n - 1)`: 1.96 standard
+    errors of 3 or 5 values would cover 81 and 88 %. NaN for a single value.
 
     Example:
-        >>> round(half_width(torch.tensor([0.0, 1.0])), 12), half_width(torch.tensor([1.0]))
-        (0.98, nan)
+        >>> round(half_width(torch.tensor([0.0, 1.0])), 2)  # 12.71 standard errors of 0.5
+        6.35
+        >>> half_width(torch.tensor([1.0]))
+        nan
     """
-    return float(1.96 * values.double().std(correction=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    n = len(values)
+    if n < 2:
+        return math.nan
+    quantile = 1.96 if n >= 30 else float(stats.t.ppf(0.975, n - 1))
+    return quantile * float(values.double().std(correction=1)) / math.sqrt(n)
 
 
 def paired(a: Evaluation, b: Evaluation) -> Paired:
@@ -125,7 +135,7 @@ def paired(a: Evaluation, b: Evaluation) -> Paired:
     Example:
         >>> a, b = (Evaluation(torch.tensor(x, dtype=torch.float64)) for x in ([0.9, 0.8, 1.0], [0.7, 0.7, 0.9]))
         >>> print(paired(a, b))
-        +13.33 points ± 6.53 (95 % interval, paired over 3 tasks; t = 4.00, p = 0.057)
+        +13.33 points ± 14.34 (95 % interval, paired over 3 tasks; t = 4.00, p = 0.057)
     """
     if a.measure != b.measure:
         raise ValueError(f"one evaluation holds {a.measure} and the other {b.measure}; compare two of one measure")

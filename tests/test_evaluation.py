@@ -71,8 +71,8 @@ def test_mean_and_interval_of_known_accuracies():
     assert result.per_episode.tolist() == [1.0, 0.5, 0.75, 0.75]
     assert result.per_episode.dtype == torch.float64
     assert result.mean == 0.75
-    assert result.interval == pytest.approx(1.96 * math.sqrt(0.125 / 3) / 2)
-    assert str(result) == "75.00 % ± 20.00 (95 % interval over 4 tasks)"
+    assert result.interval == pytest.approx(3.1824463 * math.sqrt(0.125 / 3) / 2)  # Student's for 4 tasks
+    assert str(result) == "75.00 % ± 32.48 (95 % interval over 4 tasks)"
 
 
 def test_a_single_task_has_no_interval_and_says_so():
@@ -180,3 +180,16 @@ def test_episodes_follow_the_learners_dtype(learner):
     double = evaluate(MAML(MLP(4, 3).double(), lr=0.1), Tasks(4))
     assert len(double.per_episode) == 4
     assert double.fingerprints == evaluate(learner, Tasks(4)).fingerprints
+
+
+@pytest.mark.parametrize(("count", "quantile"), [(2, 12.7062), (3, 4.3027), (5, 2.7764), (29, 2.0484), (30, 1.96), (600, 1.96)])
+def test_fewer_than_thirty_values_have_students_interval(count, quantile):
+    values = torch.arange(count, dtype=torch.float64)
+    assert half_width(values) == pytest.approx(quantile * float(values.std()) / math.sqrt(count), rel=1e-4)
+
+
+@pytest.mark.parametrize("count", [3, 5, 10])
+def test_the_interval_of_few_values_covers_the_mean_as_often_as_it_says(count):
+    draws = torch.randn(4000, count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    covered = sum(abs(float(row.mean())) <= half_width(row) for row in draws) / len(draws)
+    assert covered == pytest.approx(0.95, abs=0.012)  # three and a half standard errors

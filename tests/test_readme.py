@@ -19,7 +19,7 @@ def test_code_blocks_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(BLOCKS) >= 4
     assert "['block1', 'block2', 'block3', 'block4', 'head']" in printed
     assert "95 % interval over 10 tasks" in printed
-    assert "Feature reuse:" in printed
+    assert "The rule." in printed
 
 
 def test_files_it_points_at_exist() -> None:

@@ -16,15 +16,13 @@ from scipy import stats
 from torch import nn
 
 from metalearn import ANIL, BOIL, MAML, NIL, Episode, Examples, ProtoNet
-from metalearn.analysis import Estimate, compare_layers, feature_reuse, freezing, linear_cka, verdict
+from metalearn.analysis import Estimate, compare_layers, feature_reuse, freezing, linear_cka
 from metalearn.analysis.observed import class_cosines
 from metalearn.analysis.reuse import Reuse
-from metalearn.analysis.together import across, differences, over_seeds
+from metalearn.analysis.together import differences, over_seeds
 from metalearn.episodes import stack, unstack
 from metalearn.evaluation import evaluate, paired
 from metalearn.models import Conv4
-
-SAME, FREE = Estimate(0.99, 0.005), Estimate(0.001, 0.004)
 
 
 def net(ways: int = 3) -> nn.Module:
@@ -46,47 +44,6 @@ def tasks(count: int = 6, ways: int = 3, queries: int = 4) -> Episode:
 @pytest.fixture(scope="module")
 def maml():
     return feature_reuse(MAML(net(), lr=0.3), tasks())
-
-
-def test_the_verdict_is_feature_reuse_where_every_criterion_holds():
-    found = verdict({"a": SAME, "b": Estimate(0.93, 0.02)}, FREE, Estimate(-0.05, 0.06))
-    assert found.answer == "feature reuse"
-    assert {criterion.status for criterion in found.criteria} == {"holds"}
-    for number in (
-        "CKA of a 0.990 ± 0.005",
-        "CKA of b 0.930 ± 0.020",
-        "freezing the body costs 0.10 ± 0.40",
-        "removing the head costs -5.00 ± 6.00",
-    ):
-        assert number in found.evidence
-
-
-@pytest.mark.parametrize(
-    ("body", "frozen", "headless"),
-    [
-        ({"a": SAME, "b": Estimate(0.8, 0.05)}, FREE, FREE),
-        ({"a": SAME}, Estimate(0.05, 0.02), FREE),
-        ({"a": SAME}, FREE, Estimate(0.03, 0.005)),
-        ({"a": Estimate(0.9, 0.05)}, FREE, Estimate(0.03, 0.005)),
-    ],
-)
-def test_the_verdict_is_rapid_learning_where_one_fails_beyond_its_interval(body, frozen, headless):
-    assert verdict(body, frozen, headless).answer == "rapid learning"
-
-
-@pytest.mark.parametrize(
-    ("body", "frozen", "headless"),
-    [
-        ({"a": SAME, "b": Estimate(0.89, 0.02)}, FREE, FREE),
-        ({"a": Estimate(0.91, 0.02)}, FREE, FREE),
-        ({"a": SAME}, Estimate(0.019, 0.004), FREE),
-        ({"a": SAME}, FREE, Estimate(0.03, 0.02)),
-        ({"a": Estimate(0.99, math.nan)}, FREE, FREE),
-        ({"a": Estimate(math.nan, math.nan)}, FREE, FREE),
-    ],
-)
-def test_the_verdict_is_undecided_where_an_interval_straddles_its_bound_or_is_missing(body, frozen, headless):
-    assert verdict(body, frozen, headless).answer == "undecided"
 
 
 def test_layers_of_one_network_under_two_sets_of_weights():
@@ -199,7 +156,8 @@ def test_anil_keeps_its_body_by_construction():
     assert [layer.unmoved for layer in reuse.layers] == [True] * 4 + [False]
     assert all(layer.cka == (1.0, 0.0) and layer.cca == 1.0 for layer in reuse.layers[:4])
     assert reuse.freezing.rows[-1].cost == (0, 0)
-    assert "by construction" in reuse.verdict.evidence and "by construction" in reuse.notes[0]
+    assert reuse.verdict.answer in ("feature reuse by construction", "no verdict")
+    assert "by construction" in reuse.notes[0]
 
 
 def test_boil_moves_its_features_and_needs_to():
@@ -221,15 +179,15 @@ def test_a_learner_without_an_inner_loop_has_nothing_to_compare(learner):
 
 def test_one_task_is_undecided_and_says_that_it_has_no_interval():
     reuse = feature_reuse(MAML(net(), lr=0.001), tasks(1))
-    assert reuse.verdict.answer == "undecided"
+    assert reuse.verdict.answer == "no verdict"
     assert "One task gives no interval" in reuse.notes[0]
 
 
 def test_a_learner_at_chance_is_pointed_out():
     episodes = tasks()
     shuffled = Examples(episodes.query.inputs, episodes.query.targets.roll(1, 1).flip(1).roll(2, 1))
-    reuse = feature_reuse(ANIL(net(), lr=0.0), Episode(episodes.support, shuffled))
-    assert any("cannot be told from chance" in note for note in reuse.notes)
+    reuse = feature_reuse(ANIL(net(), lr=1e-6), Episode(episodes.support, shuffled))
+    assert "cannot be told from chance" in reuse.verdict.evidence
 
 
 def test_too_few_images_for_cca_are_nan_with_the_reason_and_the_rest_stands():
@@ -422,7 +380,7 @@ def test_over_seeds_is_the_mean_with_students_interval(three):
         assert layer.cca_interval > 0
     assert pooled.accuracies.own.mean == pytest.approx(sum(one.accuracies.own.mean for one in three) / 3)
     assert pooled.evaluation.mean == pytest.approx(pooled.accuracies.own.mean)
-    assert pooled.freezing.rows[-1].cost == across([one.freezing.rows[-1].cost.mean for one in three])
+    assert pooled.freezing.rows[-1].cost == Estimate.of([one.freezing.rows[-1].cost.mean for one in three])
     text = str(pooled)
     assert "mean over 3 seeds" in text and "standard deviation over 3 seeds" in text and "± over seeds" in text
     assert len(json.loads(json.dumps(pooled.to_dict(), allow_nan=False))["seeds"]) == 3
@@ -432,7 +390,7 @@ def test_one_seed_gives_no_interval_and_says_so(three):
     pooled = over_seeds(three[:1])
     assert pooled.notes[0].startswith("One seed gives no interval") and "(no interval)" in str(pooled) and " nan" not in str(pooled)
     assert pooled.layers[0].cka.mean == three[0].layers[0].cka.mean and math.isnan(pooled.layers[0].cka.interval)
-    assert pooled.verdict.answer == "undecided"
+    assert pooled.verdict.answer == "no verdict"
 
 
 def test_seeds_that_do_not_belong_together_are_refused(three):
@@ -458,7 +416,7 @@ def test_learners_are_compared_in_pairs_on_the_same_tasks(three):
     assert [(one.first, one.second, one.estimate, one.pairs) for one in found] == [("a", "b", (expected.mean, expected.interval), 6)]
     pooled = differences([over_seeds(three[:2]), replace(over_seeds(three[1:]), name="other")])[0]
     gaps = [a.accuracies.own.mean - b.accuracies.own.mean for a, b in pairwise(three)]
-    assert pooled.estimate == pytest.approx(across(gaps)) and (pooled.pairs, pooled.unit) == (2, "seed")
+    assert pooled.estimate == pytest.approx(Estimate.of(gaps)) and (pooled.pairs, pooled.unit) == (2, "seed")
 
 
 def test_learners_on_other_tasks_are_not_compared(three, maml):

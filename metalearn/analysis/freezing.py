@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Estimate(NamedTuple):
-    """A mean with the half-width of its 95 % interval: over tasks `1.96 std(ddof=1) / sqrt(tasks)`; NaN where one value gives none."""
+    """A mean with the half-width of its 95 % interval (see `metalearn.evaluation.half_width`); NaN if one value gives none."""
 
     mean: float
     interval: float
@@ -33,7 +33,7 @@ class Estimate(NamedTuple):
 
         Example:
             >>> Estimate.of([0.5, 0.7, 0.6, 0.6])
-            Estimate(mean=0.6, interval=0.08001...)
+            Estimate(mean=0.6, interval=0.1299...)
         """
         tensor = torch.as_tensor(values, dtype=torch.float64)
         return cls(float(tensor.mean()), half_width(tensor))
@@ -91,26 +91,45 @@ def worse(held: Tensor | np.ndarray, free: Tensor | np.ndarray, measure: str) ->
     return held - free if measure == "loss" else free - held
 
 
+HEADS = {
+    "steps": "the head by its own inner steps (Raghu et al. 2020, table 1)",
+    "zeros": "the head run to convergence from zeros",
+    "initial": "the head run to convergence from its initialisation",
+}
+
+
 @dataclass(frozen=True)
 class Frozen:
-    """One row: the `layers` that the inner loop could not move, the accuracy then, and what it cost against none on the same tasks."""
+    """One row of a freezing table.
+
+    Attributes:
+        layers: what the inner loop could not move.
+        accuracy: the accuracy then (for real targets, the loss).
+        cost: how much worse that is than with nothing frozen, on the same tasks.
+        added: how much worse that is than without freezing the last of `layers`, on the same tasks.
+    """
 
     layers: tuple[str, ...]
     accuracy: Estimate
     cost: Estimate
+    added: Estimate
 
 
 @dataclass(frozen=True)
 class Freezing(Pictured):
-    """Accuracy with the first k layers frozen, k from 0 on; prints as the table of Raghu et al. 2020.
+    """Accuracy with the first k layers frozen, k from 0 on.
 
-    Where `measure` is "loss", for real targets, each row's `accuracy` is the loss, and its `cost` the loss added.
+    `head` says how the head was adapted on top of them (`HEADS`): "steps" is the table of Raghu et
+    al. 2020. If `measure` is "loss", for real targets, each row's `accuracy` is the loss, and its
+    `cost` the loss added. `note` says whether a head did not converge.
     """
 
     rows: tuple[Frozen, ...]
     tasks: int
-    spread: str = "1.96 standard errors over tasks"
+    spread: str = "the 95 % interval over tasks"
     measure: str = "accuracy"
+    head: str = "steps"
+    note: str = ""
 
     def __str__(self) -> str:
         names = ["nothing" if not row.layers else f"up to {row.layers[-1]}" for row in self.rows]
@@ -120,7 +139,10 @@ class Freezing(Pictured):
         for name, row in zip(names, self.rows, strict=True):
             cost = row.cost.shown(f"+{form}", scale.factor) if row.layers else ""
             lines.append(f"{name:{width}}  {row.accuracy.shown(form, scale.factor)}    {cost}".rstrip())
-        return "\n".join([*lines, f"({self.tasks} tasks; ± is {self.spread})"])
+        lines.append(f"({HEADS[self.head]}; {self.tasks} tasks; ± is {self.spread})")
+        if self.note:
+            lines.append(f"({self.note})")
+        return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-able values; NaN is None."""
@@ -131,6 +153,17 @@ class Freezing(Pictured):
         from .plots import frozen_accuracies
 
         return frozen_accuracies(self)
+
+    @classmethod
+    def of(cls, names: Sequence[str], scores: Sequence[Tensor], measure: str, **about: Any) -> Freezing:
+        """The table of these scores: one (tasks,) for each number of frozen layers."""
+        rows = []
+        for k, values in enumerate(scores):
+            below = scores[max(k - 1, 0)]
+            cost = Estimate.of(worse(values, scores[0], measure))
+            added = Estimate.of(worse(values, below, measure))
+            rows.append(Frozen(tuple(names[:k]), Estimate.of(values), cost, added))
+        return cls(tuple(rows), len(scores[0]), measure=measure, **about)
 
 
 def freezing(
@@ -143,8 +176,11 @@ def freezing(
 ) -> Freezing:
     """Accuracy (for real targets, loss) on the queries with layers 1..k left out of the inner loop, for every k from 0 -> `Freezing`.
 
-    The weights are the trained ones throughout: only adaptation at test time is held back (Raghu et al. 2020, arXiv:1909.09157,
-    table 1). Costs are paired: the same tasks with and without, `mean(accuracy(nothing frozen) - accuracy(k frozen))`.
+    The weights are the trained ones throughout: only adaptation at test time is held back, and the
+    head adapts by the learner's own few steps (Raghu et al. 2020, arXiv:1909.09157, table 1). What
+    the body's change is worth cannot be read from it, since it also holds what a head cannot learn
+    in so few steps: `feature_reuse` has the same table with the head run to convergence. Costs are
+    paired: the same tasks with and without, `mean(accuracy(nothing frozen) - accuracy(k frozen))`.
 
     Args:
         learner: any learner with an inner loop.
@@ -154,23 +190,39 @@ def freezing(
         progress: show the progress on standard error.
     """
     names = body(learner.model, learner.head) if layers is None else list(layers)
-    accuracies: list[Tensor] = []
+    scores, measure = frozen_scores(learner, episodes, names, free=free, progress=progress)
+    return Freezing.of(names, scores, measure)
+
+
+def frozen_scores(
+    learner: Learner,
+    episodes: Any,
+    names: Sequence[str],
+    *,
+    free: Evaluation | None = None,
+    progress: bool = False,
+) -> tuple[list[Tensor], str]:
+    """The score of every task (tasks,) with the first k layers frozen, for every k from 0, and what it measures."""
+    scores: list[Tensor] = []
     measure = "accuracy"
-    moving = len(learner.rates)
     with _progress.progress("freezing", len(names) + 1, unit="evaluation", shown=progress) as advance:
-        for k in range(len(names) + 1):
-            held = learner.frozen(names[:k]) if k else learner
-            # Freezing what does not move changes nothing, so that it need not be tried.
-            if k and len(held.rates) == moving:
-                accuracies.append(accuracies[-1])
+        for k, held in enumerate(frozen_learners(learner, names)):
+            # Freezing what does not move changes nothing, so it need not be tried.
+            if held is None:
+                scores.append(scores[-1])
             else:
                 result = free if free and not k else evaluate(held, episodes)
                 measure = result.measure
-                accuracies.append(result.per_episode)
-            moving = len(held.rates)
+                scores.append(result.per_episode)
             advance(text="nothing frozen" if not k else f"frozen up to {names[k - 1]}")
-    rows = [
-        Frozen(tuple(names[:k]), Estimate.of(values), Estimate.of(worse(values, accuracies[0], measure)))
-        for k, values in enumerate(accuracies)
-    ]
-    return Freezing(tuple(rows), len(accuracies[0]), measure=measure)
+    return scores, measure
+
+
+def frozen_learners(learner: Learner, names: Sequence[str]) -> Iterator[Learner | None]:
+    """The learner with the first k layers frozen, for every k from 0; None if that freezes nothing more than k - 1 does."""
+    moving = len(learner.rates)
+    yield learner
+    for k in range(1, len(names) + 1):
+        held = learner.frozen(names[:k])
+        yield None if len(held.rates) == moving else held
+        moving = len(held.rates)

@@ -65,7 +65,7 @@ class Probes(Pictured):
         table = aligned(("layer", "accuracy %", "features", "ridge"), rows)
         return (
             f"{table}\n({self.classes} classes, {self.train} training and {self.test} test examples; {CONVENTIONS[self.convention]}; "
-            f"chance {100 * self.chance:.1f} %; ± is 1.96 standard errors over test examples)"
+            f"chance {100 * self.chance:.1f} %; ± is the 95 % interval over test examples)"
         )
 
     def to_dict(self) -> dict[str, Any]:

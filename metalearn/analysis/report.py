@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..files import write_atomically
 from .checks import check_all
+from .converged import CRITERION
 from .freezing import SCALES, Estimate
 from .reuse import LayerReuse, Reuse
 from .seeds import Spread
@@ -43,24 +44,31 @@ CLASS_CONVENTION = (
 
 
 def text(reuse: Reuse) -> str:
-    """The report of one learner as aligned plain text."""
-    measure = reuse.accuracies.measure
-    parts = [
+    """The report of one learner as aligned plain text, the answer first."""
+    parts = reuse.decomposition
+    blocks = [
         f"{reuse.name}: {reuse.verdict.answer}\n{reuse.verdict.evidence}",
         f"{described(reuse)}\n{settings_line(reuse.settings)}",
-        aligned(layer_columns(reuse), layer_rows(reuse)),
-        *([f"{spread_line(reuse)}\n{aligned(SEED_COLUMNS, seed_rows(reuse))}"] if reuse.seeds else []),
-        aligned(WEIGHT_COLUMNS, weight_rows(reuse)),
-        f"cosine of query features\n{aligned(CLASS_COLUMNS, class_rows(reuse))}" if reuse.ways else "",
-        *([str(reuse.freezing)] if reuse.freezing else []),
-        aligned((SCALES[measure].label, "before adaptation", "after adaptation"), accuracy_rows(reuse)),
-        f"Removing the head costs {points(reuse.accuracies.head_cost, measure)} (paired)."
-        if _known(reuse.accuracies.head_cost.mean)
-        else "",
-        "\n".join(f"Note: {note}" for note in reuse.notes),
-        "\n".join((*conventions(reuse), WEIGHT_CONVENTION, f"Cosine: {CLASS_CONVENTION[0].lower()}{CLASS_CONVENTION[1:]}", RULE)),
     ]
-    return "\n\n".join(part for part in parts if part)
+    if parts:
+        blocks += [str(parts), str(parts.converged)]
+    else:
+        blocks.append(aligned((SCALES[reuse.accuracies.measure].label, "before adaptation", "after adaptation"), accuracy_rows(reuse)))
+    if reuse.freezing:
+        blocks.append(str(reuse.freezing))
+    blocks.append(aligned(layer_columns(reuse), layer_rows(reuse)))
+    if reuse.seeds:
+        blocks.append(f"{spread_line(reuse)}\n{aligned(SEED_COLUMNS, seed_rows(reuse))}")
+    blocks.append(aligned(WEIGHT_COLUMNS, weight_rows(reuse)))
+    if reuse.ways:
+        blocks.append(f"cosine of query features\n{aligned(CLASS_COLUMNS, class_rows(reuse))}")
+    blocks += [f"Note: {note}" for note in reuse.notes]
+    cosine = f"Cosine: {CLASS_CONVENTION[0].lower()}{CLASS_CONVENTION[1:]}"
+    explained = [*conventions(reuse), WEIGHT_CONVENTION, *([cosine] if reuse.ways else [])]
+    if parts:
+        explained.append(CRITERION)
+    blocks.append("\n".join([*explained, RULE]))
+    return "\n\n".join(blocks)
 
 
 def report(
@@ -167,7 +175,6 @@ def _section(reuse: Reuse, alone: bool) -> dict[str, Any]:
     return {
         "name": reuse.name,
         "verdict": reuse.verdict,
-        "plain": in_plain_words(reuse),
         "described": described(reuse),
         "layer_columns": layer_columns(reuse),
         "layers": layer_rows(reuse),
@@ -185,24 +192,6 @@ def _section(reuse: Reuse, alone: bool) -> dict[str, Any]:
         "pictures": _first_pictures([reuse]) if alone else [_profile([reuse])],
         "further": _further_pictures([reuse]) if alone else [],
     }
-
-
-PLAIN = {
-    "feature reuse": "The features that a new task needs were already there: adaptation leaves the body as it was.",
-    "rapid learning": "Adaptation changes the features, or the features alone do not carry the task.",
-    "undecided": "The evidence does not settle it at this number of tasks: an interval straddles a bound.",
-    "does not adapt": "This learner has no inner loop, so there is no before and after to compare.",
-}
-
-
-def in_plain_words(reuse: Reuse) -> str:
-    """The verdict in a sentence for someone who has not read the paper."""
-    if reuse.freezing and all(layer.unmoved for layer in reuse.layers if not layer.head):
-        return (
-            "The inner loop cannot move the body, so its similarity is 1 by construction and freezing it costs nothing. What the evidence "
-            "tests is whether the features carry the task without the head."
-        )
-    return PLAIN[reuse.verdict.answer]
 
 
 def picture(figure: Figure) -> str:
@@ -238,7 +227,10 @@ def spread_line(reuse: Reuse) -> str:
 def _spread_in_words(reuses: Sequence[Reuse]) -> str:
     if reuses[0].seeds:
         return "Student's 95 % interval over seeds: what training again would give. The standard deviation stands in a table of its own."
-    return "1.96 standard errors: the 95 % interval over tasks; it does not cover training again with another seed."
+    return (
+        "The 95 % interval over tasks: 1.96 standard errors, or Student's with fewer than 30 tasks; "
+        "it does not cover training again with another seed."
+    )
 
 
 def settings_line(settings: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,18 +12,27 @@ import torch
 
 from .. import progress as _progress
 from ..checkpoints import versions
+from ..episodes import Episode
 from ..evaluation import Evaluation, evaluate, evaluation_mode
 from ..execution import in_threads
-from ..layers import is_inside, resolve
+from ..layers import body, is_inside, resolve
 from ..layers import layers as layer_names
 from ..learner import Learner
 from .checks import single_tasks
-from .freezing import Estimate, Freezing, freezing, worse
+from .decomposition import Decomposition, decompose
+from .freezing import Estimate, Freezing, frozen_scores, worse
 from .layerwise import LayerSimilarity, compare_layers
 from .observed import Observed, Other, observe, weights_of
 from .similarity import Floor
 from .tables import Pictured, plain
-from .verdict import Verdict, percent, verdict
+from .verdict import (
+    Verdict,
+    does_not_adapt,
+    percent,
+    reused_by_construction,
+    undecidable,
+    verdict,
+)
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -116,6 +126,7 @@ class Reuse(Pictured):
     verdict: Verdict
     layers: tuple[LayerReuse, ...]
     freezing: Freezing | None
+    decomposition: Decomposition | None
     accuracies: Accuracies
     evaluation: Evaluation = field(repr=False, compare=False)
     tasks: int
@@ -165,7 +176,9 @@ def feature_reuse(
     Each layer's output on the query images is compared under the meta-initialisation and under the adapted weights: debiased linear CKA
     per task, images flattened, and CCA with the tasks pooled, channels as features. The floor is the same measure with whole images (for
     CCA: whole tasks) of one side shuffled. Beside it stand how far each layer's weights moved, how long their first gradient was, and how
-    close the features of one class and of two are. Then the body is frozen from the bottom up, and the head is left out.
+    close the features of one class and of two are. Then the body is frozen from the bottom up, with the head adapted by its own few
+    steps (the paper's table) and run to convergence, and the head is left out. What decides is what the body's change is worth to a
+    head that is given every chance (`Decomposition`, and the rule in `metalearn.analysis.verdict`).
 
     For regression (real targets) the learner's loss stands in place of the accuracy, and ridge regression in place of the cosine readout.
 
@@ -192,25 +205,24 @@ def feature_reuse(
     def work(one: Learner, i: int) -> Observed:
         return observe(one, seen.names, tasks[i], rows=rows // len(tasks), seed=seed, index=i, other=other)
 
-    with (
-        evaluation_mode([learner, *([other.learner] if other else [])]),
-        torch.no_grad(),
-        _progress.progress("before and after adaptation", len(tasks), unit="task", shown=progress) as advance,
-    ):
-        for task in in_threads(learner, range(len(tasks)), work):
-            seen.tasks.append(task)
-            advance()
-    found = seen.layers()
-    evaluation = evaluate(learner, episodes, progress=progress)
-    adapts = not all(layer.unmoved for layer in found)
-    frozen = freezing(learner, episodes, layers=seen.body, free=evaluation, progress=progress) if adapts else None
-    accuracies = seen.accuracies()
-    ways, shots, queries = seen.tasks[0].sizes
+    with evaluation_mode([learner, *([other.learner] if other else [])]), torch.no_grad():
+        with _progress.progress("before and after adaptation", len(tasks), unit="task", shown=progress) as advance:
+            for task in in_threads(learner, range(len(tasks)), work):
+                seen.tasks.append(task)
+                advance()
+        found = seen.layers()
+        accuracies = seen.accuracies()
+        frozen, parts = None, None
+        evaluation = evaluate(learner, episodes, progress=progress)
+        if not all(layer.unmoved for layer in found):
+            frozen, parts = _taken_apart(learner, tasks, seen, evaluation, accuracies, progress)
+    ways, shots, queries = seen.task_sizes()
     return Reuse(
         name=name or type(learner).__name__,
-        verdict=judge(found, frozen, accuracies),
+        verdict=judge(found, parts, accuracies),
         layers=tuple(found),
         freezing=frozen,
+        decomposition=parts,
         accuracies=accuracies,
         evaluation=evaluation,
         tasks=len(tasks),
@@ -219,8 +231,37 @@ def feature_reuse(
         queries=queries,
         settings=learner.settings(),
         versions=versions(),
-        notes=tuple(notes_on(found, accuracies, len(tasks))),
+        notes=tuple(notes_on(found, parts, len(tasks))),
     )
+
+
+def _taken_apart(
+    learner: Learner,
+    tasks: Sequence[Episode],
+    seen: _Seen,
+    evaluation: Evaluation,
+    accuracies: Accuracies,
+    progress: bool,
+) -> tuple[Freezing, Decomposition | None]:
+    """The paper's freezing table, and the accuracy taken apart if the learner predicts with a head."""
+    names = seen.blocks(learner)
+    held, measure = frozen_scores(learner, tasks, names, free=evaluation, progress=progress)
+    frozen = Freezing.of(names, held, measure)
+    scores = seen.scores()
+    if np.isnan(scores["head_after"]).any():
+        return frozen, None
+    known = {name: scores[name] for name in ("own", "headless_before", "headless_after")}
+    known["body_frozen"] = held[-1]
+    parts = decompose(
+        learner,
+        tasks,
+        names,
+        known,
+        chance=accuracies.chance,
+        measure=accuracies.measure,
+        progress=progress,
+    )
+    return frozen, parts
 
 
 class _Seen:
@@ -275,46 +316,84 @@ class _Seen:
         size = first.shape[0] * first.shape[1]
         return compare_layers({name: first}, {name: second}, measure="cca", units=units, rows=size, draws=draws, seed=self.seed)[name]
 
+    def blocks(self, learner: Learner) -> list[str]:
+        """The layers by which the body is frozen: those looked at, or all if the others move too."""
+        covered = {weight for name in self.body for weight in self.weights[name]}
+        outside = {name for name in learner.rates if not is_inside(name, learner.head)} - covered
+        return body(learner.model, learner.head) if outside else self.body
+
+    def task_sizes(self) -> tuple[int, int, int]:
+        """Ways, shots and queries a class, of the largest task."""
+        return max(task.sizes for task in self.tasks)
+
+    def scores(self) -> dict[str, np.ndarray]:
+        """Every score of every task (tasks,)."""
+        names = self.tasks[0].scores
+        return {name: np.array([task.scores[name] for task in self.tasks]) for name in names}
+
     def accuracies(self) -> Accuracies:
         """The accuracies over tasks."""
-        ways, measure = self.tasks[0].sizes[0], "accuracy" if self.tasks[0].sizes[0] else "loss"
-        scores = {key: np.array([task.scores[key] for task in self.tasks]) for key in self.tasks[0].scores}
+        measure = "accuracy" if self.tasks[0].sizes[0] else "loss"
+        scores = self.scores()
         estimates = {key: Estimate.of(values) for key, values in scores.items()}
         cost = Estimate.of(worse(scores["headless_after"], scores["head_after"], measure))
-        chance = 1 / ways if ways else float(np.mean([task.constant for task in self.tasks]))
+        chance = float(np.mean([task.constant for task in self.tasks]))
         return Accuracies(**estimates, head_cost=cost, chance=chance, measure=measure)
 
 
-def judge(layers: Sequence[LayerReuse], frozen: Freezing | None, accuracies: Accuracies) -> Verdict:
-    """The verdict on these layers, or that there is nothing to judge."""
-    if frozen is None:
-        return Verdict(
-            "does not adapt",
-            "There is no inner loop that moves a weight: every layer is the same before and after, and there is nothing to compare "
-            "(similarity 1 by construction).",
-        )
-    body_layers = [layer for layer in layers if not layer.head]
-    estimates = {layer.layer: layer.cka for layer in body_layers}
-    unmoved = [layer.layer for layer in body_layers if layer.unmoved]
-    whole = accuracies.chance if accuracies.measure == "loss" else 1.0
-    return verdict(estimates, frozen.rows[-1].cost, accuracies.head_cost, unmoved, measure=accuracies.measure, whole=whole)
+def judge(layers: Sequence[LayerReuse], parts: Decomposition | None, accuracies: Accuracies) -> Verdict:
+    """The verdict on these layers, or why there is none."""
+    if all(layer.unmoved for layer in layers):
+        return does_not_adapt()
+    if math.isnan(accuracies.own.interval):
+        return undecidable("One value has no interval, so its accuracy cannot be told from chance.")
+    if not accuracies.decided:
+        return undecidable(_at_chance(accuracies))
+    if parts is None:
+        return undecidable("The learner does not predict with its head, so no head can be run on its features.")
+    rows = parts.converged.rows[1:]
+    if not rows:
+        return undecidable("The network is its head alone: there is no body whose features could change.")
+    in_body = [layer for layer in layers if not layer.head]
+    if all(layer.unmoved for layer in in_body) and not any(row.cost.mean for row in rows):
+        return reused_by_construction([layer.layer for layer in in_body])
+    return verdict(
+        parts.worth,
+        {layer.layer: layer.cka for layer in in_body},
+        {row.layers[-1]: row.cost for row in rows},
+        added={row.layers[-1]: row.added for row in rows},
+        measure=accuracies.measure,
+        whole=accuracies.chance if accuracies.measure == "loss" else 1.0,
+    )
 
 
-def notes_on(layers: Sequence[LayerReuse], accuracies: Accuracies, tasks: int) -> Iterator[str]:
+def _at_chance(accuracies: Accuracies) -> str:
+    """That the score cannot be told from guessing, in a sentence."""
+    chance = f"chance ({accuracies.chance:.0%})"
+    if accuracies.measure == "loss":
+        chance = f"that of predicting the mean of the support targets ({accuracies.chance:.4g})"
+    score = percent(accuracies.own, accuracies.measure)
+    return (
+        f"{accuracies.measure.capitalize()} {score} cannot be told from {chance}: how similar features are that "
+        "solve nothing does not speak of reuse. Train the learner first."
+    )
+
+
+def notes_on(
+    layers: Sequence[LayerReuse],
+    parts: Decomposition | None,
+    tasks: int,
+) -> Iterator[str]:
     """What a reader has to know before believing the numbers."""
     if tasks == 1:
         yield "One task gives no interval: nothing can be decided from it; ask for at least 20."
     still = [layer.layer for layer in layers if layer.unmoved and not layer.head]
     if still and not all(layer.unmoved for layer in layers):
         yield f"The inner loop changes nothing up to {still[-1]}: similarity 1 there is by construction, not a finding."
-    if not accuracies.decided:
-        chance = f"chance ({accuracies.chance:.0%})"
-        constant = f"that of predicting the mean of the support targets ({accuracies.chance:.4g})"
-        yield (
-            f"{accuracies.measure.capitalize()} {percent(accuracies.own, accuracies.measure)} cannot be told from "
-            f"{constant if accuracies.measure == 'loss' else chance}: how similar features are that solve nothing does not speak of reuse. "
-            "Train the learner first."
-        )
+    if parts:
+        for table in (parts.zeros, parts.initial):
+            if table.note:
+                yield f"Heads run from {'zeros' if table.head == 'zeros' else 'their initialisation'}: {table.note}."
     yield from (f"{layer.layer}: {layer.note}." for layer in layers if layer.note)
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 
 from ..evaluation import paired
 from .checks import check_all
+from .decomposition import Decomposition
 from .freezing import Estimate, Freezing, Frozen
 from .reuse import Accuracies, BeforeAfter, Ceiling, LayerReuse, Reuse, judge, notes_on
 from .similarity import Floor
@@ -47,15 +47,21 @@ def over_seeds(reuses: Sequence[Reuse]) -> Reuse:
         chance=reuses[0].accuracies.chance,
         measure=reuses[0].accuracies.measure,
     )
-    frozen = _freezing([reuse.freezing for reuse in reuses if reuse.freezing])
-    notes = [*notes_on(layers, accuracies, reuses[0].tasks)]
+    frozen = None
+    parts = None
+    if reuses[0].freezing:
+        frozen = _freezing([reuse.freezing for reuse in reuses if reuse.freezing])
+    if reuses[0].decomposition:
+        parts = _decomposition([reuse.decomposition for reuse in reuses if reuse.decomposition])
+    notes = [*notes_on(layers, parts, reuses[0].tasks)]
     if len(reuses) == 1:
         notes.insert(0, "One seed gives no interval over seeds: nothing can be decided from it; the papers take three.")
     return replace(
         reuses[0],
-        verdict=judge(layers, frozen, accuracies),
+        verdict=judge(layers, parts, accuracies),
         layers=layers,
         freezing=frozen,
+        decomposition=parts,
         accuracies=accuracies,
         evaluation=replace(
             reuses[0].evaluation, per_episode=torch.stack([reuse.evaluation.per_episode for reuse in reuses]).mean(0), settings={}
@@ -63,19 +69,6 @@ def over_seeds(reuses: Sequence[Reuse]) -> Reuse:
         notes=tuple(notes),
         seeds=tuple(reuses),
     )
-
-
-def across(values: Sequence[float]) -> Estimate:
-    """The mean of one value a seed (seeds,) with the half-width of Student's 95 % interval; NaN where one seed gives none.
-
-    Example:
-        >>> across([0.5, 0.6, 0.7])  # t(0.975, 2) = 4.303
-        Estimate(mean=0.6, interval=0.2484...)
-    """
-    if len(values) < 2:
-        return Estimate(float(values[0]), math.nan)
-    width = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
-    return Estimate(float(np.mean(values)), float(width))
 
 
 @dataclass(frozen=True)
@@ -114,7 +107,7 @@ def _difference(a: Reuse, b: Reuse) -> Difference:
         return Difference(a.name, b.name, Estimate(math.nan, math.nan), 0, unit, str(error))
     if unit == "task":
         return Difference(a.name, b.name, Estimate(found[0].mean, found[0].interval), found[0].tasks, measure=found[0].measure)
-    return Difference(a.name, b.name, across([one.mean for one in found]), len(found), unit, measure=found[0].measure)
+    return Difference(a.name, b.name, Estimate.of([one.mean for one in found]), len(found), unit, measure=found[0].measure)
 
 
 def _check(reuses: Sequence[Reuse]) -> None:
@@ -149,14 +142,14 @@ def _what(name: str, ours: Any, theirs: Any) -> str:
 
 
 def _pooled(estimates: Sequence[Estimate]) -> Estimate:
-    return across([estimate.mean for estimate in estimates])
+    return Estimate.of([estimate.mean for estimate in estimates])
 
 
 def _layer(layers: Sequence[LayerReuse]) -> LayerReuse:
     def pool(pick: Callable[[LayerReuse], Estimate]) -> Estimate:
         return _pooled([pick(layer) for layer in layers])
 
-    first, cca = layers[0], across([layer.cca for layer in layers])
+    first, cca = layers[0], Estimate.of([layer.cca for layer in layers])
     ceilings = [layer.ceiling for layer in layers if layer.ceiling]
     return replace(
         first,
@@ -175,12 +168,29 @@ def _layer(layers: Sequence[LayerReuse]) -> LayerReuse:
     )
 
 
-def _freezing(found: Sequence[Freezing]) -> Freezing | None:
-    if not found:
-        return None
-    rows = [
-        Frozen(rows[0].layers, _pooled([row.accuracy for row in rows]), _pooled([row.cost for row in rows]))
-        for rows in zip(*(one.rows for one in found), strict=True)
-    ]
-    spread = f"Student's 95 % interval over {len(found)} seeds" if len(found) > 1 else "not given: one seed has no interval over seeds"
-    return Freezing(tuple(rows), found[0].tasks, spread, found[0].measure)
+def _freezing(tables: Sequence[Freezing]) -> Freezing:
+    """The same freezing table of several seeds as one."""
+    rows = []
+    for same in zip(*(table.rows for table in tables), strict=True):
+        pooled = {name: _pooled([getattr(row, name) for row in same]) for name in ("accuracy", "cost", "added")}
+        rows.append(Frozen(same[0].layers, **pooled))
+    spread = f"Student's 95 % interval over {len(tables)} seeds"
+    if len(tables) == 1:
+        spread = "not given: one seed has no interval over seeds"
+    notes = dict.fromkeys(table.note for table in tables if table.note)
+    return replace(tables[0], rows=tuple(rows), spread=spread, note="; ".join(notes))
+
+
+def _decomposition(answers: Sequence[Decomposition]) -> Decomposition:
+    """The decompositions of several seeds as one."""
+    conditions = []
+    for same in zip(*(answer.conditions for answer in answers), strict=True):
+        score = _pooled([condition.score for condition in same])
+        cost = _pooled([condition.cost for condition in same])
+        conditions.append(replace(same[0], score=score, cost=cost))
+    return replace(
+        answers[0],
+        conditions=tuple(conditions),
+        zeros=_freezing([answer.zeros for answer in answers]),
+        initial=_freezing([answer.initial for answer in answers]),
+    )

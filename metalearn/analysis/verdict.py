@@ -1,4 +1,4 @@
-"""Feature reuse, rapid learning, or undecided: one rule, applied to numbers and their intervals."""
+"""Rapid learning or feature reuse: one rule, applied to numbers and their intervals."""
 
 from __future__ import annotations
 
@@ -8,16 +8,37 @@ from dataclasses import dataclass
 from .checks import check_kind
 from .freezing import SCALES, Estimate
 
+WORTH_BOUND = 0.02
+"""Of an accuracy, or for real targets of the loss of predicting the mean of the support targets."""
+SIMILARITY_BOUND = 0.9
+
 RULE = (
-    "Feature reuse: the debiased CKA interval of every body layer lies above 0.9, and freezing the body and removing the head each "
-    "cost less than 2 points (paired interval). Rapid learning: one of these fails beyond its interval. Otherwise undecided. For real "
-    "targets, 2 points are 2 % of the loss of predicting the mean of the support targets."
+    "The rule. What adapting the body is worth: the accuracy of a head run to convergence on the adapted features, minus "
+    "that on the features before adaptation, paired. More than 2 points beyond the interval is rapid learning; less than 2 "
+    "points beyond the interval is feature reuse; anything else is undecided. Rapid learning is placed by freezing layers "
+    "from the bottom under a converged head: those that can be frozen for less than 2 points beyond the interval are reused. "
+    "A layer whose debiased CKA before and after adaptation is below 0.9 beyond its interval changes. A body that cannot move "
+    "is feature reuse by construction, and an accuracy that cannot be told from chance gets no verdict. For real targets, "
+    "2 points are 2 % of the loss of predicting the mean of the support targets."
 )
+
+NO_VERDICT = "no verdict"
+DOES_NOT_ADAPT = "does not adapt"
+BY_CONSTRUCTION = "feature reuse by construction"
+FEATURE_REUSE = "feature reuse"
+RAPID_LEARNING = "rapid learning"
+UNDECIDED = "undecided"
+
+MEANING = {
+    "holds": "features are reused",
+    "fails": "features change for a gain",
+    "open": "cannot be told at this interval",
+}
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """One condition of the verdict: what was measured, its estimate, and whether it `holds`, `fails`, or is `open` at this interval."""
+    """One condition of feature reuse: what was measured, and whether it `holds`, `fails`, or is `open` at this interval."""
 
     text: str
     status: str
@@ -25,7 +46,14 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`answer` is "feature reuse", "rapid learning", "undecided" or "does not adapt"; `evidence` says why, with every number."""
+    """What the rule says of a learner.
+
+    Attributes:
+        answer: "feature reuse", "feature reuse by construction", "rapid learning", "reuse below L,
+            rapid learning in L" (or "from L on"), "undecided", "does not adapt" or "no verdict".
+        evidence: the numbers that decide, in sentences; the first is the answer in plain words.
+        criteria: every condition of feature reuse with its status.
+    """
 
     answer: str
     evidence: str
@@ -33,55 +61,138 @@ class Verdict:
 
 
 def verdict(
-    body: Mapping[str, Estimate],
-    freezing_cost: Estimate,
-    head_cost: Estimate,
-    by_construction: Sequence[str] = (),
+    worth: Estimate,
+    similarity: Mapping[str, Estimate],
+    frozen: Mapping[str, Estimate] | None = None,
     *,
+    added: Mapping[str, Estimate] | None = None,
     measure: str = "accuracy",
     whole: float = 1.0,
 ) -> Verdict:
-    """Feature reuse, rapid learning, or undecided, by the stated rule (`RULE`).
+    """Apply the rule (`RULE`) to a learner that adapts its body and is better than chance.
 
     Args:
-        body: the debiased CKA before and after adaptation of every body layer.
-        freezing_cost, head_cost: accuracy lost, as fractions, by freezing the body and by removing the head.
-        by_construction: the body layers that the inner loop cannot change.
-        measure: "accuracy", or "loss" where costs are losses added.
-        whole: of which costs are a share: 1, or the loss of predicting the mean of the support targets.
+        worth: the accuracy, as a fraction, that a converged head gains by adapting the body.
+        similarity: the debiased CKA before and after adaptation of every body layer, from the bottom.
+        frozen: the accuracy lost by freezing every layer up to this one, under a converged head.
+        added: the part of it that this layer adds to those below it.
+        measure: "accuracy", or "loss", if costs are losses added.
+        whole: what costs are a share of: 1, or the loss of predicting the mean of the support targets.
 
     Example:
-        >>> same, free = Estimate(0.99, 0.002), Estimate(0.001, 0.004)
-        >>> verdict({"conv1": same, "conv2": same}, free, free).answer
+        >>> same, changed = Estimate(0.99, 0.002), Estimate(0.5, 0.02)
+        >>> verdict(Estimate(0.001, 0.004), {"conv1": same, "conv2": same}).answer
         'feature reuse'
-        >>> verdict({"conv1": same, "conv2": Estimate(0.5, 0.02)}, free, free).answer
+        >>> verdict(Estimate(0.08, 0.01), {"conv1": same, "conv2": changed}).answer
         'rapid learning'
-        >>> verdict({"conv1": same, "conv2": Estimate(0.9, 0.02)}, free, free).answer
+        >>> frozen = {"conv1": Estimate(0.001, 0.002), "conv2": Estimate(0.08, 0.01)}
+        >>> verdict(Estimate(0.08, 0.01), {"conv1": same, "conv2": changed}, frozen).answer
+        'reuse below conv2, rapid learning in conv2'
+        >>> verdict(Estimate(0.02, 0.01), {"conv1": same}).answer
         'undecided'
     """
     cure = "give an Estimate(mean, interval)"
-    check_kind(body, Mapping, "body", "give {layer: Estimate(mean, interval)}")
-    for name, value in {**body, "freezing_cost": freezing_cost, "head_cost": head_cost}.items():
+    check_kind(similarity, Mapping, "similarity", "give {layer: Estimate(mean, interval)}")
+    for name, value in {"worth": worth, **similarity, **(frozen or {}), **(added or {})}.items():
         check_kind(value, Estimate, name, cure)
-    criteria = [
-        Criterion(
-            f"CKA of {layer} {number(value)}{' by construction' if layer in by_construction else ''}",
-            _status(value.low - 0.9, 0.9 - value.high),
-        )
-        for layer, value in body.items()
-    ]
-    for action, cost in (("freezing the body", freezing_cost), ("removing the head", head_cost)):
-        bound = 0.02 * whole
-        criteria.append(Criterion(f"{action} costs {points(cost, measure)}", _status(bound - cost.high, cost.low - bound)))
-    statuses = [criterion.status for criterion in criteria]
-    answer = "rapid learning" if "fails" in statuses else "feature reuse" if set(statuses) == {"holds"} else "undecided"
-    meaning = {"holds": "meets the bound", "fails": "misses the bound beyond its interval", "open": "cannot be told from the bound"}
-    evidence = "; ".join(f"{criterion.text} ({meaning[criterion.status]})" for criterion in criteria)
-    return Verdict(answer, evidence[0].upper() + evidence[1:] + ".", tuple(criteria))
+    bound = WORTH_BOUND * whole
+    status = _status(bound - worth.high, worth.low - bound)
+    criteria = [Criterion(f"adapting the body is worth {points(worth, measure)}", status)]
+    changed = []
+    for layer, value in similarity.items():
+        stays = _status(value.low - SIMILARITY_BOUND, SIMILARITY_BOUND - value.high)
+        criteria.append(Criterion(f"CKA of {layer} {number(value)}", stays))
+        if stays == "fails":
+            changed.append(layer)
+    answer = {"holds": FEATURE_REUSE, "fails": RAPID_LEARNING, "open": UNDECIDED}[status]
+    sentences = [_plain(worth, status, measure, bound)]
+    if status == "fails":
+        answer = _placed(list(similarity), frozen or {}, bound)
+        most = _most(worth, added or {})
+        if most and len(similarity) > 1:
+            sentences[0] = f"{sentences[0].removesuffix('.')}; most of that is {most}."
+    if changed:
+        gain = "" if status == "fails" else ", which is not worth accuracy" if status == "holds" else ""
+        gain = gain.replace("accuracy", "any loss") if measure == "loss" else gain
+        sentences.append(f"{_names(changed)} change{'s' * (len(changed) == 1)} (CKA below 0.9){gain}.")
+    elif similarity and all(criterion.status == "holds" for criterion in criteria[1:]):
+        sentences.append("Every layer of the body stays similar (CKA above 0.9).")
+    return Verdict(answer, " ".join(sentences), tuple(criteria))
+
+
+def reused_by_construction(body: Sequence[str]) -> Verdict:
+    """The verdict on a learner whose inner loop cannot move its body."""
+    layers = _names(body) if body else "a body"
+    return Verdict(
+        BY_CONSTRUCTION,
+        f"The inner loop cannot move {layers}: the body's features are reused by construction, and no "
+        "measurement could have said otherwise.",
+    )
+
+
+def undecidable(reason: str) -> Verdict:
+    """The verdict if no answer can be trusted."""
+    return Verdict(NO_VERDICT, reason)
+
+
+def does_not_adapt() -> Verdict:
+    """The verdict on a learner without an inner loop."""
+    return Verdict(
+        DOES_NOT_ADAPT,
+        "There is no inner loop that moves a weight: every layer is the same before and after, and there is nothing to compare "
+        "(similarity 1 by construction).",
+    )
+
+
+def _plain(worth: Estimate, status: str, measure: str, bound: float) -> str:
+    """What the body's change is worth, in a sentence."""
+    if worth.high < 0:
+        loss = points(Estimate(-worth.mean, worth.interval), measure)
+        lost = f"loses {loss}" if measure == "accuracy" else f"adds a loss of {loss}"
+        return f"Adapting the body {lost} here, so its features are better left as they are."
+    counted = f"{100 * bound:.0f} points" if measure == "accuracy" else f"a loss of {bound:.3g}"
+    worthwhile = f"Adapting the body is worth {points(worth, measure)} here"
+    if status == "fails":
+        return f"{worthwhile}."
+    if status == "holds":
+        return f"{worthwhile}, less than the {counted} that count."
+    return f"{worthwhile}, which cannot be told from {counted}."
+
+
+def _placed(body: Sequence[str], frozen: Mapping[str, Estimate], bound: float) -> str:
+    """Rapid learning, and from which layer on."""
+    reused = 0
+    for layer in body:
+        cost = frozen.get(layer)
+        if cost is None or not cost.high < bound:
+            break
+        reused += 1
+    if not reused or reused == len(body):
+        return RAPID_LEARNING
+    first = body[reused]
+    if reused == len(body) - 1:
+        return f"reuse below {first}, rapid learning in {first}"
+    return f"reuse below {first}, rapid learning from {first} on"
+
+
+def _most(worth: Estimate, added: Mapping[str, Estimate]) -> str:
+    """The layer that adds more than half of the worth; empty if none does."""
+    layer = max(added, key=lambda name: added[name].mean, default="")
+    return layer if layer and added[layer].mean > worth.mean / 2 else ""
+
+
+def _names(layers: Sequence[str]) -> str:
+    """Layers as people list them: "a", "a and b", "a, b and c"."""
+    if len(layers) == 1:
+        return layers[0]
+    return f"{', '.join(layers[:-1])} and {layers[-1]}"
 
 
 def _status(margin: float, excess: float) -> str:
-    return "holds" if margin > 0 else "fails" if excess > 0 else "open"
+    """Whether a condition holds (its margin is positive), fails (it is missed by an excess), or is open."""
+    if margin > 0:
+        return "holds"
+    return "fails" if excess > 0 else "open"
 
 
 def number(value: Estimate) -> str:

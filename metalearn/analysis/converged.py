@@ -1,0 +1,176 @@
+"""A head that is given every chance: run to convergence on the support features of a fixed body."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..episodes import Examples
+from ..forward import Inputs
+from ..inner_loop import Weights
+from ..layers import is_inside
+from ..learner import Learner
+
+Start = Literal["zeros", "initial"]
+STARTS: tuple[Start, Start] = ("zeros", "initial")
+
+TOLERANCE = 0.01
+STEPS = 200
+CRITERION = (
+    f"Converged: the largest entry of the gradient of the support loss by the head is below "
+    f"{TOLERANCE:.0%} of what it is at a head of zeros, within {STEPS} steps of L-BFGS."
+)
+
+
+class HeadFit(NamedTuple):
+    """A head that was run on the support set of one task.
+
+    Attributes:
+        weights: every weight of the model by name, those of the head as they ended.
+        loss: the support loss at the end.
+        gradient: the largest entry of its gradient by the head, as a share of the largest at a head
+            of zeros; 0 if there is nothing to train.
+    """
+
+    weights: Weights
+    loss: float
+    gradient: float
+
+    @property
+    def converged(self) -> bool:
+        """Whether the criterion is met (`CRITERION`)."""
+        return self.gradient < TOLERANCE
+
+
+class Convergence(NamedTuple):
+    """How many of so many heads did not converge, and the worst of them: its support loss and remaining gradient."""
+
+    heads: int
+    unconverged: int
+    loss: float
+    gradient: float
+
+    @classmethod
+    def of(cls, fits: Sequence[HeadFit]) -> Convergence:
+        """Of these heads together.
+
+        Example:
+            >>> Convergence.of([HeadFit({}, 0.01, 0.005), HeadFit({}, 0.7, 0.2)])
+            Convergence(heads=2, unconverged=1, loss=0.7, gradient=0.2)
+        """
+        failed = [fit for fit in fits if not fit.converged]
+        worst = max(failed, key=lambda fit: fit.gradient, default=None)
+        if worst is None:
+            return cls(len(fits), 0, math.nan, math.nan)
+        return cls(len(fits), len(failed), worst.loss, worst.gradient)
+
+    @property
+    def note(self) -> str:
+        """What a reader has to know; empty if all of them converged."""
+        if not self.unconverged:
+            return ""
+        return (
+            f"{self.unconverged} of {self.heads} heads did not converge in {STEPS} steps; the worst "
+            f"stopped at a support loss of {self.loss:.3g} with {self.gradient:.0%} of the gradient "
+            "at zeros, so its readout understates what the features carry"
+        )
+
+
+class SupportFeatures:
+    """The support features of one task under given weights, on which heads are trained.
+
+    Args:
+        learner: whose head and loss are used.
+        weights: every weight of the model; the body's stay.
+        support: the support set of one task.
+    """
+
+    def __init__(self, learner: Learner, weights: Weights, support: Examples) -> None:
+        self.learner = learner
+        self.weights = weights
+        self.support = support
+        with torch.no_grad():
+            self.features, self.ends_in_head = learner.features(weights, support.inputs)
+
+    def fit(self, start: Start = "zeros") -> HeadFit:
+        """The head run from `start` until its support loss is stationary (`CRITERION`).
+
+        Args:
+            start: "zeros", or "initial" for the learner's own initialisation of the head.
+        """
+        initial = self.learner.weights()
+        first = {name: initial[name].detach() for name in initial if is_inside(name, self.learner.head)}
+        zeros = {name: torch.zeros_like(weight) for name, weight in first.items()}
+        scale = largest(self._gradients(zeros)) or largest(self._gradients(first))
+        began = zeros if start == "zeros" else first
+        if not scale:  # the features, or the labels, leave nothing to learn
+            return HeadFit({**self.weights, **began}, float(self._loss(began)), 0.0)
+        head = minimise(self._loss, began, TOLERANCE * scale, STEPS)
+        gradient = largest(self._gradients(head)) / scale
+        return HeadFit({**self.weights, **head}, float(self._loss(head)), gradient)
+
+    def _loss(self, head: Weights) -> Tensor:
+        weights = {**self.weights, **head}
+        return self.learner.task_loss(self._logits(weights), self.support.targets)
+
+    def _logits(self, weights: Weights) -> Tensor:
+        if self.ends_in_head:
+            return self.learner.call_head(weights, self.features)
+        return self.learner.call(weights, self.support.inputs)  # the model goes on after its head
+
+    def _gradients(self, head: Weights) -> list[Tensor]:
+        with torch.enable_grad():
+            leaves = {name: weight.detach().requires_grad_() for name, weight in head.items()}
+            gradients = torch.autograd.grad(self._loss(leaves), list(leaves.values()), allow_unused=True)
+        return [gradient for gradient in gradients if gradient is not None]
+
+
+def minimise(loss: Callable[[Weights], Tensor], start: Weights, tolerance: float, steps: int) -> Weights:
+    """Weights at which no entry of the gradient of `loss` is larger than `tolerance`, by L-BFGS.
+
+    Args:
+        loss: from weights by name to a scalar.
+        start: where to begin; it is not changed.
+        tolerance: the largest entry of the gradient at which to stop.
+        steps: the most steps to take.
+
+    Example:
+        >>> start = {"w": torch.zeros(1)}
+        >>> found = minimise(lambda w: ((w["w"] - 3) ** 2).sum(), start, tolerance=1e-4, steps=50)
+        >>> round(found["w"].item(), 3)
+        3.0
+    """
+    leaves = {name: weight.detach().clone().requires_grad_() for name, weight in start.items()}
+    optimizer = torch.optim.LBFGS(
+        leaves.values(),
+        max_iter=steps,
+        tolerance_grad=tolerance,
+        tolerance_change=0.0,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        with torch.enable_grad():
+            value = loss(leaves)
+            gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+        for weight, gradient in zip(leaves.values(), gradients, strict=True):
+            weight.grad = gradient
+        return value.detach()
+
+    optimizer.step(closure)
+    return {name: weight.detach() for name, weight in leaves.items()}
+
+
+def largest(gradients: Sequence[Tensor]) -> float:
+    """The largest magnitude of all entries; 0 if there are none."""
+    return max((float(gradient.abs().max()) for gradient in gradients if gradient.numel()), default=0.0)
+
+
+def converged_logits(learner: Learner, fit: HeadFit, inputs: Inputs) -> Tensor:
+    """The logits (queries, ways) of a head that was run to convergence, for query inputs."""
+    with torch.no_grad():
+        return learner.call(fit.weights, inputs)
