@@ -76,7 +76,7 @@ def noise() -> list[str]:
     """Plain CKA of independent noise at the size of Conv4's second block."""
     features = 64 * 7 * 7
     noise = torch.randn(2, 75, features, generator=torch.Generator().manual_seed(0))
-    score = linear_cka(*noise, debiased=False)
+    score = linear_cka(noise[0], noise[1], debiased=False)
     return [f"{score:.2f}", "75", f"{features:,}"]
 
 

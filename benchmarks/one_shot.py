@@ -14,14 +14,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from metalearn import experiments
 from metalearn.analysis.tables import plain
-from metalearn.analysis.together import across
 from metalearn.checkpoints import versions
-from metalearn.evaluation import Evaluation, evaluate
+from metalearn.evaluation import Evaluation, evaluate, half_width
 from metalearn.experiments import Experiment, Run, parse, trained_by
 from metalearn.options import Listed, numbers
 from metalearn.regimes import trained
@@ -72,10 +72,9 @@ def one_shot(
 def described(name: str, runs: Sequence[Run], evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     """A learner's errors over seeds, and all that is behind them."""
     experiment, by = runs[0].experiment, runs[0].algorithm
-    errors = [[1 - accuracy for accuracy in found.per_episode.tolist()] for found in evaluations]
-    # (seeds, runs) -> (runs,): the mean over seeds of each run
-    per_run = [sum(values) / len(values) for values in zip(*errors, strict=True)]
-    error = across(per_run)
+    # (seeds, runs), and the mean over seeds of each run
+    errors = 1 - torch.stack([found.per_episode for found in evaluations])
+    per_run = errors.mean(0)
     settings = experiment.to_dict(by)
     del settings["seed"]
     return plain(
@@ -91,11 +90,11 @@ def described(name: str, runs: Sequence[Run], evaluations: Sequence[Evaluation])
             "trained_steps": [len(run.curve.losses) for run in runs],
             "training_seconds": [round(run.curve.seconds, 1) for run in runs],
             "training_commands": [run.command() for run in runs],
-            "error": error.mean,
-            "interval": error.interval,
+            "error": float(per_run.mean()),
+            "interval": half_width(per_run),
             "interval_means": f"Student's 95 % over {len(per_run)} runs, each the mean over {len(runs)} seeds",
-            "error_per_seed": [1 - found.mean for found in evaluations],
-            "errors": errors,
+            "error_per_seed": errors.mean(1).tolist(),
+            "errors": errors.tolist(),
             "split": experiment.data("train").description,
             "episodes": evaluations[0].settings["episodes"],
             "queries": 1,

@@ -245,6 +245,20 @@ def test_the_real_archive_has_400_test_images_of_characters_that_look_like_their
 
 
 @pytest.mark.data
+def test_the_real_runs_are_drawings_of_the_evaluation_alphabets(data: Path) -> None:
+    try:
+        runs, drawings = one_shot_runs(data), omniglot(data, "test", protocol="lake")
+    except FileNotFoundError:
+        pytest.skip("the folder of real data sets has no all_runs.zip, or no Omniglot")
+    known = {image.numpy().tobytes(): int(label) for image, label in zip(drawings.images, drawings.labels, strict=True)}
+    for run in range(20):
+        # (40,): the characters of the training images, then of the test images
+        characters = torch.tensor([known[image.numpy().tobytes()] for image in runs.images[run]])
+        assert torch.equal(characters[20:], characters[runs.labels[run]])
+        assert len({drawings.names[number].split("/")[0] for number in characters.tolist()}) == 1
+
+
+@pytest.mark.data
 def test_the_benchmark_keeps_a_row_with_everything_behind_it(published: Files, tmp_path: Path, data: Path) -> None:
     rows = tmp_path / "one_shot.jsonl"
     archive = pack(published, tmp_path / "all_runs.zip")
