@@ -6,6 +6,7 @@ import os
 import re
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,8 +117,7 @@ def _opened(path: Path) -> zipfile.Path:
         broken = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"{path} is not a readable zip archive ({error}); {CURE}") from error
-    names = archive.namelist()
-    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    twice = [name for name, count in Counter(archive.namelist()).items() if count > 1]
     if broken:
         raise ValueError(f"{broken} is damaged in {path}; {CURE}")
     if twice:
