@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from metalearn import experiments
-from metalearn.analysis import Estimate, Reuse, compare_layers, feature_reuse, plots
+from metalearn.analysis import Estimate, Reuse, compare_layers, feature_reuse, over_seeds, plots
 from metalearn.analysis.probes import linear_probes
 from metalearn.analysis.seeds import Spread, freezing_over_seeds, similarity_between
 from metalearn.analysis.tables import plain
@@ -116,7 +116,8 @@ def reuse(
     """Run the experiments of the feature-reuse papers.
 
     Args:
-        experiment: freezing, similarity, regimes, profile, cross_domain, probes, timeline (several with commas), all of them, or train.
+        experiment: freezing, similarity, regimes, profile, decomposition, cross_domain, probes, timeline (several with commas), all of
+            them, or train.
         seeds: of the networks, with commas [those of the checkpoints, or 0].
         algorithms: what is trained, with commas [what the paper's table has].
         checkpoints: networks to take instead of training here, with commas: what `metalearn train` or `--experiment train` keeps in
@@ -212,6 +213,22 @@ def profile(study: Study) -> None:
             study.record("profile", {name: [run]}, said)
 
 
+def decomposition(study: Study) -> None:
+    """What the body's change is worth under a head that is given every chance, over seeds."""
+    tasks = study.experiment.testing_tasks(tasks=study.analysed_tasks)
+    for name in study.algorithms("maml,anil,boil"):
+        runs = study.networks(name)
+        answers = []
+        for run in runs:
+            answer = feature_reuse(at_test(run), tasks, name=name, progress=study.progress)
+            print(f"\nseed {run.experiment.seed}\n{answer}", flush=True)
+            answers.append(answer)
+        pooled = over_seeds(answers)
+        print(f"\n{len(runs)} seeds\n{pooled}", flush=True)
+        row = {"algorithm": name, "pooled": slim(pooled), "each": [slim(answer) for answer in answers]}
+        study.record("decomposition", {name: runs}, row)
+
+
 def cross(study: Study) -> None:
     """Accuracy at home and on another data set (Oh et al. 2021, cross-domain tables)."""
     chosen = study.algorithms("maml,anil,boil")
@@ -271,6 +288,7 @@ EXPERIMENTS: dict[str, Callable[[Study], None]] = {
     "similarity": similarity,
     "regimes": regimes,
     "profile": profile,
+    "decomposition": decomposition,
     "cross_domain": cross,
     "probes": probes,
 }

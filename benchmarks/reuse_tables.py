@@ -89,11 +89,35 @@ def profile() -> str:
 def heads() -> str:
     """Accuracy with and without the head, before and after adaptation, over seeds."""
     columns = ("head_before", "head_after", "headless_before", "headless_after")
-    lines = [head("data, ways, shots", "network", "seeds", *(name.replace("_", ", ") for name in columns), "verdicts")]
+    lines = [head("data, ways, shots", "network", "seeds", *(name.replace("_", ", ") for name in columns))]
     for rows in grouped("profile", "algorithm"):
         cells = [over((row["reuse"]["accuracies"][name]["mean"] for row in rows), 100, 1) for name in columns]
-        verdicts = ", ".join(dict.fromkeys(row["reuse"]["verdict"]["answer"] for row in rows))
-        lines.append(line(problem(rows[0]), rows[0]["algorithm"], str(len(rows)), *cells, verdicts))
+        lines.append(line(problem(rows[0]), rows[0]["algorithm"], str(len(rows)), *cells))
+    return "\n".join(lines)
+
+
+def decomposition() -> str:
+    """What adapting the body is worth under a head that is given every chance, beside what freezing it costs."""
+    columns = ("nothing frozen", "body frozen, own steps", "body frozen, converged", "head frozen", "worth of adapting the body")
+    lines = [head("data, ways, shots", "network", "seeds x steps", *columns, "verdict over seeds", "of each seed, over tasks", "command")]
+    for row in newest("decomposition", "algorithm"):
+        pooled = row["pooled"]
+        name = (problem(row), row["algorithm"], trained(row))
+        verdicts = (pooled["verdict"]["answer"], ", ".join(dict.fromkeys(each["verdict"]["answer"] for each in row["each"])))
+        if pooled["decomposition"] is None:
+            lines.append(line(*name, *("-" for _ in columns), *verdicts, command(row)))
+            continue
+        parts = {part["name"]: part for part in pooled["decomposition"]["conditions"]}
+        start = {"zeros": "zeros", "initial": "its initialisation"}[pooled["decomposition"]["start"]]
+        shown = (
+            parts["nothing frozen"]["score"],
+            parts["body frozen, head by its own steps"]["score"],
+            parts[f"body frozen, head converged from {start}"]["score"],
+            parts["head frozen, body adapted"]["score"],
+        )
+        cells = [estimate(score, 100, 1) for score in shown]
+        worth = estimate(pooled["decomposition"]["worth"], 100, 2)
+        lines.append(line(*name, *cells, worth, *verdicts, command(row)))
     return "\n".join(lines)
 
 
@@ -202,6 +226,12 @@ def spread(one: Row, scale: float = 1, digits: int = 3, unit: str = "seed") -> s
     return number(one["mean"], scale, digits) + (f" ± {scale * one['std']:.{digits}f}" if one["std"] is not None else f" (one {unit})")
 
 
+def estimate(value: Row, scale: float = 1, digits: int = 3) -> str:
+    """A mean with its 95 % interval over seeds; a single seed has none."""
+    mean = number(value["mean"], scale, digits)
+    return mean if value["interval"] is None else f"{mean} ± {scale * value['interval']:.{digits}f}"
+
+
 def over(values: Iterable[float | None], scale: float = 1, digits: int = 3) -> str:
     """The mean and standard deviation (ddof=1) of one value a seed, in words."""
     known = [value for value in values if value is not None]
@@ -249,6 +279,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "reuse_similarity": similarity,
     "reuse_regimes": regimes,
     "reuse_profile": profile,
+    "reuse_decomposition": decomposition,
     "reuse_heads": heads,
     "reuse_cross_domain": cross_domain,
     "reuse_probes": probes,

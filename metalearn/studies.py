@@ -95,6 +95,8 @@ def another_domain(run: Run, dataset: str, **changes: Any) -> Experiment:
     filter; the data set's description says which. `changes` are other settings that hold at test (root, test_tasks, queries).
     """
     channels, size = run.experiment.shape()
+    if dataset != run.experiment.dataset:
+        changes = {"protocol": None, "test_rotations": None, **changes}  # which are Omniglot's own
     return replace(run.experiment, dataset=dataset, preset="quick", channels=channels, size=size, **changes)
 
 

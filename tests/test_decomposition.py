@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from metalearn import ANIL, BOIL, MAML, NIL, Episode, Examples
 from metalearn.analysis import Estimate, feature_reuse, freezing, over_seeds
-from metalearn.analysis.converged import TOLERANCE, SupportFeatures
-from metalearn.episodes import stack
+from metalearn.analysis.converged import TOLERANCE, FixedBody
+from metalearn.episodes import stack, unstack
 from metalearn.evaluation import evaluate
 
 SIZE = 8  # half of the inputs is noise, half holds the class
@@ -144,11 +144,12 @@ def test_the_worth_is_after_minus_before_in_pairs():
     assert sum(row.added.mean for row in table.rows) == pytest.approx(parts.worth.mean)
 
 
-def test_the_converged_head_is_where_plain_torch_gets_to():
-    """By gradient descent of 20,000 steps, for a least squares problem with one solution."""
+def test_the_converged_head_of_a_regression_is_its_least_squares_fit():
+    """A least squares problem, whose least residual is known in closed form."""
     learner = ANIL(Linears(1), lr=0.1, loss=F.mse_loss)
-    support = Examples(*(part[0] for part in tasks(1, regression=True).support))
-    fit = SupportFeatures(learner, learner.weights(), support).fit("zeros")
+    task = unstack(tasks(1, regression=True))[0]
+    support = task.support
+    fit = FixedBody(learner, learner.weights(), task).fit("zeros")
     assert fit.converged and fit.gradient < TOLERANCE
     ones = torch.cat([support.inputs, torch.ones(len(support.inputs), 1, dtype=torch.float64)], 1)
     exact = torch.linalg.lstsq(ones, support.targets).solution

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..episodes import Examples
+from ..episodes import Episode
 from ..forward import Inputs
 from ..inner_loop import Weights
 from ..layers import is_inside
@@ -43,7 +43,7 @@ class HeadFit(NamedTuple):
     @property
     def converged(self) -> bool:
         """Whether the criterion is met (`CRITERION`)."""
-        return self.gradient < TOLERANCE
+        return math.isfinite(self.loss) and self.gradient < TOLERANCE
 
 
 class Convergence(NamedTuple):
@@ -63,38 +63,52 @@ class Convergence(NamedTuple):
             Convergence(heads=2, unconverged=1, loss=0.7, gradient=0.2)
         """
         failed = [fit for fit in fits if not fit.converged]
-        worst = max(failed, key=lambda fit: fit.gradient, default=None)
+        finite = [fit for fit in failed if math.isfinite(fit.loss + fit.gradient)]
+        worst = max(finite, key=lambda fit: fit.gradient, default=None)
         if worst is None:
-            return cls(len(fits), 0, math.nan, math.nan)
+            return cls(len(fits), len(failed), math.nan, math.nan)
         return cls(len(fits), len(failed), worst.loss, worst.gradient)
+
+    @property
+    def share(self) -> float:
+        """The share that did not converge."""
+        return self.unconverged / max(self.heads, 1)
 
     @property
     def note(self) -> str:
         """What a reader has to know; empty if all of them converged."""
         if not self.unconverged:
             return ""
+        failed = f"{self.unconverged} of {self.heads} heads did not converge in {STEPS} steps"
+        if math.isnan(self.loss):
+            return f"{failed}: their support loss is not finite"
         return (
-            f"{self.unconverged} of {self.heads} heads did not converge in {STEPS} steps; the worst "
-            f"stopped at a support loss of {self.loss:.3g} with {self.gradient:.0%} of the gradient "
-            "at zeros, so its readout understates what the features carry"
+            f"{failed}; the worst of those with a finite loss stopped at a support loss of {self.loss:.3g} with "
+            f"{self.gradient:.0%} of the gradient at zeros, so its readout understates what the features carry"
         )
 
 
-class SupportFeatures:
-    """The support features of one task under given weights, on which heads are trained.
+class FixedBody:
+    """The body of a learner under given weights, and the features it gives on one task: what heads are trained on.
 
     Args:
         learner: whose head and loss are used.
         weights: every weight of the model; the body's stay.
-        support: the support set of one task.
+        task: one task, without a task dimension.
     """
 
-    def __init__(self, learner: Learner, weights: Weights, support: Examples) -> None:
+    def __init__(self, learner: Learner, weights: Weights, task: Episode) -> None:
         self.learner = learner
         self.weights = weights
-        self.support = support
+        self.task = task
         with torch.no_grad():
-            self.features, self.ends_in_head = learner.features(weights, support.inputs)
+            self.support_features, self.ends_in_head = learner.features(weights, task.support.inputs)
+            self.query_features, _ = learner.features(weights, task.query.inputs)
+
+    def query_logits(self, weights: Weights) -> Tensor:
+        """The logits (queries, ways) of the head in these weights, on the query features."""
+        with torch.no_grad():
+            return self._logits(weights, self.query_features, self.task.query.inputs)
 
     def fit(self, start: Start = "zeros") -> HeadFit:
         """The head run from `start` until its support loss is stationary (`CRITERION`).
@@ -105,22 +119,28 @@ class SupportFeatures:
         initial = self.learner.weights()
         first = {name: initial[name].detach() for name in initial if is_inside(name, self.learner.head)}
         zeros = {name: torch.zeros_like(weight) for name, weight in first.items()}
-        scale = largest(self._gradients(zeros)) or largest(self._gradients(first))
         began = zeros if start == "zeros" else first
+        scale = largest(self._gradients(zeros))
+        if not 0 < scale < math.inf:  # zeros are a saddle of some heads (LoRA), and no weights of others (weight norm)
+            scale = largest(self._gradients(first))
+        loss = float(self._loss(began))
+        if not math.isfinite(loss + scale):
+            return HeadFit({**self.weights, **began}, math.nan, math.inf)
         if not scale:  # the features, or the labels, leave nothing to learn
-            return HeadFit({**self.weights, **began}, float(self._loss(began)), 0.0)
+            return HeadFit({**self.weights, **began}, loss, 0.0)
         head = minimise(self._loss, began, TOLERANCE * scale, STEPS)
         gradient = largest(self._gradients(head)) / scale
         return HeadFit({**self.weights, **head}, float(self._loss(head)), gradient)
 
     def _loss(self, head: Weights) -> Tensor:
-        weights = {**self.weights, **head}
-        return self.learner.task_loss(self._logits(weights), self.support.targets)
+        support = self.task.support
+        logits = self._logits({**self.weights, **head}, self.support_features, support.inputs)
+        return self.learner.task_loss(logits, support.targets)
 
-    def _logits(self, weights: Weights) -> Tensor:
+    def _logits(self, weights: Weights, features: Tensor, inputs: Inputs) -> Tensor:
         if self.ends_in_head:
-            return self.learner.call_head(weights, self.features)
-        return self.learner.call(weights, self.support.inputs)  # the model goes on after its head
+            return self.learner.call_head(weights, features)
+        return self.learner.call(weights, inputs)  # the model goes on after its head
 
     def _gradients(self, head: Weights) -> list[Tensor]:
         with torch.enable_grad():
@@ -166,11 +186,6 @@ def minimise(loss: Callable[[Weights], Tensor], start: Weights, tolerance: float
 
 
 def largest(gradients: Sequence[Tensor]) -> float:
-    """The largest magnitude of all entries; 0 if there are none."""
-    return max((float(gradient.abs().max()) for gradient in gradients if gradient.numel()), default=0.0)
-
-
-def converged_logits(learner: Learner, fit: HeadFit, inputs: Inputs) -> Tensor:
-    """The logits (queries, ways) of a head that was run to convergence, for query inputs."""
-    with torch.no_grad():
-        return learner.call(fit.weights, inputs)
+    """The largest magnitude of all entries; 0 if there are none, infinite if one is not a number."""
+    sizes = [float(gradient.abs().max()) for gradient in gradients if gradient.numel()]
+    return max((math.inf if math.isnan(size) else size for size in sizes), default=0.0)

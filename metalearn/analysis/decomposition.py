@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from .. import progress as _progress
 from ..evaluation import place
 from ..execution import in_threads
 from ..learner import Learner
-from .converged import STARTS, Convergence, HeadFit, SupportFeatures, converged_logits
+from .converged import STARTS, Convergence, FixedBody, HeadFit
 from .freezing import SCALES, Estimate, Freezing, frozen_learners, worse
 from .tables import aligned, plain
 
@@ -66,10 +67,10 @@ class Decomposition:
     def converged(self) -> Freezing:
         """The freezing table under the start that serves the body before adaptation better."""
         tables = (self.zeros, self.initial)
-        before = [table.rows[-1].accuracy.mean for table in tables]
-        if self.measure == "loss":
-            before = [-value for value in before]
-        return self.initial if before[1] > before[0] else self.zeros
+        zeros, initial = (table.rows[-1].accuracy.mean for table in tables)
+        if math.isnan(zeros):
+            return self.initial
+        return self.initial if worse(initial, zeros, self.measure) < 0 else self.zeros
 
     @property
     def worth(self) -> Estimate:
@@ -94,9 +95,16 @@ class Decomposition:
 
 
 class TaskScores(NamedTuple):
-    """The scores of one task: with a converged head for every number of frozen layers, by its start, and with the head frozen."""
+    """The scores of one task.
 
-    converged: dict[str, list[float]]
+    Attributes:
+        frozen: the score with the first k layers frozen, for every k from 0, by how the head is
+            adapted: "steps", "zeros" or "initial".
+        head_frozen: the score with the head frozen and the body adapted.
+        fits: the heads that were run to convergence, by their start.
+    """
+
+    frozen: dict[str, list[float]]
     head_frozen: float
     fits: dict[str, list[HeadFit]]
 
@@ -105,20 +113,19 @@ def decompose(
     learner: Learner,
     tasks: Sequence[Any],
     layers: Sequence[str],
-    scores: Mapping[str, Tensor | np.ndarray],
+    headless: tuple[np.ndarray, np.ndarray],
     *,
     chance: float,
     measure: str = "accuracy",
     progress: bool = False,
-) -> Decomposition:
-    """Take a learner's accuracy apart -> `Decomposition`.
+) -> tuple[Freezing, Decomposition]:
+    """Take a learner's accuracy apart -> the freezing table of Raghu et al. 2020, and the `Decomposition`.
 
     Args:
         learner: any learner with an inner loop and a head, in evaluation mode.
         tasks: single-task episodes by index.
         layers: the layers of the body, from the bottom.
-        scores: what is known already of each task (tasks,): "own", "body_frozen",
-            "headless_before" and "headless_after".
+        headless: the scores without a head of each task (tasks,), before and after adaptation.
         chance: the accuracy of guessing.
         measure: "accuracy", or "loss" for real targets.
         progress: show the progress on standard error.
@@ -127,28 +134,39 @@ def decompose(
     def work(one: Learner, i: int) -> TaskScores:
         return score_task(one, tasks[i], layers, measure)
 
-    found: list[TaskScores] = []
+    tasks_scored: list[TaskScores] = []
     with (
         torch.no_grad(),
         _progress.progress("heads run to convergence", len(tasks), unit="task", shown=progress) as advance,
     ):
         for task in in_threads(learner, range(len(tasks)), work):
-            found.append(task)
+            tasks_scored.append(task)
             advance()
     tables = {}
+    for head in ("steps", *STARTS):
+        # (1 + layers, tasks)
+        columns = torch.tensor([task.frozen[head] for task in tasks_scored], dtype=torch.float64).T
+        fits = [fit for task in tasks_scored for fit in task.fits[head]]
+        reached = Convergence.of(fits)
+        about = {"head": head, "note": reached.note, "unconverged": reached.share}
+        tables[head] = (columns, Freezing.of(layers, list(columns), measure, **about))
+    own = tables["steps"][0][0]
+    scores = {
+        "own": own,
+        "body_frozen": tables["steps"][0][-1],
+        "head_frozen": torch.tensor([task.head_frozen for task in tasks_scored], dtype=torch.float64),
+        "headless_before": torch.as_tensor(headless[0]),
+        "headless_after": torch.as_tensor(headless[1]),
+    }
     for start in STARTS:
-        columns = torch.tensor([task.converged[start] for task in found], dtype=torch.float64)  # (tasks, 1 + layers)
-        fits = [fit for task in found for fit in task.fits[start]]
-        note = Convergence.of(fits).note
-        tables[start] = Freezing.of(layers, list(columns.T), measure, head=start, note=note)
-        scores = {**scores, f"adapted_{start}": columns[:, 0], f"before_{start}": columns[:, -1]}
-    scores = {**scores, "head_frozen": torch.tensor([task.head_frozen for task in found], dtype=torch.float64)}
-    own = torch.as_tensor(scores["own"])
+        scores[f"adapted_{start}"] = tables[start][0][0]
+        scores[f"before_{start}"] = tables[start][0][-1]
     conditions = []
     for key, name in CONDITIONS.items():
-        values = torch.as_tensor(scores[key])
-        conditions.append(Condition(name, Estimate.of(values), Estimate.of(worse(values, own, measure))))
-    return Decomposition(tuple(conditions), tables["zeros"], tables["initial"], chance, measure)
+        cost = Estimate.of(worse(scores[key], own, measure))
+        conditions.append(Condition(name, Estimate.of(scores[key]), cost))
+    parts = Decomposition(tuple(conditions), tables["zeros"][1], tables["initial"][1], chance, measure)
+    return tables["steps"][1], parts
 
 
 CONDITIONS = {
@@ -166,24 +184,30 @@ CONDITIONS = {
 
 def score_task(learner: Learner, task: Any, layers: Sequence[str], measure: str) -> TaskScores:
     """The scores of one task with its head run to convergence, and with its head frozen."""
-    support, query = place(task, learner)
+    task = place(task, learner)
+    support, query = task
 
     def score(logits: Tensor) -> float:
         if measure == "loss":
             return float(learner.task_loss(logits, query.targets))
         return float((logits.argmax(-1) == query.targets).double().mean())
 
-    converged: dict[str, list[float]] = {start: [] for start in STARTS}
-    fits: dict[str, list[HeadFit]] = {start: [] for start in STARTS}
+    heads = ("steps", *STARTS)
+    frozen: dict[str, list[float]] = {head: [] for head in heads}
+    fits: dict[str, list[HeadFit]] = {head: [] for head in heads}
     for held in frozen_learners(learner, layers):
-        features = held and SupportFeatures(held, held.adapt(support).weights, support)
+        if held is None:  # nothing more is frozen than in the row before
+            for head in heads:
+                frozen[head].append(frozen[head][-1])
+            continue
+        adapted = held.adapt(support)
+        body = FixedBody(held, adapted.weights, task)
+        frozen["steps"].append(score(body.query_logits(adapted.weights)))
         for start in STARTS:
-            if features is None:  # nothing more is frozen than in the row before
-                converged[start].append(converged[start][-1])
-                continue
-            fit = features.fit(start)
+            fit = body.fit(start)
+            readout = score(body.query_logits(fit.weights)) if math.isfinite(fit.loss) else math.nan
+            frozen[start].append(readout)
             fits[start].append(fit._replace(weights={}))  # which would be kept for every task
-            converged[start].append(score(converged_logits(learner, fit, query.inputs)))
     head_frozen = learner.frozen([learner.head])
-    adapted = head_frozen.adapt(support)
-    return TaskScores(converged, score(head_frozen.predict(adapted, query.inputs)), fits)
+    logits = head_frozen.predict(head_frozen.adapt(support), query.inputs)
+    return TaskScores(frozen, score(logits), fits)

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,7 +85,7 @@ SCALES = {
 }
 
 
-def worse(held: Tensor | np.ndarray, free: Tensor | np.ndarray, measure: str) -> Any:
+def worse(held: Any, free: Any, measure: str) -> Any:
     """How much worse scores are than others: the accuracy that is lost, or the loss that is added."""
     return held - free if measure == "loss" else free - held
 
@@ -121,7 +120,7 @@ class Freezing(Pictured):
 
     `head` says how the head was adapted on top of them (`HEADS`): "steps" is the table of Raghu et
     al. 2020. If `measure` is "loss", for real targets, each row's `accuracy` is the loss, and its
-    `cost` the loss added. `note` says whether a head did not converge.
+    `cost` the loss added. `note` says whether heads did not converge, and `unconverged` what share of them.
     """
 
     rows: tuple[Frozen, ...]
@@ -130,6 +129,7 @@ class Freezing(Pictured):
     measure: str = "accuracy"
     head: str = "steps"
     note: str = ""
+    unconverged: float = 0.0
 
     def __str__(self) -> str:
         names = ["nothing" if not row.layers else f"up to {row.layers[-1]}" for row in self.rows]
@@ -190,19 +190,6 @@ def freezing(
         progress: show the progress on standard error.
     """
     names = body(learner.model, learner.head) if layers is None else list(layers)
-    scores, measure = frozen_scores(learner, episodes, names, free=free, progress=progress)
-    return Freezing.of(names, scores, measure)
-
-
-def frozen_scores(
-    learner: Learner,
-    episodes: Any,
-    names: Sequence[str],
-    *,
-    free: Evaluation | None = None,
-    progress: bool = False,
-) -> tuple[list[Tensor], str]:
-    """The score of every task (tasks,) with the first k layers frozen, for every k from 0, and what it measures."""
     scores: list[Tensor] = []
     measure = "accuracy"
     with _progress.progress("freezing", len(names) + 1, unit="evaluation", shown=progress) as advance:
@@ -215,7 +202,7 @@ def frozen_scores(
                 measure = result.measure
                 scores.append(result.per_episode)
             advance(text="nothing frozen" if not k else f"frozen up to {names[k - 1]}")
-    return scores, measure
+    return Freezing.of(names, scores, measure)
 
 
 def frozen_learners(learner: Learner, names: Sequence[str]) -> Iterator[Learner | None]:

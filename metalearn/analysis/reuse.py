@@ -20,12 +20,13 @@ from ..layers import layers as layer_names
 from ..learner import Learner
 from .checks import single_tasks
 from .decomposition import Decomposition, decompose
-from .freezing import Estimate, Freezing, frozen_scores, worse
+from .freezing import Estimate, Freezing, freezing, worse
 from .layerwise import LayerSimilarity, compare_layers
 from .observed import Observed, Other, observe, weights_of
 from .similarity import Floor
 from .tables import Pictured, plain
 from .verdict import (
+    UNCONVERGED_BOUND,
     Verdict,
     does_not_adapt,
     percent,
@@ -213,7 +214,8 @@ def feature_reuse(
         found = seen.layers()
         accuracies = seen.accuracies()
         frozen, parts = None, None
-        evaluation = evaluate(learner, episodes, progress=progress)
+        # Tasks of several sizes are no stack.
+        evaluation = evaluate(learner, tasks, progress=progress, tasks_at_once=1 if len(seen.shapes()) > 1 else 16)
         if not all(layer.unmoved for layer in found):
             frozen, parts = _taken_apart(learner, tasks, seen, evaluation, accuracies, progress)
     ways, shots, queries = seen.task_sizes()
@@ -231,7 +233,7 @@ def feature_reuse(
         queries=queries,
         settings=learner.settings(),
         versions=versions(),
-        notes=tuple(notes_on(found, parts, len(tasks))),
+        notes=(*seen.notes(), *notes_on(found, parts, len(tasks))),
     )
 
 
@@ -245,23 +247,18 @@ def _taken_apart(
 ) -> tuple[Freezing, Decomposition | None]:
     """The paper's freezing table, and the accuracy taken apart if the learner predicts with a head."""
     names = seen.blocks(learner)
-    held, measure = frozen_scores(learner, tasks, names, free=evaluation, progress=progress)
-    frozen = Freezing.of(names, held, measure)
     scores = seen.scores()
     if np.isnan(scores["head_after"]).any():
-        return frozen, None
-    known = {name: scores[name] for name in ("own", "headless_before", "headless_after")}
-    known["body_frozen"] = held[-1]
-    parts = decompose(
+        return freezing(learner, tasks, layers=names, free=evaluation, progress=progress), None
+    return decompose(
         learner,
         tasks,
         names,
-        known,
+        (scores["headless_before"], scores["headless_after"]),
         chance=accuracies.chance,
         measure=accuracies.measure,
         progress=progress,
     )
-    return frozen, parts
 
 
 class _Seen:
@@ -322,9 +319,24 @@ class _Seen:
         outside = {name for name in learner.rates if not is_inside(name, learner.head)} - covered
         return body(learner.model, learner.head) if outside else self.body
 
+    def shapes(self) -> set[tuple[int, int, int]]:
+        """The sizes that tasks have: ways, shots and queries a class."""
+        return {task.sizes for task in self.tasks}
+
+    def notes(self) -> Iterator[str]:
+        """What a reader has to know of the tasks."""
+        ways = [task.sizes[0] for task in self.tasks]
+        if len(self.shapes()) > 1:
+            yield (
+                f"The tasks differ in size, from {min(ways)} to {max(ways)} ways; ways, shots and queries are those of the largest, and "
+                "chance is the mean over tasks."
+            )
+        if 1 in ways:
+            yield f"The support set of {ways.count(1)} of {len(ways)} tasks holds one class, on which no head can be trained."
+
     def task_sizes(self) -> tuple[int, int, int]:
         """Ways, shots and queries a class, of the largest task."""
-        return max(task.sizes for task in self.tasks)
+        return max(self.shapes())
 
     def scores(self) -> dict[str, np.ndarray]:
         """Every score of every task (tasks,)."""
@@ -351,6 +363,8 @@ def judge(layers: Sequence[LayerReuse], parts: Decomposition | None, accuracies:
         return undecidable(_at_chance(accuracies))
     if parts is None:
         return undecidable("The learner does not predict with its head, so no head can be run on its features.")
+    if parts.converged.unconverged > UNCONVERGED_BOUND:
+        return undecidable(f"The readout cannot be trusted: {parts.converged.note}.")
     rows = parts.converged.rows[1:]
     if not rows:
         return undecidable("The network is its head alone: there is no body whose features could change.")

@@ -178,7 +178,9 @@ def _freezing(tables: Sequence[Freezing]) -> Freezing:
     if len(tables) == 1:
         spread = "not given: one seed has no interval over seeds"
     notes = dict.fromkeys(table.note for table in tables if table.note)
-    return replace(tables[0], rows=tuple(rows), spread=spread, note="; ".join(notes))
+    return replace(
+        tables[0], rows=tuple(rows), spread=spread, note="; ".join(notes), unconverged=max(table.unconverged for table in tables)
+    )
 
 
 def _decomposition(answers: Sequence[Decomposition]) -> Decomposition:

@@ -11,6 +11,7 @@ from .freezing import SCALES, Estimate
 WORTH_BOUND = 0.02
 """Of an accuracy, or for real targets of the loss of predicting the mean of the support targets."""
 SIMILARITY_BOUND = 0.9
+UNCONVERGED_BOUND = 0.1
 
 RULE = (
     "The rule. What adapting the body is worth: the accuracy of a head run to convergence on the adapted features, minus "
@@ -18,7 +19,8 @@ RULE = (
     "points beyond the interval is feature reuse; anything else is undecided. Rapid learning is placed by freezing layers "
     "from the bottom under a converged head: those that can be frozen for less than 2 points beyond the interval are reused. "
     "A layer whose debiased CKA before and after adaptation is below 0.9 beyond its interval changes. A body that cannot move "
-    "is feature reuse by construction, and an accuracy that cannot be told from chance gets no verdict. For real targets, "
+    "is feature reuse by construction, and an accuracy that cannot be told from chance gets no verdict, nor do heads of which more than "
+    "one in ten did not converge. For real targets, "
     "2 points are 2 % of the loss of predicting the mean of the support targets."
 )
 
