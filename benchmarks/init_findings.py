@@ -3,9 +3,9 @@
 A finding compares two numbers of every seed, by the paired tests and intervals of `transfer.statistics`. Nothing is decided with fewer
 seeds than a sign-flip test needs to reach the level: six at 0.05. Steps are compared where every seed of both reached the threshold.
 
-- `less`, a is less than b, holds where the paired t test says so after Holm over the findings of a table. It does not hold where the
-  test says the opposite, or where the interval of a - b contains zero and does not reach the margin below it. Otherwise it is not
-  decidable.
+- `less`, a is less than b, holds where the paired t test says so after Holm: of a start against random over all starts, as in the
+  table of starts (`transfer.statistics.against`), of any other finding over the other findings. It does not hold where the test says
+  the opposite, or where the interval of a - b contains zero and does not reach the margin below it. Otherwise it is not decidable.
 - `same`, a is b within the margin, holds where the interval of a - b lies within the margin, and does not hold where it lies outside.
   Otherwise it is not decidable.
 
@@ -26,7 +26,7 @@ from rich.table import Table
 from metalearn.analysis import Estimate
 from transfer import Comparison
 from transfer.comparison import Kept as KeptOfLayer
-from transfer.statistics import holm, paired
+from transfer.statistics import against, holm, paired
 
 POINT = 0.01  # of a final score
 PART = 0.2  # of random's steps
@@ -115,11 +115,19 @@ def findings(measured: Measured, *, few: bool, level: float = 0.05) -> list[Find
         missing = missed(steps, (a, b))
         return Finding(claim, "steps", margin, note=missing) if missing else rule(claim, steps[a], steps[b], margin, "steps", level)
 
+    def faster(claim: str, start: str) -> Finding:
+        """Whether a start is faster than random, by the test of the table of starts."""
+        return judged(sooner(claim, start, "random"), steps, start, level)
+
+    def higher(claim: str, start: str) -> Finding:
+        """Whether a start ends higher than random, by the test of the table of starts."""
+        return judged(less(claim, finals["random"], finals[start], POINT, "points", level), finals, start, level)
+
     ends = (finals["random"], finals["full"], POINT, "points", level)
     rows = [
-        less("few images: full ends higher than random", *ends) if few else same("all images: full ends where random does", *ends),
-        sooner("full is faster than random", "full", "random"),
-        sooner("mean_var is faster than random (scale alone helps)", "mean_var", "random"),
+        higher("few images: full ends higher than random", "full") if few else same("all images: full ends where random does", *ends),
+        faster("full is faster than random", "full"),
+        faster("mean_var is faster than random (scale alone helps)", "mean_var"),
         sooner("full is faster than mean_var (features help beyond scale)", "full", "mean_var"),
         lowest_layers(steps, ladder, level),
         first_gain(steps, ladder, level),
@@ -131,8 +139,8 @@ def findings(measured: Measured, *, few: bool, level: float = 0.05) -> list[Find
         rows.append(sooner("slim is as fast as full", "slim", "full", same))
     for name in measured.learned:
         own = [
-            less(f"{name} ends higher than random", finals["random"], finals[name], POINT, "points", level),
-            sooner(f"{name} is faster than random", name, "random"),
+            higher(f"{name} ends higher than random", name),
+            faster(f"{name} is faster than random", name),
             less(f"{name} ends higher than full", finals["full"], finals[name], POINT, "points", level),
         ]
         rows += [replace(row, paper=False) for row in own]
@@ -153,6 +161,13 @@ def less(claim: str, a: Sequence[float], b: Sequence[float], margin: float, unit
         Estimate(mean=-0.66..., interval=1.43...)
     """
     return replace(same(claim, a, b, margin, unit, level), p=paired(a, b, level).p, test=True)
+
+
+def judged(finding: Finding, values: Mapping[str, Steps], start: str, level: float) -> Finding:
+    """A finding of a start against random with the p that it has among all starts (those that have a value for every seed)."""
+    whole: dict[str, Any] = {name: numbers for name, numbers in values.items() if None not in numbers}
+    tests = against(whole, "random", level)
+    return replace(finding, adjusted=tests[start][1]) if start in tests else finding
 
 
 def same(claim: str, a: Sequence[float], b: Sequence[float], margin: float, unit: str, level: float) -> Finding:
@@ -207,10 +222,10 @@ def reuse_is_low(kept: Mapping[str, Kept], level: float) -> Finding:
 
 
 def answered(rows: Sequence[Finding], level: float) -> list[Finding]:
-    """The findings with p adjusted over those that test, and their answers."""
-    testing = [i for i, row in enumerate(rows) if row.test]
+    """The findings with their answers; the p of those that test and are of no other family are adjusted over them."""
+    testing = [i for i, row in enumerate(rows) if row.test and math.isnan(row.adjusted)]
     adjusted = dict(zip(testing, holm([rows[i].p for i in testing]), strict=True))
-    done = [replace(row, adjusted=adjusted.get(i, math.nan)) for i, row in enumerate(rows)]
+    done = [replace(row, adjusted=adjusted.get(i, row.adjusted)) for i, row in enumerate(rows)]
     return [replace(row, answer=_answer(row, level)) for row in done]
 
 

@@ -123,7 +123,8 @@ def every() -> list[Row]:
 
 def _full(row: Row) -> bool:
     own = SETTINGS[row["setting"]]
-    return (row["tasks"], row["queries"], row["hidden"], row["asked_execution"]) == (own.tasks, 15, own.hidden, "auto")
+    asked = row["asked_execution"] in ("auto", "compiled")
+    return asked and (row["tasks"], row["queries"], row["hidden"]) == (own.tasks, 15, own.hidden)
 
 
 def newest(figure: str) -> list[Row]:

@@ -18,7 +18,7 @@ from metalearn.memory import size
 from metalearn.progress import duration
 
 from . import init_tables, reuse_tables, speed_tables
-from .papers import beside
+from .papers import LAKE, ONE_SHOT, beside
 from .rows import run_benchmark
 
 HERE = Path(__file__).parent
@@ -32,17 +32,11 @@ def rows(name: str) -> list[Row]:
 
 
 def few_shot() -> str:
-    """Accuracy of every learner: the newest row of each run. At a constant outer rate a longer training is the same run gone on."""
-    newest: dict[tuple[Any, ...], Row] = {}
-    for row in rows("few_shot"):
-        if row["data"].get("protocol") == "finn":  # another split, in a table of its own
-            continue
-        length = 0 if row["schedule"] == "constant" else row["trained_steps"]
-        run = tuple(row[key] for key in ("dataset", "ways", "shots", "algorithm", "preset", "seed", "precision"))
-        newest[*run, length] = row
+    """Accuracy of every learner: the newest row of each run."""
     columns = ("data, ways, shots", "learner", "seed", "ours, % (± 95 % over test tasks)", "minus MAML, paired", "outer steps", "training")
     lines = [f"| {' | '.join(columns)} | the paper's, % | command |", "|---" * (len(columns) + 2) + "|"]
-    for row in sorted(newest.values(), key=lambda row: (row["dataset"] != "omniglot", row["dataset"], row["ways"], row["shots"])):
+    shown = [row for row in newest_few_shot() if row["data"].get("protocol") != "finn"]  # another split, in a table of its own
+    for row in sorted(shown, key=lambda row: (row["dataset"] != "omniglot", row["dataset"], row["ways"], row["shots"])):
         theirs = beside(row["dataset"], row["ways"], row["shots"], row["algorithm"])
         minus = row["minus"]
         difference = f"{100 * minus['mean']:+.2f} ± {100 * minus['interval']:.2f}" if minus else ""
@@ -79,6 +73,16 @@ def protocols() -> str:
     return "\n".join(lines)
 
 
+def newest_few_shot() -> list[Row]:
+    """The newest row of each run. At a constant outer rate a longer training is the same run gone on."""
+    newest: dict[tuple[Any, ...], Row] = {}
+    for row in rows("few_shot"):
+        length = 0 if row["schedule"] == "constant" else row["trained_steps"]
+        run = tuple(row[key] for key in ("dataset", "ways", "shots", "algorithm", "preset", "seed", "precision"))
+        newest[*run, row["data"].get("protocol"), row["queries"], length] = row
+    return list(newest.values())
+
+
 def on(row: Row) -> str:
     """What a network was trained on, in a word or two."""
     gpu = row["machine"].partition("NVIDIA ")[2]
@@ -107,9 +111,38 @@ def scale() -> str:
     return "\n".join(lines)
 
 
+def one_shot() -> str:
+    """The error rate of every learner on Lake et al.'s runs: the newest row of each, then theirs."""
+    newest = {(row["algorithm"], row["preset"]): row for row in rows("one_shot")}
+    columns = ("learner", "error, % (± 95 % over 20 runs)", "each seed", "trained on", "at test", "outer steps", "training of a seed")
+    lines = [f"| {' | '.join(columns)} | command |", "|---" * (len(columns) + 1) + "|"]
+    for row in newest.values():
+        error = f"{100 * row['error']:.2f} ± {100 * row['interval']:.2f}"
+        each = ", ".join(f"{100 * one:.2f}" for one in row["error_per_seed"])
+        split = row["split"]
+        trained = f"{split['characters']} characters of {split['protocol']}'s background alphabets and their turns"
+        tested = f"{row['queries']} query a class, {row['norm']}"
+        seconds = row["training_seconds"]
+        spent = f"{duration(sum(seconds) / len(seconds))}, {on(row)}"
+        lines.append(
+            f"| {row['algorithm']} | {error} | {each} | {trained} | {tested} | "
+            f"{row['trained_steps'][0]:,} x {row['meta_batch']} tasks | {spent} | `{row['command']}` |"
+        )
+    for name, theirs in ONE_SHOT.items():
+        lines.append(f"| {name} ({LAKE}) | {theirs:g} |" + " |" * (len(columns) - 1))
+    return "\n".join(lines)
+
+
 FIGURES = {name: partial(figures, name) for name in ("engine", "finetuning", "measures", "similarity_map")}
 OTHERS = reuse_tables.TABLES | speed_tables.TABLES | init_tables.TABLES
-TABLES: dict[str, Callable[[], str]] = {"few_shot": few_shot, "protocols": protocols, "scale": scale, **FIGURES, **OTHERS}
+TABLES: dict[str, Callable[[], str]] = {
+    "few_shot": few_shot,
+    "protocols": protocols,
+    "one_shot": one_shot,
+    "scale": scale,
+    **FIGURES,
+    **OTHERS,
+}
 
 
 def tables(check: bool = False) -> None:

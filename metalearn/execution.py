@@ -2,8 +2,9 @@
 
 Tasks are independent, so nothing outside this file knows how they are run. All of them take gradients with autograd *outside* of
 `torch.vmap`: the stacked inner step differentiates the sum of the tasks' losses by weights that carry a task dimension, and vmap is
-only ever applied to a forward pass. Autograd then records the batched operations themselves, so that batch, layer and instance norm
-whose weight and bias adapt per task have right second derivatives, which they have not under `vmap(grad(...))` (pytorch/functorch#534).
+only ever applied to a forward pass. Autograd then records the batched operations themselves, so second derivatives through
+batch, layer and instance norm whose weight and bias adapt per task are correct. `vmap(grad(...))` by itself is correct, too; a
+`backward()` or another `grad` through it gives silently wrong second derivatives of these norms (pytorch/functorch#534).
 """
 
 from __future__ import annotations

@@ -210,15 +210,12 @@ class Comparison:
     def _against(self, measured: Mapping[str, Sequence[float | None]]) -> tuple[Against, ...]:
         reached = {name: [value for value in values if value is not None] for name, values in measured.items()}
         whole = {name: values for name, values in reached.items() if len(values) == len(self.seeds)}
-        base = whole.get(self.baseline)
-        others = [name for name in whole if name != self.baseline and base is not None]
-        tests = {name: statistics.paired(whole[name], base, self.level) for name in others}  # type: ignore[arg-type]
-        adjusted = dict(zip(others, statistics.holm([tests[name].p for name in others]), strict=True))
+        tests = statistics.against(whole, self.baseline, self.level)
         rows = []
         for name in self.strategies:
             estimate = statistics.over_seeds(whole[name], self.level) if name in whole else None
             row = (name, estimate, len(reached[name]), len(self.seeds))
-            test = (tests[name], adjusted[name], statistics.answer(tests[name], adjusted[name], self.level)) if name in tests else ()
+            test = (*tests[name], statistics.answer(*tests[name], self.level)) if name in tests else ()
             rows.append(replace(Against(*row, *test), collapsed=len(self.collapsed.get(name, ()))))
         return tuple(rows)
 

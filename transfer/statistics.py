@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -137,6 +137,28 @@ def holm(p_values: Sequence[float]) -> list[float]:
             reached = max(reached, min(1.0, (len(values) - rank) * values[index]))
             adjusted[index] = reached
     return adjusted.tolist()
+
+
+def against(values: Mapping[str, Sequence[float]], baseline: str, level: float = 0.05) -> dict[str, tuple[Paired, float]]:
+    """Every start against the baseline on the same seeds -> the paired tests, each with its p after Holm over the starts.
+
+    This is the one family of tests against a baseline: whatever says that a start is faster or better than it takes this p.
+
+    Args:
+        values: (seeds,) numbers of every start, in the same order of seeds.
+        baseline: the start that the others are compared against; without its values there are no tests.
+        level: of the intervals, which cover 1 - level.
+
+    Example:
+        >>> tests = against({"random": [9.0, 8.0, 9.5], "copied": [4.0, 5.0, 4.5], "gabor": [8.0, 9.0, 9.0]}, "random")
+        >>> {name: round(adjusted, 3) for name, (_, adjusted) in tests.items()}
+        {'copied': 0.046, 'gabor': 0.808}
+    """
+    if baseline not in values:
+        return {}
+    tests = {name: paired(values[name], values[baseline], level) for name in values if name != baseline}
+    adjusted = holm([test.p for test in tests.values()])
+    return {name: (test, p) for (name, test), p in zip(tests.items(), adjusted, strict=True)}
 
 
 def answer(found: Paired, adjusted: float, level: float) -> str:

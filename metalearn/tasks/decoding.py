@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import os
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from metalearn import files
@@ -138,17 +140,18 @@ def convert(image: Image.Image, channels: int | None, name: str) -> Image.Image:
         raise ValueError(f"{name} is in the colour space {image.mode} ({error}); convert it to RGB first") from error
 
 
-def decode(path: Path, channels: int, size: int | None, notes: list[str] | None = None) -> Tensor:
+def decode(path: Path | zipfile.Path, channels: int, size: int | None, notes: list[str] | None = None) -> Tensor:
     """One image file -> uint8 (channels, size, size), resized with the antialiased Lanczos filter; `size=None` keeps its own.
 
     The image is upright, and what is transparent is white. Of an animation the first frame is taken. What is lost so is added to `notes`.
 
     Raises ValueError naming the file where it is empty, unreadable, or larger than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
-    if path.stat().st_size == 0:
+    content = path.read_bytes()
+    if not content:
         raise ValueError(f"{path} is empty (0 bytes); replace it or delete it")
     try:
-        with Image.open(path) as opened:
+        with Image.open(io.BytesIO(content)) as opened:
             if Image.MAX_IMAGE_PIXELS is not None and opened.width * opened.height > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError(f"it has {opened.width:,} x {opened.height:,} pixels")
             opened.load()
@@ -158,6 +161,8 @@ def decode(path: Path, channels: int, size: int | None, notes: list[str] | None 
         raise ValueError(
             f"{path} is too large ({error}; the limit is {Image.MAX_IMAGE_PIXELS:,}); make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS"
         ) from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path} is not a readable image (its format is not known); replace it or delete it") from error
     except ValueError as error:
         if str(path) in str(error):  # it says what is wrong already
             raise

@@ -1,0 +1,112 @@
+"""How many characters of Lake et al.'s one-shot classification does each learner get wrong?
+
+    python -m benchmarks.one_shot --algorithms protonet,anil --seeds 0,1,2
+
+Trains each learner on 20-way 1-shot tasks of Omniglot's background alphabets (or resumes it, or loads what is done), tests it on
+the 20 published runs, whose alphabets it has not seen, prints the error rates, and adds a JSON line a learner to the file that
+`--results` names (benchmarks/results/one_shot.jsonl holds those of the page).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from metalearn import experiments
+from metalearn.analysis.tables import plain
+from metalearn.checkpoints import versions
+from metalearn.evaluation import Evaluation, evaluate, half_width
+from metalearn.experiments import Experiment, Run, parse, trained_by
+from metalearn.options import Listed, numbers
+from metalearn.regimes import trained
+from metalearn.tasks import one_shot_runs
+
+from .papers import LAKE, ONE_SHOT
+from .rows import append, commit, keep_in, run_benchmark
+
+
+def one_shot(
+    algorithms: Listed = "protonet,anil",
+    seeds: Listed = "0",
+    archive: str | None = None,
+    progress: bool = True,
+    note: str = "",
+    results: str | None = None,
+    **settings: Any,
+) -> None:
+    """Test learners on the one-shot classification runs of Lake et al. 2015.
+
+    Args:
+        algorithms: maml, fomaml, anil, boil, meta-sgd, reptile, protonet, nil (on the body that ANIL trains) or nil-train, with commas.
+        seeds: of the initial weights and the training tasks, with commas.
+        archive: all_runs.zip, the folder it was unpacked into, or a folder that holds either one [root].
+        progress: show progress.
+        note: what a reader of the rows should know.
+        results: the file of JSON lines that the rows are added to [none: they are only printed].
+        settings: the network and its training.
+    """
+    keep_in(results)
+    problems = [Experiment(dataset="omniglot", protocol="lake", ways=20, shots=1, seed=seed, **settings) for seed in numbers(seeds)]
+    # Read now: what is wrong with the archive is reported before training.
+    tasks = one_shot_runs(archive or problems[0].root or os.environ.get("METALEARN_DATA", "data"), size=problems[0].shape()[1])
+    table = Table(title="one-shot classification of Lake et al. 2015")
+    for column in ("learner", "error %", "interval over the 20 runs", "error % of each seed"):
+        table.add_column(column)
+    for name in parse(algorithms):
+        runs = [trained(problem, trained_by(name), progress=progress) for problem in problems]
+        row = described(name, runs, [evaluate(run.tested(name), tasks, progress=progress) for run in runs])
+        append(row | {"note": note})
+        each = ", ".join(f"{100 * error:.2f}" for error in row["error_per_seed"])
+        table.add_row(name, f"{100 * row['error']:.2f}", f"± {100 * row['interval']:.2f}", each)
+    for name, error in ONE_SHOT.items():
+        table.add_row(f"{name} ({LAKE})", f"{error:g}", "", "")
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def described(name: str, runs: Sequence[Run], evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """A learner's errors over seeds, and all that is behind them."""
+    experiment, by = runs[0].experiment, runs[0].algorithm
+    # (seeds, runs), and the mean over seeds of each run
+    errors = 1 - torch.stack([found.per_episode for found in evaluations])
+    per_run = errors.mean(0)
+    settings = experiment.to_dict(by)
+    del settings["seed"]
+    return plain(
+        {
+            **settings,
+            "benchmark": "one_shot",
+            "algorithm": name,
+            "body_trained_by": by,
+            "preset": experiment.preset,
+            "follows": experiment.settings(by).follows,
+            "test_steps": experiment.settings(name).test_steps,
+            "seeds": [run.experiment.seed for run in runs],
+            "trained_steps": [len(run.curve.losses) for run in runs],
+            "training_seconds": [round(run.curve.seconds, 1) for run in runs],
+            "training_commands": [run.command() for run in runs],
+            "error": float(per_run.mean()),
+            "interval": half_width(per_run),
+            "interval_means": f"Student's 95 % over {len(per_run)} runs, each the mean over {len(runs)} seeds",
+            "error_per_seed": errors.mean(1).tolist(),
+            "errors": errors.tolist(),
+            "split": experiment.data("train").description,
+            "episodes": evaluations[0].settings["episodes"],
+            "queries": 1,
+            "norm": evaluations[0].settings["learner"]["norm"],
+            "command": " ".join(["python -m benchmarks.one_shot", *sys.argv[1:]]),
+            "versions": versions(),
+            "machine": experiments.machine(),
+            "commit": commit(),
+            "time": experiments.now(),
+        }
+    )
+
+
+if __name__ == "__main__":
+    run_benchmark(one_shot)
