@@ -107,8 +107,8 @@ class Scale(NamedTuple):
 
 
 SCALES = {
-    "accuracy": Scale("accuracy %", 100, ".1f", ".2f", " %", " points", "gains", "loses"),
-    "loss": Scale("loss", 1, ".4g", ".3g", "", "", "removes", "adds"),
+    "accuracy": Scale("accuracy %", 100, ".1f", "z.2f", " %", " points", "gains", "loses"),
+    "loss": Scale("loss", 1, ".4g", "z.3g", "", "", "removes", "adds"),
 }
 
 

@@ -132,8 +132,9 @@ def html(
         further=_further_pictures(reuses),
         rule=RULE,
         criterion=CRITERION if any(reuse.decomposition for reuse in reuses) else "",
+        frozen=any(reuse.freezing for reuse in reuses),
         measured=list(dict.fromkeys(measured)),
-        meaning=MEANING,
+        meaning=MEANING if any(reuse.verdict.criteria for reuse in reuses) else {},
         spread=_spread_in_words(reuses),
         about=about,
     )
@@ -189,33 +190,34 @@ def own_score(reuse: Reuse) -> str:
 
 def overview(reuses: Sequence[Reuse], results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """The table of all learners, its columns and rows: `results`, and a row for each learner that these do not name."""
-    named = {row.get("learner") for row in results}
-    scores = [row for row in _scores(reuses) if row["learner"] not in named]
-    answers = {reuse.name: _answer(reuse) for reuse in reuses}
+    remaining = list(reuses)
     rows = []
-    for row in [*results, *scores]:
-        rows.append(dict.fromkeys(ANSWER_COLUMNS, "-") | answers.get(str(row.get("learner")), {}) | dict(row))
-    columns = dict.fromkeys(name for row in [*results, *scores] for name in row if name not in (*ANSWER_COLUMNS, "training"))
+    for row in results:
+        named = next((reuse for reuse in remaining if reuse.name == row.get("learner")), None)
+        remaining = [reuse for reuse in remaining if reuse is not named]
+        rows.append(_answer(named) | dict(row))
+    rows += [_answer(reuse) | _scored(reuse, reuses[0]) for reuse in remaining]
+    names = dict.fromkeys(name for row in rows for name in row if name not in (*ANSWER_COLUMNS, "training"))
     last = ["training"] if any("training" in row for row in rows) else []
-    ordered = [*columns, *ANSWER_COLUMNS, *last]
-    return ordered, [[str(row.get(name, "")) for name in ordered] for row in rows]
+    columns = [*names, *ANSWER_COLUMNS, *last]
+    return columns, [[str(row.get(name, "")) for name in columns] for row in rows]
 
 
-def _answer(reuse: Reuse) -> dict[str, str]:
-    worth = points(reuse.decomposition.worth, reuse.accuracies.measure) if reuse.decomposition else "-"
-    return dict(zip(ANSWER_COLUMNS, (worth, reuse.verdict.answer), strict=True))
+def _answer(reuse: Reuse | None) -> dict[str, Any]:
+    """What the analysis says of a learner; None if it was not analysed."""
+    worth = points(reuse.decomposition.worth, reuse.accuracies.measure) if reuse and reuse.decomposition else "-"
+    return dict(zip(ANSWER_COLUMNS, (worth, reuse.verdict.answer if reuse else "-"), strict=True))
 
 
-def _scores(reuses: Sequence[Reuse]) -> list[dict[str, str]]:
-    """The scores on the tasks analysed, and the learners compared with the first."""
-    first, measure = reuses[0], reuses[0].accuracies.measure
-    rows = [{"learner": reuse.name, f"{measure}, tasks analysed": own_score(reuse)} for reuse in reuses]
-    for row, reuse in zip(rows[1:], reuses[1:], strict=True):
-        estimate = difference(reuse, first).estimate
-        scale = SCALES[measure]
-        shown = estimate.shown(f"+{scale.cost_form}", scale.factor) if _known(estimate.mean) else "not comparable"
-        row[f"minus {first.name}, paired"] = shown
-    return rows
+def _scored(reuse: Reuse, first: Reuse) -> dict[str, Any]:
+    """A learner's score on the tasks analysed, and how it compares with the first learner."""
+    row = {"learner": reuse.name, f"{reuse.accuracies.measure}, tasks analysed": own_score(reuse)}
+    if reuse is not first:
+        compared = difference(reuse, first)
+        scale = SCALES[compared.measure]
+        shown = compared.estimate.shown(f"+{scale.cost_form}", scale.factor)
+        row[f"minus {first.name}, paired"] = "not comparable" if compared.note else shown
+    return row
 
 
 def _first_pictures(reuses: Sequence[Reuse]) -> list[_Picture]:
