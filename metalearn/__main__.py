@@ -52,6 +52,7 @@ def reuse(
     """
     from .analysis import feature_reuse
     from .analysis.report import report as write_report
+    from .analysis.verdict import DOES_NOT_ADAPT
 
     started = time.monotonic()
     Path(report).absolute().parent.mkdir(parents=True, exist_ok=True)  # now, rather than after all the work
@@ -69,17 +70,17 @@ def reuse(
     rows = _rows(done.evaluations, seconds)
     _print_table(rows, experiment)
     episodes = experiment.testing_tasks(tasks=analysed_tasks)
-    found = [
-        feature_reuse(learner, episodes, name=name.upper() if len(name) <= 4 else name, progress=progress)
-        for name, learner in learners.items()
-        if learner.steps
-    ]
+    found = [feature_reuse(learner, episodes, name=_title(name), progress=progress) for name, learner in learners.items() if learner.steps]
     for one in found:
         print(f"\n{one}")
     if found:
         command = shlex.join(["metalearn", *sys.argv[1:]])
         about = {"command": command, "data": experiment.dataset, "preset": experiment.settings().follows, "machine": experiments.machine()}
-        write_report(found, report, results=rows, settings={**about, "seconds": round(time.monotonic() - started)})
+        overview = []
+        for row in rows:
+            answer = {} if learners[row["learner"]].steps else {"verdict": DOES_NOT_ADAPT}
+            overview.append(row | {"learner": _title(row["learner"])} | answer)
+        write_report(found, report, results=overview, settings={**about, "seconds": round(time.monotonic() - started)})
         details = {
             name: {**experiment.to_dict(name), **asdict(experiment.settings(name))} for name in map(experiments.trained_by, learners)
         }
@@ -289,16 +290,23 @@ def _protocol(experiment: Experiment) -> str:
     return f"{split}{queries} quer{plural} a class; norm: {experiment.norm} statistics"
 
 
+def _title(name: str) -> str:
+    """A learner's name as the page has it."""
+    return name.upper() if len(name) <= 4 else name
+
+
 def _rows(evaluations: Mapping[str, Evaluation], seconds: Mapping[str, float]) -> list[dict[str, Any]]:
     first = next(iter(evaluations))
     rows = []
     for name, found in evaluations.items():
-        compared = paired(found, evaluations[first]) if name != first and len(found.per_episode) > 1 else None
+        tasks = len(found.per_episode)
+        interval = f" ± {100 * found.interval:.2f}" if tasks > 1 else ""
+        compared = paired(found, evaluations[first]) if name != first and tasks > 1 else None
         rows.append(
             {
                 "learner": name,
-                "accuracy %": f"{100 * found.mean:.2f} ± {100 * found.interval:.2f}{', exactly chance' * found.at_chance}",
-                f"minus {first}, paired": "" if compared is None else f"{100 * compared.mean:+.2f} ± {100 * compared.interval:.2f}",
+                "accuracy": f"{100 * found.mean:.2f}{interval} % ({tasks} task{'s' * (tasks != 1)}{', exactly chance' * found.at_chance})",
+                f"minus {_title(first)}, paired": "" if compared is None else f"{100 * compared.mean:+.2f} ± {100 * compared.interval:.2f}",
                 "training": duration(seconds[name]),
             }
         )

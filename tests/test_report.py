@@ -12,9 +12,10 @@ import torch
 
 from metalearn import ANIL, MAML, NIL
 from metalearn.analysis import Estimate, feature_reuse, report
+from metalearn.analysis.freezing import SCALES
 from metalearn.analysis.plots import (
-    accuracy_bars,
     class_cosines,
+    decomposition_bars,
     freezing_curve,
     layer_profile,
     paired_comparison,
@@ -127,13 +128,28 @@ def test_the_pictures_show_the_numbers(reuses):
     curves = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
     assert list(curves["CCA (tasks pooled)"]) == [layer.cca_pooled for layer in reuses[0].layers]
     frozen = freezing_curve(reuses).axes[0]
-    shown = {line.get_label(): list(line.get_ydata()) for line in frozen.get_lines()}
-    assert shown["MAML"] == pytest.approx([100 * row.accuracy.mean for row in reuses[0].freezing.rows])
-    assert set(shown) == {"MAML", "ANIL"}
-    bars = [bar.get_height() for bar in accuracy_bars(reuses[:1]).axes[0].patches]
-    expected = reuses[0].accuracies
-    means = (expected.head_before, expected.head_after, expected.headless_before, expected.headless_after)
-    assert bars == pytest.approx([100 * estimate.mean for estimate in means])
+    shown = {line.get_label(): line for line in frozen.get_lines()}
+    for reuse in reuses[:2]:
+        tables = {"converged head": reuse.decomposition.converged, "own steps (the paper's)": reuse.freezing}
+        for (name, table), style in zip(tables.items(), ("-", "--"), strict=True):
+            line = shown.pop(f"{reuse.name}, {name}")
+            assert list(line.get_ydata()) == pytest.approx([100 * row.accuracy.mean for row in table.rows])
+            assert line.get_linestyle() == style
+    assert not shown
+
+
+def test_bars_to_the_right_are_gains_in_the_words_of_the_tables(reuses):
+    axes = decomposition_bars(reuses).axes[0]
+    gains = [bar.get_width() for bar in axes.patches]
+    conditions = [condition for reuse in reuses[:2] for condition in reuse.decomposition.conditions[1:]]
+    assert gains == pytest.approx([-100 * condition.cost.mean for condition in conditions])
+    words = [text.get_text() for text in axes.texts]
+    assert words == [SCALES["accuracy"].against(condition.cost) for condition in conditions]
+    for gain, said in zip(gains, words, strict=True):
+        assert said.split()[0] == ("gains" if gain > 0 else "loses") or said.startswith("0.00 ")
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels[0] == "MAML" and labels[1] == conditions[0].name and labels[len(labels) // 2] == "ANIL"
+    assert "to take apart" in decomposition_bars(reuses[2:]).axes[0].texts[0].get_text()
 
 
 def test_pictures_of_a_learner_without_an_inner_loop_and_of_many(reuses, tmp_path):

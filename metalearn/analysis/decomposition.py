@@ -82,12 +82,10 @@ class Decomposition:
         form = "6.2f" if self.measure == "accuracy" else "6.4g"
         rows = []
         for condition in self.conditions:
-            score = condition.score.shown(form, scale.factor)
-            cost = condition.cost.shown(f"+{form}", scale.factor)
-            rows.append((condition.name, score, "" if condition is self.conditions[0] else cost))
+            against = "" if condition is self.conditions[0] else scale.against(condition.cost)
+            rows.append((condition.name, condition.score.shown(form, scale.factor), against))
         rows.append(("chance", f"{scale.factor * self.chance:{form}}", ""))
-        cost_label = f"cost{' in points' * (scale.factor == 100)} (paired)"
-        return aligned(("what adapts", scale.label, cost_label), rows)
+        return aligned(("what adapts", scale.label, scale.against_label), rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-able values; NaN is None."""

@@ -14,7 +14,7 @@ from .. import progress as _progress
 from ..evaluation import Evaluation, evaluate, half_width
 from ..layers import body
 from ..learner import Learner
-from .tables import Pictured, plain
+from .tables import Pictured, aligned, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,7 +61,10 @@ class Estimate(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """How scores of one kind are written: times `factor`, in these formats and units, under a `label`."""
+    """How scores of one kind are written: times `factor`, in these formats and units, under a `label`.
+
+    `gain` and `loss` are the words for a difference that is better or worse.
+    """
 
     label: str
     factor: float
@@ -69,6 +72,8 @@ class Scale(NamedTuple):
     cost_form: str
     unit: str
     cost_unit: str
+    gain: str
+    loss: str
 
     def value(self, estimate: Estimate) -> str:
         """A score with its interval, in words."""
@@ -78,10 +83,31 @@ class Scale(NamedTuple):
         """How much worse a score is, with its interval."""
         return estimate.shown(self.cost_form, self.factor, self.cost_unit)
 
+    def against(self, cost: Estimate) -> str:
+        """What is gained or lost, by how much worse a score is; no word if the mean rounds to zero.
+
+        Example:
+            >>> costs = Estimate(0.1539, 0.0264), Estimate(-0.0019, 0.0097), Estimate(0.0, 0.0)
+            >>> [SCALES["accuracy"].against(cost) for cost in costs]
+            ['loses 15.39 ± 2.64', 'gains 0.19 ± 0.97', '0.00 ± 0.00']
+        """
+        if math.isnan(cost.mean):
+            return "-"
+        size = Estimate(abs(cost.mean), cost.interval)
+        shown = size.shown(self.cost_form, self.factor)
+        if not float(format(self.factor * size.mean, self.cost_form)):
+            return shown
+        return f"{self.loss if cost.mean > 0 else self.gain} {shown}"
+
+    @property
+    def against_label(self) -> str:
+        """The header of a column of `against`."""
+        return f"against nothing frozen ({'points, ' * (self.factor == 100)}paired)"
+
 
 SCALES = {
-    "accuracy": Scale("accuracy %", 100, ".1f", ".2f", " %", " points"),
-    "loss": Scale("loss", 1, ".4g", ".3g", "", ""),
+    "accuracy": Scale("accuracy %", 100, ".1f", "z.2f", " %", " points", "gains", "loses"),
+    "loss": Scale("loss", 1, ".4g", "z.3g", "", "", "removes", "adds"),
 }
 
 
@@ -132,13 +158,14 @@ class Freezing(Pictured):
     unconverged: float = 0.0
 
     def __str__(self) -> str:
-        names = ["nothing" if not row.layers else f"up to {row.layers[-1]}" for row in self.rows]
-        width = max(map(len, ("frozen", *names)))
-        scale, form = SCALES[self.measure], "6.2f" if self.measure == "accuracy" else "6.4g"
-        lines = [f"{'frozen':{width}}  {scale.label:18}cost{' in points' * (scale.factor == 100)} (paired)"]
-        for name, row in zip(names, self.rows, strict=True):
-            cost = row.cost.shown(f"+{form}", scale.factor) if row.layers else ""
-            lines.append(f"{name:{width}}  {row.accuracy.shown(form, scale.factor)}    {cost}".rstrip())
+        scale = SCALES[self.measure]
+        form = "6.2f" if self.measure == "accuracy" else "6.4g"
+        rows = []
+        for row in self.rows:
+            name = f"up to {row.layers[-1]}" if row.layers else "nothing"
+            against = scale.against(row.cost) if row.layers else ""
+            rows.append((name, row.accuracy.shown(form, scale.factor), against))
+        lines = [aligned(("frozen", scale.label, scale.against_label), rows)]
         lines.append(f"({HEADS[self.head]}; {self.tasks} tasks; ± is {self.spread})")
         if self.note:
             lines.append(f"({self.note})")

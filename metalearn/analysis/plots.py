@@ -64,13 +64,16 @@ def layer_profile(reuses: Sequence[Reuse]) -> Figure:
 
 
 def freezing_curve(reuses: Sequence[Reuse]) -> Figure:
-    """Accuracy with the layers frozen from the bottom up, with its interval, of every learner that adapts."""
+    """Accuracy with the layers frozen from the bottom up, with its interval, of every learner that adapts.
+
+    Solid: under a head run to convergence; dashed: the paper's table, the head by its own steps.
+    """
     return _panels([lambda axes: _draw_freezing(axes, reuses)], _width(reuses[0]))
 
 
 def frozen_accuracies(frozen: Freezing) -> Figure:
     """`freezing_curve` of one table that stands alone."""
-    return _panels([lambda axes: _draw_frozen(axes, [(0, "", frozen)])], max(5.6, 0.36 * len(frozen.rows) + 1.5))
+    return _panels([lambda axes: _draw_frozen(axes, [("the learner", frozen, _look(0))])], max(5.6, 0.36 * len(frozen.rows) + 1.5))
 
 
 def similarities(profile: Profile) -> Figure:
@@ -83,9 +86,9 @@ def probe_accuracies(probes: Probes) -> Figure:
     return _panels([lambda axes: _draw_probes(axes, probes)], max(5.6, 0.36 * len(probes.layers) + 1.5))
 
 
-def accuracy_bars(reuses: Sequence[Reuse]) -> Figure:
-    """Accuracy with and without the head, before and after adaptation: four bars a learner, with intervals and the chance line."""
-    return _panels([lambda axes: _draw_accuracies(axes, reuses)], max(5.6, 2.6 * len(reuses) + 1))
+def decomposition_bars(reuses: Sequence[Reuse]) -> Figure:
+    """What every way of adapting gains or loses against nothing frozen, with its interval: a group of bars a learner."""
+    return _panels([lambda axes: _draw_decomposition(axes, reuses)], 8.2, height=_decomposition_height(reuses))
 
 
 def weights_moved(reuses: Sequence[Reuse]) -> Figure:
@@ -137,9 +140,10 @@ def timeline(steps: Sequence[int], similarity: Mapping[str, Sequence[Estimate]],
 def summary(reuses: Sequence[Reuse]) -> Figure:
     """The three pictures side by side, under the name and the verdict."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(15.5, 4.7), layout=ConstrainedLayoutEngine(wspace=0.06, w_pad=0.1), facecolor="white")
+        height = max(4.7, 0.6 + _decomposition_height(reuses))
+        figure = Figure(figsize=(18, height), layout=ConstrainedLayoutEngine(wspace=0.06, w_pad=0.1), facecolor="white")
         figure.suptitle("   ".join(f"{r.name}: {r.verdict.answer}" for r in reuses), x=0.01, ha="left", fontsize=14, fontweight="bold")
-        for axes, draw in zip(figure.subplots(1, 3), (_draw_profile, _draw_freezing, _draw_accuracies), strict=True):
+        for axes, draw in zip(figure.subplots(1, 3), (_draw_profile, _draw_freezing, _draw_decomposition), strict=True):
             draw(axes, reuses)
     return figure
 
@@ -213,30 +217,41 @@ def _draw_profile(axes: Axes, reuses: Sequence[Reuse]) -> None:
 
 
 def _draw_freezing(axes: Axes, reuses: Sequence[Reuse]) -> None:
-    adapting = [(i, reuse.name, reuse.freezing) for i, reuse in enumerate(reuses) if reuse.freezing is not None]
-    if not adapting:
-        axes.set(title="What freezing layers costs", ylabel="accuracy, %")
+    curves = []
+    for i, reuse in enumerate(reuses):
+        if reuse.decomposition:
+            look = _look(i) | {"ls": "-"}
+            curves.append((f"{reuse.name}, converged head", reuse.decomposition.converged, look))
+        if reuse.freezing:
+            look = _look(i) | {"ls": "--", "mfc": "white"}
+            curves.append((f"{reuse.name}, own steps (the paper's)", reuse.freezing, look))
+    if not curves:
+        axes.set(title="With layers frozen")
         return _say(axes, "no inner loop: nothing to freeze")
-    return _draw_frozen(axes, adapting)
+    return _draw_frozen(axes, curves)
 
 
-def _draw_frozen(axes: Axes, adapting: Sequence[tuple[int, str, Freezing]]) -> None:
-    """The curves of learners, each with the number of its look and its name."""
-    percent = adapting[0][2].measure == "accuracy"
-    factor = SCALES[adapting[0][2].measure].factor
-    axes.set(title="What freezing layers costs", ylabel="accuracy, %" if percent else "loss")
+def _draw_frozen(axes: Axes, curves: Sequence[tuple[str, Freezing, dict[str, Any]]]) -> None:
+    """The curves of freezing tables, each with its name and its look; those of other layers than the first are left out."""
+    first = curves[0][1]
+    percent = first.measure == "accuracy"
+    factor = SCALES[first.measure].factor
+    names = [row.layers for row in first.rows]
+    axes.set(title=f"{first.measure.capitalize()} with layers frozen", ylabel="accuracy, %" if percent else "loss")
     ends = []
-    for i, name, frozen in adapting:
+    for name, frozen, look in curves:
+        if [row.layers for row in frozen.rows] != names:
+            continue
         means, widths = factor * np.array([row.accuracy for row in frozen.rows]).T
         x = np.arange(len(means))
-        axes.fill_between(x, means - widths, means + widths, color=_look(i)["color"], alpha=0.16, lw=0)
-        axes.plot(x, means, **_look(i), label=name or "the learner")
+        axes.fill_between(x, means - widths, means + widths, color=look["color"], alpha=0.12, lw=0)
+        axes.plot(x, means, **look, label=name)
         ends += [*(means - np.nan_to_num(widths)), *(means + np.nan_to_num(widths))]
-    _layer_ticks(axes, ["none", *(row.layers[-1] for row in adapting[0][2].rows[1:])])
+    _layer_ticks(axes, ["none", *(row.layers[-1] for row in first.rows[1:])])
     low, high = min(ends), max(ends)
     room = max(0.15 * (high - low), 2.0 if percent else 0.1 * abs(high))  # on a narrower axis noise would look like a fall
     axes.set(xlabel="frozen up to this layer", ylim=(max(low - 2 * room, 0), min(high + room, 101) if percent else high + room))
-    _finish(axes, 3)
+    _finish(axes, 2)
 
 
 def _draw_similarity(axes: Axes, profile: Profile) -> None:
@@ -260,31 +275,43 @@ def _draw_probes(axes: Axes, probes: Probes) -> None:
     _finish(axes, 1)
 
 
-def _draw_accuracies(axes: Axes, reuses: Sequence[Reuse]) -> None:
-    kinds: list[tuple[str, Callable[[Reuse], Estimate], str, str]] = [
-        ("with head, before", lambda r: r.accuracies.head_before, "#cfdcec", ""),
-        ("with head, after", lambda r: r.accuracies.head_after, "#12467f", ""),
-        ("without head, before", lambda r: r.accuracies.headless_before, "#fbe6d3", "////"),
-        ("without head, after", lambda r: r.accuracies.headless_after, "#d1711c", "////"),
-    ]
-    measure = reuses[0].accuracies.measure
-    factor, form = SCALES[measure].factor, ".1f" if measure == "accuracy" else ".3g"
-    for j, (label, pick, colour, hatch) in enumerate(kinds):
-        estimates = factor * np.array([pick(reuse) for reuse in reuses])
-        x = np.arange(len(reuses)) + 0.21 * (j - 1.5)
-        errors = {"ecolor": INK, "capsize": 3, "lw": 1.1}
-        axes.bar(
-            x, estimates[:, 0], 0.19, yerr=estimates[:, 1], color=colour, hatch=hatch, edgecolor=INK, lw=0.7, error_kw=errors, label=label
-        )
-        for position, (mean, width) in zip(x, estimates, strict=True):
-            text, height = (f"{mean:{form}}", mean + np.nan_to_num(width)) if np.isfinite(mean) else ("none", 0.0)
-            axes.annotate(text, (position, height), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=8.5)
-    _mark(axes, factor * reuses[0].accuracies.chance, "chance" if measure == "accuracy" else "the mean")
-    axes.set_xticks(range(len(reuses)), [reuse.name for reuse in reuses])
-    axes.set(title="With and without a head", ylabel="loss", xlim=(-0.5, len(reuses) - 0.5))
-    if measure == "accuracy":
-        axes.set(ylabel="accuracy, %", ylim=(0, 108), yticks=range(0, 101, 20))
-    _finish(axes, 2)
+def _draw_decomposition(axes: Axes, reuses: Sequence[Reuse]) -> None:
+    """Bars to the right are better than with nothing frozen, to the left worse; the numbers stand beside them."""
+    axes.set(title="What each way of adapting gains or loses")
+    ticks = []
+    y = 0.0
+    scale = SCALES[reuses[0].accuracies.measure]
+    for i, reuse in enumerate(reuses):
+        if reuse.decomposition is None:
+            continue
+        ticks.append((y, reuse.name))
+        y += 1
+        for condition in reuse.decomposition.conditions[1:]:
+            gain, width = -scale.factor * condition.cost.mean, scale.factor * np.nan_to_num(condition.cost.interval)
+            axes.barh(y, gain, 0.64, xerr=width, color=_look(i)["color"], error_kw={"ecolor": INK, "capsize": 2.5, "lw": 1.1})
+            place: Any = {"xycoords": ("axes fraction", "data"), "xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+            axes.annotate(scale.against(condition.cost), (1, y), **place, fontsize=8.5)
+            ticks.append((y, condition.name))
+            y += 1
+        y += 0.3
+    if not ticks:
+        return _say(axes, "no inner loop and head to take apart")
+    axes.axvline(0, color=INK, lw=1)
+    axes.set_yticks([tick for tick, _ in ticks], [name for _, name in ticks])
+    names = {reuse.name for reuse in reuses}
+    for label in axes.get_yticklabels():
+        label.set_fontweight("bold" if label.get_text() in names else "normal")
+    of = "accuracy, points" if scale.factor == 100 else "loss"
+    axes.set(xlabel=f"{of}, against nothing frozen (right is better)", ylim=(y - 0.4, -0.6))
+    axes.grid(axis="x", color=GRID, lw=0.8)
+    axes.tick_params(length=0)
+    return None
+
+
+def _decomposition_height(reuses: Sequence[Reuse]) -> float:
+    """Inches: a line for every condition and every name."""
+    lines = [len(reuse.decomposition.conditions) + 0.3 for reuse in reuses if reuse.decomposition]
+    return max(1.1 + 0.235 * sum(lines), 2.4)
 
 
 def _draw_ceiling(axes: Axes, x: np.ndarray, layers: Sequence[LayerReuse]) -> None:

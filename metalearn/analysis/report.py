@@ -6,18 +6,19 @@ import base64
 import math
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..files import write_atomically
 from .checks import check_all
 from .converged import CRITERION
-from .freezing import SCALES, Estimate
+from .freezing import SCALES, Estimate, Frozen
 from .layerwise import corrected, shown_p
 from .reuse import LayerReuse, Reuse
 from .seeds import Spread
 from .similarity import Floor, holm
 from .tables import aligned
-from .verdict import RULE, number, percent, points
+from .together import difference
+from .verdict import BY_CONSTRUCTION, MEANING, RULE, percent, points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,6 +27,8 @@ LAYER_COLUMNS = ("layer", "CKA", "chance (95 %)", "p", "n x d")
 CCA_COLUMNS = ("layer", "CCA", "chance (95 %)", "n x d", "CCA, pooled", "chance (95 %)", "n x d")
 CEILING_COLUMNS = ("CKA, other seed",)
 CCA_CEILING_COLUMNS = ("CCA, other seed", "pooled, other seed")
+CRITERIA_COLUMNS = ("criterion of feature reuse", "status")
+ANSWER_COLUMNS = ("adapting the body is worth", "verdict")
 WEIGHT_COLUMNS = ("layer", "weights", "move by", "of their norm", "first gradient")
 CLASS_COLUMNS = ("layer", "one class, before", "after", "two classes, before", "after")
 SEED_COLUMNS = ("layer", "CKA", "CCA", "CCA, pooled", "move by", "first gradient")
@@ -67,6 +70,9 @@ def text(reuse: Reuse) -> str:
     blocks.append(aligned(WEIGHT_COLUMNS, weight_rows(reuse)))
     if reuse.ways:
         blocks.append(f"cosine of query features\n{aligned(CLASS_COLUMNS, class_rows(reuse))}")
+    if reuse.verdict.criteria:
+        criteria = [(criterion.text, criterion.status) for criterion in reuse.verdict.criteria]
+        blocks.append(aligned(CRITERIA_COLUMNS, criteria))
     blocks += [f"Note: {note}" for note in reuse.notes]
     cosine = f"Cosine: {CLASS_CONVENTION[0].lower()}{CLASS_CONVENTION[1:]}"
     explained = [*conventions(reuse), WEIGHT_CONVENTION, *([cosine] if reuse.ways else [])]
@@ -90,7 +96,8 @@ def report(
     Args:
         reuses: what `feature_reuse` returned, best on the same episodes.
         path: the file, written whole or not at all.
-        results: rows for a table of results, `{column: value}` with the columns of the first row.
+        results: a row a learner for the table of all, `{"learner": name, column: value}`. The name as in `reuses` adds that
+            learner's answer to the row.
         title: the page's heading.
         settings: of the run as a whole (the command, the data set, times), listed at the end.
         pictures: more figures by their captions, such as a `timeline` of training or a similarity map's heatmap.
@@ -115,90 +122,179 @@ def html(
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     pages = Environment(loader=PackageLoader("metalearn.analysis", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    several = len(reuses) > 1
-    columns = list(results[0]) if results else []
+    measured = [line for reuse in reuses for line in conventions(reuse)]
+    measured += [WEIGHT_CONVENTION, *([CLASS_CONVENTION] if reuses[0].ways else [])]
+    about = [*flat(settings or {}), *reuses[0].versions.items()]
     return pages.get_template("report.html").render(
         title=title,
-        together=_first_pictures(reuses) if several else [],
-        beneath=_further_pictures(reuses) if several else [],
-        more=[(picture(figure), caption) for caption, figure in (pictures or {}).items()],
-        overview=[overview(reuse) for reuse in reuses] if several else [],
-        columns=columns,
-        results=[[row.get(column, "") for column in columns] for row in results or []],
-        learners=[_section(reuse, alone=not several) for reuse in reuses],
-        weight_columns=WEIGHT_COLUMNS,
-        weight_convention=WEIGHT_CONVENTION,
-        class_columns=CLASS_COLUMNS,
-        class_convention=CLASS_CONVENTION,
-        seed_columns=SEED_COLUMNS,
+        answers=[(f"{reuse.name}: {reuse.verdict.answer}", reuse.verdict.evidence, _further_notes(reuse)) for reuse in reuses],
+        overview=overview(reuses, results or []) if results or len(reuses) > 1 else None,
+        analysed=_analysed(reuses, accuracy=not results and len(reuses) == 1),
+        first=_first_pictures(reuses),
+        more=[_Picture.of(figure, caption) for caption, figure in (pictures or {}).items()],
+        learners=[(reuse.name, layer_by_layer(reuse), _details(reuse, alone=len(reuses) == 1)) for reuse in reuses],
+        unit=f"{reuses[0].accuracies.measure}{', in points' * (reuses[0].accuracies.measure == 'accuracy')}",
+        further=_further_pictures(reuses),
         rule=RULE,
-        settings=flat(settings or {}),
-        versions=reuses[0].versions,
+        criterion=CRITERION if any(reuse.decomposition for reuse in reuses) else "",
+        frozen=any(reuse.freezing for reuse in reuses),
+        measured=list(dict.fromkeys(measured)),
+        meaning=MEANING if any(reuse.verdict.criteria for reuse in reuses) else {},
         spread=_spread_in_words(reuses),
+        about=about,
     )
 
 
-def _first_pictures(reuses: Sequence[Reuse]) -> list[tuple[str, str]]:
+class _Picture(NamedTuple):
+    """An embedded picture; a `wide` one takes the whole width of the page."""
+
+    image: str
+    caption: str
+    wide: bool
+
+    @classmethod
+    def of(cls, figure: Figure, caption: str) -> _Picture:
+        return cls(picture(figure), caption, figure.get_figwidth() > 6.5)
+
+
+class _Detail(NamedTuple):
+    """What is unfolded by a click: a table, a picture, or both."""
+
+    summary: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    pictures: Sequence[_Picture] = ()
+    note: str = ""
+    kind: str = ""
+
+
+def _further_notes(reuse: Reuse) -> list[str]:
+    """The notes that say more than the verdict does."""
+    stated = reuse.verdict.answer == BY_CONSTRUCTION
+    return [note for note in reuse.notes if not (stated and "by construction" in note)]
+
+
+def _analysed(reuses: Sequence[Reuse], accuracy: bool) -> list[str]:
+    """The tasks that the learners were analysed on, in a line for all or one each, with the accuracy if it stands nowhere else."""
+    lines = [f"Analysed: {described(reuse)}" for reuse in reuses]
+    if accuracy:
+        reuse = reuses[0]
+        score = f"{_capital(reuse.accuracies.measure)} {percent(reuse.accuracies.own, reuse.accuracies.measure)}"
+        lines = [f"{score}{', ' if reuse.seeds else ' over '}{described(reuse)}"]
+    if len(set(lines)) == 1:
+        return lines[:1]
+    return [f"{reuse.name}. {line}" for reuse, line in zip(reuses, lines, strict=True)]
+
+
+def own_score(reuse: Reuse) -> str:
+    """The learner's accuracy, or loss, with the number of tasks."""
+    seeds = f"{len(reuse.seeds)} seed{'s' * (len(reuse.seeds) != 1)}, " if reuse.seeds else ""
+    score = percent(reuse.accuracies.own, reuse.accuracies.measure)
+    return f"{score} ({seeds}{reuse.tasks} task{'s' * (reuse.tasks != 1)})"
+
+
+def overview(reuses: Sequence[Reuse], results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """The table of all learners, its columns and rows: `results`, and a row for each learner that these do not name."""
+    remaining = list(reuses)
+    rows = []
+    for row in results:
+        named = next((reuse for reuse in remaining if reuse.name == row.get("learner")), None)
+        remaining = [reuse for reuse in remaining if reuse is not named]
+        rows.append(_answer(named) | dict(row))
+    rows += [_answer(reuse) | _scored(reuse, reuses[0]) for reuse in remaining]
+    names = dict.fromkeys(name for row in rows for name in row if name not in (*ANSWER_COLUMNS, "training"))
+    last = ["training"] if any("training" in row for row in rows) else []
+    columns = [*names, *ANSWER_COLUMNS, *last]
+    return columns, [[str(row.get(name, "")) for name in columns] for row in rows]
+
+
+def _answer(reuse: Reuse | None) -> dict[str, Any]:
+    """What the analysis says of a learner; None if it was not analysed."""
+    worth = points(reuse.decomposition.worth, reuse.accuracies.measure) if reuse and reuse.decomposition else "-"
+    return dict(zip(ANSWER_COLUMNS, (worth, reuse.verdict.answer if reuse else "-"), strict=True))
+
+
+def _scored(reuse: Reuse, first: Reuse) -> dict[str, Any]:
+    """A learner's score on the tasks analysed, and how it compares with the first learner."""
+    row = {"learner": reuse.name, f"{reuse.accuracies.measure}, tasks analysed": own_score(reuse)}
+    if reuse is not first:
+        compared = difference(reuse, first)
+        scale = SCALES[compared.measure]
+        shown = compared.estimate.shown(f"+{scale.cost_form}", scale.factor)
+        row[f"minus {first.name}, paired"] = "not comparable" if compared.note else shown
+    return row
+
+
+def _first_pictures(reuses: Sequence[Reuse]) -> list[_Picture]:
     """The pictures of the first screen, with captions: what the verdict stands on."""
-    from .plots import accuracy_bars, freezing_curve
+    from .plots import decomposition_bars, freezing_curve
 
-    score = reuses[0].accuracies.measure.capitalize()
-    return [
-        _profile(reuses),
-        (picture(freezing_curve(reuses)), f"{score} with the layers frozen from the bottom up; the band is {_interval(reuses)}."),
-        (picture(accuracy_bars(reuses)), f"{score} with and without the head, before and after adaptation."),
-    ]
+    score = reuses[0].accuracies.measure
+    frozen = (
+        f"{_capital(score)} if the inner loop leaves out the layers up to this one. Solid: a head run to convergence; dashed: the head by "
+        f"its own few steps, the table of Raghu et al. 2020. The band is {_interval(reuses)}."
+    )
+    headless = "ridge regression of the support targets on the features that enter it"
+    if score == "accuracy":
+        headless = "a query takes the label of the support images whose features point the same way (cosine)"
+    apart = f"Bars to the right are better than the learner with nothing frozen, bars to the left worse. Without a head, {headless}."
+    pictures = [_profile(reuses)]
+    if any(reuse.freezing for reuse in reuses):
+        pictures.append(_Picture.of(freezing_curve(reuses), frozen))
+    if any(reuse.decomposition for reuse in reuses):
+        pictures.append(_Picture.of(decomposition_bars(reuses), apart))
+    return pictures
 
 
-def _profile(reuses: Sequence[Reuse]) -> tuple[str, str]:
+def _profile(reuses: Sequence[Reuse]) -> _Picture:
     from .plots import layer_profile
 
-    one = "Each layer's output on the query images, before against after adaptation; the bands are what unrelated features score."
-    many = "Debiased CKA before and after adaptation of every learner, layer by layer; the band is what unrelated features score."
-    return picture(layer_profile(reuses)), one if len(reuses) == 1 else many
+    caption = "Each layer's output on the query images, before against after adaptation; the bands are what unrelated features score."
+    if len(reuses) > 1:
+        caption = "CKA of every learner's layers before and after adaptation; the band is what unrelated features score."
+    return _Picture.of(layer_profile(reuses), caption)
 
 
-def _further_pictures(reuses: Sequence[Reuse]) -> list[tuple[str, str]]:
-    """What the inner loop does to weights and classes, and the learners compared in pairs, with captions."""
+def _further_pictures(reuses: Sequence[Reuse]) -> list[_Detail]:
+    """What the inner loop does to weights and classes, and the learners compared in pairs."""
     from .plots import class_cosines, paired_comparison, weights_moved
 
-    moved = "How far the inner loop moves each layer's weights, and their gradient at its first step; a layer at zero has no mark."
-    classes = all(reuse.ways for reuse in reuses)
-    compared = f"The learners on the same test tasks: the difference in {reuses[0].accuracies.measure}, with {_interval(reuses)}."
-    return [
-        *([(picture(paired_comparison(reuses)), compared)] if len(reuses) > 1 else []),
-        *([(picture(weights_moved(reuses)), moved)] if any(layer.has_rate for reuse in reuses for layer in reuse.layers) else []),
-        *([(picture(class_cosines(reuses)), "How alike the features of two images are, of one class and of two classes.")] * classes),
-    ]
+    score = reuses[0].accuracies.measure
+    details = []
+    if len(reuses) > 1:
+        caption = f"The learners on the same test tasks: the difference in {score}, with {_interval(reuses)}."
+        details.append(_Detail("The learners compared in pairs", (), (), [_Picture.of(paired_comparison(reuses), caption)]))
+    drawn = []
+    if any(layer.has_rate for reuse in reuses for layer in reuse.layers):
+        moved = "How far the inner loop moves each layer's weights, and their gradient at its first step; a layer at zero has no mark."
+        drawn.append(_Picture.of(weights_moved(reuses), moved))
+    if all(reuse.ways for reuse in reuses):
+        drawn.append(_Picture.of(class_cosines(reuses), "How similar the features of two images are, of one class and of two classes."))
+    if drawn:
+        details.append(_Detail("Weights, gradients and classes in pictures", (), (), drawn))
+    return details
 
 
 def _interval(reuses: Sequence[Reuse]) -> str:
     return f"the 95 % interval over {'seeds' if reuses[0].seeds else 'tasks'}"
 
 
-def _section(reuse: Reuse, alone: bool) -> dict[str, Any]:
-    return {
-        "name": reuse.name,
-        "verdict": reuse.verdict,
-        "described": described(reuse),
-        "layer_columns": layer_columns(reuse),
-        "layers": layer_rows(reuse),
-        "cca_columns": cca_columns(reuse),
-        "cca": cca_rows(reuse),
-        "conventions": " ".join(conventions(reuse)),
-        "weights": weight_rows(reuse),
-        "classes": class_rows(reuse),
-        "seeds": seed_rows(reuse),
-        "spread": spread_line(reuse) if reuse.seeds else "",
-        "freezing": freezing_rows(reuse),
-        "accuracies": accuracy_rows(reuse),
-        "measure": reuse.accuracies.measure,
-        "head_cost": points(reuse.accuracies.head_cost, reuse.accuracies.measure) if _known(reuse.accuracies.head_cost.mean) else "",
-        "notes": reuse.notes,
-        "settings": flat(reuse.settings),
-        "pictures": _first_pictures([reuse]) if alone else [_profile([reuse])],
-        "further": _further_pictures([reuse]) if alone else [],
-    }
+def _details(reuse: Reuse, alone: bool) -> list[_Detail]:
+    """What supports the answer; the layer profile too, unless it is the page's first picture."""
+    profile = [] if alone else [_profile([reuse])._replace(caption=f"The layers of {reuse.name}.")]
+    details = []
+    if reuse.verdict.criteria:
+        rows = [(criterion.text, criterion.status) for criterion in reuse.verdict.criteria]
+        details.append(_Detail("The criteria of feature reuse", CRITERIA_COLUMNS, rows))
+    details.append(_Detail("Similarity in full", layer_columns(reuse), layer_rows(reuse), profile))
+    details.append(_Detail("CCA, a task and pooled", cca_columns(reuse), cca_rows(reuse)))
+    if reuse.seeds:
+        details.append(_Detail("Over seeds", SEED_COLUMNS, seed_rows(reuse), note=f"{_over_seeds(reuse)}."))
+    details.append(_Detail("How far the weights move", WEIGHT_COLUMNS, weight_rows(reuse)))
+    if reuse.ways:
+        details.append(_Detail("Cosines of one class and of two", CLASS_COLUMNS, class_rows(reuse)))
+    details.append(_Detail("Settings", ("setting", "value"), flat(reuse.settings), kind="settings"))
+    return details
 
 
 def picture(figure: Figure) -> str:
@@ -236,15 +332,18 @@ def spread_line(reuse: Reuse) -> str:
     """What the table over seeds holds, and the accuracy as the papers write it."""
     scale = SCALES[reuse.accuracies.measure]
     own = Spread.of([one.accuracies.own.mean for one in reuse.seeds]).text(scale.factor, 2 if scale.unit else 4)
-    seeds = f"{len(reuse.seeds)} seed{'s' * (len(reuse.seeds) != 1)}"
-    return f"Mean ± standard deviation over {seeds}, as the papers write it; {reuse.accuracies.measure} {own}{scale.unit}"
+    return f"{_over_seeds(reuse)}; {reuse.accuracies.measure} {own}{scale.unit}"
+
+
+def _over_seeds(reuse: Reuse) -> str:
+    return f"Mean ± standard deviation over {len(reuse.seeds)} seed{'s' * (len(reuse.seeds) != 1)}, as the papers write it"
 
 
 def _spread_in_words(reuses: Sequence[Reuse]) -> str:
     if reuses[0].seeds:
-        return "Student's 95 % interval over seeds: what training again would give. The standard deviation stands in a table of its own."
+        return "Student's 95 % interval over seeds: what training again would give."
     return (
-        "The 95 % interval over tasks: 1.96 standard errors, or Student's with fewer than 30 tasks; "
+        "the 95 % interval over tasks: 1.96 standard errors, or Student's with fewer than 30 tasks; "
         "it does not cover training again with another seed."
     )
 
@@ -252,21 +351,6 @@ def _spread_in_words(reuses: Sequence[Reuse]) -> str:
 def settings_line(settings: Mapping[str, Any]) -> str:
     """Settings on one line."""
     return ", ".join(f"{key} {value}" for key, value in flat(settings) if key != "norm")
-
-
-def overview(reuse: Reuse) -> dict[str, Any]:
-    """One learner as one row of the summary table."""
-    body = [layer for layer in reuse.layers if not layer.head and _known(layer.cka.mean)]
-    measure = reuse.accuracies.measure
-    least = min(body, key=lambda layer: layer.cka.mean, default=None)
-    return {
-        "name": reuse.name,
-        "answer": reuse.verdict.answer,
-        "accuracy": percent(reuse.accuracies.own, measure),
-        "least": f"{number(least.cka)} ({'by construction' if least.unmoved else least.layer})" if least else "-",
-        "frozen": points(reuse.freezing.rows[-1].cost, measure) if reuse.freezing else "-",
-        "headless": points(reuse.accuracies.head_cost, measure) if _known(reuse.accuracies.head_cost.mean) else "-",
-    }
 
 
 def layer_columns(reuse: Reuse) -> tuple[str, ...]:
@@ -353,19 +437,29 @@ def seed_rows(reuse: Reuse) -> list[tuple[str, ...]]:
     ]
 
 
-def freezing_rows(reuse: Reuse) -> list[tuple[str, str, str]]:
-    """Frozen up to, accuracy, paired cost."""
-    if reuse.freezing is None:
-        return []
-    measure = reuse.freezing.measure
-    return [
-        (
-            f"up to {row.layers[-1]}" if row.layers else "nothing",
-            percent(row.accuracy, measure),
-            points(row.cost, measure) * bool(row.layers),
-        )
-        for row in reuse.freezing.rows
-    ]
+def layer_by_layer(reuse: Reuse) -> tuple[list[str], list[tuple[str, ...]]]:
+    """The table of one learner, its columns and rows: every layer's similarity, and what freezing up to it gains or loses."""
+    scale = SCALES[reuse.accuracies.measure]
+    columns = ["layer", "CKA, before and after", "chance (95 %)"]
+    similar = {layer.layer: (_name(layer), _cka(layer), _floor(layer.cka_floor)) for layer in reuse.layers}
+    converged: dict[str, Frozen] = {}
+    paper: dict[str, Frozen] = {}
+    if reuse.decomposition:
+        columns += ["frozen up to here, head converged", "of that, this layer"]
+        converged = {row.layers[-1]: row for row in reuse.decomposition.converged.rows[1:]}
+    if reuse.freezing:
+        columns.append("frozen up to here, head by its own steps (the paper's)")
+        paper = {row.layers[-1]: row for row in reuse.freezing.rows[1:]}
+    rows = []
+    for name in dict.fromkeys([*converged, *paper, *similar]):  # the body from the bottom, then the head
+        cells = [*similar.get(name, (name, "-", "-"))]
+        if reuse.decomposition:
+            row = converged.get(name)
+            cells += [scale.against(row.cost), scale.against(row.added)] if row else ["-", "-"]
+        if reuse.freezing:
+            cells.append(scale.against(paper[name].cost) if name in paper else "-")
+        rows.append(tuple(cells))
+    return columns, rows
 
 
 def accuracy_rows(reuse: Reuse) -> list[tuple[str, str, str]]:
@@ -397,6 +491,10 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]
     return pairs
 
 
+def _cka(layer: LayerReuse) -> str:
+    return "1 by construction" if layer.unmoved and _known(layer.cka.mean) else _shown(layer.cka)
+
+
 def _floor(floor: Floor) -> str:
     return f"{floor.median + 0.0:.2f} ({floor.upper:.2f})".replace("-0.00", "0.00") if _known(floor.median) else "-"
 
@@ -415,6 +513,10 @@ def _single(value: float) -> str:
 
 def _length(value: Estimate) -> str:
     return _shown(value, ".3f" if value.mean >= 0.1 else ".4f" if value.mean >= 0.001 else ".2g")  # lengths span decades
+
+
+def _capital(word: str) -> str:
+    return word[0].upper() + word[1:]
 
 
 def _known(value: float) -> bool:

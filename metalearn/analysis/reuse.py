@@ -159,7 +159,7 @@ class Reuse(Pictured):
         return {**record, "seeds": [seed.to_dict() for seed in self.seeds]}
 
     def figure(self) -> Figure:
-        """The layer profile, the freezing curve and the accuracies as one matplotlib figure."""
+        """The layer profile, the freezing curve and the decomposition as one matplotlib figure."""
         from .plots import summary
 
         return summary([self])

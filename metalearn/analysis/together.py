@@ -93,10 +93,11 @@ def differences(reuses: Sequence[Reuse]) -> list[Difference]:
     Pooled ones are paired seed by seed, in order; the interval is then over seeds.
     """
     reuses = check_all(reuses, Reuse, "reuses", CURE)
-    return [_difference(a, b) for a, b in combinations(reuses, 2)]
+    return [difference(a, b) for a, b in combinations(reuses, 2)]
 
 
-def _difference(a: Reuse, b: Reuse) -> Difference:
+def difference(a: Reuse, b: Reuse) -> Difference:
+    """The accuracy of `a` minus that of `b` on the same tasks."""
     runs = list(zip(a.seeds or [a], b.seeds or [b], strict=False))
     unit = "seed" if a.seeds or b.seeds else "task"
     try:
