@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -204,6 +205,14 @@ def test_it_prints_first_what_decides_and_is_json():
 def test_the_same_seed_gives_the_same_answer():
     first, second = (feature_reuse(MAML(Linears(), lr=0.3), tasks()).to_dict() for _ in range(2))
     assert first == second
+
+
+def test_differences_are_printed_as_gains_and_losses():
+    parts = feature_reuse(MAML(Linears(blind="upper"), lr=1.0, steps=5), tasks(12)).decomposition
+    printed = str(parts) + str(parts.converged)
+    assert "against nothing frozen (points, paired)" in printed and "loses " in printed and "cost" not in printed
+    losses = replace(parts, measure="loss")
+    assert "adds 0." in str(losses) and "points" not in str(losses)
 
 
 def test_the_papers_freezing_table_stays_and_says_whose_it_is():

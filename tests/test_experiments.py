@@ -56,6 +56,8 @@ def test_reuse_ends_with_a_verdict_a_page_and_its_numbers(here: Path, capsys: py
     assert "<svg" in page or "data:image" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert [row["learner"] for row in facts["results"]] == ["maml", "anil", "nil"]
+    assert "does not adapt" in page
+    assert all(row["accuracy"] in page and "tasks)" in row["accuracy"] for row in facts["results"])
     assert [one["name"] for one in facts["reuse"]] == ["MAML", "ANIL"]
     assert facts["reuse"][0]["tasks"] == 4
 

@@ -25,7 +25,9 @@ from metalearn.analysis.plots import (
     timeline,
     weights_moved,
 )
+from metalearn.analysis.report import html, layer_by_layer, overview
 from metalearn.analysis.together import differences, over_seeds
+from metalearn.analysis.verdict import does_not_adapt, reused_by_construction, verdict
 from metalearn.models import Conv4
 from tests.test_reuse import tasks
 
@@ -94,6 +96,91 @@ def test_one_page_on_several_learners_has_a_section_each_and_the_results(reuses,
     for piece in ("MAML", "ANIL", "NIL: does not adapt", "81.0 ± 0.4 %", "metalearn reuse", "by construction"):
         assert piece in words
     assert len(page.links) == 3 + 3 + 3
+
+
+@pytest.fixture(scope="module")
+def decided(reuses):
+    """The same with verdicts, since untrained learners get none and their evidence is an accuracy."""
+    judged = verdict(Estimate(-0.004, 0.002), {"block1": Estimate(0.99, 0.001), "block2": Estimate(0.9, 0.1)})
+    answers = (judged, reused_by_construction(["block1"]), does_not_adapt())
+    return [replace(reuse, verdict=answer) for reuse, answer in zip(reuses, answers, strict=True)]
+
+
+RESULTS = [
+    {"learner": "MAML", "accuracy": "91.00 ± 1.00 % (600 tasks)", "training": "1 min"},
+    {"learner": "ANIL", "accuracy": "92.00 ± 1.00 % (600 tasks)", "training": "1 min"},
+    {"learner": "NIL", "accuracy": "93.00 ± 1.00 % (600 tasks)", "training": "1 min", "verdict": "does not adapt"},
+]
+
+
+@pytest.fixture(scope="module")
+def pages(decided):
+    """The words of a page on all learners, of one on two with results, and of one on the first alone."""
+    texts = (html(decided), html(decided[:2], results=RESULTS), html(decided[:1]))
+    return [[word.strip() for word in Page(text).words] for text in texts]
+
+
+def test_every_learner_has_one_accuracy_with_its_number_of_tasks(decided, pages):
+    accuracies = [re.findall(r"\d+\.\d+ ± \d+\.\d+ %[^|]*", "|".join(words)) for words in pages]
+    own = [reuse.accuracies.own.shown(".1f", 100, " %") for reuse in decided]
+    assert accuracies[0] == [f"{score} (3 tasks)" for score in own]
+    assert accuracies[1] == [row["accuracy"] for row in RESULTS]
+    assert "does not adapt" in pages[1]
+    assert len(accuracies[2]) == 1 and accuracies[2][0].startswith(f"{own[0]} over 3 tasks")
+
+
+def test_learners_of_one_name_keep_their_own_answers(decided):
+    twins = [decided[0], replace(decided[0], verdict=verdict(Estimate(0.2, 0.01), {"block1": Estimate(0.5, 0.01)}))]
+    columns, rows = overview(twins, [])
+    assert [row[columns.index("verdict")] for row in rows] == ["feature reuse", "rapid learning"]
+    columns, rows = overview(twins, [{"learner": "MAML", "training": "1 s"}, {"learner": "other", "training": "2 s"}])
+    assert [row[columns.index("verdict")] for row in rows] == ["feature reuse", "-", "rapid learning"]
+    assert columns[-1] == "training"
+
+
+def test_the_layer_table_holds_the_numbers_of_the_answer_and_words_of_their_sign(decided, pages):
+    reuse = decided[0]
+    _, rows = layer_by_layer(reuse)
+    assert [row[0] for row in rows] == [layer.layer for layer in reuse.layers]
+    tables = (reuse.layers[:-1], reuse.decomposition.converged.rows[1:], reuse.freezing.rows[1:])
+    for cells, layer, converged, paper in zip(rows[:-1], *tables, strict=True):
+        assert all(cell in pages[2] for cell in cells)
+        assert cells[1] == f"{layer.cka.mean:.3f} ± {layer.cka.interval:.3f}"
+        for cell, cost in zip(cells[3:], (converged.cost, converged.added, paper.cost), strict=True):
+            *word, mean, _, interval = cell.split()
+            assert float(mean) == pytest.approx(100 * abs(cost.mean), abs=0.006)
+            assert float(interval) == pytest.approx(100 * cost.interval, abs=0.006)
+            assert word == ([] if float(mean) == 0 else ["loses" if cost.mean > 0 else "gains"])
+    assert rows[-1][3:] == ("-", "-", "-")
+    frozen = [line.split("  ")[-1] for line in str(reuse.freezing).splitlines()[2:-1]]
+    assert frozen == [row[5] for row in rows[:-1]]
+
+
+def test_no_negative_cost_anywhere(decided, pages):
+    for shown in (*map(" ".join, pages), *map(str, decided)):
+        assert not re.search(r"costs? [+-]|(gains|loses|adds|removes) -|-0\.00(?!\d)", shown)
+
+
+def test_the_criteria_have_the_same_status_on_the_page_and_in_the_terminal(decided, pages):
+    criteria, terminal = decided[0].verdict.criteria, str(decided[0])
+    assert [criterion.status for criterion in criteria] == ["holds", "holds", "open"]
+    for criterion in criteria:
+        words = pages[2][pages[2].index(criterion.text) :]
+        assert next(word for word in words[1:] if word) == criterion.status
+        assert re.search(rf"{re.escape(criterion.text)} +{criterion.status}\n", terminal)
+
+
+def test_the_page_says_no_sentence_twice(pages):
+    for words in pages:
+        sentences = [word for word in words if len(word) > 60]
+        assert len(sentences) == len(set(sentences))
+    assert not any("not a finding" in word for word in pages[0])  # the verdict says so already
+
+
+def test_the_page_has_rules_for_the_dark_for_small_screens_and_for_paper(pages):
+    style = next(word for word in pages[2] if word.startswith(":root"))
+    for rule in ("prefers-color-scheme: dark", "@media print", "break-after: avoid", "break-inside: avoid", "max-width: 40rem"):
+        assert rule in style
 
 
 def test_what_users_name_is_escaped(reuses, tmp_path):

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter
+from matplotlib.transforms import ScaledTranslation
 
 from ..files import write_atomically
 from .checks import check_all, check_kind
@@ -461,8 +462,9 @@ def _layer_axis(axes: Axes, reuse: Reuse) -> None:
 
 
 def _layer_ticks(axes: Axes, names: Sequence[str]) -> None:
-    crowded = sum(map(len, names)) > 42
-    axes.set_xticks(range(len(names)), names, rotation=40 if crowded else 0, ha="right" if crowded else "center", rotation_mode="anchor")
+    shown = [name if len(name) <= 20 else f"…{name[-19:]}" for name in names]  # the end tells layers apart
+    crowded = sum(map(len, shown)) > 42
+    axes.set_xticks(range(len(shown)), shown, rotation=40 if crowded else 0, ha="right" if crowded else "center", rotation_mode="anchor")
 
 
 def _say(axes: Axes, text: str) -> None:
@@ -473,7 +475,11 @@ def _say(axes: Axes, text: str) -> None:
 def _finish(axes: Axes, columns: int) -> None:
     axes.grid(axis="y", color=GRID, lw=0.8)
     axes.tick_params(length=0)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16 if not axes.get_xlabel() else -0.2), ncols=columns, borderaxespad=0.2)
+    inches = 0.55 if axes.get_xlabel() else 0.4
+    rotated = [len(label.get_text()) for label in axes.get_xticklabels() if label.get_rotation()]
+    inches += 0.051 * max(rotated, default=0)  # the height of a letter in a label turned by 40 degrees
+    below = axes.transAxes + ScaledTranslation(0, -inches, axes.get_figure(root=True).dpi_scale_trans)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=below, ncols=columns, borderaxespad=0.2)
 
 
 def heatmap(found: SimilarityMap) -> Figure:
