@@ -39,14 +39,14 @@ def few_shot(
     Args:
         algorithms: maml, fomaml, anil, boil, meta-sgd, reptile, protonet, nil (on the body that ANIL trains) or nil-train, with commas.
         checkpoints: runs of `metalearn train` to take instead of training here, with commas; they fix the problem, but for root,
-            device, execution and test_tasks.
+            device, execution, test_tasks and queries.
         progress: show progress.
         note: what a reader of the row should know.
         results: the file of JSON lines that the rows are added to [none: they are only printed].
         settings: the few-shot problem and its training.
     """
     keep_in(results)
-    here = {name: settings[name] for name in ("root", "device", "execution", "test_tasks") if name in settings}
+    here = {name: settings[name] for name in ("root", "device", "execution", "test_tasks", "queries") if settings.get(name) is not None}
     given = [experiments.restored(path, **here) for path in listed(checkpoints)]
     experiment = given[0].experiment if given else Experiment(**settings)
     done = experiments.compare(experiment, parse(algorithms), runs={run.algorithm: run for run in given}, progress=progress)

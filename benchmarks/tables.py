@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from metalearn.analysis import Spread
 from metalearn.memory import size
 from metalearn.progress import duration
 
@@ -48,13 +49,42 @@ def few_shot() -> str:
 
 
 def newest_few_shot() -> list[Row]:
-    """The newest row of each run. At a constant outer rate a longer training is the same run gone on."""
+    """The newest row of each run. At a constant outer rate a longer training is the same run gone on.
+
+    Runs on the split of Finn et al. stand in a table of their own.
+    """
     newest: dict[tuple[Any, ...], Row] = {}
     for row in rows("few_shot"):
+        if row["data"].get("protocol") == "finn":
+            continue
         length = 0 if row["schedule"] == "constant" else row["trained_steps"]
         run = tuple(row[key] for key in ("dataset", "ways", "shots", "algorithm", "preset", "seed", "precision"))
         newest[*run, row["data"].get("protocol"), row["queries"], length] = row
     return list(newest.values())
+
+
+def protocols() -> str:
+    """Omniglot under Finn et al.'s protocol beside the harder split and more queries, over seeds."""
+    groups: dict[tuple[Any, ...], dict[int, Row]] = {}
+    for row in rows("few_shot"):
+        if row["dataset"] == "omniglot" and row["preset"] == "finn2017":
+            split = row["data"]["protocol"] + (", turned too" if row["data"]["rotations"] else "")
+            run = (row["ways"], row["shots"], row["algorithm"], split, row["queries"], row["trained_steps"])
+            groups.setdefault(run, {})[row["seed"]] = row
+    columns = ["ways, shots", "learner", "test characters", "queries a class", "seeds"]
+    columns += ["accuracy, %", "outer steps", "training", "the paper's, %", "command"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for (ways, shots, algorithm, split, queries, steps), seeds in sorted(groups.items()):
+        first = next(iter(seeds.values()))
+        accuracy = Spread.of([row["accuracy"] for row in seeds.values()]).text(100, 2, "seed")
+        if len(seeds) == 1:
+            accuracy += f", ± {100 * first['interval']:.2f} over tasks"
+        training = duration(sum(row["training_seconds"] for row in seeds.values()) / len(seeds))
+        cells = [f"{ways}-way {shots}-shot", algorithm, split, str(queries), str(len(seeds))]
+        cells += [accuracy, f"{steps:,}", f"{training}, {on(first)}"]
+        cells += [beside("omniglot", ways, shots, algorithm), f"`{first['training_command']}`"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def on(row: Row) -> str:
@@ -109,7 +139,14 @@ def one_shot() -> str:
 
 FIGURES = {name: partial(figures, name) for name in ("engine", "finetuning", "measures", "similarity_map")}
 OTHERS = reuse_tables.TABLES | speed_tables.TABLES | init_tables.TABLES
-TABLES: dict[str, Callable[[], str]] = {"few_shot": few_shot, "one_shot": one_shot, "scale": scale, **FIGURES, **OTHERS}
+TABLES: dict[str, Callable[[], str]] = {
+    "few_shot": few_shot,
+    "one_shot": one_shot,
+    "protocols": protocols,
+    "scale": scale,
+    **FIGURES,
+    **OTHERS,
+}
 
 
 def tables(check: bool = False) -> None:

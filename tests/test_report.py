@@ -125,7 +125,7 @@ def test_the_pictures_show_the_numbers(reuses):
     axes = layer_profile(reuses[:1]).axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["block1", "block2", "block3", "block4", "head"]
     curves = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
-    assert list(curves["CCA (tasks pooled)"]) == [layer.cca for layer in reuses[0].layers]
+    assert list(curves["CCA (tasks pooled)"]) == [layer.cca_pooled for layer in reuses[0].layers]
     frozen = freezing_curve(reuses).axes[0]
     shown = {line.get_label(): list(line.get_ydata()) for line in frozen.get_lines()}
     assert shown["MAML"] == pytest.approx([100 * row.accuracy.mean for row in reuses[0].freezing.rows])

@@ -129,8 +129,9 @@ def test_maml_is_measured_layer_by_layer(maml):
     for layer in maml.layers:
         assert not layer.unmoved and layer.cka.mean < 1 and layer.cka.interval > 0
         assert abs(layer.cka_floor.median) < 0.3 and layer.cka_size[0] == 12
-    assert maml.layers[0].cca_size == (6 * 12 * 64, 6)
-    assert maml.layers[0].cca > maml.layers[0].cca_floor.upper
+    assert maml.layers[0].cca_size == (12 * 64, 6) and maml.layers[0].cca_pooled_size == (6 * 12 * 64, 6)
+    assert maml.layers[0].cca.low > maml.layers[0].cca_floor.upper
+    assert maml.layers[0].cca_pooled > maml.layers[0].cca_pooled_floor.upper
 
 
 def test_accuracies_agree_with_evaluate_and_the_untrained_head_is_not_adapted_before(maml):
@@ -154,7 +155,7 @@ def test_the_same_seed_gives_the_same_report_and_another_only_other_draws(maml):
 def test_anil_keeps_its_body_by_construction():
     reuse = feature_reuse(ANIL(net(), lr=0.5), tasks())
     assert [layer.unmoved for layer in reuse.layers] == [True] * 4 + [False]
-    assert all(layer.cka == (1.0, 0.0) and layer.cca == 1.0 for layer in reuse.layers[:4])
+    assert all(layer.cka == layer.cca == (1.0, 0.0) and layer.cca_pooled == 1.0 for layer in reuse.layers[:4])
     assert reuse.freezing.rows[-1].cost == (0, 0)
     assert reuse.verdict.answer in ("feature reuse by construction", "no verdict")
     assert "by construction" in reuse.notes[0]
@@ -194,9 +195,9 @@ def test_too_few_images_for_cca_are_nan_with_the_reason_and_the_rest_stands():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(256, 40), nn.Tanh(), nn.Linear(40, 3))
     reuse = feature_reuse(MAML(model, lr=0.1), tasks(2))
-    assert math.isnan(reuse.layers[0].cca) and not math.isnan(reuse.layers[0].cka.mean)
-    assert any("n=24 examples and d=40" in note for note in reuse.notes)
-    assert reuse.to_dict()["layers"][0]["cca"] is None
+    assert math.isnan(reuse.layers[0].cca.mean) and not math.isnan(reuse.layers[0].cka.mean)
+    assert any("n=12 examples and d=40" in note and "n=24 examples and d=40" in note for note in reuse.notes)
+    assert reuse.to_dict()["layers"][0]["cca"] == {"mean": None, "interval": None} and reuse.to_dict()["layers"][0]["cca_pooled"] is None
 
 
 def test_what_feature_reuse_cannot_take_is_refused_with_the_cure():
@@ -345,7 +346,7 @@ def test_the_ceiling_is_the_similarity_of_the_two_initialisations():
     assert reuse.layers[1].ceiling.cka.mean == pytest.approx(Estimate.of(each).mean, rel=1e-5)
     assert reuse.layers[1].ceiling.cka.interval == pytest.approx(Estimate.of(each).interval, rel=1e-4)
     outputs = [torch.cat([run(x) for x in episodes.query.inputs]).detach() for run in (learner.model.block1, other.model.block1)]
-    assert reuse.layers[0].ceiling.cca == pytest.approx(compare_layers(*({"a": x} for x in outputs), measure="cca")["a"].similarity)
+    assert reuse.layers[0].ceiling.cca_pooled == pytest.approx(compare_layers(*({"a": x} for x in outputs), measure="cca")["a"].similarity)
     without = feature_reuse(MAML(net(), lr=0.3), episodes)
     assert without.layers[0].ceiling is None and without.layers[0].cka == reuse.layers[0].cka
     assert "other seed" in str(reuse) and "other seed" not in str(without)
@@ -377,7 +378,8 @@ def test_over_seeds_is_the_mean_with_students_interval(three):
         low, high = stats.t.interval(0.95, 2, loc=sum(values) / 3, scale=stats.sem(values))
         assert (layer.cka.low, layer.cka.high) == pytest.approx((low, high))
         assert layer.gradient.mean == pytest.approx(sum(one.layers[i].gradient.mean for one in three) / 3)
-        assert layer.cca_interval > 0
+        assert layer.cca == pytest.approx(Estimate.of([one.layers[i].cca.mean for one in three])) and layer.cca.interval > 0
+        assert layer.cca_pooled == pytest.approx(sum(one.layers[i].cca_pooled for one in three) / 3)
     assert pooled.accuracies.own.mean == pytest.approx(sum(one.accuracies.own.mean for one in three) / 3)
     assert pooled.evaluation.mean == pytest.approx(pooled.accuracies.own.mean)
     assert pooled.freezing.rows[-1].cost == Estimate.of([one.freezing.rows[-1].cost.mean for one in three])

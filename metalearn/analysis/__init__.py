@@ -1,5 +1,6 @@
 """What changed, where, and is it more than chance: similarities of matrices, and questions asked of networks and learners."""
 
+from .decomposition import Condition, Decomposition
 from .freezing import Estimate, Freezing, freezing
 from .layerwise import LayerSimilarity, Profile, compare_layers
 from .observed import class_cosines
@@ -15,6 +16,8 @@ from .verdict import Verdict, verdict
 
 __all__ = [
     "Between",
+    "Condition",
+    "Decomposition",
     "Difference",
     "Estimate",
     "Freezing",

@@ -45,9 +45,14 @@ def listed(names: Any, argument: str) -> list[Any]:
     return names
 
 
-def check_draws(draws: int, seed: int) -> tuple[int, int]:
-    """Both as integers of Python. Raises ValueError where `draws` is no count, or `seed` does not fit a generator."""
-    return check_whole(draws, "draws", 0, "it is how often one side is shuffled"), check_seed(seed)
+def check_draws(draws: int | None, seed: int) -> tuple[int | None, int]:
+    """Both as integers of Python, None as it is. Raises ValueError where `draws` is no count, or `seed` does not fit a generator."""
+    return None if draws is None else check_count(draws), check_seed(seed)
+
+
+def check_count(draws: int) -> int:
+    """The number of draws as an integer of Python. Raises ValueError where it is no count."""
+    return check_whole(draws, "draws", 0, "it is how often one side is shuffled")
 
 
 def check_seed(seed: int) -> int:

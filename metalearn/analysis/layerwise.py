@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -21,7 +22,7 @@ from ..representations import representations
 from .batches import ToInputs, count, inputs_of, is_one_batch, loader_of, place, running
 from .checks import check_draws, check_whole, listed
 from .matrices import real_tensor
-from .similarity import CCA_FAMILY, Floor, Undefined, check_options, measured
+from .similarity import CCA_FAMILY, Floor, Undefined, arrangements, check_options, chosen_draws, holm, measured, operations, p_value
 from .streaming import Streaming
 from .tables import Pictured, aligned, plain
 
@@ -36,6 +37,10 @@ CONVENTIONS = {
     "pool": "an example a row, its channels averaged over positions as features",
 }
 
+# Positions of the images of one task that CCA takes: so many for each channel, and at least `FEWEST_ROWS`, or all that there are.
+PER_FEATURE = 30
+FEWEST_ROWS = 1000
+
 # Bytes of one layer's moments over a loader: the largest that is begun.
 MOST_MOMENTS = 4 * 2**30
 
@@ -44,7 +49,7 @@ MOST_MOMENTS = 4 * 2**30
 class LayerSimilarity:
     """One layer of two networks: the similarity, its values with one side shuffled, and the `examples` and `features` it was taken over.
 
-    Where the measure says nothing at this size, `similarity` is NaN and `note` says why.
+    Where the measure says nothing at this size, `similarity` is NaN and `note` says why. `orders` is how many different shuffles there are.
     """
 
     layer: str
@@ -53,11 +58,17 @@ class LayerSimilarity:
     examples: int
     features: tuple[int, int]
     note: str = ""
+    orders: float = math.inf
 
     @property
     def floor(self) -> Floor:
         """Median and 95 % quantile of the shuffled values."""
         return Floor.of(self.chance)
+
+    @property
+    def p(self) -> float:
+        """The add-one p value under chance, of this layer alone (`p_value`); NaN without a similarity or without draws."""
+        return p_value(self.similarity, self.chance, self.orders)
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,11 @@ class Profile(Pictured):
                 return row
         raise KeyError(f"no layer {layer!r} was compared; these were: {', '.join(row.layer for row in self.layers)}")
 
+    @property
+    def adjusted(self) -> tuple[float, ...]:
+        """The p value of each layer, corrected over the layers (`holm`)."""
+        return tuple(holm([row.p for row in self.layers]))
+
     def __str__(self) -> str:
         rows = [
             (
@@ -85,21 +101,24 @@ class Profile(Pictured):
                 f"{row.similarity:.4f}",
                 f"{row.floor.median:.3f}",
                 f"{row.floor.upper:.3f}",
+                shown_p(p),
                 f"{row.examples} x {_width(row.features)}",
                 row.note,
             )
-            for row in self.layers
+            for row, p in zip(self.layers, self.adjusted, strict=True)
         ]
-        table = aligned(("layer", self.measure, "chance", "95 %", "n x d", ""), rows)
+        table = aligned(("layer", self.measure, "chance", "95 %", "p", "n x d", ""), rows)
         shuffled = "neurons" if self.measure == "subspace" else "examples"
-        chance = f"chance: one side's {shuffled} shuffled{' within each batch' if self.streamed and shuffled == 'examples' else ''}"
+        within = " within each batch" if self.streamed and shuffled == "examples" else ""
+        draws = max((len(row.chance) for row in self.layers), default=0)
+        chance = f"chance: one side's {shuffled} shuffled{within}, {draws} draws; p: {corrected(draws)}"
         return f"{table}\n({'; '.join(filter(None, (f'{self.measure}: {CONVENTIONS[self.convention]}', self.streamed, chance)))})"
 
     def to_dict(self) -> dict[str, Any]:
         """The table as JSON-able values; NaN is None."""
+        names = ("layer", "similarity", "floor", "p", "examples", "features", "note")
         rows = [
-            {"layer": r.layer, "similarity": r.similarity, "floor": r.floor, "examples": r.examples, "features": r.features, "note": r.note}
-            for r in self.layers
+            {**{name: getattr(row, name) for name in names}, "p_adjusted": p} for row, p in zip(self.layers, self.adjusted, strict=True)
         ]
         return plain({"measure": self.measure, "convention": self.convention, "streamed": self.streamed, "layers": rows})
 
@@ -108,6 +127,26 @@ class Profile(Pictured):
         from .plots import similarities
 
         return similarities(self)
+
+
+def shown_p(p: float) -> str:
+    """A p value as tables print it.
+
+    Example:
+        >>> shown_p(0.0249), shown_p(float("nan"))
+        ('0.025', '-')
+    """
+    return "-" if math.isnan(p) else f"{p:.2g}"
+
+
+def corrected(draws: int) -> str:
+    """What the column of p values holds.
+
+    Example:
+        >>> corrected(200)
+        'add-one (0.005 or more), corrected over the layers (Holm)'
+    """
+    return f"add-one ({1 / (1 + draws):.2g} or more), corrected over the layers (Holm)" if draws else "none without draws"
 
 
 def compare_layers(
@@ -121,7 +160,7 @@ def compare_layers(
     convention: str | None = None,
     units: int | None = None,
     rows: int = 30_000,
-    draws: int = 20,
+    draws: int | None = None,
     seed: int = 0,
     progress: bool = False,
     **options: Any,
@@ -148,7 +187,9 @@ def compare_layers(
             always over a loader.
         rows: about how many rows "positions" keeps (over a loader: of its first batch), by taking the same random positions of every
             example.
-        draws, seed: how often the floor shuffles, and what its draws and the positions depend on.
+        draws: how often the floor shuffles; by default 200 times if that is cheap over all layers and batches, else 20 (`chosen_draws`);
+            20 over a loader without a length. The table prints the number.
+        seed: what the floor's draws and the positions depend on.
         progress: show the progress over a loader on standard error.
 
     Raises:
@@ -181,6 +222,7 @@ def compare_layers(
     given = None if inputs is None else inputs_of(inputs, "inputs", to_inputs)
     left = _outputs(before, [a for a, _ in pairs], given, "before")
     right = _outputs(after, [b for _, b in pairs], given, "after")
+    draws = chosen_draws(draws, sum(_operations(measure, left[a], right[b], convention, rows) for a, b in pairs))
     found = []
     for a, b in pairs:
         with _named(a, b) as name:
@@ -200,14 +242,21 @@ def _named(a: str, b: str) -> Iterator[str]:
         raise ValueError(f"layer {name}: {error}") from error
 
 
-def _layer(name: str, x: Tensor, y: Tensor, measure: str, **options: Any) -> LayerSimilarity:
+def _operations(measure: str, before: Tensor, after: Tensor, convention: str, rows: int) -> float:
+    """Of one draw of a layer's floor; the matrices are made on the meta device, which holds no values."""
+    x, y = (_matrix(output.to("meta"), convention, rows, 0) for output in (before, after))
+    return operations(measure, len(x), (x.shape[1], y.shape[1]))
+
+
+def _layer(name: str, x: Tensor, y: Tensor, measure: str, *, units: int, **options: Any) -> LayerSimilarity:
     sizes = len(x), (x.shape[1], y.shape[1])
     try:
         with _collected(measure) as notes:
-            value, chance = measured(measure, x, y, **options)
+            value, chance = measured(measure, x, y, units=units, **options)
     except Undefined as reason:
         return LayerSimilarity(name, float("nan"), np.full(options["draws"], np.nan), *sizes, note=str(reason))
-    return LayerSimilarity(name, value, chance, *sizes, note="; ".join(notes))
+    orders = arrangements(x.shape[1] if measure == "subspace" else units)
+    return LayerSimilarity(name, value, chance, *sizes, note="; ".join(notes), orders=orders)
 
 
 @contextmanager
@@ -225,9 +274,11 @@ def _collected(measure: str) -> Iterator[list[str]]:
 class _Streams:
     """A stream of sums for each pair of layers."""
 
-    def __init__(self, measure: str, convention: str, pairs: Sequence[tuple[str, str]], *, seed: int, **options: Any) -> None:
+    def __init__(
+        self, measure: str, convention: str, pairs: Sequence[tuple[str, str]], *, draws: int | None, seed: int, **options: Any
+    ) -> None:
         self.minibatch = measure == "rbf_cka" or (measure == "linear_cka" and convention == "flatten")
-        self.measure, self.convention, self.seed = measure, convention, seed
+        self.measure, self.convention, self.seed, self.draws = measure, convention, seed, draws
         self.streams = {pair: Streaming(measure, minibatch=self.minibatch, seed=seed, **options) for pair in pairs}
         self.undefined: dict[tuple[str, str], str] = {}
         self.sizes: list[int] = []
@@ -240,11 +291,26 @@ class _Streams:
                 left = _outputs(before, [a for a, _ in self.streams], inputs, "before")
                 right = _outputs(after, [b for _, b in self.streams], inputs, "after")
                 self.sizes.append(count(inputs))
+                if number == 1:
+                    self._choose_draws(left, right, rows, _length(loader))
                 self._add(left, right, max(1, rows // self.sizes[0]) * self.sizes[-1])
                 advance()
         if not self.sizes:
             raise ValueError("the loader gave no batch, so there is nothing to compare; an iterator that was used up gives none either")
         return Profile(self.measure, self.convention, tuple(self._layer(*pair) for pair in self.streams), self._how())
+
+    def _choose_draws(self, left: Mapping[str, Tensor], right: Mapping[str, Tensor], rows: int, batches: int) -> None:
+        """Decide by the size of the first batch and the number of batches, which a loader without a length leaves open."""
+        one_batch = sum(self._operations(left[a], right[b], rows) for a, b in self.streams)
+        draws = chosen_draws(self.draws, one_batch * (batches or math.inf))
+        for stream in self.streams.values():
+            stream.draws = draws
+
+    def _operations(self, before: Tensor, after: Tensor, rows: int) -> float:
+        x, y = (_matrix(output.to("meta"), self.convention, rows, 0) for output in (before, after))
+        if self.minibatch:
+            return operations("rbf_cka", len(x), (x.shape[1], y.shape[1]))
+        return 2.0 * (len(x) + 10) * x.shape[1] * y.shape[1]  # the products, and adding them to the sums
 
     def _add(self, left: Mapping[str, Tensor], right: Mapping[str, Tensor], rows: int) -> None:
         for (a, b), stream in self.streams.items():
@@ -385,12 +451,12 @@ def _matrix(output: Tensor, convention: str, rows: int, seed: int) -> Tensor:
     if output.ndim < 2 or convention == "flatten":
         return output.reshape(len(output), -1)
     if convention == "pool":
-        pooled = _tokens(output).to(torch.float64).mean(1)
+        pooled = tokens(output).to(torch.float64).mean(1)
         return pooled.to(output.dtype) if output.is_floating_point() else pooled
     return sample(output, rows, seed).flatten(0, 1)
 
 
-def _tokens(output: Tensor) -> Tensor:
+def tokens(output: Tensor) -> Tensor:
     """Images (examples, channels, height, width), tokens or vectors -> (examples, positions, features)."""
     if output.ndim == 2:
         return output[:, None]
@@ -399,11 +465,50 @@ def _tokens(output: Tensor) -> Tensor:
 
 def sample(output: Tensor, rows: int, seed: int) -> Tensor:
     """The same random positions of every example, about `rows` in all -> (examples, positions, features)."""
-    tokens = _tokens(output)
-    positions = tokens.shape[1]
-    kept = min(positions, max(1, rows // len(tokens)))
+    every = tokens(output)
+    positions = every.shape[1]
+    kept = min(positions, max(1, rows // len(every)))
     order = torch.randperm(positions, generator=torch.Generator().manual_seed(seed))[:kept].sort().values
-    return tokens if kept == positions else tokens[:, order.to(tokens.device)]
+    return every if kept == positions else every[:, order.to(every.device)]
+
+
+def cca_of_task(
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: Sequence[str], *, draws: int | None, seed: int
+) -> Profile:
+    """CCA of one task's images, layer by layer: positions as examples, channels as features, about 30 examples a channel or more.
+
+    Raghu et al. 2020 (arXiv:1909.09157) average this over tasks, so that every task has a linear map of its own. The floor shuffles whole
+    images.
+
+    Args:
+        before, after: the layers' outputs on the same images, `{layer: (images, ...)}`.
+        names: the layers.
+        draws, seed: how often the floor shuffles, and what its draws and the positions depend on.
+
+    Example:
+        >>> x = {"block": torch.randn(20, 4, 8, 8, generator=torch.Generator().manual_seed(0))}
+        >>> cca_of_task(x, {"block": 2 * x["block"]}, ["block"], draws=0, seed=0)["block"].examples
+        1000
+    """
+    sides = [({name: before[name]}, {name: after[name]}, _task_rows(before[name])) for name in names]
+    found = [compare_layers(x, y, measure="cca", rows=rows, draws=draws, seed=seed).layers[0] for x, y, rows in sides]
+    return Profile("cca", "positions", tuple(found))
+
+
+def cca_draws(draws: int | None, outputs: Mapping[str, Tensor], names: Sequence[str], repeats: int) -> int:
+    """How often the floor of `cca_of_task` shuffles in `repeats` tasks (times pairs): `draws`, or as `chosen_draws` says for all."""
+    shapes = [(outputs[name], _task_rows(outputs[name])) for name in names]
+    return chosen_draws(draws, repeats * sum(_operations("cca", output, output, "positions", rows) for output, rows in shapes))
+
+
+def cka_draws(draws: int | None, outputs: Mapping[str, Tensor], names: Sequence[str], repeats: int) -> int:
+    """How often the floor of linear CKA shuffles the images of each of `repeats` tasks."""
+    shapes = [outputs[name] for name in names]
+    return chosen_draws(draws, repeats * sum(_operations("linear_cka", output, output, "flatten", 1) for output in shapes))
+
+
+def _task_rows(output: Tensor) -> int:
+    return max(FEWEST_ROWS, PER_FEATURE * tokens(output).shape[2])
 
 
 def _width(features: tuple[int, int]) -> str:

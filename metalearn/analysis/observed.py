@@ -19,7 +19,7 @@ from ..layers import is_inside, owners
 from ..learner import Learner
 from ..readouts import cosine_readout
 from ..representations import head_input, representations
-from .layerwise import Profile, compare_layers, sample
+from .layerwise import Profile, cca_draws, cca_of_task, cka_draws, compare_layers, sample
 from .matrices import real_tensor
 from .probes import ridge_readout
 
@@ -28,17 +28,18 @@ Outputs = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Observed:
-    """What is kept of one task: CKA as numbers, sampled rows for CCA, whether layers moved, and the scores on the queries.
+    """What is kept of one task: CKA and CCA as numbers, sampled rows for CCA of pooled tasks, whether layers moved, and the query scores.
 
     `scores` are the share of queries that are right, or for real targets the loss. `sizes` are ways (0 for real targets), and support
     and query examples a class (in all, for real targets). `constant` is what scores without features: 1 / ways, or the loss of
     predicting the mean of the support targets.
 
     `measured` has the numbers of every layer by the names of `LayerReuse`'s fields; `ceiling` and the rows in it are None and empty
-    where there is no other network to compare with.
+    where there is no other network to compare with, and so is `ceiling_cca`.
     """
 
     profile: Profile
+    cca: Profile
     sampled: dict[str, tuple[Tensor, ...]]
     unmoved: dict[str, bool]
     measured: dict[str, dict[str, float]]
@@ -46,6 +47,7 @@ class Observed:
     sizes: tuple[int, int, int]
     constant: float
     ceiling: Profile | None = None
+    ceiling_cca: Profile | None = None
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,19 @@ class Other:
         return seen
 
 
-def observe(learner: Learner, names: Sequence[str], task: Episode, *, rows: int, seed: int, index: int, other: Other | None) -> Observed:
-    """Adapt to the `index`-th task, and look at its query images through the named layers before and after."""
+def observe(
+    learner: Learner,
+    names: Sequence[str],
+    task: Episode,
+    *,
+    rows: int,
+    draws: int | None,
+    seed: int,
+    index: int,
+    tasks: int,
+    other: Other | None,
+) -> Observed:
+    """Adapt to the `index`-th of the tasks, and look at its query images through the named layers before and after."""
     check_examples(task, stacked=False)
     support, query = place(task, learner)
     regression = support.targets.is_floating_point()
@@ -95,7 +108,8 @@ def observe(learner: Learner, names: Sequence[str], task: Episode, *, rows: int,
     sides: list[Outputs] = [before, after, *([other.outputs(names, query.inputs)] if other else [])]
     moved = weights_moved(learner.model, names, initial, adapted.weights, first_gradients(learner, support))
     return Observed(
-        profile=compare_layers(before, after, seed=seed + index),
+        profile=compare_layers(before, after, draws=cka_draws(draws, before, names, tasks), seed=seed + index),
+        cca=cca_of_task(before, after, names, draws=cca_draws(draws, before, names, tasks), seed=seed + index),
         sampled={name: tuple(sample(side[name], rows, seed).cpu() for side in sides) for name in names},
         unmoved=unmoved,
         measured={name: {**moved[name], **_classes(before[name], after[name], query.targets, unmoved[name])} for name in names},
@@ -109,6 +123,7 @@ def observe(learner: Learner, names: Sequence[str], task: Episode, *, rows: int,
         sizes=(ways, len(support.targets) // max(ways, 1), len(query.targets) // max(ways, 1)),
         constant=score(support.targets.mean(0).expand_as(query.targets)) if regression else 1 / ways,
         ceiling=compare_layers(before, sides[2], layers=names, draws=0) if other else None,
+        ceiling_cca=cca_of_task(before, sides[2], names, draws=0, seed=seed + index) if other else None,
     )
 
 

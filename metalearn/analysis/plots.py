@@ -187,14 +187,14 @@ def _draw_profile(axes: Axes, reuses: Sequence[Reuse]) -> None:
     bottom = 0.0
     if len(same) == 1:
         layers = same[0].layers
-        cca = np.array([layer.cca for layer in layers])
+        cca, cca_widths = np.array([layer.cca for layer in layers]).T
         _floor(axes, x, [layer.cca_floor for layer in layers], "CCA by chance", hatch="////", colour="white")
         _floor(axes, x, [layer.cka_floor for layer in layers], "CKA by chance", colour="#c3cad3")
-        axes.plot(x, cca, **_look(1), label="CCA (tasks pooled)")
-        if len(same[0].seeds) > 1:
-            axes.errorbar(x, cca, [layer.cca_interval for layer in layers], fmt="none", ecolor=COLOURS[1], capsize=3)
+        mean_over = f"(mean over {'seeds' if same[0].seeds else 'tasks'})"
+        axes.errorbar(x, cca, cca_widths, **_look(1), capsize=3, label=f"CCA {mean_over}")
+        axes.plot(x, [layer.cca_pooled for layer in layers], **_look(2), alpha=0.6, label="CCA (tasks pooled)")
         _draw_ceiling(axes, x, layers)
-        curves = [(f"CKA (mean over {'seeds' if same[0].seeds else 'tasks'})", same[0])]
+        curves = [(f"CKA {mean_over}", same[0])]
     else:
         curves = [(reuse.name, reuse) for reuse in same]
         _floor(axes, x, [layer.cka_floor for layer in same[0].layers], "by chance", colour="#c3cad3")

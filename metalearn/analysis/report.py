@@ -12,25 +12,29 @@ from ..files import write_atomically
 from .checks import check_all
 from .converged import CRITERION
 from .freezing import SCALES, Estimate
+from .layerwise import corrected, shown_p
 from .reuse import LayerReuse, Reuse
 from .seeds import Spread
-from .similarity import Floor
+from .similarity import Floor, holm
 from .tables import aligned
 from .verdict import RULE, number, percent, points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LAYER_COLUMNS = ("layer", "CKA", "chance (95 %)", "n x d", "CCA", "chance (95 %)", "n x d")
-CEILING_COLUMNS = ("CKA, other seed", "CCA, other seed")
+LAYER_COLUMNS = ("layer", "CKA", "chance (95 %)", "p", "n x d")
+CCA_COLUMNS = ("layer", "CCA", "chance (95 %)", "n x d", "CCA, pooled", "chance (95 %)", "n x d")
+CEILING_COLUMNS = ("CKA, other seed",)
+CCA_CEILING_COLUMNS = ("CCA, other seed", "pooled, other seed")
 WEIGHT_COLUMNS = ("layer", "weights", "move by", "of their norm", "first gradient")
 CLASS_COLUMNS = ("layer", "one class, before", "after", "two classes, before", "after")
-SEED_COLUMNS = ("layer", "CKA", "CCA", "move by", "first gradient")
+SEED_COLUMNS = ("layer", "CKA", "CCA", "CCA, pooled", "move by", "first gradient")
 
 CONVENTION = (
     "CKA: debiased linear, per task on the query images, every image flattened, ± over tasks. CCA: mean canonical correlation, channels as "
-    "features, sampled positions of the query images of all tasks pooled, so that one linear map must fit every task. Chance: whole images "
-    "(CCA: whole tasks) of one side shuffled, median and 95 %."
+    "features and positions of the query images as examples (n in a task), per task as in Raghu et al. 2020, ± over tasks. CCA, pooled: "
+    "sampled positions of all tasks together, so that one linear map must fit every task; not comparable with theirs. Chance: whole images "
+    "(pooled: whole tasks) of one side shuffled, median and 95 %; "
 )
 CEILING = "Other seed: the same measures between this network and one trained from another seed, both before adaptation."
 WEIGHT_CONVENTION = (
@@ -57,6 +61,7 @@ def text(reuse: Reuse) -> str:
     if reuse.freezing:
         blocks.append(str(reuse.freezing))
     blocks.append(aligned(layer_columns(reuse), layer_rows(reuse)))
+    blocks.append(aligned(cca_columns(reuse), cca_rows(reuse)))
     if reuse.seeds:
         blocks.append(f"{spread_line(reuse)}\n{aligned(SEED_COLUMNS, seed_rows(reuse))}")
     blocks.append(aligned(WEIGHT_COLUMNS, weight_rows(reuse)))
@@ -178,6 +183,8 @@ def _section(reuse: Reuse, alone: bool) -> dict[str, Any]:
         "described": described(reuse),
         "layer_columns": layer_columns(reuse),
         "layers": layer_rows(reuse),
+        "cca_columns": cca_columns(reuse),
+        "cca": cca_rows(reuse),
         "conventions": " ".join(conventions(reuse)),
         "weights": weight_rows(reuse),
         "classes": class_rows(reuse),
@@ -213,7 +220,16 @@ def described(reuse: Reuse) -> str:
 def conventions(reuse: Reuse) -> list[str]:
     """How the similarities were taken: the measures, what ± is over, and the ceiling where there is one."""
     said = CONVENTION.replace("± over tasks", "mean over tasks, then over seeds, ± over seeds") if reuse.seeds else CONVENTION
+    said += _draws_in_words(reuse)
     return [said, *([CEILING] if any(layer.ceiling for layer in reuse.layers) else [])]
+
+
+def _draws_in_words(reuse: Reuse) -> str:
+    """How often each floor shuffled, and what the p values are."""
+    floors = [(layer.cka_floor.draws, layer.cca_floor.draws, layer.cca_pooled_floor.draws) for layer in reuse.layers]
+    cka, cca, pooled = map(max, zip(*floors, strict=True))
+    largest = ", the largest of any seed" if reuse.seeds else ""
+    return f"draws: CKA {cka}, CCA {cca}, pooled {pooled}. p of CKA: {corrected(cka)}{largest}."
 
 
 def spread_line(reuse: Reuse) -> str:
@@ -259,21 +275,42 @@ def layer_columns(reuse: Reuse) -> tuple[str, ...]:
 
 
 def layer_rows(reuse: Reuse) -> list[tuple[str, ...]]:
-    """The rows under `layer_columns`."""
-    return [_layer_row(layer) for layer in reuse.layers]
+    """The rows under `layer_columns`; p is corrected over the layers."""
+    adjusted = holm([layer.cka_p for layer in reuse.layers])
+    return [_layer_row(layer, p) for layer, p in zip(reuse.layers, adjusted, strict=True)]
 
 
-def _layer_row(layer: LayerReuse) -> tuple[str, ...]:
-    cca = Estimate(layer.cca, layer.cca_interval)
+def cca_columns(reuse: Reuse) -> tuple[str, ...]:
+    """The columns of `cca_rows`: `CCA_COLUMNS`, and the ceiling's where there is one."""
+    return (*CCA_COLUMNS, *(CCA_CEILING_COLUMNS if any(layer.ceiling for layer in reuse.layers) else ()))
+
+
+def cca_rows(reuse: Reuse) -> list[tuple[str, ...]]:
+    """The rows under `cca_columns`: CCA per task, and of the pooled tasks."""
+    return [_cca_row(layer) for layer in reuse.layers]
+
+
+def _layer_row(layer: LayerReuse, p: float) -> tuple[str, ...]:
     return (
         _name(layer),
         "1 by construction" if layer.unmoved and _known(layer.cka.mean) else _shown(layer.cka),
         _floor(layer.cka_floor),
+        shown_p(p),
         f"{layer.cka_size[0]} x {layer.cka_size[1]}",
-        _shown(cca) if _known(cca.interval) else f"{layer.cca:.3f}" if _known(layer.cca) else "-",
+        *((_shown(layer.ceiling.cka),) if layer.ceiling else ()),
+    )
+
+
+def _cca_row(layer: LayerReuse) -> tuple[str, ...]:
+    return (
+        _name(layer),
+        "1 by construction" if layer.unmoved and _known(layer.cca.mean) else _shown(layer.cca),
         _floor(layer.cca_floor),
         f"{layer.cca_size[0]} x {layer.cca_size[1]}",
-        *((_shown(layer.ceiling.cka), f"{layer.ceiling.cca:.3f}" if _known(layer.ceiling.cca) else "-") if layer.ceiling else ()),
+        _single(layer.cca_pooled),
+        _floor(layer.cca_pooled_floor),
+        f"{layer.cca_pooled_size[0]} x {layer.cca_pooled_size[1]}",
+        *((_shown(layer.ceiling.cca), _single(layer.ceiling.cca_pooled)) if layer.ceiling else ()),
     )
 
 
@@ -307,7 +344,8 @@ def seed_rows(reuse: Reuse) -> list[tuple[str, ...]]:
         (
             _name(layers[0]),
             shown([layer.cka.mean for layer in layers]),
-            shown([layer.cca for layer in layers]),
+            shown([layer.cca.mean for layer in layers]),
+            shown([layer.cca_pooled for layer in layers]),
             shown([layer.distance.mean for layer in layers], 4),
             shown([layer.gradient.mean for layer in layers], 4),
         )
@@ -369,6 +407,10 @@ def _name(layer: LayerReuse) -> str:
 
 def _shown(value: Estimate, form: str = ".3f") -> str:
     return value.shown(form) if _known(value.mean) else "-"
+
+
+def _single(value: float) -> str:
+    return f"{value:.3f}" if _known(value) else "-"
 
 
 def _length(value: Estimate) -> str:

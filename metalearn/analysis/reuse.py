@@ -18,12 +18,12 @@ from ..execution import in_threads
 from ..layers import body, is_inside, resolve
 from ..layers import layers as layer_names
 from ..learner import Learner
-from .checks import single_tasks
+from .checks import check_draws, single_tasks
 from .decomposition import Decomposition, decompose
 from .freezing import Estimate, Freezing, freezing, worse
 from .layerwise import LayerSimilarity, compare_layers
 from .observed import Observed, Other, observe, weights_of
-from .similarity import Floor
+from .similarity import Floor, p_value
 from .tables import Pictured, plain
 from .verdict import (
     UNCONVERGED_BOUND,
@@ -52,20 +52,24 @@ class Ceiling(NamedTuple):
     """What this layer shares with the same layer of an independently trained network, both before adaptation; over the same n x d."""
 
     cka: Estimate
-    cca: float
+    cca: Estimate
+    cca_pooled: float
 
 
 @dataclass(frozen=True)
 class LayerReuse:
     """One layer before and after the inner loop.
 
-    `cka` is debiased linear CKA, per task on the query images, with its interval over tasks, taken over `cka_size` (examples, features);
-    `cca` is the mean canonical correlation pooled over tasks, over `cca_size`. `unmoved` says that the outputs were equal bit for bit.
+    `cka` is debiased linear CKA, per task on the query images, with its interval over tasks, taken over `cka_size` (examples, features).
+    `cca` is the mean canonical correlation, per task too: positions of the query images as examples and channels as features, over
+    `cca_size` in a task, which is what Raghu et al. 2020 report. `cca_pooled` is that of all tasks pooled, so that one linear map must fit
+    them all: a smaller number, which is not theirs. Each has its floor. `cka_p` is the add-one p value of the mean over tasks, whose draws
+    are means over tasks too; tables print it corrected over layers. `unmoved` says that the outputs were equal bit for bit.
 
     `distance` is how far the layer's `weights` (their number) move, Euclidean, and `relative_distance` that over the norm they had;
     `gradient` is the norm of the gradient of the inner loss by them on the support set at the meta-initialisation, of those with a rate: 0
     where the layer has none (`has_rate`). `intra` and `inter` are the mean cosine between query features of one class and of two. `ceiling`
-    is None unless another network was given. `cca_interval` is over seeds: the tasks are pooled, so one learner gives none (NaN).
+    is None unless another network was given.
     """
 
     layer: str
@@ -74,9 +78,13 @@ class LayerReuse:
     cka: Estimate
     cka_floor: Floor
     cka_size: tuple[int, int]
-    cca: float
+    cka_p: float
+    cca: Estimate
     cca_floor: Floor
     cca_size: tuple[int, int]
+    cca_pooled: float
+    cca_pooled_floor: Floor
+    cca_pooled_size: tuple[int, int]
     weights: int
     has_rate: bool
     distance: Estimate
@@ -85,7 +93,6 @@ class LayerReuse:
     intra: BeforeAfter
     inter: BeforeAfter
     ceiling: Ceiling | None = None
-    cca_interval: float = float("nan")
     note: str = ""
 
 
@@ -170,16 +177,17 @@ def feature_reuse(
     name: str | None = None,
     seed: int = 0,
     rows: int = 30_000,
+    draws: int | None = None,
     progress: bool = False,
 ) -> Reuse:
     """Does the inner loop change the features, or reuse them? -> `Reuse`, after Raghu et al. 2020 (arXiv:1909.09157).
 
     Each layer's output on the query images is compared under the meta-initialisation and under the adapted weights: debiased linear CKA
-    per task, images flattened, and CCA with the tasks pooled, channels as features. The floor is the same measure with whole images (for
-    CCA: whole tasks) of one side shuffled. Beside it stand how far each layer's weights moved, how long their first gradient was, and how
-    close the features of one class and of two are. Then the body is frozen from the bottom up, with the head adapted by its own few
-    steps (the paper's table) and run to convergence, and the head is left out. What decides is what the body's change is worth to a
-    head that is given every chance (`Decomposition`, and the rule in `metalearn.analysis.verdict`).
+    per task, images flattened, and CCA, channels as features, per task as in the paper and with the tasks pooled. The floor is the same
+    measure with whole images (for pooled tasks: whole tasks) of one side shuffled. Beside it stand how far each layer's weights moved, how
+    long their first gradient was, and how close the features of one class and of two are. Then the body is frozen from the bottom up,
+    with the head adapted by its own few steps (the paper's table) and run to convergence, and the head is left out. What decides is what
+    the body's change is worth to a head that is given every chance (`Decomposition`, and the rule in `metalearn.analysis.verdict`).
 
     For regression (real targets) the learner's loss stands in place of the accuracy, and ridge regression in place of the cosine readout.
 
@@ -192,7 +200,9 @@ def feature_reuse(
             trainings of one kind share (Raghu et al. 2020, table 3).
         name: what to call it; by default the algorithm's name.
         seed: what the floor's draws depend on.
-        rows: about how many rows CCA keeps, by taking some positions of every image.
+        rows: about how many rows CCA of the pooled tasks keeps, by taking some positions of every image.
+        draws: how often each floor shuffles; by default 200 times if that is cheap over all tasks and layers, else 20 (`chosen_draws`). The
+            table prints the numbers.
         progress: show the progress on standard error.
 
     Raises:
@@ -200,11 +210,13 @@ def feature_reuse(
             another architecture or of the same weights.
     """
     tasks = single_tasks(episodes)
-    seen = _Seen(learner, layers, seed)
+    draws, seed = check_draws(draws, seed)
+    seen = _Seen(learner, layers, draws, seed)
     other = None if ceiling is None else _other(ceiling, learner)
 
     def work(one: Learner, i: int) -> Observed:
-        return observe(one, seen.names, tasks[i], rows=rows // len(tasks), seed=seed, index=i, other=other)
+        sizes: Any = {"rows": rows // len(tasks), "draws": draws, "tasks": len(tasks)}
+        return observe(one, seen.names, tasks[i], **sizes, seed=seed, index=i, other=other)
 
     with evaluation_mode([learner, *([other.learner] if other else [])]), torch.no_grad():
         with _progress.progress("before and after adaptation", len(tasks), unit="task", shown=progress) as advance:
@@ -261,11 +273,29 @@ def _taken_apart(
     )
 
 
+class _OverTasks:
+    """What one layer's similarities, one a task, say together: the mean of those that are defined, and its chance level."""
+
+    def __init__(self, rows: Sequence[LayerSimilarity]) -> None:
+        defined = [row for row in rows if not math.isnan(row.similarity)]
+        self.estimate = Estimate.of([row.similarity for row in defined or rows])
+        self.note = next((row.note for row in rows if row.note), "")
+        if defined and len(defined) < len(rows):
+            undefined = next(row.note for row in rows if math.isnan(row.similarity))
+            self.note = f"{len(rows) - len(defined)} of {len(rows)} tasks are left out: {undefined}"
+        # The draws of every task are averaged in the order in which they came, each average being one draw of the mean over tasks.
+        fewest = min(len(row.chance) for row in defined or rows)
+        chance = np.mean([row.chance[:fewest] for row in defined or rows], axis=0)
+        self.floor = Floor.of(chance)
+        self.p = p_value(self.estimate.mean, chance, math.prod(row.orders for row in defined or rows))
+        self.size = (rows[0].examples, rows[0].features[0])
+
+
 class _Seen:
     """The tasks seen, and what they say together."""
 
-    def __init__(self, learner: Learner, names: Sequence[str] | None, seed: int) -> None:
-        self.names, self.seed = list(names or layer_names(learner.model)), seed
+    def __init__(self, learner: Learner, names: Sequence[str] | None, draws: int | None, seed: int) -> None:
+        self.names, self.draws, self.seed = list(names or layer_names(learner.model)), draws, seed
         self.body = [name for name in self.names if not is_inside(name, learner.head)]
         self.weights = {name: weights_of(learner.model, resolve(learner.model, name)) for name in self.names}
         self.sizes = {name: parameter.numel() for name, parameter in learner.model.named_parameters()}
@@ -277,20 +307,25 @@ class _Seen:
         return [self._layer(name) for name in self.names]
 
     def _layer(self, name: str) -> LayerReuse:
-        per_task = [task.profile[name] for task in self.tasks]
+        cka = _OverTasks([task.profile[name] for task in self.tasks])
+        cca = _OverTasks([task.cca[name] for task in self.tasks])
         pooled = self._pooled(name, 1)
         measured = {key: Estimate.of([task.measured[name][key] for task in self.tasks]) for key in self.tasks[0].measured[name]}
-        note = next((row.note for row in per_task if row.note), "")
+        notes = (("CKA", cka.note), ("CCA", cca.note), ("CCA, pooled", pooled.note))
         return LayerReuse(
             layer=name,
             head=name not in self.body,
             unmoved=all(task.unmoved[name] for task in self.tasks),
-            cka=Estimate.of([row.similarity for row in per_task]),
-            cka_floor=Floor.of(np.mean([row.chance for row in per_task], axis=0)),
-            cka_size=(per_task[0].examples, per_task[0].features[0]),
-            cca=pooled.similarity,
-            cca_floor=pooled.floor,
-            cca_size=(pooled.examples, pooled.features[0]),
+            cka=cka.estimate,
+            cka_floor=cka.floor,
+            cka_size=cka.size,
+            cka_p=cka.p,
+            cca=cca.estimate,
+            cca_floor=cca.floor,
+            cca_size=cca.size,
+            cca_pooled=pooled.similarity,
+            cca_pooled_floor=pooled.floor,
+            cca_pooled_size=(pooled.examples, pooled.features[0]),
             weights=sum(self.sizes[weight] for weight in self.weights[name]),
             has_rate=not self.rated.isdisjoint(self.weights[name]),
             distance=measured["distance"],
@@ -299,19 +334,22 @@ class _Seen:
             intra=BeforeAfter(measured["intra_before"], measured["intra_after"]),
             inter=BeforeAfter(measured["inter_before"], measured["inter_after"]),
             ceiling=self._ceiling(name),
-            note="; ".join(dict.fromkeys(f"{kind}: {note}" for kind, note in (("CKA", note), ("CCA", pooled.note)) if note)),
+            note="; ".join(f"{kind}: {note}" for kind, note in notes if note),
         )
 
     def _ceiling(self, name: str) -> Ceiling | None:
-        found = [task.ceiling[name].similarity for task in self.tasks if task.ceiling]
-        return Ceiling(Estimate.of(found), self._pooled(name, 2, draws=0).similarity) if found else None
+        cka = [task.ceiling[name] for task in self.tasks if task.ceiling]
+        cca = [task.ceiling_cca[name] for task in self.tasks if task.ceiling_cca]
+        if not cka:
+            return None
+        return Ceiling(_OverTasks(cka).estimate, _OverTasks(cca).estimate, self._pooled(name, 2, draws=0).similarity)
 
-    def _pooled(self, name: str, side: int, draws: int = 20) -> LayerSimilarity:
+    def _pooled(self, name: str, side: int, draws: int | None = None) -> LayerSimilarity:
         """CCA of the pooled rows before adaptation with those after (side 1) or of the other network (side 2)."""
         first, second = (torch.cat([task.sampled[name][i] for task in self.tasks]) for i in (0, side))
         units = len(self.tasks) if len(self.tasks) > 1 else None
-        size = first.shape[0] * first.shape[1]
-        return compare_layers({name: first}, {name: second}, measure="cca", units=units, rows=size, draws=draws, seed=self.seed)[name]
+        options: Any = {"measure": "cca", "units": units, "rows": first.shape[0] * first.shape[1], "seed": self.seed}
+        return compare_layers({name: first}, {name: second}, **options, draws=self.draws if draws is None else draws)[name]
 
     def blocks(self, learner: Learner) -> list[str]:
         """The layers by which the body is frozen: those looked at, or all if the others move too."""

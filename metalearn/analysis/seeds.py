@@ -16,13 +16,14 @@ from ..evaluation import check_examples, evaluation_mode, place
 from ..layers import body
 from ..learner import Learner
 from ..representations import representations
-from .checks import check_all, single_tasks
+from .checks import check_all, check_draws, single_tasks
 from .freezing import Freezing, freezing
-from .layerwise import Profile, compare_layers, sample
+from .layerwise import Profile, cca_draws, cca_of_task, compare_layers, sample
 from .tables import aligned, plain
 
 MEASURES = {
-    "cca": "mean CCA, positions as examples and channels as features, the tasks pooled",
+    "cca": "mean CCA, positions as examples and channels as features, mean over tasks: the paper's",
+    "cca_pooled": "the same with the tasks pooled, so that one linear map must fit every task: not the paper's",
     "cka": "debiased linear CKA, images flattened, mean over tasks",
     "cka_biased": "biased linear CKA, images flattened, mean over tasks: high by chance where features outnumber images",
 }
@@ -119,7 +120,7 @@ def freezing_over_seeds(
 class BetweenGroups:
     """How alike the networks of two groups are: per layer and over the body, by measure (`MEASURES`), spread over `pairs` of networks.
 
-    `floor` is the same with whole images (for CCA whole tasks) of one side shuffled: the median, averaged over pairs and layers.
+    `floor` is the same with whole images (for pooled tasks whole tasks) of one side shuffled: the median, averaged over pairs and layers.
     """
 
     groups: tuple[str, str]
@@ -136,6 +137,7 @@ class Between:
     rows: tuple[BetweenGroups, ...]
     tasks: int
     adapted: bool
+    draws: int
 
     def __getitem__(self, groups: tuple[str, str]) -> BetweenGroups:
         for row in self.rows:
@@ -153,7 +155,9 @@ class Between:
             for row in self.rows
         ]
         said = "after adaptation to each task" if self.adapted else "at the meta-initialisation"
-        said = f"{self.tasks} tasks, {said}; mean over the body's layers; ± is the standard deviation over pairs of networks"
+        said = (
+            f"{self.tasks} tasks, {said}; mean over the body's layers; ± is the std over pairs of networks; {self.draws} draws for chance"
+        )
         return "\n".join([aligned(("networks", "pairs", *MEASURES), rows), f"({said})", *(f"{k}: {text}" for k, text in MEASURES.items())])
 
     def to_dict(self) -> dict[str, Any]:
@@ -169,7 +173,7 @@ def similarity_between(
     adapted: bool = True,
     by_seed: bool = True,
     rows: int = 30_000,
-    draws: int = 5,
+    draws: int | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Between:
@@ -185,8 +189,9 @@ def similarity_between(
         adapted: compare the networks as each learner's own inner loop adapts them to the task; False: at the meta-initialisation.
         by_seed: the i-th learner of every group comes from seed i. Those share their initial weights, so that they are not independent
             and not paired across groups; False pairs them too.
-        rows: about how many rows CCA keeps, by taking some positions of every image.
-        draws: how often the floor of each pair shuffles.
+        rows: about how many rows CCA of the pooled tasks keeps, by taking some positions of every image.
+        draws: how often the floor of each pair shuffles; by default 200 times if that is cheap over all tasks, pairs and layers, else 20
+            (`chosen_draws`).
         seed: what the floor and the positions depend on.
         progress: show the progress on standard error.
 
@@ -204,12 +209,13 @@ def similarity_between(
             "there are no two networks of different seeds to compare; give a group two or more learners (or by_seed=False, where networks "
             "of two groups do not share their initial weights)"
         )
+    draws, seed = check_draws(draws, seed)
     names = list(layers) if layers is not None else body(members[0][1].model, members[0][1].head)
     if not names:
         raise ValueError(f"{members[0][0]} has no layer but its head; name what to compare with layers=")
     tasks = single_tasks(episodes)
     every = sorted({pair for found in paired.values() for pair in found})
-    per_task: dict[tuple[int, int], list[tuple[Profile, Profile]]] = {pair: [] for pair in every}
+    per_task: dict[tuple[int, int], list[dict[str, Profile]]] = {pair: [] for pair in every}
     sampled: list[dict[str, list[Tensor]]] = [{name: [] for name in names} for _ in members]
     with (
         evaluation_mode([learner for _, learner in members]),
@@ -221,18 +227,26 @@ def similarity_between(
             for outputs, kept in zip(seen, sampled, strict=True):
                 for name in names:
                     kept[name].append(sample(outputs[name], rows // len(tasks), seed).cpu())
+            if draws is None:  # decided once, by the first task
+                draws = cca_draws(draws, seen[0], names, len(tasks) * len(every))
             for a, b in every:
-                both = (compare_layers(seen[a], seen[b], layers=names, draws=draws, seed=seed + i, debiased=d) for d in (True, False))
-                per_task[a, b].append((next(both), next(both)))
+                options: Any = {"draws": draws, "seed": seed + i}
+                per_task[a, b].append(
+                    {
+                        "cca": cca_of_task(seen[a], seen[b], names, **options),
+                        "cka": compare_layers(seen[a], seen[b], layers=names, **options),
+                        "cka_biased": compare_layers(seen[a], seen[b], layers=names, **options, debiased=False),
+                    }
+                )
             advance()
     pooled = [{name: torch.cat(parts) for name, parts in kept.items()} for kept in sampled]
     units = len(tasks) if len(tasks) > 1 else None
-    cca = {
+    of_pooled = {
         (a, b): compare_layers(pooled[a], pooled[b], layers=names, measure="cca", units=units, rows=10**9, draws=draws, seed=seed)
         for a, b in every
     }
-    found = [_between(pair, [(cca[p], per_task[p]) for p in pairs], names) for pair, pairs in paired.items()]
-    return Between(tuple(found), len(tasks), adapted)
+    found = [_between(pair, [(of_pooled[p], per_task[p]) for p in pairs], names) for pair, pairs in paired.items()]
+    return Between(tuple(found), len(tasks), adapted, int(draws or 0))
 
 
 def _outputs(learner: Learner, task: Episode, names: Sequence[str], adapted: bool) -> dict[str, Tensor]:
@@ -245,15 +259,15 @@ def _outputs(learner: Learner, task: Episode, names: Sequence[str], adapted: boo
 
 
 def _between(
-    groups: tuple[str, str], pairs: Sequence[tuple[Profile, Sequence[tuple[Profile, Profile]]]], names: Sequence[str]
+    groups: tuple[str, str], pairs: Sequence[tuple[Profile, Sequence[Mapping[str, Profile]]]], names: Sequence[str]
 ) -> BetweenGroups:
-    """One row from the profiles of its pairs: each CCA over pooled tasks, and CKA of both kinds task by task."""
+    """One row from the profiles of its pairs: each CCA over pooled tasks, and the other measures task by task."""
     values: dict[str, dict[str, list[float]]] = {measure: {name: [] for name in names} for measure in MEASURES}
     floors: dict[str, list[float]] = {measure: [] for measure in MEASURES}
-    for cca, tasks in pairs:
+    for pooled, tasks in pairs:
         for name in names:
-            kinds = {"cca": [cca[name]], "cka": [one[name] for one, _ in tasks], "cka_biased": [other[name] for _, other in tasks]}
-            for measure, found in kinds.items():
+            for measure in MEASURES:
+                found = [pooled[name]] if measure == "cca_pooled" else [task[measure][name] for task in tasks]
                 values[measure][name].append(sum(row.similarity for row in found) / len(found))
                 floors[measure].append(sum(row.floor.median for row in found) / len(found))
     over_body = {m: [sum(column) / len(names) for column in zip(*by_layer.values(), strict=True)] for m, by_layer in values.items()}

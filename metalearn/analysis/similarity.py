@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any, NamedTuple, Protocol
@@ -25,6 +25,10 @@ from .checks import check_draws, check_units, is_number, is_whole
 from .matrices import Activations, Matrix, activations, enough
 
 CCA_FAMILY = ("cca", "svcca", "pwcca")
+MANY_DRAWS = 200
+FEW_DRAWS = 20
+CHEAP = 2e9  # floating-point operations
+GATHERED = 2**21  # entries of shuffled matrices that are held at a time
 
 
 class Undefined(ValueError):
@@ -168,22 +172,112 @@ def subspace(x: Matrix, y: Matrix, k: int) -> float:
 
 
 class Floor(NamedTuple):
-    """What unrelated features score: `median` and 95 % quantile `upper` of the measure with one side shuffled.
+    """What unrelated features score: `median` and 95 % quantile `upper` of the measure with one side shuffled `draws` times.
 
     Examples are shuffled, or neurons where the measure is `subspace`.
     """
 
     median: float
     upper: float
+    draws: int = 0
 
     @classmethod
-    def of(cls, draws: np.ndarray) -> Floor:
+    def of(cls, values: np.ndarray) -> Floor:
         """The floor from shuffled values (draws,); NaN where there are none."""
-        return cls(float(np.median(draws)), float(np.quantile(draws, 0.95))) if len(draws) else cls(float("nan"), float("nan"))
+        if not len(values):
+            return cls(math.nan, math.nan)
+        return cls(float(np.median(values)), float(np.quantile(values, 0.95)), len(values))
+
+
+def p_value(similarity: float, chance: np.ndarray, orders: float = math.inf) -> float:
+    """The add-one p value of a similarity under chance: `(1 + #{draw >= similarity}) / (1 + draws)`, never 0.
+
+    Draws that equal the similarity but for rounding count as reaching it.
+
+    Args:
+        similarity: the measured value.
+        chance: (draws,) the values with one side shuffled.
+        orders: how many different shuffles there are. Repeating one is no further evidence, so p is at least `1 / (1 + orders)`.
+
+    Returns:
+        The p value; NaN without a similarity or without draws.
+
+    Example:
+        >>> p_value(0.9, np.array([0.1, 0.3, 0.2, 0.95]))  # 1 of 4 draws reaches it
+        0.4
+    """
+    if not len(chance) or math.isnan(similarity) or np.isnan(chance).any():
+        return math.nan
+    reached = int((chance >= similarity - 1e-9).sum())
+    return max((1 + reached) / (1 + len(chance)), 1 / (1 + orders))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P values corrected for their number (Holm 1979): the chance of any false positive stays below the level they are compared with.
+
+    NaN stays NaN and does not count.
+
+    Example:
+        >>> holm([0.01, 0.04, float("nan"), 0.03])
+        [0.03, 0.06, nan, 0.06]
+    """
+    adjusted = [math.nan] * len(p_values)
+    known = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
+    largest = 0.0
+    for rank, (p, i) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - rank) * p))
+        adjusted[i] = largest
+    return adjusted
+
+
+def arrangements(units: int) -> float:
+    """How many orders of `units` the floor draws from: cycles through all of them, (units - 1)!; none for a single one.
+
+    Example:
+        >>> arrangements(1), arrangements(2), arrangements(4)
+        (0.0, 1.0, 6.0)
+    """
+    return math.gamma(min(units, 100)) if units > 1 else 0.0
+
+
+def operations(name: str, examples: int, features: tuple[int, int]) -> float:
+    """About how many floating-point operations one draw of the floor takes, with both sides decomposed already.
+
+    Example:
+        >>> operations("cca", 300, (32, 32)) * MANY_DRAWS < CHEAP < operations("cca", 30_000, (512, 512)) * MANY_DRAWS
+        True
+    """
+    x, y = features
+    products = 2.0 * examples * x * y
+    if name in CCA_FAMILY or name == "procrustes":
+        return products + 20.0 * min(x, y, examples) ** 3  # and the singular values of a square matrix
+    if name == "subspace":
+        return 2.0 * x * y
+    pairs = 2.0 * examples**2  # half of the pairs of examples, whose look-up takes longer than the product
+    return min(products, pairs) if name == "linear_cka" else pairs
+
+
+def chosen_draws(draws: int | None, operations: float) -> int:
+    """How often the floor shuffles: `draws` if given; otherwise 200 times if that is cheap, and 20 times if not.
+
+    Cheap means at most 2e9 operations in all, which is about a second of one core. The rule counts operations instead of taking the time,
+    so the same call gives the same numbers everywhere. Of unrelated pairs, 8 % exceed the 95 % quantile of 20 draws and 5 % that of 200.
+
+    Args:
+        draws: the number that was given, or None.
+        operations: of one draw, over everything that is shuffled.
+
+    Example:
+        >>> chosen_draws(None, 1e6), chosen_draws(None, 1e9), chosen_draws(7, 1e9)
+        (200, 20, 7)
+    """
+    if draws is not None:
+        return draws
+    return MANY_DRAWS if MANY_DRAWS * operations <= CHEAP else FEW_DRAWS
 
 
 def measured(
-    name: str, x: Matrix, y: Matrix, *, units: int | None = None, draws: int = 20, seed: int = 0, **options: Any
+    name: str, x: Matrix, y: Matrix, *, units: int | None = None, draws: int | None = None, seed: int = 0, **options: Any
 ) -> tuple[float, np.ndarray]:
     """A similarity and its values with whole units of `y` shuffled -> (similarity, (draws,)).
 
@@ -195,6 +289,8 @@ def measured(
         name: a measure by its function's name, such as "cca" or "linear_cka"; `options` are that function's.
         x, y: (examples, features), as many examples in both.
         units: how many blocks the rows are made of; each row is one by default.
+        draws: how often `y` is shuffled; by default 200 times if that is cheap, else 20 (`chosen_draws`).
+        seed: what the draws depend on.
 
     Example:
         >>> x = torch.randn(300, 5, generator=torch.Generator().manual_seed(0))
@@ -208,9 +304,10 @@ def measured(
     units = rows if units is None else units
     draws, seed = check_draws(draws, seed)
     check_units(units, rows)
+    draws = chosen_draws(draws, operations(name, rows, (left.values.shape[1], right.values.shape[1])))
     generator = torch.Generator().manual_seed(seed)
-    orders = (rearranged(rows, units, generator) for _ in range(draws if units > 1 else 0))
-    chance = np.array([before.similarity(after.shuffled(order, generator)) for order in orders])
+    orders = rearranged(rows, units, draws if units > 1 else 0, generator).to(left.values.device)
+    chance = before.chance(after, orders, generator).clamp(max=1.0).cpu().numpy()
     # The same numbers are the same network: exactly 1, without the last bit of a square root.
     return (1.0 if same(left, right) else before.similarity(after)), chance
 
@@ -246,13 +343,32 @@ class Form(Protocol):
     def similarity(self, other: Any) -> float:
         """The measure's value against the other side."""
 
-    def shuffled(self, order: Tensor, generator: torch.Generator) -> Any:
-        """The same with its examples in another order; where that changes nothing, its neurons in one from the generator."""
+    def chance(self, other: Any, orders: Tensor, generator: torch.Generator) -> Tensor:
+        """The values with the other side's examples in each of `orders` (draws, examples) -> (draws,).
+
+        If that changes nothing, its neurons are shuffled by the generator.
+        """
 
 
-def rearranged(rows: int, units: int, generator: torch.Generator) -> Tensor:
-    """An order of `rows` (rows,) in which none of its `units` equal consecutive blocks keeps its place, each kept whole."""
-    return torch.arange(rows).reshape(units, -1)[_derangement(units, generator)].flatten()
+def rearranged(rows: int, units: int, draws: int, generator: torch.Generator) -> Tensor:
+    """Orders of `rows` (draws, rows) in which none of its `units` equal consecutive blocks keeps its place, each kept whole.
+
+    With few units, plain permutations would leave some matched.
+    """
+    turns = torch.rand(draws, units, generator=generator).argsort(1)  # (draws, units), a random permutation in each row
+    # Every unit is replaced by the one before it in that permutation.
+    blocks = torch.empty_like(turns).scatter_(1, turns, turns.roll(1, 1))
+    return torch.arange(rows).reshape(units, -1)[blocks].flatten(1)
+
+
+def _shuffled(rows: Tensor, orders: Tensor) -> Iterator[Tensor]:
+    """(examples, features) in each of `orders` (draws, examples) -> (draws, examples, features), some draws at a time."""
+    for some in orders.split(max(1, GATHERED // rows.numel())):
+        yield rows[some]
+
+
+def _joined(values: Iterable[Tensor], like: Tensor) -> Tensor:
+    return torch.cat([like.new_zeros(0), *values])
 
 
 @dataclass(frozen=True)
@@ -268,8 +384,11 @@ class _Directions:
         cross = self.basis.T @ other.basis
         return weighted_correlation(cross, self.coordinates, max(self.ties, other.ties)) if self.weighted else mean_correlation(cross)
 
-    def shuffled(self, order: Tensor, generator: torch.Generator) -> _Directions:
-        return replace(self, basis=self.basis[order.to(self.basis.device)])
+    def chance(self, other: _Directions, orders: Tensor, generator: torch.Generator) -> Tensor:
+        if self.weighted:
+            return self.basis.new_tensor([self.similarity(replace(other, basis=other.basis[order])) for order in orders])
+        crosses = (self.basis.T @ bases for bases in _shuffled(other.basis, orders))  # (draws, directions of x, directions of y)
+        return _joined((torch.linalg.svdvals(cross).clamp(0, 1).mean(1) for cross in crosses), self.basis)
 
 
 def mean_correlation(cross: Tensor) -> float:
@@ -310,9 +429,14 @@ class _Gram:
     def similarity(self, other: _Gram) -> float:
         return min(1.0, float((self.kernel * other.kernel).sum()))
 
-    def shuffled(self, order: Tensor, generator: torch.Generator) -> _Gram:
-        order = order.to(self.kernel.device)
-        return _Gram(self.kernel[order][:, order])
+    def chance(self, other: _Gram, orders: Tensor, generator: torch.Generator) -> Tensor:
+        n = len(self.kernel)
+        i, j = torch.tril_indices(n, n, device=self.kernel.device)
+        # Kernels are symmetric: a pair below the diagonal stands for two.
+        weights = torch.where(i == j, 1.0, 2.0).to(self.kernel) * self.kernel[i, j]  # (pairs,)
+        entries = other.kernel.flatten()
+        some = orders.split(max(1, GATHERED // len(i)))
+        return _joined((entries[order[:, i] * n + order[:, j]] @ weights for order in some), self.kernel)
 
 
 @dataclass(frozen=True)
@@ -333,8 +457,14 @@ class _Columns:
     def similarity(self, other: _Columns) -> float:
         return min(1.0, self.alignment(other))
 
-    def shuffled(self, order: Tensor, generator: torch.Generator) -> _Columns:
-        return replace(self, columns=self.columns[order.to(self.columns.device)])
+    def chance(self, other: _Columns, orders: Tensor, generator: torch.Generator) -> Tensor:
+        shuffled = _shuffled(other.columns, orders)
+        crosses = _joined(((self.columns.T @ columns).square().sum((1, 2)) for columns in shuffled), self.columns)
+        return self._debiased(other, crosses, orders) if self.debiased else crosses
+
+    def _debiased(self, other: _Columns, crosses: Tensor, orders: Tensor) -> Tensor:
+        n, rows_x, rows_y = len(self.columns), self.columns.square().sum(1), other.columns.square().sum(1)
+        return crosses - n / (n - 2) * (rows_y[orders] @ rows_x) + rows_x.sum() * rows_y.sum() / ((n - 1) * (n - 2))
 
 
 @dataclass(frozen=True)
@@ -346,8 +476,9 @@ class _Shape:
     def similarity(self, other: _Shape) -> float:
         return min(1.0, float(torch.linalg.svdvals(self.columns.T @ other.columns).sum()))
 
-    def shuffled(self, order: Tensor, generator: torch.Generator) -> _Shape:
-        return _Shape(self.columns[order.to(self.columns.device)])
+    def chance(self, other: _Shape, orders: Tensor, generator: torch.Generator) -> Tensor:
+        crosses = (self.columns.T @ columns for columns in _shuffled(other.columns, orders))
+        return _joined((torch.linalg.svdvals(cross).sum(1) for cross in crosses), self.columns)
 
 
 @dataclass(frozen=True)
@@ -371,8 +502,9 @@ class Principal:
     def similarity(self, other: Principal) -> float:
         return min(1.0, float((self.axes.T @ other.axes).square().sum()))
 
-    def shuffled(self, order: Tensor, generator: torch.Generator) -> Principal:
-        return Principal(self.axes[torch.randperm(len(self.axes), generator=generator).to(self.axes.device)])
+    def chance(self, other: Principal, orders: Tensor, generator: torch.Generator) -> Tensor:
+        neurons = [torch.randperm(len(self.axes), generator=generator).to(self.axes.device) for _ in orders]
+        return self.axes.new_tensor([self.similarity(Principal(other.axes[order])) for order in neurons])
 
 
 def _similarity(name: str, x: Matrix, y: Matrix, **options: Any) -> float:
@@ -382,14 +514,6 @@ def _similarity(name: str, x: Matrix, y: Matrix, **options: Any) -> float:
 def same(x: Activations, y: Activations) -> bool:
     """Whether two matrices hold the same numbers."""
     return x.values.shape == y.values.shape and bool(torch.equal(x.values, y.values.to(x.values.device)))
-
-
-def _derangement(units: int, generator: torch.Generator) -> Tensor:
-    """A random order in which nothing keeps its place: with few units, a plain permutation would leave some matched."""
-    turn = torch.randperm(units, generator=generator)
-    order = torch.empty_like(turn)
-    order[turn] = turn.roll(1)
-    return order
 
 
 def _centred(x: Activations, name: str, fewest: int = 2, constant: bool = False) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import textwrap
 import warnings
@@ -18,10 +19,10 @@ from ..evaluation import evaluation_mode
 from ..forward import Inputs, arguments
 from ..layers import layers
 from ..representations import _split, layer_output
-from .batches import ToInputs, count, inputs_of, loader_of, place, running
+from .batches import ToInputs, count, inputs_of, is_one_batch, loader_of, place, running
 from .checks import check_draws, check_kind, listed
 from .matrices import Rounding, real_tensor
-from .similarity import Floor, rearranged
+from .similarity import Floor, chosen_draws, rearranged
 from .tables import Pictured, plain
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class SimilarityMap(Pictured):
     @property
     def floor(self) -> Floor:
         """Median and 95 % quantile of what unrelated layers score, over all pairs and draws."""
-        return Floor.of(self.chance[np.isfinite(self.chance)])
+        return Floor.of(self.chance[np.isfinite(self.chance)])._replace(draws=len(self.chance))
 
     def __getitem__(self, pair: tuple[str, str]) -> float:
         for layer, known in zip(pair, (self.layers_a, self.layers_b), strict=True):
@@ -83,7 +84,10 @@ class SimilarityMap(Pictured):
             *self.notes,
         ]
         if np.isfinite(self.floor.median):
-            told[1] += f"; with one side's images shuffled {self.floor.median:.3f} (median) and {self.floor.upper:.3f} (95 %)"
+            told[1] += (
+                f"; with one side's images shuffled ({len(self.chance)} draws) {self.floor.median:.3f} (median) "
+                f"and {self.floor.upper:.3f} (95 %)"
+            )
         wrapped = [part for line in told for part in textwrap.wrap(line, 120, break_long_words=False)]
         return "\n".join([header, *rows, *wrapped]).replace("\N{NO-BREAK SPACE}", " ")
 
@@ -107,7 +111,7 @@ def similarity_map(
     layers_b: Sequence[str] | None = None,
     *,
     to_inputs: ToInputs | None = None,
-    draws: int = 20,
+    draws: int | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> SimilarityMap:
@@ -130,7 +134,9 @@ def similarity_map(
             that begins with the inputs: a tensor, a dictionary, or a tuple of inputs by position.
         to_inputs: from a batch to what the networks are called with, for batches of any other form.
         layers_a, layers_b: names of modules, or of one entry of what they put out ("lstm:0"); by default `metalearn.layers(network)`.
-        draws, seed: how often the floor shuffles the images of `b` within each batch, and what its draws depend on.
+        draws: how often the floor shuffles the images of `b` within each batch; by default 200 times if that is cheap over all pairs of
+            layers and batches, else 20 (`chosen_draws`; 20 for a loader without a length). The table prints the number.
+        seed: what the floor's draws depend on.
         progress: show the progress on standard error, where the loader has a length.
 
     Raises:
@@ -149,17 +155,26 @@ def similarity_map(
     draws, seed = check_draws(draws, seed)
     paths_a, paths_b = _paths(a, layers_a, "a"), _paths(b, layers_b, "b")
     _same_device(a, b)
-    sums = _Sums(list(paths_a), list(paths_b), draws, seed)
+    sums: _Sums | None = None
     read_a, read_b = _Reader(a, "a", paths_a | paths_b if a is b else paths_a), _Reader(b, "b", paths_b)
-    total = operator.length_hint(loader, 0)
+    total = 1 if is_one_batch(loader) else operator.length_hint(loader, 0)
     shown = progress and total > 0
     with evaluation_mode([a, b]), torch.no_grad(), _progress.progress("similarity map", total, unit="batch", shown=shown) as advance:
         for inputs in _batches(loader, to_inputs):
             left = read_a(inputs)
             right = left if a is b else read_b(inputs)
+            if sums is None:
+                chosen = chosen_draws(draws, (total or math.inf) * _operations(count(inputs), len(paths_a), len(paths_b)))
+                sums = _Sums(list(paths_a), list(paths_b), chosen, seed)
             sums.add(left, right, count(inputs))
             advance()
+    assert sums is not None  # `_batches` raises where there is none
     return sums.map((type(a).__name__, type(b).__name__))
+
+
+def _operations(images: int, layers_a: int, layers_b: int) -> float:
+    """Of one draw in one batch: every pair of images is looked up in each layer of b, which takes about four, and multiplied."""
+    return images**2 / 2 * layers_b * (4 + 2 * layers_a)
 
 
 class _Sums:
@@ -186,7 +201,9 @@ class _Sums:
     def _add_chance(self, left: Tensor, right: Tensor, images: int) -> None:
         if not len(self.chance):
             return
-        orders = torch.stack([_shuffled_pairs(rearranged(images, images, self.generator)) for _ in self.chance], 1).to(right.device)
+        orders = torch.stack([_shuffled_pairs(order) for order in rearranged(images, images, len(self.chance), self.generator)], 1).to(
+            right.device
+        )
         total = torch.zeros(len(left), len(self.chance) * right.shape[1], dtype=torch.float64, device=right.device)
         for part, order in zip(left.split(PAIRS, 1), orders.split(PAIRS), strict=True):
             total += part @ right.index_select(0, order.flatten()).view(len(order), -1)

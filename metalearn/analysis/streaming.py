@@ -9,7 +9,7 @@ way for a kernel that is not linear.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checks import check_draws, check_units
+from .checks import check_count, check_seed, check_units
 from .matrices import SINGLE, Activations, Matrix, Rounding, activations
 from .similarity import (
     Principal,
@@ -78,8 +78,8 @@ class Streaming:
 
     def __init__(self, measure: str, *, minibatch: bool = False, draws: int = 0, seed: int = 0, **options: Any) -> None:
         _check_options(measure, minibatch, options)
-        draws, seed = check_draws(draws, seed)
-        self.measure, self.minibatch, self.draws, self.seed, self.options = measure, minibatch, draws, seed, options
+        self.measure, self.minibatch, self.options = measure, minibatch, options
+        self.draws, self.seed = check_count(draws), check_seed(seed)
         self.reset()
 
     def reset(self) -> None:
@@ -108,7 +108,8 @@ class Streaming:
         check_units(units, rows)
         generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.batches)
         draws = 0 if self.measure == "subspace" else self.draws
-        orders = [self._order(rows, units, generator).to(left.values.device) for _ in range(draws)]
+        stays = torch.arange(rows).expand(draws, -1)
+        orders = (rearranged(rows, units, draws, generator) if units > 1 else stays).to(left.values.device)
         self._add(self._batch(left, right, orders), rows, 1, widths, same(left, right), units > 1)
 
     def merge(self, other: Streaming) -> Streaming:
@@ -142,14 +143,11 @@ class Streaming:
         if self.measure == "subspace":
             generator = torch.Generator().manual_seed(self.seed)
             before, after = _axes(sums, **self.options)
-            return np.array([before.similarity(after.shuffled(torch.empty(0), generator)) for _ in range(self.draws)])
+            return before.chance(after, torch.empty(self.draws, 0), generator).cpu().numpy()
         value = self._value()
         return np.array([value(cross) for cross in sums.shuffled if self.shuffled])
 
-    def _order(self, rows: int, units: int, generator: torch.Generator) -> Tensor:
-        return rearranged(rows, units, generator) if units > 1 else torch.arange(rows)
-
-    def _batch(self, left: Activations, right: Activations, orders: Iterable[Tensor]) -> _Moments | _Terms:
+    def _batch(self, left: Activations, right: Activations, orders: Tensor) -> _Moments | _Terms:
         if self.minibatch:
             return _Terms.of(self._kernel(left, "x"), self._kernel(right, "y"), orders)
         x, y = left.values, right.values
@@ -312,7 +310,7 @@ class _Terms:
     shuffled: Tensor
 
     @classmethod
-    def of(cls, k: Tensor, m: Tensor, orders: Iterable[Tensor]) -> _Terms:
+    def of(cls, k: Tensor, m: Tensor, orders: Tensor) -> _Terms:
         """The terms of one batch from its centred kernels."""
         shuffled = [(k * m[order][:, order]).sum() for order in orders]
         return cls((k * k).sum(), (m * m).sum(), (k * m).sum(), torch.stack(shuffled) if shuffled else k.new_zeros(0))

@@ -26,7 +26,7 @@ def over_seeds(reuses: Sequence[Reuse]) -> Reuse:
 
     The interval is Student's, `t(0.975, seeds - 1) std(ddof=1) / sqrt(seeds)`; the single answers stay in `seeds`, and the tables print
     the standard deviation too, which is what the papers' ± is. The verdict is the rule on these means and intervals. Floors are means over
-    seeds.
+    seeds, and a layer's p value is the largest of any seed.
 
     Args:
         reuses: what `feature_reuse` returned for each seed, on the same tasks.
@@ -149,23 +149,36 @@ def _layer(layers: Sequence[LayerReuse]) -> LayerReuse:
     def pool(pick: Callable[[LayerReuse], Estimate]) -> Estimate:
         return _pooled([pick(layer) for layer in layers])
 
-    first, cca = layers[0], Estimate.of([layer.cca for layer in layers])
+    first = layers[0]
     ceilings = [layer.ceiling for layer in layers if layer.ceiling]
     return replace(
         first,
         unmoved=all(layer.unmoved for layer in layers),
         cka=pool(lambda layer: layer.cka),
-        cka_floor=Floor(*np.mean([layer.cka_floor for layer in layers], axis=0).tolist()),
-        cca=cca.mean,
-        cca_interval=cca.interval,
-        cca_floor=Floor(*np.mean([layer.cca_floor for layer in layers], axis=0).tolist()),
+        cka_floor=_floor([layer.cka_floor for layer in layers]),
+        cka_p=float(np.max([layer.cka_p for layer in layers])),
+        cca=pool(lambda layer: layer.cca),
+        cca_floor=_floor([layer.cca_floor for layer in layers]),
+        cca_pooled=float(np.mean([layer.cca_pooled for layer in layers])),
+        cca_pooled_floor=_floor([layer.cca_pooled_floor for layer in layers]),
         distance=pool(lambda layer: layer.distance),
         relative_distance=pool(lambda layer: layer.relative_distance),
         gradient=pool(lambda layer: layer.gradient),
         intra=BeforeAfter(pool(lambda layer: layer.intra.before), pool(lambda layer: layer.intra.after)),
         inter=BeforeAfter(pool(lambda layer: layer.inter.before), pool(lambda layer: layer.inter.after)),
-        ceiling=Ceiling(_pooled([one.cka for one in ceilings]), float(np.mean([one.cca for one in ceilings]))) if ceilings else None,
+        ceiling=_ceiling(ceilings) if ceilings else None,
     )
+
+
+def _ceiling(ceilings: Sequence[Ceiling]) -> Ceiling:
+    pooled = float(np.mean([ceiling.cca_pooled for ceiling in ceilings]))
+    return Ceiling(_pooled([ceiling.cka for ceiling in ceilings]), _pooled([ceiling.cca for ceiling in ceilings]), pooled)
+
+
+def _floor(floors: Sequence[Floor]) -> Floor:
+    """The mean of floors over seeds; every seed has as many draws."""
+    median, upper, draws = np.mean(floors, axis=0).tolist()
+    return Floor(median, upper, round(draws))
 
 
 def _freezing(tables: Sequence[Freezing]) -> Freezing:
