@@ -31,7 +31,7 @@ def reuse(
     algorithms: Listed = "maml,anil,nil",
     checkpoint: str | None = None,
     report: str = "report.html",
-    analysed_tasks: int = 100,
+    analysed_tasks: int = 60,
     trust_model: bool = False,
     progress: bool = True,
     **settings: Any,
