@@ -478,7 +478,7 @@ def _finish(axes: Axes, columns: int) -> None:
     inches = 0.55 if axes.get_xlabel() else 0.4
     rotated = [len(label.get_text()) for label in axes.get_xticklabels() if label.get_rotation()]
     inches += 0.051 * max(rotated, default=0)  # the height of a letter in a label turned by 40 degrees
-    below = axes.transAxes + ScaledTranslation(0, -inches, axes.get_figure(root=True).dpi_scale_trans)
+    below = axes.transAxes + ScaledTranslation(0, -inches, axes.figure.dpi_scale_trans)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=below, ncols=columns, borderaxespad=0.2)
 
 
