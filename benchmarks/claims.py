@@ -338,6 +338,42 @@ def same_seconds() -> list[str]:
     return ["24", *(str(newest[side, name]) for side in ("metalearn", "learn2learn") for name in ("maml", "fomaml", "anil"))]
 
 
+@claim
+def worth_at_five_ways() -> list[str]:
+    """What adapting the body is worth on glyphs and on Omniglot 5-way, beside what freezing it costs under the head's own steps."""
+    numbers = []
+    for dataset in ("glyphs", "omniglot"):
+        row = decomposition_row(dataset, 5, "maml")
+        parts = {part["name"]: part for part in row["pooled"]["decomposition"]["conditions"]}
+        own_steps = parts["body frozen, head by its own steps"]["cost"]
+        numbers += [*in_points(row["pooled"]["decomposition"]["worth"]), *in_points(own_steps)]
+    return [str(len(row["seeds"])), *numbers]
+
+
+@claim
+def share_of_the_body() -> list[str]:
+    """The same in whole points."""
+    _, glyphs, _, glyphs_cost, _, omniglot, _, omniglot_cost, _ = map(float, worth_at_five_ways())
+    return [f"{value:.0f}" for value in (glyphs, glyphs_cost, omniglot, omniglot_cost)]
+
+
+@claim
+def worth_of_boil() -> list[str]:
+    """What adapting the body is worth to BOIL on glyphs."""
+    return in_points(decomposition_row("glyphs", 5, "boil")["pooled"]["decomposition"]["worth"])
+
+
+def decomposition_row(dataset: str, ways: int, algorithm: str) -> Row:
+    """The newest row that takes an accuracy apart."""
+    newest = reuse_tables.newest("decomposition", "algorithm")
+    return [row for row in newest if (row["dataset"], row["ways"], row["algorithm"]) == (dataset, ways, algorithm)][-1]
+
+
+def in_points(estimate: Row) -> list[str]:
+    """A mean and its interval in percentage points."""
+    return [f"{100 * estimate['mean']:.1f}", f"{100 * estimate['interval']:.1f}"]
+
+
 def few_shot_run(dataset: str, algorithm: str, preset: str, seed: int = 0) -> Row:
     """The longest run of an algorithm on 5-way 1-shot tasks of 15 queries a class."""
     keys = ("dataset", "ways", "queries", "algorithm", "preset", "seed")

@@ -70,19 +70,21 @@ def protocols() -> str:
     for row in rows("few_shot"):
         if row["dataset"] == "omniglot" and row["preset"] == "finn2017":
             split = row["data"]["protocol"] + (", turned too" if row["data"]["rotations"] else "")
-            run = (row["ways"], row["shots"], row["algorithm"], split, row["queries"], row["trained_steps"])
+            length = round(row["trained_steps"], -2)  # seeds that were stopped a few steps apart are one row
+            run = (row["ways"], row["shots"], row["algorithm"], split, row["queries"], length)
             groups.setdefault(run, {})[row["seed"]] = row
     columns = ["ways, shots", "learner", "test characters", "queries a class", "seeds"]
     columns += ["accuracy, %", "outer steps", "training", "the paper's, %", "command"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for (ways, shots, algorithm, split, queries, steps), seeds in sorted(groups.items()):
+    for (ways, shots, algorithm, split, queries, _), seeds in sorted(groups.items()):
+        steps = sorted({f"{row['trained_steps']:,}" for row in seeds.values()})
         first = next(iter(seeds.values()))
         accuracy = Spread.of([row["accuracy"] for row in seeds.values()]).text(100, 2, "seed")
         if len(seeds) == 1:
             accuracy += f", ± {100 * first['interval']:.2f} over tasks"
         training = duration(sum(row["training_seconds"] for row in seeds.values()) / len(seeds))
         cells = [f"{ways}-way {shots}-shot", algorithm, split, str(queries), str(len(seeds))]
-        cells += [accuracy, f"{steps:,}", f"{training}, {on(first)}"]
+        cells += [accuracy, " or ".join(steps), f"{training}, {on(first)}"]
         cells += [beside("omniglot", ways, shots, algorithm), f"`{first['training_command']}`"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
