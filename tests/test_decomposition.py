@@ -247,6 +247,17 @@ def test_tasks_of_unequal_ways_are_taken_one_by_one_and_said():
     assert len(reuse.evaluation.per_episode) == 8
 
 
+def test_support_sets_of_one_class_among_others_are_counted():
+    whole = unstack(tasks(7))
+    alone = []
+    for task in whole[:3]:
+        alone.append(Episode(*(Examples(part.inputs[: len(part.inputs) // 2], part.targets[: len(part.targets) // 2]) for part in task)))
+    with pytest.warns(UserWarning, match="2 outputs"):
+        reuse = feature_reuse(MAML(Linears(), lr=0.5, steps=3), [*whole, *alone])
+    assert any("3 of 10 tasks holds one class" in note for note in reuse.notes)
+    assert reuse.accuracies.chance == pytest.approx((7 / 2 + 3) / 10)
+
+
 class Pooled(nn.Module):
     """A model that goes on after its head."""
 

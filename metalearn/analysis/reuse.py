@@ -350,9 +350,13 @@ class _Seen:
     def _pooled(self, name: str, side: int, draws: int | None = None) -> LayerSimilarity:
         """CCA of the pooled rows before adaptation with those after (side 1) or of the other network (side 2)."""
         first, second = (torch.cat([task.sampled[name][i] for task in self.tasks]) for i in (0, side))
+        draws = self.draws if draws is None else draws
         units = len(self.tasks) if len(self.tasks) > 1 else None
+        if len({len(task.sampled[name][0]) for task in self.tasks}) > 1:
+            # Tasks of several sizes cannot change places, so there is no chance level.
+            units, draws = None, 0
         options: Any = {"measure": "cca", "units": units, "rows": first.shape[0] * first.shape[1], "seed": self.seed}
-        return compare_layers({name: first}, {name: second}, **options, draws=self.draws if draws is None else draws)[name]
+        return compare_layers({name: first}, {name: second}, **options, draws=draws)[name]
 
     def blocks(self, learner: Learner) -> list[str]:
         """The layers by which the body is frozen: those looked at, or all if the others move too."""
