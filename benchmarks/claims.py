@@ -363,6 +363,19 @@ def worth_of_boil() -> list[str]:
     return in_points(decomposition_row("glyphs", 5, "boil")["pooled"]["decomposition"]["worth"])
 
 
+@claim
+def queries_at_test() -> list[str]:
+    """Accuracy of the same networks on Finn et al.'s characters, by the number of queries a class."""
+    numbers = []
+    for queries in (1, 15):
+        of = {"dataset": "omniglot", "ways": 5, "algorithm": "maml", "preset": "finn2017", "queries": queries}
+        chosen = [row for row in rows("few_shot") if all(row[name] == value for name, value in of.items())]
+        seeds = {row["seed"]: row["accuracy"] for row in chosen if row["data"]["protocol"] == "finn"}
+        values = list(seeds.values())
+        numbers += [str(queries), f"{100 * statistics.mean(values):.1f}", f"{100 * statistics.stdev(values):.1f}"]
+    return numbers
+
+
 def decomposition_row(dataset: str, ways: int, algorithm: str) -> Row:
     """The newest row that takes an accuracy apart."""
     newest = reuse_tables.newest("decomposition", "algorithm")

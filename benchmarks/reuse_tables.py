@@ -110,7 +110,7 @@ def decomposition() -> str:
     for row in newest("decomposition", "algorithm"):
         pooled = row["pooled"]
         name = (problem(row), row["algorithm"], trained(row))
-        verdicts = (pooled["verdict"]["answer"], ", ".join(dict.fromkeys(each["verdict"]["answer"] for each in row["each"])))
+        verdicts = (pooled["verdict"]["answer"], "; ".join(dict.fromkeys(each["verdict"]["answer"] for each in row["each"])))
         if pooled["decomposition"] is None:
             lines.append(line(*name, *("-" for _ in columns), *verdicts, command(row)))
             continue
