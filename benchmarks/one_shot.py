@@ -10,6 +10,7 @@ the 20 published runs, whose alphabets it has not seen, prints the error rates, 
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -99,7 +100,7 @@ def described(name: str, runs: Sequence[Run], evaluations: Sequence[Evaluation])
             "episodes": evaluations[0].settings["episodes"],
             "queries": 1,
             "norm": evaluations[0].settings["learner"]["norm"],
-            "command": " ".join(["python -m benchmarks.one_shot", *sys.argv[1:]]),
+            "command": shlex.join(["python", "-m", "benchmarks.one_shot", *sys.argv[1:]]),
             "versions": versions(),
             "machine": experiments.machine(),
             "commit": commit(),
