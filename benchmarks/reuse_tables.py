@@ -242,7 +242,8 @@ def identity(row: Row) -> list[Any]:
     """What distinguishes two problems. At a constant outer rate a longer training is the same run gone on."""
     runs = [run for same in row["trained"].values() for run in same]
     steps = sorted({run["trained_steps"] for run in runs if run["schedule"] != "constant"})
-    return [row[key] for key in ("dataset", "ways", "shots", "preset")] + [steps]
+    protocol = row["data"].get("protocol")
+    return [row[key] for key in ("dataset", "ways", "shots", "preset", "queries")] + [protocol, steps]
 
 
 def rows(experiment: str) -> list[Row]:
