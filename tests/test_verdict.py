@@ -26,6 +26,13 @@ def test_a_change_that_loses_accuracy_is_feature_reuse_and_said_to_lose():
     assert "loses 3.00 ± 1.00 points" in answer.evidence and "-" not in answer.evidence
 
 
+@pytest.mark.parametrize(("interval", "answer"), [(0.01, "feature reuse"), (0.04, "undecided")])
+def test_a_loss_within_its_interval_is_called_a_loss_too(interval, answer):
+    found = verdict(Estimate(-0.0093, interval), {})
+    assert found.answer == answer
+    assert "loses 0.93" in found.evidence and "-0.93" not in found.evidence
+
+
 @pytest.mark.parametrize("similarity", [{"a": SAME}, {"a": CHANGED}, {}])
 def test_a_change_that_is_worth_more_than_the_bound_is_rapid_learning(similarity):
     assert verdict(MUCH, similarity).answer == "rapid learning"

@@ -148,11 +148,16 @@ def does_not_adapt() -> Verdict:
 
 def _plain(worth: Estimate, status: str, measure: str, bound: float) -> str:
     """What the body's change is worth, in a sentence."""
-    if worth.high < 0:
+    counted = f"{100 * bound:.0f} points" if measure == "accuracy" else f"a loss of {bound:.3g}"
+    if worth.mean < 0:
         loss = points(Estimate(-worth.mean, worth.interval), measure)
         lost = f"loses {loss}" if measure == "accuracy" else f"adds a loss of {loss}"
-        return f"Adapting the body {lost} here, so its features are better left as they are."
-    counted = f"{100 * bound:.0f} points" if measure == "accuracy" else f"a loss of {bound:.3g}"
+        consequence = f"so it gains less than the {counted} that count"
+        if worth.high < 0:
+            consequence = "so its features are better left as they are"
+        if status == "open":
+            consequence = f"which cannot be told from a gain of {counted}"
+        return f"Adapting the body {lost} here, {consequence}."
     worthwhile = f"Adapting the body is worth {points(worth, measure)} here"
     if status == "fails":
         return f"{worthwhile}."
