@@ -76,6 +76,7 @@ def reuse(
     if found:
         command = shlex.join(["metalearn", *sys.argv[1:]])
         about = {"command": command, "data": experiment.dataset, "preset": experiment.settings().follows, "machine": experiments.machine()}
+        about["protocol"] = _protocol(experiment)
         overview = []
         for row in rows:
             answer = {} if learners[row["learner"]].steps else {"verdict": DOES_NOT_ADAPT}

@@ -60,6 +60,7 @@ def test_reuse_ends_with_a_verdict_a_page_and_its_numbers(here: Path, capsys: py
     assert all(row["accuracy"] in page and "tasks)" in row["accuracy"] for row in facts["results"])
     assert [one["name"] for one in facts["reuse"]] == ["MAML", "ANIL"]
     assert facts["reuse"][0]["tasks"] == 4
+    assert "queries a class; norm: batch statistics" in facts["settings"]["protocol"]
 
 
 def test_a_second_start_trains_nothing_again_and_more_steps_go_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
