@@ -351,6 +351,16 @@ def worth_at_five_ways() -> list[str]:
 
 
 @claim
+def worth_at_twenty_ways() -> list[str]:
+    """The same on Omniglot 20-way."""
+    row = decomposition_row("omniglot", 20, "maml")
+    parts = {part["name"]: part for part in row["pooled"]["decomposition"]["conditions"]}
+    accuracy = f"{100 * parts['nothing frozen']['score']['mean']:.1f}"
+    own_steps = parts["body frozen, head by its own steps"]["cost"]
+    return ["20", accuracy, *in_points(row["pooled"]["decomposition"]["worth"]), *in_points(own_steps)]
+
+
+@claim
 def share_of_the_body() -> list[str]:
     """The same in whole points."""
     _, glyphs, _, glyphs_cost, _, omniglot, _, omniglot_cost, _ = map(float, worth_at_five_ways())
