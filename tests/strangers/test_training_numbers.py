@@ -56,7 +56,7 @@ def test_evaluate_refuses_what_is_no_count(value: object) -> None:
 COUNTS = ["ways", "shots", "queries", "test_tasks", "size", "channels", "hidden", "meta_batch", "train_queries", "steps", "seed"]
 COUNTS += ["inner_steps", "test_steps"]
 MAY_BE_ZERO = ("seed", "inner_steps", "test_steps")
-MAY_BE_UNSET = ("size", "channels", "hidden", "meta_batch", "train_queries", "steps", "inner_steps", "test_steps")
+MAY_BE_UNSET = ("queries", "size", "channels", "hidden", "meta_batch", "train_queries", "steps", "inner_steps", "test_steps")
 
 
 @pytest.mark.parametrize("name", COUNTS)
