@@ -324,3 +324,12 @@ def test_a_head_that_zeros_break_is_run_from_its_initialisation():
     reuse = feature_reuse(learner, tasks(6))
     assert reuse.decomposition.converged.head == "initial"
     assert any("support loss is not finite" in note for note in reuse.notes)
+
+
+@pytest.mark.parametrize(("learner", "answer"), [(ANIL, "feature reuse by construction"), (MAML, "feature reuse")])
+def test_what_cannot_move_is_told_by_its_rates_whatever_layers_are_looked_at(learner, answer):
+    """The rates of MAML's body are so small that nothing is worth a point; it could move all the same."""
+    lr = 1.0 if learner is ANIL else {"": 1e-12, "head": 1.0}
+    for layers in (None, ["head"]):
+        reuse = feature_reuse(learner(Linears(), lr=lr, steps=5), tasks(6), layers=layers)
+        assert reuse.verdict.answer == answer

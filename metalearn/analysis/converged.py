@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -116,13 +117,8 @@ class FixedBody:
         Args:
             start: "zeros", or "initial" for the learner's own initialisation of the head.
         """
-        initial = self.learner.weights()
-        first = {name: initial[name].detach() for name in initial if is_inside(name, self.learner.head)}
-        zeros = {name: torch.zeros_like(weight) for name, weight in first.items()}
-        began = zeros if start == "zeros" else first
-        scale = largest(self._gradients(zeros))
-        if not 0 < scale < math.inf:  # zeros are a saddle of some heads (LoRA), and no weights of others (weight norm)
-            scale = largest(self._gradients(first))
+        began = self.starts[start]
+        scale = self.scale
         loss = float(self._loss(began))
         if not math.isfinite(loss + scale):
             return HeadFit({**self.weights, **began}, math.nan, math.inf)
@@ -131,6 +127,22 @@ class FixedBody:
         head = minimise(self._loss, began, TOLERANCE * scale, STEPS)
         gradient = largest(self._gradients(head)) / scale
         return HeadFit({**self.weights, **head}, float(self._loss(head)), gradient)
+
+    @cached_property
+    def starts(self) -> dict[str, Weights]:
+        """The head's weights to begin with, by the name of the start."""
+        weights = self.learner.weights()
+        initial = {name: weights[name].detach() for name in weights if is_inside(name, self.learner.head)}
+        return {"zeros": {name: torch.zeros_like(weight) for name, weight in initial.items()}, "initial": initial}
+
+    @cached_property
+    def scale(self) -> float:
+        """The largest entry of the gradient at a head of zeros, by which convergence is judged."""
+        scale = largest(self._gradients(self.starts["zeros"]))
+        if 0 < scale < math.inf:
+            return scale
+        # Zeros are a saddle of some heads (LoRA), and no weights of others (weight norm).
+        return largest(self._gradients(self.starts["initial"]))
 
     def _loss(self, head: Weights) -> Tensor:
         support = self.task.support

@@ -17,6 +17,7 @@ from ..execution import in_threads
 from ..learner import Learner
 from .converged import STARTS, Convergence, FixedBody, HeadFit
 from .freezing import SCALES, Estimate, Freezing, frozen_learners, worse
+from .observed import query_score
 from .tables import aligned, plain
 
 
@@ -48,6 +49,7 @@ class Decomposition:
             row is the adapted body, its last the body before adaptation.
         chance: the accuracy of guessing (for real targets, the loss of the support targets' mean).
         measure: "accuracy" or "loss".
+        body_moves: whether the inner loop has a rate for any weight of the body.
     """
 
     conditions: tuple[Condition, ...]
@@ -55,6 +57,7 @@ class Decomposition:
     initial: Freezing
     chance: float
     measure: str = "accuracy"
+    body_moves: bool = True
 
     def __getitem__(self, name: str) -> Condition:
         for condition in self.conditions:
@@ -130,7 +133,7 @@ def decompose(
     """
 
     def work(one: Learner, i: int) -> TaskScores:
-        return score_task(one, tasks[i], layers, measure)
+        return score_task(one, tasks[i], layers)
 
     tasks_scored: list[TaskScores] = []
     with (
@@ -163,7 +166,8 @@ def decompose(
     for key, name in CONDITIONS.items():
         cost = Estimate.of(worse(scores[key], own, measure))
         conditions.append(Condition(name, Estimate.of(scores[key]), cost))
-    parts = Decomposition(tuple(conditions), tables["zeros"][1], tables["initial"][1], chance, measure)
+    body_moves = len(learner.frozen(layers).rates) < len(learner.rates)
+    parts = Decomposition(tuple(conditions), tables["zeros"][1], tables["initial"][1], chance, measure, body_moves)
     return tables["steps"][1], parts
 
 
@@ -180,15 +184,13 @@ CONDITIONS = {
 }
 
 
-def score_task(learner: Learner, task: Any, layers: Sequence[str], measure: str) -> TaskScores:
+def score_task(learner: Learner, task: Any, layers: Sequence[str]) -> TaskScores:
     """The scores of one task with its head run to convergence, and with its head frozen."""
     task = place(task, learner)
     support, query = task
 
     def score(logits: Tensor) -> float:
-        if measure == "loss":
-            return float(learner.task_loss(logits, query.targets))
-        return float((logits.argmax(-1) == query.targets).double().mean())
+        return query_score(learner, logits, query.targets)
 
     heads = ("steps", *STARTS)
     frozen: dict[str, list[float]] = {head: [] for head in heads}

@@ -90,7 +90,7 @@ def observe(
         return outputs, logits, at_head.features.flatten(1)
 
     def score(logits: Tensor) -> float:
-        return float(learner.task_loss(logits, query.targets) if regression else (logits.argmax(-1) == query.targets).double().mean())
+        return query_score(learner, logits, query.targets)
 
     def headless(weights: Weights, features: Tensor) -> float:
         shots = run(learner.call, weights, support.inputs)[2]
@@ -125,6 +125,18 @@ def observe(
         ceiling=compare_layers(before, sides[2], layers=names, draws=0) if other else None,
         ceiling_cca=cca_of_task(before, sides[2], names, draws=0, seed=seed + index) if other else None,
     )
+
+
+def query_score(learner: Learner, logits: Tensor, targets: Tensor) -> float:
+    """The share of a task's queries that are right, or for real targets the learner's loss.
+
+    Args:
+        logits: (queries, ways), or outputs of the targets' shape.
+        targets: (queries,) class labels, or real targets.
+    """
+    if targets.is_floating_point():
+        return float(learner.task_loss(logits, targets))
+    return float((logits.argmax(-1) == targets).double().mean())
 
 
 def first_gradients(learner: Learner, support: Examples) -> Weights:

@@ -362,7 +362,7 @@ class _Seen:
         """The layers by which the body is frozen: those looked at, or all if the others move too."""
         covered = {weight for name in self.body for weight in self.weights[name]}
         outside = {name for name in learner.rates if not is_inside(name, learner.head)} - covered
-        return body(learner.model, learner.head) if outside else self.body
+        return self.body if self.body and not outside else body(learner.model, learner.head)
 
     def shapes(self) -> set[tuple[int, int, int]]:
         """The sizes that tasks have: ways, shots and queries a class."""
@@ -414,8 +414,8 @@ def judge(layers: Sequence[LayerReuse], parts: Decomposition | None, accuracies:
     if not rows:
         return undecidable("The network is its head alone: there is no body whose features could change.")
     in_body = [layer for layer in layers if not layer.head]
-    if all(layer.unmoved for layer in in_body) and not any(row.cost.mean for row in rows):
-        return reused_by_construction([layer.layer for layer in in_body])
+    if not parts.body_moves:
+        return reused_by_construction(rows[-1].layers)
     return verdict(
         parts.worth,
         {layer.layer: layer.cka for layer in in_body},

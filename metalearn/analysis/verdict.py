@@ -114,20 +114,21 @@ def verdict(
         if most and len(similarity) > 1:
             sentences[0] = f"{sentences[0].removesuffix('.')}; most of that is {most}."
     if changed:
-        gain = "" if status == "fails" else ", which is not worth accuracy" if status == "holds" else ""
-        gain = gain.replace("accuracy", "any loss") if measure == "loss" else gain
-        sentences.append(f"{_names(changed)} change{'s' * (len(changed) == 1)} (CKA below 0.9){gain}.")
+        gain = ""
+        if status == "holds":
+            gain = ", which is not worth " + ("any loss" if measure == "loss" else "accuracy")
+        verb = "changes" if len(changed) == 1 else "change"
+        sentences.append(f"{_names(changed)} {verb} (CKA below {SIMILARITY_BOUND}){gain}.")
     elif similarity and all(criterion.status == "holds" for criterion in criteria[1:]):
-        sentences.append("Every layer of the body stays similar (CKA above 0.9).")
+        sentences.append(f"Every layer of the body stays similar (CKA above {SIMILARITY_BOUND}).")
     return Verdict(answer, " ".join(sentences), tuple(criteria))
 
 
 def reused_by_construction(body: Sequence[str]) -> Verdict:
     """The verdict on a learner whose inner loop cannot move its body."""
-    layers = _names(body) if body else "a body"
     return Verdict(
         BY_CONSTRUCTION,
-        f"The inner loop cannot move {layers}: the body's features are reused by construction, and no "
+        f"The inner loop cannot move {_names(body)}: the body's features are reused by construction, and no "
         "measurement could have said otherwise.",
     )
 
