@@ -247,13 +247,15 @@ def test_tasks_of_unequal_ways_are_taken_one_by_one_and_said():
     assert len(reuse.evaluation.per_episode) == 8
 
 
-def test_support_sets_of_one_class_among_others_are_counted():
+@pytest.mark.parametrize("execution", ["loop", "threads"])
+def test_support_sets_of_one_class_among_others_are_counted(execution: str) -> None:
     whole = unstack(tasks(7))
     alone = []
     for task in whole[:3]:
         alone.append(Episode(*(Examples(part.inputs[: len(part.inputs) // 2], part.targets[: len(part.targets) // 2]) for part in task)))
     with pytest.warns(UserWarning, match="2 outputs"):
-        reuse = feature_reuse(MAML(Linears(), lr=0.5, steps=3), [*whole, *alone])
+        reuse = feature_reuse(MAML(Linears(), lr=0.5, steps=3, execution=execution), [*whole, *alone])
+    assert not any("2 outputs" in note for note in reuse.notes), "a note of CCA took what a thread warned of"
     assert any("3 of 10 tasks holds one class" in note for note in reuse.notes)
     assert reuse.accuracies.chance == pytest.approx((7 / 2 + 3) / 10)
 

@@ -207,7 +207,7 @@ def test_a_newer_row_takes_the_place_of_an_older_one_of_the_same_run(
 ) -> None:
     monkeypatch.setattr(reuse_tables, "RESULTS", tmp_path / "reuse.jsonl")
     row = {"experiment": "probes", "dataset": "d", "ways": 5, "shots": 1, "preset": "quick", "seeds": [0], "algorithm": "maml"}
-    row |= {"command": "c", "each": [{"classes": 2, "train": 4}]}
+    row |= {"queries": 15, "data": {}, "command": "c", "each": [{"classes": 2, "train": 4}]}
     found = [
         {**row, "trained": {"maml": [{"trained_steps": n, "schedule": schedule}]}, "accuracy": {"block1": {"mean": mean, "std": None}}}
         for n, mean in ((3, 0.1), (steps, 0.2))

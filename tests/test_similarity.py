@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metalearn.analysis import canonical_correlations, cca, linear_cka, procrustes, pwcca, rbf_cka, svcca
-from metalearn.analysis.similarity import Floor, measured, subspace
+from metalearn.analysis.similarity import Floor, cautions, measured, subspace
 
 
 def subspace_of_two(x, y) -> float:
@@ -333,3 +334,20 @@ def test_two_units_are_exchanged_never_left_in_place():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert measured("cca", x, x, units=2)[1].max() < 0.9
+
+
+def test_cautions_are_kept_for_who_collects_them_and_leave_other_threads_alone() -> None:
+    x, y = related(examples=13)
+    wide = np.concatenate([x, np.random.default_rng(2).normal(size=(13, 4))], axis=1)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        with cautions() as kept:
+            cca(wide, y)
+            cca(wide, y)
+            with ThreadPoolExecutor(1) as elsewhere:
+                elsewhere.submit(cca, wide, y).result()
+                elsewhere.submit(warnings.warn, "of something else").result()
+        cca(wide, y)
+    said = [str(one.message) for one in heard]
+    assert len(kept) == 1 and "canonical correlations are 1 whatever the data" in kept[0]
+    assert said == [kept[0], "of something else", kept[0]]

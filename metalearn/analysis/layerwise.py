@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -22,7 +21,19 @@ from ..representations import representations
 from .batches import ToInputs, count, inputs_of, is_one_batch, loader_of, place, running
 from .checks import check_draws, check_whole, listed
 from .matrices import real_tensor
-from .similarity import CCA_FAMILY, Floor, Undefined, arrangements, check_options, chosen_draws, holm, measured, operations, p_value
+from .similarity import (
+    CCA_FAMILY,
+    Floor,
+    Undefined,
+    arrangements,
+    cautions,
+    check_options,
+    chosen_draws,
+    holm,
+    measured,
+    operations,
+    p_value,
+)
 from .streaming import Streaming
 from .tables import Pictured, aligned, plain
 
@@ -253,24 +264,12 @@ def _operations(measure: str, before: Tensor, after: Tensor, convention: str, ro
 def _layer(name: str, x: Tensor, y: Tensor, measure: str, *, units: int, **options: Any) -> LayerSimilarity:
     sizes = len(x), (x.shape[1], y.shape[1])
     try:
-        with _collected(measure) as notes:
+        with cautions() as notes:
             value, chance = measured(measure, x, y, units=units, **options)
     except Undefined as reason:
         return LayerSimilarity(name, float("nan"), np.full(options["draws"], np.nan), *sizes, note=str(reason))
     orders = arrangements(x.shape[1] if measure == "subspace" else units)
     return LayerSimilarity(name, value, chance, *sizes, note="; ".join(notes), orders=orders)
-
-
-@contextmanager
-def _collected(measure: str) -> Iterator[list[str]]:
-    """A list that holds, on leaving, what the measure warned of."""
-    notes: list[str] = []
-    # The CCA family warns where directions leave no freedom or are too small; the others do not, and they may run in threads.
-    with warnings.catch_warnings(record=True) if measure in CCA_FAMILY else nullcontext([]) as caught:
-        if measure in CCA_FAMILY:
-            warnings.simplefilter("always")
-        yield notes
-    notes += dict.fromkeys(str(warning.message) for warning in caught or [])
 
 
 class _Streams:
@@ -336,7 +335,7 @@ class _Streams:
             try:
                 if (a, b) in self.undefined:
                     raise Undefined(self.undefined[a, b])
-                with _collected(self.measure) as notes:
+                with cautions() as notes:
                     value, chance = stream.compute(), stream.chance()
             except Undefined as reason:
                 return LayerSimilarity(name, float("nan"), np.full(stream.draws, np.nan), stream.examples, stream.features, str(reason))

@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any, NamedTuple, Protocol
@@ -29,6 +31,8 @@ MANY_DRAWS = 200
 FEW_DRAWS = 20
 CHEAP = 2e9  # floating-point operations
 GATHERED = 2**21  # entries of shuffled matrices that are held at a time
+
+_collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)
 
 
 class Undefined(ValueError):
@@ -561,11 +565,34 @@ def _cca_forms(x: Activations, y: Activations, energy: float = 1.0, weighted: bo
     return before, after
 
 
+def caution(message: str, stacklevel: int = 2) -> None:
+    """Warn of a value that has to be read with care, or keep the message for who collects `cautions` in this thread."""
+    kept = _collected.get()
+    if kept is None:
+        warnings.warn(message, stacklevel=stacklevel + 1)
+    elif message not in kept:
+        kept.append(message)
+
+
+@contextmanager
+def cautions() -> Iterator[list[str]]:
+    """A list that gets what the measures of this thread warn of.
+
+    `warnings.catch_warnings` belongs to the whole process: it would take what other threads warn of at the time, too.
+    """
+    kept: list[str] = []
+    token = _collected.set(kept)
+    try:
+        yield kept
+    finally:
+        _collected.reset(token)
+
+
 def warn_of_certain(n: int, left: int, right: int) -> None:
     """Warn where `n` examples leave half of the correlations of `left` and `right` directions no freedom: they are 1 whatever the data."""
     certain = left + right - (n - 1)
     if certain >= min(left, right) / 2:
-        warnings.warn(
+        caution(
             f"n={n} examples for {left} and {right} directions: {min(certain, left, right)} of {min(left, right)} canonical correlations "
             "are 1 whatever the data; pool more examples, or use linear_cka",
             stacklevel=3,

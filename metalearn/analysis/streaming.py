@@ -8,7 +8,6 @@ way for a kernel that is not linear.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -21,6 +20,7 @@ from .checks import check_count, check_seed, check_units
 from .matrices import SINGLE, Activations, Matrix, Rounding, activations
 from .similarity import (
     Principal,
+    caution,
     centred_kernel,
     check_options,
     equally_far,
@@ -360,13 +360,13 @@ def _directions(side: _Side, name: str, energy: float) -> _Directions:
     kept = kept_directions(squares[:found], found, side.products.n, features, name, energy, rounding.ties)
     condition = float((squares[0] / squares[kept - 1]).sqrt())
     if condition > WORST_CONDITION:
-        warnings.warn(
+        caution(
             f"{name} has the condition number {condition:.1e}, and moments square it: beyond 1e5 the smallest directions are rounding. "
             "Compare in memory, or use svcca, which leaves them out",
             stacklevel=2,
         )
     elif rounding.double and found < features and kept == found:  # of single precision, in memory leaves out the same
-        warnings.warn(
+        caution(
             f"{features - found} of {features} directions of {name} are left out: they are below {ROUNDING**0.5:.0e} of the largest (a "
             f"condition number beyond {ROUNDING**-0.5:.0e}), which moments cannot tell from features that depend on each other. Compare in "
             "memory if they matter",
