@@ -374,6 +374,18 @@ def worth_of_boil() -> list[str]:
 
 
 @claim
+def worth_on_mini_imagenet() -> list[str]:
+    """Accuracy on miniImageNet, and what adapting the body is worth there, of MAML and of BOIL."""
+    numbers = []
+    for algorithm in ("maml", "boil"):
+        row = decomposition_row("mini-imagenet", 5, algorithm)
+        parts = {part["name"]: part for part in row["pooled"]["decomposition"]["conditions"]}
+        accuracy = parts["nothing frozen"]["score"]["mean"]
+        numbers += [f"{100 * accuracy:.1f}", *in_points(row["pooled"]["decomposition"]["worth"])]
+    return numbers
+
+
+@claim
 def queries_at_test() -> list[str]:
     """Accuracy of the same networks on Finn et al.'s characters, by the number of queries a class."""
     numbers = []
