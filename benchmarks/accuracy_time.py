@@ -24,16 +24,16 @@ import torch
 from torch import nn
 
 from metalearn import Learner, evaluate, meta_backward
-from metalearn.checkpoints import versions
+from metalearn.engine.execution import chosen
 from metalearn.episodes import stack, unstack
-from metalearn.execution import chosen
-from metalearn.experiments import Experiment, machine, now
-from metalearn.options import Listed, listed
-from metalearn.progress import progress as shown_progress
+from metalearn.experiments.experiment import Experiment
+from metalearn.runtime.options import Listed, listed
+from metalearn.runtime.progress import progress as shown_progress
+from metalearn.runtime.provenance import commit, machine, now, versions
 
 from . import peer_loops
 from .peer_loops import Plain, Recipe
-from .rows import append, commit, keep_in, run_benchmark
+from .rows import append, keep_in, run_benchmark
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "accuracy_time.jsonl"

@@ -22,15 +22,14 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 from metalearn import MAML, Episode, Examples, meta_backward
-from metalearn.checkpoints import versions
+from metalearn.engine.execution import chosen
 from metalearn.episodes import unstack
-from metalearn.execution import chosen
-from metalearn.experiments import machine, now
 from metalearn.models import Conv4
-from metalearn.options import Listed, listed
+from metalearn.runtime.options import Listed, listed
+from metalearn.runtime.provenance import commit, machine, now, versions
 from metalearn.tasks import FewShot, LabelledImages, omniglot
 
-from .rows import append, commit, keep_in, run_benchmark
+from .rows import append, keep_in, run_benchmark
 
 
 def episodes(tasks: int, ways: int = 5, queries: int = 15) -> Episode:

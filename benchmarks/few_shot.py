@@ -16,14 +16,16 @@ from rich.console import Console
 from rich.table import Table
 
 from metalearn import experiments
-from metalearn.checkpoints import versions
 from metalearn.evaluation import Evaluation, paired
-from metalearn.experiments import Experiment, Run, parse
-from metalearn.options import Listed, listed
-from metalearn.progress import duration
+from metalearn.experiments.experiment import Experiment, parse
+from metalearn.experiments.runs import Run
+from metalearn.runtime import provenance
+from metalearn.runtime.options import Listed, listed
+from metalearn.runtime.progress import duration
+from metalearn.runtime.provenance import commit, versions
 
 from .papers import beside
-from .rows import append, commit, keep_in, run_benchmark
+from .rows import append, keep_in, run_benchmark
 
 
 def few_shot(
@@ -95,9 +97,9 @@ def described(name: str, run: Run, found: Evaluation) -> dict[str, Any]:
         "execution": experiment.execution,
         "command": " ".join(["python -m benchmarks.few_shot", *sys.argv[1:]]),
         "versions": versions(),
-        "machine": experiments.machine(),
+        "machine": provenance.machine(),
         "commit": commit(),
-        "time": experiments.now(),
+        "time": provenance.now(),
     }
 
 

@@ -23,14 +23,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from metalearn.checkpoints import versions
-from metalearn.experiments import machine, now
+from metalearn.runtime.provenance import commit, machine, now, versions
 from transfer import compare, everywhere, finetune, fresh, transfusion
 from transfer.finetuning import FineTuning, order
 from transfer.models import build
 
 from .engine import _memory_now
-from .rows import append, commit, keep_in, run_benchmark
+from .rows import append, keep_in, run_benchmark
 
 SIZE, BATCH, RATE = 28, 32, 1e-3
 

@@ -27,14 +27,15 @@ from torch import nn
 from torch.optim import Adam, Optimizer
 from torchvision.transforms import v2
 
-from metalearn import checkpoints as saved
-from metalearn import experiments, files
 from metalearn.analysis.tables import plain
 from metalearn.models import Conv4
-from metalearn.options import Listed, listed, numbers
-from metalearn.options import device as usable
-from metalearn.progress import progress as shown_progress
+from metalearn.runtime import files, provenance
+from metalearn.runtime.options import Listed, listed, numbers
+from metalearn.runtime.options import device as usable
+from metalearn.runtime.progress import progress as shown_progress
+from metalearn.runtime.provenance import commit
 from metalearn.tasks import LabelledImages
+from metalearn.training import checkpoints as saved
 from transfer import Comparison, compare, everywhere, finetune, fresh, gabor, mean_var, permuted, transfusion
 from transfer.data import Split, load
 from transfer.finetuning import FineTuning, subset
@@ -42,7 +43,7 @@ from transfer.models import build, slim
 from transfer.weights import IMAGENET, Pretrained, read
 
 from .init_findings import Measured, findings, printed
-from .rows import append, commit, keep_in, run_benchmark
+from .rows import append, keep_in, run_benchmark
 
 HIDDEN, POOL = 64, False  # Conv4 as Finn et al. 2017 have it for Omniglot
 SLIM_THROUGH = "layer2"
@@ -164,7 +165,7 @@ class Study:
                 curve = train(model, 0, advance)
             about = {"trained_on": self.pretrain_on, "steps": train.steps, **PRETRAINING, "accuracy": curve.final, "seconds": curve.seconds}
             described = {"classes": train.classes, "images": len(parts.train), "size": plan.size, "channels": plan.channels}
-            where = {"device": self.device, "machine": experiments.machine(), "versions": saved.versions()}
+            where = {"device": self.device, "machine": provenance.machine(), "versions": provenance.versions()}
             files.save(path, dict(model.state_dict()), {**about, **described, **where})
         tensors, record = files.load(path)
         print(f"{plan.network} pretrained on {record['trained_on']}: {record['accuracy']:.1%} of its test images right", flush=True)
@@ -319,11 +320,11 @@ def described(study: Study, plan: Plan, parts: Split, train: FineTuning, origin:
         "processes": study.processes,
         "note": study.note,
         "command": shlex.join(["python", "-m", "benchmarks.init_strategies", *sys.argv[1:]]),
-        "versions": saved.versions(),
+        "versions": provenance.versions(),
         "threads": torch.get_num_threads(),
-        "machine": experiments.machine(),
+        "machine": provenance.machine(),
         "commit": commit(),
-        "time": experiments.now(),
+        "time": provenance.now(),
     }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from metalearn.progress import duration
+from metalearn.runtime.progress import duration
 
 from .init_findings import Measured, smaller_data
 from .init_findings import findings as answers

@@ -24,12 +24,11 @@ import torch
 
 from metalearn.analysis.similarity import measured
 from metalearn.analysis.streaming import Streaming
-from metalearn.checkpoints import versions
-from metalearn.experiments import machine, now
-from metalearn.options import Listed, listed
+from metalearn.runtime.options import Listed, listed
+from metalearn.runtime.provenance import commit, machine, now, versions
 
 from .engine import _memory_now
-from .rows import append, commit, keep_in, run_benchmark
+from .rows import append, keep_in, run_benchmark
 
 MEASURES = ("cca", "svcca", "pwcca", "linear_cka", "procrustes")
 

@@ -19,17 +19,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from metalearn import experiments
 from metalearn.analysis.tables import plain
-from metalearn.checkpoints import versions
 from metalearn.evaluation import Evaluation, evaluate, half_width
-from metalearn.experiments import Experiment, Run, parse, trained_by
-from metalearn.options import Listed, numbers
-from metalearn.regimes import trained
+from metalearn.experiments.experiment import Experiment, parse, trained_by
+from metalearn.experiments.regimes import trained
+from metalearn.experiments.runs import Run
+from metalearn.runtime import provenance
+from metalearn.runtime.options import Listed, numbers
+from metalearn.runtime.provenance import commit, versions
 from metalearn.tasks import one_shot_runs
 
 from .papers import LAKE, ONE_SHOT
-from .rows import append, commit, keep_in, run_benchmark
+from .rows import append, keep_in, run_benchmark
 
 
 def one_shot(
@@ -102,9 +103,9 @@ def described(name: str, runs: Sequence[Run], evaluations: Sequence[Evaluation])
             "norm": evaluations[0].settings["learner"]["norm"],
             "command": shlex.join(["python", "-m", "benchmarks.one_shot", *sys.argv[1:]]),
             "versions": versions(),
-            "machine": experiments.machine(),
+            "machine": provenance.machine(),
             "commit": commit(),
-            "time": experiments.now(),
+            "time": provenance.now(),
         }
     )
 

@@ -17,22 +17,23 @@ from typing import Any
 
 import torch
 
-from metalearn import experiments
+from metalearn.algorithms.base import Learner
 from metalearn.analysis import Estimate, Reuse, compare_layers, feature_reuse, over_seeds, plots
 from metalearn.analysis.probes import linear_probes
 from metalearn.analysis.seeds import Spread, freezing_over_seeds, similarity_between
 from metalearn.analysis.tables import plain
-from metalearn.checkpoints import versions
 from metalearn.evaluation import Evaluation, evaluate_together, place
-from metalearn.experiments import Experiment, Run
-from metalearn.layers import body
-from metalearn.learner import Learner
-from metalearn.options import Listed, listed
-from metalearn.regimes import REGIMES, at_test, restored, snapshots, trained
+from metalearn.experiments.experiment import Experiment
+from metalearn.experiments.regimes import REGIMES, at_test, restored, snapshots, trained
+from metalearn.experiments.runs import Run
+from metalearn.network.layers import body
+from metalearn.runtime import provenance
+from metalearn.runtime.options import Listed, listed
+from metalearn.runtime.provenance import commit, versions
 from metalearn.studies import another_domain, cross_domain, timeline, timeline_figure, training_regimes
 from metalearn.tasks import FewShot, LabelledImages
 
-from .rows import append, commit, keep_in, run_benchmark
+from .rows import append, keep_in, run_benchmark
 
 Row = dict[str, Any]
 
@@ -93,9 +94,9 @@ class Study:
             "note": self.note,
             "command": command(question, sys.argv[1:]),
             "versions": versions(),
-            "machine": experiments.machine(),
+            "machine": provenance.machine(),
             "commit": commit(),
-            "time": experiments.now(),
+            "time": provenance.now(),
         }
         append(plain({**about, **found}))
 

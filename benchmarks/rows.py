@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from jsonargparse import auto_cli
 
-from metalearn.options import Parser
+from metalearn.runtime.options import Parser
 
 _kept: Path | None = None  # the file that this process adds rows to
 
@@ -35,18 +34,3 @@ def append(row: dict[str, Any]) -> None:
 def run_benchmark(benchmark: Callable[..., None]) -> None:
     """Run a benchmark with the settings of the command line."""
     auto_cli(benchmark, parser_class=Parser)
-
-
-def commit() -> str:
-    """The commit that is checked out, with a + where the code differs from it."""
-    here = Path(__file__).parent
-    try:
-        head = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--", "*.py"], cwd=here.parent, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head + ("+" if changed.stdout.strip() else "")

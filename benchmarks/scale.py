@@ -27,17 +27,17 @@ from rich.console import Console
 from rich.table import Table
 from torch.optim import SGD
 
-from metalearn import MAML, Episode, evaluate, meta_backward, ranks
-from metalearn.checkpoints import versions
+from metalearn import MAML, Episode, evaluate, meta_backward
+from metalearn.engine.memory import forecast, size
 from metalearn.episodes import stack, unstack
-from metalearn.experiments import machine, now
-from metalearn.memory import forecast, size
 from metalearn.models import Conv4
-from metalearn.options import Listed, numbers
+from metalearn.runtime import distributed
+from metalearn.runtime.options import Listed, numbers
+from metalearn.runtime.provenance import commit, machine, now, versions
 from metalearn.tasks import FewShot, glyphs
 
 from .engine import _memory_now, episodes
-from .rows import append, commit, keep_in, run_benchmark
+from .rows import append, keep_in, run_benchmark
 
 BASE = {"tasks": 8, "ways": 5, "steps": 1}
 TOP = Path(__file__).parents[1]
@@ -131,13 +131,13 @@ def _point(tasks: int, ways: int, steps: int, rounds: int, hidden: int) -> dict[
 
 def _in_turn(counts: list[int], rounds: int, meta_batch: int, hidden: int) -> list[dict[str, Any]]:
     """One outer step of so many ranks, those beyond them waiting: the sides in turn, so that whatever else runs slows all of them."""
-    ranks.join(torch.device("cpu"))
-    rank, learner, stacked = ranks.here()[0], _learner(5, 1, hidden), episodes(meta_batch)
+    distributed.join(torch.device("cpu"))
+    rank, learner, stacked = distributed.here()[0], _learner(5, 1, hidden), episodes(meta_batch)
     optimizer = SGD(learner.parameters(), lr=0.01)
     seconds: dict[int, list[float]] = {sharing: [] for sharing in counts}
     for number in range(rounds + 1):
         for sharing in counts:
-            ranks.gather(None)
+            distributed.gather(None)
             started = time.perf_counter()
             _outer_step(learner, optimizer, stacked, rank, sharing)
             if number:
@@ -153,16 +153,16 @@ def _in_turn(counts: list[int], rounds: int, meta_batch: int, hidden: int) -> li
 
 def _tested(test_tasks: int) -> dict[str, Any]:
     """Test one network on so many tasks, with as many processes as there are."""
-    ranks.join(torch.device("cpu"))
+    distributed.join(torch.device("cpu"))
     torch.manual_seed(0)
     learner, images = MAML(Conv4(5, hidden=32), 0.4), glyphs("test")
     evaluate(learner, FewShot(images, 5, 1, 15, tasks=4, seed=1), progress=False)
     tasks = FewShot(images, 5, 1, 15, tasks=test_tasks, seed=0)
-    ranks.gather(None)
+    distributed.gather(None)
     started = time.perf_counter()
     found = evaluate(learner, tasks, progress=False)
     seconds = time.perf_counter() - started
-    return {"processes": ranks.here()[1], "tasks": test_tasks, "seconds": [seconds], "per_episode": found.per_episode.tolist()}
+    return {"processes": distributed.here()[1], "tasks": test_tasks, "seconds": [seconds], "per_episode": found.per_episode.tolist()}
 
 
 def compared(sides: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -187,7 +187,7 @@ def _outer_step(learner: MAML, optimizer: SGD, stacked: Episode, rank: int, shar
         mine = unstack(stacked)[rank::sharing]
         meta_backward(learner, stack(mine), scale=1 / len(stacked.query.inputs))
     if sharing > 1:
-        ranks.total_gradients(learner.trained().values())
+        distributed.total_gradients(learner.trained().values())
     if rank < sharing:
         optimizer.step()
 

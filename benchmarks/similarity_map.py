@@ -42,13 +42,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from metalearn.analysis.similarity import linear_cka
 from metalearn.analysis.similarity_map import similarity_map as our_map
-from metalearn.checkpoints import versions
-from metalearn.experiments import machine, now
-from metalearn.options import Listed, listed, numbers
-from metalearn.representations import representations
+from metalearn.network.activations import representations
+from metalearn.runtime.options import Listed, listed, numbers
+from metalearn.runtime.provenance import commit, machine, now, versions
 
 from .engine import _memory_now
-from .rows import append, commit, keep_in, run_benchmark
+from .rows import append, keep_in, run_benchmark
 
 OURS = "similarity_map"
 Side = Callable[[nn.Module, nn.Module, Any, list[str]], np.ndarray]

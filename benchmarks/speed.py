@@ -40,19 +40,18 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metalearn import ANIL, BOIL, MAML, NIL, Episode, Examples, Learner, MetaSGD, meta_backward
-from metalearn.checkpoints import versions
+from metalearn.engine.execution import chosen, in_threads
 from metalearn.episodes import stack, unstack
-from metalearn.execution import chosen, in_threads
-from metalearn.experiments import machine, now
 from metalearn.models import MLP, Conv4
-from metalearn.options import Listed, listed
-from metalearn.options import device as usable
+from metalearn.runtime.options import Listed, listed
+from metalearn.runtime.options import device as usable
+from metalearn.runtime.provenance import commit, machine, now, versions
 from metalearn.tasks import FewShot, LabelledImages, Sinusoid
 
 from . import cold, peer_loops
 from .engine import _memory_now
 from .peer_loops import Plain, Recipe
-from .rows import append, commit, keep_in, run_benchmark
+from .rows import append, keep_in, run_benchmark
 
 OURS = "metalearn"
 BARE = "bare convolutions"

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from metalearn.analysis import Spread
-from metalearn.memory import size
-from metalearn.progress import duration
+from metalearn.engine.memory import size
+from metalearn.runtime.progress import duration
 
 from . import init_tables, reuse_tables, speed_tables
 from .papers import LAKE, ONE_SHOT, beside

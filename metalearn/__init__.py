@@ -1,13 +1,14 @@
 """Rapid learning or feature reuse? Few-shot learners, and one analysis of what adaptation changes."""
 
+from metalearn.algorithms.base import Learner
+from metalearn.engine.execution import meta_backward
+from metalearn.network.layers import body, head, layers
+from metalearn.network.norm import batch_statistics, frozen_statistics
+from metalearn.training.loop import meta_train
+
 from .algorithms import ANIL, BOIL, MAML, NIL, MetaSGD, ProtoNet, Reptile
 from .episodes import Episode, Examples
 from .evaluation import evaluate
-from .execution import meta_backward
-from .layers import body, head, layers
-from .learner import Learner
-from .norm import batch_statistics, frozen_statistics
-from .training import meta_train
 
 __version__ = "0.1.0"
 

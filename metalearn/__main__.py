@@ -17,14 +17,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from . import __version__, experiments, files, ranks
+from metalearn import __version__, experiments
+from metalearn.experiments.experiment import Experiment, parse
+from metalearn.experiments.sweep import sweep as run_sweep
+from metalearn.experiments.sweep import table as sweep_table
+from metalearn.runtime import distributed, files, provenance
+from metalearn.runtime.options import Listed, Parser, command, listed, numbers
+from metalearn.runtime.options import device as usable
+from metalearn.runtime.progress import duration
+
 from .evaluation import Evaluation, evaluate, paired
-from .experiments import Experiment, parse
-from .options import Listed, Parser, command, listed, numbers
-from .options import device as usable
-from .progress import duration
-from .sweep import sweep as run_sweep
-from .sweep import table as sweep_table
 
 
 def reuse(
@@ -50,9 +52,10 @@ def reuse(
         progress: show progress.
         settings: the few-shot problem and its training.
     """
+    from metalearn.analysis.report import report as write_report
+    from metalearn.analysis.verdict import DOES_NOT_ADAPT
+
     from .analysis import feature_reuse
-    from .analysis.report import report as write_report
-    from .analysis.verdict import DOES_NOT_ADAPT
 
     started = time.monotonic()
     Path(report).absolute().parent.mkdir(parents=True, exist_ok=True)  # now, rather than after all the work
@@ -64,7 +67,7 @@ def reuse(
         experiment, names, runs = Experiment(**settings), parse(algorithms), {}
         _started(experiment, names)
     done = experiments.compare(experiment, names, runs=runs, progress=progress)
-    if ranks.here()[0]:
+    if distributed.here()[0]:
         return
     learners, seconds = done.learners, {name: run.curve.seconds for name, run in done.runs.items()}
     rows = _rows(done.evaluations, seconds)
@@ -75,7 +78,7 @@ def reuse(
         print(f"\n{one}")
     if found:
         command = shlex.join(["metalearn", *sys.argv[1:]])
-        about = {"command": command, "data": experiment.dataset, "preset": experiment.settings().follows, "machine": experiments.machine()}
+        about = {"command": command, "data": experiment.dataset, "preset": experiment.settings().follows, "machine": provenance.machine()}
         about["protocol"] = _protocol(experiment)
         overview = []
         for row in rows:
@@ -109,7 +112,7 @@ def train(algorithm: str = "maml", tensorboard: str | None = None, progress: boo
         raise ValueError(f"train takes one algorithm, not {algorithm!r}; metalearn reuse trains and compares several")
     _started(experiment, [name])
     done = experiments.compare(experiment, [name], progress=progress, tensorboard=tensorboard)
-    if ranks.here()[0] == 0:
+    if distributed.here()[0] == 0:
         _print_table(_rows(done.evaluations, {name: done.runs[name].curve.seconds}), experiment)
         print(f"The trained weights: {experiment.checkpoint(experiments.trained_by(name))}")
 
@@ -153,10 +156,10 @@ def evaluate_checkpoint(
     asked: dict[str, Any] = {"dataset": dataset, "root": root, "queries": queries, "test_tasks": test_tasks, "test_steps": test_steps}
     asked |= {"protocol": protocol, "splits": splits, "split_ratio": split_ratio, "device": device, "execution": execution, "model": model}
     changes = {name: value for name, value in asked.items() if value is not None}
-    ranks.join(torch.device(ranks.device(usable(device or "auto"))))
+    distributed.join(torch.device(distributed.device(usable(device or "auto"))))
     run = experiments.restored(checkpoint, trust_model=trust_model, **changes)
     found = evaluate(run.tested(), run.experiment.testing_tasks(split), progress=progress)
-    if ranks.here()[0] == 0:
+    if distributed.here()[0] == 0:
         print(f"{run.algorithm} on {_problem(run.experiment)}, {split}: {found}")
 
 
@@ -191,7 +194,7 @@ def sweep(
     for dataset, way, shot, seed in itertools.product(*axes):
         problems.append(Experiment(dataset=dataset, ways=way, shots=shot, seed=seed, **settings))
     rows = run_sweep(problems, parse(algorithms), results, processes=processes, progress=progress)
-    if ranks.here()[0]:
+    if distributed.here()[0]:
         return
     Console(width=None if sys.stdout.isatty() else 120).print(sweep_table(rows))
     failed = [row for row in rows if "error" in row]
@@ -257,8 +260,8 @@ def _at_test(settings: dict[str, Any], checkpoint: str) -> dict[str, Any]:
 
 def _started(experiment: Experiment, algorithms: Iterable[str]) -> None:
     """Meet the other processes where torchrun started this one, and say what is about to be done."""
-    ranks.join(torch.device(ranks.device(experiment.device)))
-    if ranks.here()[0]:
+    distributed.join(torch.device(distributed.device(experiment.device)))
+    if distributed.here()[0]:
         return
     chosen = experiment.settings()
     print(f"{_problem(experiment)}; preset {experiment.preset}: {chosen.follows}")

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import sequence
-from .forward import map_tensors, tensors_of
+from metalearn.network.forward import map_tensors, tensors_of
+from metalearn.runtime.checks import sequence
 
 
 class Examples(NamedTuple):
@@ -19,7 +19,7 @@ class Examples(NamedTuple):
     (examples,) integer labels or (examples, outputs) values.
     """
 
-    inputs: Any  # metalearn.forward.Inputs; a tensor in most uses
+    inputs: Any  # metalearn.network.forward.Inputs; a tensor in most uses
     targets: Tensor
 
     def __repr__(self) -> str:

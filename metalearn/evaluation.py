@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,13 +14,15 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
-from metalearn import checkpoints, ranks
-from metalearn.checks import whole_number
+from metalearn.algorithms.base import Learner
+from metalearn.algorithms.features import FeatureLearner
 from metalearn.episodes import Episode, Examples, stack, unstack
-from metalearn.files import Record
-from metalearn.forward import tensors_of
-from metalearn.learner import FeatureLearner, Learner
-from metalearn.progress import progress as shown_progress
+from metalearn.network.forward import tensors_of
+from metalearn.network.modes import evaluation_mode
+from metalearn.runtime import distributed, random_state
+from metalearn.runtime.checks import whole_number
+from metalearn.runtime.files import Record
+from metalearn.runtime.progress import progress as shown_progress
 from metalearn.tasks.few_shot import FewShot
 
 
@@ -185,16 +186,18 @@ def evaluate_together(
         check_learner(learner)
     scores: dict[str, list[Tensor]] = {name: [] for name in learners}
     marks, measure, seen = [], "accuracy", 0
-    ranks.join(_like(next(iter(learners.values()), nn.Module())).device)
-    with ranks.together():
+    distributed.join(_like(next(iter(learners.values()), nn.Module())).device)
+    with distributed.together():
         tasks_at_once = whole_number("tasks_at_once", tasks_at_once)
         check_tasks("test tasks", episodes)
     _check_same(learners, episodes, tasks_at_once)
     with (
-        ranks.together(),
+        distributed.together(),
         torch.no_grad(),
         evaluation_mode(learners.values()),
-        shown_progress("evaluating", _count(episodes, tasks_at_once), unit="task", shown=progress and ranks.here()[0] == 0) as advance,
+        shown_progress(
+            "evaluating", _count(episodes, tasks_at_once), unit="task", shown=progress and distributed.here()[0] == 0
+        ) as advance,
     ):
         for count, tasks in _shared_out(episodes, tasks_at_once):
             if tasks is not None:
@@ -207,12 +210,12 @@ def evaluate_together(
             advance(count)
         if not seen:
             raise ValueError("there are no episodes to evaluate on; ask for at least one task")
-    ranks.check_same({"tasks": seen}, "Give every rank the same episodes")
-    checksums = tuple(int(mark) for mark in ranks.total(torch.cat(marks)).tolist())
-    measure = ranks.from_first(measure)
+    distributed.check_same({"tasks": seen}, "Give every rank the same episodes")
+    checksums = tuple(int(mark) for mark in distributed.total(torch.cat(marks)).tolist())
+    measure = distributed.from_first(measure)
     return {
         name: Evaluation(
-            ranks.total(torch.cat(scores[name])), measure, checksums, {"learner": learner.settings(), "episodes": describe(episodes)}
+            distributed.total(torch.cat(scores[name])), measure, checksums, {"learner": learner.settings(), "episodes": describe(episodes)}
         )
         for name, learner in learners.items()
     }
@@ -245,19 +248,19 @@ def first_task(tasks: Tasks | DataLoader[Episode] | Episode, device: torch.devic
     if isinstance(tasks, DataLoader):
         return "of a DataLoader"
     listed = unstack(tasks) if isinstance(tasks, Episode) else tasks
-    states = checkpoints.generators(device)
+    states = random_state.generators(device)
     try:
         marks = [int(fingerprints(stack([listed[0]]))) for _ in range(2)]
     except Exception as error:  # the first step raises it
         return f"{type(error).__name__}: {error}"
     finally:
-        checkpoints.set_generators(states, device)
+        random_state.set_generators(states, device)
     return marks[0] if marks[0] == marks[1] else "random"
 
 
 def _check_same(learners: Mapping[str, Learner], episodes: Tasks | DataLoader[Episode] | Episode, at_once: int) -> None:
     """Raise ValueError if ranks differ in settings, tasks or weights: their shares would not be of one result."""
-    if ranks.here()[1] == 1:
+    if distributed.here()[1] == 1:
         return
     device = _like(next(iter(learners.values()))).device
     asked = {name: {**learner.settings(), "moving": list(learner.rates)} for name, learner in learners.items()}
@@ -268,9 +271,9 @@ def _check_same(learners: Mapping[str, Learner], episodes: Tasks | DataLoader[Ep
         "tasks_at_once": at_once,
         "first task": first_task(episodes, device),
     }
-    ranks.check_same(json.loads(json.dumps(work, default=str)), "Start every rank with the same settings")
+    distributed.check_same(json.loads(json.dumps(work, default=str)), "Start every rank with the same settings")
     sizes = {name: [float(p.detach().double().norm()) for p in learner.parameters()] for name, learner in learners.items()}
-    gathered = ranks.gather(sizes)
+    gathered = distributed.gather(sizes)
     for rank, norms in enumerate(gathered):
         for name in learners:
             if len(norms[name]) != len(gathered[0][name]) or not all(map(_close, norms[name], gathered[0][name])):
@@ -332,19 +335,6 @@ def describe(episodes: object) -> Record:
     return {"source": type(episodes).__name__, "tasks": tasks}
 
 
-@contextmanager
-def evaluation_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Put modules into evaluation mode, and each submodule back into its own mode afterwards."""
-    before = [(module, module.training) for root in modules for module in root.modules()]
-    try:
-        for module, _ in before:
-            module.training = False
-        yield
-    finally:
-        for module, mode in before:
-            module.training = mode
-
-
 def _score(learner: Learner, episodes: Episode, first: int) -> Tensor:
     placed = place(episodes, learner)
     targets = placed.query.targets
@@ -380,7 +370,7 @@ def _why_nan(learner: Learner, episodes: Episode, task: int) -> str:
 
 def _shared_out(episodes: Tasks | DataLoader[Episode] | Episode, at_once: int) -> Iterator[tuple[int, Episode | None]]:
     """(tasks, their stack) in order; None in place of a stack that another rank takes."""
-    rank, count = ranks.here()
+    rank, count = distributed.here()
     if isinstance(episodes, DataLoader):
         if count > 1 and isinstance(episodes.sampler, RandomSampler):
             raise ValueError("this DataLoader shuffles, so that every rank would share out other stacks; build it with shuffle=False")

@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from metalearn.analysis.seeds import Spread
+from metalearn.analysis.tables import aligned, plain
+from metalearn.experiments.experiment import Experiment
+from metalearn.experiments.regimes import REGIMES, at_test, restored, snapshots, trained
+from metalearn.experiments.runs import Run
+
 from .algorithms import NIL
-from .analysis.seeds import Spread
-from .analysis.tables import aligned, plain
 from .evaluation import Evaluation, Tasks, evaluate, evaluate_together
-from .experiments import Experiment, Run
-from .regimes import REGIMES, at_test, restored, snapshots, trained
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from .analysis.reuse import Reuse
+    from metalearn.analysis.reuse import Reuse
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,8 @@ class Point:
 
 def timeline_figure(points: Sequence[Point]) -> Figure:
     """The points of `timeline` as a picture: each layer's CKA before and after adaptation, and accuracy, with their intervals."""
-    from .analysis.freezing import Estimate
-    from .analysis.plots import timeline as drawn
+    from metalearn.analysis.freezing import Estimate
+    from metalearn.analysis.plots import timeline as drawn
 
     steps, names = [point.step for point in points], [layer.layer for layer in points[0].reuse.layers]
     similarity = {name: [point.reuse.layers[i].cka for point in points] for i, name in enumerate(names)}

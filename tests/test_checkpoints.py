@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from metalearn import MAML, checkpoints
-from metalearn.files import Damaged
+from metalearn import MAML
 from metalearn.models import MLP
+from metalearn.runtime import provenance, random_state
+from metalearn.runtime.files import Damaged
+from metalearn.training import checkpoints
 
 
 def write(path, step):
@@ -38,9 +40,9 @@ def test_generators_come_back_to_the_last_bit(tmp_path):
 
     device = torch.device("cpu")
     torch.randn(1), np.random.randn(), random.gauss(0, 1)  # noqa: NPY002
-    checkpoints.save(tmp_path / "run", {}, {"generators": checkpoints.generators(device)})
+    checkpoints.save(tmp_path / "run", {}, {"generators": random_state.generators(device)})
     first = draw()
-    checkpoints.set_generators(checkpoints.load(tmp_path / "run")[1]["generators"], device)
+    random_state.set_generators(checkpoints.load(tmp_path / "run")[1]["generators"], device)
     assert draw() == first
 
 
@@ -116,8 +118,8 @@ def test_weights_of_another_network_are_refused_by_name(tmp_path):
 
 def test_settings_that_differ_are_named_with_both_values():
     stored = {"learner": {"lr": 0.1}, "run": {"data": "glyphs"}, "training": {"meta_batch": 4}}
-    checkpoints.check_same({**stored, "training": {"meta_batch": 4, "new option of torch": None}}, stored, "run")
+    provenance.check_same({**stored, "training": {"meta_batch": 4, "new option of torch": None}}, stored, "run")
     with pytest.raises(
         ValueError, match=r"learner\.lr is 0\.4 but was 0\.1; run\.data is 'not set' but was 'glyphs'.*name another checkpoint"
     ):
-        checkpoints.check_same({**stored, "learner": {"lr": 0.4}, "run": {}}, stored, "run")
+        provenance.check_same({**stored, "learner": {"lr": 0.4}, "run": {}}, stored, "run")

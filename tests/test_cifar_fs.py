@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from torchvision.datasets import CIFAR100
 
+from metalearn.data.cifar import ALL, CIFAR_FS, FC100, SUPERCLASSES
 from metalearn.tasks import cifar_fs, fc100
-from metalearn.tasks.cifar_fs import ALL, CIFAR_FS, FC100, SUPERCLASSES
 
 
 @pytest.mark.parametrize(("splits", "counts"), [(CIFAR_FS, (64, 16, 20)), (FC100, (60, 20, 20))])

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
 
-from metalearn import files
+from metalearn.runtime import files
 from tests.test_finetuning import images
 from tests.test_report import Page
 from transfer import compare, everywhere, finetune, fresh, mean_var, plots, transfusion

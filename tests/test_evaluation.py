@@ -8,9 +8,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from metalearn import MAML
+from metalearn.algorithms.base import Adapted, Learner
 from metalearn.episodes import Episode, Examples, stack
 from metalearn.evaluation import Evaluation, evaluate, evaluate_together, half_width, paired
-from metalearn.learner import Adapted, Learner
 from metalearn.models import MLP
 
 

@@ -13,11 +13,10 @@ import torchvision
 from torch import nn
 
 import metalearn as ml
+from metalearn.engine.execution import chosen, in_threads
 from metalearn.episodes import stack, unstack
-from metalearn.execution import chosen, in_threads
 from metalearn.models import MLP, Conv4
-
-from .conftest import WAYS_TO_RUN, gradients, made_up_tasks, smooth_network
+from tests.conftest import WAYS_TO_RUN, gradients, made_up_tasks, smooth_network
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 

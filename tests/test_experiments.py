@@ -19,8 +19,9 @@ from PIL import Image
 import metalearn as ml
 from metalearn import experiments
 from metalearn.__main__ import main
-from metalearn.experiments import Experiment, parse
-from metalearn.presets import PRESETS, preset
+from metalearn.experiments.experiment import Experiment, parse
+from metalearn.experiments.presets import PRESETS, preset
+from metalearn.runtime import files
 
 TINY = ["--steps", "2", "--hidden", "4", "--meta_batch", "2", "--test_tasks", "6", "--progress", "false", "--execution", "loop"]
 
@@ -67,11 +68,11 @@ def test_a_second_start_trains_nothing_again_and_more_steps_go_on(here: Path, ca
     constant = [*TINY, "--schedule", "constant"]
     assert run("train", *constant) == 0
     (checkpoint,) = (here / "runs").glob("*.safetensors")
-    first = ml.files.load(checkpoint)
+    first = files.load(checkpoint)
     assert run("train", *constant) == 0
-    assert ml.files.load(checkpoint)[1]["step"] == first[1]["step"] == 2
+    assert files.load(checkpoint)[1]["step"] == first[1]["step"] == 2
     assert run("train", *constant, "--steps", "3") == 0
-    assert ml.files.load(checkpoint)[1]["step"] == 3
+    assert files.load(checkpoint)[1]["step"] == 3
     assert run("evaluate", "--checkpoint", str(checkpoint), "--test_tasks", "6", "--progress", "false") == 0
     assert run("reuse", "--checkpoint", str(checkpoint), "--test_tasks", "6", "--analysed_tasks", "3", "--progress", "false") == 0
     assert "maml on glyphs, 5-way 1-shot, test:" in capsys.readouterr().out
@@ -210,7 +211,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_exits_with_130(here: Path) -> None:
     assert process.returncode == 130, errors
     assert "goes on from there" in errors
     (checkpoint,) = (here / "runs").glob("*.safetensors")
-    assert ml.files.load(checkpoint)[1]["step"] >= 3
+    assert files.load(checkpoint)[1]["step"] >= 3
 
 
 def test_presets_say_whom_they_follow_and_scale_a_summed_loss() -> None:

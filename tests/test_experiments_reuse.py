@@ -16,9 +16,9 @@ from metalearn import ANIL, MAML, NIL
 from metalearn.analysis import freezing
 from metalearn.analysis.seeds import MEASURES, Spread, freezing_over_seeds, similarity_between
 from metalearn.evaluation import evaluate
-from metalearn.experiments import Experiment
+from metalearn.experiments.experiment import Experiment
+from metalearn.experiments.regimes import trained
 from metalearn.models import Conv4
-from metalearn.regimes import trained
 from metalearn.studies import another_domain, cross_domain, timeline, timeline_figure, training_regimes, under_nil
 from metalearn.tasks import FewShot, LabelledImages
 
@@ -191,8 +191,8 @@ def test_the_benchmark_writes_rows_with_everything_behind_them_and_tables_read_t
 def test_all_experiments_take_networks_that_were_trained_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     benchmark.reuse("train", "0,1", points="1,2", progress=False, runs=str(tmp_path / "there"), **SMALL)
     given = ",".join(map(str, (tmp_path / "there").glob("*.safetensors")))
-    monkeypatch.setattr("metalearn.regimes.meta_train", None)
-    monkeypatch.setattr("metalearn.experiments.meta_train", None)
+    monkeypatch.setattr("metalearn.experiments.regimes.meta_train", None)
+    monkeypatch.setattr("metalearn.experiments.experiment.meta_train", None)
     here = {"checkpoints": given, "other": "glyphs", "progress": False, "runs": str(tmp_path / "here"), "analysed_tasks": 2}
     benchmark.reuse("all", results=str(tmp_path / "reuse.jsonl"), **here, **SMALL)
     rows = [json.loads(line) for line in (tmp_path / "reuse.jsonl").read_text().splitlines()]

@@ -11,8 +11,7 @@ from torch import nn
 import metalearn as ml
 from metalearn.episodes import Episode, Examples, stack, unstack
 from metalearn.models import MLP, Conv4
-
-from .conftest import FAMILY, WAYS_TO_RUN, gradients, made_up_tasks, outer_loss, smooth_network
+from tests.conftest import FAMILY, WAYS_TO_RUN, gradients, made_up_tasks, outer_loss, smooth_network
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 

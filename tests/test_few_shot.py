@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
+from metalearn.data.images import LabelledImages
 from metalearn.episodes import Episode, stack
-from metalearn.tasks.few_shot import FewShot, LabelledImages, philox
+from metalearn.tasks.few_shot import FewShot
+from metalearn.tasks.keyed_random import philox
 
 
 def numbered(sizes: list[int], shuffle: int = 0) -> LabelledImages:
@@ -71,7 +73,7 @@ def test_tasks_differ_by_index_and_by_seed():
 
 DIGEST = """
 import hashlib, torch
-from metalearn.tasks.few_shot import FewShot, LabelledImages
+from metalearn.tasks import FewShot, LabelledImages
 images = torch.arange(4000, dtype=torch.int64).mul(37).remainder(251).to(torch.uint8).view(-1, 1, 2, 2)
 tasks = FewShot(LabelledImages(images, torch.arange(1000) // 25), 5, 1, 15, tasks=100, seed=7)
 print(hashlib.sha256(b"".join(t.numpy().tobytes() for i in (0, 99, 42) for part in tasks[i] for t in part)).hexdigest())

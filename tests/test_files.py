@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from metalearn import files
+from metalearn.runtime import files
 
 
 def test_tensors_and_record_come_back_as_they_were(tmp_path: Path) -> None:

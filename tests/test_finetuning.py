@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from metalearn.tasks.few_shot import LabelledImages
+from metalearn.data.images import LabelledImages
 from transfer import finetune, linear_probe
 from transfer.finetuning import Curve, auc, order, scores, subset
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from metalearn.tasks.few_shot import FewShot, LabelledImages
-from metalearn.tasks.glyphs import SPLITS, Draws, drawings, glyphs
+from metalearn.data.glyphs import SPLITS, Draws, drawings, glyphs
+from metalearn.data.images import LabelledImages
+from metalearn.tasks.few_shot import FewShot
 
 FINGERPRINT = (
-    "import hashlib; from metalearn.tasks.glyphs import glyphs; "
+    "import hashlib; from metalearn.data.glyphs import glyphs; "
     "print(hashlib.sha256(glyphs('test', classes=12, seed=5).images.numpy().tobytes()).hexdigest())"
 )
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import metalearn as ml
-
-from .conftest import EXACT, FAMILY, WAYS_TO_RUN, gradients, made_up_tasks, outer_loss, smooth_network
+from tests.conftest import EXACT, FAMILY, WAYS_TO_RUN, gradients, made_up_tasks, outer_loss, smooth_network
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 

@@ -11,14 +11,13 @@ import torch
 from torch import nn
 
 import metalearn as ml
-from metalearn import execution, graphs
+from metalearn.engine import execution, recording
+from metalearn.engine.execution import chosen, in_flight, without_graphs
 from metalearn.episodes import Episode
-from metalearn.execution import chosen, in_flight, without_graphs
 from metalearn.models import MLP, Conv4, ResNet12
 from metalearn.tasks import FewShot, Sinusoid, glyphs
-
-from .conftest import EXACT, FAMILY, gradients, made_up_tasks, outer_loss, smooth_network
-from .test_gradients import along
+from tests.conftest import EXACT, FAMILY, gradients, made_up_tasks, outer_loss, smooth_network
+from tests.test_gradients import along
 
 cuda = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"))
 
@@ -39,7 +38,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         return replay
 
     if request.param == "cpu":
-        monkeypatch.setattr(graphs, "record", run_again)
+        monkeypatch.setattr(recording, "record", run_again)
         monkeypatch.setattr(execution, "_on", lambda learner, kind: kind == "cuda")
     return str(request.param)
 
@@ -48,8 +47,8 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 def recordings(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
     """The device of every recording that was made."""
     made: list[torch.device] = []
-    original = graphs.record
-    monkeypatch.setattr(graphs, "record", lambda work, *inputs: made.append(inputs[0].device) or original(work, *inputs))
+    original = recording.record
+    monkeypatch.setattr(recording, "record", lambda work, *inputs: made.append(inputs[0].device) or original(work, *inputs))
     return made
 
 
@@ -230,10 +229,10 @@ def test_evaluation_is_as_in_a_loop(device: str) -> None:
 def test_recordings_go_with_their_model(device: str) -> None:
     learner = ml.MAML(MLP(1, 1).to(device), 0.1, loss=nn.functional.mse_loss)
     tasks = ml.episodes.stack([Sinusoid(shots=5, queries=5, tasks=1)[0]]).to(device)
-    before = len(graphs._of_model)
+    before = len(recording._of_model)
     for _ in range(3):
         ml.meta_backward(learner, tasks)
-    assert len(graphs._of_model) == before + 1
+    assert len(recording._of_model) == before + 1
     del learner
     gc.collect()
-    assert len(graphs._of_model) == before
+    assert len(recording._of_model) == before

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from metalearn.tasks import FewShot, decoding, image_folder, mini_imagenet
+from metalearn.data import decoding
+from metalearn.tasks import FewShot, image_folder, mini_imagenet
 
 
 def paint(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (12, 12)) -> None:

@@ -25,8 +25,10 @@ from benchmarks.init_findings import (
     same,
     smaller_data,
 )
-from metalearn import MAML, checkpoints, files
+from metalearn import MAML
 from metalearn.models import Conv4
+from metalearn.runtime import files
+from metalearn.training import checkpoints
 from transfer.statistics import against, holm
 
 LADDER = ("random", "through bn1", "through layer1", "full")

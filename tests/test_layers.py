@@ -10,8 +10,8 @@ import torchvision
 from torch import nn
 
 import metalearn as ml
-from metalearn.layers import assign, owners
 from metalearn.models import MLP, Conv4, ResNet12
+from metalearn.network.layers import assign, owners
 
 BLOCKS = ["layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer3.0", "layer3.1", "layer4.0", "layer4.1"]
 DENSE = [f"features.{part}{i}" for i in (1, 2, 3) for part in ("denseblock", "transition")]

@@ -18,8 +18,7 @@ import metalearn.compat.learn2learn as ours
 from metalearn.compat import copy_weights, from_learn2learn, to_learn2learn
 from metalearn.models import Conv4
 from metalearn.tasks import FewShot, glyphs
-
-from .conftest import WAYS_TO_RUN, gradients
+from tests.conftest import WAYS_TO_RUN, gradients
 
 if importlib.util.find_spec("learn2learn") is None:
     pytest.skip("the real learn2learn is not installed here: benchmarks/peers/install.sh builds its environment", allow_module_level=True)

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from metalearn import ANIL, MAML, NIL, execution, memory, meta_train
-from metalearn.memory import Forecast, forecast, size, ways_out
+from metalearn import ANIL, MAML, NIL, meta_train
+from metalearn.engine import execution, memory
+from metalearn.engine.memory import Forecast, forecast, size, ways_out
 from metalearn.models import MLP, Conv4
 from metalearn.tasks import FewShot, Sinusoid, glyphs
 
@@ -23,7 +24,7 @@ import torch
 from benchmarks.engine import _memory_now, episodes
 from metalearn import MAML, meta_backward
 from metalearn.episodes import unstack
-from metalearn.memory import forecast
+from metalearn.engine.memory import forecast
 from metalearn.models import Conv4
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def test_a_forecast_changes_nothing(task):
 def test_what_does_not_fit_is_warned_of_with_the_ways_out_before_the_first_step(monkeypatch, two_threads):
     steps = []
     monkeypatch.setattr(memory, "free_memory", lambda device: 2**18)
-    monkeypatch.setattr("metalearn.training._backward", lambda *arguments: steps.append(arguments) or 1 / 0)
+    monkeypatch.setattr("metalearn.training.loop._backward", lambda *arguments: steps.append(arguments) or 1 / 0)
     tasks = FewShot(glyphs("train"), ways=5, shots=1, queries=5, tasks=100)
     with pytest.warns(UserWarning, match=r"more than there is.*first order \(.*fewer tasks in flight \(torch.set_num_threads\(1\)") as seen:  # noqa: SIM117
         with pytest.raises(ZeroDivisionError):
@@ -104,7 +105,7 @@ def test_ways_out_fit_the_way_and_name_their_figures(task):
     said = ways_out(MAML(Conv4(5, hidden=4), 0.1), task, expected)
     assert said is not None
     assert "expected to need 320 MiB" in said
-    assert "a smaller chunk (metalearn.execution.CHUNK = 10)" in said
+    assert "a smaller chunk (metalearn.engine.execution.CHUNK = 10)" in said
     assert "execution='loop': 10 MiB" in said
     again = ways_out(MAML(Conv4(5, hidden=4), 0.1, first_order=True), task, expected._replace(way="loop", in_flight=1), processes=20)
     assert again is not None

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from metalearn.models import MLP, Conv4, ResNet12
-from metalearn.norm import check_statistics
+from metalearn.network.norm import check_statistics
 
 
 def parameters(model: torch.nn.Module) -> int:

@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 import metalearn as ml
-from metalearn.norm import check_statistics, statistics
+from metalearn.network.norm import check_statistics, statistics
 
 
 def network() -> nn.Module:

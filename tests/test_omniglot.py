@@ -9,7 +9,8 @@ import torch
 import torchvision
 from PIL import Image
 
-from metalearn.tasks import FewShot, decoding, omniglot
+from metalearn.data import decoding
+from metalearn.tasks import FewShot, omniglot
 
 COUNTS = {"vinyals": (1028, 172, 423), "finn": (1100, 100, 423), "lake": (813, 151, 659)}
 

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metalearn import operations
-from metalearn.operations import Convolutions, convolution, norm_pool_relu
+from metalearn.kernels import conv_cpu
+from metalearn.kernels.conv_cpu import Convolutions, convolution, norm_pool_relu
 
 
 @pytest.fixture(autouse=True)
 def _every_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operations, "SMALL", 0)
+    monkeypatch.setattr(conv_cpu, "SMALL", 0)
 
 
 def derivatives(function: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
@@ -42,7 +42,7 @@ def draw(*shape: int) -> Tensor:
 
 def last(maps: Tensor) -> Tensor:
     """The maps with channels last in memory, which the written-out convolution is for."""
-    return operations._Reordered.apply(maps, True)
+    return conv_cpu._Reordered.apply(maps, True)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
@@ -100,7 +100,7 @@ def test_single_precision_is_as_exact_as_torchs_own() -> None:
 def test_moments_of_many_maps_far_from_zero_keep_their_digits() -> None:
     torch.manual_seed(0)
     maps = (torch.randn(75, 8, 28, 28) + 8 * torch.randn(1, 8, 1, 1)).contiguous(memory_format=torch.channels_last)
-    mean, variance = operations._moments(maps)
+    mean, variance = conv_cpu._moments(maps)
     exact = torch.var_mean(maps.double(), (0, 2, 3), correction=0)
     assert float(((mean - exact[1]).abs() / exact[0].sqrt()).max()) < 1e-5  # torch's own, over all maps at once: 4e-5
     assert float(((variance - exact[0]).abs() / exact[0]).max()) < 2e-6
@@ -119,7 +119,7 @@ def test_the_mode_reaches_whatever_network_has_channels_last() -> None:
 def test_small_maps_are_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
     z, w, weight, bias = last(draw(3, 2, 6, 6)), draw(4, 2, 3, 3).requires_grad_(), draw(2), draw(2)
     written = convolution(z, w), norm_pool_relu(z, weight, bias)
-    monkeypatch.setattr(operations, "SMALL", 2**16)
+    monkeypatch.setattr(conv_cpu, "SMALL", 2**16)
     assert type(convolution(z, w).grad_fn).__name__ != "_ConvolutionBackward"
     same([x.detach() for x in written], [convolution(z, w).detach(), norm_pool_relu(z, weight, bias)])
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torchvision.utils import save_image
 
-from metalearn import experiments, presets
+from metalearn import experiments
 from metalearn.__main__ import main
-from metalearn.experiments import Experiment
-from metalearn.presets import preset
+from metalearn.experiments import presets
+from metalearn.experiments.experiment import Experiment
+from metalearn.experiments.presets import preset
 
 
 @pytest.fixture(scope="module")

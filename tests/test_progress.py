@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from metalearn.progress import progress
+from metalearn.runtime.progress import progress
 
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,14 +19,16 @@ import torch
 from torch.optim import SGD
 from torch.utils.data import DataLoader
 
-from metalearn import MAML, checkpoints, ranks
+from metalearn import MAML
 from metalearn.__main__ import main
 from metalearn.episodes import Episode
 from metalearn.evaluation import evaluate
-from metalearn.experiments import Experiment
+from metalearn.experiments.experiment import Experiment
 from metalearn.models import MLP
+from metalearn.runtime import distributed, provenance
 from metalearn.tasks import Sinusoid
-from metalearn.training import meta_train
+from metalearn.training import checkpoints
+from metalearn.training.loop import meta_train
 
 Started = Callable[..., list[multiprocessing.process.BaseProcess]]
 OPTIONS: dict[str, Any] = {"steps": 8, "meta_batch": 3, "optimizer": lambda p: SGD(p, lr=0.01), "progress": False}
@@ -147,8 +149,8 @@ def test_where_a_rank_falls_silent_the_others_stop_once_their_patience_ends(star
 
 
 def other_versions(rank: int, folder: Path) -> None:
-    own = {**checkpoints.versions(), **({"torch": "2.6.0"} if rank else {})}
-    ranks.versions = lambda: own  # type: ignore[assignment]
+    own = {**provenance.versions(), **({"torch": "2.6.0"} if rank else {})}
+    distributed.versions = lambda: own  # type: ignore[assignment]
     train_and_die(rank, folder)
 
 
@@ -177,10 +179,10 @@ def evaluations(rank: int, folder: Path) -> dict[str, Any]:
             evaluate(learner, tasks, tasks_at_once=8)
         except (ValueError, FloatingPointError) as error:
             found[name] = f"{type(error).__name__}: {error}"
-    with ranks.apart():
-        found["apart"] = (ranks.here(), len(evaluate(build(), Tasks(tasks=3)).per_episode))
-    found["numbers"] = [next(ranks.tickets("test")) for _ in range(3)]
-    ranks.gather(None)  # the first rank keeps the store: it may not leave before the others have drawn
+    with distributed.apart():
+        found["apart"] = (distributed.here(), len(evaluate(build(), Tasks(tasks=3)).per_episode))
+    found["numbers"] = [next(distributed.tickets("test")) for _ in range(3)]
+    distributed.gather(None)  # the first rank keeps the store: it may not leave before the others have drawn
     return found
 
 
@@ -225,10 +227,10 @@ def test_a_patience_that_is_no_number_of_seconds_is_refused(asked: str, monkeypa
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("METALEARN_RANK_TIMEOUT", asked)
     with pytest.raises(ValueError, match=f"METALEARN_RANK_TIMEOUT='{asked}' must be a number of seconds"):
-        ranks.join(torch.device("cpu"))
+        distributed.join(torch.device("cpu"))
 
 
 def test_cuda_is_the_gpu_of_the_ranks_own_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ranks.device("cuda") == "cuda"
+    assert distributed.device("cuda") == "cuda"
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert [ranks.device(name) for name in ("cuda", "cuda:1", "cpu")] == ["cuda:3", "cuda:1", "cpu"]
+    assert [distributed.device(name) for name in ("cuda", "cuda:1", "cpu")] == ["cuda:3", "cuda:1", "cpu"]

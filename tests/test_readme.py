@@ -30,7 +30,7 @@ def test_files_it_points_at_exist() -> None:
 
 
 def test_options_it_mentions_exist() -> None:
-    from metalearn.experiments import Experiment
+    from metalearn.experiments.experiment import Experiment
     from transfer.__main__ import Transfer
 
     known = {*Experiment.__dataclass_fields__, *Transfer.__dataclass_fields__, "algorithms", "algorithm", "checkpoint", "help", "config"}

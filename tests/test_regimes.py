@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from metalearn import files
 from metalearn.algorithms import NIL
+from metalearn.algorithms.joint import Joint
 from metalearn.episodes import Episode, Examples, stack
-from metalearn.experiments import Experiment
+from metalearn.experiments.experiment import Experiment
+from metalearn.experiments.regimes import Batches, at_test, multiclass, multitask, restored, snapshots, trained
 from metalearn.models import Conv4
-from metalearn.regimes import Batches, Joint, at_test, multiclass, multitask, restored, snapshots, trained
+from metalearn.runtime import files
 from metalearn.tasks import FewShot, LabelledImages, glyphs
-from metalearn.training import meta_train
+from metalearn.training.loop import meta_train
 
 
 def experiment(folder: Path, **changes: object) -> Experiment:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from metalearn.algorithms.features import cosine_readout
 from metalearn.episodes import Examples
 from metalearn.models import Conv4
-from metalearn.readouts import cosine_readout
-from metalearn.representations import features, representations
+from metalearn.network.activations import features, representations
 
 
 def test_outputs_are_those_of_the_layers_and_hooks_are_gone() -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from metalearn.analysis.similarity import linear_cka, rearranged
 from metalearn.analysis.similarity_map import similarity_map
-from metalearn.representations import representations
+from metalearn.network.activations import representations
 
 
 def images(count: int = 24, seed: int = 0) -> torch.Tensor:

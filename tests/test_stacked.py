@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metalearn.models import ConvBlock
-from metalearn.stacked import StackedConvolutions, conv_norm_pool_relu
+from metalearn.kernels.conv_per_task import StackedConvolutions, conv_norm_pool_relu
+from metalearn.models.conv4 import ConvBlock
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"))]
 

@@ -10,9 +10,9 @@ import torchvision
 from torch import nn
 
 from metalearn import ANIL, batch_statistics, head, layers
-from metalearn.layers import is_inside, owners
 from metalearn.models import Conv4
-from metalearn.training import meta_train
+from metalearn.network.layers import is_inside, owners
+from metalearn.training.loop import meta_train
 from transfer import copied, everywhere, fresh, gabor, initialize, mean_var, transfusion
 from transfer.models import cbr
 from transfer.strategies import ordered

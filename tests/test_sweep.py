@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-import metalearn.training as training
-from metalearn import files, sweep
+import metalearn.training.loop as training
 from metalearn.__main__ import main
-from metalearn.experiments import Experiment
-from metalearn.sweep import perform
-from metalearn.sweep import sweep as run_sweep
+from metalearn.experiments import sweep
+from metalearn.experiments.experiment import Experiment
+from metalearn.experiments.sweep import perform
+from metalearn.experiments.sweep import sweep as run_sweep
+from metalearn.runtime import files
 
 TOP = Path(__file__).parents[1]
 SMALL = {"steps": 2, "hidden": 4, "meta_batch": 2, "test_tasks": 5}
@@ -141,7 +142,7 @@ def test_the_command_prints_a_table_and_its_exit_code_tells_of_failures(tmp_path
 
 def test_lines_of_several_processes_do_not_tear_each_other(tmp_path):
     script = (
-        "import sys, pathlib; from metalearn.sweep import append\n"
+        "import sys, pathlib; from metalearn.experiments.sweep import append\n"
         "for i in range(200): append(pathlib.Path('rows.jsonl'), [{'who': sys.argv[1], 'i': i, 'text': 'x' * 500}] * 2)"
     )
     environment = {**os.environ, "PYTHONPATH": str(TOP)}

@@ -19,12 +19,14 @@ from torch import nn
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, ReduceLROnPlateau
 
-import metalearn.progress
-from metalearn import ANIL, MAML, NIL, Reptile, checkpoints, files
+import metalearn.runtime.progress
+from metalearn import ANIL, MAML, NIL, Reptile
+from metalearn.engine.execution import meta_backward
 from metalearn.episodes import Episode, Examples, stack
 from metalearn.evaluation import evaluate
-from metalearn.execution import meta_backward
-from metalearn.training import meta_train
+from metalearn.runtime import files
+from metalearn.training import checkpoints
+from metalearn.training.loop import meta_train
 
 
 class Tasks:
@@ -269,7 +271,7 @@ def test_a_missing_tensorboard_says_how_to_install_it(tmp_path, monkeypatch):
 
 
 def test_progress_is_plain_lines_with_rate_and_time_left(monkeypatch, capsys):
-    monkeypatch.setattr(metalearn.progress, "PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr(metalearn.runtime.progress, "PLAIN_SECONDS", 0.0)
     train(build(), progress=True)
     how, *lines = capsys.readouterr().err.splitlines()
     assert how.startswith("training: tasks vectorized, 4 at once: ")
@@ -280,7 +282,7 @@ def test_progress_is_plain_lines_with_rate_and_time_left(monkeypatch, capsys):
 
 def test_progress_is_a_bar_on_a_terminal(monkeypatch):
     terminal = io.StringIO()
-    monkeypatch.setattr(metalearn.progress, "Console", lambda stderr: Console(file=terminal, force_terminal=True, width=120))
+    monkeypatch.setattr(metalearn.runtime.progress, "Console", lambda stderr: Console(file=terminal, force_terminal=True, width=120))
     train(build(), progress=True)
     assert "6/6" in terminal.getvalue()
     assert "━" in terminal.getvalue()

@@ -121,7 +121,7 @@ def test_folders_whose_parts_have_other_classes_or_that_are_missing_are_refused(
 def test_a_class_of_one_image_cannot_be_divided(tmp_path: Path) -> None:
     parts = load("glyphs")
     single = parts.train.classes([0]).images[:1]
-    from metalearn.tasks.few_shot import LabelledImages
+    from metalearn.data.images import LabelledImages
 
     with pytest.raises(ValueError, match="has one image"):
         divided(LabelledImages(single, torch.tensor([0])), 0.2)

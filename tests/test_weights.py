@@ -14,7 +14,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from metalearn.files import Damaged, save
+from metalearn.runtime.files import Damaged, save
 from transfer import everywhere, initialize, permuted, transfusion
 from transfer.models import build
 from transfer.weights import read

@@ -16,11 +16,12 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torchvision.transforms import v2
 
-from metalearn import __version__, files, ranks, workers
-from metalearn.experiments import machine
-from metalearn.layers import layers
-from metalearn.options import Listed, Parser, command, device, listed, numbers
-from metalearn.progress import duration, progress
+from metalearn import __version__
+from metalearn.network.layers import layers
+from metalearn.runtime import distributed, files, parallel
+from metalearn.runtime.options import Listed, Parser, command, device, listed, numbers
+from metalearn.runtime.progress import duration, progress
+from metalearn.runtime.provenance import machine
 from metalearn.tasks import glyphs
 
 from . import comparison, data
@@ -166,7 +167,7 @@ class Transfer:
             record = {"settings": settings, "accuracy": curve.final, "seconds": curve.seconds}
             record |= {"majority": curve.majority, "collapsed": curve.collapsed}
             files.save(path, tensors, record)
-        if ranks.here()[0] == 0:
+        if distributed.here()[0] == 0:
             right = f"{record['accuracy']:.1%} of its test images right, {duration(record['seconds'])}"
             collapsed = "; it has collapsed: it predicts one class for all of them, so more --pretrain_steps or other images are needed"
             print(f"pretrained on {source}: {right}{collapsed if record.get('collapsed') else ''}")
@@ -273,11 +274,11 @@ def compare(
     place = Path(folder or f"runs/transfer-{_digest(question)}")
     parts = question.split(question.dataset, question.channels or (3 if question.weights else None))
     train = question.training(parts)
-    ranks.join(torch.device(question.device))
-    rank, count = ranks.here()
+    distributed.join(torch.device(question.device))
+    rank, count = distributed.here()
     channels = parts.train.images.shape[1]
     build = question.build(len(parts.train.names), channels)
-    weights = ranks.first_alone(lambda: question.pretrained(place, channels, progress and rank == 0))
+    weights = distributed.first_alone(lambda: question.pretrained(place, channels, progress and rank == 0))
     strategies = question.chosen(weights, build)
     sharing = 1 if count > 1 else _processes(question.device) if processes is None else processes
     if rank == 0:
@@ -318,7 +319,7 @@ def main(arguments: list[str] | None = None) -> int:
     from jsonargparse import auto_cli
 
     try:
-        with workers.sigterm_exits():
+        with parallel.sigterm_exits():
             auto_cli({"compare": compare}, args=arguments, prog="transfuse", as_positional=False, parser_class=Parser, version=__version__)
     except KeyboardInterrupt:
         again = command("transfuse", arguments)

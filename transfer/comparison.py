@@ -25,17 +25,17 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metalearn import checkpoints, files, ranks, workers
 from metalearn.analysis import Estimate, Profile, compare_layers
 from metalearn.analysis.tables import plain
-from metalearn.checks import whole_number
-from metalearn.evaluation import evaluation_mode
-from metalearn.files import Damaged, Record, _checksum
-from metalearn.forward import Inputs, map_tensors
-from metalearn.layers import layers as layer_names
-from metalearn.layers import owners
-from metalearn.progress import progress as shown_progress
-from metalearn.representations import representations
+from metalearn.network.activations import representations
+from metalearn.network.forward import Inputs, map_tensors
+from metalearn.network.layers import layers as layer_names
+from metalearn.network.layers import owners
+from metalearn.network.modes import evaluation_mode
+from metalearn.runtime import distributed, files, parallel, provenance
+from metalearn.runtime.checks import whole_number
+from metalearn.runtime.files import Damaged, Record, _checksum
+from metalearn.runtime.progress import progress as shown_progress
 
 from . import statistics
 from .finetuning import Curve, FineTuning, named_tensors
@@ -291,9 +291,9 @@ def compare(
         raise TypeError(f"folder={folder!r} is a {type(folder).__name__}; give the path of a folder, or None to keep no runs")
     if not (settings is None or isinstance(settings, Mapping)):
         raise TypeError(f"settings is a {type(settings).__name__}; give a dictionary of what else decides the result")
-    workers.check_startable("compare()", processes)
-    ranks.join(torch.device("cpu"))
-    if ranks.here()[1] > 1 and folder is None:
+    parallel.check_startable("compare()", processes)
+    distributed.join(torch.device("cpu"))
+    if distributed.here()[1] > 1 and folder is None:
         raise ValueError("under torchrun compare() needs folder=, one that all ranks see: they share out the runs through it")
     decided: Record = {"train": getattr(train, "settings", {}), "probe": _digest(probe), "measure": measure}
     if layers is not None:
@@ -304,16 +304,16 @@ def compare(
         plan.try_out(numbers[0])
         with _workers(plan, processes) as pool:
             _perform(plan, wanted, pool, progress)
-            if ranks.here()[0]:
-                return ranks.from_first(None)  # type: ignore[return-value]
+            if distributed.here()[0]:
+                return distributed.from_first(None)  # type: ignore[return-value]
             runs = {key: plan.read(*key) for key in wanted}
             alike = _alike(plan, list(strategies), numbers, first, pool, progress)
     share = statistics.over_seeds([runs[first, seed].curve.final for seed in numbers]).mean
     rule = "given" if threshold is not None else f"{100 * SHARE:g} % of the mean final score of {first}"
     goal = SHARE * share if threshold is None else threshold
-    own = {**plan.settings, "versions": {**checkpoints.versions(), "threads": torch.get_num_threads()}}
+    own = {**plan.settings, "versions": {**provenance.versions(), "threads": torch.get_num_threads()}}
     ordered = tuple(runs[name, seed] for name in strategies for seed in numbers)
-    return ranks.from_first(Comparison(tuple(strategies), tuple(numbers), ordered, first, goal, rule, level, measure, alike, own))
+    return distributed.from_first(Comparison(tuple(strategies), tuple(numbers), ordered, first, goal, rule, level, measure, alike, own))
 
 
 @dataclass(frozen=True)
@@ -379,7 +379,7 @@ class _Plan:
                 print(f"{error}: the run {name}, seed {seed}, is repeated", file=sys.stderr, flush=True)
             return False
         settings = {**self.settings, "start": _checksum(_state(self.start(name, seed)[0]), "")[:16]}
-        checkpoints.check_same(settings, record["settings"], path)
+        provenance.check_same(settings, record["settings"], path)
         return True
 
     def perform(self, name: str, seed: int, advance: Callable[..., None] | None = None) -> None:
@@ -403,7 +403,7 @@ class _Plan:
         if filters is not None:
             tensors["filters"] = filters
         about = {"strategy": name, "seed": seed, "curve": curve.to_dict(), "initialisation": report, "kept": plain(kept)}
-        files.save(path, tensors, {**about, "settings": settings, "versions": checkpoints.versions()})
+        files.save(path, tensors, {**about, "settings": settings, "versions": provenance.versions()})
 
     def read(self, name: str, seed: int) -> Run:
         """The run that was performed."""
@@ -421,7 +421,7 @@ class _Plan:
 
 def _perform(plan: _Plan, wanted: list[tuple[str, int]], pool: Executor | None, progress: bool) -> None:
     """All runs that are not there yet: this rank's share of them, here or in a pool."""
-    rank, count = ranks.here()
+    rank, count = distributed.here()
     mine = wanted[rank::count]
     left = [key for key in mine if not plan.done(*key)]
     steps = getattr(plan.train, "steps", 1)
@@ -460,7 +460,7 @@ def _workers(plan: _Plan, processes: int) -> Iterator[Executor | None]:
             "leave processes at 1, or start the script with torchrun"
         ) from error
     threads = max(1, torch.get_num_threads() // processes)
-    source = workers.start_method(__name__)  # never a fork of this process: torch's threads do not survive it
+    source = parallel.start_method(__name__)  # never a fork of this process: torch's threads do not survive it
     others = multiprocessing.active_children()
     with ProcessPoolExecutor(processes, mp_context=source, initializer=_receive, initargs=(packed, threads)) as pool:
         try:
@@ -498,7 +498,7 @@ def _check_started(pool: Executor) -> None:
         pool.submit(_unpack).result()
     except BrokenProcessPool as error:
         raise RuntimeError(
-            f"a worker process could not import this script; in a script file, put the call of compare() under `{workers.GUARD}`, "
+            f"a worker process could not import this script; in a script file, put the call of compare() under `{parallel.GUARD}`, "
             "or pass processes=1"
         ) from error
     except (AttributeError, ImportError) as error:
@@ -512,7 +512,7 @@ _received: list[Any] = []  # in a worker: the plan, packed until it is first nee
 
 
 def _receive(packed: bytes, threads: int) -> None:
-    workers.end_with_parent()
+    parallel.end_with_parent()
     torch.set_num_threads(threads)
     _received[:] = [packed]
 
@@ -676,7 +676,7 @@ def _baseline(strategies: Mapping[str, Any], baseline: str | None) -> str:
 def _place(folder: str | os.PathLike[str] | None) -> Iterator[Path]:
     if folder is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        first = ranks.here()[0] == 0
+        first = distributed.here()[0] == 0
         with files.locked(Path(folder) / "comparison") if first else nullcontext():
             yield Path(folder)
     else:

@@ -19,11 +19,11 @@ from torchvision import datasets
 from torchvision.transforms import v2
 from torchvision.transforms.functional import resize, rgb_to_grayscale
 
-from metalearn.checks import positive
+from metalearn.data.decoding import READING, cached, check_memory, decode_all, fingerprint, folders_in, images_in
+from metalearn.data.folders import split_folders
+from metalearn.data.images import LabelledImages, _in_memory, number_labels
+from metalearn.runtime.checks import positive
 from metalearn.tasks import glyphs
-from metalearn.tasks.decoding import READING, cached, check_memory, decode_all, fingerprint, folders_in, images_in
-from metalearn.tasks.few_shot import LabelledImages, _in_memory, number_labels
-from metalearn.tasks.image_folder import split_folders
 
 Path_ = str | os.PathLike[str]
 MEDMNIST_SIZES = (28, 64, 128, 224)

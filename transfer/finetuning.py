@@ -18,12 +18,12 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from metalearn.checks import whole_number
-from metalearn.evaluation import evaluation_mode
-from metalearn.files import Record, _checksum
-from metalearn.forward import Inputs, forward, map_tensors
-from metalearn.representations import explain
-from metalearn.tasks.few_shot import LabelledImages, in_memory_together
+from metalearn.data.images import LabelledImages, in_memory_together
+from metalearn.network.activations import explain
+from metalearn.network.forward import Inputs, forward, map_tensors
+from metalearn.network.modes import evaluation_mode
+from metalearn.runtime.checks import whole_number
+from metalearn.runtime.files import Record, _checksum
 
 from .freezing import freeze, parameter_groups
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from metalearn.layers import assign, is_inside, owners
-from metalearn.layers import head as find_head
-from metalearn.layers import layers as layer_names
-from metalearn.norm import frozen_statistics, norm_parameters, statistics_of
+from metalearn.network.layers import assign, is_inside, owners
+from metalearn.network.layers import head as find_head
+from metalearn.network.layers import layers as layer_names
+from metalearn.network.norm import frozen_statistics, norm_parameters, statistics_of
 
 from .strategies import check_network, through_layer
 

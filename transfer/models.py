@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
-from metalearn import registry
-from metalearn.checks import whole_number
+from metalearn.models import registry
+from metalearn.runtime.checks import whole_number
 
 from .strategies import check_network
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from metalearn.analysis import Estimate
 from metalearn.analysis.report import flat, picture
 from metalearn.analysis.tables import aligned
-from metalearn.files import write_atomically
+from metalearn.runtime.files import write_atomically
 
 from . import statistics
 

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from metalearn.norm import is_norm
+from metalearn.network.norm import is_norm
 
 from .weights import Pretrained, Weights, read
 

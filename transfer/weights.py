@@ -1,5 +1,5 @@
-"""Reading weights; the reader itself is `metalearn.weights`, which both command lines use."""
+"""Reading weights; the reader itself is `metalearn.models.weights`, which both command lines use."""
 
-from metalearn.weights import IMAGENET, PLAIN, Normalization, Pretrained, Weights, aliases, read
+from metalearn.models.weights import IMAGENET, PLAIN, Normalization, Pretrained, Weights, aliases, read
 
 __all__ = ["IMAGENET", "PLAIN", "Normalization", "Pretrained", "Weights", "aliases", "read"]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..episodes import Examples
-from ..layers import is_inside, reach
-from ..learner import Adapted, explained
+from metalearn.episodes import Examples
+from metalearn.network.layers import is_inside, reach
+
+from .base import Adapted, explained
 from .maml import LR, MAML, Rate
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..layers import assign, is_inside
+from metalearn.network.layers import assign, is_inside
+
 from .maml import LR, MAML, Rate
 
 

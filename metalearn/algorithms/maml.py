@@ -10,10 +10,11 @@ from typing import Any, Self
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..episodes import Examples
-from ..inner_loop import Closure, Update, Weights, describe_update, find_update, inner_loop, sgd, task_by_task
-from ..layers import assign, is_wildcard, owners, reach
-from ..learner import Adapted, Learner, Loss, explained
+from metalearn.engine.inner_loop import Closure, Update, Weights, describe_update, find_update, inner_loop, sgd, task_by_task
+from metalearn.episodes import Examples
+from metalearn.network.layers import assign, is_wildcard, owners, reach
+
+from .base import Adapted, Learner, Loss, explained
 
 Rate = float | Tensor
 LR = Rate | Mapping[str, Rate]
@@ -56,7 +57,7 @@ class MAML(Learner):
         steps: inner steps.
         first_order: drop the second derivatives (FOMAML): the gradient is the query gradient at the adapted weights.
         head, loss, execution, output: as for `Learner`.
-        update: the inner update: "sgd", "momentum" or "adam" (see `metalearn.inner_loop`), or a function of that form.
+        update: the inner update: "sgd", "momentum" or "adam" (see `metalearn.engine.inner_loop`), or a function of that form.
 
     Each of them but the model can be set later: it is checked again, and takes effect.
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..episodes import Examples
-from ..learner import FeatureLearner
-from ..readouts import check_classes
+from metalearn.engine.labels import check_classes
+from metalearn.episodes import Examples
+
+from .features import FeatureLearner
 
 
 class ProtoNet(FeatureLearner):

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..episodes import Episode
-from ..inner_loop import Update, sgd
-from ..learner import Loss
+from metalearn.engine.inner_loop import Update, sgd
+from metalearn.episodes import Episode
+
+from .base import Loss
 from .maml import LR, MAML
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-from ..episodes import Episode, unstack
+from metalearn.episodes import Episode, unstack
 
 
 def check_kind(value: Any, kind: type | tuple[type, ...], name: str, cure: str) -> None:

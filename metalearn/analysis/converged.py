@@ -10,11 +10,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..episodes import Episode
-from ..forward import Inputs
-from ..inner_loop import Weights
-from ..layers import is_inside
-from ..learner import Learner
+from metalearn.algorithms.base import Learner
+from metalearn.engine.inner_loop import Weights
+from metalearn.episodes import Episode
+from metalearn.network.forward import Inputs
+from metalearn.network.layers import is_inside
 
 Start = Literal["zeros", "initial"]
 STARTS: tuple[Start, Start] = ("zeros", "initial")

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import progress as _progress
-from ..evaluation import place
-from ..execution import in_threads
-from ..learner import Learner
+from metalearn.algorithms.base import Learner
+from metalearn.engine.execution import in_threads
+from metalearn.evaluation import place
+from metalearn.runtime import progress as _progress
+
 from .converged import STARTS, Convergence, FixedBody, HeadFit
 from .freezing import SCALES, Estimate, Freezing, frozen_learners, worse
 from .observed import query_score

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import progress as _progress
-from ..evaluation import Evaluation, evaluate, half_width
-from ..layers import body
-from ..learner import Learner
+from metalearn.algorithms.base import Learner
+from metalearn.evaluation import Evaluation, evaluate, half_width
+from metalearn.network.layers import body
+from metalearn.runtime import progress as _progress
+
 from .tables import Pictured, aligned, plain
 
 if TYPE_CHECKING:

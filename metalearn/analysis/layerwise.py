@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .. import progress as _progress
-from ..evaluation import evaluation_mode
-from ..forward import Inputs, arguments
-from ..layers import layers as layer_names
-from ..representations import representations
+from metalearn.network.activations import representations
+from metalearn.network.forward import Inputs, arguments
+from metalearn.network.layers import layers as layer_names
+from metalearn.network.modes import evaluation_mode
+from metalearn.runtime import progress as _progress
+
 from .batches import ToInputs, count, inputs_of, is_one_batch, loader_of, place, running
 from .checks import check_draws, check_whole, listed
 from .matrices import real_tensor

@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..episodes import Episode, Examples
-from ..evaluation import check_examples, place
-from ..inner_loop import Weights, inner_step
-from ..layers import is_inside, owners
-from ..learner import Learner
-from ..readouts import cosine_readout
-from ..representations import head_input, representations
+from metalearn.algorithms.base import Learner
+from metalearn.algorithms.features import cosine_readout
+from metalearn.engine.inner_loop import Weights, inner_step
+from metalearn.episodes import Episode, Examples
+from metalearn.evaluation import check_examples, place
+from metalearn.network.activations import head_input, representations
+from metalearn.network.layers import is_inside, owners
+
 from .layerwise import Profile, cca_draws, cca_of_task, cka_draws, compare_layers, sample
 from .matrices import real_tensor
 from .probes import ridge_readout

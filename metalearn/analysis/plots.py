@@ -20,7 +20,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter
 from matplotlib.transforms import ScaledTranslation
 
-from ..files import write_atomically
+from metalearn.runtime.files import write_atomically
+
 from .checks import check_all, check_kind
 from .freezing import SCALES, Estimate
 from .together import differences

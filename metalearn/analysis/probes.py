@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..episodes import Examples
-from ..evaluation import evaluation_mode
-from ..layers import layers as layer_names
-from ..layers import resolve
-from ..learner import Learner
-from ..representations import representations
+from metalearn.algorithms.base import Learner
+from metalearn.episodes import Examples
+from metalearn.network.activations import representations
+from metalearn.network.layers import layers as layer_names
+from metalearn.network.layers import resolve
+from metalearn.network.modes import evaluation_mode
+
 from .checks import check_all, check_kind, check_seed, check_whole, is_number, listed
 from .freezing import Estimate
 from .matrices import real_tensor

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..files import write_atomically
+from metalearn.runtime.files import write_atomically
+
 from .checks import check_all
 from .converged import CRITERION
 from .freezing import SCALES, Estimate, Frozen

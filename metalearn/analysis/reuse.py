@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from .. import progress as _progress
-from ..checkpoints import versions
-from ..episodes import Episode
-from ..evaluation import Evaluation, evaluate, evaluation_mode
-from ..execution import in_threads
-from ..layers import body, is_inside, resolve
-from ..layers import layers as layer_names
-from ..learner import Learner
+from metalearn.algorithms.base import Learner
+from metalearn.engine.execution import in_threads
+from metalearn.episodes import Episode
+from metalearn.evaluation import Evaluation, evaluate
+from metalearn.network.layers import body, is_inside, resolve
+from metalearn.network.layers import layers as layer_names
+from metalearn.network.modes import evaluation_mode
+from metalearn.runtime import progress as _progress
+from metalearn.runtime.provenance import versions
+
 from .checks import check_draws, single_tasks
 from .decomposition import Decomposition, decompose
 from .freezing import Estimate, Freezing, freezing, worse
@@ -25,15 +27,7 @@ from .layerwise import LayerSimilarity, compare_layers
 from .observed import Observed, Other, observe, weights_of
 from .similarity import Floor, p_value
 from .tables import Pictured, plain
-from .verdict import (
-    UNCONVERGED_BOUND,
-    Verdict,
-    does_not_adapt,
-    percent,
-    reused_by_construction,
-    undecidable,
-    verdict,
-)
+from .verdict import UNCONVERGED_BOUND, Verdict, does_not_adapt, percent, reused_by_construction, undecidable, verdict
 
 if TYPE_CHECKING:
     from os import PathLike

@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import progress as _progress
-from ..episodes import Episode
-from ..evaluation import check_examples, evaluation_mode, place
-from ..layers import body
-from ..learner import Learner
-from ..representations import representations
+from metalearn.algorithms.base import Learner
+from metalearn.episodes import Episode
+from metalearn.evaluation import check_examples, place
+from metalearn.network.activations import representations
+from metalearn.network.layers import body
+from metalearn.network.modes import evaluation_mode
+from metalearn.runtime import progress as _progress
+
 from .checks import check_all, check_draws, single_tasks
 from .freezing import Freezing, freezing
 from .layerwise import Profile, cca_draws, cca_of_task, compare_layers, sample

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import progress as _progress
-from ..evaluation import evaluation_mode
-from ..forward import Inputs, arguments
-from ..layers import layers
-from ..representations import _split, layer_output
+from metalearn.network.activations import _split, layer_output
+from metalearn.network.forward import Inputs, arguments
+from metalearn.network.layers import layers
+from metalearn.network.modes import evaluation_mode
+from metalearn.runtime import progress as _progress
+
 from .batches import ToInputs, count, inputs_of, is_one_batch, loader_of, place, running
 from .checks import check_draws, check_kind, listed
 from .matrices import Rounding, real_tensor

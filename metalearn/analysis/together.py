@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..evaluation import paired
+from metalearn.evaluation import paired
+
 from .checks import check_all
 from .decomposition import Decomposition
 from .freezing import Estimate, Freezing, Frozen

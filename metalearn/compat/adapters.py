@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from metalearn.checks import positive
 from metalearn.episodes import Episode, Examples
-from metalearn.files import Record
-from metalearn.tasks.few_shot import position, seeded
+from metalearn.runtime.checks import positive
+from metalearn.runtime.files import Record
+from metalearn.tasks.keyed_random import position, seeded
 
 SPLITS = ("alternating", "first")
 Target = TypeVar("Target", bound=nn.Module)

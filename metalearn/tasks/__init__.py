@@ -1,10 +1,11 @@
 """Where tasks come from: data sets that `FewShot` draws episodes from, and `Sinusoid`."""
 
-from metalearn.tasks.cifar_fs import cifar_fs, fc100
-from metalearn.tasks.few_shot import SEEDS, FewShot, LabelledImages
-from metalearn.tasks.glyphs import glyphs
-from metalearn.tasks.image_folder import image_folder, mini_imagenet
-from metalearn.tasks.omniglot import omniglot
+from metalearn.data.cifar import cifar_fs, fc100
+from metalearn.data.folders import image_folder, mini_imagenet
+from metalearn.data.glyphs import glyphs
+from metalearn.data.images import LabelledImages
+from metalearn.data.omniglot import omniglot
+from metalearn.tasks.few_shot import SEEDS, FewShot
 from metalearn.tasks.one_shot import OneShotRuns, one_shot_runs
 from metalearn.tasks.sinusoid import Sinusoid
 

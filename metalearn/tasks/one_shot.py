@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from metalearn.checks import positive
+from metalearn.data.decoding import SUFFIXES, checked_root, decode
 from metalearn.episodes import Episode, Examples
-from metalearn.files import Record
-from metalearn.tasks.decoding import SUFFIXES, checked_root, decode
-from metalearn.tasks.few_shot import position
+from metalearn.runtime.checks import positive
+from metalearn.runtime.files import Record
+
+from .keyed_random import position
 
 RUNS = WAYS = 20
 ARCHIVE = "python/one-shot-classification/all_runs.zip of https://github.com/brendenlake/omniglot"

@@ -8,10 +8,11 @@ from numbers import Real
 import torch
 from torch.utils.data import Dataset
 
-from metalearn.checks import positive
 from metalearn.episodes import Episode, Examples
-from metalearn.files import Record
-from metalearn.tasks.few_shot import philox, position, seeded
+from metalearn.runtime.checks import positive
+from metalearn.runtime.files import Record
+
+from .keyed_random import philox, position, seeded
 
 
 def _is_range(given: object) -> bool:

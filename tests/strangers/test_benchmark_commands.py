@@ -14,7 +14,7 @@ from jsonargparse import auto_parser
 import transfer.__main__ as transfuse
 from benchmarks import measures, rows
 from metalearn import __main__ as command_line
-from metalearn.options import Parser
+from metalearn.runtime.options import Parser
 
 TOP = Path(__file__).parents[2]
 PAGES = [TOP / "README.md", TOP / "benchmarks" / "README.md"]

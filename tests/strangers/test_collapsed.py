@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from metalearn import MAML, evaluate
+from metalearn.data.images import LabelledImages
 from metalearn.evaluation import Evaluation
 from metalearn.tasks import FewShot, glyphs
-from metalearn.tasks.few_shot import LabelledImages
 from transfer import compare, everywhere, finetune, fresh
 from transfer.finetuning import Curve, FineTuning
 

@@ -12,8 +12,8 @@ from PIL import Image
 import metalearn
 import transfer.__main__ as transfuse
 from metalearn import __main__ as command_line
-from metalearn.experiments import Experiment
-from metalearn.options import listed, numbers
+from metalearn.experiments.experiment import Experiment
+from metalearn.runtime.options import listed, numbers
 
 MAINS = {"metalearn": command_line.main, "transfuse": transfuse.main}
 

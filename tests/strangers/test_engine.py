@@ -21,8 +21,7 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import metalearn as ml
 from metalearn.episodes import Episode, Examples, stack, unstack
-
-from ..conftest import gradients, made_up_tasks, outer_loss
+from tests.conftest import gradients, made_up_tasks, outer_loss
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 

@@ -28,14 +28,14 @@ from torch import Tensor, nn
 
 import metalearn
 import metalearn.analysis
-import metalearn.models
+import metalearn.models.conv4
 import metalearn.tasks
 import transfer
 import transfer.models
 from metalearn.analysis import plots
 from metalearn.analysis.similarity import measured
+from metalearn.data.images import LabelledImages
 from metalearn.episodes import Episode, Examples, stack, unstack
-from metalearn.tasks.few_shot import LabelledImages
 
 ROOT = Path(metalearn.__file__).parents[1]
 OURS = (str(ROOT / "metalearn"), str(ROOT / "transfer"))

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from metalearn.data.decoding import decode
 from metalearn.tasks import FewShot, image_folder
-from metalearn.tasks.decoding import decode
 
 COLOURS = np.array([[[200, 0, 0], [0, 200, 0]], [[0, 0, 200], [90, 90, 90]]], dtype=np.uint8).repeat(8, 0).repeat(12, 1)
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import metalearn as ml
+from metalearn.engine.inner_loop import adam, inner_loop, momentum
 from metalearn.episodes import unstack
-from metalearn.inner_loop import adam, inner_loop, momentum
 from metalearn.models import MLP
 from tests.conftest import FAMILY, WAYS_TO_RUN, made_up_tasks, smooth_network
 from transfer import freeze

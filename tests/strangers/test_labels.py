@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
+from metalearn.data.images import in_memory_together
 from metalearn.tasks import FewShot, LabelledImages, Sinusoid, cifar_fs, fc100, glyphs, image_folder, mini_imagenet, omniglot
-from metalearn.tasks.few_shot import in_memory_together
 from transfer.data import medmnist, medmnist_file
 
 

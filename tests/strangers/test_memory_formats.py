@@ -15,8 +15,8 @@ from torch.func import functional_call
 import metalearn as ml
 from metalearn.compat.learn2learn import algorithms as compat
 from metalearn.compat.learn2learn.vision.models import ConvBase
+from metalearn.kernels.conv_cpu import Convolutions, in_channels_last
 from metalearn.models import Conv4
-from metalearn.operations import Convolutions, in_channels_last
 
 
 class Viewed(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 import metalearn as ml
-from metalearn.norm import check_statistics, is_norm, keeps_statistics, norm_parameters, statistics
+from metalearn.network.norm import check_statistics, is_norm, keeps_statistics, norm_parameters, statistics
 from transfer import everywhere, freeze, frozen_transformer, initialize, linear_probe, mean_var
 
 

@@ -10,8 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from metalearn import checkpoints, experiments, files, registry, weights
-from metalearn.experiments import Experiment
+from metalearn import experiments
+from metalearn.experiments.experiment import Experiment
+from metalearn.models import registry, weights
+from metalearn.runtime import files
+from metalearn.training import checkpoints
 
 ODD: list[Any] = [
     None,

@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from metalearn.tasks.few_shot import LabelledImages
+from metalearn.data.images import LabelledImages
 from transfer import compare, everywhere, finetune, fresh, transfusion
 from transfer.finetuning import FineTuning
 

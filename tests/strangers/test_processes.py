@@ -77,7 +77,7 @@ def work(number):
         time.sleep(0.1)
 
 if __name__ == "__main__":
-    source = workers.start_method("metalearn.workers")
+    source = workers.start_method("metalearn.runtime.parallel")
     started = [source.Process(target=work, args=(number,)) for number in range(2)]
     for process in started:
         process.start()
@@ -147,7 +147,7 @@ def test_scripts_in_other_forms_run_or_say_what_to_do(tmp_path: Path, way: str) 
 @pytest.mark.slow
 def test_a_sweep_without_a_guard_is_told_so(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(
-        "from metalearn.experiments import Experiment\nfrom metalearn.sweep import sweep\n"
+        "from metalearn.experiments import Experiment\nfrom metalearn.experiments.sweep import sweep\n"
         "quick = {'steps': 2, 'hidden': 4, 'meta_batch': 2, 'test_tasks': 5}\n"
         "sweep([Experiment(seed=seed, **quick) for seed in (0, 1)], ['protonet'], 'rows.jsonl', processes=2)\n"
     )

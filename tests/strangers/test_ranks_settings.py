@@ -17,11 +17,13 @@ import torch
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
-from metalearn import ANIL, MAML, checkpoints, evaluate, meta_train, ranks
+from metalearn import ANIL, MAML, evaluate, meta_train
+from metalearn.algorithms.base import Learner
 from metalearn.episodes import Episode
-from metalearn.learner import Learner
 from metalearn.models import MLP
+from metalearn.runtime import distributed
 from metalearn.tasks import Sinusoid
+from metalearn.training import checkpoints
 
 USUAL: dict[str, Any] = {"steps": 3, "meta_batch": 2, "progress": False}
 
@@ -144,11 +146,11 @@ def terminated(rank: int, folder: Path) -> dict[str, Any]:
 
 def other_calls(rank: int, folder: Path) -> dict[str, Any]:
     """Rank 0 leaves out a call, so that each rank waits for the other."""
-    ranks.join(torch.device("cpu"))
-    ranks.gather(None)
+    distributed.join(torch.device("cpu"))
+    distributed.gather(None)
     if rank:
-        ranks.total(torch.zeros(1))
-    ranks.gather(None)
+        distributed.total(torch.zeros(1))
+    distributed.gather(None)
     return {}
 
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from metalearn import ANIL, meta_train
 from metalearn.analysis import compare_layers, feature_reuse, freezing, linear_probes, similarity_map
+from metalearn.data.images import LabelledImages
 from metalearn.episodes import Episode, Examples, stack
 from metalearn.tasks import FewShot
-from metalearn.tasks.few_shot import LabelledImages
-from metalearn.training import Curve
+from metalearn.training.loop import Curve
 
 
 def tasks() -> FewShot:

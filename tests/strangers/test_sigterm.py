@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 import torch
 
-from metalearn import MAML, checkpoints, meta_train
+from metalearn import MAML, meta_train
+from metalearn.algorithms.base import Learner
 from metalearn.episodes import Episode
-from metalearn.experiments import Experiment
-from metalearn.learner import Learner
+from metalearn.experiments.experiment import Experiment
 from metalearn.models import MLP
 from metalearn.tasks import Sinusoid
+from metalearn.training import checkpoints
 
 OPTIONS: dict[str, Any] = {"steps": 6, "meta_batch": 2, "progress": False}
 

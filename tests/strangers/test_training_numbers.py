@@ -13,9 +13,9 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
 from metalearn import MAML, ProtoNet, evaluate, meta_train
+from metalearn.algorithms.base import Learner
 from metalearn.episodes import Episode, Examples
-from metalearn.experiments import Experiment
-from metalearn.learner import Learner
+from metalearn.experiments.experiment import Experiment
 from metalearn.models import MLP
 from metalearn.tasks import Sinusoid
 

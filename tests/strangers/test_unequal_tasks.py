@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from metalearn import ANIL, MAML, ProtoNet, Reptile, evaluate, meta_train
+from metalearn.algorithms.base import Learner
 from metalearn.episodes import Episode, Examples, stack
 from metalearn.evaluation import paired
-from metalearn.learner import Learner
 
 SHOTS, QUERIES = (2, 3, 2, 5), (4, 4, 6, 1)
 

@@ -17,14 +17,16 @@ from typing import Any
 import pytest
 import torch
 
-from metalearn import MAML, checkpoints, files, meta_train
+from metalearn import MAML, meta_train
 from metalearn.__main__ import main
-from metalearn.experiments import Experiment
+from metalearn.experiments.experiment import Experiment
+from metalearn.experiments.sweep import append, sweep
 from metalearn.models import MLP
-from metalearn.records import records
-from metalearn.sweep import append, sweep
+from metalearn.models.weights import read
+from metalearn.runtime import files
 from metalearn.tasks import Sinusoid
-from metalearn.weights import read
+from metalearn.training import checkpoints
+from metalearn.training.log import records
 
 
 @pytest.fixture

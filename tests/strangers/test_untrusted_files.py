@@ -17,11 +17,13 @@ import pytest
 import torch
 from torch import nn
 
-from metalearn import checkpoints, experiments, files
+from metalearn import experiments
 from metalearn.__main__ import main
-from metalearn.experiments import Experiment
-from metalearn.files import Damaged
-from metalearn.weights import read
+from metalearn.experiments.experiment import Experiment
+from metalearn.models.weights import read
+from metalearn.runtime import files
+from metalearn.runtime.files import Damaged
+from metalearn.training import checkpoints
 
 OWN = "import torch\n\n\ndef net(ways):\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, ways))\n"
 

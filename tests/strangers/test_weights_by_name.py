@@ -14,13 +14,14 @@ from PIL import Image
 from torch import nn
 from torchvision.models import SqueezeNet1_1_Weights
 
-from metalearn import ANIL, MAML, NIL, ProtoNet, registry
+from metalearn import ANIL, MAML, NIL, ProtoNet
 from metalearn.__main__ import main as metalearn
 from metalearn.episodes import Episode, Examples
-from metalearn.experiments import Experiment, restored
-from metalearn.files import Damaged
-from metalearn.models import Conv4
-from metalearn.weights import IMAGENET, Normalization, fit, normalize, read
+from metalearn.experiments.experiment import Experiment
+from metalearn.experiments.runs import restored
+from metalearn.models import Conv4, registry
+from metalearn.models.weights import IMAGENET, Normalization, fit, normalize, read
+from metalearn.runtime.files import Damaged
 from transfer.__main__ import Transfer
 from transfer.__main__ import main as transfuse
 

@@ -24,8 +24,8 @@ from torchvision.models import convnext, efficientnet, resnet, vgg
 
 import metalearn as ml
 from metalearn.analysis import compare_layers
-from metalearn.layers import head as head_of
-from metalearn.norm import statistics_of
+from metalearn.network.layers import head as head_of
+from metalearn.network.norm import statistics_of
 from transfer import initialize, linear_probe, transfusion
 
 Build = Callable[[], nn.Module]

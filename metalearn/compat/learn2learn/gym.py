@@ -5,5 +5,5 @@ from ._missing import uncovered
 __getattr__ = uncovered(
     __name__,
     "reinforcement learning is not covered; environments come from gymnasium, and "
-    "metalearn.inner_loop.inner_loop takes any differentiable loss, such as a policy gradient",
+    "metalearn.engine.inner_loop.inner_loop takes any differentiable loss, such as a policy gradient",
 )

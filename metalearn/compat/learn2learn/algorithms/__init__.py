@@ -1,6 +1,7 @@
 """learn2learn's algorithms: a network, its clones, and steps on a loss that the script computed."""
 
-from .._missing import nearest
+from metalearn.compat.learn2learn._missing import nearest
+
 from .base_learner import BaseLearner
 from .gbml import GBML
 from .maml import MAML, maml_update

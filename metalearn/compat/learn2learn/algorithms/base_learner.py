@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metalearn.inner_loop import Rates, Weights, attention, sgd
-from metalearn.operations import Convolutions
-
-from .._missing import nearest
-from ..utils import replace
+from metalearn.compat.learn2learn._missing import nearest
+from metalearn.compat.learn2learn.utils import replace
+from metalearn.engine.inner_loop import Rates, Weights, attention, sgd
+from metalearn.kernels.conv_cpu import Convolutions
 
 
 class BaseLearner(nn.Module):

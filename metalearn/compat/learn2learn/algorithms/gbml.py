@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._missing import nearest
-from ..optim.parameter_update import ParameterUpdate
-from ..optim.update_rules import DifferentiableSGD
-from ..utils import clone_module
+from metalearn.compat.learn2learn._missing import nearest
+from metalearn.compat.learn2learn.optim.parameter_update import ParameterUpdate
+from metalearn.compat.learn2learn.optim.update_rules import DifferentiableSGD
+from metalearn.compat.learn2learn.utils import clone_module
+
 from .base_learner import BaseLearner, refuse_frozen, refuse_unused
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .._missing import nearest
-from ..utils import clone_module, update_module
+from metalearn.compat.learn2learn._missing import nearest
+from metalearn.compat.learn2learn.utils import clone_module, update_module
+
 from .base_learner import BaseLearner, gradients_of, move
 
 

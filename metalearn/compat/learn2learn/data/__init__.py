@@ -1,6 +1,7 @@
 """learn2learn's data sets by class and tasks drawn from them, with its names; plain Python, nothing cached in pickles."""
 
-from .._missing import nearest
+from metalearn.compat.learn2learn._missing import nearest
+
 from . import meta_dataset, samplers, task_dataset, transforms, utils
 from .meta_dataset import FilteredMetaDataset, MetaDataset, UnionMetaDataset
 from .task_dataset import DataDescription, TaskDataset, Taskset

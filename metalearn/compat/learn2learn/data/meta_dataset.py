@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch.utils.data import ConcatDataset, Dataset
 
-from metalearn.tasks.few_shot import LabelledImages
-
-from .._missing import nearest
+from metalearn.compat.learn2learn._missing import nearest
+from metalearn.data.images import LabelledImages
 
 
 class MetaDataset(Dataset[Any]):

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from torch.utils.data import Sampler
 
-from .._missing import nearest
+from metalearn.compat.learn2learn._missing import nearest
+
 from .task_dataset import DataDescription, Taskset
 
 

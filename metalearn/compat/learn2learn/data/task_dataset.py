@@ -8,7 +8,8 @@ from typing import Any
 
 from torch.utils.data import Dataset, default_collate
 
-from .._missing import nearest
+from metalearn.compat.learn2learn._missing import nearest
+
 from .meta_dataset import MetaDataset
 from .transforms import DataDescription, Task
 

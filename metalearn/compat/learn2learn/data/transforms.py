@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from .._missing import nearest
+from metalearn.compat.learn2learn._missing import nearest
 
 
 class DataDescription:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from .._missing import nearest
+from metalearn.compat.learn2learn._missing import nearest
 
 
 class InfiniteIterator:

@@ -1,6 +1,7 @@
 """learn2learn's modules: small layers, classifiers of features, and wrappers of a module's weights."""
 
-from .._missing import nearest
+from metalearn.compat.learn2learn._missing import nearest
+
 from . import kroneckers, metalayers, misc, protonet
 from .kroneckers import KroneckerLinear, KroneckerLSTM, KroneckerRNN
 from .metalayers import MetaModule, ParameterTransform

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .._missing import nearest
-from ..utils import clone_module
+from metalearn.compat.learn2learn._missing import nearest
+from metalearn.compat.learn2learn.utils import clone_module
 
 
 class MetaModule(nn.Module):

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .._missing import nearest
+from metalearn.compat.learn2learn._missing import nearest
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 

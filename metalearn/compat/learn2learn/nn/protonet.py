@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .._missing import nearest
+from metalearn.compat.learn2learn._missing import nearest
 
 
 def compute_prototypes(support: Tensor, labels: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._missing import nearest
-from ..utils import replace
+from metalearn.compat.learn2learn._missing import nearest
+from metalearn.compat.learn2learn.utils import replace
 
 
 class LearnableOptimizer(nn.Module):

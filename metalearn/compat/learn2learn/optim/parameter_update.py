@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._missing import nearest
+from metalearn.compat.learn2learn._missing import nearest
 
 
 class ParameterUpdate(nn.Module):

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from .._missing import nearest
-from ..utils import update_module
+from metalearn.compat.learn2learn._missing import nearest
+from metalearn.compat.learn2learn.utils import update_module
 
 
 class DifferentiableSGD(nn.Module):

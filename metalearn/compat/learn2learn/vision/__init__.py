@@ -1,6 +1,7 @@
 """learn2learn's vision names: models, data sets, task sets."""
 
-from .._missing import nearest
+from metalearn.compat.learn2learn._missing import nearest
+
 from . import benchmarks, datasets, models, transforms
 
 __all__ = ["benchmarks", "datasets", "models", "transforms"]

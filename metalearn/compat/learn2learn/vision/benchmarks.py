@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset
 
+from metalearn.compat.learn2learn._missing import nearest
+from metalearn.compat.learn2learn.data import MetaDataset, Taskset
+from metalearn.compat.learn2learn.data.transforms import ConsecutiveLabels, FusedNWaysKShots, LoadData, RemapLabels, TaskTransform
+from metalearn.data.images import LabelledImages
 from metalearn.tasks import cifar_fs, fc100, mini_imagenet, omniglot
-from metalearn.tasks.few_shot import LabelledImages
 
-from .._missing import nearest
-from ..data import MetaDataset, Taskset
-from ..data.transforms import ConsecutiveLabels, FusedNWaysKShots, LoadData, RemapLabels, TaskTransform
 from .datasets import TIERED
 from .transforms import RandomClassRotation
 

@@ -11,11 +11,10 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import to_pil_image
 
+from metalearn.compat.learn2learn._missing import nearest
+from metalearn.data.images import LabelledImages
+from metalearn.data.omniglot import _characters, _find
 from metalearn.tasks import cifar_fs, fc100, mini_imagenet
-from metalearn.tasks.few_shot import LabelledImages
-from metalearn.tasks.omniglot import _characters, _find
-
-from .._missing import nearest
 
 Transform = Callable[[Any], Any]
 

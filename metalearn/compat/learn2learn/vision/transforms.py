@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._missing import nearest
-from ..data.transforms import Task, TaskTransform
+from metalearn.compat.learn2learn._missing import nearest
+from metalearn.compat.learn2learn.data.transforms import Task, TaskTransform
 
 
 class RandomClassRotation(TaskTransform):

@@ -8,10 +8,9 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from metalearn.operations import Convolutions, in_channels_last, in_fastest_format
-
-from ..._missing import nearest
-from ...nn import Flatten, Lambda
+from metalearn.compat.learn2learn._missing import nearest
+from metalearn.compat.learn2learn.nn import Flatten, Lambda
+from metalearn.kernels.conv_cpu import Convolutions, in_channels_last, in_fastest_format
 
 Layer = TypeVar("Layer", bound=Any)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..._missing import nearest
+from metalearn.compat.learn2learn._missing import nearest
+
 from .cnn4 import CNN4Backbone
 from .resnet12 import ResNet12Backbone
 from .wrn28 import WRN28Backbone

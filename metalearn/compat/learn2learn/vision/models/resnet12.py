@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..._missing import nearest
-from ...nn import Flatten
+from metalearn.compat.learn2learn._missing import nearest
+from metalearn.compat.learn2learn.nn import Flatten
 
 
 class BasicBlock(nn.Module):
@@ -144,7 +144,7 @@ class ResNet12Backbone(nn.Module):
 class ResNet12(nn.Module):
     """The residual network for images of 84 pixels: `features` and `classifier`.
 
-    `metalearn.models.ResNet12` is the same kind of network without dropout, for any image size.
+    `metalearn.models.resnet12.ResNet12` is the same kind of network without dropout, for any image size.
 
     Args:
         output_size: Outputs of the classifier.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..._missing import nearest
+from metalearn.compat.learn2learn._missing import nearest
 
 
 class WideBlock(nn.Module):

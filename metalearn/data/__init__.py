@@ -1,0 +1,1 @@
+"""Images and labels in memory, by name or path."""

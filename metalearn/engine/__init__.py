@@ -1,0 +1,1 @@
+"""From a learner and tasks to gradients."""

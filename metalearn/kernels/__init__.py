@@ -1,0 +1,1 @@
+"""Operations with both derivatives written out."""

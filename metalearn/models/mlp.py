@@ -1,0 +1,28 @@
+"""A multilayer perceptron with named layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from metalearn.runtime.checks import positive, widths_of_layers
+
+
+class MLP(nn.Sequential):
+    """Linear layers with ReLU between them: `layer1` ... and `head`; (40, 40) hidden units are MAML's sinusoid network.
+
+    Example:
+        >>> [name for name, _ in MLP(1, 1).named_children()]
+        ['layer1', 'relu1', 'layer2', 'relu2', 'head']
+    """
+
+    def __init__(self, inputs: int, outputs: int, hidden: Sequence[int] = (40, 40)) -> None:
+        super().__init__()
+        inputs, outputs = positive(inputs=inputs, outputs=outputs)
+        hidden = widths_of_layers("hidden", hidden, "(40, 40)")
+        widths = (inputs, *hidden)
+        for number, (before, after) in enumerate(zip(widths, hidden, strict=False), start=1):
+            self.add_module(f"layer{number}", nn.Linear(before, after))
+            self.add_module(f"relu{number}", nn.ReLU())
+        self.add_module("head", nn.Linear(widths[-1], outputs))

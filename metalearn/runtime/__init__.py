@@ -1,0 +1,1 @@
+"""What the rest stands on and knows nothing of learning: files, processes, progress, options."""
