@@ -27,13 +27,13 @@ from torch import nn
 from torch.optim import Adam, Optimizer
 from torchvision.transforms import v2
 
-from metalearn.analysis.tables import plain
 from metalearn.models import Conv4
 from metalearn.runtime import files, provenance
 from metalearn.runtime.options import Listed, listed, numbers
 from metalearn.runtime.options import device as usable
 from metalearn.runtime.progress import progress as shown_progress
 from metalearn.runtime.provenance import commit
+from metalearn.runtime.tables import plain
 from metalearn.tasks import LabelledImages
 from metalearn.training import checkpoints as saved
 from transfer import Comparison, compare, everywhere, finetune, fresh, gabor, mean_var, permuted, transfusion

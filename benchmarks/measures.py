@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from metalearn.analysis.similarity import measured
-from metalearn.analysis.streaming import Streaming
+from metalearn.analysis.measures.chance import measured
+from metalearn.analysis.measures.streaming import Streaming
 from metalearn.runtime.options import Listed, listed
 from metalearn.runtime.provenance import commit, machine, now, versions
 

@@ -19,14 +19,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from metalearn.analysis.tables import plain
-from metalearn.evaluation import Evaluation, evaluate, half_width
+from metalearn.evaluation import Evaluation, evaluate
 from metalearn.experiments.experiment import Experiment, parse, trained_by
 from metalearn.experiments.regimes import trained
 from metalearn.experiments.runs import Run
 from metalearn.runtime import provenance
 from metalearn.runtime.options import Listed, numbers
 from metalearn.runtime.provenance import commit, versions
+from metalearn.runtime.statistics import half_width
+from metalearn.runtime.tables import plain
 from metalearn.tasks import one_shot_runs
 
 from .papers import LAKE, ONE_SHOT

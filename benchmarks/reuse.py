@@ -18,10 +18,11 @@ from typing import Any
 import torch
 
 from metalearn.algorithms.base import Learner
-from metalearn.analysis import Estimate, Reuse, compare_layers, feature_reuse, over_seeds, plots
-from metalearn.analysis.probes import linear_probes
-from metalearn.analysis.seeds import Spread, freezing_over_seeds, similarity_between
-from metalearn.analysis.tables import plain
+from metalearn.analysis import Estimate, Reuse, compare_layers, feature_reuse, over_seeds
+from metalearn.analysis.adaptation.freezing_over_seeds import freezing_over_seeds
+from metalearn.analysis.networks.between import similarity_between
+from metalearn.analysis.networks.probes import linear_probes
+from metalearn.analysis.plotting.style import save
 from metalearn.evaluation import Evaluation, evaluate_together, place
 from metalearn.experiments.experiment import Experiment
 from metalearn.experiments.regimes import REGIMES, at_test, restored, snapshots, trained
@@ -30,6 +31,8 @@ from metalearn.network.layers import body
 from metalearn.runtime import provenance
 from metalearn.runtime.options import Listed, listed
 from metalearn.runtime.provenance import commit, versions
+from metalearn.runtime.statistics import Spread
+from metalearn.runtime.tables import plain
 from metalearn.studies import another_domain, cross_domain, timeline, timeline_figure, training_regimes
 from metalearn.tasks import FewShot, LabelledImages
 
@@ -274,7 +277,7 @@ def over_time(study: Study) -> None:
             kept = study.points_of(name, seed)
             points = timeline(own, name, study.points, runs=kept, analysed_tasks=study.analysed_tasks, progress=study.progress)
             picture = Path(own.runs) / f"timeline-{Path(own.dataset).name}-{name}-seed{seed}.svg"
-            plots.save(timeline_figure(points), picture)
+            save(timeline_figure(points), picture)
             print(f"{name}, seed {seed}: {picture}")
             for point in points:
                 layers = ", ".join(f"{layer.layer} {layer.cka.mean:.3f}" for layer in point.reuse.layers)

@@ -40,8 +40,8 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from metalearn.analysis.similarity import linear_cka
-from metalearn.analysis.similarity_map import similarity_map as our_map
+from metalearn.analysis.measures.cka import linear_cka
+from metalearn.analysis.networks.similarity_map import similarity_map as our_map
 from metalearn.network.activations import representations
 from metalearn.runtime.options import Listed, listed, numbers
 from metalearn.runtime.provenance import commit, machine, now, versions

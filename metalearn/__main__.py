@@ -52,8 +52,8 @@ def reuse(
         progress: show progress.
         settings: the few-shot problem and its training.
     """
-    from metalearn.analysis.report import report as write_report
-    from metalearn.analysis.verdict import DOES_NOT_ADAPT
+    from metalearn.analysis.adaptation.page import report as write_report
+    from metalearn.analysis.adaptation.verdict import DOES_NOT_ADAPT
 
     from .analysis import feature_reuse
 

@@ -23,6 +23,7 @@ from metalearn.runtime import distributed, random_state
 from metalearn.runtime.checks import whole_number
 from metalearn.runtime.files import Record
 from metalearn.runtime.progress import progress as shown_progress
+from metalearn.runtime.statistics import half_width
 from metalearn.tasks.few_shot import FewShot
 
 
@@ -107,25 +108,6 @@ class Paired:
         mean = f"{100 * self.mean:+.2f} points" if self.measure == "accuracy" else f"{self.mean:+.4g} loss"
         spread = _figure(self.interval, self.measure)
         return f"{mean} ± {spread} (95 % interval, paired over {self.tasks} tasks; t = {self.t:.2f}, p = {self.p:.2g})"
-
-
-def half_width(values: Tensor) -> float:
-    """Half the 95 % interval of the mean of `values` (n,): `q std(ddof=1) / sqrt(n)`.
-
-    `q` is 1.96, or with fewer than 30 values Student's quantile `t(0.975, n - 1)`: 1.96 standard
-    errors of 3 or 5 values would cover 81 and 88 %. NaN for a single value.
-
-    Example:
-        >>> round(half_width(torch.tensor([0.0, 1.0])), 2)  # 12.71 standard errors of 0.5
-        6.35
-        >>> half_width(torch.tensor([1.0]))
-        nan
-    """
-    n = len(values)
-    if n < 2:
-        return math.nan
-    quantile = 1.96 if n >= 30 else float(stats.t.ppf(0.975, n - 1))
-    return quantile * float(values.double().std(correction=1)) / math.sqrt(n)
 
 
 def paired(a: Evaluation, b: Evaluation) -> Paired:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from metalearn.analysis.seeds import Spread
-from metalearn.analysis.tables import aligned, plain
 from metalearn.experiments.experiment import Experiment
 from metalearn.experiments.regimes import REGIMES, at_test, restored, snapshots, trained
 from metalearn.experiments.runs import Run
+from metalearn.runtime.statistics import Spread
+from metalearn.runtime.tables import aligned, plain
 
 from .algorithms import NIL
 from .evaluation import Evaluation, Tasks, evaluate, evaluate_together
@@ -20,7 +20,7 @@ from .evaluation import Evaluation, Tasks, evaluate, evaluate_together
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from metalearn.analysis.reuse import Reuse
+    from metalearn.analysis.adaptation.feature_reuse import Reuse
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,8 @@ class Point:
 
 def timeline_figure(points: Sequence[Point]) -> Figure:
     """The points of `timeline` as a picture: each layer's CKA before and after adaptation, and accuracy, with their intervals."""
-    from metalearn.analysis.freezing import Estimate
-    from metalearn.analysis.plots import timeline as drawn
+    from metalearn.analysis.adaptation.figures import timeline as drawn
+    from metalearn.runtime.statistics import Estimate
 
     steps, names = [point.step for point in points], [layer.layer for layer in points[0].reuse.layers]
     similarity = {name: [point.reuse.layers[i].cka for point in points] for i, name in enumerate(names)}

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from benchmarks.reuse_tables import mean_cca, pooled_cca, written_as
 from metalearn import MAML, Examples
 from metalearn.analysis import compare_layers, feature_reuse, similarity_map
-from metalearn.analysis.layerwise import cca_of_task
-from metalearn.analysis.reuse import _OverTasks
-from metalearn.analysis.seeds import similarity_between
-from metalearn.analysis.similarity import arrangements, chosen_draws, holm, measured, p_value
-from metalearn.analysis.together import over_seeds
+from metalearn.analysis.adaptation.feature_reuse import _OverTasks
+from metalearn.analysis.adaptation.over_seeds import over_seeds
+from metalearn.analysis.measures.chance import arrangements, chosen_draws, measured
+from metalearn.analysis.networks.between import similarity_between
+from metalearn.analysis.networks.layerwise import cca_of_task
 from metalearn.models import Conv4
+from metalearn.runtime.statistics import holm, p_value
 from tests.test_reuse import net, tasks
 
 MEASURES = ("cca", "svcca", "pwcca", "linear_cka", "rbf_cka", "procrustes")
@@ -190,7 +191,7 @@ def test_the_number_of_draws_follows_the_cost_and_what_is_given() -> None:
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_draws_are_the_measure_of_shuffled_rows(measure: str) -> None:
-    from metalearn.analysis.similarity import rearranged
+    from metalearn.analysis.measures.chance import rearranged
 
     x, y = random(40, 3, seed=1), random(40, 3, seed=2)
     orders = rearranged(40, 10, torch.Generator().manual_seed(5), 4)

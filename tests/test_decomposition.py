@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from metalearn import ANIL, BOIL, MAML, NIL, Episode, Examples
 from metalearn.analysis import Estimate, feature_reuse, freezing, over_seeds
-from metalearn.analysis.converged import TOLERANCE, FixedBody
+from metalearn.analysis.adaptation.converged import TOLERANCE, FixedBody
 from metalearn.episodes import stack, unstack
 from metalearn.evaluation import evaluate
 

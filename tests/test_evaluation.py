@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader
 from metalearn import MAML
 from metalearn.algorithms.base import Adapted, Learner
 from metalearn.episodes import Episode, Examples, stack
-from metalearn.evaluation import Evaluation, evaluate, evaluate_together, half_width, paired
+from metalearn.evaluation import Evaluation, evaluate, evaluate_together, paired
 from metalearn.models import MLP
+from metalearn.runtime.statistics import half_width
 
 
 class Tasks:

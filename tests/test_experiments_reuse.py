@@ -14,11 +14,13 @@ from benchmarks import reuse as benchmark
 from benchmarks import reuse_tables
 from metalearn import ANIL, MAML, NIL
 from metalearn.analysis import freezing
-from metalearn.analysis.seeds import MEASURES, Spread, freezing_over_seeds, similarity_between
+from metalearn.analysis.adaptation.freezing_over_seeds import freezing_over_seeds
+from metalearn.analysis.networks.between import MEASURES, similarity_between
 from metalearn.evaluation import evaluate
 from metalearn.experiments.experiment import Experiment
 from metalearn.experiments.regimes import trained
 from metalearn.models import Conv4
+from metalearn.runtime.statistics import Spread
 from metalearn.studies import another_domain, cross_domain, timeline, timeline_figure, training_regimes, under_nil
 from metalearn.tasks import FewShot, LabelledImages
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from metalearn.analysis import cca, compare_layers, linear_cka
-from metalearn.analysis.streaming import Streaming
+from metalearn.analysis.measures.streaming import Streaming
 
 MEASURES: list[tuple[str, dict[str, float]]] = [
     ("cca", {}),

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from metalearn import MAML, Examples
-from metalearn.analysis.probes import RIDGES, linear_probes
+from metalearn.analysis.networks.probes import RIDGES, linear_probes
 from metalearn.models import Conv4
 from metalearn.tasks import LabelledImages
 

@@ -12,22 +12,21 @@ import torch
 
 from metalearn import ANIL, MAML, NIL
 from metalearn.analysis import Estimate, feature_reuse, report
-from metalearn.analysis.freezing import SCALES
-from metalearn.analysis.plots import (
+from metalearn.analysis.adaptation.figures import (
     class_cosines,
     decomposition_bars,
     freezing_curve,
     layer_profile,
     paired_comparison,
-    rendered,
-    save,
     summary,
     timeline,
     weights_moved,
 )
-from metalearn.analysis.report import html, layer_by_layer, overview
-from metalearn.analysis.together import differences, over_seeds
-from metalearn.analysis.verdict import does_not_adapt, reused_by_construction, verdict
+from metalearn.analysis.adaptation.over_seeds import differences, over_seeds
+from metalearn.analysis.adaptation.page import html, layer_by_layer, overview
+from metalearn.analysis.adaptation.verdict import does_not_adapt, reused_by_construction, verdict
+from metalearn.analysis.plotting.style import rendered, save
+from metalearn.analysis.scales import SCALES
 from metalearn.models import Conv4
 from tests.test_reuse import tasks
 

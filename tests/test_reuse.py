@@ -17,9 +17,9 @@ from torch import nn
 
 from metalearn import ANIL, BOIL, MAML, NIL, Episode, Examples, ProtoNet
 from metalearn.analysis import Estimate, compare_layers, feature_reuse, freezing, linear_cka
-from metalearn.analysis.observed import class_cosines
-from metalearn.analysis.reuse import Reuse
-from metalearn.analysis.together import differences, over_seeds
+from metalearn.analysis.adaptation.feature_reuse import Reuse
+from metalearn.analysis.adaptation.observe import class_cosines
+from metalearn.analysis.adaptation.over_seeds import differences, over_seeds
 from metalearn.episodes import stack, unstack
 from metalearn.evaluation import evaluate, paired
 from metalearn.models import Conv4

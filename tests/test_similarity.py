@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metalearn.analysis import canonical_correlations, cca, linear_cka, procrustes, pwcca, rbf_cka, svcca
-from metalearn.analysis.similarity import Floor, cautions, measured, subspace
+from metalearn.analysis.measures.chance import Floor, measured
+from metalearn.analysis.measures.inputs import cautions
+from metalearn.analysis.measures.subspace import subspace
 
 
 def subspace_of_two(x, y) -> float:

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from metalearn.analysis.similarity import linear_cka, rearranged
-from metalearn.analysis.similarity_map import similarity_map
+from metalearn.analysis.measures.chance import rearranged
+from metalearn.analysis.measures.cka import linear_cka
+from metalearn.analysis.networks.similarity_map import similarity_map
 from metalearn.network.activations import representations
 
 

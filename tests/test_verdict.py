@@ -7,7 +7,7 @@ import math
 import pytest
 
 from metalearn.analysis import Estimate, verdict
-from metalearn.analysis.verdict import RULE
+from metalearn.analysis.adaptation.verdict import RULE
 
 SAME = Estimate(0.99, 0.005)
 CHANGED = Estimate(0.5, 0.02)

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metalearn.analysis import Estimate, Profile, compare_layers
-from metalearn.analysis.tables import plain
 from metalearn.network.activations import representations
 from metalearn.network.forward import Inputs, map_tensors
 from metalearn.network.layers import layers as layer_names
@@ -36,6 +35,7 @@ from metalearn.runtime import distributed, files, parallel, provenance
 from metalearn.runtime.checks import whole_number
 from metalearn.runtime.files import Damaged, Record, _checksum
 from metalearn.runtime.progress import progress as shown_progress
+from metalearn.runtime.tables import plain
 
 from . import statistics
 from .finetuning import Curve, FineTuning, named_tensors
@@ -195,7 +195,7 @@ class Comparison:
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw curves, steps, final scores and what layers kept; the ending of `path` says how (.png, .svg, .pdf)."""
-        from metalearn.analysis.plots import save
+        from metalearn.analysis.plotting.style import save
 
         from .plots import summary
 

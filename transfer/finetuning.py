@@ -107,7 +107,7 @@ class Curve:
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw the score and the loss against steps; the ending of `path` says how (.png, .svg, .pdf)."""
-        from metalearn.analysis.plots import save
+        from metalearn.analysis.plotting.style import save
 
         from .plots import training_curve
 

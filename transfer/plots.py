@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from metalearn.analysis.plots import COLOURS, GRID, INK, LINES, MARKERS, MUTED, STYLE
+from metalearn.analysis.plotting.style import COLOURS, GRID, INK, LINES, MARKERS, MUTED, STYLE
 
 from . import statistics
 from .report import words

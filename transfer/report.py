@@ -8,9 +8,9 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from metalearn.analysis import Estimate
-from metalearn.analysis.report import flat, picture
-from metalearn.analysis.tables import aligned
+from metalearn.analysis.adaptation.page import flat, picture
 from metalearn.runtime.files import write_atomically
+from metalearn.runtime.tables import aligned
 
 from . import statistics
 

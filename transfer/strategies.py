@@ -13,11 +13,11 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from metalearn.analysis.tables import aligned, plain
 from metalearn.network.layers import assign, is_inside, owners, resolve
 from metalearn.network.layers import head as find_head
 from metalearn.network.layers import layers as layer_names
 from metalearn.runtime.checks import whole_number
+from metalearn.runtime.tables import aligned, plain
 
 from .sources import FromWeights, Slot, Source, Start, Unfit, copied, fresh, gabor
 from .weights import Pretrained, Weights, aliases, read

@@ -1,18 +1,23 @@
 """What changed, where, and is it more than chance: similarities of matrices, and questions asked of networks and learners."""
 
-from .decomposition import Condition, Decomposition
-from .freezing import Estimate, Freezing, freezing
-from .layerwise import LayerSimilarity, Profile, compare_layers
-from .observed import class_cosines
-from .probes import Probe, Probes, linear_probes
-from .report import report
-from .reuse import Reuse, feature_reuse
-from .seeds import Between, SeededFreezing, Spread, freezing_over_seeds, similarity_between
-from .similarity import canonical_correlations, cca, linear_cka, procrustes, pwcca, rbf_cka, subspace, svcca
-from .similarity_map import SimilarityMap, similarity_map
-from .streaming import Streaming
-from .together import Difference, differences, over_seeds
-from .verdict import Verdict, verdict
+from metalearn.analysis.adaptation.decomposition import Condition, Decomposition
+from metalearn.analysis.adaptation.feature_reuse import Reuse, feature_reuse
+from metalearn.analysis.adaptation.freezing import Freezing, freezing
+from metalearn.analysis.adaptation.freezing_over_seeds import SeededFreezing, freezing_over_seeds
+from metalearn.analysis.adaptation.observe import class_cosines
+from metalearn.analysis.adaptation.over_seeds import Difference, differences, over_seeds
+from metalearn.analysis.adaptation.page import report
+from metalearn.analysis.adaptation.verdict import Verdict, verdict
+from metalearn.analysis.measures.cca import canonical_correlations, cca, pwcca, svcca
+from metalearn.analysis.measures.cka import linear_cka, rbf_cka
+from metalearn.analysis.measures.procrustes import procrustes
+from metalearn.analysis.measures.streaming import Streaming
+from metalearn.analysis.measures.subspace import subspace
+from metalearn.analysis.networks.between import Between, similarity_between
+from metalearn.analysis.networks.layerwise import LayerSimilarity, Profile, compare_layers
+from metalearn.analysis.networks.probes import Probe, Probes, linear_probes
+from metalearn.analysis.networks.similarity_map import SimilarityMap, similarity_map
+from metalearn.runtime.statistics import Estimate, Spread
 
 __all__ = [
     "Between",

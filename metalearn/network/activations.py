@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from metalearn.engine.inner_loop import Weights
+from .functional import Weights
 
 from .forward import select
 from .layers import heads, resolve

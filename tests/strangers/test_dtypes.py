@@ -24,7 +24,7 @@ from metalearn.analysis import (
     subspace,
     svcca,
 )
-from metalearn.analysis.observed import weights_moved
+from metalearn.analysis.adaptation.observe import weights_moved
 from metalearn.episodes import Examples
 
 MEASURES = {

@@ -32,8 +32,8 @@ import metalearn.models.conv4
 import metalearn.tasks
 import transfer
 import transfer.models
-from metalearn.analysis import plots
-from metalearn.analysis.similarity import measured
+from metalearn.analysis.adaptation import figures
+from metalearn.analysis.measures.chance import measured
 from metalearn.data.images import LabelledImages
 from metalearn.episodes import Episode, Examples, stack, unstack
 
@@ -302,7 +302,7 @@ MODULES = (metalearn, metalearn.analysis, metalearn.models, metalearn.tasks, tra
 NAMES = {name: getattr(module, name) for module in MODULES for name in dir(module) if not name.startswith("_")}
 NAMES |= {function.__name__: function for function in (matrix, network, tasks, data_set, learn, over_batches, trained, measured)}
 NAMES |= {function.__name__: function for function in (stack, unstack, Episode, Examples, LabelledImages)}
-NAMES |= {"F": F, "nn": nn, "np": np, "plots": plots, "torch": torch}
+NAMES |= {"F": F, "nn": nn, "np": np, "figures": figures, "torch": torch}
 
 Arguments = dict[str, st.SearchStrategy[str]]
 # part -> function -> (what it must be given, what it may be)
@@ -337,7 +337,7 @@ CALLS: dict[str, dict[str, tuple[Arguments, Arguments]]] = {
         "differences": ({"reuses": one_of("[]", "[None]", "3")}, {}),
         "report": ({"reuses": one_of("[]", "None"), "path": one_of("'page.html'", "None")}, {}),
         "freezing_over_seeds": ({"learners": one_of("[]", "None", "[None]"), "episodes": TASKS}, {}),
-        "plots.timeline": (
+        "figures.timeline": (
             {"steps": one_of("[0, 100]", "[]", "None", "[1]"), "similarity": mostly(st.builds("{{'a': [{}]}}".format, ESTIMATE), ODD)}
             | {"accuracy": st.builds("[{}]".format, ESTIMATE)},
             {},

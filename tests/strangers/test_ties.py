@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from metalearn.analysis import Streaming, cca, pwcca, subspace, svcca
-from metalearn.analysis.similarity import weighted_correlation
+from metalearn.analysis.measures.cca import weighted_correlation
 
 TURNS = range(4)
 

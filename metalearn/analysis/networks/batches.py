@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from metalearn.analysis.measures.inputs import real_tensor
 from metalearn.network.forward import Inputs, arguments
-
-from .matrices import real_tensor
 
 ToInputs: TypeAlias = Callable[[Any], Inputs]
 

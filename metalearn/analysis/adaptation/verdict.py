@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .checks import check_kind
-from .freezing import SCALES, Estimate
+from metalearn.analysis.checks import check_kind
+from metalearn.analysis.scales import SCALES
+from metalearn.runtime.statistics import Estimate
 
 WORTH_BOUND = 0.02
 """Of an accuracy, or for real targets of the loss of predicting the mean of the support targets."""

@@ -2,119 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from metalearn.algorithms.base import Learner
-from metalearn.evaluation import Evaluation, evaluate, half_width
+from metalearn.analysis.plotting.pictured import Pictured
+from metalearn.analysis.scales import SCALES, worse
+from metalearn.evaluation import Evaluation, evaluate
 from metalearn.network.layers import body
 from metalearn.runtime import progress as _progress
-
-from .tables import Pictured, aligned, plain
+from metalearn.runtime.statistics import Estimate
+from metalearn.runtime.tables import aligned, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
-class Estimate(NamedTuple):
-    """A mean with the half-width of its 95 % interval (see `metalearn.evaluation.half_width`); NaN if one value gives none."""
-
-    mean: float
-    interval: float
-
-    @classmethod
-    def of(cls, values: Any) -> Estimate:
-        """The estimate from one value a task (tasks,).
-
-        Example:
-            >>> Estimate.of([0.5, 0.7, 0.6, 0.6])
-            Estimate(mean=0.6, interval=0.1299...)
-        """
-        tensor = torch.as_tensor(values, dtype=torch.float64)
-        return cls(float(tensor.mean()), half_width(tensor))
-
-    @property
-    def low(self) -> float:
-        """The lower end of the interval."""
-        return self.mean - self.interval
-
-    @property
-    def high(self) -> float:
-        """The upper end of the interval."""
-        return self.mean + self.interval
-
-    def shown(self, form: str = ".3f", scale: float = 1, unit: str = "") -> str:
-        """The mean ± its interval, or the mean and that there is none.
-
-        Example:
-            >>> Estimate(0.5, 0.02).shown(".1f", 100, " %"), Estimate(0.5, float("nan")).shown(".1f", 100, " %")
-            ('50.0 ± 2.0 %', '50.0 % (no interval)')
-        """
-        mean = f"{scale * self.mean:{form}}"
-        if math.isnan(self.interval):
-            return f"{mean}{unit} (no interval)"
-        return f"{mean} ± {format(scale * self.interval, form.lstrip('+')).strip()}{unit}"
-
-
-class Scale(NamedTuple):
-    """How scores of one kind are written: times `factor`, in these formats and units, under a `label`.
-
-    `gain` and `loss` are the words for a difference that is better or worse.
-    """
-
-    label: str
-    factor: float
-    form: str
-    cost_form: str
-    unit: str
-    cost_unit: str
-    gain: str
-    loss: str
-
-    def value(self, estimate: Estimate) -> str:
-        """A score with its interval, in words."""
-        return estimate.shown(self.form, self.factor, self.unit)
-
-    def cost(self, estimate: Estimate) -> str:
-        """How much worse a score is, with its interval."""
-        return estimate.shown(self.cost_form, self.factor, self.cost_unit)
-
-    def against(self, cost: Estimate) -> str:
-        """What is gained or lost, by how much worse a score is; no word if the mean rounds to zero.
-
-        Example:
-            >>> costs = Estimate(0.1539, 0.0264), Estimate(-0.0019, 0.0097), Estimate(0.0, 0.0)
-            >>> [SCALES["accuracy"].against(cost) for cost in costs]
-            ['loses 15.39 ± 2.64', 'gains 0.19 ± 0.97', '0.00 ± 0.00']
-        """
-        if math.isnan(cost.mean):
-            return "-"
-        size = Estimate(abs(cost.mean), cost.interval)
-        shown = size.shown(self.cost_form, self.factor)
-        if not float(format(self.factor * size.mean, self.cost_form)):
-            return shown
-        return f"{self.loss if cost.mean > 0 else self.gain} {shown}"
-
-    @property
-    def against_label(self) -> str:
-        """The header of a column of `against`."""
-        return f"against nothing frozen ({'points, ' * (self.factor == 100)}paired)"
-
-
-SCALES = {
-    "accuracy": Scale("accuracy %", 100, ".1f", "z.2f", " %", " points", "gains", "loses"),
-    "loss": Scale("loss", 1, ".4g", "z.3g", "", "", "removes", "adds"),
-}
-
-
-def worse(held: Any, free: Any, measure: str) -> Any:
-    """How much worse scores are than others: the accuracy that is lost, or the loss that is added."""
-    return held - free if measure == "loss" else free - held
+    from metalearn.analysis.plotting.layers import FrozenCurve
 
 
 HEADS = {
@@ -178,9 +84,19 @@ class Freezing(Pictured):
 
     def figure(self) -> Figure:
         """The accuracy by how much is frozen, as a matplotlib `Figure`."""
-        from .plots import frozen_accuracies
+        from metalearn.analysis.plotting.layers import frozen_accuracies
+        from metalearn.analysis.plotting.style import look_of
 
-        return frozen_accuracies(self)
+        return frozen_accuracies(self.curve("the learner", look_of(0)))
+
+    def curve(self, label: str, look: Mapping[str, Any]) -> FrozenCurve:
+        """The scores as a curve for a drawing; `look` is colour, marker and line."""
+        from metalearn.analysis.plotting.layers import FrozenCurve
+
+        means = [row.accuracy.mean for row in self.rows]
+        intervals = [row.accuracy.interval for row in self.rows]
+        layers = [row.layers[-1] for row in self.rows[1:]]
+        return FrozenCurve(label, layers, means, intervals, self.measure, look)
 
     @classmethod
     def of(cls, names: Sequence[str], scores: Sequence[Tensor], measure: str, **about: Any) -> Freezing:

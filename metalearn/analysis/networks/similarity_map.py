@@ -14,17 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from metalearn.analysis.checks import check_draws, check_kind, listed
+from metalearn.analysis.measures.chance import Floor, chosen_draws, rearranged
+from metalearn.analysis.measures.inputs import Rounding, real_tensor
+from metalearn.analysis.plotting.pictured import Pictured
 from metalearn.network.activations import _split, layer_output
 from metalearn.network.forward import Inputs, arguments
 from metalearn.network.layers import layers
 from metalearn.network.modes import evaluation_mode
 from metalearn.runtime import progress as _progress
+from metalearn.runtime.tables import plain
 
 from .batches import ToInputs, count, inputs_of, is_one_batch, loader_of, place, running
-from .checks import check_draws, check_kind, listed
-from .matrices import Rounding, real_tensor
-from .similarity import Floor, chosen_draws, rearranged
-from .tables import Pictured, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,9 +98,9 @@ class SimilarityMap(Pictured):
 
     def figure(self) -> Figure:
         """The heatmap as a matplotlib `Figure`."""
-        from .plots import heatmap
+        from metalearn.analysis.plotting.heatmap import heatmap
 
-        return heatmap(self)
+        return heatmap(self.values, (self.layers_a, self.layers_b), self.networks, self.floor.upper)
 
 
 def similarity_map(

@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 
 from metalearn.algorithms.base import Learner
+from metalearn.analysis.scales import SCALES, worse
 from metalearn.engine.execution import in_threads
 from metalearn.evaluation import place
 from metalearn.runtime import progress as _progress
+from metalearn.runtime.statistics import Estimate
+from metalearn.runtime.tables import aligned, plain
 
 from .converged import STARTS, Convergence, FixedBody, HeadFit
-from .freezing import SCALES, Estimate, Freezing, frozen_learners, worse
-from .observed import query_score
-from .tables import aligned, plain
+from .freezing import Freezing, frozen_learners
+from .observe import query_score
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Decomposition:
 
     The learner's own few head steps cannot tell whether features must change: a head may not be
     able to learn a task in three steps. So the head is also run to convergence on the support set
-    (`metalearn.analysis.converged.CRITERION`), over the body before and after adaptation, from
+    (`metalearn.analysis.adaptation.converged.CRITERION`), over the body before and after adaptation, from
     zeros and from its initialisation. What the body's change is worth is the difference:
 
         worth = accuracy(converged head, adapted body) - accuracy(converged head, body before)

@@ -14,15 +14,14 @@ from torch import Tensor, nn
 
 from metalearn.algorithms.base import Learner
 from metalearn.algorithms.features import cosine_readout
+from metalearn.analysis.measures.inputs import real_tensor
+from metalearn.analysis.networks.layerwise import Profile, cca_draws, cca_of_task, cka_draws, compare_layers, sample
+from metalearn.analysis.networks.probes import ridge_readout
 from metalearn.engine.inner_loop import Weights, inner_step
 from metalearn.episodes import Episode, Examples
 from metalearn.evaluation import check_examples, place
 from metalearn.network.activations import head_input, representations
 from metalearn.network.layers import is_inside, owners
-
-from .layerwise import Profile, cca_draws, cca_of_task, cka_draws, compare_layers, sample
-from .matrices import real_tensor
-from .probes import ridge_readout
 
 Outputs = Mapping[str, Tensor]
 

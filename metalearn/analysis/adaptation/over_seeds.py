@@ -6,23 +6,26 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import combinations
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from metalearn.analysis.checks import check_all
+from metalearn.analysis.measures.chance import Floor
 from metalearn.evaluation import paired
+from metalearn.runtime.statistics import Estimate
 
-from .checks import check_all
 from .decomposition import Decomposition
-from .freezing import Estimate, Freezing, Frozen
-from .reuse import Accuracies, BeforeAfter, Ceiling, LayerReuse, Reuse, judge, notes_on
-from .similarity import Floor
+from .freezing import Freezing, Frozen
+from .results import Accuracies, BeforeAfter, Ceiling, LayerReuse, ReuseResult, judge, notes_on
+
+Answer = TypeVar("Answer", bound=ReuseResult)
 
 CURE = "pass the results of feature_reuse in a list"
 
 
-def over_seeds(reuses: Sequence[Reuse]) -> Reuse:
+def over_seeds(reuses: Sequence[Answer]) -> Answer:
     """The same learner trained from several seeds as one answer: every estimate is the mean over seeds with its interval over seeds.
 
     The interval is Student's, `t(0.975, seeds - 1) std(ddof=1) / sqrt(seeds)`; the single answers stay in `seeds`, and the tables print
@@ -35,7 +38,7 @@ def over_seeds(reuses: Sequence[Reuse]) -> Reuse:
     Raises:
         ValueError: none, one given twice, or learners that differ in settings, layers or tasks (what differs is named).
     """
-    reuses = check_all(reuses, Reuse, "reuses", CURE)
+    reuses = check_all(reuses, ReuseResult, "reuses", CURE)
     _check(reuses)
     layers = tuple(_layer([reuse.layers[i] for reuse in reuses]) for i in range(len(reuses[0].layers)))
     # The head's cost is there only where the head is used; a mean of NaN stays NaN.
@@ -88,16 +91,16 @@ class Difference:
     measure: str = "accuracy"
 
 
-def differences(reuses: Sequence[Reuse]) -> list[Difference]:
+def differences(reuses: Sequence[ReuseResult]) -> list[Difference]:
     """Every two learners compared in pairs on the same tasks: the accuracy of the first minus that of the second.
 
     Pooled ones are paired seed by seed, in order; the interval is then over seeds.
     """
-    reuses = check_all(reuses, Reuse, "reuses", CURE)
+    reuses = check_all(reuses, ReuseResult, "reuses", CURE)
     return [difference(a, b) for a, b in combinations(reuses, 2)]
 
 
-def difference(a: Reuse, b: Reuse) -> Difference:
+def difference(a: ReuseResult, b: ReuseResult) -> Difference:
     """The accuracy of `a` minus that of `b` on the same tasks."""
     runs = list(zip(a.seeds or [a], b.seeds or [b], strict=False))
     unit = "seed" if a.seeds or b.seeds else "task"
@@ -112,7 +115,7 @@ def difference(a: Reuse, b: Reuse) -> Difference:
     return Difference(a.name, b.name, Estimate.of([one.mean for one in found]), len(found), unit, measure=found[0].measure)
 
 
-def _check(reuses: Sequence[Reuse]) -> None:
+def _check(reuses: Sequence[ReuseResult]) -> None:
     if not reuses:
         raise ValueError("over_seeds() got nothing to pool: pass the results of feature_reuse, one for each seed")
     first, shown = reuses[0], [reuse.to_dict() for reuse in reuses]

@@ -13,30 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from metalearn.analysis.checks import check_draws, check_whole, listed
+from metalearn.analysis.measures.cca import CCA_FAMILY
+from metalearn.analysis.measures.chance import Floor, arrangements, check_options, chosen_draws, measured, operations
+from metalearn.analysis.measures.inputs import Undefined, cautions, real_tensor
+from metalearn.analysis.measures.streaming import Streaming
+from metalearn.analysis.plotting.pictured import Pictured
 from metalearn.network.activations import representations
 from metalearn.network.forward import Inputs, arguments
 from metalearn.network.layers import layers as layer_names
 from metalearn.network.modes import evaluation_mode
 from metalearn.runtime import progress as _progress
+from metalearn.runtime.statistics import holm, p_value
+from metalearn.runtime.tables import aligned, plain
 
 from .batches import ToInputs, count, inputs_of, is_one_batch, loader_of, place, running
-from .checks import check_draws, check_whole, listed
-from .matrices import real_tensor
-from .similarity import (
-    CCA_FAMILY,
-    Floor,
-    Undefined,
-    arrangements,
-    cautions,
-    check_options,
-    chosen_draws,
-    holm,
-    measured,
-    operations,
-    p_value,
-)
-from .streaming import Streaming
-from .tables import Pictured, aligned, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -138,9 +129,11 @@ class Profile(Pictured):
 
     def figure(self) -> Figure:
         """The similarity of every layer with the band of chance, as a matplotlib `Figure`."""
-        from .plots import similarities
+        from metalearn.analysis.plotting.layers import similarities
 
-        return similarities(self)
+        names = [row.layer for row in self.layers]
+        values = [row.similarity for row in self.layers]
+        return similarities(names, values, [row.floor for row in self.layers], self.measure)
 
 
 def shown_p(p: float) -> str:

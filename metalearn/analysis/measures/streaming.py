@@ -16,27 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checks import check_count, check_seed, check_units
-from .matrices import SINGLE, Activations, Matrix, Rounding, activations
-from .similarity import (
-    Principal,
-    caution,
-    centred_kernel,
-    check_options,
-    equally_far,
-    kept_directions,
-    leading,
-    matched,
-    mean_correlation,
-    no_variance,
-    rbf_kernel,
-    rearranged,
-    same,
-    same_width,
-    varying,
-    warn_of_certain,
-    weighted_correlation,
-)
+from metalearn.analysis.checks import check_count, check_seed, check_units
+
+from .cca import kept_directions, mean_correlation, warn_of_certain, weighted_correlation
+from .chance import check_options, rearranged
+from .cka import centred_kernel, equally_far, rbf_kernel
+from .inputs import SINGLE, Activations, Matrix, Rounding, activations, caution, matched, no_variance, same, varying
+from .subspace import Principal, leading, same_width
 
 # Moments hold squares to about 1e-16 of the largest: a smaller share of it than this cannot be told from rounding.
 ROUNDING = SINGLE**2

@@ -8,17 +8,18 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from metalearn.analysis.checks import check_all
+from metalearn.analysis.measures.chance import Floor
+from metalearn.analysis.networks.layerwise import corrected, shown_p
+from metalearn.analysis.scales import SCALES
 from metalearn.runtime.files import write_atomically
+from metalearn.runtime.statistics import Estimate, Spread, holm
+from metalearn.runtime.tables import aligned
 
-from .checks import check_all
 from .converged import CRITERION
-from .freezing import SCALES, Estimate, Frozen
-from .layerwise import corrected, shown_p
-from .reuse import LayerReuse, Reuse
-from .seeds import Spread
-from .similarity import Floor, holm
-from .tables import aligned
-from .together import difference
+from .freezing import Frozen
+from .over_seeds import difference
+from .results import LayerReuse, ReuseResult
 from .verdict import BY_CONSTRUCTION, MEANING, RULE, percent, points
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ CLASS_CONVENTION = (
 )
 
 
-def text(reuse: Reuse) -> str:
+def text(reuse: ReuseResult) -> str:
     """The report of one learner as aligned plain text, the answer first."""
     parts = reuse.decomposition
     blocks = [
@@ -84,7 +85,7 @@ def text(reuse: Reuse) -> str:
 
 
 def report(
-    reuses: Sequence[Reuse],
+    reuses: Sequence[ReuseResult],
     path: str | PathLike[str],
     *,
     results: Sequence[Mapping[str, Any]] | None = None,
@@ -105,14 +106,14 @@ def report(
 
     Raises ValueError where there is nothing to report.
     """
-    reuses = check_all(reuses, Reuse, "reuses", "pass the result of feature_reuse in a list")
+    reuses = check_all(reuses, ReuseResult, "reuses", "pass the result of feature_reuse in a list")
     if not reuses:
         raise ValueError("report() got no learners: pass the result of feature_reuse in a list")
     write_atomically(path, html(reuses, results=results, title=title, settings=settings, pictures=pictures).encode())
 
 
 def html(
-    reuses: Sequence[Reuse],
+    reuses: Sequence[ReuseResult],
     *,
     results: Sequence[Mapping[str, Any]] | None = None,
     title: str = "Rapid learning or feature reuse?",
@@ -169,13 +170,13 @@ class _Detail(NamedTuple):
     kind: str = ""
 
 
-def _further_notes(reuse: Reuse) -> list[str]:
+def _further_notes(reuse: ReuseResult) -> list[str]:
     """The notes that say more than the verdict does."""
     stated = reuse.verdict.answer == BY_CONSTRUCTION
     return [note for note in reuse.notes if not (stated and "by construction" in note)]
 
 
-def _analysed(reuses: Sequence[Reuse], accuracy: bool) -> list[str]:
+def _analysed(reuses: Sequence[ReuseResult], accuracy: bool) -> list[str]:
     """The tasks that the learners were analysed on, in a line for all or one each, with the accuracy if it stands nowhere else."""
     lines = [f"Analysed: {described(reuse)}" for reuse in reuses]
     if accuracy:
@@ -187,14 +188,14 @@ def _analysed(reuses: Sequence[Reuse], accuracy: bool) -> list[str]:
     return [f"{reuse.name}. {line}" for reuse, line in zip(reuses, lines, strict=True)]
 
 
-def own_score(reuse: Reuse) -> str:
+def own_score(reuse: ReuseResult) -> str:
     """The learner's accuracy, or loss, with the number of tasks."""
     seeds = f"{len(reuse.seeds)} seed{'s' * (len(reuse.seeds) != 1)}, " if reuse.seeds else ""
     score = percent(reuse.accuracies.own, reuse.accuracies.measure)
     return f"{score} ({seeds}{reuse.tasks} task{'s' * (reuse.tasks != 1)})"
 
 
-def overview(reuses: Sequence[Reuse], results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+def overview(reuses: Sequence[ReuseResult], results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """The table of all learners, its columns and rows: `results`, and a row for each learner that these do not name."""
     remaining = list(reuses)
     rows = []
@@ -209,13 +210,13 @@ def overview(reuses: Sequence[Reuse], results: Sequence[Mapping[str, Any]]) -> t
     return columns, [[str(row.get(name, "")) for name in columns] for row in rows]
 
 
-def _answer(reuse: Reuse | None) -> dict[str, Any]:
+def _answer(reuse: ReuseResult | None) -> dict[str, Any]:
     """What the analysis says of a learner; None if it was not analysed."""
     worth = points(reuse.decomposition.worth, reuse.accuracies.measure) if reuse and reuse.decomposition else "-"
     return dict(zip(ANSWER_COLUMNS, (worth, reuse.verdict.answer if reuse else "-"), strict=True))
 
 
-def _scored(reuse: Reuse, first: Reuse) -> dict[str, Any]:
+def _scored(reuse: ReuseResult, first: ReuseResult) -> dict[str, Any]:
     """A learner's score on the tasks analysed, and how it compares with the first learner."""
     row = {"learner": reuse.name, f"{reuse.accuracies.measure}, tasks analysed": own_score(reuse)}
     if reuse is not first:
@@ -226,9 +227,9 @@ def _scored(reuse: Reuse, first: Reuse) -> dict[str, Any]:
     return row
 
 
-def _first_pictures(reuses: Sequence[Reuse]) -> list[_Picture]:
+def _first_pictures(reuses: Sequence[ReuseResult]) -> list[_Picture]:
     """The pictures of the first screen, with captions: what the verdict stands on."""
-    from .plots import decomposition_bars, freezing_curve
+    from .figures import decomposition_bars, freezing_curve
 
     score = reuses[0].accuracies.measure
     frozen = (
@@ -247,8 +248,8 @@ def _first_pictures(reuses: Sequence[Reuse]) -> list[_Picture]:
     return pictures
 
 
-def _profile(reuses: Sequence[Reuse]) -> _Picture:
-    from .plots import layer_profile
+def _profile(reuses: Sequence[ReuseResult]) -> _Picture:
+    from .figures import layer_profile
 
     caption = "Each layer's output on the query images, before against after adaptation; the bands are what unrelated features score."
     if len(reuses) > 1:
@@ -256,9 +257,9 @@ def _profile(reuses: Sequence[Reuse]) -> _Picture:
     return _Picture.of(layer_profile(reuses), caption)
 
 
-def _further_pictures(reuses: Sequence[Reuse]) -> list[_Detail]:
+def _further_pictures(reuses: Sequence[ReuseResult]) -> list[_Detail]:
     """What the inner loop does to weights and classes, and the learners compared in pairs."""
-    from .plots import class_cosines, paired_comparison, weights_moved
+    from .figures import class_cosines, paired_comparison, weights_moved
 
     score = reuses[0].accuracies.measure
     details = []
@@ -276,11 +277,11 @@ def _further_pictures(reuses: Sequence[Reuse]) -> list[_Detail]:
     return details
 
 
-def _interval(reuses: Sequence[Reuse]) -> str:
+def _interval(reuses: Sequence[ReuseResult]) -> str:
     return f"the 95 % interval over {'seeds' if reuses[0].seeds else 'tasks'}"
 
 
-def _details(reuse: Reuse, alone: bool) -> list[_Detail]:
+def _details(reuse: ReuseResult, alone: bool) -> list[_Detail]:
     """What supports the answer; the layer profile too, unless it is the page's first picture."""
     profile = [] if alone else [_profile([reuse])._replace(caption=f"The layers of {reuse.name}.")]
     details = []
@@ -300,12 +301,12 @@ def _details(reuse: Reuse, alone: bool) -> list[_Detail]:
 
 def picture(figure: Figure) -> str:
     """A figure as a data URI: an SVG that needs no font and no network."""
-    from .plots import rendered
+    from metalearn.analysis.plotting.style import rendered
 
     return "data:image/svg+xml;base64," + base64.b64encode(rendered(figure, "svg")).decode()
 
 
-def described(reuse: Reuse) -> str:
+def described(reuse: ReuseResult) -> str:
     """The tasks in words."""
     kind = f"{reuse.ways}-way {reuse.shots}-shot, {reuse.queries} queries per class"
     kind = kind if reuse.ways else f"regression from {reuse.shots} examples, {reuse.queries} queries"
@@ -314,14 +315,14 @@ def described(reuse: Reuse) -> str:
     return f"{seeds}{counts}; normalisation: {reuse.settings.get('norm', 'not recorded')}"
 
 
-def conventions(reuse: Reuse) -> list[str]:
+def conventions(reuse: ReuseResult) -> list[str]:
     """How the similarities were taken: the measures, what ± is over, and the ceiling where there is one."""
     said = CONVENTION.replace("± over tasks", "mean over tasks, then over seeds, ± over seeds") if reuse.seeds else CONVENTION
     said += _draws_in_words(reuse)
     return [said, *([CEILING] if any(layer.ceiling for layer in reuse.layers) else [])]
 
 
-def _draws_in_words(reuse: Reuse) -> str:
+def _draws_in_words(reuse: ReuseResult) -> str:
     """How often each floor shuffled, and what the p values are."""
     floors = [(layer.cka_floor.draws, layer.cca_floor.draws, layer.cca_pooled_floor.draws) for layer in reuse.layers]
     cka, cca, pooled = map(max, zip(*floors, strict=True))
@@ -329,18 +330,18 @@ def _draws_in_words(reuse: Reuse) -> str:
     return f"draws: CKA {cka}, CCA {cca}, pooled {pooled}. p of CKA: {corrected(cka)}{largest}."
 
 
-def spread_line(reuse: Reuse) -> str:
+def spread_line(reuse: ReuseResult) -> str:
     """What the table over seeds holds, and the accuracy as the papers write it."""
     scale = SCALES[reuse.accuracies.measure]
     own = Spread.of([one.accuracies.own.mean for one in reuse.seeds]).text(scale.factor, 2 if scale.unit else 4)
     return f"{_over_seeds(reuse)}; {reuse.accuracies.measure} {own}{scale.unit}"
 
 
-def _over_seeds(reuse: Reuse) -> str:
+def _over_seeds(reuse: ReuseResult) -> str:
     return f"Mean ± standard deviation over {len(reuse.seeds)} seed{'s' * (len(reuse.seeds) != 1)}, as the papers write it"
 
 
-def _spread_in_words(reuses: Sequence[Reuse]) -> str:
+def _spread_in_words(reuses: Sequence[ReuseResult]) -> str:
     if reuses[0].seeds:
         return "Student's 95 % interval over seeds: what training again would give."
     return (
@@ -354,23 +355,23 @@ def settings_line(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in flat(settings) if key != "norm")
 
 
-def layer_columns(reuse: Reuse) -> tuple[str, ...]:
+def layer_columns(reuse: ReuseResult) -> tuple[str, ...]:
     """The columns of `layer_rows`: `LAYER_COLUMNS`, and the ceiling's where there is one."""
     return (*LAYER_COLUMNS, *(CEILING_COLUMNS if any(layer.ceiling for layer in reuse.layers) else ()))
 
 
-def layer_rows(reuse: Reuse) -> list[tuple[str, ...]]:
+def layer_rows(reuse: ReuseResult) -> list[tuple[str, ...]]:
     """The rows under `layer_columns`; p is corrected over the layers."""
     adjusted = holm([layer.cka_p for layer in reuse.layers])
     return [_layer_row(layer, p) for layer, p in zip(reuse.layers, adjusted, strict=True)]
 
 
-def cca_columns(reuse: Reuse) -> tuple[str, ...]:
+def cca_columns(reuse: ReuseResult) -> tuple[str, ...]:
     """The columns of `cca_rows`: `CCA_COLUMNS`, and the ceiling's where there is one."""
     return (*CCA_COLUMNS, *(CCA_CEILING_COLUMNS if any(layer.ceiling for layer in reuse.layers) else ()))
 
 
-def cca_rows(reuse: Reuse) -> list[tuple[str, ...]]:
+def cca_rows(reuse: ReuseResult) -> list[tuple[str, ...]]:
     """The rows under `cca_columns`: CCA per task, and of the pooled tasks."""
     return [_cca_row(layer) for layer in reuse.layers]
 
@@ -399,7 +400,7 @@ def _cca_row(layer: LayerReuse) -> tuple[str, ...]:
     )
 
 
-def weight_rows(reuse: Reuse) -> list[tuple[str, ...]]:
+def weight_rows(reuse: ReuseResult) -> list[tuple[str, ...]]:
     """The rows under `WEIGHT_COLUMNS`: how far each layer's weights move, and the norm of their first gradient."""
     return [
         (
@@ -413,12 +414,12 @@ def weight_rows(reuse: Reuse) -> list[tuple[str, ...]]:
     ]
 
 
-def class_rows(reuse: Reuse) -> list[tuple[str, ...]]:
+def class_rows(reuse: ReuseResult) -> list[tuple[str, ...]]:
     """The rows under `CLASS_COLUMNS`."""
     return [(_name(layer), *(_shown(one) for pair in (layer.intra, layer.inter) for one in pair)) for layer in reuse.layers]
 
 
-def seed_rows(reuse: Reuse) -> list[tuple[str, ...]]:
+def seed_rows(reuse: ReuseResult) -> list[tuple[str, ...]]:
     """The rows under `SEED_COLUMNS`, mean ± standard deviation over seeds; none where no seeds were pooled."""
 
     def shown(values: list[float], digits: int = 3) -> str:
@@ -438,7 +439,7 @@ def seed_rows(reuse: Reuse) -> list[tuple[str, ...]]:
     ]
 
 
-def layer_by_layer(reuse: Reuse) -> tuple[list[str], list[tuple[str, ...]]]:
+def layer_by_layer(reuse: ReuseResult) -> tuple[list[str], list[tuple[str, ...]]]:
     """The table of one learner, its columns and rows: every layer's similarity, and what freezing up to it gains or loses."""
     scale = SCALES[reuse.accuracies.measure]
     columns = ["layer", "CKA, before and after", "chance (95 %)"]
@@ -463,7 +464,7 @@ def layer_by_layer(reuse: Reuse) -> tuple[list[str], list[tuple[str, ...]]]:
     return columns, rows
 
 
-def accuracy_rows(reuse: Reuse) -> list[tuple[str, str, str]]:
+def accuracy_rows(reuse: ReuseResult) -> list[tuple[str, str, str]]:
     """With and without the head: before, after."""
     a = reuse.accuracies
     rows = [("with the head", a.head_before, a.head_after), ("without the head", a.headless_before, a.headless_after)]

@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-class Pictured:
-    """A result that can be drawn."""
-
-    def figure(self) -> Figure:
-        """The picture as a matplotlib `Figure`."""
-        raise NotImplementedError
-
-    def plot(self, path: str | PathLike[str]) -> None:
-        """Write the picture; the path's ending says how (.png, .svg, .pdf)."""
-        from .plots import save
-
-        save(self.figure(), path)
+    pass
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metalearn.algorithms.base import Learner
+from metalearn.analysis.checks import check_all, check_kind, check_seed, check_whole, is_number, listed
+from metalearn.analysis.measures.inputs import real_tensor
+from metalearn.analysis.plotting.pictured import Pictured
 from metalearn.episodes import Examples
 from metalearn.network.activations import representations
 from metalearn.network.layers import layers as layer_names
 from metalearn.network.layers import resolve
 from metalearn.network.modes import evaluation_mode
-
-from .checks import check_all, check_kind, check_seed, check_whole, is_number, listed
-from .freezing import Estimate
-from .matrices import real_tensor
-from .tables import Pictured, aligned, plain
+from metalearn.runtime.statistics import Estimate
+from metalearn.runtime.tables import aligned, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,9 +75,11 @@ class Probes(Pictured):
 
     def figure(self) -> Figure:
         """The accuracy of every layer with its interval, as a matplotlib `Figure`."""
-        from .plots import probe_accuracies
+        from metalearn.analysis.plotting.layers import probe_accuracies
 
-        return probe_accuracies(self)
+        means = [row.accuracy.mean for row in self.layers]
+        intervals = [row.accuracy.interval for row in self.layers]
+        return probe_accuracies([row.layer for row in self.layers], means, intervals, self.chance)
 
 
 def linear_probes(

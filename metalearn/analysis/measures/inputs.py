@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -197,3 +201,74 @@ def _torch_dtype(dtype: np.dtype) -> np.dtype:
     if dtype.kind == "c" and dtype.itemsize > 16:
         return np.dtype(np.complex128)
     return dtype.newbyteorder("=")
+
+
+_collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)
+
+
+class Undefined(ValueError):
+    """The measure says nothing about these matrices: no variance, or too few examples for their directions."""
+
+
+def same(x: Activations, y: Activations) -> bool:
+    """Whether two matrices hold the same numbers."""
+    return x.values.shape == y.values.shape and bool(torch.equal(x.values, y.values.to(x.values.device)))
+
+
+def _centred(x: Activations, name: str, fewest: int = 2, constant: bool = False) -> Tensor:
+    """Centred columns, without those that do not vary unless `constant`."""
+    values = enough(x, name, fewest).values
+    varies = varying(values)
+    if not bool(varies.any()):
+        raise no_variance(name, len(values))
+    centred = values if constant or bool(varies.all()) else values[:, varies]
+    centred = centred - centred.mean(0)
+    if x.is_rounding(centred):
+        raise no_variance(name, len(values))
+    return centred
+
+
+def varying(x: Tensor) -> Tensor:
+    """Which features of (examples, features) are not constant (features,)."""
+    low, high = x.aminmax(dim=0)
+    return high - low > 1e-12 * torch.maximum(high.abs(), low.abs())
+
+
+def no_variance(name: str, n: int) -> Undefined:
+    """The error for a matrix whose features are all constant."""
+    return Undefined(f"{name} has no variance: every feature is constant over the {n} examples, but for rounding (a dead layer?)")
+
+
+def _both(x: Activations, y: Activations, fewest: int = 2, constant: bool = False) -> tuple[Tensor, Tensor]:
+    left, right = _centred(x, "x", fewest, constant), _centred(y, "y", fewest, constant)
+    matched(left, right)
+    return left, right.to(left.device)
+
+
+def matched(x: Tensor, y: Tensor) -> None:
+    """Raises ValueError where the two do not have as many examples."""
+    if len(x) != len(y):
+        raise ValueError(f"x has {len(x)} examples and y has {len(y)}; row i of both must be the same example")
+
+
+def caution(message: str, stacklevel: int = 2) -> None:
+    """Warn of a value that has to be read with care, or keep the message for who collects `cautions` in this thread."""
+    kept = _collected.get()
+    if kept is None:
+        warnings.warn(message, stacklevel=stacklevel + 1)
+    elif message not in kept:
+        kept.append(message)
+
+
+@contextmanager
+def cautions() -> Iterator[list[str]]:
+    """A list that gets what the measures of this thread warn of.
+
+    `warnings.catch_warnings` belongs to the whole process: it would take what other threads warn of at the time, too.
+    """
+    kept: list[str] = []
+    token = _collected.set(kept)
+    try:
+        yield kept
+    finally:
+        _collected.reset(token)

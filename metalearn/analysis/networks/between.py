@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from metalearn.algorithms.base import Learner
+from metalearn.analysis.checks import check_draws, single_tasks
 from metalearn.episodes import Episode
 from metalearn.evaluation import check_examples, place
 from metalearn.network.activations import representations
 from metalearn.network.layers import body
 from metalearn.network.modes import evaluation_mode
 from metalearn.runtime import progress as _progress
+from metalearn.runtime.statistics import Spread
+from metalearn.runtime.tables import aligned, plain
 
-from .checks import check_all, check_draws, single_tasks
-from .freezing import Freezing, freezing
 from .layerwise import Profile, cca_draws, cca_of_task, compare_layers, sample
-from .tables import aligned, plain
 
 MEASURES = {
     "cca": "mean CCA, positions as examples and channels as features, mean over tasks: the paper's",
@@ -29,93 +29,6 @@ MEASURES = {
     "cka": "debiased linear CKA, images flattened, mean over tasks",
     "cka_biased": "biased linear CKA, images flattened, mean over tasks: high by chance where features outnumber images",
 }
-
-
-class Spread(NamedTuple):
-    """A mean over runs with their standard deviation (ddof=1), which is what Raghu et al. 2020 write after ±; NaN for one run."""
-
-    mean: float
-    std: float
-    runs: int
-
-    @classmethod
-    def of(cls, values: Any) -> Spread:
-        """The spread of one value a run (runs,).
-
-        Example:
-            >>> Spread.of([0.0, 0.5, 1.0])
-            Spread(mean=0.5, std=0.5, runs=3)
-        """
-        tensor = torch.as_tensor(values, dtype=torch.float64)
-        std = float(tensor.std(correction=1)) if len(tensor) > 1 else float("nan")
-        return cls(float(tensor.mean()), std, len(tensor))
-
-    def text(self, scale: float = 1.0, digits: int = 3, unit: str = "run") -> str:
-        """The two numbers as people write them; one `unit` has no spread."""
-        mean = f"{scale * self.mean:.{digits}f}"
-        return f"{mean} ± {scale * self.std:.{digits}f}" if self.runs > 1 else f"{mean} (one {unit})"
-
-
-@dataclass(frozen=True)
-class SeededFrozen:
-    """The `layers` that the inner loop could not move, the accuracy then, and what that cost on the same tasks, over seeds."""
-
-    layers: tuple[str, ...]
-    accuracy: Spread
-    cost: Spread
-
-
-@dataclass(frozen=True)
-class SeededFreezing:
-    """Accuracy with the first k layers frozen, over seeds; prints as table 1 of Raghu et al. 2020. `runs` has each seed's own table."""
-
-    rows: tuple[SeededFrozen, ...]
-    runs: tuple[Freezing, ...]
-
-    def __str__(self) -> str:
-        rows = [
-            (
-                f"up to {row.layers[-1]}" if row.layers else "nothing",
-                row.accuracy.text(100, 2),
-                row.cost.text(100, 2) if row.layers else "",
-            )
-            for row in self.rows
-        ]
-        spread = f"± is the standard deviation over {len(self.runs)} seeds" if len(self.runs) > 1 else "one seed: no spread over seeds"
-        return f"{aligned(('frozen', 'accuracy %', 'cost in points'), rows)}\n({self.runs[0].tasks} tasks; {spread})"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON-able values; NaN is None."""
-        return plain(self)
-
-
-def freezing_over_seeds(
-    learners: Sequence[Learner], episodes: Any, *, layers: Sequence[str] | None = None, progress: bool = False
-) -> SeededFreezing:
-    """`freezing` of the same learner trained from several seeds, on the same tasks -> `SeededFreezing`.
-
-    Mean and standard deviation over seeds are what table 1 of Raghu et al. 2020 (arXiv:1909.09157) has.
-
-    Args:
-        learners: one a seed, of one architecture.
-        episodes, layers, progress: as for `freezing`.
-
-    Raises ValueError where there is no learner, or their layers differ.
-    """
-    learners = check_all(learners, Learner, "learners", "give one learner for each seed")
-    if not learners:
-        raise ValueError("there is no learner: give one for each seed")
-    runs = tuple(freezing(learner, episodes, layers=layers, progress=progress) for learner in learners)
-    names = [tuple(row.layers for row in run.rows) for run in runs]
-    if len(set(names)) > 1:
-        raise ValueError(
-            f"the learners have other layers ({names[0][-1]} and {next(n for n in names if n != names[0])[-1]}); compare one recipe"
-        )
-    rows = [
-        SeededFrozen(same[0].layers, Spread.of([row.accuracy.mean for row in same]), Spread.of([row.cost.mean for row in same]))
-        for same in zip(*(run.rows for run in runs), strict=True)
-    ]
-    return SeededFreezing(tuple(rows), runs)
 
 
 @dataclass(frozen=True)

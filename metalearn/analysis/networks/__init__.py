@@ -1,0 +1,1 @@
+"""Questions asked of networks: layers compared, maps, seeds, probes."""

@@ -1,0 +1,1 @@
+"""Drawings of arrays: how they look, and how they become a file."""

@@ -1,0 +1,126 @@
+"""How every picture looks, and how it becomes a file."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
+
+from metalearn.runtime.files import write_atomically
+
+if TYPE_CHECKING:
+    pass
+
+
+INK, MUTED, GRID = "#1c2733", "#66717d", "#dfe4ea"
+
+
+COLOURS = ("#12467f", "#d1711c", "#2f8f6b", "#8f4a9c", "#b8304a", "#6b7280")
+
+
+MARKERS, LINES = ("o", "s", "^", "D", "v", "P"), ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
+
+
+STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "hatch.linewidth": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "metalearn",
+}
+
+
+def save(figure: Figure, path: str | PathLike[str]) -> None:
+    """Write a figure, whole or not at all; the ending says how. Raises ValueError for an ending that matplotlib does not write."""
+    kind = Path(fspath(path)).suffix.lstrip(".").lower()
+    known = figure.canvas.get_supported_filetypes()
+    if kind not in known:
+        raise ValueError(f"{fspath(path)!r} does not end in a kind of picture; use .png, .svg or .pdf")
+    write_atomically(path, rendered(figure, kind))
+
+
+def rendered(figure: Figure, kind: str) -> bytes:
+    """A figure as the bytes of a file; the same figure gives the same bytes."""
+    stamp: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format=kind, dpi=150, metadata=stamp or None)
+    return buffer.getvalue()
+
+
+def panels(draws: Sequence[Callable[[Axes], None]], width: float, *, height: float = 4.2, share: bool = False) -> Figure:
+    """A figure with one panel for each drawing, at most three in a row."""
+    columns = min(len(draws), 3)
+    rows = -(-len(draws) // columns)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height * rows), layout="constrained", facecolor="white")
+        places = figure.subplots(rows, columns, squeeze=False, sharey=share).flatten()
+        for axes, draw in zip(places, draws, strict=False):
+            draw(axes)
+        for axes in places[len(draws) :]:
+            axes.remove()
+    return figure
+
+
+def look_of(i: int) -> dict[str, Any]:
+    return {"color": COLOURS[i % 6], "marker": MARKERS[i % 6], "ls": LINES[i % 6], "ms": 6.5}
+
+
+def beside(x: np.ndarray, i: int, count: int) -> np.ndarray:
+    return x + 0.06 * (i - (count - 1) / 2)
+
+
+def mark(axes: Axes, y: float, text: str) -> None:
+    """A dotted line across, with its name at the right."""
+    axes.axhline(y, color=MUTED, lw=1, ls=(0, (2, 2)))
+    place: Any = {"xycoords": ("axes fraction", "data"), "xytext": (3, 0), "textcoords": "offset points", "va": "center"}
+    axes.annotate(text, (1, y), **place, color=MUTED, fontsize=8.5)
+
+
+def chance_band(axes: Axes, x: np.ndarray, floors: Sequence[Any], label: str, *, colour: str, hatch: str = "") -> None:
+    low = np.array([min(floor.median, 0) if np.isfinite(floor.median) else np.nan for floor in floors])
+    high = np.array([floor.upper for floor in floors])
+    axes.fill_between(x, low, high, facecolor=colour, hatch=hatch, edgecolor="#9aa4af", lw=0.6, label=label, step="mid", alpha=0.9)
+
+
+def layer_ticks(axes: Axes, names: Sequence[str]) -> None:
+    shown = [name if len(name) <= 20 else f"…{name[-19:]}" for name in names]  # the end tells layers apart
+    crowded = sum(map(len, shown)) > 42
+    axes.set_xticks(range(len(shown)), shown, rotation=40 if crowded else 0, ha="right" if crowded else "center", rotation_mode="anchor")
+
+
+def say(axes: Axes, text: str) -> None:
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=MUTED)
+    axes.set(xticks=[], yticks=[])
+
+
+def finish(axes: Axes, columns: int) -> None:
+    axes.grid(axis="y", color=GRID, lw=0.8)
+    axes.tick_params(length=0)
+    inches = 0.55 if axes.get_xlabel() else 0.4
+    rotated = [len(label.get_text()) for label in axes.get_xticklabels() if label.get_rotation()]
+    inches += 0.051 * max(rotated, default=0)  # the height of a letter in a label turned by 40 degrees
+    below = axes.transAxes + ScaledTranslation(0, -inches, axes.figure.dpi_scale_trans)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=below, ncols=columns, borderaxespad=0.2)
