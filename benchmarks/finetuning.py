@@ -25,7 +25,7 @@ from torch.utils.data import TensorDataset
 
 from metalearn.runtime.provenance import commit, machine, now, versions
 from transfer import compare, everywhere, finetune, fresh, transfusion
-from transfer.finetuning import FineTuning, order
+from transfer.finetuning.finetune import FineTuning, order
 from transfer.models import build
 
 from .engine import _memory_now

@@ -1,10 +1,10 @@
 """The Transfusion paper's findings as rows: holds, does not hold, or not decidable at this size, each by a rule on paired seeds.
 
-A finding compares two numbers of every seed, by the paired tests and intervals of `transfer.statistics`. Nothing is decided with fewer
+A finding compares two numbers of every seed, by the paired tests and intervals of `transfer.comparison.statistics`. Nothing is decided with fewer
 seeds than a sign-flip test needs to reach the level: six at 0.05. Steps are compared where every seed of both reached the threshold.
 
 - `less`, a is less than b, holds where the paired t test says so after Holm: of a start against random over all starts, as in the
-  table of starts (`transfer.statistics.against`), of any other finding over the other findings. It does not hold where the test says
+  table of starts (`transfer.comparison.statistics.against`), of any other finding over the other findings. It does not hold where the test says
   the opposite, or where the interval of a - b contains zero and does not reach the margin below it. Otherwise it is not decidable.
 - `same`, a is b within the margin, holds where the interval of a - b lies within the margin, and does not hold where it lies outside.
   Otherwise it is not decidable.
@@ -25,8 +25,8 @@ from rich.table import Table
 
 from metalearn.analysis import Estimate
 from transfer import Comparison
-from transfer.comparison import Kept as KeptOfLayer
-from transfer.statistics import against, holm, paired
+from transfer.comparison.results import Kept as KeptOfLayer
+from transfer.comparison.statistics import against, holm, paired
 
 POINT = 0.01  # of a final score
 PART = 0.2  # of random's steps

@@ -27,6 +27,7 @@ from torch import nn
 from torch.optim import Adam, Optimizer
 from torchvision.transforms import v2
 
+from metalearn.data.labelled_sets import Split, load
 from metalearn.models import Conv4
 from metalearn.runtime import files, provenance
 from metalearn.runtime.options import Listed, listed, numbers
@@ -37,10 +38,9 @@ from metalearn.runtime.tables import plain
 from metalearn.tasks import LabelledImages
 from metalearn.training import checkpoints as saved
 from transfer import Comparison, compare, everywhere, finetune, fresh, gabor, mean_var, permuted, transfusion
-from transfer.data import Split, load
-from transfer.finetuning import FineTuning, subset
+from transfer.finetuning.finetune import FineTuning, subset
+from transfer.initialisation.weights import IMAGENET, Pretrained, read
 from transfer.models import build, slim
-from transfer.weights import IMAGENET, Pretrained, read
 
 from .init_findings import Measured, findings, printed
 from .rows import append, keep_in, run_benchmark
@@ -216,7 +216,7 @@ def init_strategies(
 
     Args:
         table: a, conv4, b or c.
-        dataset: what is fine-tuned on: pneumoniamnist, cifar10, or another of `transfer.data.load`.
+        dataset: what is fine-tuned on: pneumoniamnist, cifar10, or another of `metalearn.data.labelled_sets.load`.
         images: training images each seed draws, each class with its share; all where there are no more.
         seeds: one run of every start each; six can be decided at the level 0.05, five cannot.
         steps: of fine-tuning.

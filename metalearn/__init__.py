@@ -9,8 +9,7 @@ from metalearn.training.loop import meta_train
 from .algorithms import ANIL, BOIL, MAML, NIL, MetaSGD, ProtoNet, Reptile
 from .episodes import Episode, Examples
 from .evaluation import evaluate
-
-__version__ = "0.1.0"
+from .runtime.version import __version__
 
 __all__ = [
     "ANIL",
@@ -23,6 +22,7 @@ __all__ = [
     "MetaSGD",
     "ProtoNet",
     "Reptile",
+    "__version__",
     "batch_statistics",
     "body",
     "evaluate",

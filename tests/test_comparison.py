@@ -23,9 +23,10 @@ from torch import nn
 from metalearn.runtime import files
 from tests.test_finetuning import images
 from tests.test_report import Page
-from transfer import compare, everywhere, finetune, fresh, mean_var, plots, transfusion
-from transfer.finetuning import Curve
-from transfer.statistics import holm, over_seeds, paired, seeds_needed, sign_flip, smallest_p
+from transfer import compare, everywhere, finetune, fresh, mean_var, transfusion
+from transfer.comparison import figures
+from transfer.comparison.statistics import holm, over_seeds, paired, seeds_needed, sign_flip, smallest_p
+from transfer.finetuning.curve import Curve
 
 
 def build() -> nn.Module:
@@ -165,7 +166,7 @@ def test_page_and_picture_hold_the_numbers_and_load_nothing(found, tmp_path: Pat
 
 
 def test_no_two_starts_are_drawn_alike() -> None:
-    styles = [plots._style(i) for i in range(40)]
+    styles = [figures._style(i) for i in range(40)]
     assert len({(style["color"], style["marker"]) for style in styles}) == 40
 
 

@@ -14,7 +14,9 @@ from torch.utils.data import TensorDataset
 
 from metalearn.data.images import LabelledImages
 from transfer import finetune, linear_probe
-from transfer.finetuning import Curve, auc, order, scores, subset
+from transfer.finetuning.curve import Curve
+from transfer.finetuning.finetune import order, subset
+from transfer.finetuning.scores import auc, scores
 
 
 def images(per_class: tuple[int, ...] = (12, 12, 12), seed: int = 0, size: int = 6) -> LabelledImages:

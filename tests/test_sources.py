@@ -195,7 +195,7 @@ def test_other_input_channels_are_refused_by_name_with_the_cure() -> None:
 
 
 def test_a_source_of_ones_own_is_a_callable() -> None:
-    from transfer.sources import Slot, Start
+    from transfer.initialisation.sources import Slot, Start
 
     def zeros(slot: Slot, generator: torch.Generator) -> Start:
         return Start(torch.zeros_like(slot.tensor), "drawn", "zeros")

@@ -14,8 +14,8 @@ from metalearn.models import Conv4
 from metalearn.network.layers import is_inside, owners
 from metalearn.training.loop import meta_train
 from transfer import copied, everywhere, fresh, gabor, initialize, mean_var, transfusion
+from transfer.initialisation.strategies import ordered
 from transfer.models import cbr
-from transfer.strategies import ordered
 
 
 def tiny(outputs: int = 2) -> nn.Module:

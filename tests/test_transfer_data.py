@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from transfer.data import divided, image_folders, load, medmnist, medmnist_file, sized, torchvision_set
+from metalearn.data.labelled_sets import divided, image_folders, load, medmnist, medmnist_file, sized, torchvision_set
 
 
 def arrays(colour: bool = False, **changes: np.ndarray) -> dict[str, np.ndarray]:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from metalearn.runtime.files import Damaged, save
 from transfer import everywhere, initialize, permuted, transfusion
+from transfer.initialisation.weights import read
 from transfer.models import build
-from transfer.weights import read
 
 STATE = {"body.weight": torch.arange(6.0).view(2, 3), "body.bias": torch.tensor([7.0, 8.0])}
 Writer = Callable[[Path], None]

@@ -1,10 +1,10 @@
 """Partial weight transfer as one call, and initialisations compared so that the answer can be believed."""
 
-from .comparison import Comparison, compare
-from .finetuning import finetune
-from .freezing import freeze, frozen_transformer, linear_probe, parameter_groups
-from .sources import copied, fresh, gabor, mean_var, permuted
-from .strategies import everywhere, initialize, transfusion
+from transfer.comparison.compare import Comparison, compare
+from transfer.finetuning.finetune import finetune
+from transfer.finetuning.trainable import freeze, frozen_transformer, linear_probe, parameter_groups
+from transfer.initialisation.sources import copied, fresh, gabor, mean_var, permuted
+from transfer.initialisation.strategies import everywhere, initialize, transfusion
 
 __all__ = [
     "Comparison",

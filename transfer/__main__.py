@@ -17,20 +17,22 @@ import torch
 from torchvision.transforms import v2
 
 from metalearn import __version__
+from metalearn.data import labelled_sets
+from metalearn.data.labelled_sets import Split, divided
 from metalearn.network.layers import layers
 from metalearn.runtime import distributed, files, parallel
 from metalearn.runtime.options import Listed, Parser, command, device, listed, numbers
 from metalearn.runtime.progress import duration, progress
 from metalearn.runtime.provenance import machine
 from metalearn.tasks import glyphs
+from transfer.comparison.compare import compare as compare_strategies
+from transfer.comparison.run import checked_seeds
+from transfer.finetuning.finetune import finetune
+from transfer.initialisation.sources import fresh, gabor, mean_var, permuted
+from transfer.initialisation.strategies import Strategy, everywhere, transfusion
+from transfer.initialisation.weights import PLAIN, Normalization, Pretrained, read
 
-from . import comparison, data
-from .data import Split, divided
-from .finetuning import finetune
 from .models import Build
-from .sources import fresh, gabor, mean_var, permuted
-from .strategies import Strategy, everywhere, transfusion
-from .weights import PLAIN, Normalization, Pretrained, read
 
 NAMES = ("random", "mean_var", "permuted", "gabor", "slim", "full")
 Start: TypeAlias = "Strategy | tuple[Build, Strategy]"
@@ -104,7 +106,7 @@ class Transfer:
         unknown = [name for name in listed(self.strategies) if name not in NAMES]
         if unknown:
             raise ValueError(f"there is no strategy {unknown[0]!r}; choose from {', '.join(NAMES)}, and name layers with --through")
-        comparison.checked_seeds(self.numbers)
+        checked_seeds(self.numbers)
         if self.normalize is not None:
             Normalization.parse(self.normalize)
         if self.weights and self.pretrain_on:
@@ -126,9 +128,9 @@ class Transfer:
         """The images of a data set, as this network takes them."""
         if dataset == "glyphs":
             found = divided(glyphs("test", classes=40, drawers=30), 0.5)
-            return Split(*(data.sized(part, self.size, channels or self.channels) if part else None for part in found))  # type: ignore[arg-type]
+            return Split(*(labelled_sets.sized(part, self.size, channels or self.channels) if part else None for part in found))  # type: ignore[arg-type]
         options: dict[str, Any] = {"size": self.size, "channels": channels or self.channels, "download": self.download}
-        return data.load(dataset, self.root, **options)
+        return labelled_sets.load(dataset, self.root, **options)
 
     def build(self, outputs: int, channels: int) -> Build:
         """What builds the network with its own random start."""
@@ -141,7 +143,7 @@ class Transfer:
         source = self.pretrain_on or "glyphs"
         parts = divided(glyphs("train", classes=160), 0.1) if source == "glyphs" else self.split(source, channels)
         if source == "glyphs":
-            parts = Split(*(data.sized(part, self.size, channels) if part else None for part in parts))  # type: ignore[arg-type]
+            parts = Split(*(labelled_sets.sized(part, self.size, channels) if part else None for part in parts))  # type: ignore[arg-type]
         train = finetune(
             parts.train,
             parts.test,
@@ -283,7 +285,7 @@ def compare(
     sharing = 1 if count > 1 else _processes(question.device) if processes is None else processes
     if rank == 0:
         _announce(question, parts, train, strategies, place)
-    found = comparison.compare(
+    found = compare_strategies(
         strategies,
         build,
         train,

@@ -14,8 +14,7 @@ from torchvision.models import ResNet
 
 from metalearn.models import registry
 from metalearn.runtime.checks import whole_number
-
-from .strategies import check_network
+from transfer.initialisation.strategies import check_network
 
 
 class _Family(NamedTuple):

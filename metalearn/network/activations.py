@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .functional import Weights
-
 from .forward import select
+from .functional import Weights
 from .layers import heads, resolve
 
 

@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from metalearn.runtime.files import Record
+from .files import Record
+from .version import __version__
 
 
 def versions() -> dict[str, str]:
     """The versions of Python, torch, numpy and this package."""
-    from metalearn import __version__
-
     return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__, "metalearn": __version__}
 
 

@@ -15,7 +15,8 @@ from metalearn.data.images import LabelledImages
 from metalearn.evaluation import Evaluation
 from metalearn.tasks import FewShot, glyphs
 from transfer import compare, everywhere, finetune, fresh
-from transfer.finetuning import Curve, FineTuning
+from transfer.finetuning.curve import Curve
+from transfer.finetuning.finetune import FineTuning
 
 
 class Dead(nn.Sequential):

@@ -12,8 +12,8 @@ import torch
 from torch.utils.data import TensorDataset
 
 from metalearn.data.images import in_memory_together
+from metalearn.data.labelled_sets import medmnist, medmnist_file
 from metalearn.tasks import FewShot, LabelledImages, Sinusoid, cifar_fs, fc100, glyphs, image_folder, mini_imagenet, omniglot
-from transfer.data import medmnist, medmnist_file
 
 
 class Listed(list):

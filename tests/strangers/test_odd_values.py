@@ -13,9 +13,11 @@ from torch import nn
 
 import transfer
 from transfer import compare, copied, everywhere, finetune, frozen_transformer, initialize, mean_var, parameter_groups, transfusion
-from transfer.finetuning import Curve, auc, scores, subset
+from transfer.comparison.statistics import holm, over_seeds, paired, seeds_needed, sign_flip
+from transfer.finetuning.curve import Curve
+from transfer.finetuning.finetune import subset
+from transfer.finetuning.scores import auc, scores
 from transfer.models import build, cbr, read_channels, slim
-from transfer.statistics import holm, over_seeds, paired, seeds_needed, sign_flip
 
 HERE = str(Path(transfer.__file__).parents[1])
 ODD = [

@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 from metalearn.data.images import LabelledImages
 from transfer import compare, everywhere, finetune, fresh, transfusion
-from transfer.finetuning import FineTuning
+from transfer.finetuning.finetune import FineTuning
 
 
 def pictures(count: int = 8, size: int = 6, channels: int = 1) -> LabelledImages:

@@ -123,7 +123,9 @@ def html(
     """The page that `report` writes."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    pages = Environment(loader=PackageLoader("metalearn.analysis", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    pages = Environment(
+        loader=PackageLoader("metalearn.analysis.adaptation", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
     measured = [line for reuse in reuses for line in conventions(reuse)]
     measured += [WEIGHT_CONVENTION, *([CLASS_CONVENTION] if reuses[0].ways else [])]
     about = [*flat(settings or {}), *reuses[0].versions.items()]

@@ -47,7 +47,7 @@ class transfusion:
     Layers are in order of registration. The paper's conv1 of a ResNet is `through="bn1"`.
 
     Arguments:
-        weights: a path, a state dict, a model or learner, or a torchvision `Weights` member; see `transfer.weights.read`.
+        weights: a path, a state dict, a model or learner, or a torchvision `Weights` member; see `transfer.initialisation.weights.read`.
         through: a module path. None copies all but the head; naming the head copies it too.
         down_to: instead of `through`, copy from the top: every layer from this one to the last before the head.
         average_channels: see `copied`.

@@ -1,35 +1,24 @@
-"""What `compare` found, for people: plain text for a terminal, and one self-contained HTML page."""
+"""A comparison as plain text, and the rows of its tables."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from metalearn.analysis import Estimate
-from metalearn.analysis.adaptation.page import flat, picture
-from metalearn.runtime.files import write_atomically
 from metalearn.runtime.tables import aligned
-
-from . import statistics
+from transfer.comparison import statistics
+from transfer.finetuning.scores import words
 
 if TYPE_CHECKING:
-    from .comparison import Against, Alike, Comparison
+    from transfer.comparison.results import ComparisonResult
 
-KEPT = (
-    "(Outputs of a layer on the probe before and after training, mean over seeds; positions as examples, channels as features. "
-    "Chance: with the images of one side shuffled.)"
-)
-ALIKE = (
-    "(At the end of training, two seeds of the same start / one of this start and one of the baseline. Where the second is as high as the "
-    "first, the baseline finds the same features.)"
-)
-SHOWN_COUNTS = 10  # classes whose test images are counted in words
-Table: TypeAlias = tuple[tuple[str, ...], list[tuple[str, ...]]]
+if TYPE_CHECKING:
+    from transfer.comparison.results import Against, Alike, ComparisonResult
 
 
-def text(comparison: Comparison) -> str:
+def text(comparison: ComparisonResult) -> str:
     """The comparison as aligned plain text."""
     parts = [
         "\n".join([overall(comparison), *collapsed_words(comparison), *headlines(comparison)]),
@@ -44,47 +33,7 @@ def text(comparison: Comparison) -> str:
     return "\n\n".join(parts)
 
 
-def report(comparison: Comparison, path: str | PathLike[str], *, settings: Mapping[str, Any] | None = None) -> None:
-    """Write one HTML page; pictures are embedded, and nothing is loaded from elsewhere. The file is written whole or not at all."""
-    write_atomically(path, html(comparison, settings=settings).encode())
-
-
-def html(comparison: Comparison, *, settings: Mapping[str, Any] | None = None, title: str = "What does a pretrained start bring?") -> str:
-    """The page that `report` writes."""
-    from jinja2 import Environment, PackageLoader, PrefixLoader, StrictUndefined
-
-    from . import plots
-
-    loader = PrefixLoader({"transfer": PackageLoader("transfer", "."), "analysis": PackageLoader("metalearn.analysis", ".")})
-    pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    filters = plots.filters(comparison)
-    own = {key: value for key, value in comparison.settings.items() if key != "versions"}
-    return pages.get_template("transfer/report.html").render(
-        title=title,
-        answer=overall(comparison),
-        collapsed=collapsed_words(comparison),
-        headlines=headlines(comparison),
-        counts=counts_words(comparison),
-        final=(columns(comparison, "final"), final_rows(comparison)),
-        steps=(columns(comparison, "steps"), steps_rows(comparison)),
-        explained=explained(comparison),
-        kept=kept_table(comparison),
-        weights=weights_table(comparison),
-        kept_words=KEPT,
-        alike=alike_table(comparison) if comparison.alike else None,
-        alike_words=ALIKE,
-        curves=picture(plots.learning_curves(comparison)),
-        scores=picture(plots.final_scores(comparison)),
-        speed=picture(plots.steps_to_threshold(comparison)),
-        layers=picture(plots.what_is_kept(comparison)),
-        filters=picture(filters) if filters else None,
-        starts=[(name, start_words(comparison, name)) for name in comparison.strategies],
-        settings=[*flat(settings or {}), *flat(own)],
-        versions=comparison.settings.get("versions", {}),
-    )
-
-
-def overall(comparison: Comparison) -> str:
+def overall(comparison: ComparisonResult) -> str:
     """The answer in a line: which starts end higher, and which are faster."""
     if statistics.smallest_p(len(comparison.seeds)) > comparison.level:
         return f"Not decidable with {_seeds(comparison)} at the level {comparison.level:g}; the estimates stand below."
@@ -94,7 +43,7 @@ def overall(comparison: Comparison) -> str:
     return "; ".join(said)
 
 
-def headlines(comparison: Comparison) -> list[str]:
+def headlines(comparison: ComparisonResult) -> list[str]:
     """One sentence a start: what it brings over the baseline, and whether this many seeds can tell."""
     lines = []
     for final, steps in zip(comparison.finals, comparison.steps, strict=True):
@@ -105,12 +54,7 @@ def headlines(comparison: Comparison) -> list[str]:
     return lines
 
 
-def words(metric: str) -> str:
-    """A metric as people say it."""
-    return {"auc": "AUC"}.get(metric, metric.replace("_", " "))
-
-
-def columns(comparison: Comparison, kind: str) -> tuple[str, ...]:
+def columns(comparison: ComparisonResult, kind: str) -> tuple[str, ...]:
     """The header of the table of final scores or of steps."""
     if kind == "final":
         what = [f"final {words(comparison.metric)}", *(["majority class"] if comparison.test_counts else [])]
@@ -119,7 +63,7 @@ def columns(comparison: Comparison, kind: str) -> tuple[str, ...]:
     return ("start", *what, f"minus {comparison.baseline}, paired", "p (t)", "p (Holm)", "p (sign flip)", "answer")
 
 
-def final_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+def final_rows(comparison: ComparisonResult) -> list[tuple[str, ...]]:
     """Final scores under `columns`, each beside the score of the majority class."""
     beside = [f"{100 * comparison.majority:.2f} %"] if comparison.test_counts else []
     rows = []
@@ -134,7 +78,7 @@ def _mark(row: Against) -> str:
     return f", collapsed in {row.collapsed} of {row.seeds}" if row.collapsed else ""
 
 
-def collapsed_words(comparison: Comparison) -> list[str]:
+def collapsed_words(comparison: ComparisonResult) -> list[str]:
     """A sentence on each start that predicts one class for every test image."""
     lines = []
     for name, seeds in comparison.collapsed.items():
@@ -149,7 +93,7 @@ def collapsed_words(comparison: Comparison) -> list[str]:
     return lines
 
 
-def counts_words(comparison: Comparison) -> str:
+def counts_words(comparison: ComparisonResult) -> str:
     """The number of test images of each class, and what predicting the most frequent one scores."""
     counts = comparison.test_counts
     if not counts:
@@ -169,7 +113,7 @@ def counts_words(comparison: Comparison) -> str:
     )
 
 
-def steps_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+def steps_rows(comparison: ComparisonResult) -> list[tuple[str, ...]]:
     """Steps to the threshold under `columns`."""
     rows = []
     for row in comparison.steps:
@@ -180,7 +124,7 @@ def steps_rows(comparison: Comparison) -> list[tuple[str, ...]]:
     return rows
 
 
-def explained(comparison: Comparison) -> str:
+def explained(comparison: ComparisonResult) -> str:
     """How the tables are to be read."""
     seeds, share = _seeds(comparison), f"{100 - 100 * comparison.level:g} %"
     smallest = statistics.smallest_p(len(comparison.seeds))
@@ -195,7 +139,7 @@ def explained(comparison: Comparison) -> str:
     return said + "."
 
 
-def kept_table(comparison: Comparison) -> Table:
+def kept_table(comparison: ComparisonResult) -> Table:
     """Similarity of start and end: a row a layer, a column a start, and the largest chance value."""
     kept = {name: comparison.kept(name) for name in comparison.strategies}
     chance = {layer: max(found[layer][1] for found in kept.values() if layer in found) for layer in _layers(kept)}
@@ -203,14 +147,14 @@ def kept_table(comparison: Comparison) -> Table:
     return (f"{_measure(comparison)} of start and end", *kept, "chance (95 %)"), rows
 
 
-def weights_table(comparison: Comparison) -> Table:
+def weights_table(comparison: ComparisonResult) -> Table:
     """Correlation of the weights before and after: a row a layer, a column a start."""
     kept = {name: comparison.kept(name) for name in comparison.strategies}
     rows = [(layer, *(_known(found, layer, 2) for found in kept.values())) for layer in _layers(kept)]
     return ("correlation of weights", *kept), [row for row in rows if set(row[1:]) != {"-"}]
 
 
-def alike_table(comparison: Comparison) -> Table:
+def alike_table(comparison: ComparisonResult) -> Table:
     """How alike runs of two seeds end: a row a layer, a column a start, its cells with itself / with the baseline."""
     found: dict[str, dict[str, Alike]] = {name: {} for name in comparison.strategies}
     for row in comparison.alike:
@@ -222,7 +166,7 @@ def alike_table(comparison: Comparison) -> Table:
     return (f"{_measure(comparison)} of two ends", *found), rows
 
 
-def _seeds(comparison: Comparison) -> str:
+def _seeds(comparison: ComparisonResult) -> str:
     count = len(comparison.seeds)
     return f"{count} seed{'s' * (count != 1)}"
 
@@ -231,7 +175,7 @@ def _layers(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(layer for rows in found.values() for layer in rows))
 
 
-def start_words(comparison: Comparison, strategy: str) -> str:
+def start_words(comparison: ComparisonResult, strategy: str) -> str:
     """How many parameters started how."""
     counts = comparison.of(strategy)[0].initialisation.get("total", {})
     return ", ".join(f"{count:,} parameters {how}" for how, count in counts.items() if isinstance(count, int))
@@ -256,7 +200,7 @@ def _speed(row: Against) -> str:
     return {"lower": "faster", "higher": "slower"}.get(row.answer, row.answer)
 
 
-def _arrival(steps: Against, comparison: Comparison) -> str:
+def _arrival(steps: Against, comparison: ComparisonResult) -> str:
     goal = f"{comparison.threshold:.4g}"
     if steps.estimate is None:
         return f"{goal} is not reached by {steps.seeds - steps.reached} of {steps.seeds} seeds"
@@ -275,5 +219,23 @@ def _shown(value: float) -> str:
     return f"{value:.3f}" if math.isfinite(value) else "-"
 
 
-def _measure(comparison: Comparison) -> str:
+def _measure(comparison: ComparisonResult) -> str:
     return comparison.measure.removeprefix("linear_").upper()
+
+
+KEPT = (
+    "(Outputs of a layer on the probe before and after training, mean over seeds; positions as examples, channels as features. "
+    "Chance: with the images of one side shuffled.)"
+)
+
+
+ALIKE = (
+    "(At the end of training, two seeds of the same start / one of this start and one of the baseline. Where the second is as high as the "
+    "first, the baseline finds the same features.)"
+)
+
+
+SHOWN_COUNTS = 10  # classes whose test images are counted in words
+
+
+Table: TypeAlias = tuple[tuple[str, ...], list[tuple[str, ...]]]

@@ -90,7 +90,7 @@ class copied(FromWeights):
     """Start from the pretrained tensor itself: parameters and buffers.
 
     Arguments:
-        weights: whatever `transfer.weights.read` takes.
+        weights: whatever `transfer.initialisation.weights.read` takes.
         average_channels: where the first convolution reads another number of channels C than the pretrained one, start it from
             `w[:, j] = (1/C) sum_c pretrained[:, c]` for every j: a grey image then gives what it gave repeated over the old channels.
             Otherwise another number of channels is refused.

@@ -13,8 +13,7 @@ from metalearn.network.layers import assign, is_inside, owners
 from metalearn.network.layers import head as find_head
 from metalearn.network.layers import layers as layer_names
 from metalearn.network.norm import frozen_statistics, norm_parameters, statistics_of
-
-from .strategies import check_network, through_layer
+from transfer.initialisation.strategies import check_network, through_layer
 
 
 def freeze(model: nn.Module, through: str | None = None, *, head: str | None = None) -> list[str]:

@@ -19,11 +19,12 @@ from torchvision import datasets
 from torchvision.transforms import v2
 from torchvision.transforms.functional import resize, rgb_to_grayscale
 
-from metalearn.data.decoding import READING, cached, check_memory, decode_all, fingerprint, folders_in, images_in
-from metalearn.data.folders import split_folders
-from metalearn.data.images import LabelledImages, _in_memory, number_labels
 from metalearn.runtime.checks import positive
-from metalearn.tasks import glyphs
+
+from .decoding import READING, cached, check_memory, decode_all, fingerprint, folders_in, images_in
+from .folders import split_folders
+from .glyphs import glyphs
+from .images import LabelledImages, _in_memory, number_labels
 
 Path_ = str | os.PathLike[str]
 MEDMNIST_SIZES = (28, 64, 128, 224)

@@ -12,56 +12,39 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from metalearn.analysis.plotting.style import COLOURS, GRID, INK, LINES, MARKERS, MUTED, STYLE
+from metalearn.analysis.plotting.style import GRID, INK, MUTED, STYLE
+from transfer.finetuning.figures import draw_majority, look_of
+from transfer.finetuning.scores import words
 
 from . import statistics
-from .report import words
 
 if TYPE_CHECKING:
-    from .comparison import Against, Comparison
-    from .finetuning import Curve
+    from .results import Against, ComparisonResult
 
-MORE_COLOURS, MORE_MARKERS = ("#1c2733", "#a8791b", "#3aa0b5"), ("X", "*", "h")
 SHOWN = 12  # strategies whose filters fit on a page
 
 
-def training_curve(curve: Curve) -> Figure:
-    """Score and loss of one training against steps, with the score of the majority class."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.2, 3.6), layout="constrained", facecolor="white")
-        left, right = figure.subplots(1, 2)
-        left.plot(curve.steps, curve.values, **_style(0), ms=4.5, lw=1.4)
-        _draw_majority(left.axhline, curve.majority)
-        left.set(title=words(curve.metric), xlabel="steps of fine-tuning", ylabel="on test images")
-        right.plot(range(1, len(curve.losses) + 1), curve.losses, color=INK, lw=0.9)
-        right.set(title="Loss", xlabel="steps of fine-tuning", ylabel="of the batch")
-        for axes in (left, right):
-            axes.grid(axis="y", color=GRID, lw=0.8)
-            axes.tick_params(length=0, colors=INK)
-    return figure
-
-
-def learning_curves(comparison: Comparison) -> Figure:
+def learning_curves(comparison: ComparisonResult) -> Figure:
     """Mean test score over seeds against steps, its interval at the last, and the threshold."""
     return _single(_draw_curves, comparison, 7.6, 4.6)
 
 
-def final_scores(comparison: Comparison) -> Figure:
+def final_scores(comparison: ComparisonResult) -> Figure:
     """The final score of every seed, with mean and interval, by strategy."""
     return _single(_draw_finals, comparison, 6.2, _tall(comparison))
 
 
-def steps_to_threshold(comparison: Comparison) -> Figure:
+def steps_to_threshold(comparison: ComparisonResult) -> Figure:
     """Steps to the threshold of every seed, by strategy; says where it was not reached."""
     return _single(_draw_steps, comparison, 6.2, _tall(comparison))
 
 
-def what_is_kept(comparison: Comparison) -> Figure:
+def what_is_kept(comparison: ComparisonResult) -> Figure:
     """Similarity of every layer at the start and at the end, over the band of what shuffled images score."""
     return _single(_draw_kept, comparison, 7.6, 4.6)
 
 
-def filters(comparison: Comparison) -> Figure | None:
+def filters(comparison: ComparisonResult) -> Figure | None:
     """First-layer filters of the first seed at the start and at the end; None where no network begins with a convolution."""
     shown = [(name, run.filters) for name in comparison.strategies if (run := comparison.of(name)[0]).filters is not None][:SHOWN]
     if not shown:
@@ -77,34 +60,28 @@ def filters(comparison: Comparison) -> Figure | None:
     return figure
 
 
-def summary(comparison: Comparison) -> Figure:
+def summary(comparison: ComparisonResult) -> Figure:
     """The four pictures together."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(14, 5 + _tall(comparison)), layout="constrained", facecolor="white")
-        drawn: list[Callable[[Axes, Comparison], None]] = [_draw_curves, _draw_kept, _draw_steps, _draw_finals]
+        drawn: list[Callable[[Axes, ComparisonResult], None]] = [_draw_curves, _draw_kept, _draw_steps, _draw_finals]
         for axes, draw in zip(figure.subplots(2, 2).flat, drawn, strict=True):
             draw(axes, comparison)
     return figure
 
 
-def _single(draw: Callable[[Axes, Comparison], None], comparison: Comparison, width: float, height: float) -> Figure:
+def _single(draw: Callable[[Axes, ComparisonResult], None], comparison: ComparisonResult, width: float, height: float) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
         draw(figure.subplots(), comparison)
     return figure
 
 
-def _tall(comparison: Comparison) -> float:
+def _tall(comparison: ComparisonResult) -> float:
     return 1.5 + 0.36 * len(comparison.strategies)
 
 
-def _style(i: int) -> dict[str, Any]:
-    colours, markers = (*COLOURS, *MORE_COLOURS), (*MARKERS, *MORE_MARKERS)
-    marker = markers[(i + i // len(colours)) % len(markers)]  # a colour that comes again has another one
-    return {"color": colours[i % len(colours)], "marker": marker, "ls": LINES[i % len(LINES)]}
-
-
-def _draw_curves(axes: Axes, comparison: Comparison) -> None:
+def _draw_curves(axes: Axes, comparison: ComparisonResult) -> None:
     lowest = []
     for i, name in enumerate(comparison.strategies):
         curves = [run.curve for run in comparison.of(name)]
@@ -112,33 +89,27 @@ def _draw_curves(axes: Axes, comparison: Comparison) -> None:
         values = np.array([_held(curve.steps, curve.values, curve.best, steps) for curve in curves])
         mean = values.mean(0)
         lowest += list(mean[1:])
-        axes.plot(steps, mean, **_style(i), ms=4.5, lw=1.4, markevery=(i % 3, 3), label=name)
+        axes.plot(steps, mean, **look_of(i), ms=4.5, lw=1.4, markevery=(i % 3, 3), label=name)
         if len(curves) > 1:
-            half, style = statistics.over_seeds(values[:, -1].tolist(), comparison.level).interval, _style(i)
+            half, style = statistics.over_seeds(values[:, -1].tolist(), comparison.level).interval, look_of(i)
             axes.errorbar(steps[-1] * (1.012 + 0.012 * i), mean[-1], half, fmt=style["marker"], color=style["color"], ms=4.5, capsize=2)
     axes.axhline(comparison.threshold, color=MUTED, lw=1, ls=(0, (2, 2)))
     where: dict[str, Any] = {"xytext": (3, 3), "textcoords": "offset points", "color": MUTED, "fontsize": 8.5}
     axes.annotate(f"{comparison.threshold:.3f}", (0, comparison.threshold), **where)
-    _draw_majority(axes.axhline, comparison.majority)
+    draw_majority(axes.axhline, comparison.majority)
     axes.set(title="Learning curves", xlabel="steps of fine-tuning", ylabel=f"{words(comparison.metric)} on test images, mean over seeds")
     axes.set_ylim(bottom=max(0.0, min(lowest) - 0.02))
     _finish(axes, "y", columns=4, below=-0.2)
 
 
-def _draw_majority(line: Callable[..., Any], score: float) -> None:
-    """A line at the score of always predicting the most frequent class."""
-    if not math.isnan(score):
-        line(score, color=MUTED, lw=1, label="majority class")
-
-
-def _draw_finals(axes: Axes, comparison: Comparison) -> None:
+def _draw_finals(axes: Axes, comparison: ComparisonResult) -> None:
     values = {name: [run.curve.final for run in comparison.of(name)] for name in comparison.strategies}
     _dots(axes, values, comparison.finals)
-    _draw_majority(axes.axvline, comparison.majority)
+    draw_majority(axes.axvline, comparison.majority)
     axes.set(title="Final score", xlabel=f"{words(comparison.metric)} on test images; open: one seed, bar: interval of the mean")
 
 
-def _draw_steps(axes: Axes, comparison: Comparison) -> None:
+def _draw_steps(axes: Axes, comparison: ComparisonResult) -> None:
     values = {name: [run.curve.steps_to(comparison.threshold) for run in comparison.of(name)] for name in comparison.strategies}
     _dots(axes, values, comparison.steps)
     axes.set(title=f"Steps to {comparison.threshold:.3f}", xlabel="steps of fine-tuning; open: one seed, bar: interval of the mean")
@@ -148,7 +119,7 @@ def _draw_steps(axes: Axes, comparison: Comparison) -> None:
 def _dots(axes: Axes, values: dict[str, list[Any]], rows: Sequence[Against]) -> None:
     for i, row in enumerate(rows):
         known = [value for value in values[row.strategy] if value is not None]
-        style = _style(i)
+        style = look_of(i)
         axes.plot(known, [i] * len(known), ls="", marker=style["marker"], ms=5, mfc="none", mec=style["color"], alpha=0.75)
         if row.estimate is not None:
             half = row.estimate.interval
@@ -163,7 +134,7 @@ def _dots(axes: Axes, values: dict[str, list[Any]], rows: Sequence[Against]) -> 
     axes.tick_params(length=0)
 
 
-def _draw_kept(axes: Axes, comparison: Comparison) -> None:
+def _draw_kept(axes: Axes, comparison: ComparisonResult) -> None:
     names = list(comparison.kept(comparison.strategies[0]))
     same = [name for name in comparison.strategies if list(comparison.kept(name)) == names]
     x = np.arange(len(names))
@@ -173,7 +144,7 @@ def _draw_kept(axes: Axes, comparison: Comparison) -> None:
         i = comparison.strategies.index(name)
         means, halves = np.array([comparison.kept(name)[layer][0] for layer in names]).T
         shift = 0.05 * (i - (len(same) - 1) / 2)
-        axes.errorbar(x + shift, means, halves, **_style(i), ms=5.5, lw=1.3, capsize=2, elinewidth=0.8, label=name)
+        axes.errorbar(x + shift, means, halves, **look_of(i), ms=5.5, lw=1.3, capsize=2, elinewidth=0.8, label=name)
     crowded = sum(map(len, names)) > 42
     axes.set_xticks(x, names, rotation=40 if crowded else 0, ha="right" if crowded else "center", rotation_mode="anchor")
     measure = comparison.measure.removeprefix("linear_").upper()

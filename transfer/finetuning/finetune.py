@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import rankdata
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -24,8 +22,10 @@ from metalearn.network.forward import Inputs, forward, map_tensors
 from metalearn.network.modes import evaluation_mode
 from metalearn.runtime.checks import whole_number
 from metalearn.runtime.files import Record, _checksum
+from transfer.finetuning.curve import Curve
+from transfer.finetuning.scores import _counts, scores
 
-from .freezing import freeze, parameter_groups
+from .trainable import freeze, parameter_groups
 
 log = logging.getLogger("metalearn")
 METRICS = ("accuracy", "balanced_accuracy", "auc")
@@ -35,125 +35,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd": lambda groups, lr: SGD(groups, lr=lr, momentum=0.9),
 }
 TESTED_AT_ONCE = 256
-RECORDED = ("metric", "steps", "scores", "losses", "seconds", "best", "validation")  # of a curve, in every version
 Transform: TypeAlias = Callable[[Any], Any]
-
-
-@dataclass(frozen=True, repr=False)
-class Curve:
-    """How a training went: every score on the test set at each of `steps`, the loss of every step, and the seconds spent training.
-
-    `steps` starts at 0, before the first update. `metric` names the score that `values` and `final` are. `best` is the index of the
-    evaluation that counts: the last, or with early stopping the one with the best validation score.
-
-    `test_counts` has the number of test images of each class, and `predicted_counts` how many of them the network took for each class
-    at the evaluation that counts. Both are empty if whoever made the curve did not count.
-
-    Example:
-        >>> curve = Curve("accuracy", (0, 10, 20), {"accuracy": (0.25, 0.5, 0.75)})
-        >>> curve.final, curve.steps_to(0.625), curve.steps_to(0.95)
-        (0.75, 15.0, None)
-        >>> Curve("accuracy", (0,), {"accuracy": (0.75,)}, test_counts={0: 3, 1: 1}, predicted_counts={0: 4})
-        Curve(accuracy 0.7500 after 0 steps; majority class 0.7500; collapsed: class 0 for every test image)
-    """
-
-    metric: str
-    steps: tuple[int, ...]
-    scores: Mapping[str, tuple[float, ...]]
-    losses: tuple[float, ...] = ()
-    seconds: float = 0.0
-    best: int = -1
-    validation: tuple[float, ...] = ()
-    test_counts: Mapping[int, int] = field(default_factory=dict)
-    predicted_counts: Mapping[int, int] = field(default_factory=dict)
-
-    @property
-    def values(self) -> tuple[float, ...]:
-        """The score at each of `steps`."""
-        return self.scores[self.metric]
-
-    @property
-    def final(self) -> float:
-        """The score at the evaluation that counts."""
-        return self.values[self.best]
-
-    @property
-    def collapsed(self) -> bool:
-        """Whether the network predicts one class for every test image, though these are of several."""
-        return len(self.predicted_counts) == 1 and len(self.test_counts) > 1
-
-    @property
-    def majority(self) -> float:
-        """The score of predicting the most frequent class for every test image; NaN if the classes were not counted."""
-        return majority(self.metric, self.test_counts)
-
-    def steps_to(self, threshold: float) -> float | None:
-        """The step at which `values` first reach `threshold`, linearly between evaluations; None where they never do."""
-        for i, value in enumerate(self.values):
-            if value >= threshold:
-                if i == 0:
-                    return float(self.steps[0])
-                share = (threshold - self.values[i - 1]) / (value - self.values[i - 1])
-                return self.steps[i - 1] + share * (self.steps[i] - self.steps[i - 1])
-        return None
-
-    def __repr__(self) -> str:
-        said = [f"{self.metric} {self.final:.4f} after {self.steps[self.best]} steps"]
-        if self.test_counts:
-            said.append(f"majority class {self.majority:.4f}")
-        if self.collapsed:
-            said.append(f"collapsed: class {next(iter(self.predicted_counts))} for every test image")
-        return f"Curve({'; '.join(said)})"
-
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw the score and the loss against steps; the ending of `path` says how (.png, .svg, .pdf)."""
-        from metalearn.analysis.plotting.style import save
-
-        from .plots import training_curve
-
-        save(training_curve(self), path)
-
-    def to_dict(self) -> Record:
-        """All of it as JSON-able values, which `Curve.from_dict` takes."""
-        return {
-            "metric": self.metric,
-            "steps": list(self.steps),
-            "scores": {name: list(values) for name, values in self.scores.items()},
-            "losses": list(self.losses),
-            "seconds": self.seconds,
-            "best": self.best,
-            "validation": list(self.validation),
-            "test_counts": {str(label): count for label, count in self.test_counts.items()},
-            "predicted_counts": {str(label): count for label, count in self.predicted_counts.items()},
-            "majority": None if math.isnan(self.majority) else self.majority,
-            "collapsed": self.collapsed,
-        }
-
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> Curve:
-        """The curve that `to_dict` recorded."""
-        missing = [name for name in RECORDED if not isinstance(record, Mapping) or name not in record]
-        if missing:
-            raise ValueError(f"this is no record of a curve: it has no {missing[0]!r}; give what to_dict() returned")
-        scores = {name: tuple(values) for name, values in record["scores"].items()}
-        own: dict[str, Any] = {name: tuple(record[name]) for name in ("steps", "losses", "validation")}
-        for name in ("test_counts", "predicted_counts"):
-            own[name] = {int(label): count for label, count in record.get(name, {}).items()}
-        return cls(metric=record["metric"], scores=scores, seconds=record["seconds"], best=record["best"], **own)
-
-
-def majority(metric: str, counts: Mapping[int, int]) -> float:
-    """The score of predicting the most frequent class for every image; `counts` has the number of images of each class.
-
-    Example:
-        >>> [majority(metric, {0: 30, 1: 10}) for metric in ("accuracy", "balanced_accuracy", "auc")]
-        [0.75, 0.5, 0.5]
-    """
-    if not counts:
-        return math.nan
-    if metric == "accuracy":
-        return max(counts.values()) / sum(counts.values())
-    return 1 / len(counts) if metric == "balanced_accuracy" else 0.5
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -314,7 +196,7 @@ def finetune(
     """A function `train(model, seed)` that trains a model with cross-entropy and returns its `Curve`.
 
     Args:
-        train_set, test_set: any data set of (image, integer label), held in memory; `metalearn.tasks.LabelledImages`, `transfer.data.load`.
+        train_set, test_set: any data set of (image, integer label), held in memory; `metalearn.tasks.LabelledImages`, `metalearn.data.labelled_sets.load`.
             For models of several inputs see below.
         steps: updates of the weights.
         batch: images an update. The last images of an epoch that do not fill a batch wait for the next epoch's shuffle.
@@ -343,7 +225,7 @@ def finetune(
 
     Example:
         >>> from metalearn.tasks import glyphs
-        >>> from transfer.data import divided
+        >>> from metalearn.data.labelled_sets import divided
         >>> parts = divided(glyphs("test", classes=3, drawers=10), 0.5)
         >>> train = finetune(parts.train, parts.test, steps=20, batch=8, evaluate_every=10)
         >>> curve = train(nn.Sequential(nn.Flatten(), nn.Linear(784, 3)), seed=0)
@@ -550,56 +432,6 @@ class _Log:
         return logits
 
 
-def scores(logits: Tensor, targets: Tensor, classes: int | None = None) -> dict[str, float]:
-    """Accuracy, balanced accuracy and, where every class is among the targets, AUC.
-
-    Args:
-        logits: (examples, classes or more).
-        targets: (examples,).
-        classes: how many there are; by default as many as the logits' columns.
-
-    Example:
-        >>> scores(torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 1, 1]))
-        {'accuracy': 0.666..., 'balanced_accuracy': 0.75, 'auc': 1.0}
-    """
-    _check_scored(logits, targets)
-    count = classes or logits.shape[1]
-    right = (logits.argmax(1) == targets).double()
-    per_class = [float(right[targets == label].mean()) for label in targets.unique()]
-    found = {"accuracy": float(right.mean()), "balanced_accuracy": sum(per_class) / len(per_class)}
-    return {**found, "auc": auc(logits[:, :count], targets)} if len(per_class) == count > 1 else found
-
-
-def auc(logits: Tensor, targets: Tensor) -> float:
-    """Area under the ROC curve: the share of (positive, negative) pairs whose scores are in order, ties counting half.
-
-    For one class against the rest `(sum of the positives' ranks - p (p + 1) / 2) / (p n)`, with p positives and n negatives (Mann and
-    Whitney 1947). Two classes give the AUC of the second; more give the unweighted mean of each against the rest, scored by its softmax.
-
-    Args:
-        logits: (examples, classes).
-        targets: (examples,), with every class among them.
-
-    Raises ValueError naming a class that is not among the targets, or where all are.
-
-    Example:
-        >>> auc(torch.tensor([[0.0, 0.1], [0.0, 0.4], [0.0, 0.35], [0.0, 0.8]]), torch.tensor([0, 0, 1, 1]))
-        0.75
-    """
-    _check_scored(logits, targets)
-    classes = logits.shape[1]
-    probabilities = logits.double().log_softmax(1) if classes > 2 else (logits[:, 1:] - logits[:, :1]).double().expand(-1, 2)
-    areas = []
-    for label in range(classes) if classes > 2 else [1]:
-        positive = (targets == label).numpy()
-        p, n = int(positive.sum()), int((~positive).sum())
-        if not p or not n:
-            raise ValueError(f"the AUC of class {label} is not defined: {p} of {p + n} test images are of it; use metric='accuracy'")
-        ranks = rankdata(probabilities[:, label].numpy())
-        areas.append((ranks[positive].sum() - p * (p + 1) / 2) / (p * n))
-    return float(np.mean(areas))
-
-
 def subset(targets: Tensor, images: int | float | None, seed: int) -> Tensor:
     """Indices of `images` training images (a number, or a float up to 1 for a fraction), drawn by `seed`; each class keeps its share.
 
@@ -648,20 +480,6 @@ def order(targets: Tensor, batch: int, seed: int, *, balanced: bool = False) -> 
         drawn = torch.multinomial(chance, count, replacement=True, generator=generator) if balanced else None
         epoch = torch.randperm(count, generator=generator) if drawn is None else drawn
         yield from epoch[: count - count % size].split(size)
-
-
-def _counts(labels: Tensor) -> dict[int, int]:
-    """How often each label occurs."""
-    values, counts = labels.unique(return_counts=True)
-    return dict(zip(values.tolist(), counts.tolist(), strict=True))
-
-
-def _check_scored(logits: object, targets: object) -> None:
-    if not (isinstance(logits, Tensor) and isinstance(targets, Tensor)):
-        raise TypeError(f"scores are of two tensors, logits and labels, not {type(logits).__name__} and {type(targets).__name__}")
-    if logits.ndim != 2 or targets.shape != logits.shape[:1] or not len(targets):
-        shapes = f"{tuple(logits.shape)} and {tuple(targets.shape)}"
-        raise ValueError(f"scores are of logits (examples, classes) and labels (examples,), not {shapes}")
 
 
 def _check_choices(metric: str, optimizer: Any, balance: str | None) -> None:

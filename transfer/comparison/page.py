@@ -1,0 +1,73 @@
+"""What `compare` found, for people: plain text for a terminal, and one self-contained HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+from metalearn.analysis.adaptation.page import flat, picture
+from metalearn.runtime.files import write_atomically
+from transfer.comparison.text import (
+    ALIKE,
+    KEPT,
+    alike_table,
+    collapsed_words,
+    columns,
+    counts_words,
+    explained,
+    final_rows,
+    headlines,
+    kept_table,
+    overall,
+    start_words,
+    steps_rows,
+    weights_table,
+)
+
+if TYPE_CHECKING:
+    from .results import ComparisonResult
+
+
+def report(comparison: ComparisonResult, path: str | PathLike[str], *, settings: Mapping[str, Any] | None = None) -> None:
+    """Write one HTML page; pictures are embedded, and nothing is loaded from elsewhere. The file is written whole or not at all."""
+    write_atomically(path, html(comparison, settings=settings).encode())
+
+
+def html(
+    comparison: ComparisonResult, *, settings: Mapping[str, Any] | None = None, title: str = "What does a pretrained start bring?"
+) -> str:
+    """The page that `report` writes."""
+    from jinja2 import Environment, PackageLoader, PrefixLoader, StrictUndefined
+
+    from . import figures
+
+    loader = PrefixLoader(
+        {"transfer": PackageLoader("transfer.comparison", "."), "analysis": PackageLoader("metalearn.analysis.adaptation", ".")}
+    )
+    pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    filters = figures.filters(comparison)
+    own = {key: value for key, value in comparison.settings.items() if key != "versions"}
+    return pages.get_template("transfer/report.html").render(
+        title=title,
+        answer=overall(comparison),
+        collapsed=collapsed_words(comparison),
+        headlines=headlines(comparison),
+        counts=counts_words(comparison),
+        final=(columns(comparison, "final"), final_rows(comparison)),
+        steps=(columns(comparison, "steps"), steps_rows(comparison)),
+        explained=explained(comparison),
+        kept=kept_table(comparison),
+        weights=weights_table(comparison),
+        kept_words=KEPT,
+        alike=alike_table(comparison) if comparison.alike else None,
+        alike_words=ALIKE,
+        curves=picture(figures.learning_curves(comparison)),
+        scores=picture(figures.final_scores(comparison)),
+        speed=picture(figures.steps_to_threshold(comparison)),
+        layers=picture(figures.what_is_kept(comparison)),
+        filters=picture(filters) if filters else None,
+        starts=[(name, start_words(comparison, name)) for name in comparison.strategies],
+        settings=[*flat(settings or {}), *flat(own)],
+        versions=comparison.settings.get("versions", {}),
+    )

@@ -1,0 +1,1 @@
+"""Training from a start, and what of it is trained."""

@@ -1,0 +1,99 @@
+"""Scores of predictions: accuracy, balanced accuracy, area under the curve."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.stats import rankdata
+from torch import Tensor
+
+if TYPE_CHECKING:
+    pass
+if TYPE_CHECKING:
+    pass
+
+
+def majority(metric: str, counts: Mapping[int, int]) -> float:
+    """The score of predicting the most frequent class for every image; `counts` has the number of images of each class.
+
+    Example:
+        >>> [majority(metric, {0: 30, 1: 10}) for metric in ("accuracy", "balanced_accuracy", "auc")]
+        [0.75, 0.5, 0.5]
+    """
+    if not counts:
+        return math.nan
+    if metric == "accuracy":
+        return max(counts.values()) / sum(counts.values())
+    return 1 / len(counts) if metric == "balanced_accuracy" else 0.5
+
+
+def scores(logits: Tensor, targets: Tensor, classes: int | None = None) -> dict[str, float]:
+    """Accuracy, balanced accuracy and, where every class is among the targets, AUC.
+
+    Args:
+        logits: (examples, classes or more).
+        targets: (examples,).
+        classes: how many there are; by default as many as the logits' columns.
+
+    Example:
+        >>> scores(torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 1, 1]))
+        {'accuracy': 0.666..., 'balanced_accuracy': 0.75, 'auc': 1.0}
+    """
+    _check_scored(logits, targets)
+    count = classes or logits.shape[1]
+    right = (logits.argmax(1) == targets).double()
+    per_class = [float(right[targets == label].mean()) for label in targets.unique()]
+    found = {"accuracy": float(right.mean()), "balanced_accuracy": sum(per_class) / len(per_class)}
+    return {**found, "auc": auc(logits[:, :count], targets)} if len(per_class) == count > 1 else found
+
+
+def auc(logits: Tensor, targets: Tensor) -> float:
+    """Area under the ROC curve: the share of (positive, negative) pairs whose scores are in order, ties counting half.
+
+    For one class against the rest `(sum of the positives' ranks - p (p + 1) / 2) / (p n)`, with p positives and n negatives (Mann and
+    Whitney 1947). Two classes give the AUC of the second; more give the unweighted mean of each against the rest, scored by its softmax.
+
+    Args:
+        logits: (examples, classes).
+        targets: (examples,), with every class among them.
+
+    Raises ValueError naming a class that is not among the targets, or where all are.
+
+    Example:
+        >>> auc(torch.tensor([[0.0, 0.1], [0.0, 0.4], [0.0, 0.35], [0.0, 0.8]]), torch.tensor([0, 0, 1, 1]))
+        0.75
+    """
+    _check_scored(logits, targets)
+    classes = logits.shape[1]
+    probabilities = logits.double().log_softmax(1) if classes > 2 else (logits[:, 1:] - logits[:, :1]).double().expand(-1, 2)
+    areas = []
+    for label in range(classes) if classes > 2 else [1]:
+        positive = (targets == label).numpy()
+        p, n = int(positive.sum()), int((~positive).sum())
+        if not p or not n:
+            raise ValueError(f"the AUC of class {label} is not defined: {p} of {p + n} test images are of it; use metric='accuracy'")
+        ranks = rankdata(probabilities[:, label].numpy())
+        areas.append((ranks[positive].sum() - p * (p + 1) / 2) / (p * n))
+    return float(np.mean(areas))
+
+
+def _counts(labels: Tensor) -> dict[int, int]:
+    """How often each label occurs."""
+    values, counts = labels.unique(return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def _check_scored(logits: object, targets: object) -> None:
+    if not (isinstance(logits, Tensor) and isinstance(targets, Tensor)):
+        raise TypeError(f"scores are of two tensors, logits and labels, not {type(logits).__name__} and {type(targets).__name__}")
+    if logits.ndim != 2 or targets.shape != logits.shape[:1] or not len(targets):
+        shapes = f"{tuple(logits.shape)} and {tuple(targets.shape)}"
+        raise ValueError(f"scores are of logits (examples, classes) and labels (examples,), not {shapes}")
+
+
+def words(metric: str) -> str:
+    """A metric as people say it."""
+    return {"auc": "AUC"}.get(metric, metric.replace("_", " "))
