@@ -269,7 +269,7 @@ def test_a_name_that_is_not_offered_is_named_with_the_nearest(module: object, as
 
 def test_importing_a_name_that_is_not_offered_names_the_nearest() -> None:
     with pytest.raises(ImportError, match=r"no 'MetaSGDs'; the nearest name is 'MetaSGD'"):
-        pass
+        from metalearn.compat.learn2learn.algorithms import MetaSGDs  # noqa: F401
     with pytest.raises(ValueError, match="nearest is 'mini-imagenet'"):
         l2l.vision.benchmarks.get_tasksets("mini_imagenet")
 

@@ -24,7 +24,7 @@ from metalearn import ANIL, MAML, NIL, Reptile
 from metalearn.engine.execution import meta_backward
 from metalearn.episodes import Episode, Examples, stack
 from metalearn.evaluation import evaluate
-from metalearn.runtime import files
+from metalearn.runtime import files, provenance
 from metalearn.training import checkpoints
 from metalearn.training.loop import meta_train
 
@@ -394,7 +394,7 @@ def test_a_checkpoint_of_another_run_is_refused_naming_the_setting(tmp_path, opt
 
 def test_other_versions_are_warned_of(tmp_path, monkeypatch):
     train(build(), steps=1, checkpoint=tmp_path / "run")
-    monkeypatch.setattr(checkpoints, "versions", lambda: {"torch": "9.9"})
+    monkeypatch.setattr(provenance, "versions", lambda: {"torch": "9.9"})
     with pytest.warns(UserWarning, match=r"goes on under \{'torch': '9\.9'\}"):
         train(build(), steps=2, checkpoint=tmp_path / "run")
 

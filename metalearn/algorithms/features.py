@@ -32,6 +32,7 @@ def cosine_readout(support: Examples, queries: Tensor, ways: int, rule: str = "s
     Raises ValueError for an unknown rule, labels beyond `ways`, and a class without a support example.
 
     Example:
+        >>> import torch
         >>> support = Examples(torch.eye(2), torch.tensor([0, 1]))
         >>> cosine_readout(support, torch.tensor([[3.0, 0.1]]), ways=2).argmax(-1)
         tensor([0])

@@ -13,6 +13,7 @@ class Joint(Learner):
     multitask training: classes get other labels in every task, so that a common head has little to learn.
 
     Example:
+        >>> import torch
         >>> from metalearn.models import MLP
         >>> learner, task = Joint(MLP(4, 2)), Examples(torch.rand(6, 4), torch.tensor([0, 1] * 3))
         >>> torch.equal(learner.predict(learner.adapt(task), task.inputs), learner.model(task.inputs))

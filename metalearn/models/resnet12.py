@@ -17,6 +17,7 @@ class ResNet12(nn.Module):
     LeakyReLU of slope 0.1, max-pool after every block, a mean over space before the head (Lee et al. 2019; BOIL's ResNet-12).
 
     Example:
+        >>> import torch
         >>> ResNet12(ways=5)(torch.rand(2, 3, 32, 32)).shape
         torch.Size([2, 5])
     """

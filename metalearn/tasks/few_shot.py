@@ -42,6 +42,7 @@ class FewShot(Dataset[Episode]):
     a label does not name a class; the message names the class or the item.
 
     Example:
+        >>> from metalearn.data.images import LabelledImages
         >>> import torch
         >>> images = LabelledImages(torch.zeros(60, 1, 28, 28, dtype=torch.uint8), torch.arange(6).repeat_interleave(10))
         >>> tasks = FewShot(images, ways=5, shots=1, queries=3, tasks=100)

@@ -68,6 +68,7 @@ def restore(module: Module, path: str | os.PathLike[str]) -> Module:
     Nothing else of the checkpoint is taken. Raises FileNotFoundError, `files.Damaged`, or ValueError naming the weights that do not fit.
 
     Example:
+        >>> import torch
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save(f"{folder}/run", {"learner.weight": torch.ones(1, 2), "learner.bias": torch.zeros(1)}, {})
@@ -125,6 +126,7 @@ def pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """Nested plain values and tensors -> what JSON can hold; each tensor goes into `tensors` under the name of its place.
 
     Example:
+        >>> import torch
         >>> tensors = {}
         >>> unpack(pack({0: (0.9, torch.ones(2))}, "optimizer", tensors), tensors), list(tensors)
         ({0: (0.9, tensor([1., 1.]))}, ['optimizer.0.1'])

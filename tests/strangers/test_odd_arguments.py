@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import metalearn
 from metalearn import experiments
 from metalearn.experiments.experiment import Experiment
 from metalearn.models import registry, weights
@@ -65,7 +66,7 @@ ANSWERS = (ValueError, TypeError, OSError, ImportError)
 @pytest.mark.parametrize("call", CALLS)
 def test_odd_arguments_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     monkeypatch.chdir(tmp_path)
-    own = str(Path(files.__file__).parent)
+    own = str(Path(metalearn.__file__).parent)
     answers = [(odd, _answer(CALLS[call], odd)) for odd in ODD]
     for odd, error in answers:
         if error is not None:

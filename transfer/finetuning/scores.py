@@ -39,6 +39,7 @@ def scores(logits: Tensor, targets: Tensor, classes: int | None = None) -> dict[
         classes: how many there are; by default as many as the logits' columns.
 
     Example:
+        >>> import torch
         >>> scores(torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 1, 1]))
         {'accuracy': 0.666..., 'balanced_accuracy': 0.75, 'auc': 1.0}
     """
@@ -63,6 +64,7 @@ def auc(logits: Tensor, targets: Tensor) -> float:
     Raises ValueError naming a class that is not among the targets, or where all are.
 
     Example:
+        >>> import torch
         >>> auc(torch.tensor([[0.0, 0.1], [0.0, 0.4], [0.0, 0.35], [0.0, 0.8]]), torch.tensor([0, 0, 1, 1]))
         0.75
     """
