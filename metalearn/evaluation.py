@@ -332,7 +332,9 @@ def _score(learner: Learner, episodes: Episode, first: int) -> Tensor:
     if not targets.is_floating_point() and int(targets.max()) >= logits.shape[-1]:
         raise ValueError(f"a query has the label {int(targets.max())}, but there are {logits.shape[-1]} ways: labels count from 0")
     if targets.is_floating_point():
-        return torch.stack([learner.task_loss(*task) for task in zip(logits, targets, strict=True)]).cpu().double()
+        network = learner.network
+        losses = [learner.task_loss(network, *task) for task in zip(logits, targets, strict=True)]
+        return torch.stack(losses).cpu().double()
     return accuracies(logits, targets).cpu()
 
 

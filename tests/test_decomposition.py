@@ -150,7 +150,7 @@ def test_the_converged_head_of_a_regression_is_its_least_squares_fit():
     learner = ANIL(Linears(1), lr=0.1, loss=F.mse_loss)
     task = unstack(tasks(1, regression=True))[0]
     support = task.support
-    fit = FixedBody(learner, learner.weights(), task).fit("zeros")
+    fit = FixedBody(learner, learner.network, learner.network.weights(), task).fit("zeros")
     assert fit.converged and fit.gradient < TOLERANCE
     ones = torch.cat([support.inputs, torch.ones(len(support.inputs), 1, dtype=torch.float64)], 1)
     exact = torch.linalg.lstsq(ones, support.targets).solution
@@ -310,11 +310,11 @@ class Maps(nn.Module):
 def test_any_head_can_be_run_to_convergence(model, head):
     learner = MAML(model().double(), lr=0.5, steps=3, head=head)
     for task in unstack(tasks(3)):
-        body = FixedBody(learner, learner.weights(), task)
+        body = FixedBody(learner, learner.network, learner.network.weights(), task)
         for start in ("zeros", "initial"):
             fit = body.fit(start)
             assert fit.converged and fit.loss < 0.1
-            same = learner.call(fit.weights, task.query.inputs)
+            same = learner.network(fit.weights, task.query.inputs)
             assert torch.allclose(body.query_logits(fit.weights), same)
 
 

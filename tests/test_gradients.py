@@ -66,7 +66,7 @@ def test_first_order_is_the_query_gradient_at_the_adapted_weights(way: str) -> N
     for task in ml.episodes.unstack(episodes):
         with torch.no_grad():
             adapted = {name: weight.clone().requires_grad_() for name, weight in learner.adapt(task.support).weights.items()}
-        loss = learner.loss(learner.call(adapted, task.query.inputs), task.query.targets)
+        loss = learner.loss(learner.network(adapted, task.query.inputs), task.query.targets)
         expected += torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(adapted.values()))]) / 3
     torch.testing.assert_close(gradients(learner), expected, rtol=1e-12, atol=1e-14)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from metalearn.algorithms.base import ends_in_head
 from metalearn.episodes import Examples
+from metalearn.network.functional import Functional
 from metalearn.network.layers import is_inside, reach
 
 from .base import Adapted, explained
@@ -52,10 +54,11 @@ class ANIL(MAML):
         return set() if fixed == self.assigned.keys() else fixed
 
     @explained
-    def adapt(self, support: Examples) -> Adapted:
-        """The support set of one task -> weights whose head is adapted to it."""
-        self.check_support(support)
-        features, ends_in_head = self.features(self.weights(), support.inputs)
-        if not ends_in_head or any(not is_inside(name, self.head) for name in self.rates):
-            return super().adapt(support)
-        return self.fit(support, lambda weights: self.call_head(weights, features))
+    def solve(self, network: Functional, support: Examples) -> Adapted:
+        """A support set -> weights whose head is adapted to it."""
+        self.check_support(network, support)
+        features = network.features(network.weights(self.rates), support.inputs)
+        reaches_body = any(not is_inside(name, self.head) for name in self.rates)
+        if reaches_body or not ends_in_head(features):
+            return super().solve(network, support)
+        return self.fit(network, support, lambda weights: network.call_head(weights, features.values))

@@ -8,8 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,56 +16,34 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from metalearn.engine import execution as _execution
-from metalearn.engine.inner_loop import Rates, Weights, attention, nodes
+from metalearn.engine.execution import answered
+from metalearn.engine.inner_loop import Rates, attention, nodes
 from metalearn.engine.labels import RELABEL, absent_class, check_labels
 from metalearn.engine.recording import value
+from metalearn.engine.solver import Adapted, OuterGradient
 from metalearn.episodes import Episode, Examples, check_episode, unstack
-from metalearn.kernels.conv_cpu import Convolutions
-from metalearn.kernels.conv_per_task import StackedConvolutions
-from metalearn.network.activations import ending, explain, head_input, is_raw, output_of
-from metalearn.network.forward import Inputs, forward, map_tensors, tensors_of
-from metalearn.network.functional import UnadaptedWeights, call, check_weights, tripwires
-from metalearn.network.layers import assign, is_inside
+from metalearn.network.activations import ending, is_raw, output_of
+from metalearn.network.forward import Inputs, map_tensors, tensors_of
+from metalearn.network.functional import Features, Functional, Known
+from metalearn.network.layers import assign
 from metalearn.network.layers import head as find_head
+from metalearn.network.module_call import Weights, check_weights
 from metalearn.network.norm import check_statistics, statistics
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Result = TypeVar("Result")
 
 
-class Adapted(NamedTuple):
-    """What a learner knows after the support set of one task.
-
-    `weights` is every parameter of the model by name (those that did not move are the model's own tensors); `support` holds the
-    features (shots, features) and labels that NIL and ProtoNet predict from, and None for the others.
-    """
-
-    weights: Weights
-    support: Examples | None = None
-
-
-_RECOMPUTES = "If it recomputes them in the backward pass (torch.utils.checkpoint), use execution='loop', which supports that"
-
-
-@dataclass
-class Known:
-    """What running a learner's tasks has shown about its model."""
-
-    recomputes: bool = False  # whether it runs again in the backward pass, so that every call needs a copy of it
-    twice_differentiable: bool = False  # whether `_explain_backward` has nothing to do
-    drawing: tuple[bool, ...] | None = None  # the training modes of its modules when it last drew random numbers
-
-
 def explained(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of a learner on a support set or on inputs, whose failures inside the model name the layer and the cure."""
+    """A method of a learner on a network and a support set or inputs, whose failures inside the model name the layer and the cure."""
 
     @functools.wraps(method)
     def run(self: Learner, *arguments: Any) -> Any:
         try:
             return method(self, *arguments)
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
-            given = arguments[-1]
-            self.explain(error, given.inputs if isinstance(given, Examples) else given)
+            network, given = arguments[0], arguments[-1]
+            network.explain(error, given.inputs if isinstance(given, Examples) else given)
             raise
 
     return run
@@ -75,8 +52,8 @@ def explained(method: Callable[..., Any]) -> Callable[..., Any]:
 class Learner(nn.Module):
     """What every algorithm shares: a model, how a task is adapted to and predicted, and how many tasks are run.
 
-    A subclass says what distinguishes it in `adapt` and `predict`. Both are written once, for one task; where tasks are vectorized the
-    same code runs with a leading task dimension on inputs, targets, and every weight that moves (see `execution`).
+    A subclass says what distinguishes it in `solve` and `answer`. Both get the network to use, and are written once, for one task; if
+    tasks are vectorized the same code runs with a leading task dimension on inputs, targets, and every weight that moves.
 
     Arguments:
         model: any module with one tensor in and one out. One that keeps running statistics is refused, with the cure.
@@ -113,7 +90,6 @@ class Learner(nn.Module):
         self.execution = execution
         self.output = output
         self.held: frozenset[str] = frozenset()  # parameters that `frozen` keeps from moving
-        self.stacked = 0  # how many tasks are vectorized
         self.known = Known()
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -164,13 +140,34 @@ class Learner(nn.Module):
             self.known.twice_differentiable = logits.requires_grad and not _explain_backward(logits)
         return logits
 
+    @property
+    def network(self) -> Functional:
+        """The model as a function of its weights, for one task."""
+        return Functional(self.model, self.head, self.output, known=self.known)
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether a subclass wrote its own `adapt` or `predict`, which know one task and the model itself alone."""
+        own = type(self)
+        return own.adapt is not Learner.adapt or own.predict is not Learner.predict
+
     def adapt(self, support: Examples) -> Adapted:
         """The support set of one task (no task dimension) -> what was learned from it."""
-        raise NotImplementedError
+        if self.needs_head:
+            self.settle_head(support.inputs)
+        return self.solve(self.network, support)
 
     def predict(self, adapted: Adapted, inputs: Inputs) -> Tensor:
         """Query inputs (queries, ...) of that task -> logits (queries, ways)."""
-        return self.watched(lambda: self.call(adapted.weights, inputs))
+        return self.answer(self.network, adapted, inputs)
+
+    def solve(self, network: Functional, support: Examples) -> Adapted:
+        """A support set -> what was learned from it, on this network."""
+        raise NotImplementedError
+
+    def answer(self, network: Functional, adapted: Adapted, inputs: Inputs) -> Tensor:
+        """Query inputs (queries, ...) of that task -> logits (queries, ways)."""
+        return network.watched(lambda: network(adapted.weights, inputs))
 
     def adapted_model(self, support: Examples) -> nn.Module:
         """A copy of the model with the weights that the support set of one task (no task dimension) leads to.
@@ -197,22 +194,22 @@ class Learner(nn.Module):
                 parameter.copy_(adapted.weights[name])
         return model
 
-    def outer_gradient(self, episode: Episode) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+    def outer_gradient(self, network: Functional, episode: Episode) -> OuterGradient:
         """One task -> its outer loss, its query logits, and the gradient of the loss for each of `trained()`."""
 
-        def gradient() -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        def gradient() -> OuterGradient:
             # What recomputes in the backward pass has to find the kernels of attention that its forward pass found.
             with attention.twice_differentiable(bool(self.rates) and not self.first_order):
-                logits = self.predict(self.adapt(episode.support), episode.query.inputs)
-                self.check_labels(logits, episode.query.targets)
-                loss = self.task_loss(logits, episode.query.targets)
+                logits = answered(self, network, episode)
+                self.check_labels(network, logits, episode.query.targets)
+                loss = self.task_loss(network, logits, episode.query.targets)
                 trained = list(self.trained().values())
-                with self.backward():
+                with self.backward(network):
                     gradients = torch.autograd.grad(loss.sum(), trained, allow_unused=True)
-            return loss.detach(), logits.detach(), list(gradients)
+            return OuterGradient(loss.detach(), logits.detach(), list(gradients))
 
         try:
-            return self.watched(gradient)
+            return network.watched(gradient)
         except RuntimeError as error:
             if self.first_order:
                 raise
@@ -237,7 +234,7 @@ class Learner(nn.Module):
         """
         if isinstance(layers, str):
             raise TypeError(f"frozen() takes a list of layers; write frozen([{layers!r}])")
-        other = self.on()
+        other = self.sharing()
         other.held = self.held.union(assign(self.model, dict.fromkeys(layers, True)))
         return other
 
@@ -252,9 +249,8 @@ class Learner(nn.Module):
         if self.guessed and self.needs_head:
             self.settle_head(unstack(episodes)[0].support.inputs)  # which raises for a single task
 
-    @explained
     def settle_head(self, inputs: Inputs) -> None:
-        """Check on the support inputs of a task (or stack) that a guessed head makes the model's output.
+        """Check on the support inputs of one task that a guessed head makes the model's output.
 
         A head that was named is taken as it is. A model may go on after its head, if nothing with parameters follows (SqueezeNet pools).
 
@@ -262,7 +258,7 @@ class Learner(nn.Module):
         """
         if not self.guessed or torch.is_inference_mode_enabled():
             return
-        run = self._trial(self._first_task(inputs))
+        run = self._trial(inputs)
         if not ending(self.model, self.head, run).decides:
             other = output_of(self.model, run)
             cure = f"that of {other!r} is: pass head={other!r}" if other else "name the layer that makes it with head=, or add a head"
@@ -271,17 +267,6 @@ class Learner(nn.Module):
                 f"is not that layer's: {cure}"
             )
         self.guessed = False
-
-    def explain(self, error: Exception, inputs: Any) -> None:
-        """Raise in words why the model failed on these inputs, if running it on one task tells."""
-        plain, task = self.on(), self._first_task(inputs)
-        explain(error, self.model, lambda: plain._output(plain.weights(), task))
-        if self.stacked and is_raw(error) and not isinstance(error, ValueError):
-            reason = str(error).strip().splitlines()[0]
-            raise RuntimeError(
-                f"the forward pass of {type(self.model).__name__} cannot be vectorized over tasks ({reason}); "
-                "use execution='loop' or 'auto'"
-            ) from error
 
     def settings(self) -> dict[str, Any]:
         """What was asked for, as plain values, for the record of a result or a checkpoint."""
@@ -295,69 +280,33 @@ class Learner(nn.Module):
             **({} if self.output is None else {"output": self.output}),
         }
 
-    # What subclasses build on
-
-    def weights(self) -> Weights:
-        """Every parameter of the model by name; those with a rate have a task dimension where tasks are vectorized."""
-        weights: Weights = dict(self.model.named_parameters())
-        if self.stacked:
-            weights.update({name: weights[name].expand(self.stacked, *weights[name].shape) for name in self.rates})
-        return weights
-
-    @explained
-    def call(self, weights: Weights, inputs: Inputs) -> Tensor:
-        """The model's output under these weights: (examples, ...) -> (examples, ways)."""
-        return self._output(weights, inputs)
-
-    def _output(self, weights: Weights, inputs: Inputs) -> Tensor:
-        return self._per_task(self.model, lambda model, x: forward(model, x, self.output), weights, inputs)
-
-    def call_head(self, weights: Weights, features: Tensor) -> Tensor:
-        """The head's output for what enters it, under these weights: (examples, ...) -> (examples, ways)."""
-        start = len(self.head) + 1 if self.head else 0
-        own = {name[start:]: weight for name, weight in weights.items() if is_inside(name, self.head)}
-        return self._per_task(self.model.get_submodule(self.head), lambda head, x: head(x), own, features)
-
-    def features(self, weights: Weights, inputs: Inputs) -> tuple[Tensor, bool]:
-        """What enters the head, as it enters, and whether the model's output is just what the head puts out."""
-        ends = [False]
-
-        def run(model: nn.Module, x: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-            with head_input(model, self.head) as at_head:
-                output = forward(model, x, self.output)
-            ends[:] = [bool(self.head) and at_head.runs == 1 and output is at_head.output]
-            return at_head.features, at_head.copy, output
-
-        features, of_head, output = self._per_task(self.model, run, weights, inputs)
-        return features, ends[0] and bool(value((of_head == output).all()))  # what wrote into the head's output shows in its values
-
-    def task_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def task_loss(self, network: Functional, logits: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of a task: a scalar, or (tasks,) where tasks are vectorized."""
         if not targets.is_floating_point() and not targets.is_complex():
             targets = targets.long()  # which losses of PyTorch ask for
         if _is_cross_entropy(self.loss):
-            self._check_cross_entropy(logits, targets)
+            self._check_cross_entropy(network, logits, targets)
         elif _is_elementwise(self.loss) and logits.shape != targets.shape:
-            outputs, values = (tuple(tensor.shape[bool(self.stacked) :]) for tensor in (logits, targets))
+            outputs, values = (tuple(tensor.shape[network.task_dims :]) for tensor in (logits, targets))
             raise ValueError(
                 f"the loss cannot take outputs of {outputs} and targets of {values}: one would be repeated to fit the other; give targets "
                 f"of the shape of the outputs, or pass another loss="
             )
         try:
-            loss = vmap(self.loss)(logits, targets) if self.stacked else self.loss(logits, targets)
+            loss = self.loss(logits, targets) if network.tasks is None else vmap(self.loss)(logits, targets)
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
-            self._explain_loss(error, logits, targets)
+            self._explain_loss(network, error, logits, targets)
             raise
-        if loss.ndim != bool(self.stacked):
+        if loss.ndim != network.task_dims:
             raise ValueError(f"the loss gives {tuple(loss.shape)} values for one task; give one that returns the mean (reduction='mean')")
         return loss
 
-    def check_support(self, support: Examples) -> None:
+    def check_support(self, network: Functional, support: Examples) -> None:
         """What is checked before a task is adapted to; see `prepare` for a stack.
 
         Raises ValueError if the support set is empty, or has not one target for each of its inputs.
         """
-        dims = bool(self.stacked)
+        dims = network.task_dims
         targets = tuple(support.targets.shape[dims:])
         for tensor in tensors_of(support.inputs):
             inputs = tuple(tensor.shape[dims:])
@@ -366,15 +315,15 @@ class Learner(nn.Module):
             if inputs[0] != targets[0]:
                 raise ValueError(f"the support set has {inputs[0]} inputs but {targets[0]} targets; give each input one")
 
-    def check_labels(self, logits: Tensor, targets: Tensor) -> None:
+    def check_labels(self, network: Functional, logits: Tensor, targets: Tensor) -> None:
         """Raise ValueError where a task's class labels are not among the outputs that there are logits for."""
-        dims = bool(self.stacked)
+        dims = network.task_dims
         if targets.ndim == 1 + dims and logits.ndim > 1 + dims and not targets.is_floating_point():
             check_labels(targets, logits.shape[1 + dims])
 
-    def check_outputs(self, logits: Tensor, targets: Tensor) -> None:
+    def check_outputs(self, network: Functional, logits: Tensor, targets: Tensor) -> None:
         """Raise ValueError if there are fewer logits than classes in the support set; warn if there are more, or a class is absent."""
-        dims = bool(self.stacked)
+        dims = network.task_dims
         if targets.is_floating_point() or targets.ndim != 1 + dims or logits.ndim < 2 + dims:
             return
         outputs, classes = logits.shape[1 + dims], value(targets.max()) + 1
@@ -391,52 +340,29 @@ class Learner(nn.Module):
         if classes < outputs or absent is not None:
             warnings.warn(f"{counts}; {cure}" if classes < outputs else cure, stacklevel=3)
 
-    def on(self, model: nn.Module | None = None, *, stacked: int = 0) -> Self:
-        """This learner, sharing every tensor, on another module of the same structure or for a stack of so many tasks."""
+    def sharing(self) -> Self:
+        """This learner again, on the same parameters, so that one of them may have other settings."""
         other = copy.copy(self)
         other._modules = dict(self._modules)
-        other.stacked = stacked
-        if model is not None:
-            other.model = model
         return other
 
-    def backward(self) -> AbstractContextManager[None]:
+    def backward(self, network: Functional) -> AbstractContextManager[None]:
         """A context manager, for backward passes, in which a use of a parameter that the inner loop moves raises UnadaptedWeights."""
-        return tripwires(self.model, self.rates if self.steps else ())
-
-    def watched(self, work: Callable[[], Result]) -> Result:
-        """`work()`; once more if it shows that the model runs again in the backward pass, then in copies that keep their weights."""
-        in_copies = self.known.recomputes
-        try:
-            return work()
-        except UnadaptedWeights as error:
-            if in_copies:
-                raise
-            if self.stacked:
-                raise ValueError(f"{error}. {_RECOMPUTES}") from error
-        except RuntimeError as error:
-            if "escaped from inside a function being vmapped" not in str(error):
-                raise
-            raise ValueError(f"{type(self.model).__name__} uses activations after its forward pass. {_RECOMPUTES}") from error
-        self.known.recomputes = True
-        return work()
+        return network.tripwires(self.rates if self.steps else ())
 
     def _trial(self, inputs: Inputs) -> Callable[[Weights], Tensor]:
         """From weights to the model's output for the inputs of one task; what the run draws is undone."""
-        plain = self.on()
+        network = self.network
         device = tensors_of(inputs)[0].device
 
         def run(weights: Weights) -> Tensor:
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                return plain.call(weights, map_tensors(torch.clone, inputs))
+                return network(weights, map_tensors(torch.clone, inputs))
 
         return run
 
-    def _first_task(self, inputs: Inputs) -> Inputs:
-        return map_tensors(lambda tensor: tensor[0], inputs) if self.stacked else inputs
-
-    def _check_cross_entropy(self, logits: Tensor, targets: Tensor) -> None:
-        shape = tuple(logits.shape[bool(self.stacked) :])
+    def _check_cross_entropy(self, network: Functional, logits: Tensor, targets: Tensor) -> None:
+        shape = tuple(logits.shape[network.task_dims :])
         if targets.is_floating_point():
             raise ValueError(
                 f"under cross-entropy class labels must be integers, not {targets.dtype}; pass loss=F.mse_loss (or another loss) for "
@@ -450,10 +376,10 @@ class Learner(nn.Module):
                 "another loss) for regression, or build the model with an output for each class"
             )
 
-    def _explain_loss(self, error: Exception, logits: Tensor, targets: Tensor) -> None:
+    def _explain_loss(self, network: Functional, error: Exception, logits: Tensor, targets: Tensor) -> None:
         """Raise ValueError in words if PyTorch's loss fails on one task, too, and not only where tasks are vectorized."""
-        if self.stacked:
-            self.on().task_loss(logits[0], targets[0])
+        if network.tasks is not None:
+            self.task_loss(network.single(), logits[0], targets[0])
         elif is_raw(error):
             outputs, labels = (f"{tensor.dtype} of {tuple(tensor.shape)}" for tensor in (logits, targets))
             reason = str(error).strip().splitlines()[0]
@@ -461,24 +387,10 @@ class Learner(nn.Module):
                 f"the loss cannot take outputs {outputs} and targets {labels} ({reason}); pass another loss=, or targets that fit it"
             ) from error
 
-    def _per_task(self, module: nn.Module, function: Callable[[nn.Module, Any], Any], weights: Weights, inputs: Inputs) -> Any:
-        """`function(module with these weights, inputs)`, for one task or for every task of a stack."""
-        if not self.stacked:
-            with Convolutions():
-                return call(module, weights, lambda network: function(network, inputs), keep=self.known.recomputes)
-        single = dict(module.named_parameters())
-        dims = {name: 0 if weight.ndim > single[name].ndim else None for name, weight in weights.items()}
 
-        def task(w: Weights, x: Inputs) -> Any:
-            return call(module, w, lambda network: function(network, x), stacked=True)
-
-        try:
-            with StackedConvolutions():
-                return vmap(task, in_dims=(dims, map_tensors(lambda _: 0, inputs)), randomness="error")(weights, inputs)
-        except RuntimeError as error:
-            if "random operation" not in str(error):
-                raise
-            _execution.refuse_draws(self.execution, "the model")
+def ends_in_head(features: Features) -> bool:
+    """Whether the model's output is the head's, unchanged; what wrote into it shows in its values."""
+    return features.head_output is not None and bool(value((features.head_output == features.output).all()))
 
 
 def _missing_derivative(error: RuntimeError) -> str:

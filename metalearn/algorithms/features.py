@@ -12,6 +12,7 @@ from metalearn.engine.recording import value
 from metalearn.episodes import Episode, Examples
 from metalearn.network.activations import ending, output_of
 from metalearn.network.forward import Inputs
+from metalearn.network.functional import Functional
 from metalearn.network.layers import heads, is_inside
 
 RULES = ("softmax", "sum", "class_mean")
@@ -76,30 +77,28 @@ class FeatureLearner(Learner):
         if targets.device.type == "cpu" and targets.ndim == 2:  # other devices would be waited for
             self.check_stack(targets)
 
-    @explained
     def settle_head(self, inputs: Inputs) -> None:
-        """Find on the support inputs of a task (or stack) which layer makes the output, if the head was guessed; "" if none does."""
+        """Find on the support inputs of one task which layer makes the output, if the head was guessed; "" if none does."""
         if self.guessed:
-            run = self._trial(self._first_task(inputs))
+            run = self._trial(inputs)
             if not ending(self.model, self.head, run).is_output:
                 self.head = output_of(self.model, run) or ""
             self.guessed = False
 
     @explained
-    def adapt(self, support: Examples) -> Adapted:
-        """The support set of one task -> its features and labels; no weight moves."""
-        self.check_support(support)
-        self.settle_head(support.inputs)
-        weights = self.weights()
-        return Adapted(weights, Examples(self.flat_features(weights, support.inputs), support.targets))
+    def solve(self, network: Functional, support: Examples) -> Adapted:
+        """A support set -> its features and labels; no weight moves."""
+        self.check_support(network, support)
+        weights = network.weights()
+        return Adapted(weights, Examples(flat_features(network, weights, support.inputs), support.targets))
 
     @explained
-    def predict(self, adapted: Adapted, inputs: Inputs) -> Tensor:
+    def answer(self, network: Functional, adapted: Adapted, inputs: Inputs) -> Tensor:
         """Query inputs (queries, ...) of that task -> logits (queries, ways), for as many ways as the support set has."""
         if adapted.support is None:
             raise ValueError(f"{type(self).__name__} predicts from support features: pass what its own adapt(support) returned")
         ways = value(adapted.support.targets.max()) + 1
-        return self.readout(adapted.support, self.flat_features(adapted.weights, inputs), ways)
+        return self.readout(adapted.support, flat_features(network, adapted.weights, inputs), ways)
 
     def check_stack(self, targets: Tensor, first: int = 0) -> None:
         """Raise ValueError naming the task (counted from `first`) and the class, where a support set has no example of one.
@@ -120,6 +119,7 @@ class FeatureLearner(Learner):
             return trained
         return {name: p for name, p in trained.items() if not is_inside(name.removeprefix("model."), self.head)}
 
-    def flat_features(self, weights: Weights, inputs: Inputs) -> Tensor:
-        """What enters the head, a row an example: (examples, features), with the task dimension before it where there is one."""
-        return self.features(weights, inputs)[0].flatten(2 if self.stacked else 1)
+
+def flat_features(network: Functional, weights: Weights, inputs: Inputs) -> Tensor:
+    """What enters the head, a row an example: (examples, features), with the task dimension before it if there is one."""
+    return network.features(weights, inputs).values.flatten(1 + network.task_dims)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from metalearn.algorithms.base import Adapted, Learner
 from metalearn.episodes import Examples
+from metalearn.network.functional import Functional
 
 
 class Joint(Learner):
@@ -20,6 +21,6 @@ class Joint(Learner):
         True
     """
 
-    def adapt(self, support: Examples) -> Adapted:
+    def solve(self, network: Functional, support: Examples) -> Adapted:
         """The weights as they are."""
-        return Adapted(self.weights())
+        return Adapted(network.weights())

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from metalearn.engine.inner_loop import Closure, Update, Weights, describe_update, find_update, inner_loop, sgd, task_by_task
 from metalearn.episodes import Examples
+from metalearn.network.functional import Functional
 from metalearn.network.layers import assign, is_wildcard, owners, reach
 
 from .base import Adapted, Learner, Loss, explained
@@ -112,28 +113,26 @@ class MAML(Learner):
         return lr if isinstance(lr, Mapping) else {"": lr}
 
     @explained
-    def adapt(self, support: Examples) -> Adapted:
-        """The support set of one task -> its adapted weights, differentiable to the initial ones where gradients are on."""
-        if self.needs_head:
-            self.settle_head(support.inputs)
-        return self.fit(support, lambda weights: self.call(weights, support.inputs))
+    def solve(self, network: Functional, support: Examples) -> Adapted:
+        """A support set -> its adapted weights, differentiable to the initial ones if gradients are on."""
+        return self.fit(network, support, lambda weights: network(weights, support.inputs))
 
-    def fit(self, support: Examples, predict: Callable[[Weights], Tensor]) -> Adapted:
+    def fit(self, network: Functional, support: Examples, predict: Callable[[Weights], Tensor]) -> Adapted:
         """The inner loop on the loss of these predictions for the support set."""
-        self.check_support(support)
+        self.check_support(network, support)
         checked = False
 
         def loss(weights: Weights) -> Tensor:
             nonlocal checked
             logits = predict(weights)
             if not checked:
-                self.check_outputs(logits, support.targets)
+                self.check_outputs(network, logits, support.targets)
                 checked = True
-            return self.task_loss(logits, support.targets)
+            return self.task_loss(network, logits, support.targets)
 
-        return Adapted(self.descend(loss))
+        return Adapted(self.descend(network, loss))
 
-    def descend(self, closure: Closure) -> Weights:
+    def descend(self, network: Functional, closure: Closure) -> Weights:
         """The inner loop on a closure from weights to the support loss."""
         rates = self.current_rates()
         if self.steps and not rates and self.assigned.keys() - self.held:
@@ -141,14 +140,20 @@ class MAML(Learner):
                 "every parameter that lr reaches has requires_grad=False, so the inner loop would move nothing; name what is to move, as "
                 f"in lr={{{self.head!r}: 0.1}}, or use requires_grad_(True)"
             )
-        update = task_by_task(self.update) if self.stacked else self.update
+        update = self.update if network.tasks is None else task_by_task(self.update)
 
         def adapted() -> Weights:
             return inner_loop(
-                closure, self.weights(), rates, self.steps, first_order=self.first_order, update=update, backward=self.backward
+                closure,
+                network.weights(self.rates),
+                rates,
+                self.steps,
+                first_order=self.first_order,
+                update=update,
+                backward=lambda: self.backward(network),
             )
 
-        return self.watched(adapted)
+        return network.watched(adapted)
 
     def current_rates(self) -> dict[str, Rate]:
         """The rate of every parameter that moves; learned ones as the outer loop has them now."""
@@ -162,7 +167,7 @@ class MAML(Learner):
 
     def taking(self, steps: int) -> Self:
         """The same learner on the same parameters with another number of inner steps, as the papers take more at test."""
-        other = self.on()
+        other = self.sharing()
         other.steps = steps
         return other
 

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metalearn.engine.inner_loop import Update, sgd
+from metalearn.engine.solver import OuterGradient
 from metalearn.episodes import Episode
+from metalearn.network.functional import Functional
 
 from .base import Loss
 from .maml import LR, MAML
@@ -67,16 +69,16 @@ class Reptile(MAML):
             )
         return super().forward(episodes)
 
-    def outer_gradient(self, episode: Episode) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+    def outer_gradient(self, network: Functional, episode: Episode) -> OuterGradient:
         """One task -> its query loss, for the record, its query logits, and theta - phi."""
         with torch.no_grad():
-            adapted = self.adapt(episode.support)
-            logits = self.predict(adapted, episode.query.inputs)
-            loss = self.task_loss(logits, episode.query.targets)
+            adapted = self.solve(network, episode.support)
+            logits = self.answer(network, adapted, episode.query.inputs)
+            loss = self.task_loss(network, logits, episode.query.targets)
             gradients: list[Tensor | None] = [
                 self._distance(name.removeprefix("model."), theta, adapted.weights) for name, theta in self.trained().items()
             ]
-        return loss, logits, gradients
+        return OuterGradient(loss, logits, gradients)
 
     def _distance(self, name: str, theta: Tensor, weights: dict[str, Tensor]) -> Tensor:
         distance = theta - weights[name]

@@ -22,20 +22,20 @@ from itertools import islice
 from queue import SimpleQueue
 from threading import Barrier
 from types import BuiltinFunctionType, FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from metalearn.episodes import Episode, Examples, part_of, unstack
-from metalearn.network.functional import is_plain, replica
+from metalearn.network.forward import Inputs
+from metalearn.network.functional import DrawsRandomNumbers, Functional
+from metalearn.network.module_call import is_plain
 
 from . import recording
 from .randomness import TaskRandomness
-
-if TYPE_CHECKING:
-    from metalearn.algorithms.base import Learner
+from .solver import Adapted, OuterGradient, Solver
 
 WAYS = ("auto", "loop", "threads", "vectorized", "graphs", "compiled")
 RECORDED = {"graphs": "cuda", "compiled": "cpu"}  # vectorized tasks whose operations are recorded, and on what device
@@ -44,6 +44,7 @@ CHUNK = 32  # tasks that are vectorized at once
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Work: TypeAlias = Callable[[Solver, Functional, Episode], Result]
 
 
 class MetaBackward(NamedTuple):
@@ -53,7 +54,7 @@ class MetaBackward(NamedTuple):
     logits: Tensor
 
 
-def meta_backward(learner: Learner, episodes: Episode, *, scale: float | None = None) -> MetaBackward:
+def meta_backward(learner: Solver, episodes: Episode, *, scale: float | None = None) -> MetaBackward:
     """Add the gradient of the outer loss to `.grad`, a few tasks at a time -> `MetaBackward(losses, logits)`.
 
     The outer loss is the mean over queries, then over tasks; the gradient equals that of `loss.backward()` on `learner(episodes)`, but
@@ -98,12 +99,12 @@ def meta_backward(learner: Learner, episodes: Episode, *, scale: float | None = 
     return MetaBackward(torch.cat(losses), torch.cat(logits))
 
 
-def predictions(learner: Learner, episodes: Episode) -> Tensor:
+def predictions(learner: Solver, episodes: Episode) -> Tensor:
     """Query logits (tasks, queries, ways) of a stack of tasks, differentiable where gradients are on."""
     return torch.cat(list(_each(learner, episodes, _predictions)))
 
 
-def chosen(learner: Learner) -> str:
+def chosen(learner: Solver) -> str:
     """How this learner's tasks will be run: "loop", "threads", "vectorized", "graphs" or "compiled".
 
     By default: active random layers (dropout modules; a call of `F.dropout` inside a forward cannot be seen) in a loop, since only there
@@ -113,6 +114,14 @@ def chosen(learner: Learner) -> str:
     What is not known to vectorize runs in threads or the loop. Compiling takes seconds to minutes, so that it has to be asked for.
     Raises ValueError for a way that was asked for and would be wrong.
     """
+    if learner.one_by_one:
+        if learner.execution not in ("auto", "loop"):
+            name = type(learner).__name__
+            raise ValueError(
+                f"{name} has its own adapt() or predict(), which know one task at a time; override solve(network, support) and "
+                f"answer(network, adapted, inputs) instead, or use execution='loop'"
+            )
+        return "loop"
     drawing = _random_part(learner)
     if drawing and learner.execution not in ("auto", "loop"):
         refuse_draws(learner.execution, drawing)
@@ -130,7 +139,7 @@ def chosen(learner: Learner) -> str:
     return "threads" if on_cpu and torch.get_num_threads() > 1 and not _tied_part(learner.model) else "loop"
 
 
-def without_graphs(learner: Learner) -> str:
+def without_graphs(learner: Solver) -> str:
     """Why vectorized tasks are not recorded as CUDA graphs unasked, in words; nothing where they are.
 
     A recording leaves out what Python does besides, so that only code of which it is known that it does nothing else is recorded.
@@ -146,7 +155,7 @@ def without_graphs(learner: Learner) -> str:
     return ""
 
 
-def in_flight(learner: Learner, tasks: int) -> tuple[str, int]:
+def in_flight(learner: Solver, tasks: int) -> tuple[str, int]:
     """How so many of this learner's tasks will be run, and how many of them at once: memory grows with these alone."""
     way = chosen(learner)
     if way in VECTORIZED:
@@ -190,7 +199,7 @@ def _has_hooks(module: nn.Module) -> bool:
     return any(getattr(module, name) for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"))
 
 
-def _random_part(learner: Learner) -> str:
+def _random_part(learner: Solver) -> str:
     """What in the model draws random numbers, in words; nothing if nothing is known to."""
     for name, module in learner.model.named_modules():
         if _is_random(module):
@@ -227,7 +236,7 @@ def _remembers(value: Any) -> bool:
 _HARMLESS = (ModuleType, type, BuiltinFunctionType, FunctionType, int, float, str, bool, torch.dtype, torch.device, type(None))
 
 
-def _on(learner: Learner, kind: str) -> bool:
+def _on(learner: Solver, kind: str) -> bool:
     return all(parameter.device.type == kind for parameter in learner.parameters())
 
 
@@ -242,17 +251,37 @@ def _accumulate(parameters: list[nn.Parameter], gradients: list[Tensor], factor:
             parameter.grad = torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
 
 
-def _predictions(learner: Learner, episode: Episode) -> Tensor:
-    logits = learner.predict(learner.adapt(episode.support), episode.query.inputs)
-    return logits if learner.stacked else logits.unsqueeze(0)
+def solve(learner: Solver, network: Functional, support: Examples) -> Adapted:
+    """A support set -> what the learner learns from it, on this network."""
+    return learner.adapt(support) if learner.one_by_one else learner.solve(network, support)
 
 
-def _outer_gradient(learner: Learner, episode: Episode) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-    loss, logits, gradients = learner.outer_gradient(episode)
-    return loss.reshape(-1), logits if learner.stacked else logits.unsqueeze(0), gradients
+def answer(learner: Solver, network: Functional, adapted: Adapted, inputs: Inputs) -> Tensor:
+    """Query inputs -> logits, on this network."""
+    if learner.one_by_one:
+        return learner.predict(adapted, inputs)
+    return learner.answer(network, adapted, inputs)
 
 
-def _each(learner: Learner, episodes: Episode, work: Callable[[Learner, Episode], Result]) -> Iterator[Result]:
+def answered(learner: Solver, network: Functional, episode: Episode) -> Tensor:
+    """The query logits of a task (or of a stack), on this network."""
+    adapted = solve(learner, network, episode.support)
+    return answer(learner, network, adapted, episode.query.inputs)
+
+
+def _predictions(learner: Solver, network: Functional, episode: Episode) -> Tensor:
+    logits = answered(learner, network, episode)
+    return logits.unsqueeze(0) if network.tasks is None else logits
+
+
+def _outer_gradient(learner: Solver, network: Functional, episode: Episode) -> OuterGradient:
+    loss, logits, gradients = learner.outer_gradient(network, episode)
+    if network.tasks is None:
+        return OuterGradient(loss.unsqueeze(0), logits.unsqueeze(0), gradients)
+    return OuterGradient(loss, logits, gradients)
+
+
+def _each(learner: Solver, episodes: Episode, work: Work[Result]) -> Iterator[Result]:
     """The results of `work` on every task (or chunk of tasks), in the order of the tasks."""
     if learner.rates and torch.is_inference_mode_enabled():
         raise RuntimeError("the inner loop takes gradients, which torch.inference_mode() rules out; evaluate under torch.no_grad()")
@@ -263,30 +292,32 @@ def _each(learner: Learner, episodes: Episode, work: Callable[[Learner, Episode]
         run = _recorded if way in RECORDED else _at_once
         yield from _in_chunks(learner, episodes, len(tasks), work, run)
     elif way == "threads":
-        yield from in_threads(learner, tasks, work)
+        yield from in_threads(learner, tasks, partial(work, learner))
     else:
-        yield from in_order(learner, tasks, work)
+        yield from in_order(learner, tasks, partial(work, learner))
 
 
-def _in_chunks(
-    learner: Learner, episodes: Episode, tasks: int, work: Callable[[Learner, Episode], Result], run: Callable[..., Any]
-) -> Iterator[Result]:
+def _in_chunks(learner: Solver, episodes: Episode, tasks: int, work: Work[Result], run: Callable[..., Any]) -> Iterator[Result]:
     for start in range(0, tasks, CHUNK):
         randomness = TaskRandomness(_device(learner))
         chunk = part_of(episodes, slice(start, start + CHUNK))
-        result = run(learner.on(stacked=len(chunk.query.targets)), chunk, work)
+        network = learner.network.stacked(len(chunk.query.targets))
+        try:
+            result = run(learner, network, chunk, work)
+        except DrawsRandomNumbers:
+            refuse_draws(learner.execution, "the model")
         if randomness.changed():
             refuse_draws(learner.execution, "the model")
         yield result
 
 
-def _at_once(learner: Learner, chunk: Episode, work: Callable[[Learner, Episode], Result]) -> Result:
-    return work(learner, chunk)
+def _at_once(learner: Solver, network: Functional, chunk: Episode, work: Work[Result]) -> Result:
+    return work(learner, network, chunk)
 
 
-def _recorded(learner: Learner, chunk: Episode, work: Callable[[Learner, Episode], Result]) -> Result:
+def _recorded(learner: Solver, network: Functional, chunk: Episode, work: Work[Result]) -> Result:
     def run(*tensors: Tensor) -> Result:
-        return work(learner, Episode(Examples(*tensors[:2]), Examples(*tensors[2:])))
+        return work(learner, network, Episode(Examples(*tensors[:2]), Examples(*tensors[2:])))
 
     recorder = recording.compiled if learner.execution == "compiled" else recording.record
     tensors = (*chunk.support, *chunk.query)
@@ -295,7 +326,7 @@ def _recorded(learner: Learner, chunk: Episode, work: Callable[[Learner, Episode
     return recording.replayed(recorder, learner.model, (work, _decisive(learner)), run, *tensors)
 
 
-def _decisive(learner: Learner) -> tuple[Any, ...]:
+def _decisive(learner: Solver) -> tuple[Any, ...]:
     """All that decides which operations a learner makes on given episodes, and on what memory."""
     model = learner.model
     casts = tuple((torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in RECORDED.values())
@@ -317,30 +348,33 @@ def _precisions() -> tuple[Any, ...]:
     return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.are_deterministic_algorithms_enabled()
 
 
-def in_order(learner: Learner, items: Sequence[Item], work: Callable[[Learner, Item], Result], *, first: int = 0) -> Iterator[Result]:
-    """The results of `work(learner, item)` on items `first` and on, one by one, each with random numbers of its own.
+def in_order(learner: Solver, items: Sequence[Item], work: Callable[[Functional, Item], Result], *, first: int = 0) -> Iterator[Result]:
+    """The results of `work(network, item)` on items `first` and on, one by one, each with random numbers of its own.
 
     What a task draws is decided by the state of the global generator at the start and the number of the task (see `TaskRandomness`).
     """
+    network = learner.network
     randomness = TaskRandomness(_device(learner))
     try:
         for number in range(first, len(items)):
             with randomness.task(number):
-                result = work(learner, items[number])
+                result = work(network, items[number])
             yield result
         learner.known.drawing = _modes_of(learner.model) if randomness.drawn else None
     finally:
         randomness.finish()
 
 
-def in_threads(learner: Learner, items: Sequence[Item], work: Callable[[Learner, Item], Result]) -> Iterator[Result]:
-    """The results of `work(learner, item)` on every item, in order: one item a thread, each on a replica that shares every tensor.
+def in_threads(learner: Solver, items: Sequence[Item], work: Callable[[Functional, Item], Result]) -> Iterator[Result]:
+    """The results of `work(network, item)` on every item, in order: one item a thread, each on a replica that shares every tensor.
 
     On a CPU a task is too small to be shared out over cores, so that a task a core is faster. The items are worked on one by one if
     there is one core, if the model is on another device, if it cannot be copied, or if it draws random numbers: threads share the
     generators, so that which thread draws first would decide the result.
     """
     threads = min(torch.get_num_threads() if _on(learner, "cpu") else 1, len(items))
+    if learner.one_by_one:
+        threads = 1
     drawing = _random_part(learner)
     if drawing and learner.execution == "threads":
         refuse_draws("threads", drawing)
@@ -350,7 +384,7 @@ def in_threads(learner: Learner, items: Sequence[Item], work: Callable[[Learner,
         return
     pool, modes = _pool(torch.get_num_threads()), _modes()
     # A call writes into the module while it runs, so that every task in flight needs a module of its own.
-    free: SimpleQueue[Learner] = SimpleQueue()
+    free: SimpleQueue[Functional] = SimpleQueue()
     for other in replicas:
         free.put(other)
 
@@ -399,12 +433,12 @@ def _modes_of(model: nn.Module) -> tuple[bool, ...]:
     return tuple(module.training for module in model.modules())
 
 
-def _device(learner: Learner) -> torch.device:
+def _device(learner: Solver) -> torch.device:
     return next((parameter.device for parameter in learner.parameters()), torch.device("cpu"))
 
 
-def _replicas(learner: Learner, count: int) -> list[Learner]:
-    """So many of the same learner on copies of its model; none if a copy would not be the same, with a warning if none can be made."""
+def _replicas(learner: Solver, count: int) -> list[Functional]:
+    """So many copies of a learner's network; none if a copy would not be the same, with a warning if none can be made."""
     tied = _tied_part(learner.model)
     if tied and learner.execution == "threads":
         raise ValueError(
@@ -413,7 +447,7 @@ def _replicas(learner: Learner, count: int) -> list[Learner]:
     if tied:
         return []
     try:
-        return [learner.on(replica(learner.model)) for _ in range(count)]
+        return [learner.network.replica() for _ in range(count)]
     except TypeError as error:
         if learner.execution == "threads":
             raise ValueError(f"execution='threads' copies the model for every thread, but {error}; use execution='loop'") from error

@@ -14,7 +14,7 @@ from torch.autograd.graph import Node
 from torch.func import vmap
 from torch.optim import Optimizer
 
-from metalearn.network.functional import Weights
+from metalearn.network.module_call import Weights
 
 Rates = Mapping[str, float | Tensor]
 Closure = Callable[[Weights], Tensor]

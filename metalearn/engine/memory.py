@@ -12,8 +12,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from metalearn.algorithms.base import Learner
+from metalearn.engine.solver import Steps
 from metalearn.episodes import Episode, stack
+from metalearn.network.functional import Functional
 
 from . import execution
 
@@ -53,7 +54,7 @@ class Forecast(NamedTuple):
         return f"{ways[self.way]}, {self.in_flight} at once: {each}, {size(self.total)}{free}"
 
 
-def forecast(learner: Learner, episode: Episode, *, tasks: int = execution.CHUNK) -> Forecast:
+def forecast(learner: Steps, episode: Episode, *, tasks: int = execution.CHUNK) -> Forecast:
     """The memory that `meta_backward` of a meta-batch of so many `tasks` will take -> `Forecast`.
 
     One task is run with one inner step and with two, counting the bytes of the tensors that are alive at once; the other steps are added
@@ -75,16 +76,18 @@ def forecast(learner: Learner, episode: Episode, *, tasks: int = execution.CHUNK
     """
     device = next(learner.parameters()).device
     way, in_flight = execution.in_flight(learner, tasks)
+    network = learner.network
     if way in execution.VECTORIZED:  # whose operations keep other tensors, even for one task
-        learner, episode = learner.on(stacked=1), stack([episode])
+        network, episode = network.stacked(1), stack([episode])
     if not learner.steps:
-        return Forecast(_peak(learner, episode), 0, way, in_flight, free_memory(device))
-    one, two = (_peak(_taking(learner, steps), episode) for steps in (1, 2))
+        return Forecast(_peak(learner, network, episode), 0, way, in_flight, free_memory(device))
+    one = _peak(_taking(learner, 1), network, episode)
+    two = _peak(_taking(learner, 2), network, episode)
     per_step = max(two - one, 0)
     return Forecast(one + per_step * (learner.steps - 1), per_step, way, in_flight, free_memory(device))
 
 
-def ways_out(learner: Learner, episode: Episode, expected: Forecast, *, processes: int = 1) -> str | None:
+def ways_out(learner: Steps, episode: Episode, expected: Forecast, *, processes: int = 1) -> str | None:
     """What to do where a forecast exceeds what is free, with the figure of each way out; None where it fits.
 
     Args:
@@ -97,7 +100,7 @@ def ways_out(learner: Learner, episode: Episode, expected: Forecast, *, processe
         return None
     cures = []
     if learner.steps and not learner.first_order:
-        cheaper = learner.on()
+        cheaper = learner.sharing()
         cheaper.first_order = True
         cures.append(f"first order ({size(forecast(cheaper, episode, tasks=expected.in_flight).per_task)} a task)")
     fewer = max(expected.free // processes // max(expected.per_task, 1), 1)
@@ -167,16 +170,16 @@ class _Alive(TorchDispatchMode):
         self.now -= bytes
 
 
-def _peak(learner: Learner, episode: Episode) -> int:
+def _peak(learner: Steps, network: Functional, episode: Episode) -> int:
     own = [*learner.parameters(), *learner.buffers(), *episode.support, *episode.query]
     devices = [own[0].device] if own[0].device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.enable_grad(), _Alive({t.untyped_storage()._cdata for t in own}) as alive:
-        learner.outer_gradient(episode)
+        learner.outer_gradient(network, episode)
     return alive.most
 
 
-def _taking(learner: Learner, steps: int) -> Learner:
-    other = learner.on(stacked=learner.stacked)
+def _taking(learner: Steps, steps: int) -> Steps:
+    other = learner.sharing()
     other.steps = steps
     return other
 

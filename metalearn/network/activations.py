@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .forward import select
-from .functional import Weights
 from .layers import heads, resolve
+from .module_call import Weights
 
 
 @contextmanager

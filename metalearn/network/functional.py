@@ -1,355 +1,202 @@
-"""A network as a function of its weights.
-
-A call installs weights in a module, runs it, and puts the module's own back. Three habits of modules would make the result wrong.
-They are seen by what happens to tensors, not by class names:
-
-- A module that runs again in the backward pass (`torch.utils.checkpoint`) would then find the weights from before adaptation.
-  `tripwires` see such a read. The network is from then on run in a copy for every call, in which the weights stay.
-- A module that reads a parameter past the module, from a closure or a list, would never see adapted weights. `Watch` sees it,
-  and it is refused.
-- A module that writes into itself would let every task change what the next one sees. Writes into parameters and buffers are
-  refused. Counters (integer buffers of one element) and other attributes are put back after the call.
-"""
+"""A network as a function of its weights: the value that the engine passes around in place of a module with state."""
 
 from __future__ import annotations
 
-import copy
-from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache
-from operator import is_
+from collections.abc import Callable, Container, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
-import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
-from torch.overrides import TorchFunctionMode
+from torch.func import vmap
 
-from .layers import check_network
+from metalearn.kernels.conv_cpu import Convolutions
+from metalearn.kernels.conv_per_task import StackedConvolutions
 
-Weights = dict[str, Tensor]
+from . import module_call
+from .activations import explain, head_input, is_raw
+from .forward import Inputs, forward, map_tensors
+from .layers import is_inside
+from .module_call import UnadaptedWeights, Weights
+
 Result = TypeVar("Result")
 
-# Operations whose result shares memory with a tensor, and whose writes autograd does not count.
-_UNCOUNTED = (
-    Tensor.data.__get__,  # type: ignore[attr-defined]
-    Tensor.data.__set__,  # type: ignore[attr-defined]
-    Tensor.detach,
-    Tensor.numpy,
-)
-_CONTAINERS = (list, dict, set, deque)
-_KINDS = ("parameter", "buffer", "module")  # in the order of `_registries`
+RECOMPUTES = "If it recomputes them in the backward pass (torch.utils.checkpoint), use execution='loop', which supports that"
 
 
-class UnadaptedWeights(ValueError):
-    """A parameter that has other weights in the current task was read as it is without them; `parameter` names it."""
+@dataclass
+class Known:
+    """What running a network has shown about it.
 
-    def __init__(self, parameter: str) -> None:
-        super().__init__(
-            f"the parameter {parameter!r} is read past the module that holds it, where adapted weights do not reach; read it in "
-            f"forward() as an attribute of its module, not from a closure, a list or a saved reference"
-        )
-        self.parameter = parameter
+    Attributes:
+        recomputes: it runs again in the backward pass, so every call needs a copy of it.
+        twice_differentiable: every operation it uses is known to have a second derivative.
+        drawing: the training modes of its modules when it last drew random numbers.
+    """
+
+    recomputes: bool = False
+    twice_differentiable: bool = False
+    drawing: tuple[bool, ...] | None = None
 
 
-class Watch(TorchFunctionMode):
-    """Sees what a module does with tensors that it should not read or write while it runs with the weights of a task.
+class DrawsRandomNumbers(RuntimeError):
+    """A network drew random numbers while its tasks were vectorized, where no task draws as it would alone."""
 
-    An operation on the values of a replaced parameter raises `UnadaptedWeights`. So does an operation whose saved tensors go to hooks
-    of the model's own: such hooks are how checkpointing runs a block again in the backward pass, where it would find that parameter.
+
+class Features(NamedTuple):
+    """What enters the head, and whether the model's output is what the head puts out.
+
+    Attributes:
+        values: (examples, ...) what enters the head, as it enters.
+        output: the model's output.
+        head_output: the head's output when the head had just run; None if the model's output is another tensor.
+    """
+
+    values: Tensor
+    output: Tensor
+    head_output: Tensor | None
+
+
+@dataclass(frozen=True)
+class Functional:
+    """A module as a function of its weights: for one task, or for several at once, each with moving weights of its own.
 
     Args:
-        replaced: by name, the parameters that have other weights in the current task.
-        used: by name, the parameters and buffers that are used in their place; see `written`.
-        hooks: whether to look at hooks too.
-    """
-
-    def __init__(self, replaced: Mapping[str, Tensor], used: Mapping[str, Tensor], *, hooks: bool) -> None:
-        super().__init__()
-        self.replaced = {id(tensor): name for name, tensor in replaced.items()}
-        self.used = {id(tensor): name for name, tensor in used.items()}
-        self.before: dict[str, tuple[Tensor, Tensor]] = {}
-        self.outside = _saving_hooks() if hooks and replaced else None
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in _UNCOUNTED and id(args[0]) in self.used:
-            self.before.setdefault(self.used[id(args[0])], (args[0], args[0].clone()))
-        result = func(*args, **kwargs)
-        name = self._replaced_among(args) or (kwargs and self._replaced_among(kwargs.values()))
-        # Shapes, devices and the like are the same for all weights: only an operation that returns tensors reads values.
-        if name and _holds_tensor(result):
-            raise UnadaptedWeights(name)
-        if self.outside is not None and torch.is_grad_enabled() and _saving_hooks() != self.outside:
-            raise UnadaptedWeights(next(iter(self.replaced.values())))
-        return result
-
-    def written(self) -> list[str]:
-        """The names of the tensors that were written to where autograd does not count writes, such as through `.data`."""
-        return [name for name, (tensor, before) in self.before.items() if not torch.equal(tensor, before)]
-
-    def _replaced_among(self, arguments: Iterable[Any]) -> str:
-        for argument in arguments:
-            if id(argument) in self.replaced:
-                return self.replaced[id(argument)]
-            if isinstance(argument, list | tuple):
-                name = self._replaced_among(argument)
-                if name:
-                    return name
-        return ""
-
-
-def _saving_hooks() -> tuple[Any, ...]:
-    """The hooks that a tensor goes through now when an operation saves it for its backward pass."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) or ()
-
-
-class _Tripwire(Tensor):
-    """A parameter of which any use raises `UnadaptedWeights`."""
-
-    name = ""
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        touched = next(tensor for tensor in _tensors((args, tuple(kwargs.values()))) if isinstance(tensor, cls))
-        try:
-            with torch._C.DisableTorchFunctionSubclass():
-                result = func(*args, **kwargs)
-        except RuntimeError as error:  # such as with activations of vmap, which are gone in a backward pass
-            raise UnadaptedWeights(touched.name) from error
-        if _holds_tensor(result):
-            raise UnadaptedWeights(touched.name)
-        return result
-
-
-def tripwires(module: nn.Module, names: Container[str]) -> AbstractContextManager[None]:
-    """A context manager in which any use of these parameters as attributes of the module raises `UnadaptedWeights`.
-
-    For backward passes: a module that runs again in one would not find the weights that it had in the forward pass.
-    """
-    if is_plain(module):
-        return nullcontext()
-    wires: Weights = {}
-    for name, parameter in module.named_parameters():
-        if name in names:
-            wire = parameter.detach().as_subclass(_Tripwire)
-            wire.name = name
-            wires[name] = wire
-    return _installed(module, wires)
-
-
-def call(
-    module: nn.Module, weights: Weights, function: Callable[[nn.Module], Result], *, keep: bool = False, stacked: bool = False
-) -> Result:
-    """`function` of a module that has these weights.
-
-    Args:
-        module: any module. When the call returns, it is as it was before.
-        weights: tensors by parameter name; parameters that are not named keep their own.
-        function: what to do with the module.
-        keep: run a copy of the module, in which the weights stay, so that what runs again in the backward pass finds them.
-        stacked: whether this runs under `torch.vmap`, where values cannot be compared.
-
-    Raises:
-        UnadaptedWeights: a parameter that has other weights here was read past its module.
-        ValueError: the module writes into its parameters or buffers.
+        module: any module with one tensor in and one out.
+        head: the path of its head; "" for a module without one.
+        output: which entry of the module's output to take (see `metalearn.network.forward.forward`).
+        tasks: how many tasks there are along the first dimension of inputs, and of weights that move; None for one
+            task without that dimension.
+        known: what running the module has shown; shared by all views of it.
 
     Example:
-        >>> doubled = {"weight": torch.full((1, 1), 2.0)}
-        >>> call(nn.Linear(1, 1, bias=False), doubled, lambda module: module(torch.ones(1, 1))).item()
-        2.0
+        >>> network = Functional(nn.Linear(2, 1, bias=False))
+        >>> weights = {"weight": torch.tensor([[1.0, 2.0]])}
+        >>> network(weights, torch.tensor([[3.0, 4.0]]))
+        tensor([[11.]])
     """
-    if not keep and is_plain(module):
-        with _installed(module, weights):
-            return function(module)
-    network = replica(module) if keep else module
-    state = _State(network, weights)
-    watch = Watch(state.replaced, {} if stacked else state.tensors, hooks=not keep)
-    try:
-        with watch:
-            result = function(network)
-        written = [*state.written(), *watch.written()]
-    finally:
-        if not keep:
-            state.restore()
-    if written:
-        raise ValueError(
-            f"the model writes into its {written[0]} while it runs, so that every task changes what the next one sees; switch that "
-            f"off with model.eval(), or keep it out of the model"
-        )
-    return result
 
-
-def is_plain(model: nn.Module) -> bool:
-    """Whether a network is made of PyTorch's modules and this package's alone, without hooks: these have none of the three habits.
-
-    Example:
-        >>> is_plain(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
-        True
-    """
-    return all(
-        _is_known(type(module))  # type: ignore[arg-type]
-        and "forward" not in vars(module)
-        and not (module._forward_hooks or module._forward_pre_hooks)
-        for module in model.modules()
-    )
-
-
-@cache
-def _is_known(kind: type[nn.Module]) -> bool:
-    own = kind.__module__.startswith("metalearn.") and not kind.__module__.startswith("metalearn.compat.")
-    return own or kind.__module__.startswith("torch.nn.modules.")
-
-
-@contextmanager
-def _installed(module: nn.Module, weights: Weights) -> Iterator[None]:
-    """While it is on, the parameters of the module are these."""
-    places = []
-    names: dict[int, str] = {}  # a tied parameter has one name in `weights`: its first
-    for path, part in module.named_modules():
-        for key, parameter in part._parameters.items():
-            if parameter is None:
-                continue
-            name = names.setdefault(id(parameter), f"{path}.{key}" if path else key)
-            places.append((part._parameters, key, parameter, weights.get(name, parameter)))
-    for registered, key, _, weight in places:
-        registered[key] = weight  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for registered, key, parameter, _ in places:
-            registered[key] = parameter
-
-
-def check_weights(model: nn.Module) -> None:
-    """Raise ValueError, with the cure, if the weights of a module are not there yet or cannot be exchanged.
-
-    Example:
-        >>> check_weights(nn.LazyLinear(3))
-        Traceback (most recent call last):
-        ...
-        ValueError: the model itself (LazyLinear) has no weights before its first run; run the model once on a batch of inputs
-    """
-    check_network(model)
-    for path, module in model.named_modules():
-        name = f"{path or 'the model itself'} ({type(module).__name__})"
-        if isinstance(module, torch.jit.ScriptModule):
-            raise ValueError(f"{name} is compiled to TorchScript, where weights cannot be exchanged; pass the module it was made from")
-        if any(map(is_lazy, (*module._parameters.values(), *module._buffers.values()))):
-            raise ValueError(f"{name} has no weights before its first run; run the model once on a batch of inputs")
-
-
-def replica(module: nn.Module) -> nn.Module:
-    """Another module of the same structure that shares every tensor.
-
-    Raises:
-        TypeError: a part of the module cannot be copied.
-    """
-    tensors = [tensor for part in module.modules() for tensor in _tensors(vars(part).values())]
-    try:
-        return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
-    except Exception as error:
-        raise TypeError(f"{type(module).__name__} cannot be copied ({str(error).splitlines()[0]})") from error
-
-
-class _Part(NamedTuple):
-    """One module before a call: its own tensors and modules by name, those that the call uses, and its other attributes."""
-
-    prefix: str
     module: nn.Module
-    own: tuple[dict[str, Any], ...]
-    used: tuple[dict[str, Any], ...]
-    attributes: dict[str, Any]
-    contents: list[tuple[Any, Any]]  # lists, dictionaries and the like, each with a copy of what it holds
+    head: str = ""
+    output: str | None = None
+    tasks: int | None = None
+    known: Known = field(default_factory=Known)
 
+    @property
+    def task_dims(self) -> int:
+        """How many task dimensions inputs and outputs have: 0 or 1."""
+        return 0 if self.tasks is None else 1
 
-class _State:
-    """What a module holds before a call. Making it installs the weights."""
+    def stacked(self, tasks: int) -> Functional:
+        """The same network for so many tasks at once."""
+        return replace(self, tasks=tasks)
 
-    def __init__(self, network: nn.Module, weights: Weights) -> None:
-        self.tensors: dict[str, Tensor] = {}  # the parameters and buffers that the call uses
-        self.replaced: dict[str, Tensor] = {}  # the parameters for which the call uses other weights
-        names: dict[int, str] = {}  # a tied parameter has one name in `weights`: its first
-        self.parts = [self._install(path, part, weights, names) for path, part in network.named_modules()]
-        self.versions = {name: tensor._version for name, tensor in self.tensors.items() if not tensor.is_inference()}
+    def single(self) -> Functional:
+        """The same network for one task."""
+        return replace(self, tasks=None)
 
-    def _install(self, path: str, module: nn.Module, weights: Weights, names: dict[int, str]) -> _Part:
-        prefix = f"{path}." if path else ""
-        attributes = dict(vars(module))
-        contents = [(value, copy.copy(value)) for value in attributes.values() if type(value) in _CONTAINERS]
-        own = _registered(module)
-        for key, parameter in own[0].items():
-            if parameter is None:
-                continue
-            name = names.setdefault(id(parameter), prefix + key)
-            weight = weights.get(name, parameter)
-            self.tensors[f"parameter {name}"] = weight
-            if weight is not parameter:
-                self.replaced[name] = parameter
-                module._parameters[key] = weight  # type: ignore[assignment]
-        for key, buffer in own[1].items():
-            if buffer is None:
-                continue
-            if buffer.numel() == 1 and not buffer.is_floating_point():
-                module._buffers[key] = buffer.clone()  # a counter: this call counts for itself
-            else:
-                self.tensors[f"buffer {prefix}{key}"] = buffer
-        return _Part(prefix, module, own, _registered(module), attributes, contents)
+    def replica(self) -> Functional:
+        """The same tensors in another module of the same structure, for another thread.
 
-    def written(self) -> list[str]:
-        """What the call wrote to or replaced among parameters, buffers and modules."""
-        names = [name for name, version in self.versions.items() if self.tensors[name]._version != version]
-        for part in self.parts:
-            for kind, before, after in zip(_KINDS, part.used, _registered(part.module), strict=True):
-                names += [f"{kind} {part.prefix}{key}" for key in before.keys() | after.keys() if before.get(key) is not after.get(key)]
-        return names
+        Raises:
+            TypeError: a part of the module cannot be copied.
+        """
+        return replace(self, module=module_call.replica(self.module))
 
-    def restore(self) -> None:
-        """Put everything back."""
-        for part in self.parts:
-            held = vars(part.module)
-            if len(held) != len(part.attributes) or not all(map(is_, held.values(), part.attributes.values())):
-                held.clear()
-                held.update(part.attributes)
-            for container, content in part.contents:
-                if len(container) != len(content) or not all(map(is_, _values(container), _values(content))):
-                    _refill(container, content)
-            for registered, own in zip(_registries(part.module), part.own, strict=True):
-                registered.clear()
-                registered.update(own)
+    def first_task(self, inputs: Inputs) -> Inputs:
+        """The inputs of one task: the first of a stack, or all of them."""
+        if self.tasks is None:
+            return inputs
+        return map_tensors(lambda tensor: tensor[0], inputs)
 
+    def weights(self, moving: Iterable[str] = ()) -> Weights:
+        """Every parameter by name; those in `moving` have the task dimension if there is one."""
+        weights: Weights = dict(self.module.named_parameters())
+        if self.tasks is not None:
+            for name in moving:
+                weights[name] = weights[name].expand(self.tasks, *weights[name].shape)
+        return weights
 
-def _registries(module: nn.Module) -> tuple[dict[str, Any], ...]:
-    return module._parameters, module._buffers, module._modules
+    def __call__(self, weights: Weights, inputs: Inputs) -> Tensor:
+        """The output under these weights: (examples, ...) -> (examples, ways), a failure naming the layer and the cure."""
+        try:
+            return self._output(weights, inputs)
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            self.explain(error, inputs)
+            raise
 
+    def features(self, weights: Weights, inputs: Inputs) -> Features:
+        """What enters the head under these weights."""
+        same = [False]
 
-def _registered(module: nn.Module) -> tuple[dict[str, Any], ...]:
-    parameters, buffers, modules = _registries(module)
-    return dict(parameters), dict(buffers), dict(modules)
+        def run(model: nn.Module, x: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+            with head_input(model, self.head) as at_head:
+                output = forward(model, x, self.output)
+            same[0] = bool(self.head) and at_head.runs == 1 and output is at_head.output
+            return at_head.features, at_head.copy, output
 
+        values, head_output, output = self._per_task(self.module, run, weights, inputs)
+        return Features(values, output, head_output if same[0] else None)
 
-def _values(container: Any) -> Iterable[Any]:
-    return container.values() if isinstance(container, dict) else container
+    def call_head(self, weights: Weights, features: Tensor) -> Tensor:
+        """The head's output for what enters it: (examples, ...) -> (examples, ways)."""
+        start = len(self.head) + 1 if self.head else 0
+        own = {name[start:]: weight for name, weight in weights.items() if is_inside(name, self.head)}
+        return self._per_task(self.module.get_submodule(self.head), lambda head, x: head(x), own, features)
 
+    def tripwires(self, names: Container[str]) -> AbstractContextManager[None]:
+        """A context manager for backward passes in which a use of these parameters raises `UnadaptedWeights`."""
+        return module_call.tripwires(self.module, names)
 
-def _refill(container: Any, content: Any) -> None:
-    container.clear()
-    add = container.extend if isinstance(container, list | deque) else container.update
-    add(content)
+    def watched(self, work: Callable[[], Result]) -> Result:
+        """`work()`; once more if it shows that the module runs again in the backward pass, then in copies that keep their weights."""
+        in_copies = self.known.recomputes
+        try:
+            return work()
+        except UnadaptedWeights as error:
+            if in_copies:
+                raise
+            if self.tasks is not None:
+                raise ValueError(f"{error}. {RECOMPUTES}") from error
+        except RuntimeError as error:
+            if "escaped from inside a function being vmapped" not in str(error):
+                raise
+            name = type(self.module).__name__
+            raise ValueError(f"{name} uses activations after its forward pass. {RECOMPUTES}") from error
+        self.known.recomputes = True
+        return work()
 
+    def explain(self, error: Exception, inputs: Any) -> None:
+        """Raise in words why the module failed on these inputs, if running it on one task tells."""
+        alone = self.single()
+        task = self.first_task(inputs)
+        explain(error, self.module, lambda: alone._output(alone.weights(), task))
+        if self.tasks is None or isinstance(error, ValueError) or not is_raw(error):
+            return
+        reason = str(error).strip().splitlines()[0]
+        raise RuntimeError(
+            f"the forward pass of {type(self.module).__name__} cannot be vectorized over tasks ({reason}); use execution='loop' or 'auto'"
+        ) from error
 
-def _holds_tensor(value: Any) -> bool:
-    return next(_tensors((value,)), None) is not None
+    def _output(self, weights: Weights, inputs: Inputs) -> Tensor:
+        return self._per_task(self.module, lambda model, x: forward(model, x, self.output), weights, inputs)
 
+    def _per_task(self, module: nn.Module, function: Callable[[nn.Module, Any], Any], weights: Weights, inputs: Inputs) -> Any:
+        """`function(module with these weights, inputs)`, for one task or for every task of a stack."""
+        if self.tasks is None:
+            with Convolutions():
+                return module_call.call(module, weights, lambda network: function(network, inputs), keep=self.known.recomputes)
+        single = dict(module.named_parameters())
+        dims = {name: 0 if weight.ndim > single[name].ndim else None for name, weight in weights.items()}
 
-def _tensors(values: Iterable[Any], depth: int = 3) -> Iterator[Tensor]:
-    """The tensors among values, and in lists, tuples and dictionaries among them."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif depth and isinstance(value, list | tuple):
-            yield from _tensors(value, depth - 1)
-        elif depth and isinstance(value, dict):
-            yield from _tensors(value.values(), depth - 1)
+        def task(own: Weights, x: Inputs) -> Any:
+            return module_call.call(module, own, lambda network: function(network, x), stacked=True)
+
+        vectorized = vmap(task, in_dims=(dims, map_tensors(lambda _: 0, inputs)), randomness="error")
+        try:
+            with StackedConvolutions():
+                return vectorized(weights, inputs)
+        except RuntimeError as error:
+            if "random operation" not in str(error):
+                raise
+            raise DrawsRandomNumbers("the model draws random numbers under vmap") from error

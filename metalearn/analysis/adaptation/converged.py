@@ -10,10 +10,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from metalearn.algorithms.base import Learner
+from metalearn.algorithms.base import Learner, ends_in_head
 from metalearn.engine.inner_loop import Weights
 from metalearn.episodes import Episode
 from metalearn.network.forward import Inputs
+from metalearn.network.functional import Functional
 from metalearn.network.layers import is_inside
 
 Start = Literal["zeros", "initial"]
@@ -93,18 +94,22 @@ class FixedBody:
     """The body of a learner under given weights, and the features it gives on one task: what heads are trained on.
 
     Args:
-        learner: whose head and loss are used.
+        learner: whose loss is used.
+        network: its network, or a replica of it.
         weights: every weight of the model; the body's stay.
         task: one task, without a task dimension.
     """
 
-    def __init__(self, learner: Learner, weights: Weights, task: Episode) -> None:
+    def __init__(self, learner: Learner, network: Functional, weights: Weights, task: Episode) -> None:
         self.learner = learner
+        self.network = network
         self.weights = {name: weight.detach() for name, weight in weights.items()}
         self.task = task
         with torch.no_grad():
-            self.support_features, self.ends_in_head = learner.features(self.weights, task.support.inputs)
-            self.query_features, _ = learner.features(self.weights, task.query.inputs)
+            support = network.features(self.weights, task.support.inputs)
+            self.query_features = network.features(self.weights, task.query.inputs).values
+        self.support_features = support.values
+        self.ends_in_head = ends_in_head(support)
 
     def query_logits(self, weights: Weights) -> Tensor:
         """The logits (queries, ways) of the head in these weights, on the query features."""
@@ -131,8 +136,8 @@ class FixedBody:
     @cached_property
     def starts(self) -> dict[str, Weights]:
         """The head's weights to begin with, by the name of the start."""
-        weights = self.learner.weights()
-        initial = {name: weights[name].detach() for name in weights if is_inside(name, self.learner.head)}
+        weights = self.network.weights()
+        initial = {name: weights[name].detach() for name in weights if is_inside(name, self.network.head)}
         return {"zeros": {name: torch.zeros_like(weight) for name, weight in initial.items()}, "initial": initial}
 
     @cached_property
@@ -147,12 +152,12 @@ class FixedBody:
     def _loss(self, head: Weights) -> Tensor:
         support = self.task.support
         logits = self._logits({**self.weights, **head}, self.support_features, support.inputs)
-        return self.learner.task_loss(logits, support.targets)
+        return self.learner.task_loss(self.network, logits, support.targets)
 
     def _logits(self, weights: Weights, features: Tensor, inputs: Inputs) -> Tensor:
         if self.ends_in_head:
-            return self.learner.call_head(weights, features)
-        return self.learner.call(weights, inputs)  # the model goes on after its head
+            return self.network.call_head(weights, features)
+        return self.network(weights, inputs)  # the model goes on after its head
 
     def _gradients(self, head: Weights) -> list[Tensor]:
         with torch.enable_grad():

@@ -13,15 +13,16 @@ from torch import Tensor
 
 from metalearn.algorithms.base import Learner
 from metalearn.analysis.scales import SCALES, worse
-from metalearn.engine.execution import in_threads
+from metalearn.engine.execution import answered, in_threads, solve
 from metalearn.evaluation import place
+from metalearn.network.functional import Functional
 from metalearn.runtime import progress as _progress
 from metalearn.runtime.statistics import Estimate
 from metalearn.runtime.tables import aligned, plain
 
 from .converged import STARTS, Convergence, FixedBody, HeadFit
 from .freezing import Freezing, frozen_learners
-from .observe import query_score
+from .observe import query_score, settle
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,10 @@ def decompose(
         progress: show the progress on standard error.
     """
 
-    def work(one: Learner, i: int) -> TaskScores:
-        return score_task(one, tasks[i], layers)
+    def work(network: Functional, i: int) -> TaskScores:
+        return score_task(learner, network, tasks[i], layers)
 
+    settle(learner, tasks[0])
     tasks_scored: list[TaskScores] = []
     with (
         torch.no_grad(),
@@ -187,13 +189,13 @@ CONDITIONS = {
 }
 
 
-def score_task(learner: Learner, task: Any, layers: Sequence[str]) -> TaskScores:
+def score_task(learner: Learner, network: Functional, task: Any, layers: Sequence[str]) -> TaskScores:
     """The scores of one task with its head run to convergence, and with its head frozen."""
     task = place(task, learner)
     support, query = task
 
     def score(logits: Tensor) -> float:
-        return query_score(learner, logits, query.targets)
+        return query_score(learner, network, logits, query.targets)
 
     heads = ("steps", *STARTS)
     frozen: dict[str, list[float]] = {head: [] for head in heads}
@@ -203,14 +205,13 @@ def score_task(learner: Learner, task: Any, layers: Sequence[str]) -> TaskScores
             for head in heads:
                 frozen[head].append(frozen[head][-1])
             continue
-        adapted = held.adapt(support)
-        body = FixedBody(held, adapted.weights, task)
+        adapted = solve(held, network, support)
+        body = FixedBody(held, network, adapted.weights, task)
         frozen["steps"].append(score(body.query_logits(adapted.weights)))
         for start in STARTS:
             fit = body.fit(start)
             readout = score(body.query_logits(fit.weights)) if math.isfinite(fit.loss) else math.nan
             frozen[start].append(readout)
             fits[start].append(fit._replace(weights={}))  # which would be kept for every task
-    head_frozen = learner.frozen([learner.head])
-    logits = head_frozen.predict(head_frozen.adapt(support), query.inputs)
+    logits = answered(learner.frozen([learner.head]), network, task)
     return TaskScores(frozen, score(logits), fits)

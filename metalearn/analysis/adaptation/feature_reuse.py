@@ -20,6 +20,7 @@ from metalearn.analysis.scales import worse
 from metalearn.engine.execution import in_threads
 from metalearn.episodes import Episode
 from metalearn.evaluation import Evaluation, evaluate
+from metalearn.network.functional import Functional
 from metalearn.network.layers import body, is_inside, resolve
 from metalearn.network.layers import layers as layer_names
 from metalearn.network.modes import evaluation_mode
@@ -29,7 +30,7 @@ from metalearn.runtime.statistics import Estimate, p_value
 
 from .decomposition import Decomposition, decompose
 from .freezing import Freezing, freezing
-from .observe import Observed, Other, observe, weights_of
+from .observe import Observed, Other, observe, settle, weights_of
 
 if TYPE_CHECKING:
     pass
@@ -109,9 +110,11 @@ def feature_reuse(
     seen = _Seen(learner, layers, draws, seed)
     other = None if ceiling is None else _other(ceiling, learner)
 
-    def work(one: Learner, i: int) -> Observed:
+    settle(learner, tasks[0])
+
+    def work(network: Functional, i: int) -> Observed:
         sizes: Any = {"rows": rows // len(tasks), "draws": draws, "tasks": len(tasks)}
-        return observe(one, seen.names, tasks[i], **sizes, seed=seed, index=i, other=other)
+        return observe(learner, network, seen.names, tasks[i], **sizes, seed=seed, index=i, other=other)
 
     with evaluation_mode([learner, *([other.learner] if other else [])]), torch.no_grad():
         with _progress.progress("before and after adaptation", len(tasks), unit="task", shown=progress) as advance:

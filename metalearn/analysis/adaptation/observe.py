@@ -17,10 +17,12 @@ from metalearn.algorithms.features import cosine_readout
 from metalearn.analysis.measures.inputs import real_tensor
 from metalearn.analysis.networks.layerwise import Profile, cca_draws, cca_of_task, cka_draws, compare_layers, sample
 from metalearn.analysis.networks.probes import ridge_readout
+from metalearn.engine.execution import answer, solve
 from metalearn.engine.inner_loop import Weights, inner_step
 from metalearn.episodes import Episode, Examples
 from metalearn.evaluation import check_examples, place
 from metalearn.network.activations import head_input, representations
+from metalearn.network.functional import Functional
 from metalearn.network.layers import is_inside, owners
 
 Outputs = Mapping[str, Tensor]
@@ -60,13 +62,15 @@ class Other:
 
     def outputs(self, names: Sequence[str], inputs: Tensor) -> Outputs:
         """What the named layers put out for these inputs, under the meta-initialisation."""
-        with self.alone, representations(self.learner.model, names) as seen:
-            self.learner.call(self.learner.weights(), inputs)
+        network = self.learner.network
+        with self.alone, representations(network.module, names) as seen:
+            network(network.weights(), inputs)
         return seen
 
 
 def observe(
     learner: Learner,
+    network: Functional,
     names: Sequence[str],
     task: Episode,
     *,
@@ -82,31 +86,31 @@ def observe(
     support, query = place(task, learner)
     regression = support.targets.is_floating_point()
     ways = 0 if regression else int(support.targets.max()) + 1
-    learner.settle_head(support.inputs)
 
     def run(predict: Callable[..., Tensor], *arguments: Any) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        with representations(learner.model, names) as outputs, head_input(learner.model, learner.head) as at_head:
+        with representations(network.module, names) as outputs, head_input(network.module, network.head) as at_head:
             logits = predict(*arguments)
         return outputs, logits, at_head.features.flatten(1)
 
     def score(logits: Tensor) -> float:
-        return query_score(learner, logits, query.targets)
+        return query_score(learner, network, logits, query.targets)
 
     def headless(weights: Weights, features: Tensor) -> float:
-        shots = run(learner.call, weights, support.inputs)[2]
+        shots = run(network, weights, support.inputs)[2]
         if not regression:
             return score(cosine_readout(Examples(shots, support.targets), features, ways))
         # Ridge regression of the support targets, its strength chosen by leaving one out.
         outputs, _ = ridge_readout(shots, support.targets.reshape(len(shots), -1).double(), features)
         return score(outputs.reshape(query.targets.shape).to(query.targets.dtype))
 
-    initial, adapted = learner.weights(), learner.adapt(support)
-    before, logits_before, features_before = run(learner.call, initial, query.inputs)
-    after, own, features_after = run(learner.predict, adapted, query.inputs)
+    initial = network.weights()
+    adapted = solve(learner, network, support)
+    before, logits_before, features_before = run(network, initial, query.inputs)
+    after, own, features_after = run(answer, learner, network, adapted, query.inputs)
     uses_head = adapted.support is None  # the others predict from the support features that they keep
     unmoved = {name: torch.equal(before[name], after[name]) for name in names}
     sides: list[Outputs] = [before, after, *([other.outputs(names, query.inputs)] if other else [])]
-    moved = weights_moved(learner.model, names, initial, adapted.weights, first_gradients(learner, support))
+    moved = weights_moved(network.module, names, initial, adapted.weights, first_gradients(learner, network, support))
     return Observed(
         profile=compare_layers(before, after, draws=cka_draws(draws, before, names, tasks), seed=seed + index),
         cca=cca_of_task(before, after, names, draws=cca_draws(draws, before, names, tasks), seed=seed + index),
@@ -127,7 +131,13 @@ def observe(
     )
 
 
-def query_score(learner: Learner, logits: Tensor, targets: Tensor) -> float:
+def settle(learner: Learner, task: Episode) -> None:
+    """Find out on one task whether a guessed head makes the model's output, before tasks run in threads."""
+    check_examples(task, stacked=False)
+    learner.settle_head(place(task, learner).support.inputs)
+
+
+def query_score(learner: Learner, network: Functional, logits: Tensor, targets: Tensor) -> float:
     """The share of a task's queries that are right, or for real targets the learner's loss.
 
     Args:
@@ -135,11 +145,11 @@ def query_score(learner: Learner, logits: Tensor, targets: Tensor) -> float:
         targets: (queries,) class labels, or real targets.
     """
     if targets.is_floating_point():
-        return float(learner.task_loss(logits, targets))
+        return float(learner.task_loss(network, logits, targets))
     return float((logits.argmax(-1) == targets).double().mean())
 
 
-def first_gradients(learner: Learner, support: Examples) -> Weights:
+def first_gradients(learner: Learner, network: Functional, support: Examples) -> Weights:
     """The gradient of the inner loss on the support set at the meta-initialisation, by parameter name; of those that have a rate.
 
     Example:
@@ -148,12 +158,12 @@ def first_gradients(learner: Learner, support: Examples) -> Weights:
         >>> model = nn.Linear(1, 1, bias=False)
         >>> learner = MAML(model, lr=0.1, loss=F.mse_loss)
         >>> _ = nn.init.ones_(model.weight)
-        >>> first_gradients(learner, Examples(torch.tensor([[2.0]]), torch.tensor([[5.0]])))["weight"].item()  # 2 (2 w - 5) 2
+        >>> first_gradients(learner, learner.network, Examples(torch.tensor([[2.0]]), torch.tensor([[5.0]])))["weight"].item()  # 2 (2 w - 5) 2
         -12.0
     """
     gradients, _ = inner_step(
-        lambda weights: learner.task_loss(learner.call(weights, support.inputs), support.targets),
-        learner.weights(),
+        lambda weights: learner.task_loss(network, network(weights, support.inputs), support.targets),
+        network.weights(),
         learner.rates,
         first_order=True,
         update=lambda weights, gradients, rates, state: (gradients, state),

@@ -167,9 +167,10 @@ def similarity_between(
 def _outputs(learner: Learner, task: Episode, names: Sequence[str], adapted: bool) -> dict[str, Tensor]:
     check_examples(task, stacked=False)
     support, query = place(task, learner)
-    weights = learner.adapt(support).weights if adapted else learner.weights()
-    with representations(learner.model, names) as seen:
-        learner.call(weights, query.inputs)
+    network = learner.network
+    weights = learner.adapt(support).weights if adapted else network.weights()
+    with representations(network.module, names) as seen:
+        network(weights, query.inputs)
     return seen
 
 
