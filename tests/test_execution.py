@@ -16,6 +16,7 @@ import metalearn as ml
 from metalearn.engine.execution import chosen, in_threads
 from metalearn.episodes import stack, unstack
 from metalearn.models import MLP, Conv4
+from metalearn.network.functional import Functional
 from tests.conftest import WAYS_TO_RUN, gradients, made_up_tasks, smooth_network
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -48,21 +49,21 @@ def test_a_network_of_unknown_modules_is_not_vectorized_unasked() -> None:
 
 def test_threads_use_one_intra_op_thread_each_and_leave_the_callers_number_alone() -> None:
     learner = ml.MAML(MLP(2, 3), 0.1)
-    inside = list(in_threads(learner, range(4), lambda replica, item: (torch.get_num_threads(), item, replica.model is learner.model)))
+    inside = list(in_threads(learner, range(4), lambda network, item: (torch.get_num_threads(), item, network.module is learner.model)))
     assert inside == [(1, 0, False), (1, 1, False), (1, 2, False), (1, 3, False)]
     assert torch.get_num_threads() == 2
 
 
 def test_replicas_share_every_tensor() -> None:
     learner = ml.MAML(MLP(2, 3), 0.1)
-    for parameters in in_threads(learner, range(3), lambda replica, _: list(replica.parameters())):
-        assert all(ours is theirs for ours, theirs in zip(learner.parameters(), parameters, strict=True))
+    for parameters in in_threads(learner, range(3), lambda network, _: list(network.module.parameters())):
+        assert all(ours is theirs for ours, theirs in zip(learner.model.parameters(), parameters, strict=True))
 
 
 def test_modes_of_the_caller_hold_in_threads() -> None:
     learner = ml.MAML(MLP(2, 3), 0.1)
 
-    def modes(replica: ml.Learner, item: int) -> tuple[bool, bool]:
+    def modes(network: Functional, item: int) -> tuple[bool, bool]:
         return torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
 
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):

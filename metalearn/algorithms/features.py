@@ -85,6 +85,11 @@ class FeatureLearner(Learner):
                 self.head = output_of(self.model, run) or ""
             self.guessed = False
 
+    def adapt(self, support: Examples) -> Adapted:
+        """The support set of one task -> its features and labels, with the head found first if it was guessed."""
+        self.settle_head(support.inputs)
+        return self.solve(self.network, support)
+
     @explained
     def solve(self, network: Functional, support: Examples) -> Adapted:
         """A support set -> its features and labels; no weight moves."""

@@ -115,6 +115,8 @@ class MAML(Learner):
     @explained
     def solve(self, network: Functional, support: Examples) -> Adapted:
         """A support set -> its adapted weights, differentiable to the initial ones if gradients are on."""
+        if self.needs_head and self.guessed:
+            self.settle_head(network.first_task(support.inputs))
         return self.fit(network, support, lambda weights: network(weights, support.inputs))
 
     def fit(self, network: Functional, support: Examples, predict: Callable[[Weights], Tensor]) -> Adapted:
