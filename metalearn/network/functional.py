@@ -70,6 +70,7 @@ class Functional:
         known: what running the module has shown; shared by all views of it.
 
     Example:
+        >>> import torch
         >>> network = Functional(nn.Linear(2, 1, bias=False))
         >>> weights = {"weight": torch.tensor([[1.0, 2.0]])}
         >>> network(weights, torch.tensor([[3.0, 4.0]]))

@@ -68,16 +68,16 @@ def gone_within(seconds: float, mark: str) -> bool:
 
 PARENT = """
 import sys, time
-from metalearn import workers
+from metalearn.runtime import parallel
 
 def work(number):
-    workers.end_with_parent()
+    parallel.end_with_parent()
     print("working", flush=True)
     while True:
         time.sleep(0.1)
 
 if __name__ == "__main__":
-    source = workers.start_method("metalearn.runtime.parallel")
+    source = parallel.start_method("metalearn.runtime.parallel")
     started = [source.Process(target=work, args=(number,)) for number in range(2)]
     for process in started:
         process.start()

@@ -135,7 +135,7 @@ def test_the_runs_folder_may_be_a_file_and_is_named(here: Path, capsys: pytest.C
 
 HOLDER = """
 import sys, time
-from metalearn import files
+from metalearn.runtime import files
 with files.locked(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
@@ -144,7 +144,7 @@ with files.locked(sys.argv[1]):
 
 def test_two_processes_on_one_checkpoint_say_who_holds_it(here: Path) -> None:
     command = [sys.executable, "-c", HOLDER, str(here / "run")]
-    environment = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[2])}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     try:
