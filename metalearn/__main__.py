@@ -119,7 +119,7 @@ def train(algorithm: str = "maml", tensorboard: str | None = None, progress: boo
 
 def evaluate_checkpoint(
     checkpoint: str,
-    split: Literal["train", "validation", "test"] = "test",
+    split: Literal["train", "validation", "val", "test"] = "test",
     dataset: str | None = None,
     splits: str | None = None,
     split_ratio: Listed | None = None,

@@ -74,5 +74,5 @@ def test_without_a_network_the_message_says_so(tmp_path, monkeypatch):
 
 
 def test_a_split_that_does_not_exist_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="split='val' is not one of train, validation, test"):
-        cifar_fs(tmp_path, "val")
+    with pytest.raises(ValueError, match="split='dev' is not one of train, validation, test"):
+        cifar_fs(tmp_path, "dev")

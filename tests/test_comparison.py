@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -24,9 +26,13 @@ from metalearn.runtime import files
 from tests.test_finetuning import images
 from tests.test_report import Page
 from transfer import compare, everywhere, finetune, fresh, mean_var, transfusion
-from transfer.comparison import figures
+from transfer.comparison import run as running
+from transfer.comparison.compare import Comparison
 from transfer.comparison.statistics import holm, over_seeds, paired, seeds_needed, sign_flip, smallest_p
+from transfer.comparison.text import start_words
+from transfer.finetuning import finetune as finetuning
 from transfer.finetuning.curve import Curve
+from transfer.finetuning.figures import look_of
 
 
 def build() -> nn.Module:
@@ -166,7 +172,7 @@ def test_page_and_picture_hold_the_numbers_and_load_nothing(found, tmp_path: Pat
 
 
 def test_no_two_starts_are_drawn_alike() -> None:
-    styles = [figures._style(i) for i in range(40)]
+    styles = [look_of(i) for i in range(40)]
     assert len({(style["color"], style["marker"]) for style in styles}) == 40
 
 
@@ -359,3 +365,33 @@ def test_ranks_of_torchrun_share_out_the_runs(tmp_path: Path) -> None:
     assert time.monotonic() - started < 300
     assert (tmp_path / "rank0.txt").read_text() == (tmp_path / "rank1.txt").read_text()
     assert sorted(len((tmp_path / f"ran{rank}").read_text()) for rank in (0, 1)) == [4, 5]
+
+
+def test_the_page_lists_what_every_start_started_from(found: Comparison) -> None:
+    for name in found.strategies:
+        counted = found.of(name)[0].initialisation["parameters"]
+        assert start_words(found, name) == ", ".join(f"{count:,} parameters {how}" for how, count in counted.items())
+        assert counted
+
+
+def test_asking_whether_runs_are_done_builds_no_network_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = dict(list(starts().items())[:2])
+    compare(pair, build, TRAIN, TRAIN.probe(36), seeds=[0], folder=tmp_path)
+    started = []
+    original = running._Plan.start
+    monkeypatch.setattr(running._Plan, "start", lambda plan, name, seed: started.append(name) or original(plan, name, seed))
+    plan = running._Plan(pair, build, TRAIN, TRAIN.probe(36), None, tmp_path, "linear_cka", {})
+    for name in pair:
+        for _ in range(3):
+            with contextlib.suppress(ValueError):  # the settings differ, which is found after the start is known
+                plan.done(name, 0)
+    assert sorted(started) == sorted(pair)
+
+
+def test_the_images_of_a_training_are_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed = []
+    original = finetuning._checksum
+    monkeypatch.setattr(finetuning, "_checksum", lambda *arguments: hashed.append(1) or original(*arguments))
+    train = dataclasses.replace(TRAIN)
+    assert train.settings == train.settings
+    assert len(hashed) == 2  # training and test images

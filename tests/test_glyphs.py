@@ -10,6 +10,7 @@ import torch
 
 from metalearn.data.glyphs import SPLITS, Draws, drawings, glyphs
 from metalearn.data.images import LabelledImages
+from metalearn.experiments import Experiment
 from metalearn.tasks.few_shot import FewShot
 
 FINGERPRINT = (
@@ -29,7 +30,7 @@ def pixels(images: LabelledImages, drawers: int = 20) -> torch.Tensor:
 
 
 def test_splits_have_400_classes_of_20_drawings() -> None:
-    for split, classes in (("train", 256), ("val", 64), ("test", 80)):
+    for split, classes in (("train", 256), ("validation", 64), ("test", 80)):
         images = glyphs(split)
         assert len(images) == 20 * classes
         assert images.images.shape == (20 * classes, 1, 28, 28) and images.images.dtype == torch.uint8
@@ -48,12 +49,12 @@ def test_every_drawing_is_white_ink_on_black_paper_with_a_free_margin() -> None:
 
 
 def test_two_calls_are_equal_and_do_not_share_memory() -> None:
-    first = glyphs("val", classes=3)
+    first = glyphs("validation", classes=3)
     kept = first.images.clone()
     first.images.zero_()
-    assert torch.equal(glyphs("val", classes=3).images, kept)
+    assert torch.equal(glyphs("validation", classes=3).images, kept)
     drawings.cache_clear()
-    assert torch.equal(glyphs("val", classes=3).images, kept)
+    assert torch.equal(glyphs("validation", classes=3).images, kept)
 
 
 def test_a_fresh_process_draws_the_same() -> None:
@@ -64,11 +65,11 @@ def test_a_fresh_process_draws_the_same() -> None:
 def test_global_generators_are_neither_read_nor_moved() -> None:
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    one = glyphs("val", classes=2, seed=8).images
+    one = glyphs("validation", classes=2, seed=8).images
     assert torch.equal(torch.get_rng_state(), state)
     drawings.cache_clear()
     torch.manual_seed(2)
-    assert torch.equal(glyphs("val", classes=2, seed=8).images, one)
+    assert torch.equal(glyphs("validation", classes=2, seed=8).images, one)
 
 
 def test_fewer_classes_or_drawers_are_the_first_of_more() -> None:
@@ -78,7 +79,7 @@ def test_fewer_classes_or_drawers_are_the_first_of_more() -> None:
 
 
 def test_another_seed_gives_other_characters() -> None:
-    one, other = (pixels(glyphs("val", classes=20, seed=seed)).mean(1) for seed in (0, 1))
+    one, other = (pixels(glyphs("validation", classes=20, seed=seed)).mean(1) for seed in (0, 1))
     assert float((one - other).square().sum(1).min()) > 1
 
 
@@ -118,16 +119,16 @@ def test_a_drawer_has_one_style_in_all_characters(train: LabelledImages) -> None
 
 
 def test_size_changes_the_resolution_and_not_the_drawing() -> None:
-    small, large = glyphs("val", classes=3, size=28).images, glyphs("val", classes=3, size=56).images
+    small, large = glyphs("validation", classes=3, size=28).images, glyphs("validation", classes=3, size=56).images
     assert large.shape == (60, 1, 56, 56)
     halved = torch.nn.functional.avg_pool2d(large.float(), 2).flatten(1)
     correlation = [float(torch.corrcoef(torch.stack((a, b)))[0, 1]) for a, b in zip(small.float().flatten(1), halved, strict=True)]
     assert min(correlation) > 0.95
 
 
-@pytest.mark.parametrize("split", ["validation", "", "Train"])
+@pytest.mark.parametrize("split", ["dev", "", "Train"])
 def test_an_unknown_split_is_refused_with_the_choices(split: str) -> None:
-    with pytest.raises(ValueError, match=r"is not one of train, val, test"):
+    with pytest.raises(ValueError, match=r"is not one of train, validation, test"):
         glyphs(split)
 
 
@@ -154,3 +155,12 @@ def test_draws_are_uniform_and_bell_shaped_and_differ_by_stream() -> None:
     assert not np.array_equal(Draws(0, 1).uniform(9), Draws(0, 2).uniform(9))
     counts = np.bincount([Draws(7, stream).choice((0, 1, 3)) for stream in range(2000)], minlength=3)
     assert counts[0] == 0 and 0.7 < counts[2] / 2000 < 0.8
+
+
+def test_val_is_another_name_of_validation_everywhere() -> None:
+    one, other = glyphs("val", classes=3), glyphs("validation", classes=3)
+    assert torch.equal(one.images, other.images) and one.description == other.description
+    experiment = Experiment()
+    assert torch.equal(experiment.data("val").images, experiment.data("validation").images)
+    with pytest.raises(ValueError, match="split='dev' is not one of train, validation, test"):
+        glyphs("dev")

@@ -182,7 +182,7 @@ def test_a_published_split_of_an_incomplete_folder_is_refused(alphabets, protoco
         omniglot(alphabets, protocol=protocol)
 
 
-@pytest.mark.parametrize("wrong", [{"split": "val"}, {"protocol": "Vinyals"}])
+@pytest.mark.parametrize("wrong", [{"split": "dev"}, {"protocol": "Vinyals"}])
 def test_names_that_do_not_exist_are_refused_with_the_choices(tmp_path, wrong):
     with pytest.raises(ValueError, match="is not one of"):
         omniglot(tmp_path, **wrong)

@@ -181,7 +181,10 @@ def evaluations(rank: int, folder: Path) -> dict[str, Any]:
             found[name] = f"{type(error).__name__}: {error}"
     with distributed.apart():
         found["apart"] = (distributed.here(), len(evaluate(build(), Tasks(tasks=3)).per_episode))
-    found["numbers"] = [next(distributed.tickets("test")) for _ in range(3)]
+    drawing = distributed.tickets("test")
+    found["numbers"] = [next(drawing) for _ in range(3)]
+    drawing = distributed.tickets("test")  # a second sweep of as many jobs
+    found["numbers again"] = [next(drawing) for _ in range(3)]
     distributed.gather(None)  # the first rank keeps the store: it may not leave before the others have drawn
     return found
 
@@ -203,6 +206,7 @@ def test_ranks_share_out_the_test_tasks_and_return_what_one_process_would(start:
         assert "build it with shuffle=False" in one["shuffled"]
     assert [one["drawn"] for one in found] == [[0], []]  # a task is drawn by the rank that takes it alone
     assert sorted(found[0]["numbers"] + found[1]["numbers"]) == list(range(6))
+    assert sorted(found[0]["numbers again"] + found[1]["numbers again"]) == list(range(6))
 
 
 def evaluate_by_command(rank: int, folder: Path) -> str:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from torch import nn
 
 import metalearn.training.loop as training
 from metalearn.__main__ import main
+from metalearn.data.images import LabelledImages
 from metalearn.experiments import sweep
 from metalearn.experiments.experiment import Experiment
-from metalearn.experiments.sweep import perform
+from metalearn.experiments.sweep import decisive, perform
 from metalearn.experiments.sweep import sweep as run_sweep
 from metalearn.runtime import files
 
@@ -164,3 +166,12 @@ def test_ranks_of_torchrun_share_out_the_runs(tmp_path):
     alone = run_sweep(problems(tmp_path / "alone", (0, 1, 2)), ["protonet"], tmp_path / "alone.jsonl", progress=False)
     assert [rows[seed] for seed in (0, 1, 2)] == [row["accuracy"] for row in alone]
     assert done.stderr.count(": started") == 3
+
+
+def test_the_images_of_an_experiment_are_not_copied_to_tell_rows_apart(tmp_path, monkeypatch):
+    problem = problems(tmp_path)[0]
+    problem.data("test")  # loaded, and kept by the experiment
+    before = decisive(replace(problem), "protonet")
+    monkeypatch.setattr(LabelledImages, "__deepcopy__", lambda *_: pytest.fail("the images were copied"), raising=False)
+    assert decisive(problem, "protonet") == before
+    assert not any(name.startswith("_") for name in before)

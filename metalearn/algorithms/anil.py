@@ -33,6 +33,7 @@ class ANIL(MAML):
         ['head.weight', 'head.bias']
     """
 
+    computes_only = True
     needs_head = True
 
     def paths_of(self, lr: LR) -> Mapping[str, Rate]:

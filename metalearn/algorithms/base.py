@@ -70,7 +70,14 @@ class Learner(nn.Module):
     first_order = False
     steps = 0
     head: str
+    one_by_one = False  # whether a subclass wrote an `adapt` or `predict` of its own, which know one task and the model alone
     needs_head = False  # whether the first run has to tell if a guessed head makes the model's output
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for public, method in (("adapt", "solve"), ("predict", "answer")):
+            if public in vars(cls) and method not in vars(cls):
+                cls.one_by_one = True
 
     def __init__(
         self,
@@ -144,13 +151,6 @@ class Learner(nn.Module):
     def network(self) -> Functional:
         """The model as a function of its weights, for one task."""
         return Functional(self.model, self.head, self.output, known=self.known)
-
-    @property
-    def one_by_one(self) -> bool:
-        """Whether a subclass wrote its own `adapt` or `predict`, which know one task and the model itself alone."""
-        own = type(self)
-        written = {own.adapt.__module__, own.predict.__module__}
-        return not all(module.startswith("metalearn.algorithms.") for module in written)
 
     def adapt(self, support: Examples) -> Adapted:
         """The support set of one task (no task dimension) -> what was learned from it."""

@@ -28,6 +28,7 @@ class BOIL(MAML):
         True
     """
 
+    computes_only = True
     needs_head = True
 
     def rates_of(self, lr: LR) -> dict[str, Rate]:

@@ -21,6 +21,8 @@ class Joint(Learner):
         True
     """
 
+    computes_only = True
+
     def solve(self, network: Functional, support: Examples) -> Adapted:
         """The weights as they are."""
         return Adapted(network.weights())

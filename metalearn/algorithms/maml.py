@@ -70,6 +70,8 @@ class MAML(Learner):
         torch.Size([2])
     """
 
+    computes_only = True
+
     def __init__(
         self,
         model: nn.Module,

@@ -21,6 +21,8 @@ class MetaSGD(MAML):
         12
     """
 
+    computes_only = True
+
     def rates_of(self, lr: LR) -> dict[str, Rate]:
         """A learned rate for every weight that moves."""
         weights = dict(self.model.named_parameters())

@@ -35,6 +35,8 @@ class NIL(FeatureLearner):
         tensor([0, 1, 2])
     """
 
+    computes_only = True
+
     def __init__(
         self,
         model: nn.Module,

@@ -27,6 +27,8 @@ class ProtoNet(FeatureLearner):
         tensor([0, 1, 2])
     """
 
+    computes_only = True
+
     def readout(self, support: Examples, queries: Tensor, ways: int) -> Tensor:
         """Features of support and queries -> minus the squared distances to the prototypes (queries, ways)."""
         check_classes(support.targets, ways)

@@ -34,6 +34,8 @@ class Reptile(MAML):
         torch.Size([1])
     """
 
+    computes_only = True
+
     def __init__(
         self,
         model: nn.Module,

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import torch
 
-from .decoding import checked_root, choice
+from .decoding import checked_root, split_named
 from .images import LabelledImages
 
 SUPERCLASSES = {
@@ -77,7 +77,7 @@ def fc100(root: str | os.PathLike[str], split: str = "train", *, download: bool 
 
 
 def _load(root: str | os.PathLike[str], split: str, download: bool, source: str, splits: dict[str, list[str]]) -> LabelledImages:
-    choice("split", split, splits)
+    split = split_named(split, splits)
     top = checked_root(root)
     from torchvision.datasets import CIFAR100
 

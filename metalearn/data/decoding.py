@@ -27,6 +27,21 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", "
 READING = "upright, opaque, 8 bits"  # in the keys of caches of people's own images: change it when a file gives other pixels
 
 
+def split_named(split: str, choices: Iterable[str] = ("train", "validation", "test")) -> str:
+    """The split of this name; "val" is another name of "validation".
+
+    Raises:
+        ValueError: there is no such split.
+
+    Example:
+        >>> split_named("val")
+        'validation'
+    """
+    split = "validation" if split == "val" else split
+    choice("split", split, choices)
+    return split
+
+
 def choice(name: str, value: str, choices: Iterable[str]) -> None:
     """Raise ValueError where `value` is none of the choices."""
     if value not in list(choices):  # a value that cannot be hashed is no choice either

@@ -16,7 +16,7 @@ import torch
 from metalearn.runtime.checks import positive
 from metalearn.runtime.files import Record
 
-from .decoding import READING, cached, checked_root, choice, decode_all, fingerprint, folders_in, images_in
+from .decoding import READING, cached, checked_root, decode_all, fingerprint, folders_in, images_in, split_named
 from .images import LabelledImages
 from .split_table import FOLDERS, listed
 
@@ -62,7 +62,7 @@ def image_folder(
     is empty, unreadable or of another size, there are too few classes to split, or a class or file is in two splits; the message names
     the file or folder, and the line of a CSV file.
     """
-    choice("split", split, FOLDERS)
+    split = split_named(split, FOLDERS)
     if size is not None:
         (size,) = positive(size=size)
     top = checked_root(root)
@@ -110,7 +110,7 @@ def mini_imagenet(
         Traceback (most recent call last):
         FileNotFoundError: there is no miniImageNet in /nowhere: ...
     """
-    choice("split", split, FOLDERS)
+    split = split_named(split, FOLDERS)
     for top in (checked_root(root) / "miniimagenet", Path(root)):
         listed = (top / "images").is_dir() and (top / "train.csv").is_file()
         if listed or folders_in(top / "train"):

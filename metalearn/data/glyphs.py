@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from metalearn.runtime.checks import whole_number
 
-from .decoding import choice
+from .decoding import split_named
 from .images import LabelledImages
 
 Array = NDArray[np.float64]
 
-SPLITS = {"train": range(0, 256), "val": range(256, 320), "test": range(320, 400)}
+SPLITS = {"train": range(0, 256), "validation": range(256, 320), "test": range(320, 400)}
 ALPHABET = 20  # neighbouring characters of one alphabet: some alphabets are mostly curves, some mostly angles
 SKETCHES = 6  # characters sketched for each one kept
 PAPER = 0.8  # the longer side of a large character, as a share of the paper's side
@@ -226,7 +226,7 @@ def glyphs(split: str = "train", *, classes: int | None = None, drawers: int = 2
     lengths, directions, bends and joins of the strokes miss what was meant. Splits share no character and no drawer.
 
     Args:
-        split: "train" (256 characters), "val" (64) or "test" (80).
+        split: "train" (256 characters), "validation" (64) or "test" (80).
         classes: Only the first so many characters of the split; None for all.
         drawers: Drawings of each character; they are adjacent, in the order of the drawers.
         size: Side of the images in pixels, at least 8; the same drawings at any size.
@@ -240,7 +240,7 @@ def glyphs(split: str = "train", *, classes: int | None = None, drawers: int = 2
         >>> images.images.shape, images.names[0], images.labels.tolist()
         (torch.Size([15, 1, 28, 28]), 'glyph320', [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4])
     """
-    choice("split", split, SPLITS)
+    split = split_named(split, SPLITS)
     indices = SPLITS[split]
     classes = len(indices) if classes is None else classes
     for name, value, least, most in (

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metalearn.runtime.checks import positive
 
-from .decoding import cached, checked_root, choice, decode_all, fingerprint, folders_in, images_in
+from .decoding import cached, checked_root, choice, decode_all, fingerprint, folders_in, images_in, split_named
 from .images import LabelledImages
 
 PARTS = ("images_background", "images_evaluation")
@@ -65,7 +65,7 @@ def omniglot(
         Traceback (most recent call last):
         FileNotFoundError: there is no Omniglot in /nowhere: put the folders images_background and images_evaluation of ...
     """
-    choice("split", split, ("train", "validation", "test"))
+    split = split_named(split)
     choice("protocol", protocol, COUNTS)
     (size,) = positive(size=size)
     top = _find(checked_root(root), download)

@@ -147,12 +147,21 @@ def without_graphs(learner: Solver) -> str:
     hooked = [name or "the model" for name, module in learner.model.named_modules() if _has_hooks(module)]
     if hooked:
         return f"{hooked[0]} has hooks, which a CUDA graph would not call"
-    for what, kind in (("learner", type(learner)), ("loss", learner.loss), ("update", getattr(learner, "update", None))):
-        module = getattr(kind, "__module__", "metalearn.")
-        if not module.startswith(("torch.nn.", "metalearn.")):
-            name = getattr(kind, "__name__", type(kind).__name__)
+    for what, thing in (("learner", type(learner)), ("loss", learner.loss), ("update", getattr(learner, "update", None))):
+        if thing is not None and not computes_only(thing):
+            name = getattr(thing, "__name__", type(thing).__name__)
             return f"the {what} {name} is not known to do nothing but compute; execution='graphs' says that it is so"
     return ""
+
+
+def computes_only(thing: Any) -> bool:
+    """Whether a class, a function or a module of torch.nn declares that it does nothing but compute.
+
+    The attribute `computes_only` says so. A subclass does not inherit it, since its code may do more.
+    """
+    if getattr(thing, "__module__", "").startswith("torch.nn."):
+        return True
+    return bool(getattr(thing, "__dict__", {}).get("computes_only", False))
 
 
 def in_flight(learner: Solver, tasks: int) -> tuple[str, int]:

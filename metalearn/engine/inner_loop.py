@@ -77,6 +77,9 @@ def adam(
 
 UPDATES: dict[str, Update] = {"sgd": sgd, "momentum": momentum, "adam": adam}
 
+for _update in UPDATES.values():
+    vars(_update)["computes_only"] = True  # so they may be recorded
+
 
 def find_update(update: str | Update) -> Update:
     """The inner update of that name, or the function given.

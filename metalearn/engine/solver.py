@@ -44,11 +44,7 @@ class Solver(Protocol):
     execution: str
     loss: Callable[[Tensor, Tensor], Tensor]
     known: Known
-
-    @property
-    def one_by_one(self) -> bool:
-        """Whether it has an `adapt` or `predict` of its own, so the engine calls these, one task at a time."""
-        ...
+    one_by_one: bool  # it has an `adapt` or `predict` of its own, which the engine then calls, one task at a time
 
     @property
     def network(self) -> Functional:

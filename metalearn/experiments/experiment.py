@@ -22,6 +22,7 @@ from torchvision.transforms.functional import resize, rgb_to_grayscale
 from metalearn import models, tasks
 from metalearn.algorithms import ANIL, BOIL, MAML, NIL, MetaSGD, ProtoNet, Reptile
 from metalearn.algorithms.base import Learner
+from metalearn.data.decoding import split_named
 from metalearn.data.images import LabelledImages
 from metalearn.engine.execution import known
 from metalearn.models import registry
@@ -201,7 +202,8 @@ class Experiment:
         return replace(found, **{name: value for name, value in asked.items() if value is not None})
 
     def data(self, split: str) -> LabelledImages:
-        """The images of a split: train, validation or test."""
+        """The images of a split: train, validation (or val) or test."""
+        split = split_named(split)
         if split not in self._loaded:
             self._loaded[split] = self._load(split)
         return self._loaded[split]

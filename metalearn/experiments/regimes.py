@@ -51,6 +51,8 @@ class Batches:
         torch.Size([32, 1, 28, 28])
     """
 
+    draws_by_index = True  # a task depends on the seed and its index alone
+
     def __init__(self, images: LabelledImages, size: int, batches: int = ENDLESS, seed: int = 0) -> None:
         self.images = images
         self.size, self.batches = positive(size=size, batches=batches)

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -106,7 +106,9 @@ def sweep(
 
 def decisive(experiment: Experiment, algorithm: str) -> Record:
     """All that decides a figure, the preset's values included; rows are told apart by it."""
-    own = {name: value for name, value in asdict(experiment).items() if name not in ELSEWHERE} | experiment.division()
+    # Not asdict(), which would copy the images that the experiment has loaded.
+    names = [setting.name for setting in fields(experiment) if setting.init and setting.name not in ELSEWHERE]
+    own = {name: getattr(experiment, name) for name in names} | experiment.division()
     try:
         chosen = asdict(experiment.settings(trained_by(algorithm)))
         own |= {name: value for name, value in chosen.items() if name not in ("follows", "differs")}
@@ -162,7 +164,8 @@ def table(rows: Iterable[Record]) -> Table:
 
 
 def _key(settings: Record) -> str:
-    return json.dumps(settings, sort_keys=True)
+    decisive = {name: value for name, value in settings.items() if not name.startswith("_")}
+    return json.dumps(decisive, sort_keys=True)
 
 
 def _done(path: Path) -> dict[str, Record]:

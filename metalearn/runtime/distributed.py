@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -95,15 +96,24 @@ def apart() -> Iterator[None]:
         _apart = before
 
 
+_tickets: Counter[str] = Counter()  # how often each name was used; the same on every rank
+
+
 def tickets(name: str) -> Iterator[int]:
-    """Numbers from 0 on, each given to one rank alone: whoever is free draws its next piece of work. A `name` is used once.
+    """Numbers from 0 on, each given to one rank alone: whoever is free draws its next piece of work.
+
+    Every rank must call it as often, and with the same names in the same order. A name that is used again starts at 0 again.
 
     Example:
         >>> draw = tickets("example")
         >>> next(draw), next(draw)
         (0, 1)
     """
-    return count_from(*here()) if _store is None else (_drawn(_store, name) for _ in count_from())
+    if _store is None:
+        return count_from(*here())
+    _tickets[name] += 1
+    series = f"{name}, {_tickets[name]}"
+    return (_drawn(_store, series) for _ in count_from())
 
 
 def _drawn(store: dist.Store, name: str) -> int:

@@ -51,6 +51,8 @@ class FewShot(Dataset[Episode]):
         (torch.Size([5, 1, 28, 28]), [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4])
     """
 
+    draws_by_index = True  # a task depends on the seed and its index alone
+
     def __init__(self, dataset: Any, ways: int, shots: int, queries: int, tasks: int, seed: int = 0) -> None:
         self.dataset = dataset
         self.ways, self.shots, self.queries, self.tasks = positive(ways=ways, shots=shots, queries=queries, tasks=tasks)

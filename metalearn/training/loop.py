@@ -283,7 +283,8 @@ def meta_train(
 def _meta_batches(run: Run, episodes: Tasks, meta_batch: int, steps: int) -> Generator[tuple[list[int], Episode | None]]:
     """The tasks of every step to come, and the stack of those that are this rank's, if any.
 
-    Tasks of ours depend on their index alone, so that for a GPU the next ones are drawn while it works on these.
+    For a GPU the next tasks are drawn while it works on these, in a thread, if their class declares with `draws_by_index` that a task
+    depends on its index alone.
     """
     (rank, count), device = distributed.here(), _device(run.learner)
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None  # a thread has one of its own
@@ -294,7 +295,7 @@ def _meta_batches(run: Run, episodes: Tasks, meta_batch: int, steps: int) -> Gen
             return tasks, drawn(episodes, tasks[rank::count], run.learner) if rank < len(tasks) else None
 
     left = range(run.step, steps)
-    if stream is None or not type(episodes).__module__.startswith("metalearn."):
+    if stream is None or not vars(type(episodes)).get("draws_by_index", False):
         yield from map(draw, left)
         return
     with ThreadPoolExecutor(1, "metalearn-draw") as pool:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -53,6 +53,7 @@ class _Plan:
     folder: Path
     measure: str
     settings: Record
+    starts: dict[tuple[str, int], str] = field(default_factory=dict)  # checksums of starts, once known
 
     def path(self, name: str, seed: int) -> Path:
         """The file of a run; a name that is no file name gets a checksum, so that two of them stay apart."""
@@ -103,7 +104,10 @@ class _Plan:
             if not waiting:
                 print(f"{error}: the run {name}, seed {seed}, is repeated", file=sys.stderr, flush=True)
             return False
-        settings = {**self.settings, "start": _checksum(_state(self.start(name, seed)[0]), "")[:16]}
+        if (name, seed) not in self.starts:
+            network, _ = self.start(name, seed)
+            self.starts[name, seed] = _checksum(_state(network), "")[:16]
+        settings = {**self.settings, "start": self.starts[name, seed]}
         provenance.check_same(settings, record["settings"], path)
         return True
 

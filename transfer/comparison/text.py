@@ -177,8 +177,8 @@ def _layers(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def start_words(comparison: ComparisonResult, strategy: str) -> str:
     """How many parameters started how."""
-    counts = comparison.of(strategy)[0].initialisation.get("total", {})
-    return ", ".join(f"{count:,} parameters {how}" for how, count in counts.items() if isinstance(count, int))
+    counts = comparison.of(strategy)[0].initialisation["parameters"]
+    return ", ".join(f"{count:,} parameters {how}" for how, count in counts.items())
 
 
 def _row(row: Against, baseline: str, said: str, form: Callable[[Estimate], str]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from numbers import Real
 from typing import Any, TypeAlias
 
@@ -96,13 +97,20 @@ class FineTuning:
         """What decides the result of a training but for the model and the seed, with checksums of the images."""
         plain = ("steps", "batch", "lr", "evaluate_every", "metric", "images", "early_stop", "balance", "classes")
         named = {name: _name(getattr(self, name)) for name in ("optimizer", "frozen", "transform", "augment")}
-        sets = {"train": (self.train_inputs, self.train_targets), "test": (self.test_inputs, self.test_targets)}
-        if self.validation:
-            sets["validation"] = self.validation
-        data = {name: _checksum({**named_tensors(inputs), "targets": targets}, "")[:16] for name, (inputs, targets) in sets.items()}
         output = {} if self.output is None else {"output": self.output}
         plainly = {name: getattr(self, name) for name in plain}
-        return {**plainly, **named, **output, "rates": dict(self.rates or {}), "data": data, **self.labels}
+        return {**plainly, **named, **output, "rates": dict(self.rates or {}), "data": self.checksums, **self.labels}
+
+    @cached_property
+    def checksums(self) -> dict[str, str]:
+        """A checksum of the images and labels of each part."""
+        parts = {"train": (self.train_inputs, self.train_targets), "test": (self.test_inputs, self.test_targets)}
+        if self.validation:
+            parts["validation"] = self.validation
+        checksums = {}
+        for name, (inputs, targets) in parts.items():
+            checksums[name] = _checksum({**named_tensors(inputs), "targets": targets}, "")[:16]
+        return checksums
 
     def probe(self, count: int = 500) -> Any:
         """The first `count` of the test images in an order that mixes classes, as the network sees them: inputs to compare layers on."""
