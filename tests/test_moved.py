@@ -26,5 +26,5 @@ def test_importing_it_from_its_package_says_the_same() -> None:
 
 
 def test_a_name_that_never_was_is_not_found_as_usual() -> None:
-    with pytest.raises(ModuleNotFoundError, match="No module named 'metalearn.nothing'"):
+    with pytest.raises(ModuleNotFoundError, match=r"No module named 'metalearn\.nothing'"):
         importlib.import_module("metalearn.nothing")

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import measures as benchmark
-from metalearn.analysis.measures import chance
+from metalearn.analysis import measures
 from metalearn.analysis.measures.chance import measured
 from metalearn.analysis.measures.streaming import Streaming
 
@@ -123,13 +123,13 @@ def test_a_short_last_batch_counts_for_what_it_holds(last: int) -> None:
             terms += u_statistic(k, k), u_statistic(m, m), u_statistic(k, m)
     found = streamed("linear_cka", x, y, [30, 30, last], minibatch=True).compute()
     assert found == pytest.approx(terms[2] / np.sqrt(terms[0] * terms[1]), abs=1e-10)
-    assert streamed("cca", x, y, [30, 30, last]).compute() == pytest.approx(chance.cca(x, y), abs=1e-10)
+    assert streamed("cca", x, y, [30, 30, last]).compute() == pytest.approx(measures.cca(x, y), abs=1e-10)
 
 
 def test_one_minibatch_is_the_debiased_value_and_two_processes_add_up() -> None:
     x, y = sides()
     assert streamed("rbf_cka", x, y, [400], minibatch=True, fraction=0.8).compute() == pytest.approx(
-        chance.rbf_cka(x, y, fraction=0.8, debiased=True), abs=1e-12
+        measures.rbf_cka(x, y, fraction=0.8, debiased=True), abs=1e-12
     )
     whole = streamed("rbf_cka", x, y, [100] * 4, minibatch=True)
     parts = [streamed("rbf_cka", x[half], y[half], [100] * 2, minibatch=True) for half in (slice(0, 200), slice(200, 400))]
@@ -176,7 +176,7 @@ def test_a_condition_number_that_moments_cannot_hold_is_said(measure: str) -> No
         streamed(measure, x, bad, [100] * 4).compute()
     with pytest.warns(UserWarning, match=r"1 of 8 directions of x are left out.*beyond 3e\+06"):
         streamed(measure, x @ np.diag([*np.ones(7), 1e-9]), y, [100] * 4).compute()
-    assert streamed("svcca", bad, y, [100] * 4).compute() == pytest.approx(chance.svcca(bad, y), abs=1e-10)
+    assert streamed("svcca", bad, y, [100] * 4).compute() == pytest.approx(measures.svcca(bad, y), abs=1e-10)
 
 
 def test_dead_and_dependent_features_change_nothing() -> None:
@@ -187,7 +187,7 @@ def test_dead_and_dependent_features_change_nothing() -> None:
         assert found == pytest.approx(measured(measure, dead, y, draws=0, **options)[0], abs=1e-10)
     dependent = np.hstack([x, x[:, :2] @ [[1.0], [2.0]]])
     with pytest.warns(UserWarning, match="1 of 9 directions of y are left out"):
-        assert streamed("cca", y, dependent, [100] * 4).compute() == pytest.approx(chance.cca(y, x), abs=1e-10)
+        assert streamed("cca", y, dependent, [100] * 4).compute() == pytest.approx(measures.cca(y, x), abs=1e-10)
 
 
 def test_the_same_is_exactly_one_and_another_is_not() -> None:
@@ -216,7 +216,7 @@ def test_subspaces_have_the_floor_of_shuffled_neurons_and_single_units_none() ->
     stream.update(x, x)
     assert stream.compute() == 1.0 and stream.chance().mean() == pytest.approx(2 / 8, abs=0.1)
     single = streamed("cca", x, x**2, [1] * 400, draws=2)
-    assert len(single.chance()) == 0 and single.compute() == pytest.approx(chance.cca(x, x**2), abs=1e-10)
+    assert len(single.chance()) == 0 and single.compute() == pytest.approx(measures.cca(x, x**2), abs=1e-10)
 
 
 def test_what_is_held_grows_with_the_features_alone() -> None:
@@ -233,7 +233,7 @@ def test_a_reset_and_a_copy_start_and_go_on_as_expected() -> None:
     for part in (slice(0, 150), slice(150, 400)):
         stream.update(torch.tensor(x[part]), y[part])
         stream = pickle.loads(pickle.dumps(stream))
-    assert stream.compute() == pytest.approx(chance.pwcca(x, y), abs=1e-10)
+    assert stream.compute() == pytest.approx(measures.pwcca(x, y), abs=1e-10)
 
 
 def test_a_bad_batch_is_refused_by_name_and_adds_nothing() -> None:

@@ -22,7 +22,8 @@ class NIL(FeatureLearner):
     Arguments:
         model: any module with one tensor in and one out; its head is not used.
         rule: how cosines become labels, "softmax" (matching networks), "sum", or "class_mean" (BOIL's code): the paper says only that
-            similarities weight the labels. Formulas in `metalearn.algorithms.features.cosine_readout`. For one shot all three agree on the class.
+            similarities weight the labels. The formulas are in
+            `metalearn.algorithms.features.cosine_readout`. For one shot all three agree on the class.
         head, loss, execution, output: as for `Learner`; the features are what enters the head, or the output of a model
             without one.
 

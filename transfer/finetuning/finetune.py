@@ -204,7 +204,8 @@ def finetune(
     """A function `train(model, seed)` that trains a model with cross-entropy and returns its `Curve`.
 
     Args:
-        train_set, test_set: any data set of (image, integer label), held in memory; `metalearn.tasks.LabelledImages`, `metalearn.data.labelled_sets.load`.
+        train_set, test_set: any data set of (image, integer label), held in memory; `metalearn.tasks.LabelledImages`,
+            `metalearn.data.labelled_sets.load`.
             For models of several inputs see below.
         steps: updates of the weights.
         batch: images an update. The last images of an epoch that do not fill a batch wait for the next epoch's shuffle.

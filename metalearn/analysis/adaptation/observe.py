@@ -158,7 +158,8 @@ def first_gradients(learner: Learner, network: Functional, support: Examples) ->
         >>> model = nn.Linear(1, 1, bias=False)
         >>> learner = MAML(model, lr=0.1, loss=F.mse_loss)
         >>> _ = nn.init.ones_(model.weight)
-        >>> first_gradients(learner, learner.network, Examples(torch.tensor([[2.0]]), torch.tensor([[5.0]])))["weight"].item()  # 2 (2 w - 5) 2
+        >>> support = Examples(torch.tensor([[2.0]]), torch.tensor([[5.0]]))
+        >>> first_gradients(learner, learner.network, support)["weight"].item()  # 2 (2 w - 5) 2
         -12.0
     """
     gradients, _ = inner_step(
