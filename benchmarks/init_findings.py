@@ -1,13 +1,16 @@
-"""The Transfusion paper's findings as rows: holds, does not hold, or not decidable at this size, each by a rule on paired seeds.
+"""The Transfusion paper's findings as rows: holds, does not hold, or not decidable at this size, each by a rule on
+paired seeds.
 
-A finding compares two numbers of every seed, by the paired tests and intervals of
-`transfer.comparison.statistics`. Nothing is decided with fewer seeds than a sign-flip test needs to reach the level: six at 0.05. Steps are compared where every seed of both reached the threshold.
+A finding compares two numbers of every seed, by the paired tests and intervals of `transfer.comparison.statistics`.
+Nothing is decided with fewer seeds than a sign-flip test needs to reach the level: six at 0.05. Steps are compared
+where every seed of both reached the threshold.
 
-- `less`, a is less than b, holds where the paired t test says so after Holm: of a start against random over all starts, as in the
-  table of starts (`transfer.comparison.statistics.against`), of any other finding over the other findings. It does not hold where
-  the test says the opposite, or where the interval of a - b contains zero and does not reach the margin below it. Otherwise it is not decidable.
-- `same`, a is b within the margin, holds where the interval of a - b lies within the margin, and does not hold where it lies outside.
-  Otherwise it is not decidable.
+- `less`, a is less than b, holds where the paired t test says so after Holm: of a start against random over all
+  starts, as in the table of starts (`transfer.comparison.statistics.against`), of any other finding over the other
+  findings. It does not hold where the test says the opposite, or where the interval of a - b contains zero and does
+  not reach the margin below it. Otherwise it is not decidable.
+- `same`, a is b within the margin, holds where the interval of a - b lies within the margin, and does not hold where
+  it lies outside. Otherwise it is not decidable.
 
 Margins, set before the runs: 1 point of a final score; a fifth of random's mean steps to the threshold.
 """
