@@ -3,11 +3,12 @@
     python -m benchmarks.accuracy_time --seconds 300
     python -m benchmarks.accuracy_time --draw true      # the picture alone, from the result file
 
-Omniglot 5-way 1-shot, the `quick` preset's network, rates and meta-batch at a constant outer rate. All runs begin with the same weights
-and see the same training episodes in the same order, drawn by our sampler on both sides; they take turns, `slice` seconds each, so that
-what else the machine does is shared. The clock counts outer steps with their episodes; testing, on the same test tasks with the same code,
-is not counted. `--results benchmarks/results/accuracy_time.jsonl` adds a JSON line a run to that file and
-draws `benchmarks/accuracy_time.png`.
+Omniglot 5-way 1-shot, the `quick` preset's network, rates and meta-batch at a constant outer rate.
+All runs begin with the same weights and see the same training episodes in the same order, drawn by
+our sampler on both sides; they take turns, `slice` seconds each, so that what else the machine does
+is shared. The clock counts outer steps with their episodes; testing, on the same test tasks with
+the same code, is not counted. `--results benchmarks/results/accuracy_time.jsonl` adds a JSON line a
+run to that file and draws `benchmarks/accuracy_time.png`.
 """
 
 from __future__ import annotations
@@ -73,10 +74,18 @@ class Racer:
         chosen = self.experiment.settings(self.algorithm)
         tasks, until = self.experiment.training_tasks(self.algorithm), self.seconds + seconds
         first = self.algorithm == "fomaml"
-        how = Recipe(chosen.lr, chosen.inner_steps, nn.functional.cross_entropy, self.algorithm == "anil", first)
+        how = Recipe(
+            chosen.lr,
+            chosen.inner_steps,
+            nn.functional.cross_entropy,
+            self.algorithm == "anil",
+            first,
+        )
         while self.seconds < until:
             started = time.perf_counter()
-            episodes = stack(tasks[self.steps * chosen.meta_batch + j] for j in range(chosen.meta_batch))
+            episodes = stack(
+                tasks[self.steps * chosen.meta_batch + j] for j in range(chosen.meta_batch)
+            )
             self.optimizer.zero_grad()
             if self.side == "metalearn":
                 meta_backward(self.learner, episodes)
@@ -90,8 +99,16 @@ class Racer:
         """Note what it reaches now."""
         if self.net is not self.learner.model:
             _copy(self.net, self.learner.model)
-        found = evaluate(self.experiment.tested(self.algorithm, self.learner), self.experiment.testing_tasks(tasks=tasks))
-        point = {"seconds": self.seconds, "steps": self.steps, "accuracy": found.mean, "interval": found.interval}
+        found = evaluate(
+            self.experiment.tested(self.algorithm, self.learner),
+            self.experiment.testing_tasks(tasks=tasks),
+        )
+        point = {
+            "seconds": self.seconds,
+            "steps": self.steps,
+            "accuracy": found.mean,
+            "interval": found.interval,
+        }
         self.points.append(point)
 
 
@@ -124,7 +141,8 @@ def accuracy_time(
         threads: torch's threads, for every side [torch's own number].
         root: the folder that holds the data sets; by default METALEARN_DATA.
         draw: only draw the picture of the newest rows of the results [those of the page].
-        results: the file of JSON lines that the rows are added to, and that the picture is drawn from [none: they are only printed].
+        results: the file of JSON lines that the rows are added to, and that the picture is drawn
+            from [none: they are only printed].
         progress: show progress.
     """
     if draw:
@@ -133,8 +151,14 @@ def accuracy_time(
     keep_in(results)
     if threads:
         torch.set_num_threads(threads)
-    experiment = Experiment(dataset=dataset, root=root, hidden=hidden, seed=seed, schedule="constant")
-    racers = [Racer.of(side, name, experiment) for name in _among(algorithms, ALGORITHMS) for side in _present(_among(sides, SIDES))]
+    experiment = Experiment(
+        dataset=dataset, root=root, hidden=hidden, seed=seed, schedule="constant"
+    )
+    racers = [
+        Racer.of(side, name, experiment)
+        for name in _among(algorithms, ALGORITHMS)
+        for side in _present(_among(sides, SIDES))
+    ]
     turns = max(1, round(seconds / slice))
     with shown_progress("racing", turns * len(racers), shown=progress, unit="turn") as advance:
         for racer in racers:
@@ -146,7 +170,11 @@ def accuracy_time(
                 advance(text=f"{racer.side} {racer.algorithm} {racer.points[-1]['accuracy']:.1%}")
     for racer in racers:
         last = racer.points[-1]
-        print(f"{racer.side} {racer.algorithm}: {last['accuracy']:.2%} after {racer.seconds:.0f} s and {racer.steps:,} steps", flush=True)
+        print(
+            f"{racer.side} {racer.algorithm}: {last['accuracy']:.2%} after {racer.seconds:.0f} s"
+            f" and {racer.steps:,} steps",
+            flush=True,
+        )
         append(_row(racer, test_tasks))
     if results:
         picture(newest(Path(results)), drawn_beside(results))
@@ -173,7 +201,11 @@ def _row(racer: Racer, test_tasks: int) -> dict[str, Any]:
 
 def drawn_beside(results: str | Path) -> Path:
     """Where the picture of these results goes: the page's, or beside the file."""
-    return PICTURE if Path(results).resolve() == RESULTS.resolve() else Path(results).with_suffix(".png")
+    return (
+        PICTURE
+        if Path(results).resolve() == RESULTS.resolve()
+        else Path(results).with_suffix(".png")
+    )
 
 
 def newest(results: Path) -> list[dict[str, Any]]:
@@ -190,21 +222,40 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     names = list(dict.fromkeys(row["algorithm"] for row in rows))
-    figure, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 3.2), sharey=True, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1,
+        len(names),
+        figsize=(3.6 * len(names), 3.2),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
     for axis, name in zip(axes[0], names, strict=True):
         for row in (row for row in rows if row["algorithm"] == name):
             ours = row["side"] == "metalearn"
             seconds = [point["seconds"] for point in row["points"]]
-            mean, half = ([100 * point[key] for point in row["points"]] for key in ("accuracy", "interval"))
+            mean, half = (
+                [100 * point[key] for point in row["points"]] for key in ("accuracy", "interval")
+            )
             colour = "#1f4e79" if ours else "#c05020"
-            axis.plot(seconds, mean, "-" if ours else "--", color=colour, label=f"{row['side']} ({row['points'][-1]['steps']:,} steps)")
-            low, high = ([m + sign * h for m, h in zip(mean, half, strict=True)] for sign in (-1, 1))
+            axis.plot(
+                seconds,
+                mean,
+                "-" if ours else "--",
+                color=colour,
+                label=f"{row['side']} ({row['points'][-1]['steps']:,} steps)",
+            )
+            low, high = (
+                [m + sign * h for m, h in zip(mean, half, strict=True)] for sign in (-1, 1)
+            )
             axis.fill_between(seconds, low, high, color=colour, alpha=0.2, linewidth=0)
         axis.set(title=name.upper(), xlabel="seconds of training")
         axis.legend(loc="lower right", fontsize="small")
         axis.grid(alpha=0.3)
     first = rows[0]
-    axes[0][0].set_ylabel(f"test accuracy, %\n({first['dataset']} {first['ways']}-way {first['shots']}-shot)")
+    axes[0][0].set_ylabel(
+        f"test accuracy, %\n({first['dataset']} {first['ways']}-way {first['shots']}-shot)"
+    )
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -219,7 +270,9 @@ def _among(names: Listed, known: tuple[str, ...]) -> list[str]:
     chosen_names = listed(names)
     unknown = [name for name in chosen_names if name not in known]
     if unknown or not chosen_names:
-        raise ValueError(f"there is no {unknown[0] if unknown else names!r}; choose from {', '.join(known)}")
+        raise ValueError(
+            f"there is no {unknown[0] if unknown else names!r}; choose from {', '.join(known)}"
+        )
     return chosen_names
 
 
@@ -227,7 +280,10 @@ def _present(sides: list[str]) -> list[str]:
     why = {side: peer_loops.missing(side) for side in sides if side != "metalearn"}
     for side, reason in why.items():
         if reason:
-            print(f"{side} {reason}; benchmarks/peers/install.sh builds an environment with it", flush=True)
+            print(
+                f"{side} {reason}; benchmarks/peers/install.sh builds an environment with it",
+                flush=True,
+            )
     return [side for side in sides if not why.get(side)]
 
 

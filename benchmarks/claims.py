@@ -1,10 +1,11 @@
-"""The numbers of the sentences in README.md and benchmarks/README.md, computed from the rows that they rest on.
+"""The numbers of the sentences in README.md and benchmarks/README.md, computed from the rows that
+they rest on.
 
     python -m benchmarks.claims         # print them
 
-A sentence with numbers is followed by a comment, `<!-- claim NAME -->`. The function of that name here gives its numbers, as printed
-and in the order of the sentence; `tests/test_claims.py` compares the two. A sentence reaches back to the comment before it, or to the
-start of its paragraph.
+A sentence with numbers is followed by a comment, `<!-- claim NAME -->`. The function of that name
+here gives its numbers, as printed and in the order of the sentence; `tests/test_claims.py` compares
+the two. A sentence reaches back to the comment before it, or to the start of its paragraph.
 """
 
 from __future__ import annotations
@@ -82,18 +83,33 @@ def noise() -> list[str]:
 
 @claim
 def streaming() -> list[str]:
-    """The largest distance of a streamed measure from the one in memory, up to a condition number of 1e5."""
+    """The largest distance of a streamed measure from the one in memory, up to a condition number
+    of 1e5.
+    """
     (row,) = [row for row in rows("measures") if "apart" in row and "size" in row]
-    apart = [value for number in ("1e0", "1e1", "1e2", "1e3", "1e4", "1e5") for value in row["apart"][number].values()]
+    apart = [
+        value
+        for number in ("1e0", "1e1", "1e2", "1e3", "1e4", "1e5")
+        for value in row["apart"][number].values()
+    ]
     return [f"{max(apart):.0e}", "1e5"]
 
 
 @claim
 def anil_against_maml() -> list[str]:
-    """ANIL minus MAML on Omniglot 5-way, of the runs of 10,000 steps and more; and its time of a meta-gradient."""
+    """ANIL minus MAML on Omniglot 5-way, of the runs of 10,000 steps and more; and its time of a
+    meta-gradient.
+    """
     below = [-100 * row["minus"]["mean"] for row in long_runs("anil")]
-    seconds = {(row["setting"], row["algorithm"]): speed_tables.median(row, "metalearn") for row in timed("cpu, 2 threads", images=True)}
-    shares = [seconds[setting, "anil"] / seconds[setting, "maml"] for setting, name in seconds if name == "anil"]
+    seconds = {
+        (row["setting"], row["algorithm"]): speed_tables.median(row, "metalearn")
+        for row in timed("cpu, 2 threads", images=True)
+    }
+    shares = [
+        seconds[setting, "anil"] / seconds[setting, "maml"]
+        for setting, name in seconds
+        if name == "anil"
+    ]
     return [*between(below, 1), str(len(below)), *between(shares, 2)]
 
 
@@ -101,7 +117,9 @@ def anil_against_maml() -> list[str]:
 def freezing_mini_imagenet() -> list[str]:
     """What freezing MAML's body costs on miniImageNet, over all test tasks."""
     run = few_shot_run("mini-imagenet", "maml", "raghu2020")
-    (paper,) = [mean for mean, _, _, source in ACCURACY["mini-imagenet", 5, 1, "maml"] if source == RAGHU]
+    (paper,) = [
+        mean for mean, _, _, source in ACCURACY["mini-imagenet", 5, 1, "maml"] if source == RAGHU
+    ]
     return [f"{100 * run['accuracy']:.1f}", f"{paper:g}", *body_cost("mini-imagenet", "raghu2020")]
 
 
@@ -124,7 +142,12 @@ def transfusion_steps() -> list[str]:
     """Steps to the threshold of ResNet-18 from CIFAR-10, with 500 and with all radiographs."""
     few, whole = resnets()
     numbers = ["500", *(f"{steps(few, name):.0f}" for name in ("full", "random"))]
-    return [*numbers, f"{whole['images']:,}", *(f"{steps(whole, name):.0f}" for name in ("full", "random")), str(len(few["seeds"]))]
+    return [
+        *numbers,
+        f"{whole['images']:,}",
+        *(f"{steps(whole, name):.0f}" for name in ("full", "random")),
+        str(len(few["seeds"])),
+    ]
 
 
 @claim
@@ -150,12 +173,18 @@ def transfusion_ends() -> list[str]:
     """Where full ends against random."""
     tests = [of_start(row["final_tests"], "full") for row in resnets()]
     assert {test["answer"] for test in tests} == {"no difference shown"}
-    return [f"{100 * test['paired']['difference'][part]:.2f}" for test in tests for part in ("mean", "interval")]
+    return [
+        f"{100 * test['paired']['difference'][part]:.2f}"
+        for test in tests
+        for part in ("mean", "interval")
+    ]
 
 
 @claim
 def learn2learn_cpu() -> list[str]:
-    """A meta-gradient of learn2learn's as a multiple of ours on two CPU cores: images, sinusoid, and compiled."""
+    """A meta-gradient of learn2learn's as a multiple of ours on two CPU cores: images, sinusoid,
+    and compiled.
+    """
     return [
         *between(ratios("cpu, 2 threads", images=True), 1),
         *between(ratios("cpu, 2 threads", images=False), 0),
@@ -173,7 +202,11 @@ def learn2learn_gpu() -> list[str]:
         for name, value in row["apart"]["float64"].items()
         if name.startswith("learn2learn")
     ]
-    return [*between(ratios(where, images=True), 0), *between(ratios(where, images=False), 0), f"{max(apart):.0e}"]
+    return [
+        *between(ratios(where, images=True), 0),
+        *between(ratios(where, images=False), 0),
+        f"{max(apart):.0e}",
+    ]
 
 
 # benchmarks/README.md
@@ -183,8 +216,15 @@ def learn2learn_gpu() -> list[str]:
 def maml_over_anil() -> list[str]:
     """The time of a meta-gradient on miniImageNet and a GPU, MAML's and ANIL's."""
     found = timed("NVIDIA H100 80GB HBM3, 8 threads", images=True)
-    seconds = {row["algorithm"]: speed_tables.median(row, "metalearn") for row in found if row["setting"] == "mini-imagenet"}
-    return [f"{seconds['maml'] / seconds['anil']:.1f}", *(f"{1000 * seconds[name]:.1f}" for name in ("maml", "anil"))]
+    seconds = {
+        row["algorithm"]: speed_tables.median(row, "metalearn")
+        for row in found
+        if row["setting"] == "mini-imagenet"
+    }
+    return [
+        f"{seconds['maml'] / seconds['anil']:.1f}",
+        *(f"{1000 * seconds[name]:.1f}" for name in ("maml", "anil")),
+    ]
 
 
 @claim
@@ -204,7 +244,8 @@ def bfloat16() -> list[str]:
             (row,) = [
                 row
                 for row in on_the_shown_split()
-                if (row["algorithm"], row["precision"], row["trained_steps"]) == (algorithm, precision, 1200)
+                if (row["algorithm"], row["precision"], row["trained_steps"])
+                == (algorithm, precision, 1200)
             ]
             numbers += [f"{100 * row['accuracy']:.2f}", f"{100 * row['interval']:.2f}"]
     return ["1,200", *numbers]
@@ -216,7 +257,11 @@ def finn_rises() -> list[str]:
     points = timeline("omniglot", "finn2017")
     seconds = few_shot_run("omniglot", "maml", "finn2017")["training_seconds"]
     assert 11.25 < seconds / 60 < 11.75  # in words: 11 and a half minutes
-    accuracies = [(f"{100 * row['evaluation']['mean']:.1f}", f"{row['step']:,}") for row in points if row["step"] != 18_200]
+    accuracies = [
+        (f"{100 * row['evaluation']['mean']:.1f}", f"{row['step']:,}")
+        for row in points
+        if row["step"] != 18_200
+    ]
     return [number for pair in accuracies for number in pair]
 
 
@@ -247,7 +292,9 @@ def reuse_mini_imagenet() -> list[str]:
 
 @claim
 def freezing_at_points() -> list[str]:
-    """What freezing MAML's body costs on miniImageNet: at the end over all test tasks, and at the points of training."""
+    """What freezing MAML's body costs on miniImageNet: at the end over all test tasks, and at the
+    points of training.
+    """
     cost, interval, tasks = body_cost("mini-imagenet", "raghu2020")
     points = timeline("mini-imagenet", "raghu2020")
     costs = [row["reuse"]["freezing"]["rows"][-1]["cost"] for row in points]
@@ -260,7 +307,11 @@ def freezing_at_points() -> list[str]:
 @claim
 def regimes_rank() -> list[str]:
     """The order of bodies under NIL on miniImageNet."""
-    rows_of = [row for row in reuse_tables.newest("regimes", "algorithm") if row["dataset"] == "mini-imagenet"]
+    rows_of = [
+        row
+        for row in reuse_tables.newest("regimes", "algorithm")
+        if row["dataset"] == "mini-imagenet"
+    ]
     order = [row["algorithm"] for row in sorted(rows_of, key=lambda row: -row["accuracy"]["mean"])]
     assert set(order[:2]) == {"maml", "anil"}
     return [name.replace("nil-train", "NIL training") for name in order[2:]]
@@ -290,8 +341,15 @@ def rapid_after_all() -> list[str]:
     (row,) = profiles("omniglot", "maml", "finn2017")
     cost, interval, tasks = body_cost("omniglot", "finn2017")
     analysed = row["reuse"]["freezing"]["rows"][-1]["cost"]
-    fewer = [f"{100 * analysed['mean']:.1f}", f"{100 * analysed['interval']:.1f}", str(row["analysed_tasks"])]
-    headless = [f"{100 * row['reuse']['accuracies'][name]['mean']:.1f}" for name in ("headless_before", "headless_after")]
+    fewer = [
+        f"{100 * analysed['mean']:.1f}",
+        f"{100 * analysed['interval']:.1f}",
+        str(row["analysed_tasks"]),
+    ]
+    headless = [
+        f"{100 * row['reuse']['accuracies'][name]['mean']:.1f}"
+        for name in ("headless_before", "headless_after")
+    ]
     steps = f"{few_shot_run('omniglot', 'maml', 'finn2017')['trained_steps']:,}"
     return [steps, f"{similarity(row, 'block4'):.2f}", cost, interval, tasks, *fewer, *headless]
 
@@ -308,39 +366,69 @@ def accurate_without() -> list[str]:
 
 @claim
 def similarity_map_batches() -> list[str]:
-    """From which batch on torch_cka takes 8 times as long for two networks, and 20 times for one against itself."""
+    """From which batch on torch_cka takes 8 times as long for two networks, and 20 times for one
+    against itself.
+    """
     found: dict[tuple[str, int], float] = {}
     for row in rows("similarity_map"):
         if row["figure"].startswith("time, "):
-            found[row["figure"].split(",")[1].strip(), row["batch"]] = row["median_ratios"]["torch_cka"]
+            found[row["figure"].split(",")[1].strip(), row["batch"]] = row["median_ratios"][
+                "torch_cka"
+            ]
     two = {batch: ratio for (kind, batch), ratio in found.items() if kind == "two networks"}
-    single = {batch: ratio for (kind, batch), ratio in found.items() if kind == "one against itself"}
+    single = {
+        batch: ratio for (kind, batch), ratio in found.items() if kind == "one against itself"
+    }
     assert 19 < single[256] < 20  # in words: all but at 256
     reached = min(batch for batch, ratio in two.items() if ratio >= 8)
-    return ["8", str(reached), "20", str(min(batch for batch, ratio in single.items() if ratio >= 20)), "256"]
+    return [
+        "8",
+        str(reached),
+        "20",
+        str(min(batch for batch, ratio in single.items() if ratio >= 20)),
+        "256",
+    ]
 
 
 @claim
 def small_networks() -> list[str]:
     """Random's steps to the threshold of the small networks, and what CBR-Small gains."""
-    small = [row for row in init_tables.newest() if row["network"] in ("cbr_tiny", "cbr_small", "conv4")]
+    small = [
+        row for row in init_tables.newest() if row["network"] in ("cbr_tiny", "cbr_small", "conv4")
+    ]
     tests = [test for row in small for test in row["steps_tests"] if test["strategy"] != "random"]
     assert "lower" not in {test["answer"] for test in tests}  # no start can be shown to be faster
-    (gain,) = [of_start(row["final_tests"], "full") for row in small if row["network"] == "cbr_small"]
+    (gain,) = [
+        of_start(row["final_tests"], "full") for row in small if row["network"] == "cbr_small"
+    ]
     assert gain["answer"] == "higher"
-    return [*between([steps(row, "random") for row in small], 0), f"{100 * gain['paired']['difference']['mean']:.2f}"]
+    return [
+        *between([steps(row, "random") for row in small], 0),
+        f"{100 * gain['paired']['difference']['mean']:.2f}",
+    ]
 
 
 @claim
 def same_seconds() -> list[str]:
     """Outer steps in 24 seconds, of the newest turns."""
-    newest = {(row["side"], row["algorithm"]): row["points"][-1]["steps"] for row in rows("accuracy_time")}
-    return ["24", *(str(newest[side, name]) for side in ("metalearn", "learn2learn") for name in ("maml", "fomaml", "anil"))]
+    newest = {
+        (row["side"], row["algorithm"]): row["points"][-1]["steps"] for row in rows("accuracy_time")
+    }
+    return [
+        "24",
+        *(
+            str(newest[side, name])
+            for side in ("metalearn", "learn2learn")
+            for name in ("maml", "fomaml", "anil")
+        ),
+    ]
 
 
 @claim
 def worth_at_five_ways() -> list[str]:
-    """What adapting the body is worth on glyphs and on Omniglot 5-way, beside what freezing it costs under the head's own steps."""
+    """What adapting the body is worth on glyphs and on Omniglot 5-way, beside what freezing it
+    costs under the head's own steps.
+    """
     numbers = []
     for dataset in ("glyphs", "omniglot"):
         row = decomposition_row(dataset, 5, "maml")
@@ -357,7 +445,12 @@ def worth_at_twenty_ways() -> list[str]:
     parts = {part["name"]: part for part in row["pooled"]["decomposition"]["conditions"]}
     accuracy = f"{100 * parts['nothing frozen']['score']['mean']:.1f}"
     own_steps = parts["body frozen, head by its own steps"]["cost"]
-    return ["20", accuracy, *in_points(row["pooled"]["decomposition"]["worth"]), *in_points(own_steps)]
+    return [
+        "20",
+        accuracy,
+        *in_points(row["pooled"]["decomposition"]["worth"]),
+        *in_points(own_steps),
+    ]
 
 
 @claim
@@ -390,18 +483,36 @@ def queries_at_test() -> list[str]:
     """Accuracy of the same networks on Finn et al.'s characters, by the number of queries a class."""
     numbers = []
     for queries in (1, 15):
-        of = {"dataset": "omniglot", "ways": 5, "algorithm": "maml", "preset": "finn2017", "queries": queries}
-        chosen = [row for row in rows("few_shot") if all(row[name] == value for name, value in of.items())]
-        seeds = {row["seed"]: row["accuracy"] for row in chosen if row["data"]["protocol"] == "finn"}
+        of = {
+            "dataset": "omniglot",
+            "ways": 5,
+            "algorithm": "maml",
+            "preset": "finn2017",
+            "queries": queries,
+        }
+        chosen = [
+            row for row in rows("few_shot") if all(row[name] == value for name, value in of.items())
+        ]
+        seeds = {
+            row["seed"]: row["accuracy"] for row in chosen if row["data"]["protocol"] == "finn"
+        }
         values = list(seeds.values())
-        numbers += [str(queries), f"{100 * statistics.mean(values):.1f}", f"{100 * statistics.stdev(values):.1f}"]
+        numbers += [
+            str(queries),
+            f"{100 * statistics.mean(values):.1f}",
+            f"{100 * statistics.stdev(values):.1f}",
+        ]
     return numbers
 
 
 def decomposition_row(dataset: str, ways: int, algorithm: str) -> Row:
     """The newest row that takes an accuracy apart."""
     newest = reuse_tables.newest("decomposition", "algorithm")
-    return [row for row in newest if (row["dataset"], row["ways"], row["algorithm"]) == (dataset, ways, algorithm)][-1]
+    return [
+        row
+        for row in newest
+        if (row["dataset"], row["ways"], row["algorithm"]) == (dataset, ways, algorithm)
+    ][-1]
 
 
 def in_points(estimate: Row) -> list[str]:
@@ -420,23 +531,35 @@ def few_shot_run(dataset: str, algorithm: str, preset: str, seed: int = 0) -> Ro
 def long_runs(algorithm: str) -> list[Row]:
     """The runs on Omniglot 5-way of 10,000 steps and more."""
     keys = ("dataset", "ways", "queries", "algorithm")
-    same = [row for row in on_the_shown_split() if tuple(row[key] for key in keys) == ("omniglot", 5, 15, algorithm)]
+    same = [
+        row
+        for row in on_the_shown_split()
+        if tuple(row[key] for key in keys) == ("omniglot", 5, 15, algorithm)
+    ]
     return [row for row in same if row["trained_steps"] >= 10_000]
 
 
 def on_the_shown_split() -> list[Row]:
-    """The newest row of each run, but for those on another split of Omniglot than that of the first table."""
+    """The newest row of each run, but for those on another split of Omniglot than that of the first
+    table.
+    """
     return [row for row in newest_few_shot() if row["data"].get("protocol") in (None, "vinyals")]
 
 
 def freezing_rows(dataset: str, preset: str) -> list[Row]:
     """MAML's rows of freezing."""
     found = reuse_tables.newest("freezing", "algorithm")
-    return [row for row in found if (row["dataset"], row["preset"], row["algorithm"]) == (dataset, preset, "maml")]
+    return [
+        row
+        for row in found
+        if (row["dataset"], row["preset"], row["algorithm"]) == (dataset, preset, "maml")
+    ]
 
 
 def body_cost(dataset: str, preset: str) -> tuple[str, str, str]:
-    """What freezing MAML's body costs one network in points, its interval over tasks, and how many tasks."""
+    """What freezing MAML's body costs one network in points, its interval over tasks, and how many
+    tasks.
+    """
     (row,) = freezing_rows(dataset, preset)
     (run,) = row["runs"]
     cost = run["rows"][-1]["cost"]
@@ -446,7 +569,11 @@ def body_cost(dataset: str, preset: str) -> tuple[str, str, str]:
 def profiles(dataset: str, algorithm: str, preset: str) -> list[Row]:
     """The rows of what the inner loop changes, a seed each."""
     for same in reuse_tables.grouped("profile", "algorithm"):
-        if (same[0]["dataset"], same[0]["algorithm"], same[0]["preset"]) == (dataset, algorithm, preset):
+        if (same[0]["dataset"], same[0]["algorithm"], same[0]["preset"]) == (
+            dataset,
+            algorithm,
+            preset,
+        ):
             return same
     raise LookupError(f"there is no profile of {algorithm} on {dataset} under {preset}")
 
@@ -454,7 +581,11 @@ def profiles(dataset: str, algorithm: str, preset: str) -> list[Row]:
 def timeline(dataset: str, preset: str) -> list[Row]:
     """MAML's rows at points of training, one seed."""
     groups = reuse_tables.grouped("timeline", "algorithm", "step")
-    return [row for (row, *_) in groups if (row["dataset"], row["preset"], row["algorithm"]) == (dataset, preset, "maml")]
+    return [
+        row
+        for (row, *_) in groups
+        if (row["dataset"], row["preset"], row["algorithm"]) == (dataset, preset, "maml")
+    ]
 
 
 def similarity(row: Row, name: str) -> float:
@@ -482,12 +613,20 @@ def steps(row: Row, name: str) -> float:
 
 def timed(where: str, *, images: bool) -> list[Row]:
     """The times of a meta-gradient in one place, of images or of the sinusoid."""
-    return [row for row in speed_tables.newest("time") if speed_tables.place(row) == where and (row["setting"] != "sinusoid") == images]
+    return [
+        row
+        for row in speed_tables.newest("time")
+        if speed_tables.place(row) == where and (row["setting"] != "sinusoid") == images
+    ]
 
 
 def ratios(where: str, *, images: bool) -> list[float]:
     """learn2learn's times as multiples of ours."""
-    return [speed_tables.ratio(row, "learn2learn") for row in timed(where, images=images) if "learn2learn" in row["seconds"]]
+    return [
+        speed_tables.ratio(row, "learn2learn")
+        for row in timed(where, images=images)
+        if "learn2learn" in row["seconds"]
+    ]
 
 
 def between(values: Iterable[float], digits: int) -> list[str]:

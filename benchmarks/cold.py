@@ -1,9 +1,10 @@
-"""A short Omniglot training run from nothing: imports, data, and a few outer steps. `benchmarks.speed` runs it in fresh processes.
+"""A short Omniglot training run from nothing: imports, data, and a few outer steps.
+`benchmarks.speed` runs it in fresh processes.
 
     python -m benchmarks.cold metalearn ROOT SCRATCH STEPS TASKS QUERIES
 
-ROOT holds `omniglot-py`, SCRATCH is an empty folder for what a library keeps. Prints a JSON object of seconds. Each side imports itself
-alone.
+ROOT holds `omniglot-py`, SCRATCH is an empty folder for what a library keeps. Prints a JSON object
+of seconds. Each side imports itself alone.
 """
 
 from __future__ import annotations
@@ -29,10 +30,22 @@ def metalearn(root: str, scratch: str, steps: int, tasks: int, queries: int) -> 
 
     imported = time.perf_counter()
     torch.manual_seed(0)
-    episodes = FewShot(omniglot(root, "train", cache=scratch, progress=False), WAYS, 1, queries, tasks=10**6)
+    episodes = FewShot(
+        omniglot(root, "train", cache=scratch, progress=False), WAYS, 1, queries, tasks=10**6
+    )
     loaded = time.perf_counter()
-    meta_train(MAML(Conv4(WAYS, hidden=HIDDEN), LR), episodes, steps=steps, meta_batch=tasks, progress=False)
-    return {"imports": imported - started, "data": loaded - imported, "steps": time.perf_counter() - loaded}
+    meta_train(
+        MAML(Conv4(WAYS, hidden=HIDDEN), LR),
+        episodes,
+        steps=steps,
+        meta_batch=tasks,
+        progress=False,
+    )
+    return {
+        "imports": imported - started,
+        "data": loaded - imported,
+        "steps": time.perf_counter() - loaded,
+    }
 
 
 def learn2learn(root: str, scratch: str, steps: int, tasks: int, queries: int) -> dict[str, float]:
@@ -64,20 +77,43 @@ def learn2learn(root: str, scratch: str, steps: int, tasks: int, queries: int) -
         for parameter in maml.parameters():
             parameter.grad.mul_(1 / tasks)
         optimizer.step()
-    return {"imports": imported - started, "data": loaded - imported, "steps": time.perf_counter() - loaded}
+    return {
+        "imports": imported - started,
+        "data": loaded - imported,
+        "steps": time.perf_counter() - loaded,
+    }
 
 
 def learn2learn_tasks(root: str, scratch: str, queries: int) -> Any:
-    """The training tasks of learn2learn's `get_tasksets("omniglot")`, which reads an image from its file whenever it is drawn."""
+    """The training tasks of learn2learn's `get_tasksets("omniglot")`, which reads an image from its
+    file whenever it is drawn.
+    """
     import learn2learn as l2l
     from torchvision.datasets import Omniglot
 
-    (Path(scratch) / "omniglot-py").symlink_to((Path(root) / "omniglot-py").resolve())  # it writes a file beside the data
-    Omniglot._check_integrity = lambda self: True  # the images are there, the archive they came in need not be
-    samples = {"train_ways": WAYS, "train_samples": 1 + queries, "test_ways": WAYS, "test_samples": 1 + queries}
-    return l2l.vision.benchmarks.get_tasksets("omniglot", **samples, num_tasks=20_000, root=scratch).train
+    (Path(scratch) / "omniglot-py").symlink_to(
+        (Path(root) / "omniglot-py").resolve()
+    )  # it writes a file beside the data
+    Omniglot._check_integrity = lambda self: (
+        True
+    )  # the images are there, the archive they came in need not be
+    samples = {
+        "train_ways": WAYS,
+        "train_samples": 1 + queries,
+        "test_ways": WAYS,
+        "test_samples": 1 + queries,
+    }
+    return l2l.vision.benchmarks.get_tasksets(
+        "omniglot", **samples, num_tasks=20_000, root=scratch
+    ).train
 
 
 if __name__ == "__main__":
     side, root, scratch, *numbers = sys.argv[1:]
-    print(json.dumps({"metalearn": metalearn, "learn2learn": learn2learn}[side](root, scratch, *map(int, numbers))))
+    print(
+        json.dumps(
+            {"metalearn": metalearn, "learn2learn": learn2learn}[side](
+                root, scratch, *map(int, numbers)
+            )
+        )
+    )

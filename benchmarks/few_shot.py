@@ -2,9 +2,9 @@
 
     python -m benchmarks.few_shot --dataset omniglot --ways 5 --shots 1 --algorithms maml,anil,nil
 
-Trains each (or resumes, or loads what is done), tests all on the same episodes, prints one table with intervals, paired differences,
-training time and the papers' figures, and adds a JSON line a row to the file that `--results` names
-(benchmarks/results/few_shot.jsonl holds those of the page).
+Trains each (or resumes, or loads what is done), tests all on the same episodes, prints one table
+with intervals, paired differences, training time and the papers' figures, and adds a JSON line a
+row to the file that `--results` names (benchmarks/results/few_shot.jsonl holds those of the page).
 """
 
 from __future__ import annotations
@@ -39,36 +39,67 @@ def few_shot(
     """Compare learners on the same test tasks.
 
     Args:
-        algorithms: maml, fomaml, anil, boil, meta-sgd, reptile, protonet, nil (on the body that ANIL trains) or nil-train, with commas.
-        checkpoints: runs of `metalearn train` to take instead of training here, with commas; they fix the problem, but for root,
-            device, execution, test_tasks and queries.
+        algorithms: maml, fomaml, anil, boil, meta-sgd, reptile, protonet, nil (on the body that
+            ANIL trains) or nil-train, with commas.
+        checkpoints: runs of `metalearn train` to take instead of training here, with commas; they
+            fix the problem, but for root, device, execution, test_tasks and queries.
         progress: show progress.
         note: what a reader of the row should know.
         results: the file of JSON lines that the rows are added to [none: they are only printed].
         settings: the few-shot problem and its training.
     """
     keep_in(results)
-    here = {name: settings[name] for name in ("root", "device", "execution", "test_tasks", "queries") if settings.get(name) is not None}
+    here = {
+        name: settings[name]
+        for name in ("root", "device", "execution", "test_tasks", "queries")
+        if settings.get(name) is not None
+    }
     given = [experiments.restored(path, **here) for path in listed(checkpoints)]
     experiment = given[0].experiment if given else Experiment(**settings)
-    done = experiments.compare(experiment, parse(algorithms), runs={run.algorithm: run for run in given}, progress=progress)
+    done = experiments.compare(
+        experiment, parse(algorithms), runs={run.algorithm: run for run in given}, progress=progress
+    )
     first = next(iter(done.evaluations))
     print(f"preset {experiment.preset}: {experiment.settings().follows}")
     table = Table(
-        title=f"{experiment.dataset}, {experiment.ways}-way {experiment.shots}-shot, ± is 95 % over {experiment.test_tasks} tasks"
+        title=(
+            f"{experiment.dataset}, {experiment.ways}-way {experiment.shots}-shot, ± is 95 % over"
+            f" {experiment.test_tasks} tasks"
+        )
     )
-    for column in ("learner", "accuracy %", f"minus {first}, paired", "steps", "training", "paper's figure"):
+    for column in (
+        "learner",
+        "accuracy %",
+        f"minus {first}, paired",
+        "steps",
+        "training",
+        "paper's figure",
+    ):
         table.add_column(column)
     for name, found in done.evaluations.items():
         compared = None if name == first else paired(found, done.evaluations[first])
         row = {**described(name, done.runs[name], found), "minus": None, "note": note}
         if compared:
-            row["minus"] = {"learner": first, "mean": compared.mean, "interval": compared.interval, "p": compared.p}
+            row["minus"] = {
+                "learner": first,
+                "mean": compared.mean,
+                "interval": compared.interval,
+                "p": compared.p,
+            }
         append(row)
-        difference = f"{100 * compared.mean:+.2f} ± {100 * compared.interval:.2f}" if compared else ""
+        difference = (
+            f"{100 * compared.mean:+.2f} ± {100 * compared.interval:.2f}" if compared else ""
+        )
         ours = f"{100 * found.mean:.2f} ± {100 * found.interval:.2f}"
         theirs = beside(experiment.dataset, experiment.ways, experiment.shots, name)
-        table.add_row(name, ours, difference, f"{row['trained_steps']:,}", duration(row["training_seconds"]), theirs)
+        table.add_row(
+            name,
+            ours,
+            difference,
+            f"{row['trained_steps']:,}",
+            duration(row["training_seconds"]),
+            theirs,
+        )
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
@@ -92,7 +123,9 @@ def described(name: str, run: Run, found: Evaluation) -> dict[str, Any]:
         "test_tasks": len(found.per_episode),
         "queries": experiment.test_queries(),
         "data": experiment.data("test").description,
-        "training_images_per_class": round(len(experiment.data("train")) / len(experiment.data("train").names)),
+        "training_images_per_class": round(
+            len(experiment.data("train")) / len(experiment.data("train").names)
+        ),
         "norm": run.learner.settings()["norm"],
         "execution": experiment.execution,
         "command": " ".join(["python -m benchmarks.few_shot", *sys.argv[1:]]),

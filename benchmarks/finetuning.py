@@ -1,10 +1,13 @@
-"""Does fine-tuning cost more than a plain PyTorch loop, and does comparing many runs hold more memory than one?
+"""Does fine-tuning cost more than a plain PyTorch loop, and does comparing many runs hold more
+memory than one?
 
     python -m benchmarks.finetuning
 
-Time: ResNet-18 on 28x28 grey images, batches of 32, Adam; both sides take the same steps on the same images from the same weights, in turn.
-Memory: the peak of a fresh process that compares two starts, above what it held before, under one seed and under several.
-`--results benchmarks/results/finetuning.jsonl` adds a JSON line a figure to that file.
+Time: ResNet-18 on 28x28 grey images, batches of 32, Adam; both sides take the same steps on the
+same images from the same weights, in turn.
+Memory: the peak of a fresh process that compares two starts, above what it held before, under one
+seed and under several. `--results benchmarks/results/finetuning.jsonl` adds a JSON line a figure to
+that file.
 """
 
 from __future__ import annotations
@@ -34,14 +37,17 @@ from .rows import append, keep_in, run_benchmark
 SIZE, BATCH, RATE = 28, 32, 1e-3
 
 
-def finetuning(rounds: int = 9, steps: int = 12, seeds: int = 6, peak_of: int = 0, results: str | None = None) -> None:
+def finetuning(
+    rounds: int = 9, steps: int = 12, seeds: int = 6, peak_of: int = 0, results: str | None = None
+) -> None:
     """Measure time and memory.
 
     Args:
         rounds: how often each side is timed, in turn, after one round that is not counted.
         steps: of fine-tuning in a round.
         seeds: how many the larger of the two comparisons has.
-        peak_of: used by the benchmark itself, in a fresh process: so many seeds, whose peak of memory is printed in bytes.
+        peak_of: used by the benchmark itself, in a fresh process: so many seeds, whose peak of
+            memory is printed in bytes.
         results: the file of JSON lines that the rows are added to [none: they are only printed].
     """
     if peak_of:
@@ -58,7 +64,9 @@ def network() -> nn.Module:
 
 
 def training(steps: int) -> FineTuning:
-    """Fine-tuning on random images of two classes, tested on two images: the cost is that of the steps."""
+    """Fine-tuning on random images of two classes, tested on two images: the cost is that of the
+    steps.
+    """
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.rand(256, 1, SIZE, SIZE, generator=generator), torch.arange(256) % 2
     whole, few = TensorDataset(images, labels), TensorDataset(images[:2], labels[:2])
@@ -90,24 +98,41 @@ def _time(rounds: int, steps: int) -> None:
             train(model, number) if side == "finetune" else plain_loop(model, train, number)
             if number:
                 times.append(time.perf_counter() - started)
-            ends.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+            ends.append(
+                torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+            )
         assert torch.equal(*ends), "the two sides end with other weights"
     ratio = statistics.median(ours / theirs for ours, theirs in zip(*seconds.values(), strict=True))
     ours, theirs = (statistics.median(times) for times in seconds.values())
-    said = f"{ours:.3f} s, plain loop {theirs:.3f} s: median ratio {ratio:.3f}, the same weights to the last bit"
+    said = (
+        f"{ours:.3f} s, plain loop {theirs:.3f} s: median ratio {ratio:.3f}, the same weights to"
+        " the last bit"
+    )
     _report(f"time of {steps} steps", said, {"seconds": seconds, "ratio": ratio})
 
 
 def _memory(seeds: int) -> None:
     def peak(count: int) -> int:
         command = [sys.executable, "-m", "benchmarks.finetuning", "--peak_of", str(count)]
-        # Every larger block goes back to the system when it is freed, so that the peak is of what is in use, not of what the heap holds.
+        # Every larger block goes back to the system when it is freed, so that the peak is of what
+        # is in use, not of what the heap holds.
         environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-        return int(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.splitlines()[-1])
+        return int(
+            subprocess.run(
+                command, capture_output=True, text=True, check=True, env=environment
+            ).stdout.splitlines()[-1]
+        )
 
     one, many = peak(1), peak(seeds)
-    said = f"{many / 2**20:.0f} MiB for {2 * seeds} runs, {one / 2**20:.0f} MiB for 2: {many / one:.2f} x"
-    _report("peak memory of compare", said, {"bytes": [one, many], "seeds": [1, seeds], "ratio": many / one})
+    said = (
+        f"{many / 2**20:.0f} MiB for {2 * seeds} runs, {one / 2**20:.0f} MiB for 2:"
+        f" {many / one:.2f} x"
+    )
+    _report(
+        "peak memory of compare",
+        said,
+        {"bytes": [one, many], "seeds": [1, seeds], "ratio": many / one},
+    )
 
 
 def _peak(seeds: int) -> int:
@@ -123,8 +148,19 @@ def _peak(seeds: int) -> int:
 
 def _report(what: str, said: str, facts: dict[str, object]) -> None:
     print(f"{what}: {said}", flush=True)
-    about = {"command": " ".join(["python -m benchmarks.finetuning", *sys.argv[1:]]), "machine": machine(), "versions": versions()}
-    row = {"benchmark": "finetuning", "figure": what, "said": said, **facts, **about, "threads": torch.get_num_threads()}
+    about = {
+        "command": " ".join(["python -m benchmarks.finetuning", *sys.argv[1:]]),
+        "machine": machine(),
+        "versions": versions(),
+    }
+    row = {
+        "benchmark": "finetuning",
+        "figure": what,
+        "said": said,
+        **facts,
+        **about,
+        "threads": torch.get_num_threads(),
+    }
     append({**row, "commit": commit(), "time": now()})
 
 

@@ -1,18 +1,20 @@
-"""The Transfusion paper's findings as rows: holds, does not hold, or not decidable at this size, each by a rule on
-paired seeds.
+"""The Transfusion paper's findings as rows: holds, does not hold, or not decidable at this size,
+each by a rule on paired seeds.
 
-A finding compares two numbers of every seed, by the paired tests and intervals of `transfer.comparison.statistics`.
-Nothing is decided with fewer seeds than a sign-flip test needs to reach the level: six at 0.05. Steps are compared
-where every seed of both reached the threshold.
+A finding compares two numbers of every seed, by the paired tests and intervals of
+`transfer.comparison.statistics`. Nothing is decided with fewer seeds than a sign-flip test needs to
+reach the level: six at 0.05. Steps are compared where every seed of both reached the threshold.
 
-- `less`, a is less than b, holds where the paired t test says so after Holm: of a start against random over all
-  starts, as in the table of starts (`transfer.comparison.statistics.against`), of any other finding over the other
-  findings. It does not hold where the test says the opposite, or where the interval of a - b contains zero and does
-  not reach the margin below it. Otherwise it is not decidable.
-- `same`, a is b within the margin, holds where the interval of a - b lies within the margin, and does not hold where
-  it lies outside. Otherwise it is not decidable.
+- `less`, a is less than b, holds where the paired t test says so after Holm: of a start against
+  random over all starts, as in the table of starts (`transfer.comparison.statistics.against`), of
+  any other finding over the other findings. It does not hold where the test says the opposite, or
+  where the interval of a - b contains zero and does not reach the margin below it. Otherwise it is
+  not decidable.
+- `same`, a is b within the margin, holds where the interval of a - b lies within the margin, and
+  does not hold where it lies outside. Otherwise it is not decidable.
 
-Margins, set before the runs: 1 point of a final score; a fifth of random's mean steps to the threshold.
+Margins, set before the runs: 1 point of a final score; a fifth of random's mean steps to the
+threshold.
 """
 
 from __future__ import annotations
@@ -41,10 +43,12 @@ Kept = Mapping[str, Sequence[float | None]]
 
 @dataclass(frozen=True)
 class Measured:
-    """The final scores and the steps to the threshold of every start, seed by seed (None: not reached).
+    """The final scores and the steps to the threshold of every start, seed by seed (None: not
+    reached).
 
-    `kept` is how alike each layer is at the start and at the end, seed by seed (None: too few examples to say). `ladder` is the starts that
-    copy more and more layers, from "random" to "full"; `learned` those that were meta-learned.
+    `kept` is how alike each layer is at the start and at the end, seed by seed (None: too few
+    examples to say). `ladder` is the starts that copy more and more layers, from "random" to
+    "full"; `learned` those that were meta-learned.
     """
 
     finals: Mapping[str, Sequence[float]]
@@ -57,9 +61,18 @@ class Measured:
     def of(cls, found: Comparison, places: Sequence[str], learned: Sequence[str] = ()) -> Measured:
         """What a comparison measured; `places` are the layers that it copied through."""
         finals = {name: [run.curve.final for run in found.of(name)] for name in found.strategies}
-        steps = {name: [run.curve.steps_to(found.threshold) for run in found.of(name)] for name in found.strategies}
+        steps = {
+            name: [run.curve.steps_to(found.threshold) for run in found.of(name)]
+            for name in found.strategies
+        }
         kept = {name: by_layer([run.kept for run in found.of(name)]) for name in found.strategies}
-        return cls(finals, steps, kept, ("random", *(f"through {place}" for place in places), "full"), tuple(learned))
+        return cls(
+            finals,
+            steps,
+            kept,
+            ("random", *(f"through {place}" for place in places), "full"),
+            tuple(learned),
+        )
 
     @property
     def margin(self) -> float:
@@ -74,10 +87,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim, its answer, and what decides it: a difference with its interval, and for a test p before and after Holm.
+    """A claim, its answer, and what decides it: a difference with its interval, and for a test p
+    before and after Holm.
 
-    `unit` is "points", "steps" or "similarity"; `margin` is in it, of points a score. `test` says that it is `less`, with a p, and not
-    `same`. `smallest` is the least p that so many seeds can reach. `paper` says whether the claim is the paper's or ours.
+    `unit` is "points", "steps" or "similarity"; `margin` is in it, of points a score. `test` says
+    that it is `less`, with a p, and not `same`. `smallest` is the least p that so many seeds can
+    reach. `paper` says whether the claim is the paper's or ours.
     """
 
     claim: str
@@ -102,21 +117,39 @@ class Finding:
         if self.difference is None:
             return self.note
         scale, digits = {"points": (100, 2), "steps": (1, 1), "similarity": (1, 3)}[self.unit]
-        said = f"{scale * self.difference.mean:+.{digits}f} ± {scale * self.difference.interval:.{digits}f} {self.unit}"
-        judged = f"p = {self.adjusted:.2g} (Holm)" if self.test else f"margin {scale * self.margin:.{digits}f}"
+        said = (
+            f"{scale * self.difference.mean:+.{digits}f} ±"
+            f" {scale * self.difference.interval:.{digits}f} {self.unit}"
+        )
+        judged = (
+            f"p = {self.adjusted:.2g} (Holm)"
+            if self.test
+            else f"margin {scale * self.margin:.{digits}f}"
+        )
         return f"{said}, {judged}" + (f"; {self.note}" if self.note else "")
 
 
 def findings(measured: Measured, *, few: bool, level: float = 0.05) -> list[Finding]:
-    """The paper's findings that these starts can speak to, then ours about meta-learned ones, each answered.
+    """The paper's findings that these starts can speak to, then ours about meta-learned ones, each
+    answered.
 
-    `few` says that only some of the training images were used: then the paper has full end higher than random, and else the same.
+    `few` says that only some of the training images were used: then the paper has full end higher
+    than random, and else the same.
     """
-    finals, steps, ladder, margin = measured.finals, measured.steps, measured.ladder, measured.margin
+    finals, steps, ladder, margin = (
+        measured.finals,
+        measured.steps,
+        measured.ladder,
+        measured.margin,
+    )
 
     def sooner(claim: str, a: str, b: str, rule: Callable[..., Finding] = less) -> Finding:
         missing = missed(steps, (a, b))
-        return Finding(claim, "steps", margin, note=missing) if missing else rule(claim, steps[a], steps[b], margin, "steps", level)
+        return (
+            Finding(claim, "steps", margin, note=missing)
+            if missing
+            else rule(claim, steps[a], steps[b], margin, "steps", level)
+        )
 
     def faster(claim: str, start: str) -> Finding:
         """Whether a start is faster than random, by the test of the table of starts."""
@@ -124,11 +157,20 @@ def findings(measured: Measured, *, few: bool, level: float = 0.05) -> list[Find
 
     def higher(claim: str, start: str) -> Finding:
         """Whether a start ends higher than random, by the test of the table of starts."""
-        return judged(less(claim, finals["random"], finals[start], POINT, "points", level), finals, start, level)
+        return judged(
+            less(claim, finals["random"], finals[start], POINT, "points", level),
+            finals,
+            start,
+            level,
+        )
 
     ends = (finals["random"], finals["full"], POINT, "points", level)
     rows = [
-        higher("few images: full ends higher than random", "full") if few else same("all images: full ends where random does", *ends),
+        (
+            higher("few images: full ends higher than random", "full")
+            if few
+            else same("all images: full ends where random does", *ends)
+        ),
         faster("full is faster than random", "full"),
         faster("mean_var is faster than random (scale alone helps)", "mean_var"),
         sooner("full is faster than mean_var (features help beyond scale)", "full", "mean_var"),
@@ -138,13 +180,24 @@ def findings(measured: Measured, *, few: bool, level: float = 0.05) -> list[Find
         reuse_is_low(measured.kept, level),
     ]
     if "slim" in finals:
-        rows.append(same("slim ends where full does", finals["slim"], finals["full"], POINT, "points", level))
+        rows.append(
+            same(
+                "slim ends where full does", finals["slim"], finals["full"], POINT, "points", level
+            )
+        )
         rows.append(sooner("slim is as fast as full", "slim", "full", same))
     for name in measured.learned:
         own = [
             higher(f"{name} ends higher than random", name),
             faster(f"{name} is faster than random", name),
-            less(f"{name} ends higher than full", finals["full"], finals[name], POINT, "points", level),
+            less(
+                f"{name} ends higher than full",
+                finals["full"],
+                finals[name],
+                POINT,
+                "points",
+                level,
+            ),
         ]
         rows += [replace(row, paper=False) for row in own]
     return answered(rows, level)
@@ -152,11 +205,28 @@ def findings(measured: Measured, *, few: bool, level: float = 0.05) -> list[Find
 
 def smaller_data(few: Measured, whole: Measured, level: float = 0.05) -> Finding:
     """Whether full gains more over random with few images than with all, on the same seeds."""
-    gains = [[full - none for full, none in zip(one.finals["full"], one.finals["random"], strict=True)] for one in (few, whole)]
-    return answered([less("full gains more with few images than with all", gains[1], gains[0], POINT, "points", level)], level)[0]
+    gains = [
+        [full - none for full, none in zip(one.finals["full"], one.finals["random"], strict=True)]
+        for one in (few, whole)
+    ]
+    return answered(
+        [
+            less(
+                "full gains more with few images than with all",
+                gains[1],
+                gains[0],
+                POINT,
+                "points",
+                level,
+            )
+        ],
+        level,
+    )[0]
 
 
-def less(claim: str, a: Sequence[float], b: Sequence[float], margin: float, unit: str, level: float) -> Finding:
+def less(
+    claim: str, a: Sequence[float], b: Sequence[float], margin: float, unit: str, level: float
+) -> Finding:
     """Whether a is less than b, seed by seed; `answered` decides it.
 
     Example:
@@ -167,21 +237,31 @@ def less(claim: str, a: Sequence[float], b: Sequence[float], margin: float, unit
 
 
 def judged(finding: Finding, values: Mapping[str, Steps], start: str, level: float) -> Finding:
-    """A finding of a start against random with the p that it has among all starts (those that have a value for every seed)."""
-    whole: dict[str, Any] = {name: numbers for name, numbers in values.items() if None not in numbers}
+    """A finding of a start against random with the p that it has among all starts (those that have
+    a value for every seed).
+    """
+    whole: dict[str, Any] = {
+        name: numbers for name, numbers in values.items() if None not in numbers
+    }
     tests = against(whole, "random", level)
     return replace(finding, adjusted=tests[start][1]) if start in tests else finding
 
 
-def same(claim: str, a: Sequence[float], b: Sequence[float], margin: float, unit: str, level: float) -> Finding:
+def same(
+    claim: str, a: Sequence[float], b: Sequence[float], margin: float, unit: str, level: float
+) -> Finding:
     """Whether a is b within the margin, seed by seed; `answered` decides it."""
     found = paired(a, b, level)
     note = f"{found.seeds} seeds cannot reach p < {level:g}" if found.smallest > level else ""
-    return Finding(claim, unit, margin, difference=found.difference, smallest=found.smallest, note=note)
+    return Finding(
+        claim, unit, margin, difference=found.difference, smallest=found.smallest, note=note
+    )
 
 
 def lowest_layers(steps: Mapping[str, Steps], ladder: Sequence[str], level: float) -> Finding:
-    """Whether the lowest third of the stages (rounded up) saves more than half of the steps that full saves."""
+    """Whether the lowest third of the stages (rounded up) saves more than half of the steps that
+    full saves.
+    """
     place = ladder[math.ceil((len(ladder) - 1) / 3)]
     claim = f"the lowest layers ({place}) give more than half of full's speed-up"
     if missing := missed(steps, ("random", place, "full")):
@@ -191,41 +271,63 @@ def lowest_layers(steps: Mapping[str, Steps], ladder: Sequence[str], level: floa
 
 
 def first_gain(steps: Mapping[str, Steps], ladder: Sequence[str], level: float) -> Finding:
-    """Whether the first stage saves more steps than each later one: the difference to the nearest other.
+    """Whether the first stage saves more steps than each later one: the difference to the nearest
+    other.
 
-    Every test must say so, hence their largest p (intersection-union). Where another saves more on average, p of that counts, times the
-    number of others.
+    Every test must say so, hence their largest p (intersection-union). Where another saves more on
+    average, p of that counts, times the number of others.
     """
     claim = f"the first stage ({ladder[1]}) has the largest marginal gain"
     if missing := missed(steps, ladder):
         return Finding(claim, "steps", 0.0, note=missing)
-    gains = [[a - b for a, b in zip(steps[one], steps[two], strict=True)] for one, two in pairwise(ladder)]  # type: ignore[operator]
+    gains = [
+        [a - b for a, b in zip(steps[one], steps[two], strict=True)]
+        for one, two in pairwise(ladder)
+    ]  # type: ignore[operator]
     others = [less(claim, gain, gains[0], 0.0, "steps", level) for gain in gains[1:]]
     worst = max(range(len(others)), key=lambda i: others[i].difference.mean)  # type: ignore[union-attr]
     nearest = others[worst]
-    p = min(1.0, nearest.p * len(others)) if nearest.difference.mean > 0 else max(one.p for one in others)  # type: ignore[union-attr]
-    return replace(nearest, p=p, note="; ".join(filter(None, (f"the nearest other is {ladder[worst + 2]}", nearest.note))))
+    p = (
+        min(1.0, nearest.p * len(others))
+        if nearest.difference.mean > 0
+        else max(one.p for one in others)
+    )  # type: ignore[union-attr]
+    return replace(
+        nearest,
+        p=p,
+        note="; ".join(filter(None, (f"the nearest other is {ladder[worst + 2]}", nearest.note))),
+    )
 
 
 def reuse_is_low(kept: Mapping[str, Kept], level: float) -> Finding:
-    """Whether what full keeps of its start beyond what random keeps of its own is larger in the lowest layer than in the highest.
+    """Whether what full keeps of its start beyond what random keeps of its own is larger in the
+    lowest layer than in the highest.
 
-    Layers are those that the measure can tell of in every run. The head, which starts fresh in both, is none of them, and neither is one
-    that is the same at any two ends: CCA ignores linear maps, and so a first convolution with more filters than its patches have pixels.
+    Layers are those that the measure can tell of in every run. The head, which starts fresh in
+    both, is none of them, and neither is one that is the same at any two ends: CCA ignores linear
+    maps, and so a first convolution with more filters than its patches have pixels.
     """
     full, random = kept["full"], kept["random"]
-    said = [layer for layer in list(full)[:-1] if layer in random and None not in (*full[layer], *random[layer])]
+    said = [
+        layer
+        for layer in list(full)[:-1]
+        if layer in random and None not in (*full[layer], *random[layer])
+    ]
     known = [layer for layer in said if max(random[layer]) < BLIND]  # type: ignore[type-var, operator]
     claim = "what is reused is in the lowest layers"
     if len(known) < 2:
         return Finding(claim, "similarity", 0.0, note="the measure can tell of one layer at most")
-    beyond = {layer: [a - b for a, b in zip(full[layer], random[layer], strict=True)] for layer in known}  # type: ignore[operator]
+    beyond = {
+        layer: [a - b for a, b in zip(full[layer], random[layer], strict=True)] for layer in known
+    }  # type: ignore[operator]
     claim += f": {known[0]} is kept beyond random more than {known[-1]}"
     return less(claim, beyond[known[-1]], beyond[known[0]], 0.0, "similarity", level)
 
 
 def answered(rows: Sequence[Finding], level: float) -> list[Finding]:
-    """The findings with their answers; the p of those that test and are of no other family are adjusted over them."""
+    """The findings with their answers; the p of those that test and are of no other family are
+    adjusted over them.
+    """
     testing = [i for i, row in enumerate(rows) if row.test and math.isnan(row.adjusted)]
     adjusted = dict(zip(testing, holm([rows[i].p for i in testing]), strict=True))
     done = [replace(row, adjusted=adjusted.get(i, row.adjusted)) for i, row in enumerate(rows)]
@@ -234,7 +336,10 @@ def answered(rows: Sequence[Finding], level: float) -> list[Finding]:
 
 def by_layer(runs: Sequence[Sequence[KeptOfLayer]]) -> dict[str, list[float | None]]:
     """Layer -> its similarity in every run, None where there is none."""
-    return {layer[0].layer: [None if math.isnan(one.similarity) else one.similarity for one in layer] for layer in zip(*runs, strict=True)}
+    return {
+        layer[0].layer: [None if math.isnan(one.similarity) else one.similarity for one in layer]
+        for layer in zip(*runs, strict=True)
+    }
 
 
 def missed(steps: Mapping[str, Steps], names: Sequence[str]) -> str:
@@ -244,8 +349,14 @@ def missed(steps: Mapping[str, Steps], names: Sequence[str]) -> str:
         >>> missed({"random": [3.0, None], "full": [1.0, 2.0]}, ["random", "full"])
         'threshold reached by random under 1 of 2 seeds'
     """
-    counts = {name: (sum(value is not None for value in steps[name]), len(steps[name])) for name in names}
-    said = ", ".join(f"{name} under {count} of {seeds} seeds" for name, (count, seeds) in counts.items() if count < seeds)
+    counts = {
+        name: (sum(value is not None for value in steps[name]), len(steps[name])) for name in names
+    }
+    said = ", ".join(
+        f"{name} under {count} of {seeds} seeds"
+        for name, (count, seeds) in counts.items()
+        if count < seeds
+    )
     return f"threshold reached by {said}" if said else ""
 
 
@@ -265,7 +376,10 @@ def printed(rows: Sequence[Finding]) -> str:
 def _answer(row: Finding, level: float) -> str:
     if row.difference is None or row.smallest > level:
         return OPEN
-    low, high = row.difference.mean - row.difference.interval, row.difference.mean + row.difference.interval
+    low, high = (
+        row.difference.mean - row.difference.interval,
+        row.difference.mean + row.difference.interval,
+    )
     if not row.test:
         outside = low > row.margin or high < -row.margin
         return FAILS if outside else HOLDS if -row.margin <= low and high <= row.margin else OPEN

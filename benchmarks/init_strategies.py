@@ -1,15 +1,17 @@
-"""Does a pretrained start help, which layers carry it, and is it features or only scale? The Transfusion paper asked; on public images.
+"""Does a pretrained start help, which layers carry it, and is it features or only scale? The
+Transfusion paper asked; on public images.
 
     python -m benchmarks.init_strategies --table a --images 500
 
-Fine-tunes every start under every seed on the same batches (a comparison that was stopped goes on in `--folder`), after pretraining the
-network where that is not there yet; prints curves' figures, tests and the paper's findings, and appends one row with all numbers to
+Fine-tunes every start under every seed on the same batches (a comparison that was stopped goes on
+in `--folder`), after pretraining the network where that is not there yet; prints curves' figures,
+tests and the paper's findings, and appends one row with all numbers to
 `benchmarks/results/init_strategies.jsonl`. Tables:
 
     a      ResNet-18 pretrained here, with its slim hybrid
-    conv4  Conv4 pretrained here, and meta-learned starts of the same network (`--checkpoints`, of `metalearn train`)
-    b      SqueezeNet with real ImageNet weights (`--weights`)
-    c      CBR-Tiny and CBR-Small pretrained here
+    conv4 Conv4 pretrained here, and meta-learned starts of the same network (`--checkpoints`, of
+    `metalearn train`) b SqueezeNet with real ImageNet weights (`--weights`) c CBR-Tiny and
+    CBR-Small pretrained here
 """
 
 from __future__ import annotations
@@ -37,7 +39,17 @@ from metalearn.runtime.provenance import commit
 from metalearn.runtime.tables import plain
 from metalearn.tasks import LabelledImages
 from metalearn.training import checkpoints as saved
-from transfer import Comparison, compare, everywhere, finetune, fresh, gabor, mean_var, permuted, transfusion
+from transfer import (
+    Comparison,
+    compare,
+    everywhere,
+    finetune,
+    fresh,
+    gabor,
+    mean_var,
+    permuted,
+    transfusion,
+)
 from transfer.finetuning.finetune import FineTuning, subset
 from transfer.initialisation.weights import IMAGENET, Pretrained, read
 from transfer.models import build, slim
@@ -49,13 +61,17 @@ HIDDEN, POOL = 64, False  # Conv4 as Finn et al. 2017 have it for Omniglot
 SLIM_THROUGH = "layer2"
 PRETRAINING: dict[str, Any] = {"batch": 64, "lr": 1e-3}
 TESTED = 2000  # test images at most: of CIFAR-10 the first by class
-SHARE = 91 / 96.4  # the paper's 91 % test AUC, of the 96.4 % that ResNet-50 from a random start ends with
+SHARE = (
+    91 / 96.4
+)  # the paper's 91 % test AUC, of the 96.4 % that ResNet-50 from a random start ends with
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a table compares: a network, the layers to copy through (all but the last before the head), and the images it reads."""
+    """What a table compares: a network, the layers to copy through (all but the last before the
+    head), and the images it reads.
+    """
 
     network: str
     places: tuple[str, ...]
@@ -68,7 +84,11 @@ BLOCKS = ("block1", "block2", "block3")
 TABLES: dict[str, tuple[Plan, ...]] = {
     "a": (Plan("resnet18", ("bn1", "layer1", "layer2", "layer3")),),
     "conv4": (Plan("conv4", BLOCKS),),
-    "b": (Plan("squeezenet1_0", tuple(f"features.{i}" for i in (0, 3, 4, 5, 7, 8, 9, 10)), 64, 3, False),),
+    "b": (
+        Plan(
+            "squeezenet1_0", tuple(f"features.{i}" for i in (0, 3, 4, 5, 7, 8, 9, 10)), 64, 3, False
+        ),
+    ),
     "c": (Plan("cbr_tiny", BLOCKS), Plan("cbr_small", BLOCKS)),
 }
 
@@ -117,7 +137,9 @@ class Study:
 
     def split(self, dataset: str, plan: Plan) -> Split:
         """The images of a data set as a network takes them, with at most `TESTED` to test on."""
-        parts = load(dataset, self.root, size=plan.size, channels=plan.channels, progress=self.progress)
+        parts = load(
+            dataset, self.root, size=plan.size, channels=plan.channels, progress=self.progress
+        )
         return parts._replace(test=fewer(parts.test, TESTED))
 
     def training(self, parts: Split, plan: Plan) -> FineTuning:
@@ -142,12 +164,18 @@ class Study:
         if plan.pretrained_here:
             return self.pretrained(plan)
         if not self.weights:
-            raise ValueError(f"table {self.table} starts from real ImageNet weights of {plan.network}: give the file with --weights")
+            raise ValueError(
+                f"table {self.table} starts from real ImageNet weights of {plan.network}: give the"
+                " file with --weights"
+            )
         return read(self.weights), {"file": Path(self.weights).name, "trained_on": "ImageNet"}
 
     def pretrained(self, plan: Plan) -> tuple[Pretrained, Row]:
         """The network trained here on `pretrain_on`, once, and kept in the folder."""
-        path = self.folder / f"pretrained-{plan.network}-{Path(self.pretrain_on).stem}-{self.pretrain_steps}.safetensors"
+        path = (
+            self.folder
+            / f"pretrained-{plan.network}-{Path(self.pretrain_on).stem}-{self.pretrain_steps}.safetensors"
+        )
         if not path.exists():
             parts = self.split(self.pretrain_on, plan)
             train = finetune(
@@ -161,14 +189,37 @@ class Study:
             )
             torch.manual_seed(0)
             model = Network(plan.network, train.classes, plan.channels)()
-            with shown_progress(f"pretraining {plan.network} on {self.pretrain_on}", train.steps, shown=self.progress) as advance:
+            with shown_progress(
+                f"pretraining {plan.network} on {self.pretrain_on}",
+                train.steps,
+                shown=self.progress,
+            ) as advance:
                 curve = train(model, 0, advance)
-            about = {"trained_on": self.pretrain_on, "steps": train.steps, **PRETRAINING, "accuracy": curve.final, "seconds": curve.seconds}
-            described = {"classes": train.classes, "images": len(parts.train), "size": plan.size, "channels": plan.channels}
-            where = {"device": self.device, "machine": provenance.machine(), "versions": provenance.versions()}
+            about = {
+                "trained_on": self.pretrain_on,
+                "steps": train.steps,
+                **PRETRAINING,
+                "accuracy": curve.final,
+                "seconds": curve.seconds,
+            }
+            described = {
+                "classes": train.classes,
+                "images": len(parts.train),
+                "size": plan.size,
+                "channels": plan.channels,
+            }
+            where = {
+                "device": self.device,
+                "machine": provenance.machine(),
+                "versions": provenance.versions(),
+            }
             files.save(path, dict(model.state_dict()), {**about, **described, **where})
         tensors, record = files.load(path)
-        print(f"{plan.network} pretrained on {record['trained_on']}: {record['accuracy']:.1%} of its test images right", flush=True)
+        print(
+            f"{plan.network} pretrained on {record['trained_on']}: {record['accuracy']:.1%} of its"
+            " test images right",
+            flush=True,
+        )
         return Pretrained(f"{plan.network} pretrained on {record['trained_on']}", tensors), record
 
     def strategies(self, plan: Plan, weights: Pretrained, network: Network) -> dict[str, Any]:
@@ -180,13 +231,22 @@ class Study:
             "gabor": everywhere(gabor()),
         }
         if plan.network.startswith("resnet"):
-            found["slim"] = (replace(network, slim=True), transfusion(weights, through=SLIM_THROUGH))
+            found["slim"] = (
+                replace(network, slim=True),
+                transfusion(weights, through=SLIM_THROUGH),
+            )
         found |= {f"through {place}": transfusion(weights, through=place) for place in plan.places}
         found["full"] = transfusion(weights)
-        given = [(learned_by(path), path) for path in self.checkpoints] if plan.network == "conv4" else []
+        given = (
+            [(learned_by(path), path) for path in self.checkpoints]
+            if plan.network == "conv4"
+            else []
+        )
         twice = [name for name, _ in given if [other for other, _ in given].count(name) > 1]
         if twice:
-            raise ValueError(f"two of the checkpoints are {twice[0]}; give one of each algorithm and data set")
+            raise ValueError(
+                f"two of the checkpoints are {twice[0]}; give one of each algorithm and data set"
+            )
         return found | {name: transfusion(path) for name, path in given}
 
 
@@ -216,8 +276,10 @@ def init_strategies(
 
     Args:
         table: a, conv4, b or c.
-        dataset: what is fine-tuned on: pneumoniamnist, cifar10, or another of `metalearn.data.labelled_sets.load`.
-        images: training images each seed draws, each class with its share; all where there are no more.
+        dataset: what is fine-tuned on: pneumoniamnist, cifar10, or another of
+            `metalearn.data.labelled_sets.load`.
+        images: training images each seed draws, each class with its share; all where there are no
+            more.
         seeds: one run of every start each; six can be decided at the level 0.05, five cannot.
         steps: of fine-tuning.
         tests: along the way.
@@ -231,7 +293,8 @@ def init_strategies(
         root: the folder of the data sets [METALEARN_DATA].
         folder: where pretrained networks and runs are kept.
         probe: test images that layers are compared on.
-        device: what trains, auto (cuda where there is one), cpu or cuda; layers are compared on the CPU.
+        device: what trains, auto (cuda where there is one), cpu or cuda; layers are compared on the
+            CPU.
         processes: how many share out the runs.
         progress: show progress.
         note: what a reader of the row should know.
@@ -244,8 +307,22 @@ def init_strategies(
     seed_numbers = tuple(numbers(seeds, "seeds"))
     paths = tuple(listed(checkpoints))
     if min(steps, tests, batch, images) < 1:
-        raise ValueError(f"steps={steps}, tests={tests}, batch={batch} and images={images} must be at least 1")
-    shared = (pretrain_on, pretrain_steps, weights, paths, root, Path(folder), probe, device, processes, progress, note)
+        raise ValueError(
+            f"steps={steps}, tests={tests}, batch={batch} and images={images} must be at least 1"
+        )
+    shared = (
+        pretrain_on,
+        pretrain_steps,
+        weights,
+        paths,
+        root,
+        Path(folder),
+        probe,
+        device,
+        processes,
+        progress,
+        note,
+    )
     study = Study(table, dataset, images, seed_numbers, steps, tests, batch, lr, *shared)
     for plan in TABLES[table]:
         row = compared(study, plan)
@@ -263,7 +340,9 @@ def compared(study: Study, plan: Plan) -> Row:
     count = len(train.chosen(0))
     place = study.folder / f"{study.table}-{plan.network}-{Path(study.dataset).stem}-{count}"
     print(
-        f"{plan.network} on {study.dataset}, {count:,} training images: {', '.join(strategies)}; seeds {study.seeds} ({place})", flush=True
+        f"{plan.network} on {study.dataset}, {count:,} training images: {', '.join(strategies)};"
+        f" seeds {study.seeds} ({place})",
+        flush=True,
     )
     found = compare(
         strategies,
@@ -290,7 +369,10 @@ def compared(study: Study, plan: Plan) -> Row:
         "probe": study.probe,
         "measure": found.measure,
         "metric": found.metric,
-        "parameters": {name: sum(found.of(name)[0].initialisation["parameters"].values()) for name in strategies},
+        "parameters": {
+            name: sum(found.of(name)[0].initialisation["parameters"].values())
+            for name in strategies
+        },
         "training_seconds": round(sum(run.curve.seconds for run in found.runs), 1),
         "seconds": round(time.monotonic() - started),
         "threshold": found.threshold,
@@ -299,7 +381,9 @@ def compared(study: Study, plan: Plan) -> Row:
     }
 
 
-def described(study: Study, plan: Plan, parts: Split, train: FineTuning, origin: Mapping[str, Any]) -> Row:
+def described(
+    study: Study, plan: Plan, parts: Split, train: FineTuning, origin: Mapping[str, Any]
+) -> Row:
     """All that is behind a row but its numbers."""
     return {
         "benchmark": "init_strategies",
@@ -314,7 +398,9 @@ def described(study: Study, plan: Plan, parts: Split, train: FineTuning, origin:
         "classes": len(parts.train.names),
         "seeds": study.seeds,
         "settings": train.settings,
-        "pretraining": {name: value for name, value in origin.items() if name not in ("versions", "machine")},
+        "pretraining": {
+            name: value for name, value in origin.items() if name not in ("versions", "machine")
+        },
         "checkpoints": [Path(path).name for path in study.checkpoints],
         "device": study.device,
         "processes": study.processes,
@@ -329,7 +415,9 @@ def described(study: Study, plan: Plan, parts: Split, train: FineTuning, origin:
 
 
 def by_layer(found: Comparison) -> list[Row]:
-    """Layer by layer, how alike its outputs are at the start and the end of every start's runs, what chance gives, and its weights."""
+    """Layer by layer, how alike its outputs are at the start and the end of every start's runs,
+    what chance gives, and its weights.
+    """
     kept = {name: found.kept(name) for name in found.strategies}
     return [
         {
@@ -343,11 +431,18 @@ def by_layer(found: Comparison) -> list[Row]:
 
 
 def with_threshold(found: Comparison) -> Comparison:
-    """The same comparison, with steps counted to the share of random's final score that the paper's threshold is."""
+    """The same comparison, with steps counted to the share of random's final score that the paper's
+    threshold is.
+    """
     runs = found.of(found.baseline)
     goal = SHARE * sum(run.curve.final for run in runs) / len(runs)
     return replace(
-        found, threshold=goal, threshold_rule=f"{100 * SHARE:.1f} % of the mean final score of {found.baseline}, as the paper's 91 of 96.4"
+        found,
+        threshold=goal,
+        threshold_rule=(
+            f"{100 * SHARE:.1f} % of the mean final score of {found.baseline}, as the paper's 91 of"
+            " 96.4"
+        ),
     )
 
 
@@ -361,19 +456,30 @@ def fewer(images: LabelledImages, most: int) -> LabelledImages:
     if len(images) <= most:
         return images
     chosen = subset(images.labels, most, seed=0)
-    return LabelledImages(images.images[chosen], images.labels[chosen], images.names, {**images.description, "of": len(images)})
+    return LabelledImages(
+        images.images[chosen],
+        images.labels[chosen],
+        images.names,
+        {**images.description, "of": len(images)},
+    )
 
 
 def learned_by(path: str) -> str:
     """A name for the start that a checkpoint gives: what trained it on what."""
     settings = saved.read_settings(path).get("run")
     if not settings:
-        raise ValueError(f"{path} does not say what trained it; give a checkpoint of `metalearn train`")
+        raise ValueError(
+            f"{path} does not say what trained it; give a checkpoint of `metalearn train`"
+        )
     experiment = settings["experiment"]
     own = {name: experiment.get(name) for name in ("hidden", "pool")}
-    if own != {"hidden": HIDDEN, "pool": POOL}:  # strides in place of pools have weights of the same shapes
+    if own != {
+        "hidden": HIDDEN,
+        "pool": POOL,
+    }:  # strides in place of pools have weights of the same shapes
         raise ValueError(
-            f"{path} is of a Conv4 with {own}, and the table's has hidden={HIDDEN}, pool={POOL}: train it with --preset finn2017"
+            f"{path} is of a Conv4 with {own}, and the table's has hidden={HIDDEN}, pool={POOL}:"
+            " train it with --preset finn2017"
         )
     return f"{settings['algorithm']} on {Path(experiment['dataset']).name}"
 

@@ -19,7 +19,9 @@ Row = dict[str, Any]
 
 
 def starts() -> str:
-    """Every start: its final score, its steps to the threshold, and both against random on the same seeds."""
+    """Every start: its final score, its steps to the threshold, and both against random on the same
+    seeds.
+    """
     columns = (
         "network, data",
         "start",
@@ -32,14 +34,25 @@ def starts() -> str:
     )
     lines = [head(*columns)]
     for row in newest():
-        about = f"{problem(row)}; {len(row['seeds'])} seeds x {row['settings']['steps']} steps; threshold {100 * row['threshold']:.1f}"
+        about = (
+            f"{problem(row)}; {len(row['seeds'])} seeds x {row['settings']['steps']} steps;"
+            f" threshold {100 * row['threshold']:.1f}"
+        )
         for final, steps in zip(row["final_tests"], row["steps_tests"], strict=True):
             name = final["strategy"]
             reached = (
-                estimate(steps["estimate"], 1, 1) if steps["estimate"] else f"reached under {steps['reached']} of {steps['seeds']} seeds"
+                estimate(steps["estimate"], 1, 1)
+                if steps["estimate"]
+                else f"reached under {steps['reached']} of {steps['seeds']} seeds"
             )
             faster = {"lower": "faster", "higher": "slower"}.get(steps["answer"], steps["answer"])
-            cells = (estimate(final["estimate"], 100, 2), against(final, 100, 2), reached, against(steps, 1, 1), faster)
+            cells = (
+                estimate(final["estimate"], 100, 2),
+                against(final, 100, 2),
+                reached,
+                against(steps, 1, 1),
+                faster,
+            )
             lines.append(line(about, name, f"{row['parameters'][name]:,}", *cells))
             about = ""
     return "\n".join(lines)
@@ -51,11 +64,20 @@ def findings() -> str:
     for row in newest():
         about = problem(row)
         for one in answers(measured(row), few=row["images"] < row["whole"], level=row["level"]):
-            lines.append(line(about, one.claim + ("" if one.paper else " (ours)"), one.answer, one.numbers()))
+            lines.append(
+                line(about, one.claim + ("" if one.paper else " (ours)"), one.answer, one.numbers())
+            )
             about = ""
     for few, whole in pairs():
         found = smaller_data(measured(few), measured(whole), few["level"])
-        lines.append(line(f"{problem(few)} against {whole['images']:,}", found.claim, found.answer, found.numbers()))
+        lines.append(
+            line(
+                f"{problem(few)} against {whole['images']:,}",
+                found.claim,
+                found.answer,
+                found.numbers(),
+            )
+        )
     return "\n".join(lines)
 
 
@@ -77,9 +99,14 @@ def costs() -> str:
     lines = [head("network, data", "starts from", "fine-tuning", "training", "in all", "command")]
     for row in newest():
         own = row["settings"]
-        said = f"{own['steps']} steps of {own['batch']}, lr {own['lr']:g}, tested on {row['test_images']:,}"
+        said = (
+            f"{own['steps']} steps of {own['batch']}, lr {own['lr']:g}, tested on"
+            f" {row['test_images']:,}"
+        )
         times = (duration(row["training_seconds"]), duration(row["seconds"]))
-        lines.append(line(problem(row), origin(row["pretraining"]), said, *times, f"`{row['command']}`"))
+        lines.append(
+            line(problem(row), origin(row["pretraining"]), said, *times, f"`{row['command']}`")
+        )
     return "\n".join(lines)
 
 
@@ -94,7 +121,10 @@ def origin(found: Row) -> str:
         return f"{found['trained_on']} (`{found['file']}`)"
     kind = "grey" if found["channels"] == 1 else "colour"
     how = f"{found['steps']:,} steps of {found['batch']}, {duration(found['seconds'])}"
-    return f"{found['trained_on']}, {kind}, {found['size']} px: {100 * found['accuracy']:.1f} % of its test images right ({how})"
+    return (
+        f"{found['trained_on']}, {kind}, {found['size']} px: {100 * found['accuracy']:.1f} % of its"
+        f" test images right ({how})"
+    )
 
 
 def newest() -> list[Row]:
@@ -108,7 +138,12 @@ def newest() -> list[Row]:
 def pairs() -> list[tuple[Row, Row]]:
     """Comparisons of one network with some and with all of the training images, on the same seeds."""
     rows = newest()
-    return [(few, whole) for few in rows for whole in rows if few["images"] < whole["images"] and same_network(few) == same_network(whole)]
+    return [
+        (few, whole)
+        for few in rows
+        for whole in rows
+        if few["images"] < whole["images"] and same_network(few) == same_network(whole)
+    ]
 
 
 def same_network(row: Row) -> list[Any]:
@@ -117,9 +152,14 @@ def same_network(row: Row) -> list[Any]:
 
 
 def measured(row: Row) -> Measured:
-    """The numbers of a row by seed; a line of JSON has its layers by name, and here they are in order again."""
+    """The numbers of a row by seed; a line of JSON has its layers by name, and here they are in
+    order again.
+    """
     order = [one["layer"] for one in row["layers"]]
-    kept = {name: {layer: layers[layer] for layer in order if layer in layers} for name, layers in row["kept"].items()}
+    kept = {
+        name: {layer: layers[layer] for layer in order if layer in layers}
+        for name, layers in row["kept"].items()
+    }
     return Measured(row["finals"], row["steps"], kept, tuple(row["ladder"]), tuple(row["learned"]))
 
 
@@ -130,7 +170,9 @@ def problem(row: Row) -> str:
 
 def estimate(one: Row, scale: float, digits: int) -> str:
     """A mean with its interval over seeds."""
-    return number(one["mean"], scale, digits) + (f" ± {scale * one['interval']:.{digits}f}" if one["interval"] is not None else "")
+    return number(one["mean"], scale, digits) + (
+        f" ± {scale * one['interval']:.{digits}f}" if one["interval"] is not None else ""
+    )
 
 
 def against(one: Row, scale: float, digits: int) -> str:
@@ -142,4 +184,9 @@ def against(one: Row, scale: float, digits: int) -> str:
     return ("+" if found["mean"] > 0 else "") + estimate(found, scale, digits) + p
 
 
-TABLES: dict[str, Callable[[], str]] = {"init_starts": starts, "init_findings": findings, "init_layers": layers, "init_costs": costs}
+TABLES: dict[str, Callable[[], str]] = {
+    "init_starts": starts,
+    "init_findings": findings,
+    "init_layers": layers,
+    "init_costs": costs,
+}

@@ -1,11 +1,14 @@
-"""What does CCA from a stream cost beside numpy's singular value decomposition of the whole matrix, and does it give the same number?
+"""What does CCA from a stream cost beside numpy's singular value decomposition of the whole matrix,
+and does it give the same number?
 
     python -m benchmarks.measures
 
-Two sides of 50,000 examples and 512 features, in batches of 1,000. Time: the stream over both sides (every update and the value), numpy's
-SVD of one whole side, and CCA in memory with numpy (an SVD of each side), in turn in one run. Memory: the peak of a fresh process above
-what it held after its imports, the batches drawn as they come. Also how far streamed values are from those in memory, by condition number.
-`--results benchmarks/results/measures.jsonl` adds a JSON line a figure to that file.
+Two sides of 50,000 examples and 512 features, in batches of 1,000. Time: the stream over both sides
+(every update and the value), numpy's SVD of one whole side, and CCA in memory with numpy (an SVD of
+each side), in turn in one run. Memory: the peak of a fresh process above what it held after its
+imports, the batches drawn as they come. Also how far streamed values are from those in memory, by
+condition number. `--results benchmarks/results/measures.jsonl` adds a JSON line a figure to that
+file.
 """
 
 from __future__ import annotations
@@ -50,7 +53,8 @@ def measures(
         batch: examples a batch; the last is shorter where it does not divide.
         rounds: how often each side is timed, in turn, after a small one that is not counted.
         figures: which of time, memory and exactness, with commas.
-        peak_of: used by the benchmark itself, in a fresh process: "stream" or "whole", whose peak of memory is printed in bytes.
+        peak_of: used by the benchmark itself, in a fresh process: "stream" or "whole", whose peak
+            of memory is printed in bytes.
         results: the file of JSON lines that the rows are added to [none: they are only printed].
     """
     if peak_of:
@@ -96,7 +100,9 @@ def _time(examples: int, features: int, batch: int, rounds: int) -> None:
     x, y = (np.concatenate(side) for side in zip(*batches(examples, features, batch), strict=True))
     starts = range(0, examples, batch)
     sides: dict[str, Callable[[], float]] = {
-        "stream": lambda: streamed((x[first : first + batch], y[first : first + batch]) for first in starts),
+        "stream": lambda: streamed(
+            (x[first : first + batch], y[first : first + batch]) for first in starts
+        ),
         "numpy's SVD of one side": lambda: float(np.linalg.svd(x, full_matrices=False)[1][0]),
         "CCA with numpy": lambda: in_memory(x, y),
     }
@@ -113,7 +119,8 @@ def _time(examples: int, features: int, batch: int, rounds: int) -> None:
     apart = abs(values["stream"] - values["CCA with numpy"])
     _report(
         f"time of CCA, {examples:,} x {features}",
-        "; ".join(f"{name} {median:.2f} s" for name, median in medians.items()) + f"; values {apart:.1e} apart",
+        "; ".join(f"{name} {median:.2f} s" for name, median in medians.items())
+        + f"; values {apart:.1e} apart",
         {"seconds": seconds, "apart": apart, "batch": batch, "threads": torch.get_num_threads()},
     )
 
@@ -122,12 +129,21 @@ def _memory(examples: int, features: int, batch: int) -> None:
     for way in ("stream", "whole"):
         sizes = ["--examples", str(examples), "--features", str(features), "--batch", str(batch)]
         command = [sys.executable, "-m", "benchmarks.measures", "--peak_of", way, *sizes]
-        # Every larger block goes back to the system when it is freed, so that the peak is of what is in use, not of what the heap holds.
+        # Every larger block goes back to the system when it is freed, so that the peak is of what
+        # is in use, not of what the heap holds.
         environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-        found = int(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
+        found = int(
+            subprocess.run(
+                command, capture_output=True, text=True, check=True, env=environment
+            ).stdout
+        )
         what = "from a stream" if way == "stream" else "numpy's SVD of one whole side"
         said = f"{found / 2**20:,.0f} MiB above the imported process"
-        _report(f"peak memory of CCA, {examples:,} x {features}, {what}", said, {"bytes": found, "batch": batch})
+        _report(
+            f"peak memory of CCA, {examples:,} x {features}, {what}",
+            said,
+            {"bytes": found, "batch": batch},
+        )
 
 
 def _peak(way: str, examples: int, features: int, batch: int) -> int:
@@ -136,7 +152,9 @@ def _peak(way: str, examples: int, features: int, batch: int) -> int:
     if way == "stream":
         streamed(batches(examples, features, batch))
     else:
-        np.linalg.svd(np.random.default_rng(0).normal(size=(examples, features)), full_matrices=False)
+        np.linalg.svd(
+            np.random.default_rng(0).normal(size=(examples, features)), full_matrices=False
+        )
     return _memory_now("VmHWM") - before
 
 
@@ -150,23 +168,53 @@ def _exactness(examples: int = 5_000, features: int = 64) -> None:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             for measure in MEASURES:
-                found = streamed(((x[i : i + 96], y[i : i + 96]) for i in range(0, examples, 96)), measure)
+                found = streamed(
+                    ((x[i : i + 96], y[i : i + 96]) for i in range(0, examples, 96)), measure
+                )
                 row[measure] = abs(found - measured(measure, x, y, draws=0)[0])
         row["warnings"] = len(caught)
-    worst = {condition: max(row[measure] for measure in MEASURES) for condition, row in apart.items()}
-    said = "; ".join(f"{c}: {w:.0e}{' (warned)' * bool(apart[c]['warnings'])}" for c, w in worst.items())
-    _report("largest distance from the value in memory, by condition number", said, {"apart": apart, "size": [examples, features]})
+    worst = {
+        condition: max(row[measure] for measure in MEASURES) for condition, row in apart.items()
+    }
+    said = "; ".join(
+        f"{c}: {w:.0e}{' (warned)' * bool(apart[c]['warnings'])}" for c, w in worst.items()
+    )
+    _report(
+        "largest distance from the value in memory, by condition number",
+        said,
+        {"apart": apart, "size": [examples, features]},
+    )
 
 
-def _conditioned(draws: np.random.Generator, examples: int, features: int, condition: float) -> np.ndarray:
+def _conditioned(
+    draws: np.random.Generator, examples: int, features: int, condition: float
+) -> np.ndarray:
     basis = np.linalg.qr(draws.normal(size=(examples, features)))[0]
-    return basis * np.geomspace(1, 1 / condition, features) @ np.linalg.qr(draws.normal(size=(features, features)))[0]
+    return (
+        basis
+        * np.geomspace(1, 1 / condition, features)
+        @ np.linalg.qr(draws.normal(size=(features, features)))[0]
+    )
 
 
 def _report(what: str, said: str, facts: dict[str, object]) -> None:
     print(f"{what}: {said}", flush=True)
-    about = {"command": " ".join(["python -m benchmarks.measures", *sys.argv[1:]]), "machine": machine(), "versions": versions()}
-    append({"benchmark": "measures", "figure": what, "said": said, **facts, **about, "commit": commit(), "time": now()})
+    about = {
+        "command": " ".join(["python -m benchmarks.measures", *sys.argv[1:]]),
+        "machine": machine(),
+        "versions": versions(),
+    }
+    append(
+        {
+            "benchmark": "measures",
+            "figure": what,
+            "said": said,
+            **facts,
+            **about,
+            "commit": commit(),
+            "time": now(),
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     python -m benchmarks.one_shot --algorithms protonet,anil --seeds 0,1,2
 
-Trains each learner on 20-way 1-shot tasks of Omniglot's background alphabets (or resumes it, or loads what is done), tests it on
-the 20 published runs, whose alphabets it has not seen, prints the error rates, and adds a JSON line a learner to the file that
-`--results` names (benchmarks/results/one_shot.jsonl holds those of the page).
+Trains each learner on 20-way 1-shot tasks of Omniglot's background alphabets (or resumes it, or
+loads what is done), tests it on the 20 published runs, whose alphabets it has not seen, prints the
+error rates, and adds a JSON line a learner to the file that `--results` names
+(benchmarks/results/one_shot.jsonl holds those of the page).
 """
 
 from __future__ import annotations
@@ -46,24 +47,34 @@ def one_shot(
     """Test learners on the one-shot classification runs of Lake et al. 2015.
 
     Args:
-        algorithms: maml, fomaml, anil, boil, meta-sgd, reptile, protonet, nil (on the body that ANIL trains) or nil-train, with commas.
+        algorithms: maml, fomaml, anil, boil, meta-sgd, reptile, protonet, nil (on the body that
+            ANIL trains) or nil-train, with commas.
         seeds: of the initial weights and the training tasks, with commas.
-        archive: all_runs.zip, the folder it was unpacked into, or a folder that holds either one [root].
+        archive: all_runs.zip, the folder it was unpacked into, or a folder that holds either one
+            [root].
         progress: show progress.
         note: what a reader of the rows should know.
         results: the file of JSON lines that the rows are added to [none: they are only printed].
         settings: the network and its training.
     """
     keep_in(results)
-    problems = [Experiment(dataset="omniglot", protocol="lake", ways=20, shots=1, seed=seed, **settings) for seed in numbers(seeds)]
+    problems = [
+        Experiment(dataset="omniglot", protocol="lake", ways=20, shots=1, seed=seed, **settings)
+        for seed in numbers(seeds)
+    ]
     # Read now: what is wrong with the archive is reported before training.
-    tasks = one_shot_runs(archive or problems[0].root or os.environ.get("METALEARN_DATA", "data"), size=problems[0].shape()[1])
+    tasks = one_shot_runs(
+        archive or problems[0].root or os.environ.get("METALEARN_DATA", "data"),
+        size=problems[0].shape()[1],
+    )
     table = Table(title="one-shot classification of Lake et al. 2015")
     for column in ("learner", "error %", "interval over the 20 runs", "error % of each seed"):
         table.add_column(column)
     for name in parse(algorithms):
         runs = [trained(problem, trained_by(name), progress=progress) for problem in problems]
-        row = described(name, runs, [evaluate(run.tested(name), tasks, progress=progress) for run in runs])
+        row = described(
+            name, runs, [evaluate(run.tested(name), tasks, progress=progress) for run in runs]
+        )
         append(row | {"note": note})
         each = ", ".join(f"{100 * error:.2f}" for error in row["error_per_seed"])
         table.add_row(name, f"{100 * row['error']:.2f}", f"± {100 * row['interval']:.2f}", each)
@@ -95,7 +106,9 @@ def described(name: str, runs: Sequence[Run], evaluations: Sequence[Evaluation])
             "training_commands": [run.command() for run in runs],
             "error": float(per_run.mean()),
             "interval": half_width(per_run),
-            "interval_means": f"Student's 95 % over {len(per_run)} runs, each the mean over {len(runs)} seeds",
+            "interval_means": (
+                f"Student's 95 % over {len(per_run)} runs, each the mean over {len(runs)} seeds"
+            ),
             "error_per_seed": errors.mean(1).tolist(),
             "errors": errors.tolist(),
             "split": experiment.data("train").description,

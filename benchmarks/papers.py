@@ -1,4 +1,7 @@
-"""The papers' figures, printed beside ours: accuracy in per cent and what its ± means. Only figures whose source was found."""
+"""The papers' figures, printed beside ours: accuracy in per cent and what its ± means.
+
+Only figures whose source was found.
+"""
 
 from __future__ import annotations
 
@@ -52,16 +55,32 @@ ACCURACY: dict[tuple[str, int, int, str], list[Figure]] = {
 def beside(dataset: str, ways: int, shots: int, algorithm: str) -> str:
     """The papers' figures for a row, in words; empty where none was found."""
     found = ACCURACY.get((dataset, ways, shots, algorithm), [])
-    return "; ".join(f"{mean:g} ± {spread:g} ({meaning}; {paper})" for mean, spread, meaning, paper in found)
+    return "; ".join(
+        f"{mean:g} ± {spread:g} ({meaning}; {paper})" for mean, spread, meaning, paper in found
+    )
 
 
-# Accuracy with the first k blocks frozen at test time, k = 0 to 4: the camera-ready table 1, mean and standard deviation over 3 seeds.
+# Accuracy with the first k blocks frozen at test time, k = 0 to 4: the camera-ready table 1, mean
+# and standard deviation over 3 seeds.
 FREEZING: dict[tuple[str, int, int, str], list[tuple[float, float]]] = {
-    ("mini-imagenet", 5, 1, "maml"): [(46.9, 0.2), (46.5, 0.3), (46.4, 0.4), (46.3, 0.4), (46.3, 0.4)],
-    ("mini-imagenet", 5, 5, "maml"): [(63.1, 0.4), (63.0, 0.6), (62.6, 0.6), (61.2, 0.5), (61.0, 0.6)],
+    ("mini-imagenet", 5, 1, "maml"): [
+        (46.9, 0.2),
+        (46.5, 0.3),
+        (46.4, 0.4),
+        (46.3, 0.4),
+        (46.3, 0.4),
+    ],
+    ("mini-imagenet", 5, 5, "maml"): [
+        (63.1, 0.4),
+        (63.0, 0.6),
+        (62.6, 0.6),
+        (61.2, 0.5),
+        (61.0, 0.6),
+    ],
 }
 
-# Similarity of independently trained networks, averaged over the body (table 3): CCA, and CKA as Kornblith's code has it.
+# Similarity of independently trained networks, averaged over the body (table 3): CCA, and CKA as
+# Kornblith's code has it.
 BETWEEN: dict[frozenset[str], tuple[float, float]] = {
     frozenset({"maml"}): (0.51, 0.83),
     frozenset({"anil"}): (0.51, 0.86),
@@ -84,14 +103,16 @@ REGIMES: dict[tuple[str, int, int, str], tuple[float, float]] = {
     ("mini-imagenet", 5, 5, "nil-train"): (43.0, 0.2),
 }
 
-# Biased linear CKA before and after adaptation, blocks 1 to 4 and head, miniImageNet 5-way 5-shot: read off a figure, so ± 0.02.
+# Biased linear CKA before and after adaptation, blocks 1 to 4 and head, miniImageNet 5-way 5-shot:
+# read off a figure, so ± 0.02.
 PROFILE: dict[str, tuple[float, ...]] = {
     "maml": (1, 1, 1, 0.99, 0.18),
     "anil": (1, 1, 1, 0.995, 0.21),
     "boil": (1, 1, 1, 0.52, 0.62),
 }
 
-# Mean norm of the inner gradient by the weights of blocks 1 to 4 and head, the same networks, 5 tasks.
+# Mean norm of the inner gradient by the weights of blocks 1 to 4 and head, the same networks, 5
+# tasks.
 GRADIENTS: dict[str, tuple[float, ...]] = {
     "maml": (0.148, 0.105, 0.133, 0.114, 3.288),
     "anil": (0, 0, 0, 0, 3.396),
@@ -99,4 +120,8 @@ GRADIENTS: dict[str, tuple[float, ...]] = {
 }
 
 # Error in per cent on the 20 runs of one-shot classification.
-ONE_SHOT: dict[str, float] = {"people": 4.5, "Bayesian program learning": 3.3, "a convolutional network": 13.5}
+ONE_SHOT: dict[str, float] = {
+    "people": 4.5,
+    "Bayesian program learning": 3.3,
+    "a convolutional network": 13.5,
+}

@@ -1,8 +1,10 @@
-"""MAML, first-order MAML and ANIL as learn2learn, higher and torchopt have their users write them, on a network of plain modules.
+"""MAML, first-order MAML and ANIL as learn2learn, higher and torchopt have their users write them,
+on a network of plain modules.
 
-Each loop is a generator over tasks: it adapts to one, hands over the adapted function from inputs to logits, and after the caller has used
-it goes on to the next. Nothing of this project is imported here (but for `compat`, learn2learn's names on it), so that a
-peer's fresh process holds the peer alone.
+Each loop is a generator over tasks: it adapts to one, hands over the adapted function from inputs
+to logits, and after the caller has used it goes on to the next. Nothing of this project is imported
+here (but for `compat`, learn2learn's names on it), so that a peer's fresh process holds the peer
+alone.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ Loop = Callable[["Plain", "Recipe", Iterable[Any]], Iterator[tuple[Any, Predict]
 
 
 class Plain(nn.Module):
-    """A body and a linear head, of modules that torch has: the function of `metalearn.models`, with parameters in the same order."""
+    """A body and a linear head, of modules that torch has: the function of `metalearn.models`, with
+    parameters in the same order.
+    """
 
     def __init__(self, features: nn.Sequential, head: nn.Linear) -> None:
         super().__init__()
@@ -37,24 +41,33 @@ class Plain(nn.Module):
 
     @classmethod
     def conv4(cls, ways: int, channels: int = 1, hidden: int = 64, size: int = 28) -> Plain:
-        """Four times convolution, batch norm on the current batch, ReLU and max-pool, in the order of the papers."""
+        """Four times convolution, batch norm on the current batch, ReLU and max-pool, in the order
+        of the papers.
+        """
         modules: list[nn.Module] = []
         for inputs in (channels, hidden, hidden, hidden):
             norm = nn.BatchNorm2d(hidden, track_running_stats=False)
             modules += [nn.Conv2d(inputs, hidden, 3, padding=1), norm, nn.ReLU(), nn.MaxPool2d(2)]
-        return cls(nn.Sequential(*modules, nn.Flatten()), nn.Linear(hidden * (size // 16) ** 2, ways))
+        return cls(
+            nn.Sequential(*modules, nn.Flatten()), nn.Linear(hidden * (size // 16) ** 2, ways)
+        )
 
     @classmethod
     def mlp(cls) -> Plain:
         """MAML's sinusoid network."""
-        return cls(nn.Sequential(nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU()), nn.Linear(40, 1))
+        return cls(
+            nn.Sequential(nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU()),
+            nn.Linear(40, 1),
+        )
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is done with a task: inner steps of a rate on a loss, by all weights or by the head's alone (ANIL).
+    """What is done with a task: inner steps of a rate on a loss, by all weights or by the head's
+    alone (ANIL).
 
-    `test` is how an adapted network is only asked: no second derivatives, and no graph of the body that does not move.
+    `test` is how an adapted network is only asked: no second derivatives, and no graph of the body
+    that does not move.
     """
 
     lr: float
@@ -81,8 +94,9 @@ class Recipe:
 def learn2learn(net: Plain, how: Recipe, tasks: Iterable[Any]) -> Iterator[tuple[Any, Predict]]:
     """`clone` and `adapt`, as in its README; ANIL is MAML on the head, as in its example.
 
-    (Its ANIL example sends support and query through the body in one batch, and so normalises them together. Here they go one after the
-    other, which is what MAML does and what the others compute.)
+    (Its ANIL example sends support and query through the body in one batch, and so normalises them
+    together. Here they go one after the other, which is what MAML does and what the others
+    compute.)
     """
     yield from _clones("learn2learn", net, how, tasks)
 
@@ -92,9 +106,13 @@ def compat(net: Plain, how: Recipe, tasks: Iterable[Any]) -> Iterator[tuple[Any,
     yield from _clones("metalearn.compat.learn2learn", net, how, tasks)
 
 
-def _clones(library: str, net: Plain, how: Recipe, tasks: Iterable[Any]) -> Iterator[tuple[Any, Predict]]:
+def _clones(
+    library: str, net: Plain, how: Recipe, tasks: Iterable[Any]
+) -> Iterator[tuple[Any, Predict]]:
     body, moving = how.parts(net)
-    maml = importlib.import_module(library).algorithms.MAML(moving, lr=how.lr, first_order=not how.second_order)
+    maml = importlib.import_module(library).algorithms.MAML(
+        moving, lr=how.lr, first_order=not how.second_order
+    )
     for task in tasks:
         support, learner = how.encoded(body, task.support.inputs), maml.clone()
         for _ in range(how.steps):
@@ -105,7 +123,8 @@ def _clones(library: str, net: Plain, how: Recipe, tasks: Iterable[Any]) -> Iter
 def higher(net: Plain, how: Recipe, tasks: Iterable[Any]) -> Iterator[tuple[Any, Predict]]:
     """`innerloop_ctx` with an SGD of torch, as in its MAML example.
 
-    Without higher gradients it cuts the adapted weights off the initial ones, so that a first-order gradient is carried over by hand.
+    Without higher gradients it cuts the adapted weights off the initial ones, so that a first-order
+    gradient is carried over by hand.
     """
     import higher as library
 
@@ -113,21 +132,28 @@ def higher(net: Plain, how: Recipe, tasks: Iterable[Any]) -> Iterator[tuple[Any,
     inner = torch.optim.SGD(moving.parameters(), lr=how.lr)
     for task in tasks:
         support = how.encoded(body, task.support.inputs)
-        with library.innerloop_ctx(moving, inner, copy_initial_weights=False, track_higher_grads=how.second_order) as (fast, steps):
+        with library.innerloop_ctx(
+            moving, inner, copy_initial_weights=False, track_higher_grads=how.second_order
+        ) as (fast, steps):
             for _ in range(how.steps):
                 steps.step(how.loss(fast(support), task.support.targets))
             yield task, lambda inputs, fast=fast: fast(body(inputs))  # type: ignore[misc]
             if not how.second_order:
                 for parameter, adapted in zip(moving.parameters(), fast.parameters(), strict=True):
                     if adapted.grad is not None:
-                        parameter.grad = adapted.grad if parameter.grad is None else parameter.grad + adapted.grad
+                        parameter.grad = (
+                            adapted.grad
+                            if parameter.grad is None
+                            else parameter.grad + adapted.grad
+                        )
 
 
 def torchopt(net: Plain, how: Recipe, tasks: Iterable[Any]) -> Iterator[tuple[Any, Predict]]:
-    """`MetaSGD` with the network's state put back after every task, as in its MAML example; its functional way without second order.
+    """`MetaSGD` with the network's state put back after every task, as in its MAML example; its
+    functional way without second order.
 
-    (`MetaSGD` always keeps the graph. Its example sums the losses of all tasks before it goes backward; here each task goes backward by
-    itself, which needs the memory of one.)
+    (`MetaSGD` always keeps the graph. Its example sums the losses of all tasks before it goes
+    backward; here each task goes backward by itself, which needs the memory of one.)
     """
     if not how.second_order:
         yield from _functional_torchopt(net, how, tasks)
@@ -149,20 +175,31 @@ def torchopt(net: Plain, how: Recipe, tasks: Iterable[Any]) -> Iterator[tuple[An
             library.recover_state_dict(inner, start)
 
 
-def _functional_torchopt(net: Plain, how: Recipe, tasks: Iterable[Any]) -> Iterator[tuple[Any, Predict]]:
+def _functional_torchopt(
+    net: Plain, how: Recipe, tasks: Iterable[Any]
+) -> Iterator[tuple[Any, Predict]]:
     import torchopt as library
 
     body, moving = how.parts(net)
     optimizer = library.sgd(lr=how.lr)
     initial: dict[str, Tensor] = dict(moving.named_parameters())
     for task in tasks:
-        support, weights, state = how.encoded(body, task.support.inputs), initial, optimizer.init(initial)
+        support, weights, state = (
+            how.encoded(body, task.support.inputs),
+            initial,
+            optimizer.init(initial),
+        )
         for _ in range(how.steps):
             loss = how.loss(functional_call(moving, weights, (support,)), task.support.targets)
-            gradients = dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
+            gradients = dict(
+                zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True)
+            )
             updates, state = optimizer.update(gradients, state, inplace=False)
             weights = library.apply_updates(weights, updates, inplace=False)
-        yield task, lambda inputs, weights=weights: functional_call(moving, weights, (body(inputs),))  # type: ignore[misc]
+        yield (
+            task,
+            lambda inputs, weights=weights: functional_call(moving, weights, (body(inputs),)),
+        )  # type: ignore[misc]
 
 
 def by_hand(net: Plain, how: Recipe, tasks: Iterable[Any]) -> Iterator[tuple[Any, Predict]]:
@@ -173,12 +210,26 @@ def by_hand(net: Plain, how: Recipe, tasks: Iterable[Any]) -> Iterator[tuple[Any
         support, weights = how.encoded(body, task.support.inputs), initial
         for _ in range(how.steps):
             loss = how.loss(functional_call(moving, weights, (support,)), task.support.targets)
-            gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=how.second_order)
-            weights = {name: w - how.lr * g for (name, w), g in zip(weights.items(), gradients, strict=True)}
-        yield task, lambda inputs, weights=weights: functional_call(moving, weights, (body(inputs),))  # type: ignore[misc]
+            gradients = torch.autograd.grad(
+                loss, list(weights.values()), create_graph=how.second_order
+            )
+            weights = {
+                name: w - how.lr * g
+                for (name, w), g in zip(weights.items(), gradients, strict=True)
+            }
+        yield (
+            task,
+            lambda inputs, weights=weights: functional_call(moving, weights, (body(inputs),)),
+        )  # type: ignore[misc]
 
 
-LOOPS: dict[str, Loop] = {"learn2learn": learn2learn, "compat": compat, "higher": higher, "torchopt": torchopt, "torch": by_hand}
+LOOPS: dict[str, Loop] = {
+    "learn2learn": learn2learn,
+    "compat": compat,
+    "higher": higher,
+    "torchopt": torchopt,
+    "torch": by_hand,
+}
 
 
 def meta_backward(peer: str, net: Plain, how: Recipe, tasks: list[Any]) -> None:
@@ -197,19 +248,27 @@ def predictions(peer: str, net: Plain, how: Recipe, tasks: list[Any]) -> Tensor:
 
 
 def missing(peer: str) -> str:
-    """Why a peer cannot be used here, in words; nothing where it can. Raises ValueError for one that is not known."""
+    """Why a peer cannot be used here, in words; nothing where it can.
+
+    Raises ValueError for one that is not known.
+    """
     if peer not in LOOPS:
         raise ValueError(f"there is no peer {peer!r}; choose from {', '.join(LOOPS)}")
     if peer == "compat":
         return ""  # ours
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # what they say of their age
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):  # what they say of their age
             warnings.simplefilter("ignore")
             importlib.import_module(peer)
     except ModuleNotFoundError as error:
         if error.name == peer:
             return "not installed"
         return f"does not import ({error})"
-    except Exception as error:  # whatever an old library raises on a new Python, the others still run
+    except (
+        Exception
+    ) as error:  # whatever an old library raises on a new Python, the others still run
         return f"does not import ({type(error).__name__}: {error})"
     return ""

@@ -20,7 +20,11 @@ def keep_in(results: str | Path | None) -> None:
     global _kept
     _kept = Path(results) if results else None
     if _kept is None:
-        print("the figures are printed and not kept; add them to a file with --results PATH", file=sys.stderr, flush=True)
+        print(
+            "the figures are printed and not kept; add them to a file with --results PATH",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def append(row: dict[str, Any]) -> None:

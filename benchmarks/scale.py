@@ -1,13 +1,16 @@
-"""How does the cost of a meta-gradient, and of testing, grow with tasks, ways, inner steps and processes?
+"""How does the cost of a meta-gradient, and of testing, grow with tasks, ways, inner steps and
+processes?
 
     python -m benchmarks.scale
 
-Conv4-64, 28x28 images, 1 shot, 15 queries a class, second-order MAML (random images: the cost does not depend on what they show). From
-one base (5 ways, 1 step, 8 tasks), one quantity is changed at a time. Every point is measured in a fresh process with one thread: the
-time of one meta-gradient, and the peak of memory above what was held before, beside the forecast. Processes: one against two that share
-out the same meta-batch as torchrun's ranks do, each with one thread; both are alive throughout, and the sides are timed in turn. Test
-tasks (glyphs, 32 channels) are shared out in the same way, one count of processes after the other, and every task's accuracy is compared.
-`--results benchmarks/results/scale.jsonl` adds a JSON line a point to that file.
+Conv4-64, 28x28 images, 1 shot, 15 queries a class, second-order MAML (random images: the cost does
+not depend on what they show). From one base (5 ways, 1 step, 8 tasks), one quantity is changed at a
+time. Every point is measured in a fresh process with one thread: the time of one meta-gradient, and
+the peak of memory above what was held before, beside the forecast. Processes: one against two that
+share out the same meta-batch as torchrun's ranks do, each with one thread; both are alive
+throughout, and the sides are timed in turn. Test tasks (glyphs, 32 channels) are shared out in the
+same way, one count of processes after the other, and every task's accuracy is compared. `--results
+benchmarks/results/scale.jsonl` adds a JSON line a point to that file.
 """
 
 from __future__ import annotations
@@ -66,20 +69,34 @@ def scale(
         meta_batch: tasks that the processes share out.
         test_tasks: test tasks that they share out; 0 for none.
         hidden: channels of the network.
-        point: used by the benchmark itself, in a fresh process: what to measure, as JSON; the figures are printed as JSON.
+        point: used by the benchmark itself, in a fresh process: what to measure, as JSON; the
+            figures are printed as JSON.
         results: the file of JSON lines that the rows are added to [none: they are only printed].
     """
     if point:
         asked = json.loads(point)
-        found = _in_turn(**asked) if "counts" in asked else _tested(**asked) if "test_tasks" in asked else _point(**asked)
+        found = (
+            _in_turn(**asked)
+            if "counts" in asked
+            else _tested(**asked)
+            if "test_tasks" in asked
+            else _point(**asked)
+        )
         if found:
             print(json.dumps(found))
         return
     keep_in(results)
-    table = Table("changed", "to", "time, s (min / median)", "peak memory", "forecast", title=f"base: {BASE}")
+    table = Table(
+        "changed", "to", "time, s (min / median)", "peak memory", "forecast", title=f"base: {BASE}"
+    )
     for name, values in (("tasks", tasks), ("ways", ways), ("steps", steps)):
         for value in numbers(values, name):
-            _add(table, name, value, _fresh({**BASE, name: value, "rounds": rounds, "hidden": hidden})[0])
+            _add(
+                table,
+                name,
+                value,
+                _fresh({**BASE, name: value, "rounds": rounds, "hidden": hidden})[0],
+            )
     counts = numbers(processes, "processes")
     if counts:
         asked = {"rounds": rounds, "meta_batch": meta_batch, "hidden": hidden, "counts": counts}
@@ -93,15 +110,26 @@ def scale(
 
 def _fresh(asked: dict[str, Any], processes: int = 1) -> list[dict[str, Any]]:
     """Measure in fresh processes with one thread each -> what the first of them prints, as a list."""
-    # Every larger block goes back to the system when it is freed, so that the peak is of what is in use, not of what the heap holds.
+    # Every larger block goes back to the system when it is freed, so that the peak is of what is in
+    # use, not of what the heap holds.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     if processes > 1:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
+            environment |= {
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(free.getsockname()[1]),
+                "WORLD_SIZE": str(processes),
+            }
     command = [sys.executable, "-m", "benchmarks.scale", "--point", json.dumps(asked)]
     started = [
-        subprocess.Popen(command, cwd=TOP, env={**environment, "RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            command,
+            cwd=TOP,
+            env={**environment, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for rank in range(processes)
     ]
     said = [process.communicate()[0] for process in started]
@@ -126,11 +154,19 @@ def _point(tasks: int, ways: int, steps: int, rounds: int, hidden: int) -> dict[
         started = time.perf_counter()
         meta_backward(learner, stacked)
         seconds.append(time.perf_counter() - started)
-    return {"seconds": seconds, "peak_bytes": peak, "forecast_bytes": expected.total, "way": expected.way, "in_flight": expected.in_flight}
+    return {
+        "seconds": seconds,
+        "peak_bytes": peak,
+        "forecast_bytes": expected.total,
+        "way": expected.way,
+        "in_flight": expected.in_flight,
+    }
 
 
 def _in_turn(counts: list[int], rounds: int, meta_batch: int, hidden: int) -> list[dict[str, Any]]:
-    """One outer step of so many ranks, those beyond them waiting: the sides in turn, so that whatever else runs slows all of them."""
+    """One outer step of so many ranks, those beyond them waiting: the sides in turn, so that
+    whatever else runs slows all of them.
+    """
     distributed.join(torch.device("cpu"))
     rank, learner, stacked = distributed.here()[0], _learner(5, 1, hidden), episodes(meta_batch)
     optimizer = SGD(learner.parameters(), lr=0.01)
@@ -146,7 +182,12 @@ def _in_turn(counts: list[int], rounds: int, meta_batch: int, hidden: int) -> li
         return []
     one = statistics.median(seconds[counts[0]])
     return [
-        {"processes": sharing, "seconds": values, "tasks": meta_batch, "times_faster": one / statistics.median(values)}
+        {
+            "processes": sharing,
+            "seconds": values,
+            "tasks": meta_batch,
+            "times_faster": one / statistics.median(values),
+        }
         for sharing, values in seconds.items()
     ]
 
@@ -162,11 +203,17 @@ def _tested(test_tasks: int) -> dict[str, Any]:
     started = time.perf_counter()
     found = evaluate(learner, tasks, progress=False)
     seconds = time.perf_counter() - started
-    return {"processes": distributed.here()[1], "tasks": test_tasks, "seconds": [seconds], "per_episode": found.per_episode.tolist()}
+    return {
+        "processes": distributed.here()[1],
+        "tasks": test_tasks,
+        "seconds": [seconds],
+        "per_episode": found.per_episode.tolist(),
+    }
 
 
 def compared(sides: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How many times as fast as the first each is, and whether every task's accuracy is the first's to the last bit.
+    """How many times as fast as the first each is, and whether every task's accuracy is the first's
+    to the last bit.
 
     Example:
         >>> compared([{"seconds": [4.0], "per_episode": [0.5]}, {"seconds": [2.0], "per_episode": [0.5]}])[1]
@@ -176,7 +223,9 @@ def compared(sides: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for side in sides:
         own = {name: value for name, value in side.items() if name != "per_episode"}
         faster = statistics.median(first["seconds"]) / statistics.median(side["seconds"])
-        rows.append({**own, "times_faster": faster, "same": side["per_episode"] == first["per_episode"]})
+        rows.append(
+            {**own, "times_faster": faster, "same": side["per_episode"] == first["per_episode"]}
+        )
     return rows
 
 
@@ -205,10 +254,25 @@ def _add(table: Table, name: str, value: int, found: dict[str, Any]) -> None:
     if not found.get("same", True):
         said += ", other accuracies"
     peak, expected = found.get("peak_bytes"), found.get("forecast_bytes")
-    table.add_row(name, str(value), said, size(peak) if peak else "", size(expected) if expected else "")
-    about = {"command": " ".join(["python -m benchmarks.scale", *sys.argv[1:]]), "machine": machine(), "versions": versions(), "threads": 1}
+    table.add_row(
+        name, str(value), said, size(peak) if peak else "", size(expected) if expected else ""
+    )
+    about = {
+        "command": " ".join(["python -m benchmarks.scale", *sys.argv[1:]]),
+        "machine": machine(),
+        "versions": versions(),
+        "threads": 1,
+    }
     point = BASE | ({name: value} if name in BASE else {})
-    row = {"benchmark": "scale", "changed": name, "value": value, **point, **found, "median": median, **about}
+    row = {
+        "benchmark": "scale",
+        "changed": name,
+        "value": value,
+        **point,
+        **found,
+        "median": median,
+        **about,
+    }
     append({**row, "commit": commit(), "time": now()})
 
 

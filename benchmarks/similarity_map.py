@@ -1,20 +1,24 @@
-"""What does a map of every layer against every layer cost beside other libraries, and do they give the same numbers?
+"""What does a map of every layer against every layer cost beside other libraries, and do they give
+the same numbers?
 
-    python -m benchmarks.similarity_map                                 # batches of 64, 128, 256 and 512
-    python -m benchmarks.similarity_map --batch 256 --figures time      # that of Nguyen et al.
+    python -m benchmarks.similarity_map # batches of 64, 128, 256 and 512 python -m
+    benchmarks.similarity_map --batch 256 --figures time # that of Nguyen et al.
 
-ResNet-18 against ResNet-18 and against itself, the 40 outputs of all convolutions and batch norms, 64x64 images (made up). Time: all
-sides in turn in one run, several rounds, median of the rounds' ratios. The forward passes alone stand beside them, and the floor: those,
-and as many products as one half of every Gram matrix takes. The smaller the batch, the more of every side's time is the forward passes.
-Agreement: the 20 convolutions in float64, since torchvision's ReLUs write into what the other libraries keep of a batch norm, and
-their sums in float32 are off by some 1e-3. Memory: ResNet-50 against ViT-B/16 at 224x224, the peak of a fresh process above what it held
-after its imports. `--results benchmarks/results/similarity_map.jsonl` adds a JSON line a figure to that file.
+ResNet-18 against ResNet-18 and against itself, the 40 outputs of all convolutions and batch norms,
+64x64 images (made up). Time: all sides in turn in one run, several rounds, median of the rounds'
+ratios. The forward passes alone stand beside them, and the floor: those, and as many products as
+one half of every Gram matrix takes. The smaller the batch, the more of every side's time is the
+forward passes. Agreement: the 20 convolutions in float64, since torchvision's ReLUs write into what
+the other libraries keep of a batch norm, and their sums in float32 are off by some 1e-3. Memory:
+ResNet-50 against ViT-B/16 at 224x224, the peak of a fresh process above what it held after its
+imports. `--results benchmarks/results/similarity_map.jsonl` adds a JSON line a figure to that file.
 
 The other libraries go into an environment of their own, where this one's is seen:
 
-    python -m venv peers && python -c "import site; print(site.getsitepackages()[0])" > peers/lib/python3.11/site-packages/project.pth
-    peers/bin/pip install tqdm && peers/bin/pip install --no-deps torch_cka==0.21 pytorch-cka==1.1.3
-    peers/bin/python -m benchmarks.similarity_map
+    python -m venv peers && python -c "import site; print(site.getsitepackages()[0])" >
+    peers/lib/python3.11/site-packages/project.pth peers/bin/pip install tqdm && peers/bin/pip
+    install --no-deps torch_cka==0.21 pytorch-cka==1.1.3 peers/bin/python -m
+    benchmarks.similarity_map
 """
 
 from __future__ import annotations
@@ -71,8 +75,10 @@ def similarity_map(
         rounds: how often each side is timed, in turn, after a small one that is not counted.
         threads: of torch; 0 is as many as it takes by itself.
         figures: which of time, agreement and memory, with commas.
-        without: sides to leave out, with commas, such as "torch_cka", which takes by far the longest.
-        peak_of: used by the benchmark itself, in a fresh process: the batch size whose peak of memory is printed in bytes.
+        without: sides to leave out, with commas, such as "torch_cka", which takes by far the
+            longest.
+        peak_of: used by the benchmark itself, in a fresh process: the batch size whose peak of
+            memory is printed in bytes.
         results: the file of JSON lines that the rows are added to [none: they are only printed].
     """
     if threads:
@@ -95,23 +101,40 @@ def similarity_map(
 
 
 def images(count: int, size: int = 64) -> Tensor:
-    """Smooth coloured patches with some noise: as natural images, they differ most in what is coarse."""
+    """Smooth coloured patches with some noise: as natural images, they differ most in what is
+    coarse.
+    """
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(count, 3, 4, 4, generator=generator)
-    return F.interpolate(coarse, size, mode="bilinear") + 0.3 * torch.randn(count, 3, size, size, generator=generator)
+    return F.interpolate(coarse, size, mode="bilinear") + 0.3 * torch.randn(
+        count, 3, size, size, generator=generator
+    )
 
 
 def networks() -> tuple[nn.Module, nn.Module, list[str]]:
     """Two ResNet-18 from different draws, and the names of their 40 convolutions and batch norms."""
     torch.manual_seed(0)
     a, b = (torchvision.models.resnet18(weights=None).eval() for _ in range(2))
-    return a, b, [name for name, module in a.named_modules() if isinstance(module, nn.Conv2d | nn.BatchNorm2d)]
+    return (
+        a,
+        b,
+        [
+            name
+            for name, module in a.named_modules()
+            if isinstance(module, nn.Conv2d | nn.BatchNorm2d)
+        ],
+    )
 
 
 def sides(without: list[str]) -> dict[str, Side]:
     """Ours, and the other libraries that are installed."""
-    found: dict[str, Side] = {OURS: lambda a, b, loader, names: our_map(a, b, loader, names, names).values}
-    for name, module, side in (("torch_cka", "torch_cka", _torch_cka), ("pytorch-cka", "cka", _pytorch_cka)):
+    found: dict[str, Side] = {
+        OURS: lambda a, b, loader, names: our_map(a, b, loader, names, names).values
+    }
+    for name, module, side in (
+        ("torch_cka", "torch_cka", _torch_cka),
+        ("pytorch-cka", "cka", _pytorch_cka),
+    ):
         if name in without:
             continue
         try:
@@ -150,7 +173,9 @@ def _forward(a: nn.Module, b: nn.Module, loader: Any, names: list[str]) -> np.nd
 
 
 def _floor(a: nn.Module, b: nn.Module, loader: Any, names: list[str]) -> np.ndarray:
-    """The forward passes, and a product of square matrices with as many multiplications as half the Gram matrices of the layers."""
+    """The forward passes, and a product of square matrices with as many multiplications as half the
+    Gram matrices of the layers.
+    """
     _forward(a, b, loader, names)
     for (batch,) in loader:
         for network in {a, b}:
@@ -187,10 +212,15 @@ def _time(batch: int, batches: int, rounds: int, found: dict[str, Side]) -> None
                 run(a, other, loader, names)
                 seconds[name].append(time.perf_counter() - started[0])
                 busy[name].append(time.process_time() - started[1])
-        ratios = {name: _ratio(values, seconds[OURS]) for name, values in seconds.items() if name != OURS}
-        busy_ratios = {name: _ratio(values, busy[OURS]) for name, values in busy.items() if name != OURS}
+        ratios = {
+            name: _ratio(values, seconds[OURS]) for name, values in seconds.items() if name != OURS
+        }
+        busy_ratios = {
+            name: _ratio(values, busy[OURS]) for name, values in busy.items() if name != OURS
+        }
         said = "; ".join(
-            f"{name} {statistics.median(seconds[name]):.2f} s, {ratio:.2f} x ours" + f" (processor time {busy_ratios[name]:.2f} x)"
+            f"{name} {statistics.median(seconds[name]):.2f} s, {ratio:.2f} x ours"
+            + f" (processor time {busy_ratios[name]:.2f} x)"
             for name, ratio in ratios.items()
         )
         _report(
@@ -216,8 +246,13 @@ def _agreement(found: dict[str, Side]) -> None:
     with torch.no_grad(), representations(a, names) as left, representations(b, names) as right:
         a(batch), b(batch)
     some = names[::8]  # linear_cka of all pairs would take minutes
-    exact = np.array([[linear_cka(left[i].flatten(1), right[j].flatten(1)) for j in some] for i in some])
-    _say_off("linear_cka, in float32, one batch", float(np.abs(our_map(a, b, [batch], some, some).values - exact).max()))
+    exact = np.array(
+        [[linear_cka(left[i].flatten(1), right[j].flatten(1)) for j in some] for i in some]
+    )
+    _say_off(
+        "linear_cka, in float32, one batch",
+        float(np.abs(our_map(a, b, [batch], some, some).values - exact).max()),
+    )
     torch.set_default_dtype(torch.float64)  # torch_cka makes tensors of the default kind
     try:
         a, b, names = networks()
@@ -228,7 +263,10 @@ def _agreement(found: dict[str, Side]) -> None:
         torch.set_default_dtype(torch.float32)
     for name in found:
         if name != OURS:
-            _say_off(f"{name}, in float64, three batches", float(np.abs(values[name] - values[OURS]).max()))
+            _say_off(
+                f"{name}, in float64, three batches",
+                float(np.abs(values[name] - values[OURS]).max()),
+            )
 
 
 def _say_off(other: str, off: float) -> None:
@@ -236,13 +274,17 @@ def _say_off(other: str, off: float) -> None:
 
 
 def _memory(batch: int = 32) -> None:
-    # Every larger block goes back to the system when it is freed, so that the peak is of what is in use, not of what the heap holds.
+    # Every larger block goes back to the system when it is freed, so that the peak is of what is in
+    # use, not of what the heap holds.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     command = [sys.executable, "-m", "benchmarks.similarity_map", "--peak_of", str(batch)]
-    peak = int(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
+    peak = int(
+        subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    )
     _report(
         "peak memory, ResNet-50 against ViT-B/16",
-        f"{peak / 2**30:.2f} GiB above the imported process, networks included, 2 batches of {batch}",
+        f"{peak / 2**30:.2f} GiB above the imported process, networks included, 2 batches of"
+        f" {batch}",
         {"bytes": peak, "batch": batch},
     )
 
@@ -259,9 +301,24 @@ def _peak(batch: int) -> int:
 def _report(what: str, said: str, facts: dict[str, object]) -> None:
     print(f"{what}: {said}", flush=True)
     command = " ".join(["python -m benchmarks.similarity_map", *sys.argv[1:]])
-    about = {"command": command, "machine": machine(), "versions": versions(), "threads": torch.get_num_threads()}
+    about = {
+        "command": command,
+        "machine": machine(),
+        "versions": versions(),
+        "threads": torch.get_num_threads(),
+    }
     about["load"] = os.getloadavg()[0]  # of all that runs, this included
-    append({"benchmark": "similarity_map", "figure": what, "said": said, **facts, **about, "commit": commit(), "time": now()})
+    append(
+        {
+            "benchmark": "similarity_map",
+            "figure": what,
+            "said": said,
+            **facts,
+            **about,
+            "commit": commit(),
+            "time": now(),
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -1,21 +1,27 @@
-"""How fast is each algorithm beside learn2learn, higher and torchopt, on the same weights and the same episodes?
+"""How fast is each algorithm beside learn2learn, higher and torchopt, on the same weights and the
+same episodes?
 
     python -m benchmarks.speed
     python -m benchmarks.speed --settings omniglot-5 --algorithms maml --figures time,gradients
 
-Every side has its own network of the same function and the same weights; a peer's loop is the one of its documentation (`peer_loops.py`),
-and batch norm uses the current batch on every side. Images are random: the cost does not depend on what they show. Figures:
-time        one meta-gradient, all sides in turn, with the bare convolutions of the same step (every convolution call of forward, backward
-            and double backward, recorded from the plain network and made again alone, tasks in threads or in a loop, whichever is faster)
-gradients   the largest difference of the meta-gradients, float32 and float64, over the first few tasks
-test        adaptation and prediction without a meta-gradient
-memory      the peak of a fresh process above what it held before, with one thread and with all; on CUDA that of this process's tensors
-sampling    episodes per second of our sampler and of learn2learn's on the same images in memory, and of learn2learn's on its own Omniglot,
+Every side has its own network of the same function and the same weights; a peer's loop is the one
+of its documentation (`peer_loops.py`), and batch norm uses the current batch on every side. Images
+are random: the cost does not depend on what they show. Figures: time one meta-gradient, all sides
+in turn, with the bare convolutions of the same step (every convolution call of forward, backward
+            and double backward, recorded from the plain network and made again alone, tasks in
+            threads or in a loop, whichever is faster)
+gradients the largest difference of the meta-gradients, float32 and float64, over the first few
+tasks test adaptation and prediction without a meta-gradient memory the peak of a fresh process
+above what it held before, with one thread and with all; on CUDA that of this process's tensors
+sampling episodes per second of our sampler and of learn2learn's on the same images in memory, and
+of learn2learn's on its own Omniglot,
             which reads files (where METALEARN_DATA names the folder), one thread
-start       a short Omniglot training run in a fresh process with nothing cached, data included (METALEARN_DATA names the folder)
+start a short Omniglot training run in a fresh process with nothing cached, data included
+(METALEARN_DATA names the folder)
 
-The peers are met in the environment that `benchmarks/peers/install.sh` builds; one that is not there is said to be missing and the
-others go on. `--results benchmarks/results/speed.jsonl` adds a JSON line a figure to that file.
+The peers are met in the environment that `benchmarks/peers/install.sh` builds; one that is not
+there is said to be missing and the others go on. `--results benchmarks/results/speed.jsonl` adds a
+JSON line a figure to that file.
 """
 
 from __future__ import annotations
@@ -67,7 +73,9 @@ Run = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Setting:
-    """A problem as the papers have it: ways, tasks of a meta-batch, inner steps and rate, and the network's numbers."""
+    """A problem as the papers have it: ways, tasks of a meta-batch, inner steps and rate, and the
+    network's numbers.
+    """
 
     title: str
     tasks: int
@@ -82,14 +90,25 @@ class Setting:
 SETTINGS = {
     "omniglot-5": Setting("Omniglot 5-way 1-shot", tasks=32, steps=1, lr=0.4, ways=5),
     "omniglot-20": Setting("Omniglot 20-way 1-shot", tasks=16, steps=5, lr=0.1, ways=20),
-    "mini-imagenet": Setting("miniImageNet 5-way 1-shot", tasks=4, steps=5, lr=0.01, ways=5, channels=3, hidden=32, size=84),
+    "mini-imagenet": Setting(
+        "miniImageNet 5-way 1-shot",
+        tasks=4,
+        steps=5,
+        lr=0.01,
+        ways=5,
+        channels=3,
+        hidden=32,
+        size=84,
+    ),
     "sinusoid": Setting("sinusoid 10-shot", tasks=25, steps=1, lr=0.01),
 }
 
 
 @dataclass(frozen=True)
 class Case:
-    """One setting and one algorithm, with what was asked for in their place; 0 stands for the setting's own."""
+    """One setting and one algorithm, with what was asked for in their place; 0 stands for the
+    setting's own.
+    """
 
     setting: str
     algorithm: str
@@ -126,9 +145,13 @@ class Case:
     def plain(self) -> Plain:
         """A peer's side: the same weights in plain modules."""
         of = self.problem
-        net = (Plain.conv4(of.ways, of.channels, of.hidden, of.size) if of.ways else Plain.mlp()).to(**self.kind)
+        net = (
+            Plain.conv4(of.ways, of.channels, of.hidden, of.size) if of.ways else Plain.mlp()
+        ).to(**self.kind)
         with torch.no_grad():
-            for target, source in zip(net.parameters(), self.learner().model.parameters(), strict=True):
+            for target, source in zip(
+                net.parameters(), self.learner().model.parameters(), strict=True
+            ):
                 target.copy_(source)
         return net
 
@@ -136,7 +159,13 @@ class Case:
         """What a peer's loop is told."""
         of = self.problem
         loss = F.cross_entropy if of.ways else F.mse_loss
-        return Recipe(of.lr, of.steps, loss, head_only=self.algorithm == "anil", first_order=self.algorithm == "fomaml")
+        return Recipe(
+            of.lr,
+            of.steps,
+            loss,
+            head_only=self.algorithm == "anil",
+            first_order=self.algorithm == "fomaml",
+        )
 
     def episodes(self) -> Episode:
         """A stack of the tasks of one meta-batch."""
@@ -147,8 +176,12 @@ class Case:
         generator = torch.Generator().manual_seed(0)
 
         def examples(each: int) -> Examples:
-            images = torch.rand(of.tasks, of.ways * each, of.channels, of.size, of.size, generator=generator)
-            return Examples(images, torch.arange(of.ways).repeat_interleave(each).repeat(of.tasks, 1))
+            images = torch.rand(
+                of.tasks, of.ways * each, of.channels, of.size, of.size, generator=generator
+            )
+            return Examples(
+                images, torch.arange(of.ways).repeat_interleave(each).repeat(of.tasks, 1)
+            )
 
         return Episode(examples(1), examples(self.queries)).to(**self.kind)
 
@@ -174,8 +207,10 @@ def speed(
 
     Args:
         settings: which of omniglot-5, omniglot-20, mini-imagenet and sinusoid, with commas.
-        algorithms: which of maml, fomaml, anil (ours and the peers'), boil, meta-sgd and nil (ours alone), with commas.
-        peers: which of learn2learn, higher, torchopt and torch (a loop by hand), with commas; nothing for ours alone.
+        algorithms: which of maml, fomaml, anil (ours and the peers'), boil, meta-sgd and nil (ours
+            alone), with commas.
+        peers: which of learn2learn, higher, torchopt and torch (a loop by hand), with commas;
+            nothing for ours alone.
         figures: which of time, gradients, test, memory, sampling and start, with commas.
         rounds: how often each side is timed, in turn, after one round that is not counted.
         tasks: tasks of a meta-batch [the setting's].
@@ -185,7 +220,8 @@ def speed(
         device: auto (cuda where there is one, else cpu), cpu or cuda.
         execution: how our tasks are run: auto, loop, threads, vectorized, graphs or compiled.
         bfloat16: time ours under bfloat16 autocast too.
-        tf32: let every side multiply float32 in tf32 on CUDA; otherwise none does, convolutions included.
+        tf32: let every side multiply float32 in tf32 on CUDA; otherwise none does, convolutions
+            included.
         start_steps: outer steps of the run from a cold start.
         results: the file of JSON lines that the rows are added to [none: they are only printed].
     """
@@ -216,7 +252,12 @@ def speed(
             case = Case(setting, algorithm, tasks, queries, hidden, device, execution)
             for figure in figure_names:
                 if figure not in ("sampling", "start"):
-                    {"time": session.time, "gradients": session.gradients, "test": session.test, "memory": session.memory}[figure](case)
+                    {
+                        "time": session.time,
+                        "gradients": session.gradients,
+                        "test": session.test,
+                        "memory": session.memory,
+                    }[figure](case)
     if "sampling" in figure_names:
         session.sampling(queries)
     if "start" in figure_names:
@@ -243,15 +284,20 @@ class Session:
             calls = convolutions(case)
             runs[BARE] = lambda: replay_all(calls, case.problem.tasks, learner)
             facts["convolution_calls_a_task"] = len(calls)
-            # With threads of its own a convolution may be faster than a task a thread, so that the shorter time is the floor.
+            # With threads of its own a convolution may be faster than a task a thread, so that the
+            # shorter time is the floor.
             runs[f"{BARE}, one by one"] = lambda: replay_all(calls, case.problem.tasks)
         seconds = in_turn(runs, self.rounds, case.device)
         if BARE in seconds:
-            seconds[BARE] = min(seconds[BARE], seconds.pop(f"{BARE}, one by one"), key=statistics.median)
+            seconds[BARE] = min(
+                seconds[BARE], seconds.pop(f"{BARE}, one by one"), key=statistics.median
+            )
         self._report(case, "time", {"seconds": seconds, **facts}, said_seconds(seconds))
 
     def test(self, case: Case) -> None:
-        """Adaptation and prediction; learn2learn as fast as its arguments allow, and as its own examples evaluate, with second order."""
+        """Adaptation and prediction; learn2learn as fast as its arguments allow, and as its own
+        examples evaluate, with second order.
+        """
         if case.algorithm == "fomaml":
             return  # at test it is MAML
         learner, episodes = case.learner(), case.episodes()
@@ -259,14 +305,27 @@ class Session:
         runs: dict[str, Run] = {OURS: lambda: _asked(learner, episodes)}
         for peer in self._peers(case):
             net, how = case.plain(), replace(case.recipe(), test=True)
-            runs[peer] = lambda peer=peer, net=net, how=how: peer_loops.predictions(peer, net, how, tasks)  # type: ignore[misc]
+            runs[peer] = lambda peer=peer, net=net, how=how: peer_loops.predictions(
+                peer, net, how, tasks
+            )  # type: ignore[misc]
         outputs = {name: run() for name, run in runs.items()}
-        apart = {name: float((found - outputs[OURS]).abs().max()) for name, found in outputs.items() if name != OURS}
+        apart = {
+            name: float((found - outputs[OURS]).abs().max())
+            for name, found in outputs.items()
+            if name != OURS
+        }
         if "learn2learn" in runs:
             net, how = case.plain(), case.recipe()
-            runs["learn2learn, second order"] = lambda: peer_loops.predictions("learn2learn", net, how, tasks)
+            runs["learn2learn, second order"] = lambda: peer_loops.predictions(
+                "learn2learn", net, how, tasks
+            )
         seconds = in_turn(runs, self.rounds, case.device)
-        self._report(case, "test", {"seconds": seconds, "apart": apart, "execution": chosen(learner)}, said_seconds(seconds))
+        self._report(
+            case,
+            "test",
+            {"seconds": seconds, "apart": apart, "execution": chosen(learner)},
+            said_seconds(seconds),
+        )
 
     def gradients(self, case: Case) -> None:
         """The largest difference from each peer, in both precisions and for every way to run tasks."""
@@ -282,22 +341,32 @@ class Session:
             found = differences(few, peers, ways)
             apart["float64" if double else "float32"] = found
         worst = {precision: max(values.values()) for precision, values in apart.items()}
-        said = ", ".join(f"{precision} {value:.1e} of the largest entry" for precision, value in worst.items())
+        said = ", ".join(
+            f"{precision} {value:.1e} of the largest entry" for precision, value in worst.items()
+        )
         self._report(case, "gradients", {"apart": apart, "compared_tasks": count}, said)
 
     def memory(self, case: Case) -> None:
         """The peak of every side in a fresh process."""
         bytes_used: dict[str, dict[str, int]] = {}
         on_cuda = torch.device(case.device).type == "cuda"
-        for threads in {torch.get_num_threads()} if on_cuda else sorted({1, torch.get_num_threads()}):
+        for threads in (
+            {torch.get_num_threads()} if on_cuda else sorted({1, torch.get_num_threads()})
+        ):
             sides = [OURS, *self._peers(case)]
             # A CUDA device counts what tensors hold, so that this process will do.
             peaks = {
-                side: peak(case, side, threads) if on_cuda else in_fresh_process(f"peak({case!r}, {side!r}, {threads})") for side in sides
+                side: (
+                    peak(case, side, threads)
+                    if on_cuda
+                    else in_fresh_process(f"peak({case!r}, {side!r}, {threads})")
+                )
+                for side in sides
             }
             bytes_used[str(threads)] = peaks
         said = "; ".join(
-            f"{threads} thread{'s' * (threads != '1')}: " + ", ".join(f"{side} {used / 2**20:.0f} MiB" for side, used in row.items())
+            f"{threads} thread{'s' * (threads != '1')}: "
+            + ", ".join(f"{side} {used / 2**20:.0f} MiB" for side, used in row.items())
             for threads, row in bytes_used.items()
         )
         self._report(case, "memory", {"bytes": bytes_used}, said)
@@ -306,7 +375,14 @@ class Session:
         """Episodes per second, 5-way 1-shot, of 28x28 images in memory."""
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        runs, counts = samplers(queries, learn2learn="learn2learn" in self.peers), {OURS: 2000, "learn2learn": 50, FILES: 5}
+        runs, counts = (
+            samplers(queries, learn2learn="learn2learn" in self.peers),
+            {
+                OURS: 2000,
+                "learn2learn": 50,
+                FILES: 5,
+            },
+        )
         root = os.environ.get("METALEARN_DATA")
         if root and "learn2learn" in runs:
             with tempfile.TemporaryDirectory() as scratch:
@@ -325,14 +401,19 @@ class Session:
                     draw()
                 if number:
                     rates[name].append(counts[name] / (time.perf_counter() - started))
-        said = ", ".join(f"{name} {statistics.median(values):,.0f} a second" for name, values in rates.items())
+        said = ", ".join(
+            f"{name} {statistics.median(values):,.0f} a second" for name, values in rates.items()
+        )
         self._report(None, "sampling", {"rates": rates, "queries": queries, "threads": 1}, said)
 
     def start(self, case: Case) -> None:
         """A short training run in a fresh process that finds nothing cached."""
         root = os.environ.get("METALEARN_DATA")
         if not root:
-            print("start: METALEARN_DATA is not set; it names the folder that holds omniglot-py", flush=True)
+            print(
+                "start: METALEARN_DATA is not set; it names the folder that holds omniglot-py",
+                flush=True,
+            )
             return
         sides = [OURS, *(peer for peer in self.peers if peer == "learn2learn")]
         seconds: dict[str, list[float]] = {side: [] for side in sides}
@@ -341,38 +422,94 @@ class Session:
             for side in sides:
                 with tempfile.TemporaryDirectory() as scratch:
                     numbers = (self.start_steps, case.problem.tasks, case.queries)
-                    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.cold", side, root, scratch, *map(str, numbers)]
+                    command = [
+                        sys.executable,
+                        "-W",
+                        "ignore",
+                        "-m",
+                        "benchmarks.cold",
+                        side,
+                        root,
+                        scratch,
+                        *map(str, numbers),
+                    ]
                     started = time.perf_counter()
                     parts[side].append(_output(command))
                     seconds[side].append(time.perf_counter() - started)
-        facts = {"seconds": seconds, "parts": parts, "steps": self.start_steps, "queries": case.queries}
-        medians = {side: {part: statistics.median(run[part] for run in runs) for part in runs[0]} for side, runs in parts.items()}
-        of = "; ".join(f"{side}: " + ", ".join(f"{part} {value:.1f} s" for part, value in row.items()) for side, row in medians.items())
-        self._report(None, "start", {**facts, "tasks": case.problem.tasks}, f"{said_seconds(seconds)} ({of})")
+        facts = {
+            "seconds": seconds,
+            "parts": parts,
+            "steps": self.start_steps,
+            "queries": case.queries,
+        }
+        medians = {
+            side: {part: statistics.median(run[part] for run in runs) for part in runs[0]}
+            for side, runs in parts.items()
+        }
+        of = "; ".join(
+            f"{side}: " + ", ".join(f"{part} {value:.1f} s" for part, value in row.items())
+            for side, row in medians.items()
+        )
+        self._report(
+            None, "start", {**facts, "tasks": case.problem.tasks}, f"{said_seconds(seconds)} ({of})"
+        )
 
     def _peers(self, case: Case) -> list[str]:
         return self.peers if case.algorithm in WITH_PEERS else []
 
     def _report(self, case: Case | None, figure: str, facts: dict[str, Any], said: str) -> None:
         named = f"{case.problem.title}, {case.algorithm}" if case else "Omniglot 5-way 1-shot"
-        gaps = "".join(f"; {peer} {why}" for peer, why in self.missing.items() if not case or case.algorithm in WITH_PEERS)
+        gaps = "".join(
+            f"; {peer} {why}"
+            for peer, why in self.missing.items()
+            if not case or case.algorithm in WITH_PEERS
+        )
         print(f"{figure}, {named}: {said}{gaps}", flush=True)
-        row: dict[str, Any] = {"benchmark": "speed", "figure": figure, "said": said, "missing": self.missing}
+        row: dict[str, Any] = {
+            "benchmark": "speed",
+            "figure": figure,
+            "said": said,
+            "missing": self.missing,
+        }
         if case:
             of = case.problem
-            row |= {"setting": case.setting, "algorithm": case.algorithm, "tasks": of.tasks, "queries": case.queries, "hidden": of.hidden}
+            row |= {
+                "setting": case.setting,
+                "algorithm": case.algorithm,
+                "tasks": of.tasks,
+                "queries": case.queries,
+                "hidden": of.hidden,
+            }
             row |= {"inner_steps": of.steps, "lr": of.lr, "asked_execution": case.execution}
-        device = torch.cuda.get_device_name(case.device) if case and torch.device(case.device).type == "cuda" else "cpu"
-        row |= {"device": device, "threads": torch.get_num_threads(), "tf32": torch.backends.cudnn.allow_tf32, **facts}
-        about = {"command": " ".join(["python -m benchmarks.speed", *sys.argv[1:]]), "machine": machine()}
-        installed = {peer: importlib.metadata.version(peer) for peer in self.peers if peer != "compat"}  # which is ours
-        append({**row, **about, "versions": versions() | installed, "commit": commit(), "time": now()})
+        device = (
+            torch.cuda.get_device_name(case.device)
+            if case and torch.device(case.device).type == "cuda"
+            else "cpu"
+        )
+        row |= {
+            "device": device,
+            "threads": torch.get_num_threads(),
+            "tf32": torch.backends.cudnn.allow_tf32,
+            **facts,
+        }
+        about = {
+            "command": " ".join(["python -m benchmarks.speed", *sys.argv[1:]]),
+            "machine": machine(),
+        }
+        installed = {
+            peer: importlib.metadata.version(peer) for peer in self.peers if peer != "compat"
+        }  # which is ours
+        append(
+            {**row, **about, "versions": versions() | installed, "commit": commit(), "time": now()}
+        )
 
 
 # Sides and their clocks
 
 
-def gradient_runs(case: Case, peers: Sequence[str], learner: Learner, episodes: Episode) -> dict[str, Run]:
+def gradient_runs(
+    case: Case, peers: Sequence[str], learner: Learner, episodes: Episode
+) -> dict[str, Run]:
     """A call a side that computes one meta-gradient into `.grad`."""
     tasks = unstack(episodes)
     runs: dict[str, Run] = {OURS: lambda: _fresh(learner, lambda: meta_backward(learner, episodes))}
@@ -387,7 +524,9 @@ def gradient_runs(case: Case, peers: Sequence[str], learner: Learner, episodes: 
 
 
 def differences(case: Case, peers: Sequence[str], ways: Sequence[str]) -> dict[str, float]:
-    """How far our meta-gradient is from each peer's: the largest difference over the largest entry, by "peer, way"."""
+    """How far our meta-gradient is from each peer's: the largest difference over the largest entry,
+    by "peer, way".
+    """
     tasks, found = unstack(case.episodes()), {}
     theirs = {}
     for peer in peers:
@@ -401,13 +540,17 @@ def differences(case: Case, peers: Sequence[str], ways: Sequence[str]) -> dict[s
         for peer, expected in theirs.items():
             apart = float((ours - expected).abs().max() / expected.abs().max())
             if not math.isfinite(apart):
-                raise RuntimeError(f"{case}: the meta-gradient of {peer} or of ours ({way}) is not finite, or all zero")
+                raise RuntimeError(
+                    f"{case}: the meta-gradient of {peer} or of ours ({way}) is not finite, or all"
+                    " zero"
+                )
             found[f"{peer}, {way}"] = apart
     return found
 
 
 def in_turn(runs: dict[str, Run], rounds: int, device: str = "cpu") -> dict[str, list[float]]:
-    """Seconds of every call, `rounds` of each, one after the other, each round beginning with another; a first round is not counted.
+    """Seconds of every call, `rounds` of each, one after the other, each round beginning with
+    another; a first round is not counted.
 
     (On CUDA nor is the second one, which may record a CUDA graph.)
     """
@@ -434,9 +577,14 @@ def said_seconds(seconds: dict[str, list[float]]) -> str:
     parts = [f"{OURS} {said_time(ours)} (min {said_time(min(seconds[OURS]))})"]
     for name, median in medians.items():
         if name not in (OURS, BARE):
-            parts.append(f"{name} {said_time(median)} (min {said_time(min(seconds[name]))}), {median / ours:.2f} x ours")
+            parts.append(
+                f"{name} {said_time(median)} (min {said_time(min(seconds[name]))}),"
+                f" {median / ours:.2f} x ours"
+            )
     if BARE in medians:
-        parts.append(f"{BARE} {said_time(medians[BARE])}, ours is {ours / medians[BARE]:.2f} x that")
+        parts.append(
+            f"{BARE} {said_time(medians[BARE])}, ours is {ours / medians[BARE]:.2f} x that"
+        )
     return "; ".join(parts)
 
 
@@ -451,7 +599,12 @@ def _fresh(module: nn.Module, work: Run) -> None:
 
 
 def _gradient(module: nn.Module) -> Tensor:
-    return torch.cat([torch.zeros(p.numel()).to(p) if p.grad is None else p.grad.flatten() for p in module.parameters()])
+    return torch.cat(
+        [
+            torch.zeros(p.numel()).to(p) if p.grad is None else p.grad.flatten()
+            for p in module.parameters()
+        ]
+    )
 
 
 def _asked(learner: Learner, episodes: Episode) -> Tensor:
@@ -471,7 +624,9 @@ Call = tuple[Any, tuple[Any, ...]]  # an operation and its arguments
 
 
 class _Recorded(TorchDispatchMode):
-    """Notes every convolution below autograd: forward, backward, and the double backward that autograd makes of further convolutions."""
+    """Notes every convolution below autograd: forward, backward, and the double backward that
+    autograd makes of further convolutions.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -479,21 +634,35 @@ class _Recorded(TorchDispatchMode):
         self.like: dict[tuple[Any, ...], Tensor] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default):
-            self.calls.append((func, tuple(self._stand_in(arg) if isinstance(arg, Tensor) else arg for arg in args)))
+        if func in (
+            torch.ops.aten.convolution.default,
+            torch.ops.aten.convolution_backward.default,
+        ):
+            self.calls.append(
+                (
+                    func,
+                    tuple(self._stand_in(arg) if isinstance(arg, Tensor) else arg for arg in args),
+                )
+            )
         return func(*args, **(kwargs or {}))
 
     def _stand_in(self, tensor: Tensor) -> Tensor:
-        """Random numbers of the same shape and layout; one tensor for all of a kind, so that a replay needs no more memory than a step."""
+        """Random numbers of the same shape and layout; one tensor for all of a kind, so that a
+        replay needs no more memory than a step.
+        """
         kind = (tensor.shape, tensor.stride(), tensor.dtype)
         if kind not in self.like:
-            empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+            empty = torch.empty_strided(
+                tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
+            )
             self.like[kind] = empty.normal_()
         return self.like[kind]
 
 
 def convolutions(case: Case) -> list[Call]:
-    """The convolution calls of one task's meta-gradient, as the plain network makes them: operations and their arguments."""
+    """The convolution calls of one task's meta-gradient, as the plain network makes them:
+    operations and their arguments.
+    """
     task, net = unstack(replace(case, tasks=1).episodes()), case.plain()
     with _Recorded() as recorded:
         peer_loops.meta_backward("torch", net, case.recipe(), task)
@@ -508,7 +677,9 @@ def replay(calls: Sequence[Call]) -> None:
 
 
 def replay_all(calls: Sequence[Call], tasks: int, learner: Learner | None = None) -> None:
-    """Make them for every task: a task a thread where a learner says on which device, otherwise one after the other."""
+    """Make them for every task: a task a thread where a learner says on which device, otherwise one
+    after the other.
+    """
     if learner is None:
         for _ in range(tasks):
             replay(calls)
@@ -521,11 +692,15 @@ def replay_all(calls: Sequence[Call], tasks: int, learner: Learner | None = None
 
 
 def peak(case: Case, side: str, threads: int) -> int:
-    """Bytes that one meta-gradient holds at its peak, above what the process held before; to be called in a fresh process."""
+    """Bytes that one meta-gradient holds at its peak, above what the process held before; to be
+    called in a fresh process.
+    """
     torch.set_num_threads(threads)
     peers = [] if side == OURS else [side]
     small = replace(case, tasks=2, queries=1, hidden=2)
-    gradient_runs(small, peers, small.learner(), small.episodes())[side]()  # libraries and threads are there now
+    gradient_runs(small, peers, small.learner(), small.episodes())[
+        side
+    ]()  # libraries and threads are there now
     learner, episodes = case.learner(), case.episodes()
     run = gradient_runs(case, peers, learner, episodes)[side]
     if torch.device(case.device).type == "cuda":
@@ -548,9 +723,14 @@ def in_fresh_process(call: str) -> Any:
 
 
 def _output(command: Sequence[str]) -> Any:
-    # Every larger block goes back to the system when it is freed, so that a peak is of what is in use, not of what the heap holds.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"} if "-c" in command else dict(os.environ)
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parent.parent)
+    # Every larger block goes back to the system when it is freed, so that a peak is of what is in
+    # use, not of what the heap holds.
+    environment = (
+        {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"} if "-c" in command else dict(os.environ)
+    )
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parent.parent
+    )
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -558,7 +738,10 @@ def _output(command: Sequence[str]) -> Any:
 
 def samplers(queries: int, *, learn2learn: bool, classes: int = 1028) -> dict[str, Run]:
     """A call a side that draws one 5-way 1-shot episode from the same images in memory, 20 a class."""
-    images = LabelledImages(torch.randint(256, (classes * 20, 1, 28, 28), dtype=torch.uint8), torch.arange(classes).repeat_interleave(20))
+    images = LabelledImages(
+        torch.randint(256, (classes * 20, 1, 28, 28), dtype=torch.uint8),
+        torch.arange(classes).repeat_interleave(20),
+    )
     drawn = FewShot(images, 5, 1, queries, tasks=10**9)
     numbers = iter(range(10**9))
     runs: dict[str, Run] = {OURS: lambda: drawn[next(numbers)]}
@@ -568,7 +751,11 @@ def samplers(queries: int, *, learn2learn: bool, classes: int = 1028) -> dict[st
         dataset = l2l.data.MetaDataset(images)
         steps = l2l.data.transforms
         make = [steps.FusedNWaysKShots(dataset, n=5, k=1 + queries), steps.LoadData(dataset)]
-        taskset = l2l.data.Taskset(dataset, [*make, steps.RemapLabels(dataset), steps.ConsecutiveLabels(dataset)], num_tasks=-1)
+        taskset = l2l.data.Taskset(
+            dataset,
+            [*make, steps.RemapLabels(dataset), steps.ConsecutiveLabels(dataset)],
+            num_tasks=-1,
+        )
         runs["learn2learn"] = taskset.sample
     return runs
 

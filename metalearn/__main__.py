@@ -1,4 +1,6 @@
-"""The command line: `metalearn reuse | train | evaluate | sweep`, every setting from the signatures below."""
+"""The command line: `metalearn reuse | train | evaluate | sweep`, every setting from the signatures
+below.
+"""
 
 from __future__ import annotations
 
@@ -38,17 +40,22 @@ def reuse(
     progress: bool = True,
     **settings: Any,
 ) -> None:
-    """Rapid learning or feature reuse? Train learners, test them, and say what their inner loop changes, layer by layer.
+    """Rapid learning or feature reuse? Train learners, test them, and say what their inner loop
+    changes, layer by layer.
 
-    Prints the accuracies, the similarity of every layer before and after adaptation, what freezing costs and a verdict, and writes
-    all of it with pictures as one HTML page (and as JSON beside it).
+    Prints the accuracies, the similarity of every layer before and after adaptation, what freezing
+    costs and a verdict, and writes all of it with pictures as one HTML page (and as JSON beside
+    it).
 
     Args:
-        algorithms: maml, fomaml, anil, boil, meta-sgd, reptile, protonet, nil (on the body that ANIL trains) or nil-train, with commas.
-        checkpoint: analyse this trained run instead of training; it fixes the settings it was trained with.
+        algorithms: maml, fomaml, anil, boil, meta-sgd, reptile, protonet, nil (on the body that
+            ANIL trains) or nil-train, with commas.
+        checkpoint: analyse this trained run instead of training; it fixes the settings it was
+            trained with.
         report: the page to write.
         analysed_tasks: test tasks that the representations are compared on.
-        trust_model: import and run the package.module:callable that the checkpoint names as its model (or name the same with --model).
+        trust_model: import and run the package.module:callable that the checkpoint names as its
+            model (or name the same with --model).
         progress: show progress.
         settings: the few-shot problem and its training.
     """
@@ -58,11 +65,18 @@ def reuse(
     from .analysis import feature_reuse
 
     started = time.monotonic()
-    Path(report).absolute().parent.mkdir(parents=True, exist_ok=True)  # now, rather than after all the work
+    Path(report).absolute().parent.mkdir(
+        parents=True, exist_ok=True
+    )  # now, rather than after all the work
     if checkpoint:
-        run = experiments.restored(checkpoint, trust_model=trust_model, **_at_test(settings, checkpoint))
+        run = experiments.restored(
+            checkpoint, trust_model=trust_model, **_at_test(settings, checkpoint)
+        )
         experiment, names, runs = run.experiment, [run.algorithm], {run.algorithm: run}
-        print(f"{checkpoint}: {run.algorithm} on {_problem(experiment)}, {len(run.curve.losses):,} outer steps")
+        print(
+            f"{checkpoint}: {run.algorithm} on {_problem(experiment)}, {len(run.curve.losses):,}"
+            " outer steps"
+        )
     else:
         experiment, names, runs = Experiment(**settings), parse(algorithms), {}
         _started(experiment, names)
@@ -73,35 +87,65 @@ def reuse(
     rows = _rows(done.evaluations, seconds)
     _print_table(rows, experiment)
     episodes = experiment.testing_tasks(tasks=analysed_tasks)
-    found = [feature_reuse(learner, episodes, name=_title(name), progress=progress) for name, learner in learners.items() if learner.steps]
+    found = [
+        feature_reuse(learner, episodes, name=_title(name), progress=progress)
+        for name, learner in learners.items()
+        if learner.steps
+    ]
     for one in found:
         print(f"\n{one}")
     if found:
         command = shlex.join(["metalearn", *sys.argv[1:]])
-        about = {"command": command, "data": experiment.dataset, "preset": experiment.settings().follows, "machine": provenance.machine()}
+        about = {
+            "command": command,
+            "data": experiment.dataset,
+            "preset": experiment.settings().follows,
+            "machine": provenance.machine(),
+        }
         about["protocol"] = _protocol(experiment)
         overview = []
         for row in rows:
             answer = {} if learners[row["learner"]].steps else {"verdict": DOES_NOT_ADAPT}
             overview.append(row | {"learner": _title(row["learner"])} | answer)
-        write_report(found, report, results=overview, settings={**about, "seconds": round(time.monotonic() - started)})
+        write_report(
+            found,
+            report,
+            results=overview,
+            settings={**about, "seconds": round(time.monotonic() - started)},
+        )
         details = {
-            name: {**experiment.to_dict(name), **asdict(experiment.settings(name))} for name in map(experiments.trained_by, learners)
+            name: {**experiment.to_dict(name), **asdict(experiment.settings(name))}
+            for name in map(experiments.trained_by, learners)
         }
-        facts = {"results": rows, "settings": {**about, "learners": details}, "reuse": [one.to_dict() for one in found]}
-        files.write_atomically(Path(report).with_suffix(".json"), json.dumps(facts, indent=1).encode())
+        facts = {
+            "results": rows,
+            "settings": {**about, "learners": details},
+            "reuse": [one.to_dict() for one in found],
+        }
+        files.write_atomically(
+            Path(report).with_suffix(".json"), json.dumps(facts, indent=1).encode()
+        )
         for one in found:
             print(f"\n{one.name}: {one.verdict.answer}")
-        print(f"The page with pictures: {os.path.abspath(report)} ({duration(time.monotonic() - started)} in all)")
+        print(
+            f"The page with pictures: {os.path.abspath(report)}"
+            f" ({duration(time.monotonic() - started)} in all)"
+        )
     else:
-        print("None of these learners has an inner loop, so there is nothing to compare before and after; add maml, anil or boil")
+        print(
+            "None of these learners has an inner loop, so there is nothing to compare before and"
+            " after; add maml, anil or boil"
+        )
 
 
-def train(algorithm: str = "maml", tensorboard: str | None = None, progress: bool = True, **settings: Any) -> None:
+def train(
+    algorithm: str = "maml", tensorboard: str | None = None, progress: bool = True, **settings: Any
+) -> None:
     """Train one learner, or go on where it was interrupted, and test it.
 
     Args:
-        algorithm: maml, fomaml, anil, boil, meta-sgd, reptile, protonet, nil-train, or nil (trains anil and tests its body).
+        algorithm: maml, fomaml, anil, boil, meta-sgd, reptile, protonet, nil-train, or nil (trains
+            anil and tests its body).
         tensorboard: also write events to this folder (needs the extra `tensorboard`).
         progress: show progress.
         settings: the few-shot problem and its training.
@@ -109,7 +153,10 @@ def train(algorithm: str = "maml", tensorboard: str | None = None, progress: boo
     experiment = Experiment(**settings)
     name, *more = parse(algorithm)
     if more:
-        raise ValueError(f"train takes one algorithm, not {algorithm!r}; metalearn reuse trains and compares several")
+        raise ValueError(
+            f"train takes one algorithm, not {algorithm!r}; metalearn reuse trains and compares"
+            " several"
+        )
     _started(experiment, [name])
     done = experiments.compare(experiment, [name], progress=progress, tensorboard=tensorboard)
     if distributed.here()[0] == 0:
@@ -134,7 +181,8 @@ def evaluate_checkpoint(
     trust_model: bool = False,
     progress: bool = True,
 ) -> None:
-    """Test a trained run on test tasks: mean accuracy with its 95 % interval. What is not said is as it was trained.
+    """Test a trained run on test tasks: mean accuracy with its 95 % interval. What is not said is
+    as it was trained.
 
     Args:
         checkpoint: the file that training wrote.
@@ -149,12 +197,26 @@ def evaluate_checkpoint(
         test_steps: inner steps.
         device: auto (cuda where there is one, else cpu), cpu, cuda, or any that torch knows [auto].
         execution: how tasks are run: auto, loop, threads, vectorized or graphs [auto].
-        model: the package.module:callable that the checkpoint names as its model, which is imported only if you name it too.
+        model: the package.module:callable that the checkpoint names as its model, which is imported
+            only if you name it too.
         trust_model: import and run whatever model the checkpoint names.
         progress: show progress.
     """
-    asked: dict[str, Any] = {"dataset": dataset, "root": root, "queries": queries, "test_tasks": test_tasks, "test_steps": test_steps}
-    asked |= {"protocol": protocol, "splits": splits, "split_ratio": split_ratio, "device": device, "execution": execution, "model": model}
+    asked: dict[str, Any] = {
+        "dataset": dataset,
+        "root": root,
+        "queries": queries,
+        "test_tasks": test_tasks,
+        "test_steps": test_steps,
+    }
+    asked |= {
+        "protocol": protocol,
+        "splits": splits,
+        "split_ratio": split_ratio,
+        "device": device,
+        "execution": execution,
+        "model": model,
+    }
     changes = {name: value for name, value in asked.items() if value is not None}
     distributed.join(torch.device(distributed.device(usable(device or "auto"))))
     run = experiments.restored(checkpoint, trust_model=trust_model, **changes)
@@ -174,23 +236,33 @@ def sweep(
     progress: bool = True,
     **settings: Any,
 ) -> None:
-    """Train and test algorithms x data sets x ways x shots x seeds, into one result file; the same command goes on where it was stopped.
+    """Train and test algorithms x data sets x ways x shots x seeds, into one result file; the same
+    command goes on where it was stopped.
 
-    A run that fails is reported and does not stop the others; the exit code is then 1. Under torchrun the ranks share out the runs.
+    A run that fails is reported and does not stop the others; the exit code is then 1. Under
+    torchrun the ranks share out the runs.
 
     Args:
-        algorithms: maml, fomaml, anil, boil, meta-sgd, reptile, protonet, nil (on the body that ANIL trains) or nil-train, with commas.
+        algorithms: maml, fomaml, anil, boil, meta-sgd, reptile, protonet, nil (on the body that
+            ANIL trains) or nil-train, with commas.
         datasets: names or paths, with commas.
         ways: classes per task, with commas.
         shots: support images per class, with commas.
         seeds: of the initial weights and of the training tasks, with commas.
-        results: a file of JSON lines, one a figure, added to; what it holds already is not repeated.
-        processes: runs at once on this machine, each with one intra-op thread where there are several.
+        results: a file of JSON lines, one a figure, added to; what it holds already is not
+            repeated.
+        processes: runs at once on this machine, each with one intra-op thread where there are
+            several.
         progress: say when runs start and end.
         settings: the few-shot problem and its training.
     """
     problems = []
-    axes = listed(datasets, "datasets"), numbers(ways, "ways"), numbers(shots, "shots"), numbers(seeds, "seeds")
+    axes = (
+        listed(datasets, "datasets"),
+        numbers(ways, "ways"),
+        numbers(shots, "shots"),
+        numbers(seeds, "seeds"),
+    )
     for dataset, way, shot, seed in itertools.product(*axes):
         problems.append(Experiment(dataset=dataset, ways=way, shots=shot, seed=seed, **settings))
     rows = run_sweep(problems, parse(algorithms), results, processes=processes, progress=progress)
@@ -223,7 +295,10 @@ def main(arguments: list[str] | None = None) -> int:
         )
     except KeyboardInterrupt as stopped:
         again = command("metalearn", arguments)
-        print(f"metalearn: {stopped or 'stopped'}; the same command goes on from there: {again}", file=sys.stderr)
+        print(
+            f"metalearn: {stopped or 'stopped'}; the same command goes on from there: {again}",
+            file=sys.stderr,
+        )
         return 130
     except (ValueError, FileNotFoundError, FloatingPointError, OSError) as error:
         print(f"metalearn: {error}", file=sys.stderr)
@@ -249,12 +324,17 @@ AT_TEST = (
 
 
 def _at_test(settings: dict[str, Any], checkpoint: str) -> dict[str, Any]:
-    """The settings that were changed from their defaults; with a checkpoint only those that do not decide how it was trained."""
+    """The settings that were changed from their defaults; with a checkpoint only those that do not
+    decide how it was trained.
+    """
     defaults = {one.name: one.default for one in fields(Experiment)}
     changed = {name: value for name, value in settings.items() if value != defaults[name]}
     fixed = [name for name in changed if name not in AT_TEST]
     if fixed:
-        raise ValueError(f"--{fixed[0]} is fixed by the run in {checkpoint}; with --checkpoint only {', '.join(AT_TEST)} can be set")
+        raise ValueError(
+            f"--{fixed[0]} is fixed by the run in {checkpoint}; with --checkpoint only"
+            f" {', '.join(AT_TEST)} can be set"
+        )
     return changed
 
 
@@ -271,10 +351,14 @@ def _started(experiment: Experiment, algorithms: Iterable[str]) -> None:
         print(line)
     for name in dict.fromkeys(map(experiments.trained_by, algorithms)):
         chosen = experiment.settings(name)
-        inner = f", inner rate {chosen.lr:g}, inner steps {chosen.inner_steps} (at test {chosen.test_steps})"
+        inner = (
+            f", inner rate {chosen.lr:g}, inner steps {chosen.inner_steps} (at test"
+            f" {chosen.test_steps})"
+        )
         print(
-            f"{name}: {chosen.model}{'' if name in ('protonet', 'nil-train') else inner}; {chosen.steps:,} outer steps of "
-            f"{chosen.meta_batch} tasks with {chosen.train_queries or experiment.shots} queries a class; seed {experiment.seed}"
+            f"{name}: {chosen.model}{'' if name in ('protonet', 'nil-train') else inner};"
+            f" {chosen.steps:,} outer steps of {chosen.meta_batch} tasks with"
+            f" {chosen.train_queries or experiment.shots} queries a class; seed {experiment.seed}"
         )
 
 
@@ -299,7 +383,9 @@ def _title(name: str) -> str:
     return name.upper() if len(name) <= 4 else name
 
 
-def _rows(evaluations: Mapping[str, Evaluation], seconds: Mapping[str, float]) -> list[dict[str, Any]]:
+def _rows(
+    evaluations: Mapping[str, Evaluation], seconds: Mapping[str, float]
+) -> list[dict[str, Any]]:
     first = next(iter(evaluations))
     rows = []
     for name, found in evaluations.items():
@@ -309,8 +395,15 @@ def _rows(evaluations: Mapping[str, Evaluation], seconds: Mapping[str, float]) -
         rows.append(
             {
                 "learner": name,
-                "accuracy": f"{100 * found.mean:.2f}{interval} % ({tasks} task{'s' * (tasks != 1)}{', exactly chance' * found.at_chance})",
-                f"minus {_title(first)}, paired": "" if compared is None else f"{100 * compared.mean:+.2f} ± {100 * compared.interval:.2f}",
+                "accuracy": (
+                    f"{100 * found.mean:.2f}{interval} % ({tasks}"
+                    f" task{'s' * (tasks != 1)}{', exactly chance' * found.at_chance})"
+                ),
+                f"minus {_title(first)}, paired": (
+                    ""
+                    if compared is None
+                    else f"{100 * compared.mean:+.2f} ± {100 * compared.interval:.2f}"
+                ),
                 "training": duration(seconds[name]),
             }
         )
@@ -323,7 +416,10 @@ def _print_table(rows: list[dict[str, Any]], experiment: Experiment) -> None:
         table.add_column(column, justify="left" if column == "learner" else "right")
     for row in rows:
         table.add_row(*row.values())
-    print(f"\n{_problem(experiment)}, {experiment.test_tasks} test tasks of unseen classes (± is 95 % over tasks)")
+    print(
+        f"\n{_problem(experiment)}, {experiment.test_tasks} test tasks of unseen classes (± is 95 %"
+        " over tasks)"
+    )
     print(_protocol(experiment))
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 

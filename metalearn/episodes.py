@@ -15,8 +15,8 @@ from metalearn.runtime.checks import sequence
 class Examples(NamedTuple):
     """Inputs with their targets.
 
-    `inputs` is a tensor (examples, ...), or a tuple or a dictionary of such tensors for a model that takes several; `targets` is
-    (examples,) integer labels or (examples, outputs) values.
+    `inputs` is a tensor (examples, ...), or a tuple or a dictionary of such tensors for a model
+    that takes several; `targets` is (examples,) integer labels or (examples, outputs) values.
     """
 
     inputs: Any  # metalearn.network.forward.Inputs; a tensor in most uses
@@ -26,7 +26,9 @@ class Examples(NamedTuple):
         return f"Examples(inputs={_short(self.inputs)}, targets={_short(self.targets)})"
 
     def to(self, *args: object, **kwargs: object) -> Examples:
-        """Move inputs (and targets, but for their dtype where they are labels) as `torch.Tensor.to` does."""
+        """Move inputs (and targets, but for their dtype where they are labels) as `torch.Tensor.to`
+        does.
+        """
         if isinstance(self.inputs, Tensor):
             inputs = self.inputs.to(*args, **kwargs)  # type: ignore[call-overload]
         else:
@@ -35,7 +37,8 @@ class Examples(NamedTuple):
 
 
 class Episode(NamedTuple):
-    """One task (or, with a leading dimension on every tensor, a stack of tasks): adapt on `support`, predict `query`.
+    """One task (or, with a leading dimension on every tensor, a stack of tasks): adapt on
+    `support`, predict `query`.
 
     Example:
         >>> import torch
@@ -64,7 +67,8 @@ def stack(episodes: Iterable[Episode], *, indices: Sequence[int] | None = None) 
         indices: what the tasks are called in an error; by default their places, from 0 on.
 
     Raises:
-        ValueError: if there are no tasks, or naming the first one whose sizes are not those of the others.
+        ValueError: if there are no tasks, or naming the first one whose sizes are not those of the
+            others.
         TypeError: naming a task that is no `Episode`.
     """
     listed = sequence("episodes", episodes, "[task, task]")
@@ -72,38 +76,62 @@ def stack(episodes: Iterable[Episode], *, indices: Sequence[int] | None = None) 
         raise ValueError("stack() got no episodes: it needs at least one task")
     try:
         if any(isinstance(part, Tensor) for episode in listed for part in episode):
-            raise TypeError("a tensor is no pair of inputs and targets, but may have the length of one")
-        return Episode(*(Examples(*(_stack(t) for t in zip(*part, strict=True))) for part in zip(*listed, strict=True)))
+            raise TypeError(
+                "a tensor is no pair of inputs and targets, but may have the length of one"
+            )
+        return Episode(
+            *(
+                Examples(*(_stack(t) for t in zip(*part, strict=True)))
+                for part in zip(*listed, strict=True)
+            )
+        )
     except (RuntimeError, TypeError, ValueError) as error:
         _refuse_unequal(listed, range(len(listed)) if indices is None else indices)
         raise error
 
 
 def _refuse_unequal(episodes: list[Episode], indices: Sequence[int]) -> None:
-    """Raise TypeError naming what is no episode, and ValueError naming the first task whose sizes are not the first one's."""
-    sizes = [check_episode(episode, f"task {index}") for episode, index in zip(episodes, indices, strict=True)]
+    """Raise TypeError naming what is no episode, and ValueError naming the first task whose sizes
+    are not the first one's.
+    """
+    sizes = [
+        check_episode(episode, f"task {index}")
+        for episode, index in zip(episodes, indices, strict=True)
+    ]
     for index, size in zip(indices, sizes, strict=True):
         for name, shape in size.items():
             if shape != sizes[0][name]:
                 raise ValueError(
-                    f"tasks of unequal size cannot be stacked: {name} are {shape} in task {index} and {sizes[0][name]} in task "
-                    f"{indices[0]}; take one task at a time, with meta_batch=1 in meta_train and tasks_at_once=1 in evaluate"
+                    f"tasks of unequal size cannot be stacked: {name} are {shape} in task {index}"
+                    f" and {sizes[0][name]} in task {indices[0]}; take one task at a time, with"
+                    " meta_batch=1 in meta_train and tasks_at_once=1 in evaluate"
                 )
 
 
 def check_episode(episode: Any, name: str) -> dict[str, Any]:
-    """The shapes of the tensors of an episode, or of a stack, by name. Raises TypeError, with the `name`, for what is no episode."""
+    """The shapes of the tensors of an episode, or of a stack, by name.
+
+    Raises TypeError, with the `name`, for what is no episode.
+    """
     try:
         if any(isinstance(part, Tensor) for part in episode):
             raise TypeError("a tensor is no pair of inputs and targets")
         (support, labels), (query, answers) = episode
-        tensors = {"support inputs": support, "support targets": labels, "query inputs": query, "query targets": answers}
-        if not isinstance(labels, Tensor) or not isinstance(answers, Tensor):  # a list of two episodes has the form of one, too
+        tensors = {
+            "support inputs": support,
+            "support targets": labels,
+            "query inputs": query,
+            "query targets": answers,
+        }
+        if not isinstance(labels, Tensor) or not isinstance(
+            answers, Tensor
+        ):  # a list of two episodes has the form of one, too
             raise TypeError("the targets are no tensors")
         return {name: _shape(tensor) for name, tensor in tensors.items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise TypeError(
-            f"{name} is a {type(episode).__name__}; give an Episode(Examples(inputs, targets), Examples(inputs, targets))"
+            f"{name} is a {type(episode).__name__}; give an Episode(Examples(inputs, targets),"
+            " Examples(inputs, targets))"
         ) from error
 
 
@@ -118,22 +146,36 @@ def _shape(part: Any) -> Any:
 
 
 def unstack(episodes: Episode) -> list[Episode]:
-    """A stack of tasks -> the single tasks, as views. Raises ValueError where the task dimension is missing or uneven."""
+    """A stack of tasks -> the single tasks, as views.
+
+    Raises ValueError where the task dimension is missing or uneven.
+    """
     check_episode(episodes, "the stack of tasks")
     support, query = map(_examples, episodes)
-    tensors = [*tensors_of(support.inputs), support.targets, *tensors_of(query.inputs), query.targets]
+    tensors = [
+        *tensors_of(support.inputs),
+        support.targets,
+        *tensors_of(query.inputs),
+        query.targets,
+    ]
     sizes = [len(tensor) if tensor.ndim else 0 for tensor in tensors]
     if len(set(sizes)) != 1 or min(tensor.ndim for tensor in tensors) < 2:
         raise ValueError(
-            f"a stack of tasks needs one leading task dimension on every tensor; support inputs, support targets, query inputs "
-            f"and query targets have {sizes} entries along their first. A single task is stacked by metalearn.episodes.stack([task])"
+            "a stack of tasks needs one leading task dimension on every tensor; support inputs,"
+            f" support targets, query inputs and query targets have {sizes} entries along their"
+            " first. A single task is stacked by metalearn.episodes.stack([task])"
         )
     return [part_of(episodes, number) for number in range(sizes[0])]
 
 
 def part_of(episodes: Episode, index: int | slice) -> Episode:
     """One task of a stack, or a shorter stack, as views."""
-    return Episode(*(Examples(map_tensors(lambda t: t[index], part.inputs), part.targets[index]) for part in map(_examples, episodes)))
+    return Episode(
+        *(
+            Examples(map_tensors(lambda t: t[index], part.inputs), part.targets[index])
+            for part in map(_examples, episodes)
+        )
+    )
 
 
 def _examples(pair: tuple[Any, Tensor]) -> Examples:
@@ -159,7 +201,9 @@ def _stack(parts: Sequence[Any]) -> Any:
 
 
 def _short(part: Any) -> str:
-    """A tensor by its shape and dtype, such as `75 x 1 x 28 x 28 float32`; tuples and dictionaries of them entry by entry."""
+    """A tensor by its shape and dtype, such as `75 x 1 x 28 x 28 float32`; tuples and dictionaries
+    of them entry by entry.
+    """
     if isinstance(part, Tensor):
         shape = " x ".join(map(str, part.shape)) or "scalar"
         return f"{shape} {str(part.dtype).removeprefix('torch.')}"

@@ -1,4 +1,6 @@
-"""How good a learner is on test episodes, with its interval; and two learners compared on the same episodes."""
+"""How good a learner is on test episodes, with its interval; and two learners compared on the same
+episodes.
+"""
 
 from __future__ import annotations
 
@@ -36,12 +38,14 @@ class Tasks(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a learner reached on test tasks: the mean, the half-width of its 95 % interval, and every task's figure.
+    """What a learner reached on test tasks: the mean, the half-width of its 95 % interval, and
+    every task's figure.
 
-    `interval` is 1.96 std(ddof=1) / sqrt(tasks) (with fewer than 30 tasks Student's, see `half_width`), over tasks and not over seeds; NaN
-    for a single task, which has no spread. `measure` is
-    "accuracy" (0 to 1) for integer targets and "loss" (the learner's, per task) for real ones. `per_episode` is float64 `(tasks,)`.
-    `fingerprints` identifies each task by a checksum of its data, so that `paired` can tell whether two learners saw the same ones.
+    `interval` is 1.96 std(ddof=1) / sqrt(tasks) (with fewer than 30 tasks Student's, see
+    `half_width`), over tasks and not over seeds; NaN for a single task, which has no spread.
+    `measure` is "accuracy" (0 to 1) for integer targets and "loss" (the learner's, per task) for
+    real ones. `per_episode` is float64 `(tasks,)`. `fingerprints` identifies each task by a
+    checksum of its data, so that `paired` can tell whether two learners saw the same ones.
     `settings` is a JSON-able record of the learner and the episodes.
 
     Example:
@@ -64,17 +68,29 @@ class Evaluation:
 
     @property
     def at_chance(self) -> bool:
-        """Whether each of several tasks scores exactly 1 / ways, as predicting one class for every query does."""
+        """Whether each of several tasks scores exactly 1 / ways, as predicting one class for every
+        query does.
+        """
         ways = self.settings.get("episodes", {}).get("ways")
         several = self.measure == "accuracy" and len(self.per_episode) > 1 and bool(ways)
         return several and bool((self.per_episode == 1 / ways).all())
 
     def __str__(self) -> str:
         tasks = len(self.per_episode)
-        chance = "; every task at exactly chance, as if one class is predicted for every query" if self.at_chance else ""
-        interval = f"± {_figure(self.interval, self.measure)} (95 % interval over {tasks} tasks{chance})"
+        chance = (
+            "; every task at exactly chance, as if one class is predicted for every query"
+            if self.at_chance
+            else ""
+        )
+        interval = (
+            f"± {_figure(self.interval, self.measure)} (95 % interval over {tasks} tasks{chance})"
+        )
         spread = interval if tasks > 1 else "(no interval: one task)"
-        return f"{self.mean:.2%} {spread}".replace("%", " %", 1) if self.measure == "accuracy" else f"loss {self.mean:.4g} {spread}"
+        return (
+            f"{self.mean:.2%} {spread}".replace("%", " %", 1)
+            if self.measure == "accuracy"
+            else f"loss {self.mean:.4g} {spread}"
+        )
 
     def to_dict(self) -> Record:
         """A JSON-able record of all of it; the interval of a single task is None."""
@@ -92,9 +108,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Paired:
-    """How much better a was than b on the same tasks: the mean of a - b, its 95 % half-width, and the paired t test.
+    """How much better a was than b on the same tasks: the mean of a - b, its 95 % half-width, and
+    the paired t test.
 
-    `interval` is the half-width of the 95 % interval of the differences (see `half_width`); `p` is two-sided.
+    `interval` is the half-width of the 95 % interval of the differences (see `half_width`); `p` is
+    two-sided.
     """
 
     mean: float
@@ -105,15 +123,23 @@ class Paired:
     measure: str = "accuracy"
 
     def __str__(self) -> str:
-        mean = f"{100 * self.mean:+.2f} points" if self.measure == "accuracy" else f"{self.mean:+.4g} loss"
+        mean = (
+            f"{100 * self.mean:+.2f} points"
+            if self.measure == "accuracy"
+            else f"{self.mean:+.4g} loss"
+        )
         spread = _figure(self.interval, self.measure)
-        return f"{mean} ± {spread} (95 % interval, paired over {self.tasks} tasks; t = {self.t:.2f}, p = {self.p:.2g})"
+        return (
+            f"{mean} ± {spread} (95 % interval, paired over {self.tasks} tasks; t = {self.t:.2f}, p"
+            f" = {self.p:.2g})"
+        )
 
 
 def paired(a: Evaluation, b: Evaluation) -> Paired:
     """Compare two learners on the same tasks: the mean of a - b with its interval, t and p.
 
-    Raises ValueError where the two did not see the same tasks in the same order, differ in measure, or saw fewer than two tasks.
+    Raises ValueError where the two did not see the same tasks in the same order, differ in measure,
+    or saw fewer than two tasks.
 
     Example:
         >>> a, b = (Evaluation(torch.tensor(x, dtype=torch.float64)) for x in ([0.9, 0.8, 1.0], [0.7, 0.7, 0.9]))
@@ -121,20 +147,33 @@ def paired(a: Evaluation, b: Evaluation) -> Paired:
         +13.33 points ± 14.34 (95 % interval, paired over 3 tasks; t = 4.00, p = 0.057)
     """
     if a.measure != b.measure:
-        raise ValueError(f"one evaluation holds {a.measure} and the other {b.measure}; compare two of one measure")
+        raise ValueError(
+            f"one evaluation holds {a.measure} and the other {b.measure}; compare two of one"
+            " measure"
+        )
     if len(a.per_episode) != len(b.per_episode):
-        raise ValueError(f"{len(a.per_episode)} tasks against {len(b.per_episode)}: evaluate both learners on the same episodes")
+        raise ValueError(
+            f"{len(a.per_episode)} tasks against {len(b.per_episode)}: evaluate both learners on"
+            " the same episodes"
+        )
     if len(a.per_episode) < 2:
-        raise ValueError("a paired comparison needs at least two tasks, since one difference has no spread")
-    different = [i for i, (x, y) in enumerate(zip(a.fingerprints, b.fingerprints, strict=True)) if x != y]
+        raise ValueError(
+            "a paired comparison needs at least two tasks, since one difference has no spread"
+        )
+    different = [
+        i for i, (x, y) in enumerate(zip(a.fingerprints, b.fingerprints, strict=True)) if x != y
+    ]
     if different:
         raise ValueError(
-            f"{len(different)} of {len(a.per_episode)} tasks differ between the two, the first being task {different[0]}; evaluate both "
-            "learners on the same episodes in the same order (one FewShot, or a DataLoader without shuffle)"
+            f"{len(different)} of {len(a.per_episode)} tasks differ between the two, the first"
+            f" being task {different[0]}; evaluate both learners on the same episodes in the same"
+            " order (one FewShot, or a DataLoader without shuffle)"
         )
     difference = a.per_episode - b.per_episode
     mean = float(difference.mean())
-    if float(difference.max() - difference.min()) <= 1e-12 * float(difference.abs().max()):  # no spread: scipy would warn and give NaN
+    if float(difference.max() - difference.min()) <= 1e-12 * float(
+        difference.abs().max()
+    ):  # no spread: scipy would warn and give NaN
         t, p = (math.copysign(math.inf, mean), 0.0) if mean else (0.0, 1.0)
     else:
         t, p = (float(x) for x in stats.ttest_1samp(difference.numpy(), 0.0))
@@ -142,28 +181,43 @@ def paired(a: Evaluation, b: Evaluation) -> Paired:
 
 
 def evaluate(
-    learner: Learner, episodes: Tasks | DataLoader[Episode] | Episode, *, progress: bool = False, tasks_at_once: int = 16
+    learner: Learner,
+    episodes: Tasks | DataLoader[Episode] | Episode,
+    *,
+    progress: bool = False,
+    tasks_at_once: int = 16,
 ) -> Evaluation:
     """Adapt to each task and score its queries -> `Evaluation`.
 
-    Dropout is off meanwhile and no gradient reaches the learner. Where torchrun started several ranks, all of them must call this: each
-    takes its share of the tasks, and all return the same as one process would.
+    Dropout is off meanwhile and no gradient reaches the learner. Where torchrun started several
+    ranks, all of them must call this: each takes its share of the tasks, and all return the same as
+    one process would.
 
     Args:
         learner: any `Learner`; episodes are moved to its device and dtype.
         episodes: tasks by index (`FewShot`), a `DataLoader` of stacks, or one stack.
         progress: show rate and time left.
-        tasks_at_once: tasks in one call of the learner, for tasks by index or one stack; more take more memory and change no result.
+        tasks_at_once: tasks in one call of the learner, for tasks by index or one stack; more take
+            more memory and change no result.
 
-    Raises ValueError where there are no tasks, and FloatingPointError naming the task where a prediction is NaN.
+    Raises ValueError where there are no tasks, and FloatingPointError naming the task where a
+    prediction is NaN.
     """
-    return evaluate_together({"learner": learner}, episodes, progress=progress, tasks_at_once=tasks_at_once)["learner"]
+    return evaluate_together(
+        {"learner": learner}, episodes, progress=progress, tasks_at_once=tasks_at_once
+    )["learner"]
 
 
 def evaluate_together(
-    learners: Mapping[str, Learner], episodes: Tasks | DataLoader[Episode] | Episode, *, progress: bool = False, tasks_at_once: int = 16
+    learners: Mapping[str, Learner],
+    episodes: Tasks | DataLoader[Episode] | Episode,
+    *,
+    progress: bool = False,
+    tasks_at_once: int = 16,
 ) -> dict[str, Evaluation]:
-    """`evaluate` for several learners by name, each task drawn once for all of them; any two can then be compared by `paired`."""
+    """`evaluate` for several learners by name, each task drawn once for all of them; any two can
+    then be compared by `paired`.
+    """
     for learner in learners.values():
         check_learner(learner)
     scores: dict[str, list[Tensor]] = {name: [] for name in learners}
@@ -178,16 +232,25 @@ def evaluate_together(
         torch.no_grad(),
         evaluation_mode(learners.values()),
         shown_progress(
-            "evaluating", _count(episodes, tasks_at_once), unit="task", shown=progress and distributed.here()[0] == 0
+            "evaluating",
+            _count(episodes, tasks_at_once),
+            unit="task",
+            shown=progress and distributed.here()[0] == 0,
         ) as advance,
     ):
         for count, tasks in _shared_out(episodes, tasks_at_once):
             if tasks is not None:
                 check_examples(tasks)
                 measure = "loss" if tasks.query.targets.is_floating_point() else "accuracy"
-            marks.append(torch.zeros(count, dtype=torch.float64) if tasks is None else fingerprints(tasks))
+            marks.append(
+                torch.zeros(count, dtype=torch.float64) if tasks is None else fingerprints(tasks)
+            )
             for name, learner in learners.items():
-                scores[name].append(torch.zeros(count, dtype=torch.float64) if tasks is None else _score(learner, tasks, seen))
+                scores[name].append(
+                    torch.zeros(count, dtype=torch.float64)
+                    if tasks is None
+                    else _score(learner, tasks, seen)
+                )
             seen += count
             advance(count)
         if not seen:
@@ -197,7 +260,10 @@ def evaluate_together(
     measure = distributed.from_first(measure)
     return {
         name: Evaluation(
-            distributed.total(torch.cat(scores[name])), measure, checksums, {"learner": learner.settings(), "episodes": describe(episodes)}
+            distributed.total(torch.cat(scores[name])),
+            measure,
+            checksums,
+            {"learner": learner.settings(), "episodes": describe(episodes)},
         )
         for name, learner in learners.items()
     }
@@ -206,24 +272,32 @@ def evaluate_together(
 def check_learner(learner: object) -> None:
     """Raise TypeError if `learner` is no `Learner`."""
     if not isinstance(learner, Learner):
-        raise TypeError(f"the learner is a {type(learner).__name__}; give a Learner, such as MAML(model, lr=0.1)")
+        raise TypeError(
+            f"the learner is a {type(learner).__name__}; give a Learner, such as MAML(model,"
+            " lr=0.1)"
+        )
 
 
 def check_tasks(name: str, tasks: object) -> None:
-    """Raise TypeError if `tasks` are no tasks that can be drawn or scored, and ValueError if there are none."""
+    """Raise TypeError if `tasks` are no tasks that can be drawn or scored, and ValueError if there
+    are none.
+    """
     if isinstance(tasks, DataLoader | Episode):
         return
-    if isinstance(tasks, str | Mapping | Tensor) or not (hasattr(tasks, "__getitem__") and hasattr(tasks, "__len__")):
+    if isinstance(tasks, str | Mapping | Tensor) or not (
+        hasattr(tasks, "__getitem__") and hasattr(tasks, "__len__")
+    ):
         raise TypeError(
-            f"the {name} are a {type(tasks).__name__}, which has no tasks by index; give a FewShot, a list of Episodes, or any object "
-            "with __len__ and __getitem__"
+            f"the {name} are a {type(tasks).__name__}, which has no tasks by index; give a FewShot,"
+            " a list of Episodes, or any object with __len__ and __getitem__"
         )
     if len(tasks) == 0:
         raise ValueError(f"there are no {name}: the length is 0; ask for at least one task")
 
 
 def first_task(tasks: Tasks | DataLoader[Episode] | Episode, device: torch.device) -> int | str:
-    """A checksum of the first task, to be compared between ranks; for random tasks and a `DataLoader` only what they are.
+    """A checksum of the first task, to be compared between ranks; for random tasks and a
+    `DataLoader` only what they are.
 
     The global random generators are left as they were.
     """
@@ -240,12 +314,19 @@ def first_task(tasks: Tasks | DataLoader[Episode] | Episode, device: torch.devic
     return marks[0] if marks[0] == marks[1] else "random"
 
 
-def _check_same(learners: Mapping[str, Learner], episodes: Tasks | DataLoader[Episode] | Episode, at_once: int) -> None:
-    """Raise ValueError if ranks differ in settings, tasks or weights: their shares would not be of one result."""
+def _check_same(
+    learners: Mapping[str, Learner], episodes: Tasks | DataLoader[Episode] | Episode, at_once: int
+) -> None:
+    """Raise ValueError if ranks differ in settings, tasks or weights: their shares would not be of
+    one result.
+    """
     if distributed.here()[1] == 1:
         return
     device = _like(next(iter(learners.values()))).device
-    asked = {name: {**learner.settings(), "moving": list(learner.rates)} for name, learner in learners.items()}
+    asked = {
+        name: {**learner.settings(), "moving": list(learner.rates)}
+        for name, learner in learners.items()
+    }
     work = {
         "call": "evaluate",
         "learners": asked,
@@ -253,14 +334,22 @@ def _check_same(learners: Mapping[str, Learner], episodes: Tasks | DataLoader[Ep
         "tasks_at_once": at_once,
         "first task": first_task(episodes, device),
     }
-    distributed.check_same(json.loads(json.dumps(work, default=str)), "Start every rank with the same settings")
-    sizes = {name: [float(p.detach().double().norm()) for p in learner.parameters()] for name, learner in learners.items()}
+    distributed.check_same(
+        json.loads(json.dumps(work, default=str)), "Start every rank with the same settings"
+    )
+    sizes = {
+        name: [float(p.detach().double().norm()) for p in learner.parameters()]
+        for name, learner in learners.items()
+    }
     gathered = distributed.gather(sizes)
     for rank, norms in enumerate(gathered):
         for name in learners:
-            if len(norms[name]) != len(gathered[0][name]) or not all(map(_close, norms[name], gathered[0][name])):
+            if len(norms[name]) != len(gathered[0][name]) or not all(
+                map(_close, norms[name], gathered[0][name])
+            ):
                 raise ValueError(
-                    f"the weights of {name} differ between rank {rank} and rank 0; build every rank's from one seed or checkpoint"
+                    f"the weights of {name} differ between rank {rank} and rank 0; build every"
+                    " rank's from one seed or checkpoint"
                 )
 
 
@@ -272,22 +361,32 @@ def place(episodes: Episode, learner: nn.Module) -> Episode:
 
 
 def check_examples(episodes: Episode, *, stacked: bool = True) -> None:
-    """Raise ValueError if a task, or a stack of them, has no queries, or not one target for each input.
+    """Raise ValueError if a task, or a stack of them, has no queries, or not one target for each
+    input.
 
     The support set is the learner's to check.
     """
     dims = int(stacked)
     for name, (inputs, targets) in zip(("support", "query"), episodes, strict=True):
         for tensor in tensors_of(inputs):
-            if tensor.ndim <= dims or targets.ndim <= dims or tensor.shape[: dims + 1] != targets.shape[: dims + 1]:
+            if (
+                tensor.ndim <= dims
+                or targets.ndim <= dims
+                or tensor.shape[: dims + 1] != targets.shape[: dims + 1]
+            ):
                 raise ValueError(
-                    f"the {name} inputs of a task are {tuple(tensor.shape[dims:])} and its targets {tuple(targets.shape[dims:])}; "
-                    "give one target for each input, the examples along the first dimension of both"
+                    f"the {name} inputs of a task are {tuple(tensor.shape[dims:])} and its targets"
+                    f" {tuple(targets.shape[dims:])}; give one target for each input, the examples"
+                    " along the first dimension of both"
                 )
         if targets.is_complex():
-            raise ValueError(f"the {name} targets are {targets.dtype}; give integer labels or real values")
+            raise ValueError(
+                f"the {name} targets are {targets.dtype}; give integer labels or real values"
+            )
     if not episodes.query.targets.shape[dims]:
-        raise ValueError("a task has no queries, so the query set is empty; give at least one example")
+        raise ValueError(
+            "a task has no queries, so the query set is empty; give at least one example"
+        )
 
 
 def drawn(episodes: Tasks, indices: Sequence[int], learner: nn.Module) -> Episode:
@@ -300,14 +399,18 @@ def drawn(episodes: Tasks, indices: Sequence[int], learner: nn.Module) -> Episod
 
 
 def accuracies(logits: Tensor, targets: Tensor) -> Tensor:
-    """The share of queries that are right, `(tasks,)` float64, from logits `(tasks, queries, ways)`; NaN for real targets."""
+    """The share of queries that are right, `(tasks,)` float64, from logits `(tasks, queries,
+    ways)`; NaN for real targets.
+    """
     if targets.is_floating_point():
         return logits.new_full((len(logits),), math.nan, dtype=torch.float64)
     return (logits.argmax(-1) == targets).flatten(1).double().mean(1)
 
 
 def describe(episodes: object) -> Record:
-    """A JSON-able record of where episodes come from: their own `settings()`, or else their type and length."""
+    """A JSON-able record of where episodes come from: their own `settings()`, or else their type
+    and length.
+    """
     if isinstance(episodes, DataLoader):
         return {"loader": {"batch_size": episodes.batch_size}, **describe(episodes.dataset)}
     own = getattr(episodes, "settings", None)
@@ -328,9 +431,14 @@ def _score(learner: Learner, episodes: Episode, first: int) -> Tensor:
     broken = logits.isnan().flatten(1).any(1).nonzero()
     if len(broken):
         task = int(broken[0])
-        raise FloatingPointError(f"the predictions for task {first + task} are NaN: {_why_nan(learner, placed, task)}")
+        raise FloatingPointError(
+            f"the predictions for task {first + task} are NaN: {_why_nan(learner, placed, task)}"
+        )
     if not targets.is_floating_point() and int(targets.max()) >= logits.shape[-1]:
-        raise ValueError(f"a query has the label {int(targets.max())}, but there are {logits.shape[-1]} ways: labels count from 0")
+        raise ValueError(
+            f"a query has the label {int(targets.max())}, but there are {logits.shape[-1]} ways:"
+            " labels count from 0"
+        )
     if targets.is_floating_point():
         network = learner.network
         losses = [learner.task_loss(network, *task) for task in zip(logits, targets, strict=True)]
@@ -344,27 +452,43 @@ def _why_nan(learner: Learner, episodes: Episode, task: int) -> str:
         for kind, tensor in examples._asdict().items():
             if not tensor[task].isfinite().all():
                 return f"its {side} {kind} hold values that are not finite; look at the data"
-    weights = [name for name, parameter in learner.named_parameters() if not parameter.isfinite().all()]
+    weights = [
+        name for name, parameter in learner.named_parameters() if not parameter.isfinite().all()
+    ]
     if weights:
-        return f"the weights {weights[0]} hold values that are not finite; go back to an earlier checkpoint"
+        return (
+            f"the weights {weights[0]} hold values that are not finite; go back to an earlier"
+            " checkpoint"
+        )
     if learner.rates:
         return "a lower inner rate keeps adaptation finite"
     return "its features overflow; look at the scale of the inputs and of the weights"
 
 
-def _shared_out(episodes: Tasks | DataLoader[Episode] | Episode, at_once: int) -> Iterator[tuple[int, Episode | None]]:
+def _shared_out(
+    episodes: Tasks | DataLoader[Episode] | Episode, at_once: int
+) -> Iterator[tuple[int, Episode | None]]:
     """(tasks, their stack) in order; None in place of a stack that another rank takes."""
     rank, count = distributed.here()
     if isinstance(episodes, DataLoader):
         if count > 1 and isinstance(episodes.sampler, RandomSampler):
-            raise ValueError("this DataLoader shuffles, so that every rank would share out other stacks; build it with shuffle=False")
+            raise ValueError(
+                "this DataLoader shuffles, so that every rank would share out other stacks; build"
+                " it with shuffle=False"
+            )
         for number, (support, query) in enumerate(_collated(episodes)):
-            yield len(query[0]), Episode(Examples(*support), Examples(*query)) if number % count == rank else None
+            yield (
+                len(query[0]),
+                (Episode(Examples(*support), Examples(*query)) if number % count == rank else None),
+            )
         return
     tasks = unstack(episodes) if isinstance(episodes, Episode) else episodes
     for number, start in enumerate(range(0, len(tasks), at_once)):
         chosen = range(start, min(start + at_once, len(tasks)))
-        yield len(chosen), stack((tasks[i] for i in chosen), indices=chosen) if number % count == rank else None
+        yield (
+            len(chosen),
+            (stack((tasks[i] for i in chosen), indices=chosen) if number % count == rank else None),
+        )
 
 
 def _collated(loader: DataLoader[Episode]) -> Iterator[Episode]:
@@ -375,7 +499,9 @@ def _collated(loader: DataLoader[Episode]) -> Iterator[Episode]:
         if "equal size" not in str(error):
             raise
         sizes = str(error).strip().splitlines()[-1]
-        raise ValueError(f"this DataLoader stacks tasks of unequal size ({sizes}); build it with batch_size=1") from error
+        raise ValueError(
+            f"this DataLoader stacks tasks of unequal size ({sizes}); build it with batch_size=1"
+        ) from error
 
 
 def _count(episodes: Tasks | DataLoader[Episode] | Episode, at_once: int) -> int:
@@ -387,11 +513,17 @@ def _count(episodes: Tasks | DataLoader[Episode] | Episode, at_once: int) -> int
 def fingerprints(episodes: Episode) -> Tensor:
     """A checksum of each task of a stack, `(tasks,)` float64."""
 
-    # All targets and every 31st input value: enough to tell drawn tasks apart, at a small share of the cost of a whole checksum.
+    # All targets and every 31st input value: enough to tell drawn tasks apart, at a small share of
+    # the cost of a whole checksum.
     def mark(*tensors: Tensor) -> int:
         return zlib.crc32(
             b"".join(
-                tensor.cpu().clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8).numpy().tobytes()
+                tensor.cpu()
+                .clone(memory_format=torch.contiguous_format)
+                .reshape(-1)
+                .view(torch.uint8)
+                .numpy()
+                .tobytes()
                 for tensor in tensors
             )
         )

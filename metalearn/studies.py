@@ -1,4 +1,6 @@
-"""Experiments of the feature-reuse papers, one call each: what training gives the features, other domains, points of training."""
+"""Experiments of the feature-reuse papers, one call each: what training gives the features, other
+domains, points of training.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Regimes:
-    """Accuracy under NIL by what trained the body: over seeds, and each seed's evaluation; prints as table 5 of Raghu et al. 2020."""
+    """Accuracy under NIL by what trained the body: over seeds, and each seed's evaluation; prints
+    as table 5 of Raghu et al. 2020.
+    """
 
     accuracy: Mapping[str, Spread]
     evaluations: Mapping[str, tuple[Evaluation, ...]]
@@ -33,10 +37,16 @@ class Regimes:
 
     def __str__(self) -> str:
         rows = [
-            (name, self.accuracy[name].text(100, 2), "; ".join(f"{100 * e.mean:.2f} ± {100 * e.interval:.2f}" for e in found))
+            (
+                name,
+                self.accuracy[name].text(100, 2),
+                "; ".join(f"{100 * e.mean:.2f} ± {100 * e.interval:.2f}" for e in found),
+            )
             for name, found in self.evaluations.items()
         ]
-        table = aligned(("training", "accuracy %, ± std over seeds", "each seed, ± 95 % over tasks"), rows)
+        table = aligned(
+            ("training", "accuracy %, ± std over seeds", "each seed, ± 95 % over tasks"), rows
+        )
         return f"{table}\n(NIL, rule {self.rule}, on the same test tasks)"
 
     def to_dict(self) -> dict[str, Any]:
@@ -45,8 +55,15 @@ class Regimes:
         return plain({"accuracy": self.accuracy, "rule": self.rule, "evaluations": found})
 
 
-def under_nil(models: Mapping[str, nn.Module], episodes: Tasks, *, rule: str = "softmax", progress: bool = False) -> dict[str, Evaluation]:
-    """Accuracy of each network's features alone, on the same tasks: the head is not used, so that it may have any number of outputs.
+def under_nil(
+    models: Mapping[str, nn.Module],
+    episodes: Tasks,
+    *,
+    rule: str = "softmax",
+    progress: bool = False,
+) -> dict[str, Evaluation]:
+    """Accuracy of each network's features alone, on the same tasks: the head is not used, so that
+    it may have any number of outputs.
 
     Example:
         >>> from metalearn.models import Conv4
@@ -55,7 +72,9 @@ def under_nil(models: Mapping[str, nn.Module], episodes: Tasks, *, rule: str = "
         >>> sorted(under_nil({"random": Conv4(5, hidden=4), "other head": Conv4(60, hidden=4)}, tasks))
         ['other head', 'random']
     """
-    return evaluate_together({name: NIL(model, rule) for name, model in models.items()}, episodes, progress=progress)
+    return evaluate_together(
+        {name: NIL(model, rule) for name, model in models.items()}, episodes, progress=progress
+    )
 
 
 def training_regimes(
@@ -67,10 +86,12 @@ def training_regimes(
     rule: str = "softmax",
     progress: bool = True,
 ) -> Regimes:
-    """Which training gives the features? Train each regime from each seed, then test every body under NIL -> `Regimes`.
+    """Which training gives the features? Train each regime from each seed, then test every body
+    under NIL -> `Regimes`.
 
-    Table 5 of Raghu et al. 2020 (arXiv:1909.09157): MAML and ANIL against training without an inner loop ("multiclass", "multitask"), no
-    training ("random") and training under NIL's own rule ("nil-train"). All see as many training images a step.
+    Table 5 of Raghu et al. 2020 (arXiv:1909.09157): MAML and ANIL against training without an inner
+    loop ("multiclass", "multitask"), no training ("random") and training under NIL's own rule
+    ("nil-train"). All see as many training images a step.
 
     Args:
         experiment: the few-shot problem, the network, and how long each is trained.
@@ -84,28 +105,45 @@ def training_regimes(
     found: dict[str, list[Evaluation]] = {name: [] for name in regimes}
     for seed in seeds:
         own = replace(experiment, seed=seed)
-        done = {name: given.get((name, seed)) or trained(own, name, progress=progress) for name in regimes}
-        for name, evaluation in under_nil({n: run.learner.model for n, run in done.items()}, tasks, rule=rule, progress=progress).items():
+        done = {
+            name: given.get((name, seed)) or trained(own, name, progress=progress)
+            for name in regimes
+        }
+        for name, evaluation in under_nil(
+            {n: run.learner.model for n, run in done.items()}, tasks, rule=rule, progress=progress
+        ).items():
             found[name].append(evaluation)
-    return Regimes({n: Spread.of([e.mean for e in found[n]]) for n in regimes}, {n: tuple(found[n]) for n in regimes}, rule)
+    return Regimes(
+        {n: Spread.of([e.mean for e in found[n]]) for n in regimes},
+        {n: tuple(found[n]) for n in regimes},
+        rule,
+    )
 
 
 def another_domain(run: Run, dataset: str, **changes: Any) -> Experiment:
-    """The experiment of `run` with the test tasks of another data set, its images brought to the model's channels and size.
+    """The experiment of `run` with the test tasks of another data set, its images brought to the
+    model's channels and size.
 
-    Grey images are repeated in three channels, colour turned to grey (ITU-R 601 luma), and the size changed with an antialiased bilinear
-    filter; the data set's description says which. `changes` are other settings that hold at test (root, test_tasks, queries).
+    Grey images are repeated in three channels, colour turned to grey (ITU-R 601 luma), and the size
+    changed with an antialiased bilinear filter; the data set's description says which. `changes`
+    are other settings that hold at test (root, test_tasks, queries).
     """
     channels, size = run.experiment.shape()
     if dataset != run.experiment.dataset:
         changes = {"protocol": None, "test_rotations": None, **changes}  # which are Omniglot's own
-    return replace(run.experiment, dataset=dataset, preset="quick", channels=channels, size=size, **changes)
+    return replace(
+        run.experiment, dataset=dataset, preset="quick", channels=channels, size=size, **changes
+    )
 
 
-def cross_domain(runs: Mapping[str, Run], dataset: str, *, progress: bool = False, **changes: Any) -> dict[str, Evaluation]:
-    """Test learners on a data set that none was trained on -> accuracy by name, on the same tasks (BOIL: Oh et al. 2021, section 4.2).
+def cross_domain(
+    runs: Mapping[str, Run], dataset: str, *, progress: bool = False, **changes: Any
+) -> dict[str, Evaluation]:
+    """Test learners on a data set that none was trained on -> accuracy by name, on the same tasks
+    (BOIL: Oh et al. 2021, section 4.2).
 
-    Each adapts as it did at home, with its own rate and test steps; a body trained without an inner loop is tested by NIL.
+    Each adapts as it did at home, with its own rate and test steps; a body trained without an inner
+    loop is tested by NIL.
 
     Args:
         runs: trained runs by name.
@@ -113,19 +151,32 @@ def cross_domain(runs: Mapping[str, Run], dataset: str, *, progress: bool = Fals
         progress: show progress.
         changes: other settings that hold at test: root, test_tasks, queries.
 
-    Raises ValueError where the runs take images of different shapes, since their tasks would then differ.
+    Raises ValueError where the runs take images of different shapes, since their tasks would then
+    differ.
     """
     shapes = {name: run.experiment.shape() for name, run in runs.items()}
     if len(set(shapes.values())) != 1:
-        said = ", ".join(f"{name} {channels} x {size} x {size}" for name, (channels, size) in shapes.items()) or "there are none"
-        raise ValueError(f"cross_domain compares runs on the same images, but they take ({said}); call it for each shape")
+        said = (
+            ", ".join(
+                f"{name} {channels} x {size} x {size}" for name, (channels, size) in shapes.items()
+            )
+            or "there are none"
+        )
+        raise ValueError(
+            f"cross_domain compares runs on the same images, but they take ({said}); call it for"
+            " each shape"
+        )
     tasks = another_domain(next(iter(runs.values())), dataset, **changes).testing_tasks()
-    return evaluate_together({name: at_test(run) for name, run in runs.items()}, tasks, progress=progress)
+    return evaluate_together(
+        {name: at_test(run) for name, run in runs.items()}, tasks, progress=progress
+    )
 
 
 @dataclass(frozen=True)
 class Point:
-    """A learner after `step` outer steps: the run so far, what it reached on the test tasks, and what its inner loop changed."""
+    """A learner after `step` outer steps: the run so far, what it reached on the test tasks, and
+    what its inner loop changed.
+    """
 
     step: int
     run: Run
@@ -134,13 +185,24 @@ class Point:
 
 
 def timeline_figure(points: Sequence[Point]) -> Figure:
-    """The points of `timeline` as a picture: each layer's CKA before and after adaptation, and accuracy, with their intervals."""
+    """The points of `timeline` as a picture: each layer's CKA before and after adaptation, and
+    accuracy, with their intervals.
+    """
     from metalearn.analysis.adaptation.figures import timeline as drawn
     from metalearn.runtime.statistics import Estimate
 
-    steps, names = [point.step for point in points], [layer.layer for layer in points[0].reuse.layers]
-    similarity = {name: [point.reuse.layers[i].cka for point in points] for i, name in enumerate(names)}
-    return drawn(steps, similarity, [Estimate(point.evaluation.mean, point.evaluation.interval) for point in points])
+    steps, names = (
+        [point.step for point in points],
+        [layer.layer for layer in points[0].reuse.layers],
+    )
+    similarity = {
+        name: [point.reuse.layers[i].cka for point in points] for i, name in enumerate(names)
+    }
+    return drawn(
+        steps,
+        similarity,
+        [Estimate(point.evaluation.mean, point.evaluation.interval) for point in points],
+    )
 
 
 def timeline(
@@ -152,9 +214,11 @@ def timeline(
     analysed_tasks: int = 50,
     progress: bool = True,
 ) -> list[Point]:
-    """`feature_reuse` and accuracy at several points of one training run (Raghu et al. 2020, figure 3) -> a `Point` for each step.
+    """`feature_reuse` and accuracy at several points of one training run (Raghu et al. 2020, figure
+    3) -> a `Point` for each step.
 
-    The run has a constant outer rate and keeps a checkpoint at every point, so that a second call trains nothing.
+    The run has a constant outer rate and keeps a checkpoint at every point, so that a second call
+    trains nothing.
 
     Args:
         experiment: the few-shot problem and its training.
@@ -167,12 +231,24 @@ def timeline(
     from .analysis import feature_reuse
 
     if not runs:
-        here = {"root": experiment.root, "execution": experiment.execution, "device": experiment.device}
-        runs = [restored(path, **here) for path in snapshots(experiment, algorithm, steps, progress=progress).values()]
+        here = {
+            "root": experiment.root,
+            "execution": experiment.execution,
+            "device": experiment.device,
+        }
+        runs = [
+            restored(path, **here)
+            for path in snapshots(experiment, algorithm, steps, progress=progress).values()
+        ]
     points = []
     for run in sorted(runs, key=lambda run: len(run.curve.losses)):
         step, learner = len(run.curve.losses), run.tested()
         evaluation = evaluate(learner, experiment.testing_tasks(), progress=progress)
-        reuse = feature_reuse(learner, experiment.testing_tasks(tasks=analysed_tasks), name=f"{algorithm} {step}", progress=progress)
+        reuse = feature_reuse(
+            learner,
+            experiment.testing_tasks(tasks=analysed_tasks),
+            name=f"{algorithm} {step}",
+            progress=progress,
+        )
         points.append(Point(step, run, evaluation, reuse))
     return points

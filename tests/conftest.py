@@ -1,4 +1,6 @@
-"""What the tests share: the family of learners, smooth little networks, and made-up tasks with known shapes."""
+"""What the tests share: the family of learners, smooth little networks, and made-up tasks with
+known shapes.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ WAYS_TO_RUN = ["loop", "threads", "vectorized"]
 
 
 def smooth_network(norm: str = "batch", ways: int = 3) -> nn.Module:
-    """Softplus instead of ReLU, so that central differences have no kinks to fall into; affine parameters far from 1 and 0."""
+    """Softplus instead of ReLU, so that central differences have no kinks to fall into; affine
+    parameters far from 1 and 0.
+    """
     layer = {
         "batch": lambda: nn.BatchNorm2d(4, track_running_stats=False),
         "layer": lambda: nn.LayerNorm([4, 5, 5]),
@@ -40,7 +44,13 @@ def smooth_network(norm: str = "batch", ways: int = 3) -> nn.Module:
     }[norm]
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1), layer(), nn.Softplus(), nn.Flatten(), nn.Linear(100, 8), nn.Softplus(), nn.Linear(8, ways)
+        nn.Conv2d(1, 4, 3, padding=1),
+        layer(),
+        nn.Softplus(),
+        nn.Flatten(),
+        nn.Linear(100, 8),
+        nn.Softplus(),
+        nn.Linear(8, ways),
     )
     with torch.no_grad():
         for parameter in model.parameters():
@@ -49,7 +59,12 @@ def smooth_network(norm: str = "batch", ways: int = 3) -> nn.Module:
 
 
 def made_up_tasks(
-    tasks: int = 3, ways: int = 3, shots: int = 2, queries: int = 3, shape: tuple[int, ...] = (1, 5, 5), seed: int = 1
+    tasks: int = 3,
+    ways: int = 3,
+    shots: int = 2,
+    queries: int = 3,
+    shape: tuple[int, ...] = (1, 5, 5),
+    seed: int = 1,
 ) -> Episode:
     """A stack of tasks of random inputs in float64, with all classes in support and query."""
     generator = torch.Generator().manual_seed(seed)
@@ -64,7 +79,9 @@ def made_up_tasks(
 def outer_loss(learner: ml.Learner, episodes: Episode) -> torch.Tensor:
     """The mean over queries, then over tasks."""
     logits = learner(episodes)
-    return torch.stack([learner.loss(*pair) for pair in zip(logits, episodes.query.targets, strict=True)]).mean()
+    return torch.stack(
+        [learner.loss(*pair) for pair in zip(logits, episodes.query.targets, strict=True)]
+    ).mean()
 
 
 def gradients(learner: ml.Learner) -> torch.Tensor:

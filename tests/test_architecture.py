@@ -48,7 +48,11 @@ def module_name(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-FILES = {module_name(path): path for top in ("metalearn", "transfer", "benchmarks") for path in (ROOT / top).rglob("*.py")}
+FILES = {
+    module_name(path): path
+    for top in ("metalearn", "transfer", "benchmarks")
+    for path in (ROOT / top).rglob("*.py")
+}
 
 
 def imported(module: str) -> set[str]:
@@ -60,9 +64,14 @@ def imported(module: str) -> set[str]:
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            parents = (
+                package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            )
             source = ".".join([*parents, *([node.module] if node.module else [])])
-            names.update(f"{source}.{alias.name}" if f"{source}.{alias.name}" in FILES else source for alias in node.names)
+            names.update(
+                f"{source}.{alias.name}" if f"{source}.{alias.name}" in FILES else source
+                for alias in node.names
+            )
     return (names & FILES.keys()) - {module}
 
 
@@ -79,5 +88,7 @@ def test_imports_point_down(module: str) -> None:
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    order = list(TopologicalSorter({module: imported(module) for module in FILES}).static_order())  # raises CycleError
+    order = list(
+        TopologicalSorter({module: imported(module) for module in FILES}).static_order()
+    )  # raises CycleError
     assert len(order) == len(FILES)

@@ -14,8 +14,17 @@ from benchmarks import engine, few_shot, papers, tables
 def test_few_shot_prints_a_table_and_appends_rows_with_everything_behind_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = {"steps": 2, "hidden": 4, "meta_batch": 2, "test_tasks": 5, "runs": str(tmp_path), "execution": "loop"}
-    few_shot.few_shot("maml,anil,nil", progress=False, results=str(tmp_path / "few_shot.jsonl"), **small)
+    small = {
+        "steps": 2,
+        "hidden": 4,
+        "meta_batch": 2,
+        "test_tasks": 5,
+        "runs": str(tmp_path),
+        "execution": "loop",
+    }
+    few_shot.few_shot(
+        "maml,anil,nil", progress=False, results=str(tmp_path / "few_shot.jsonl"), **small
+    )
     rows = [json.loads(line) for line in (tmp_path / "few_shot.jsonl").read_text().splitlines()]
     assert [row["algorithm"] for row in rows] == ["maml", "anil", "nil"]
     assert [row["body_trained_by"] for row in rows] == ["maml", "anil", "anil"]
@@ -23,7 +32,18 @@ def test_few_shot_prints_a_table_and_appends_rows_with_everything_behind_them(
         assert 0 <= row["accuracy"] <= 1
         assert row["trained_steps"] == 2
         assert row["test_tasks"] == 5
-        assert {"seed", "lr", "inner_steps", "versions", "machine", "commit", "command", "norm", "data", "follows"} <= row.keys()
+        assert {
+            "seed",
+            "lr",
+            "inner_steps",
+            "versions",
+            "machine",
+            "commit",
+            "command",
+            "norm",
+            "data",
+            "follows",
+        } <= row.keys()
     assert rows[0]["minus"] is None
     assert rows[2]["minus"]["mean"] == pytest.approx(rows[2]["accuracy"] - rows[0]["accuracy"])
     assert "minus maml" in capsys.readouterr().out
@@ -41,13 +61,19 @@ def test_the_papers_figures_are_accuracies_with_their_source() -> None:
             assert spread is not None
             assert meaning
             assert paper
-    assert papers.beside("omniglot", 5, 1, "maml") == "98.7 ± 0.4 (95 % over 600 tasks; Finn et al. 2017)"
+    assert (
+        papers.beside("omniglot", 5, 1, "maml")
+        == "98.7 ± 0.4 (95 % over 600 tasks; Finn et al. 2017)"
+    )
     assert papers.beside("glyphs", 5, 1, "maml") == ""
 
 
 def test_the_plain_loop_that_speed_is_measured_against_computes_the_same_gradient() -> None:
     torch.manual_seed(0)
-    model, tasks = engine.Conv4(5, hidden=4).double(), engine.episodes(3, queries=2).to(torch.float64)
+    model, tasks = (
+        engine.Conv4(5, hidden=4).double(),
+        engine.episodes(3, queries=2).to(torch.float64),
+    )
     engine.plain_loop(model, tasks, 0.4)
     expected = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()

@@ -57,9 +57,15 @@ def test_what_does_not_declare_it_may_not() -> None:
     def update(weights: Any, gradients: Any, rates: Any, state: Any) -> Any:
         return {name: weights[name] - rates[name] * gradients[name] for name in rates}, state
 
-    assert without_graphs(Own(MLP(2, 2), 0.1)).startswith("the learner Own is not known to do nothing but compute")
-    assert without_graphs(ml.MAML(MLP(2, 2), 0.1, loss=loss)).startswith("the loss loss is not known")
-    assert without_graphs(ml.MAML(MLP(2, 2), 0.1, update=update)).startswith("the update update is not known")
+    assert without_graphs(Own(MLP(2, 2), 0.1)).startswith(
+        "the learner Own is not known to do nothing but compute"
+    )
+    assert without_graphs(ml.MAML(MLP(2, 2), 0.1, loss=loss)).startswith(
+        "the loss loss is not known"
+    )
+    assert without_graphs(ml.MAML(MLP(2, 2), 0.1, update=update)).startswith(
+        "the update update is not known"
+    )
     loss.computes_only = True  # type: ignore[attr-defined]
     assert without_graphs(ml.MAML(MLP(2, 2), 0.1, loss=loss)) == ""
 
@@ -69,7 +75,9 @@ class Halved(ml.MAML):
 
     def adapt(self, support: ml.Examples) -> Any:
         adapted = super().adapt(support)
-        return adapted._replace(weights={name: weight / 2 for name, weight in adapted.weights.items()})
+        return adapted._replace(
+            weights={name: weight / 2 for name, weight in adapted.weights.items()}
+        )
 
 
 def test_a_learner_with_its_own_adapt_runs_one_task_at_a_time_and_is_called() -> None:

@@ -16,7 +16,11 @@ from metalearn.training import checkpoints
 
 
 def write(path, step):
-    checkpoints.save(path, {"learner.weight": torch.full((2,), float(step))}, {"step": step, "settings": {"lr": step}})
+    checkpoints.save(
+        path,
+        {"learner.weight": torch.full((2,), float(step))},
+        {"step": step, "settings": {"lr": step}},
+    )
 
 
 def test_packing_keeps_every_kind_of_value():
@@ -54,7 +58,15 @@ def test_the_checkpoint_before_is_kept(tmp_path):
     assert checkpoints.load(tmp_path / "run.previous")[1]["step"] == 2
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:-4] + b"\0\0\0\1", lambda b: b"", lambda b: pickle.dumps(len)])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b: b[: len(b) // 2],
+        lambda b: b[:-4] + b"\0\0\0\1",
+        lambda b: b"",
+        lambda b: pickle.dumps(len),
+    ],
+)
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
     path = tmp_path / "run"
     write(path, 1)
@@ -96,19 +108,31 @@ def test_a_crash_between_two_renames_leaves_a_whole_checkpoint(tmp_path, monkeyp
 
 def test_weights_are_restored_to_a_learner_or_to_its_model(tmp_path):
     trained = MAML(MLP(4, 3), lr=0.1)
-    checkpoints.save(tmp_path / "run", {f"learner.{name}": t for name, t in trained.state_dict().items()}, {"settings": {"lr": 0.1}})
+    checkpoints.save(
+        tmp_path / "run",
+        {f"learner.{name}": t for name, t in trained.state_dict().items()},
+        {"settings": {"lr": 0.1}},
+    )
     for module in (MAML(MLP(4, 3), lr=0.5), MLP(4, 3)):
         assert checkpoints.restore(module, tmp_path / "run") is module
-        assert all(x.equal(y) for x, y in zip(module.parameters(), trained.parameters(), strict=True))
+        assert all(
+            x.equal(y) for x, y in zip(module.parameters(), trained.parameters(), strict=True)
+        )
     assert checkpoints.read_settings(tmp_path / "run") == {"lr": 0.1}
 
 
 def test_weights_of_another_network_are_refused_by_name(tmp_path):
-    checkpoints.save(tmp_path / "run", {"learner.weight": torch.ones(3, 4), "learner.extra": torch.ones(1)}, {})
+    checkpoints.save(
+        tmp_path / "run", {"learner.weight": torch.ones(3, 4), "learner.extra": torch.ones(1)}, {}
+    )
     linear = nn.Linear(4, 5)
     before = linear.weight.clone()
     with pytest.raises(
-        ValueError, match=r"bias is only in the model; extra is only in the file; weight is \(3, 4\) in the file and \(5, 4\)"
+        ValueError,
+        match=(
+            r"bias is only in the model; extra is only in the file; weight is \(3, 4\) in the file"
+            r" and \(5, 4\)"
+        ),
     ):
         checkpoints.restore(linear, tmp_path / "run")
     assert linear.weight.equal(before)
@@ -118,8 +142,14 @@ def test_weights_of_another_network_are_refused_by_name(tmp_path):
 
 def test_settings_that_differ_are_named_with_both_values():
     stored = {"learner": {"lr": 0.1}, "run": {"data": "glyphs"}, "training": {"meta_batch": 4}}
-    provenance.check_same({**stored, "training": {"meta_batch": 4, "new option of torch": None}}, stored, "run")
+    provenance.check_same(
+        {**stored, "training": {"meta_batch": 4, "new option of torch": None}}, stored, "run"
+    )
     with pytest.raises(
-        ValueError, match=r"learner\.lr is 0\.4 but was 0\.1; run\.data is 'not set' but was 'glyphs'.*name another checkpoint"
+        ValueError,
+        match=(
+            r"learner\.lr is 0\.4 but was 0\.1; run\.data is 'not set' but was 'glyphs'.*name"
+            r" another checkpoint"
+        ),
     ):
         provenance.check_same({**stored, "learner": {"lr": 0.4}, "run": {}}, stored, "run")

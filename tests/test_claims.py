@@ -9,7 +9,9 @@ import pytest
 
 from benchmarks import claims, reuse_tables
 
-SENTENCES = {name: sentence for page in claims.PAGES for name, sentence in claims.sentences(page.read_text())}
+SENTENCES = {
+    name: sentence for page in claims.PAGES for name, sentence in claims.sentences(page.read_text())
+}
 
 
 @pytest.mark.parametrize("name", claims.CLAIMS)
@@ -17,7 +19,9 @@ def test_a_sentence_has_the_numbers_of_its_rows(name: str) -> None:
     assert name in SENTENCES, f"no page has <!-- claim {name} -->"
     numbers = claims.CLAIMS[name]()
     assert numbers
-    assert not claims.missing(SENTENCES[name], numbers), f"the rows say {', '.join(numbers)}, and the sentence: {SENTENCES[name]}"
+    assert not claims.missing(SENTENCES[name], numbers), (
+        f"the rows say {', '.join(numbers)}, and the sentence: {SENTENCES[name]}"
+    )
 
 
 def test_every_marked_sentence_has_a_computation_and_no_name_is_used_twice() -> None:
@@ -39,7 +43,10 @@ def test_a_row_that_changes_is_noticed(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_sentence_reaches_back_to_the_comment_before_it() -> None:
-    page = "Of no claim.\n\nIt costs 1.5 points\nhere. <!-- claim first --> It gains 2. <!-- claim second --> The rest, 3."
+    page = (
+        "Of no claim.\n\nIt costs 1.5 points\nhere. <!-- claim first --> It gains 2. <!-- claim"
+        " second --> The rest, 3."
+    )
     assert [(name, " ".join(text.split())) for name, text in claims.sentences(page)] == [
         ("first", "It costs 1.5 points here."),
         ("second", "It gains 2."),
@@ -60,5 +67,7 @@ def test_a_sentence_reaches_back_to_the_comment_before_it() -> None:
         ("once 16, then no more", ["16", "16"], "16"),
     ],
 )
-def test_numbers_are_compared_whole_and_in_order(sentence: str, numbers: list[str], first_missing: str) -> None:
+def test_numbers_are_compared_whole_and_in_order(
+    sentence: str, numbers: list[str], first_missing: str
+) -> None:
     assert claims.missing(sentence, numbers) == first_missing

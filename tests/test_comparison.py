@@ -1,4 +1,6 @@
-"""Starts compared: statistics against scipy and by hand, runs that go on after a kill, and what it refuses."""
+"""Starts compared: statistics against scipy and by hand, runs that go on after a kill, and what it
+refuses.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,14 @@ from tests.test_report import Page
 from transfer import compare, everywhere, finetune, fresh, mean_var, transfusion
 from transfer.comparison import run as running
 from transfer.comparison.compare import Comparison
-from transfer.comparison.statistics import holm, over_seeds, paired, seeds_needed, sign_flip, smallest_p
+from transfer.comparison.statistics import (
+    holm,
+    over_seeds,
+    paired,
+    seeds_needed,
+    sign_flip,
+    smallest_p,
+)
 from transfer.comparison.text import start_words
 from transfer.finetuning import finetune as finetuning
 from transfer.finetuning.curve import Curve
@@ -36,11 +45,20 @@ from transfer.finetuning.figures import look_of
 
 
 def build() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
+    )
 
 
 def slim() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2), nn.Linear(2, 3))
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64, 2),
+        nn.Linear(2, 3),
+    )
 
 
 def pretrained() -> nn.Module:
@@ -50,7 +68,11 @@ def pretrained() -> nn.Module:
 
 def starts() -> dict:
     weights = pretrained()
-    return {"random": everywhere(fresh()), "mean_var": everywhere(mean_var(weights)), "through 0": transfusion(weights, through="0")}
+    return {
+        "random": everywhere(fresh()),
+        "mean_var": everywhere(mean_var(weights)),
+        "through 0": transfusion(weights, through="0"),
+    }
 
 
 TRAIN = finetune(images(), images(seed=1), steps=6, batch=8, evaluate_every=2)
@@ -103,7 +125,9 @@ def test_differences_without_spread_have_no_p_unless_all_are_zero() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def threads():
-    """One thread, as each of two processes on two cores has: other numbers of threads add up in other orders."""
+    """One thread, as each of two processes on two cores has: other numbers of threads add up in
+    other orders.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -123,19 +147,31 @@ def test_every_start_is_built_under_the_seed_initialised_and_trained(found) -> N
         model = build()
         initialize(model, starts()[run.strategy], seed=run.seed)
         assert TRAIN(model, run.seed).losses == run.curve.losses
-    assert [(run.strategy, run.seed) for run in found.runs[:4]] == [("random", 0), ("random", 1), ("random", 2), ("mean_var", 0)]
+    assert [(run.strategy, run.seed) for run in found.runs[:4]] == [
+        ("random", 0),
+        ("random", 1),
+        ("random", 2),
+        ("mean_var", 0),
+    ]
 
 
 def test_scores_and_steps_are_compared_seed_by_seed_with_the_baseline(found) -> None:
     finals = {name: [run.curve.final for run in found.of(name)] for name in found.strategies}
-    assert found.baseline == "random" and found.threshold == pytest.approx(0.98 * np.mean(finals["random"]))
+    assert found.baseline == "random" and found.threshold == pytest.approx(
+        0.98 * np.mean(finals["random"])
+    )
     assert "98 % of the mean final score of random" in str(found)
     rows = {row.strategy: row for row in found.finals}
     assert rows["random"].paired is None
     for name in ("mean_var", "through 0"):
-        assert rows[name].paired.difference.mean == pytest.approx(np.mean(np.subtract(finals[name], finals["random"])))
+        assert rows[name].paired.difference.mean == pytest.approx(
+            np.mean(np.subtract(finals[name], finals["random"]))
+        )
         assert rows[name].answer == "not decidable" and rows[name].paired.smallest == 0.25
-    assert "with 3 seeds 0.25 at least, above the level 0.05: not decidable; 6 seeds can decide" in str(found)
+    assert (
+        "with 3 seeds 0.25 at least, above the level 0.05: not decidable; 6 seeds can decide"
+        in str(found)
+    )
 
 
 def test_kept_layers_are_those_of_compare_layers_and_copied_weights_correlate(found) -> None:
@@ -144,15 +180,26 @@ def test_kept_layers_are_those_of_compare_layers_and_copied_weights_correlate(fo
     assert all(-1 <= value.mean <= 1 for value, _, _ in kept.values()) and kept["0"][2].mean > 0.9
     assert math.isnan(kept["1"][2].mean)
     run = found.of("through 0")[0]
-    assert torch.equal(run.filters[0], pretrained()[0].weight.detach()) and not torch.equal(run.filters[0], run.filters[1])
+    assert torch.equal(run.filters[0], pretrained()[0].weight.detach()) and not torch.equal(
+        run.filters[0], run.filters[1]
+    )
     assert {row.strategy for row in found.alike} == set(found.strategies)
     same = [row for row in found.alike if row.strategy == "random"]
     assert all(row.seeds == row.baseline for row in same)
 
 
 def test_a_threshold_that_is_not_reached_is_said_and_never_a_number() -> None:
-    found = compare(dict(list(starts().items())[:2]), build, TRAIN, TRAIN.probe(36), seeds=[0, 1], threshold=1.01)
-    assert all(row.estimate is None and row.paired is None and row.reached == 0 for row in found.steps)
+    found = compare(
+        dict(list(starts().items())[:2]),
+        build,
+        TRAIN,
+        TRAIN.probe(36),
+        seeds=[0, 1],
+        threshold=1.01,
+    )
+    assert all(
+        row.estimate is None and row.paired is None and row.reached == 0 for row in found.steps
+    )
     assert "not reached by 2 of 2" in str(found) and "nan" not in str(found).lower()
     assert [row["estimate"] for row in found.to_dict()["steps"]] == [None, None]
 
@@ -161,10 +208,19 @@ def test_page_and_picture_hold_the_numbers_and_load_nothing(found, tmp_path: Pat
     found.report(tmp_path / "page.html", settings={"command": "<script>"})
     text = (tmp_path / "page.html").read_text()
     page = Page(text)
-    assert not page.open and len(page.links) == 5 and all(link.startswith("data:image/svg+xml;base64,") for link in page.links)
+    assert (
+        not page.open
+        and len(page.links) == 5
+        and all(link.startswith("data:image/svg+xml;base64,") for link in page.links)
+    )
     assert not re.search(r"https?://|@import|<script", text)
     words = " ".join(page.words)
-    assert "Not decidable with 3 seeds" in words and "through 0" in words and torch.__version__ in words and "nan" not in words.split()
+    assert (
+        "Not decidable with 3 seeds" in words
+        and "through 0" in words
+        and torch.__version__ in words
+        and "nan" not in words.split()
+    )
     found.plot(tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
     facts = json.loads(json.dumps(found.to_dict(), allow_nan=False))
@@ -176,7 +232,9 @@ def test_no_two_starts_are_drawn_alike() -> None:
     assert len({(style["color"], style["marker"]) for style in styles}) == 40
 
 
-def test_a_comparison_goes_on_with_the_runs_that_are_missing_or_damaged(found, tmp_path: Path, capsys) -> None:
+def test_a_comparison_goes_on_with_the_runs_that_are_missing_or_damaged(
+    found, tmp_path: Path, capsys
+) -> None:
     trained: list[int] = []
 
     def train(model: nn.Module, seed: int) -> Curve:
@@ -185,7 +243,9 @@ def test_a_comparison_goes_on_with_the_runs_that_are_missing_or_damaged(found, t
 
     def again(**options):
         trained.clear()
-        return compare(starts(), build, train, TRAIN.probe(36), seeds=[0, 1, 2], folder=tmp_path, **options)
+        return compare(
+            starts(), build, train, TRAIN.probe(36), seeds=[0, 1, 2], folder=tmp_path, **options
+        )
 
     first = again()
     assert len(trained) == 9
@@ -217,7 +277,10 @@ def test_changed_settings_are_not_silently_resumed(tmp_path: Path) -> None:
 
 
 def test_a_start_may_have_a_network_of_its_own() -> None:
-    strategies = {"random": everywhere(fresh()), "slim": (slim, transfusion(pretrained(), through="0"))}
+    strategies = {
+        "random": everywhere(fresh()),
+        "slim": (slim, transfusion(pretrained(), through="0")),
+    }
     found = compare(strategies, build, TRAIN, TRAIN.probe(36), seeds=[0, 1])
     assert list(found.kept("slim")) == ["0", "1", "4", "5"]
     assert {row.layer for row in found.alike if row.strategy == "slim"} == {"0", "1", "4"}
@@ -239,7 +302,13 @@ def test_memory_is_that_of_one_run() -> None:
         alive.append(sum(type(thing) is Watched for thing in gc.get_objects()))
         return TRAIN(model, seed)
 
-    compare({"a": everywhere(fresh()), "b": everywhere(fresh())}, watched, train, TRAIN.probe(36), seeds=[0, 1, 2])
+    compare(
+        {"a": everywhere(fresh()), "b": everywhere(fresh())},
+        watched,
+        train,
+        TRAIN.probe(36),
+        seeds=[0, 1, 2],
+    )
     assert alive == [1] * 6
 
 
@@ -255,15 +324,28 @@ def test_memory_is_that_of_one_run() -> None:
         ({"threshold": float("nan")}, "threshold=nan is no score"),
         ({"probe": torch.rand(0, 1, 28, 28)}, "probe holds no inputs"),
         ({"measure": "cka"}, "there is no measure 'cka'"),
-        ({"probe": torch.rand(5, 3, 28, 28)}, r"random: the network does not take the probe, inputs \(5, 3, 28, 28\)"),
-        ({"strategies": {**starts(), "typo": transfusion(build(), through="layer9")}}, "no layer 'layer9'"),
+        (
+            {"probe": torch.rand(5, 3, 28, 28)},
+            r"random: the network does not take the probe, inputs \(5, 3, 28, 28\)",
+        ),
+        (
+            {"strategies": {**starts(), "typo": transfusion(build(), through="layer9")}},
+            "no layer 'layer9'",
+        ),
     ],
 )
 def test_bad_input_is_refused_before_any_run(arguments: dict, message: str) -> None:
     def train(model: nn.Module, seed: int) -> Curve:
         raise AssertionError("a run was begun")
 
-    given = {"strategies": starts(), "build": build, "train": train, "probe": TRAIN.probe(5), "seeds": [0], **arguments}
+    given = {
+        "strategies": starts(),
+        "build": build,
+        "train": train,
+        "probe": TRAIN.probe(5),
+        "seeds": [0],
+        **arguments,
+    }
     with pytest.raises(ValueError, match=message):
         compare(**given)
 
@@ -282,12 +364,21 @@ def fails_or_sleeps(model: nn.Module, seed: int) -> Curve:
 def test_where_a_run_fails_those_beside_it_are_not_waited_for() -> None:
     started = time.monotonic()
     with pytest.raises(ValueError, match="seed 0: no luck"):
-        compare(dict(list(starts().items())[:2]), build, fails_or_sleeps, TRAIN.probe(5), seeds=[0, 1], processes=3)
+        compare(
+            dict(list(starts().items())[:2]),
+            build,
+            fails_or_sleeps,
+            TRAIN.probe(5),
+            seeds=[0, 1],
+            processes=3,
+        )
     assert time.monotonic() - started < 150
 
 
 def test_runs_in_several_processes_give_the_same_table(found, tmp_path: Path) -> None:
-    apart = compare(starts(), build, TRAIN, TRAIN.probe(36), seeds=[0, 1, 2], folder=tmp_path, processes=2)
+    apart = compare(
+        starts(), build, TRAIN, TRAIN.probe(36), seeds=[0, 1, 2], folder=tmp_path, processes=2
+    )
     assert [run.curve.losses for run in apart.runs] == [run.curve.losses for run in found.runs]
     assert apart.to_dict()["finals"] == found.to_dict()["finals"]
     with pytest.raises(ValueError, match="define build and train at the top of a module"):
@@ -320,7 +411,12 @@ def test_after_a_real_kill_the_same_table_comes_out(tmp_path: Path) -> None:
     def start(**more: str) -> subprocess.Popen:
         command = [sys.executable, "script.py"]
         return subprocess.Popen(
-            command, cwd=tmp_path, env={**environment, **more}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            cwd=tmp_path,
+            env={**environment, **more},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     killed = start(SLOW="1")
@@ -330,15 +426,22 @@ def test_after_a_real_kill_the_same_table_comes_out(tmp_path: Path) -> None:
     killed.communicate()
     left = sorted((tmp_path / "runs").glob("*.safetensors"))
     assert 2 <= len(left) <= 3
-    (tmp_path / "runs" / f".{left[0].name}.0011aabb").write_bytes(left[0].read_bytes()[:1000])  # as torn while it was written
+    (tmp_path / "runs" / f".{left[0].name}.0011aabb").write_bytes(
+        left[0].read_bytes()[:1000]
+    )  # as torn while it was written
     before = {path: path.stat().st_mtime_ns for path in left}
     table, error = start().communicate()
     assert table, error
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
-    unbroken = compare(starts(), build, TRAIN, TRAIN.probe(36), seeds=[0, 1, 2], folder=tmp_path / "unbroken")
+    unbroken = compare(
+        starts(), build, TRAIN, TRAIN.probe(36), seeds=[0, 1, 2], folder=tmp_path / "unbroken"
+    )
     assert f"{unbroken}\n" == table
     for path in (tmp_path / "unbroken").glob("*.safetensors"):
-        ours, theirs = (files.load(folder / path.name)[0] for folder in (tmp_path / "unbroken", tmp_path / "runs"))
+        ours, theirs = (
+            files.load(folder / path.name)[0]
+            for folder in (tmp_path / "unbroken", tmp_path / "runs")
+        )
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
@@ -352,14 +455,29 @@ def test_no_run_keeps_its_file_in_memory(tmp_path: Path) -> None:
 def test_ranks_of_torchrun_share_out_the_runs(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(
         "import os, pathlib\n"
-        + SCRIPT.replace("print(found)", "pathlib.Path('rank' + os.environ['RANK'] + '.txt').write_text(str(found))").replace(
+        + SCRIPT.replace(
+            "print(found)",
+            "pathlib.Path('rank' + os.environ['RANK'] + '.txt').write_text(str(found))",
+        ).replace(
             "curve = t.TRAIN", "open('ran' + os.environ['RANK'], 'a').write('x'); curve = t.TRAIN"
         )
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "script.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "script.py",
+    ]
     started = time.monotonic()
     done = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}, capture_output=True, text=True, check=False
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - started < 300
@@ -370,20 +488,30 @@ def test_ranks_of_torchrun_share_out_the_runs(tmp_path: Path) -> None:
 def test_the_page_lists_what_every_start_started_from(found: Comparison) -> None:
     for name in found.strategies:
         counted = found.of(name)[0].initialisation["parameters"]
-        assert start_words(found, name) == ", ".join(f"{count:,} parameters {how}" for how, count in counted.items())
+        assert start_words(found, name) == ", ".join(
+            f"{count:,} parameters {how}" for how, count in counted.items()
+        )
         assert counted
 
 
-def test_asking_whether_runs_are_done_builds_no_network_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_asking_whether_runs_are_done_builds_no_network_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pair = dict(list(starts().items())[:2])
     compare(pair, build, TRAIN, TRAIN.probe(36), seeds=[0], folder=tmp_path)
     started = []
     original = running._Plan.start
-    monkeypatch.setattr(running._Plan, "start", lambda plan, name, seed: started.append(name) or original(plan, name, seed))
+    monkeypatch.setattr(
+        running._Plan,
+        "start",
+        lambda plan, name, seed: started.append(name) or original(plan, name, seed),
+    )
     plan = running._Plan(pair, build, TRAIN, TRAIN.probe(36), None, tmp_path, "linear_cka", {})
     for name in pair:
         for _ in range(3):
-            with contextlib.suppress(ValueError):  # the settings differ, which is found after the start is known
+            with contextlib.suppress(
+                ValueError
+            ):  # the settings differ, which is found after the start is known
                 plan.done(name, 0)
     assert sorted(started) == sorted(pair)
 
@@ -391,7 +519,9 @@ def test_asking_whether_runs_are_done_builds_no_network_twice(tmp_path: Path, mo
 def test_the_images_of_a_training_are_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     hashed = []
     original = finetuning._checksum
-    monkeypatch.setattr(finetuning, "_checksum", lambda *arguments: hashed.append(1) or original(*arguments))
+    monkeypatch.setattr(
+        finetuning, "_checksum", lambda *arguments: hashed.append(1) or original(*arguments)
+    )
     train = dataclasses.replace(TRAIN)
     assert train.settings == train.settings
     assert len(hashed) == 2  # training and test images

@@ -1,4 +1,6 @@
-"""learn2learn's names on our engine: what scripts rely on, without the real library (test_learn2learn.py compares with it)."""
+"""learn2learn's names on our engine: what scripts rely on, without the real library
+(test_learn2learn.py compares with it).
+"""
 
 from __future__ import annotations
 
@@ -23,16 +25,26 @@ from metalearn.tasks import FewShot, glyphs
 from tests.conftest import gradients, made_up_tasks, outer_loss, smooth_network
 
 
-def small_images(classes: int = 6, each: int = 4, channels: int = 1, size: int = 28) -> LabelledImages:
+def small_images(
+    classes: int = 6, each: int = 4, channels: int = 1, size: int = 28
+) -> LabelledImages:
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (classes * each, channels, size, size), dtype=torch.uint8, generator=generator)
+    images = torch.randint(
+        256, (classes * each, channels, size, size), dtype=torch.uint8, generator=generator
+    )
     return LabelledImages(images, torch.arange(classes).repeat_interleave(each))
 
 
-def numbered_taskset(ways: int, samples: int, num_tasks: int = 20, consecutive: bool = True) -> l2l.data.Taskset:
+def numbered_taskset(
+    ways: int, samples: int, num_tasks: int = 20, consecutive: bool = True
+) -> l2l.data.Taskset:
     """Tasks whose inputs tell class and example: 100 * class + example."""
     inputs = torch.arange(8)[:, None] * 100 + torch.arange(10)
-    dataset = l2l.data.MetaDataset(torch.utils.data.TensorDataset(inputs.reshape(-1, 1).float(), torch.arange(8).repeat_interleave(10)))
+    dataset = l2l.data.MetaDataset(
+        torch.utils.data.TensorDataset(
+            inputs.reshape(-1, 1).float(), torch.arange(8).repeat_interleave(10)
+        )
+    )
     steps = [
         l2l.data.transforms.NWays(dataset, n=ways),
         l2l.data.transforms.KShots(dataset, k=samples),
@@ -65,24 +77,40 @@ def script_loss(maml: nn.Module, episodes: Episode, steps: int) -> Tensor:
 
 @pytest.mark.parametrize("first_order", [False, True])
 @pytest.mark.parametrize("execution", ["loop", "threads", "vectorized"])
-def test_maml_has_the_gradients_of_ours(first_order: bool, execution: str, two_threads: None) -> None:
+def test_maml_has_the_gradients_of_ours(
+    first_order: bool, execution: str, two_threads: None
+) -> None:
     episodes = made_up_tasks()
-    ours = ml.MAML(smooth_network("none"), lr=0.4, steps=2, first_order=first_order, execution=execution)
+    ours = ml.MAML(
+        smooth_network("none"), lr=0.4, steps=2, first_order=first_order, execution=execution
+    )
     ml.meta_backward(ours, episodes)
     theirs = l2l.algorithms.MAML(smooth_network("none"), lr=0.4, first_order=first_order)
     script_loss(theirs, episodes, steps=2).backward()
-    assert torch.allclose(torch.cat([p.grad.flatten() for p in theirs.parameters()]), gradients(ours), rtol=0, atol=1e-10)
+    assert torch.allclose(
+        torch.cat([p.grad.flatten() for p in theirs.parameters()]),
+        gradients(ours),
+        rtol=0,
+        atol=1e-10,
+    )
 
 
 def test_meta_sgd_has_the_gradients_of_ours() -> None:
     episodes = made_up_tasks()
-    ours, theirs = ml.MetaSGD(smooth_network(), lr=0.3, steps=2), l2l.algorithms.MetaSGD(smooth_network(), lr=0.3)
+    ours, theirs = (
+        ml.MetaSGD(smooth_network(), lr=0.3, steps=2),
+        l2l.algorithms.MetaSGD(smooth_network(), lr=0.3),
+    )
     outer_loss(ours, episodes).backward()
     script_loss(theirs, episodes, steps=2).backward()
     names = [name for name, _ in ours.model.named_parameters()]
     for name, parameter, rate in zip(names, theirs.module.parameters(), theirs.lrs, strict=True):
-        assert torch.allclose(parameter.grad, ours.model.get_parameter(name).grad, rtol=0, atol=1e-10)
-        assert torch.allclose(rate.grad, ours.learned_rates[name.replace(".", "/")].grad, rtol=0, atol=1e-10)
+        assert torch.allclose(
+            parameter.grad, ours.model.get_parameter(name).grad, rtol=0, atol=1e-10
+        )
+        assert torch.allclose(
+            rate.grad, ours.learned_rates[name.replace(".", "/")].grad, rtol=0, atol=1e-10
+        )
 
 
 def test_anil_as_a_body_and_a_maml_on_the_head_has_the_gradients_of_ours() -> None:
@@ -98,7 +126,12 @@ def test_anil_as_a_body_and_a_maml_on_the_head_has_the_gradients_of_ours() -> No
             learner.adapt(F.cross_entropy(learner(support), task[1]))
         losses.append(F.cross_entropy(learner(query), task[3]))
     torch.stack(losses).mean().backward()
-    assert torch.allclose(torch.cat([p.grad.flatten() for p in model.parameters()]), gradients(ours), rtol=0, atol=1e-10)
+    assert torch.allclose(
+        torch.cat([p.grad.flatten() for p in model.parameters()]),
+        gradients(ours),
+        rtol=0,
+        atol=1e-10,
+    )
 
 
 def test_the_loop_of_the_readme_trains() -> None:
@@ -151,7 +184,9 @@ def test_running_statistics_are_updated_in_the_one_network() -> None:
     images = torch.rand(6, 1, 28, 28)
     plain(images)
     l2l.algorithms.MAML(wrapped, lr=0.1).clone()(images)
-    torch.testing.assert_close(wrapped.base[0].normalize.running_mean, plain.base[0].normalize.running_mean)
+    torch.testing.assert_close(
+        wrapped.base[0].normalize.running_mean, plain.base[0].normalize.running_mean
+    )
     assert wrapped.base[3].normalize.num_batches_tracked == 1
 
 
@@ -261,7 +296,9 @@ def test_memory_does_not_grow_over_two_thousand_adaptations() -> None:
         (l2l.vision.transforms, "RandomRotation", "RandomClassRotation"),
     ],
 )
-def test_a_name_that_is_not_offered_is_named_with_the_nearest(module: object, asked: str, nearest: str) -> None:
+def test_a_name_that_is_not_offered_is_named_with_the_nearest(
+    module: object, asked: str, nearest: str
+) -> None:
     with pytest.raises(AttributeError, match=f"no '{asked}'.*{nearest}"):
         getattr(module, asked)
     assert not hasattr(module, asked)
@@ -294,7 +331,12 @@ def test_filtered_data_sets_keep_their_labels() -> None:
     assert len(filtered) == 8 and filtered.labels == [4, 1]
     assert all(filtered[i][1] == filtered.indices_to_labels[i] for i in range(8))
     tasks = l2l.data.Taskset(
-        filtered, [l2l.data.transforms.FusedNWaysKShots(filtered, n=2, k=2), l2l.data.transforms.LoadData(filtered)], num_tasks=3
+        filtered,
+        [
+            l2l.data.transforms.FusedNWaysKShots(filtered, n=2, k=2),
+            l2l.data.transforms.LoadData(filtered),
+        ],
+        num_tasks=3,
     )
     assert set(tasks.sample()[1].tolist()) == {1, 4}
 
@@ -321,7 +363,12 @@ def test_classes_are_turned_one_by_one() -> None:
     turned = {}
     for label in range(6):
         originals = {images[i][0].numpy().tobytes() for i in range(4 * label, 4 * label + 4)}
-        found = [k for k in range(4) if {torch.rot90(x, -k, (-2, -1)).numpy().tobytes() for x in data[labels == label]} == originals]
+        found = [
+            k
+            for k in range(4)
+            if {torch.rot90(x, -k, (-2, -1)).numpy().tobytes() for x in data[labels == label]}
+            == originals
+        ]
         assert len(found) == 1
         turned[label] = found[0]
     assert len(set(turned.values())) > 1
@@ -333,12 +380,12 @@ def test_a_taskset_gives_the_even_and_odd_examples_of_its_scripts(shots: int, wa
     for index in range(3):
         support, support_labels, query, query_labels = even_and_odd(*taskset[index], shots, ways)
         ours = from_learn2learn(taskset, ways, shots, shots)[index]
-        assert set(zip(ours.support.inputs[:, 0].tolist(), ours.support.targets.tolist(), strict=True)) == set(
-            zip(support[:, 0].tolist(), support_labels.tolist(), strict=True)
-        )
-        assert set(zip(ours.query.inputs[:, 0].tolist(), ours.query.targets.tolist(), strict=True)) == set(
-            zip(query[:, 0].tolist(), query_labels.tolist(), strict=True)
-        )
+        assert set(
+            zip(ours.support.inputs[:, 0].tolist(), ours.support.targets.tolist(), strict=True)
+        ) == set(zip(support[:, 0].tolist(), support_labels.tolist(), strict=True))
+        assert set(
+            zip(ours.query.inputs[:, 0].tolist(), ours.query.targets.tolist(), strict=True)
+        ) == set(zip(query[:, 0].tolist(), query_labels.tolist(), strict=True))
         assert ours.support.targets.tolist() == sorted(ours.support.targets.tolist())
 
 
@@ -391,11 +438,15 @@ def test_our_episodes_are_split_right_by_their_loops() -> None:
     episodes = FewShot(small_images(), ways=3, shots=2, queries=2, tasks=4)
     tasks = to_learn2learn(episodes)
     for theirs, ours in zip(tasks, [episodes[i] for i in range(4)], strict=True):
-        assert all(map(torch.equal, even_and_odd(*theirs, shots=2, ways=3), (*ours.support, *ours.query)))
+        assert all(
+            map(torch.equal, even_and_odd(*theirs, shots=2, ways=3), (*ours.support, *ours.query))
+        )
     assert tasks.sample()[0].shape == (12, 1, 28, 28)
     uneven = FewShot(small_images(), ways=3, shots=1, queries=3, tasks=4)
     (data, labels), (rest, answers) = l2l.data.partition_task(*to_learn2learn(uneven)[2], shots=1)
-    assert all(map(torch.equal, (data, labels, rest, answers), (*uneven[2].support, *uneven[2].query)))
+    assert all(
+        map(torch.equal, (data, labels, rest, answers), (*uneven[2].support, *uneven[2].query))
+    )
 
 
 @pytest.mark.parametrize("queries", [1, 3])
@@ -404,7 +455,13 @@ def test_tasks_survive_the_way_there_and_back(queries: int) -> None:
     back = from_learn2learn(to_learn2learn(episodes), 3, 1, queries)
     assert len(back) == 4
     for i in range(4):
-        assert all(map(torch.equal, (*back[i].support, *back[i].query), (*episodes[i].support, *episodes[i].query)))
+        assert all(
+            map(
+                torch.equal,
+                (*back[i].support, *back[i].query),
+                (*episodes[i].support, *episodes[i].query),
+            )
+        )
 
 
 def test_a_taskset_is_evaluated_and_trained_on() -> None:
@@ -427,10 +484,16 @@ def test_a_taskset_is_evaluated_and_trained_on() -> None:
 def test_weights_go_to_conv4_and_back_as_the_same_function(network: str) -> None:
     torch.manual_seed(0)
     if network == "OmniglotCNN":
-        theirs, ours = l2l.vision.models.OmniglotCNN(3, hidden_size=4), Conv4(3, hidden=4, pool=False)
+        theirs, ours = (
+            l2l.vision.models.OmniglotCNN(3, hidden_size=4),
+            Conv4(3, hidden=4, pool=False),
+        )
         images = torch.rand(5, 1, 28, 28)
     else:
-        theirs, ours = l2l.vision.models.MiniImagenetCNN(3, hidden_size=4), Conv4(3, channels=3, hidden=4, size=84)
+        theirs, ours = (
+            l2l.vision.models.MiniImagenetCNN(3, hidden_size=4),
+            Conv4(3, channels=3, hidden=4, size=84),
+        )
         images = torch.rand(5, 3, 84, 84)
     images = images.double()  # single precision depends on the kernels that torch picks
     maml = l2l.algorithms.MAML(theirs.double(), lr=0.5)
@@ -452,8 +515,12 @@ def test_weights_and_rates_of_meta_sgd_go_both_ways(tmp_path: Path) -> None:
         for number, rate in enumerate(theirs.lrs):
             rate.fill_(number)
     torch.save(theirs.state_dict(), tmp_path / "weights.pt")
-    ours = copy_weights(torch.load(tmp_path / "weights.pt", weights_only=True), ml.MetaSGD(smooth_network(), lr=0.5))
-    assert [rate.flatten()[0].item() for rate in ours.current_rates().values()] == [*range(len(theirs.lrs))]
+    ours = copy_weights(
+        torch.load(tmp_path / "weights.pt", weights_only=True), ml.MetaSGD(smooth_network(), lr=0.5)
+    )
+    assert [rate.flatten()[0].item() for rate in ours.current_rates().values()] == [
+        *range(len(theirs.lrs))
+    ]
     back = copy_weights(ours, l2l.algorithms.MetaSGD(smooth_network("batch", ways=3), lr=0.9))
     assert all(map(torch.equal, back.state_dict().values(), theirs.state_dict().values()))
 
@@ -480,13 +547,21 @@ def omniglot_folder(root: Path, characters: int = 30) -> Path:
         folder = root / "omniglot-py" / part / f"Alphabet{i // 5}" / f"character{i:02}"
         folder.mkdir(parents=True)
         for j in range(20):
-            Image.fromarray(rng.integers(0, 2, (105, 105), dtype=np.uint8) * 255).convert("1").save(folder / f"{i:04}_{j:02}.png")
+            Image.fromarray(rng.integers(0, 2, (105, 105), dtype=np.uint8) * 255).convert("1").save(
+                folder / f"{i:04}_{j:02}.png"
+            )
     return root
 
 
 def test_the_omniglot_and_anil_examples_run(tmp_path: Path) -> None:
     tasksets = l2l.vision.benchmarks.get_tasksets(
-        "omniglot", train_ways=2, train_samples=2, test_ways=2, test_samples=2, num_tasks=10, root=str(omniglot_folder(tmp_path))
+        "omniglot",
+        train_ways=2,
+        train_samples=2,
+        test_ways=2,
+        test_samples=2,
+        num_tasks=10,
+        root=str(omniglot_folder(tmp_path)),
     )
     model = l2l.vision.models.OmniglotCNN(2, hidden_size=4)
     maml = l2l.algorithms.MAML(model, lr=0.5, first_order=False)
@@ -495,17 +570,23 @@ def test_the_omniglot_and_anil_examples_run(tmp_path: Path) -> None:
     for learner, features in ((maml.clone(), lambda data: data), (head.clone(), model.features)):
         opt.zero_grad()
         data, labels = tasksets.train.sample()
-        support, support_labels, query, query_labels = even_and_odd(features(data), labels, shots=1, ways=2)
+        support, support_labels, query, query_labels = even_and_odd(
+            features(data), labels, shots=1, ways=2
+        )
         learner.adapt(loss(learner(support), support_labels))
         error = loss(learner(query), query_labels)
         error.backward()
         for p in maml.parameters():
             p.grad.data.mul_(1.0)
         opt.step()
-        assert error.isfinite() and all(p.grad.abs().sum() > 0 for p in model.classifier.parameters())
+        assert error.isfinite() and all(
+            p.grad.abs().sum() > 0 for p in model.classifier.parameters()
+        )
     assert [len(part.dataset.labels) for part in tasksets] == [20, 2, 8]
     assert set(tasksets.test.sample()[1].tolist()) == {0, 1}
-    whole = l2l.vision.datasets.FullOmniglot(str(tmp_path), transform=lambda image: torch.from_numpy(np.array(image)))
+    whole = l2l.vision.datasets.FullOmniglot(
+        str(tmp_path), transform=lambda image: torch.from_numpy(np.array(image))
+    )
     assert len(whole) == 600 and whole[599][1] == 29 and whole[0][0].shape == (105, 105)
 
 

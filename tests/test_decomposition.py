@@ -20,7 +20,9 @@ SIZE = 8  # half of the inputs is noise, half holds the class
 
 
 def tasks(count: int = 40, regression: bool = False, seed: int = 0) -> Episode:
-    """Two classes at plus and minus a direction of each task, in the second half of the inputs; or the coordinate along it."""
+    """Two classes at plus and minus a direction of each task, in the second half of the inputs; or
+    the coordinate along it.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def part(direction: Tensor, each: int) -> Examples:
@@ -35,7 +37,9 @@ def tasks(count: int = 40, regression: bool = False, seed: int = 0) -> Episode:
 
     episodes = []
     for _ in range(count):
-        direction = F.normalize(torch.randn(SIZE // 2, generator=generator, dtype=torch.float64), dim=0)
+        direction = F.normalize(
+            torch.randn(SIZE // 2, generator=generator, dtype=torch.float64), dim=0
+        )
         episodes.append(Episode(part(direction, 8), part(direction, 10)))
     return stack(episodes)
 
@@ -89,7 +93,9 @@ def test_a_lower_layer_that_must_change_is_named():
 
 
 def test_a_head_that_needs_more_steps_than_it_has_is_not_rapid_learning():
-    """The head alone cannot adapt in one small step, so freezing the body costs much, and means nothing."""
+    """The head alone cannot adapt in one small step, so freezing the body costs much, and means
+    nothing.
+    """
     torch.manual_seed(3)
     model = Linears()
     reuse = feature_reuse(MAML(model, lr={"upper": 0.3, "head": 0.01}, steps=1), tasks())
@@ -101,7 +107,9 @@ def test_a_head_that_needs_more_steps_than_it_has_is_not_rapid_learning():
 
 def test_nothing_that_moves_does_not_adapt():
     assert feature_reuse(NIL(Linears()), tasks()).verdict.answer == "does not adapt"
-    assert feature_reuse(MAML(Linears(), lr=0.1, steps=0), tasks()).verdict.answer == "does not adapt"
+    assert (
+        feature_reuse(MAML(Linears(), lr=0.1, steps=0), tasks()).verdict.answer == "does not adapt"
+    )
 
 
 def test_a_learner_at_chance_gets_no_verdict():
@@ -114,9 +122,13 @@ def test_a_learner_at_chance_gets_no_verdict():
     assert "cannot be told from chance" in reuse.verdict.evidence
 
 
-@pytest.mark.parametrize(("blind", "answer"), [("", "feature reuse"), ("upper", "rapid learning in upper")])
+@pytest.mark.parametrize(
+    ("blind", "answer"), [("", "feature reuse"), ("upper", "rapid learning in upper")]
+)
 def test_regression_has_losses_in_place_of_accuracies(blind, answer):
-    learner = MAML(Linears(1, blind), lr={"": 0.01, "upper": 0.05, "head": 0.05}, steps=20, loss=F.mse_loss)
+    learner = MAML(
+        Linears(1, blind), lr={"": 0.01, "upper": 0.05, "head": 0.05}, steps=20, loss=F.mse_loss
+    )
     reuse = feature_reuse(learner, tasks(regression=True))
     assert reuse.decomposition.measure == "loss"
     assert reuse.verdict.answer.endswith(answer)
@@ -126,9 +138,15 @@ def test_regression_has_losses_in_place_of_accuracies(blind, answer):
 def test_the_parts_are_those_of_the_learners_they_name():
     learner, episodes = MAML(Linears(), lr=0.3, steps=2), tasks()
     parts = feature_reuse(learner, episodes).decomposition
-    own, body_frozen = evaluate(learner, episodes), evaluate(learner.frozen(["lower", "upper"]), episodes)
+    own, body_frozen = (
+        evaluate(learner, episodes),
+        evaluate(learner.frozen(["lower", "upper"]), episodes),
+    )
     head_frozen = evaluate(learner.frozen(["head"]), episodes)
-    for name, other in (("body frozen, head by its own steps", body_frozen), ("head frozen, body adapted", head_frozen)):
+    for name, other in (
+        ("body frozen, head by its own steps", body_frozen),
+        ("head frozen, body adapted", head_frozen),
+    ):
         assert parts[name].score == Estimate(other.mean, other.interval)
         assert parts[name].cost == Estimate.of(own.per_episode - other.per_episode)
     assert parts["nothing frozen"].cost == (0, 0)
@@ -141,7 +159,9 @@ def test_the_worth_is_after_minus_before_in_pairs():
     parts = feature_reuse(MAML(Linears(blind="upper"), lr=1.0, steps=2), tasks()).decomposition
     table = parts.converged
     assert parts.worth == table.rows[-1].cost
-    assert parts.worth.mean == pytest.approx(table.rows[0].accuracy.mean - table.rows[-1].accuracy.mean)
+    assert parts.worth.mean == pytest.approx(
+        table.rows[0].accuracy.mean - table.rows[-1].accuracy.mean
+    )
     assert sum(row.added.mean for row in table.rows) == pytest.approx(parts.worth.mean)
 
 
@@ -160,7 +180,9 @@ def test_the_converged_head_of_a_regression_is_its_least_squares_fit():
 
 def test_a_head_that_does_not_converge_is_said_with_its_loss(monkeypatch):
     """A loss without a minimum: its slope never falls."""
-    learner = MAML(Linears(), lr=0.1, loss=lambda logits, targets: -logits.gather(1, targets[:, None]).mean())
+    learner = MAML(
+        Linears(), lr=0.1, loss=lambda logits, targets: -logits.gather(1, targets[:, None]).mean()
+    )
     reuse = feature_reuse(learner, tasks(6))
     note = next(note for note in reuse.notes if "did not converge" in note)
     assert "6 of" not in note or "support loss" in note
@@ -186,7 +208,9 @@ def test_seeds_are_pooled_part_by_part():
     pooled = over_seeds(answers)
     means = [answer.decomposition.worth.mean for answer in answers]
     assert pooled.decomposition.worth.mean == pytest.approx(sum(means) / 3)
-    assert pooled.decomposition["nothing frozen"].score == Estimate.of([answer.accuracies.own.mean for answer in answers])
+    assert pooled.decomposition["nothing frozen"].score == Estimate.of(
+        [answer.accuracies.own.mean for answer in answers]
+    )
     assert pooled.verdict.answer == answers[0].verdict.answer
 
 
@@ -210,7 +234,11 @@ def test_the_same_seed_gives_the_same_answer():
 def test_differences_are_printed_as_gains_and_losses():
     parts = feature_reuse(MAML(Linears(blind="upper"), lr=1.0, steps=5), tasks(12)).decomposition
     printed = str(parts) + str(parts.converged)
-    assert "against nothing frozen (points, paired)" in printed and "loses " in printed and "cost" not in printed
+    assert (
+        "against nothing frozen (points, paired)" in printed
+        and "loses " in printed
+        and "cost" not in printed
+    )
     losses = replace(parts, measure="loss")
     assert "adds 0." in str(losses) and "points" not in str(losses)
 
@@ -228,7 +256,10 @@ def test_layers_that_do_not_exist_are_named():
 
 def test_named_layers_that_leave_out_part_of_the_body_still_freeze_all_of_it():
     learner, episodes = MAML(Linears(blind="upper"), lr=1.0, steps=5), tasks()
-    whole, part = feature_reuse(learner, episodes), feature_reuse(learner, episodes, layers=["lower", "head"])
+    whole, part = (
+        feature_reuse(learner, episodes),
+        feature_reuse(learner, episodes, layers=["lower", "head"]),
+    )
     assert part.decomposition.worth == whole.decomposition.worth
     assert [layer.layer for layer in part.layers] == ["lower", "head"]
 
@@ -238,7 +269,12 @@ def test_tasks_of_unequal_ways_are_taken_one_by_one_and_said():
     third = torch.randn(4, SIZE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     three = []
     for task in two[:2]:
-        parts = [Examples(torch.cat([part.inputs, third]), torch.cat([part.targets, torch.full((4,), 2)])) for part in task]
+        parts = [
+            Examples(
+                torch.cat([part.inputs, third]), torch.cat([part.targets, torch.full((4,), 2)])
+            )
+            for part in task
+        ]
         three.append(Episode(*parts))
     with pytest.warns(UserWarning, match="3 outputs"):
         reuse = feature_reuse(MAML(Linears(3), lr=0.5, steps=3), [*two, *three])
@@ -252,10 +288,23 @@ def test_support_sets_of_one_class_among_others_are_counted(execution: str) -> N
     whole = unstack(tasks(7))
     alone = []
     for task in whole[:3]:
-        alone.append(Episode(*(Examples(part.inputs[: len(part.inputs) // 2], part.targets[: len(part.targets) // 2]) for part in task)))
+        alone.append(
+            Episode(
+                *(
+                    Examples(
+                        part.inputs[: len(part.inputs) // 2], part.targets[: len(part.targets) // 2]
+                    )
+                    for part in task
+                )
+            )
+        )
     with pytest.warns(UserWarning, match="2 outputs"):
-        reuse = feature_reuse(MAML(Linears(), lr=0.5, steps=3, execution=execution), [*whole, *alone])
-    assert not any("2 outputs" in note for note in reuse.notes), "a note of CCA took what a thread warned of"
+        reuse = feature_reuse(
+            MAML(Linears(), lr=0.5, steps=3, execution=execution), [*whole, *alone]
+        )
+    assert not any("2 outputs" in note for note in reuse.notes), (
+        "a note of CCA took what a thread warned of"
+    )
     assert any("3 of 10 tasks holds one class" in note for note in reuse.notes)
     assert reuse.accuracies.chance == pytest.approx((7 / 2 + 3) / 10)
 
@@ -328,9 +377,13 @@ def test_a_head_that_zeros_break_is_run_from_its_initialisation():
     assert any("support loss is not finite" in note for note in reuse.notes)
 
 
-@pytest.mark.parametrize(("learner", "answer"), [(ANIL, "feature reuse by construction"), (MAML, "feature reuse")])
+@pytest.mark.parametrize(
+    ("learner", "answer"), [(ANIL, "feature reuse by construction"), (MAML, "feature reuse")]
+)
 def test_what_cannot_move_is_told_by_its_rates_whatever_layers_are_looked_at(learner, answer):
-    """The rates of MAML's body are so small that nothing is worth a point; it could move all the same."""
+    """The rates of MAML's body are so small that nothing is worth a point; it could move all the
+    same.
+    """
     lr = 1.0 if learner is ANIL else {"": 1e-12, "head": 1.0}
     for layers in (None, ["head"]):
         reuse = feature_reuse(learner(Linears(), lr=lr, steps=5), tasks(6), layers=layers)

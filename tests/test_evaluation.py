@@ -33,7 +33,9 @@ class Tasks:
 
         def examples(count):
             labels = torch.arange(3).repeat(count)
-            return Examples(centres[labels] + torch.randn(len(labels), 4, generator=generator), labels)
+            return Examples(
+                centres[labels] + torch.randn(len(labels), 4, generator=generator), labels
+            )
 
         return Episode(examples(1), examples(5))
 
@@ -57,7 +59,12 @@ def answered(*right):
     tasks = []
     for count in right:
         predicted = torch.tensor([1] * count + [0] * (4 - count))
-        tasks.append(Episode(Examples(torch.zeros(2, 2), torch.arange(2)), Examples(F.one_hot(predicted, 2).float(), torch.ones(4).long())))
+        tasks.append(
+            Episode(
+                Examples(torch.zeros(2, 2), torch.arange(2)),
+                Examples(F.one_hot(predicted, 2).float(), torch.ones(4).long()),
+            )
+        )
     return stack(tasks)
 
 
@@ -72,7 +79,9 @@ def test_mean_and_interval_of_known_accuracies():
     assert result.per_episode.tolist() == [1.0, 0.5, 0.75, 0.75]
     assert result.per_episode.dtype == torch.float64
     assert result.mean == 0.75
-    assert result.interval == pytest.approx(3.1824463 * math.sqrt(0.125 / 3) / 2)  # Student's for 4 tasks
+    assert result.interval == pytest.approx(
+        3.1824463 * math.sqrt(0.125 / 3) / 2
+    )  # Student's for 4 tasks
     assert str(result) == "75.00 % ± 32.48 (95 % interval over 4 tasks)"
 
 
@@ -86,7 +95,9 @@ def test_a_single_task_has_no_interval_and_says_so():
 def test_real_targets_are_scored_by_the_learners_loss():
     predicted = torch.tensor([[[1.0], [3.0]], [[0.0], [0.0]]])
     targets = torch.zeros(2, 2, 1)
-    result = evaluate(echo(loss=F.mse_loss), Episode(Examples(predicted, targets), Examples(predicted, targets)))
+    result = evaluate(
+        echo(loss=F.mse_loss), Episode(Examples(predicted, targets), Examples(predicted, targets))
+    )
     assert result.measure == "loss"
     assert result.per_episode.tolist() == [5.0, 0.0]
     assert str(result).startswith("loss 2.5 ± ")
@@ -95,7 +106,11 @@ def test_real_targets_are_scored_by_the_learners_loss():
 def test_tasks_by_index_a_loader_and_one_stack_agree(learner):
     tasks = Tasks()
     by_index = evaluate(learner, tasks)
-    for episodes in (DataLoader(tasks, batch_size=6), stack(tasks[i] for i in range(20)), [tasks[i] for i in range(20)]):
+    for episodes in (
+        DataLoader(tasks, batch_size=6),
+        stack(tasks[i] for i in range(20)),
+        [tasks[i] for i in range(20)],
+    ):
         result = evaluate(learner, episodes)
         torch.testing.assert_close(result.per_episode, by_index.per_episode)
         assert result.fingerprints == by_index.fingerprints
@@ -109,7 +124,10 @@ def test_evaluation_leaves_the_learner_as_it_was(learner):
     modes = [module.training for module in learner.modules()]
     evaluate(learner, Tasks(3))
     assert [module.training for module in learner.modules()] == modes
-    assert all(parameter.equal(old) and parameter.grad is None for parameter, old in zip(learner.parameters(), before, strict=True))
+    assert all(
+        parameter.equal(old) and parameter.grad is None
+        for parameter, old in zip(learner.parameters(), before, strict=True)
+    )
 
 
 def test_dropout_is_off_meanwhile():
@@ -138,7 +156,9 @@ def test_paired_comparison_is_the_paired_t_test(learner):
 
 
 def test_differences_without_spread_have_no_t_but_the_right_p():
-    one, two = (Evaluation(torch.tensor(x, dtype=torch.float64)) for x in ([0.9, 0.8, 0.7], [0.8, 0.7, 0.6]))
+    one, two = (
+        Evaluation(torch.tensor(x, dtype=torch.float64)) for x in ([0.9, 0.8, 0.7], [0.8, 0.7, 0.6])
+    )
     assert (paired(one, one).t, paired(one, one).p) == (0.0, 1.0)
     assert (paired(two, one).t, paired(two, one).p) == (-math.inf, 0.0)
 
@@ -183,14 +203,21 @@ def test_episodes_follow_the_learners_dtype(learner):
     assert double.fingerprints == evaluate(learner, Tasks(4)).fingerprints
 
 
-@pytest.mark.parametrize(("count", "quantile"), [(2, 12.7062), (3, 4.3027), (5, 2.7764), (29, 2.0484), (30, 1.96), (600, 1.96)])
+@pytest.mark.parametrize(
+    ("count", "quantile"),
+    [(2, 12.7062), (3, 4.3027), (5, 2.7764), (29, 2.0484), (30, 1.96), (600, 1.96)],
+)
 def test_fewer_than_thirty_values_have_students_interval(count, quantile):
     values = torch.arange(count, dtype=torch.float64)
-    assert half_width(values) == pytest.approx(quantile * float(values.std()) / math.sqrt(count), rel=1e-4)
+    assert half_width(values) == pytest.approx(
+        quantile * float(values.std()) / math.sqrt(count), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("count", [3, 5, 10])
 def test_the_interval_of_few_values_covers_the_mean_as_often_as_it_says(count):
-    draws = torch.randn(4000, count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    draws = torch.randn(
+        4000, count, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     covered = sum(abs(float(row.mean())) <= half_width(row) for row in draws) / len(draws)
     assert covered == pytest.approx(0.95, abs=0.012)  # three and a half standard errors

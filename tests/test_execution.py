@@ -1,4 +1,6 @@
-"""How many tasks run: what is chosen, what is refused, and that memory does not grow with the meta-batch."""
+"""How many tasks run: what is chosen, what is refused, and that memory does not grow with the
+meta-batch.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def test_a_network_of_unknown_modules_is_not_vectorized_unasked() -> None:
             self.head = nn.Linear(2, 3)
 
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-            return self.head(inputs if inputs.sum() > 0 else -inputs)  # control flow on data, which vmap refuses
+            return self.head(
+                inputs if inputs.sum() > 0 else -inputs
+            )  # control flow on data, which vmap refuses
 
     learner, episodes = ml.MAML(Own().double(), 0.1), made_up_tasks(shape=(2,))
     assert chosen(learner) == "threads"
@@ -49,15 +53,26 @@ def test_a_network_of_unknown_modules_is_not_vectorized_unasked() -> None:
 
 def test_threads_use_one_intra_op_thread_each_and_leave_the_callers_number_alone() -> None:
     learner = ml.MAML(MLP(2, 3), 0.1)
-    inside = list(in_threads(learner, range(4), lambda network, item: (torch.get_num_threads(), item, network.module is learner.model)))
+    inside = list(
+        in_threads(
+            learner,
+            range(4),
+            lambda network, item: (torch.get_num_threads(), item, network.module is learner.model),
+        )
+    )
     assert inside == [(1, 0, False), (1, 1, False), (1, 2, False), (1, 3, False)]
     assert torch.get_num_threads() == 2
 
 
 def test_replicas_share_every_tensor() -> None:
     learner = ml.MAML(MLP(2, 3), 0.1)
-    for parameters in in_threads(learner, range(3), lambda network, _: list(network.module.parameters())):
-        assert all(ours is theirs for ours, theirs in zip(learner.model.parameters(), parameters, strict=True))
+    for parameters in in_threads(
+        learner, range(3), lambda network, _: list(network.module.parameters())
+    ):
+        assert all(
+            ours is theirs
+            for ours, theirs in zip(learner.model.parameters(), parameters, strict=True)
+        )
 
 
 def test_modes_of_the_caller_hold_in_threads() -> None:
@@ -107,13 +122,17 @@ def graphs() -> type[Alive]:
 
 
 @pytest.mark.parametrize(("way", "in_flight"), [("loop", 1), ("threads", 2)])
-def test_activations_in_memory_do_not_grow_with_the_meta_batch(way: str, in_flight: int, graphs: type[Alive]) -> None:
+def test_activations_in_memory_do_not_grow_with_the_meta_batch(
+    way: str, in_flight: int, graphs: type[Alive]
+) -> None:
     class Watched(nn.Sequential):
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:
             return super().forward(Alive.apply(inputs))
 
     torch.manual_seed(0)
-    learner = ml.MAML(Watched(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 3)).double(), 0.1, execution=way)
+    learner = ml.MAML(
+        Watched(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 3)).double(), 0.1, execution=way
+    )
     for tasks in (4, 32):
         graphs.most = 0
         ml.meta_backward(learner, made_up_tasks(tasks=tasks, shape=(2,)))
@@ -136,8 +155,12 @@ def test_nothing_is_left_behind_by_many_calls() -> None:
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1"])
 def test_torchvision_models_work_unchanged(name: str, way: str) -> None:
     torch.manual_seed(0)
-    model = ml.batch_statistics(torchvision.models.get_model(name, weights=None, num_classes=2)).double()
-    episodes = made_up_tasks(tasks=2, ways=2, shots=2, queries=2, shape=(3, 64, 64))  # smaller batches of maps are ill-conditioned
+    model = ml.batch_statistics(
+        torchvision.models.get_model(name, weights=None, num_classes=2)
+    ).double()
+    episodes = made_up_tasks(
+        tasks=2, ways=2, shots=2, queries=2, shape=(3, 64, 64)
+    )  # smaller batches of maps are ill-conditioned
     found = []
     for execution in ("loop", way):
         learner = ml.ANIL(model, 0.1, execution=execution).eval()
@@ -160,11 +183,15 @@ def test_a_share_of_the_meta_batch_is_scaled_by_the_whole() -> None:
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 @pytest.mark.parametrize("algorithm", [ml.MAML, ml.ANIL])
-def test_compiled_tasks_are_those_of_the_loop_while_weights_and_labels_change(algorithm: type[ml.MAML]) -> None:
+def test_compiled_tasks_are_those_of_the_loop_while_weights_and_labels_change(
+    algorithm: type[ml.MAML],
+) -> None:
     torch.manual_seed(0)
     model = MLP(4, 3, (8,)).double()
     compiled, loop = (algorithm(model, 0.1, 2, execution=way) for way in ("compiled", "loop"))
-    for number in range(4):  # called, recorded, replayed, and with a class less, of which the recording knows nothing
+    for number in range(
+        4
+    ):  # called, recorded, replayed, and with a class less, of which the recording knows nothing
         generator = torch.Generator().manual_seed(number)
         inputs = [torch.rand(2, 6, 4, dtype=torch.float64, generator=generator) for _ in range(2)]
         targets = torch.arange(6).expand(2, 6) % (3 if number < 3 else 2)
@@ -204,5 +231,11 @@ def test_what_cannot_be_compiled_is_said() -> None:
     learner = ml.MAML(Conv4(3, hidden=4, size=16).double(), 0.1, execution="compiled")
     stacked = made_up_tasks(2, shape=(1, 16, 16))
     ml.meta_backward(learner, stacked)  # called as it is, the first time
-    with pytest.raises(RuntimeError, match=r"could not compile .* networks without convolutions .* execution='auto' runs everything"):
+    with pytest.raises(
+        RuntimeError,
+        match=(
+            r"could not compile .* networks without convolutions .* execution='auto' runs"
+            r" everything"
+        ),
+    ):
         ml.meta_backward(learner, stacked)

@@ -23,7 +23,20 @@ from metalearn.experiments.experiment import Experiment, parse
 from metalearn.experiments.presets import PRESETS, preset
 from metalearn.runtime import files
 
-TINY = ["--steps", "2", "--hidden", "4", "--meta_batch", "2", "--test_tasks", "6", "--progress", "false", "--execution", "loop"]
+TINY = [
+    "--steps",
+    "2",
+    "--hidden",
+    "4",
+    "--meta_batch",
+    "2",
+    "--test_tasks",
+    "6",
+    "--progress",
+    "false",
+    "--execution",
+    "loop",
+]
 
 
 def run(*arguments: str) -> int:
@@ -44,14 +57,21 @@ def pictures(here: Path) -> Path:
         folder = here / "pictures" / f"class{label:02}"
         folder.mkdir(parents=True)
         for number in range(6):
-            Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+            Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(
+                folder / f"{number}.png"
+            )
     return here / "pictures"
 
 
-def test_reuse_ends_with_a_verdict_a_page_and_its_numbers(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_reuse_ends_with_a_verdict_a_page_and_its_numbers(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run("reuse", *TINY, "--analysed_tasks", "4") == 0
     printed = capsys.readouterr().out
-    assert any(f"MAML: {answer}" in printed for answer in ("feature reuse", "reuse below", "rapid learning", "undecided", "no verdict"))
+    assert any(
+        f"MAML: {answer}" in printed
+        for answer in ("feature reuse", "reuse below", "rapid learning", "undecided", "no verdict")
+    )
     assert "± is 95 % over tasks" in printed
     page, facts = (here / "report.html").read_text(), json.loads((here / "report.json").read_text())
     assert "<svg" in page or "data:image" in page
@@ -64,7 +84,9 @@ def test_reuse_ends_with_a_verdict_a_page_and_its_numbers(here: Path, capsys: py
     assert "queries a class; norm: batch statistics" in facts["settings"]["protocol"]
 
 
-def test_a_second_start_trains_nothing_again_and_more_steps_go_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_start_trains_nothing_again_and_more_steps_go_on(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     constant = [*TINY, "--schedule", "constant"]
     assert run("train", *constant) == 0
     (checkpoint,) = (here / "runs").glob("*.safetensors")
@@ -73,15 +95,35 @@ def test_a_second_start_trains_nothing_again_and_more_steps_go_on(here: Path, ca
     assert files.load(checkpoint)[1]["step"] == first[1]["step"] == 2
     assert run("train", *constant, "--steps", "3") == 0
     assert files.load(checkpoint)[1]["step"] == 3
-    assert run("evaluate", "--checkpoint", str(checkpoint), "--test_tasks", "6", "--progress", "false") == 0
-    assert run("reuse", "--checkpoint", str(checkpoint), "--test_tasks", "6", "--analysed_tasks", "3", "--progress", "false") == 0
+    assert (
+        run("evaluate", "--checkpoint", str(checkpoint), "--test_tasks", "6", "--progress", "false")
+        == 0
+    )
+    assert (
+        run(
+            "reuse",
+            "--checkpoint",
+            str(checkpoint),
+            "--test_tasks",
+            "6",
+            "--analysed_tasks",
+            "3",
+            "--progress",
+            "false",
+        )
+        == 0
+    )
     assert "maml on glyphs, 5-way 1-shot, test:" in capsys.readouterr().out
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(here: Path) -> None:
     def weights(seed: int, folder: str) -> torch.Tensor:
-        experiment = Experiment(steps=2, hidden=4, meta_batch=2, seed=seed, runs=folder, execution="loop")
-        return torch.cat([p.detach().flatten() for p in experiment.train("maml", progress=False)[0].parameters()])
+        experiment = Experiment(
+            steps=2, hidden=4, meta_batch=2, seed=seed, runs=folder, execution="loop"
+        )
+        return torch.cat(
+            [p.detach().flatten() for p in experiment.train("maml", progress=False)[0].parameters()]
+        )
 
     assert torch.equal(weights(0, "a"), weights(0, "b"))
     assert not torch.equal(weights(0, "a"), weights(1, "a"))
@@ -92,12 +134,29 @@ def test_every_algorithm_trains_and_is_tested(algorithm: str, here: Path) -> Non
     experiment = Experiment(steps=1, hidden=4, meta_batch=2, test_tasks=3, execution="loop")
     done = experiments.compare(experiment, [algorithm], progress=False)
     assert len(done.evaluations[algorithm].per_episode) == 3
-    assert done.learners[algorithm].steps == (0 if algorithm in ("protonet", "nil-train") else experiment.settings(algorithm).test_steps)
+    assert done.learners[algorithm].steps == (
+        0 if algorithm in ("protonet", "nil-train") else experiment.settings(algorithm).test_steps
+    )
 
 
-def test_ones_own_folder_draws_the_class_split_by_seed_and_records_it(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--dataset", str(pictures), "--ways", "2", "--queries", "2", "--train_queries", "2", *TINY]
-    assert run("reuse", *arguments, "--algorithms", "maml", "--analysed_tasks", "3", "--hidden", "4") == 0
+def test_ones_own_folder_draws_the_class_split_by_seed_and_records_it(
+    pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "--dataset",
+        str(pictures),
+        "--ways",
+        "2",
+        "--queries",
+        "2",
+        "--train_queries",
+        "2",
+        *TINY,
+    ]
+    assert (
+        run("reuse", *arguments, "--algorithms", "maml", "--analysed_tasks", "3", "--hidden", "4")
+        == 0
+    )
     facts = json.loads(Path("report.json").read_text())
     assert facts["settings"]["data"] == str(pictures)
     experiment = Experiment(dataset=str(pictures), ways=2)
@@ -105,13 +164,26 @@ def test_ones_own_folder_draws_the_class_split_by_seed_and_records_it(pictures: 
     assert sum(len(one) for one in names) == len(set.union(*names)) == 14
 
 
-def test_torchvision_models_and_ones_own(pictures: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchvision_models_and_ones_own(
+    pictures: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (here / "mynet.py").write_text(
-        "import torch\ndef tiny(ways):\n"
-        "    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, ways))\n"
+        "import torch\ndef tiny(ways):\n    return"
+        " torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(),"
+        " torch.nn.Linear(48, ways))\n"
     )
     monkeypatch.syspath_prepend(str(here))
-    common = ["--dataset", str(pictures), "--ways", "2", "--queries", "2", "--train_queries", "2", *TINY]
+    common = [
+        "--dataset",
+        str(pictures),
+        "--ways",
+        "2",
+        "--queries",
+        "2",
+        "--train_queries",
+        "2",
+        *TINY,
+    ]
     assert run("train", *common, "--model", "mynet:tiny") == 0
     learner = Experiment(dataset=str(pictures), ways=2, model="resnet18").learner("anil")
     assert learner.head == "fc"
@@ -121,11 +193,18 @@ def test_torchvision_models_and_ones_own(pictures: Path, here: Path, monkeypatch
     assert grey.images.shape[1] == 3
 
 
-def test_a_checkpoint_remembers_how_it_is_tested_and_what_it_fixes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("train", *TINY, "--ways", "3", "--test_steps", "9", "--queries", "4", "--pool", "false") == 0
+def test_a_checkpoint_remembers_how_it_is_tested_and_what_it_fixes(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        run("train", *TINY, "--ways", "3", "--test_steps", "9", "--queries", "4", "--pool", "false")
+        == 0
+    )
     (checkpoint,) = map(str, (here / "runs").glob("*.safetensors"))
     trained = re.findall(r"\d+\.\d\d ± \d+\.\d\d", capsys.readouterr().out)
-    assert run("evaluate", "--checkpoint", checkpoint, "--test_tasks", "6", "--progress", "false") == 0
+    assert (
+        run("evaluate", "--checkpoint", checkpoint, "--test_tasks", "6", "--progress", "false") == 0
+    )
     printed = capsys.readouterr().out
     assert "3-way 1-shot" in printed
     assert re.findall(r"\d+\.\d\d % ± \d+\.\d\d", printed) == [trained[0].replace(" ±", " % ±")]
@@ -133,26 +212,54 @@ def test_a_checkpoint_remembers_how_it_is_tested_and_what_it_fixes(here: Path, c
     assert "--ways is fixed by the run" in capsys.readouterr().err
 
 
-def test_a_run_is_tested_on_images_of_another_size_and_kind(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_tested_on_images_of_another_size_and_kind(
+    pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run("train", *TINY, "--ways", "2", "--queries", "2") == 0
     (checkpoint,) = map(str, Path("runs").glob("*.safetensors"))
-    assert run("evaluate", "--checkpoint", checkpoint, "--dataset", str(pictures), "--test_tasks", "5", "--progress", "false") == 0
+    assert (
+        run(
+            "evaluate",
+            "--checkpoint",
+            checkpoint,
+            "--dataset",
+            str(pictures),
+            "--test_tasks",
+            "5",
+            "--progress",
+            "false",
+        )
+        == 0
+    )
     assert f"maml on {pictures}, 2-way 1-shot, test:" in capsys.readouterr().out
 
 
 def test_a_run_tells_the_command_that_trains_it(here: Path) -> None:
-    experiment = Experiment(steps=2, hidden=4, meta_batch=2, seed=3, runs=str(here), execution="loop")
+    experiment = Experiment(
+        steps=2, hidden=4, meta_batch=2, seed=3, runs=str(here), execution="loop"
+    )
     learner, curve = experiment.train("anil", progress=False)
     trained = experiments.Run(experiment, "anil", learner, curve)
     command = trained.command().split()
     assert command[:2] == ["metalearn", "train"]
     asked = dict(zip(command[2::2], command[3::2], strict=True))
-    assert asked.items() >= {"--algorithm": "anil", "--steps": "2", "--hidden": "4", "--meta_batch": "2", "--seed": "3"}.items()
+    assert (
+        asked.items()
+        >= {
+            "--algorithm": "anil",
+            "--steps": "2",
+            "--hidden": "4",
+            "--meta_batch": "2",
+            "--seed": "3",
+        }.items()
+    )
     assert experiments.restored(experiment.checkpoint("anil")).command() == trained.command()
 
 
 def test_settings_come_from_a_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("settings.yaml").write_text("steps: 1\nhidden: 4\nmeta_batch: 2\ntest_tasks: 5\nprogress: false\nalgorithm: protonet\n")
+    Path("settings.yaml").write_text(
+        "steps: 1\nhidden: 4\nmeta_batch: 2\ntest_tasks: 5\nprogress: false\nalgorithm: protonet\n"
+    )
     assert run("train", "--config", "settings.yaml") == 0
     assert "5 test tasks" in capsys.readouterr().out
 
@@ -171,11 +278,20 @@ def test_settings_come_from_a_file(here: Path, capsys: pytest.CaptureFixture[str
         (["train", "--model", "nowhere:net"], "'nowhere:net' cannot be imported"),
         (["train", "--lr", "1e30", "--steps", "3", "--hidden", "4"], "not finite"),
         (["train", "--execution", "quickly"], "no execution 'quickly'"),
-        (["train", "--precision", "half"], "precision='half'; choose float32 or float64 or tf32 or bfloat16"),
-        (["train", "--weights", "DEFAULT"], "weights='DEFAULT' are torchvision's, but the model is 'conv4'"),
+        (
+            ["train", "--precision", "half"],
+            "precision='half'; choose float32 or float64 or tf32 or bfloat16",
+        ),
+        (
+            ["train", "--weights", "DEFAULT"],
+            "weights='DEFAULT' are torchvision's, but the model is 'conv4'",
+        ),
         (["train", "--norm", "frozen"], "norm='frozen' keeps the statistics of pretrained weights"),
         (["train", "--device", "abacus"], "device='abacus' cannot be used here"),
-        (["train", "--model", "vit_b_16"], "vit_b_16 does not take images of 3 channels and 28x28 pixels .* try another --size"),
+        (
+            ["train", "--model", "vit_b_16"],
+            "vit_b_16 does not take images of 3 channels and 28x28 pixels .* try another --size",
+        ),
         (["train", "--algorithm", "maml,anil"], "train takes one algorithm"),
         (["train", "--queries", "30"], "has 20 images but shots=1 and queries=30"),
         (["evaluate", "--checkpoint", "nothing.safetensors"], "no checkpoint nothing.safetensors"),
@@ -197,7 +313,20 @@ def test_a_damaged_checkpoint_is_named(here: Path, capsys: pytest.CaptureFixture
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_exits_with_130(here: Path) -> None:
-    command = [sys.executable, "-m", "metalearn", "train", "--hidden", "4", "--meta_batch", "2", "--steps", "100000", "--test_tasks", "5"]
+    command = [
+        sys.executable,
+        "-m",
+        "metalearn",
+        "train",
+        "--hidden",
+        "4",
+        "--meta_batch",
+        "2",
+        "--steps",
+        "100000",
+        "--test_tasks",
+        "5",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(Path(ml.__file__).parents[1])}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     log = None

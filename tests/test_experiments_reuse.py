@@ -1,4 +1,6 @@
-"""The papers' experiments: identities of the comparisons over seeds, other domains, points of training, and the benchmark's rows."""
+"""The papers' experiments: identities of the comparisons over seeds, other domains, points of
+training, and the benchmark's rows.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,14 @@ from metalearn.experiments.experiment import Experiment
 from metalearn.experiments.regimes import trained
 from metalearn.models import Conv4
 from metalearn.runtime.statistics import Spread
-from metalearn.studies import another_domain, cross_domain, timeline, timeline_figure, training_regimes, under_nil
+from metalearn.studies import (
+    another_domain,
+    cross_domain,
+    timeline,
+    timeline_figure,
+    training_regimes,
+    under_nil,
+)
 from metalearn.tasks import FewShot, LabelledImages
 
 SMALL = {"steps": 2, "hidden": 4, "meta_batch": 2, "test_tasks": 4, "execution": "loop"}
@@ -36,7 +45,13 @@ def tasks(count: int = 3) -> FewShot:
     generator = torch.Generator().manual_seed(0)
     prototypes = torch.randint(200, (6, 1, 16, 16), generator=generator).repeat_interleave(10, 0)
     noise = torch.randint(55, prototypes.shape, generator=generator)
-    return FewShot(LabelledImages((prototypes + noise).to(torch.uint8), torch.arange(6).repeat_interleave(10)), 3, 1, 6, count)
+    return FewShot(
+        LabelledImages((prototypes + noise).to(torch.uint8), torch.arange(6).repeat_interleave(10)),
+        3,
+        1,
+        6,
+        count,
+    )
 
 
 def test_the_spread_over_seeds_is_numpys() -> None:
@@ -75,22 +90,38 @@ def test_a_network_is_like_itself_and_groups_may_be_named_in_either_order() -> N
     same = similarity_between({"a": [one, one]}, tasks(), draws=1)
     for measure in MEASURES:
         assert same["a", "a"].body[measure].mean == pytest.approx(1, abs=1e-9)
-        assert all(layer[measure].mean == pytest.approx(1, abs=1e-9) for layer in same["a", "a"].layers.values())
+        assert all(
+            layer[measure].mean == pytest.approx(1, abs=1e-9)
+            for layer in same["a", "a"].layers.values()
+        )
     forth = similarity_between({"a": [one], "b": [other]}, tasks(), by_seed=False, draws=1)
     back = similarity_between({"b": [other], "a": [one]}, tasks(), by_seed=False, draws=1)
     for measure in MEASURES:
-        assert forth["a", "b"].body[measure].mean == pytest.approx(back["a", "b"].body[measure].mean, abs=1e-9)
+        assert forth["a", "b"].body[measure].mean == pytest.approx(
+            back["a", "b"].body[measure].mean, abs=1e-9
+        )
         assert forth["a", "b"].body[measure].mean < 0.999
     with pytest.raises(KeyError, match="were not compared"):
         forth["a", "c"]
 
 
 def test_networks_of_one_seed_are_not_paired_across_groups() -> None:
-    groups = {"maml": [learner(seed) for seed in range(3)], "anil": [learner(seed, ANIL) for seed in range(3)]}
+    groups = {
+        "maml": [learner(seed) for seed in range(3)],
+        "anil": [learner(seed, ANIL) for seed in range(3)],
+    }
     found = similarity_between(groups, tasks(2), draws=1)
-    assert {row.groups: row.pairs for row in found.rows} == {("maml", "maml"): 3, ("anil", "anil"): 3, ("maml", "anil"): 6}
-    apart = similarity_between({"maml": groups["maml"], "same": groups["maml"]}, tasks(2), draws=1, adapted=False)
-    assert apart["maml", "same"].body["cka"].mean == pytest.approx(apart["maml", "maml"].body["cka"].mean, abs=1e-9)
+    assert {row.groups: row.pairs for row in found.rows} == {
+        ("maml", "maml"): 3,
+        ("anil", "anil"): 3,
+        ("maml", "anil"): 6,
+    }
+    apart = similarity_between(
+        {"maml": groups["maml"], "same": groups["maml"]}, tasks(2), draws=1, adapted=False
+    )
+    assert apart["maml", "same"].body["cka"].mean == pytest.approx(
+        apart["maml", "maml"].body["cka"].mean, abs=1e-9
+    )
     assert "at the meta-initialisation" in str(apart)
     assert set(found.to_dict()["rows"][0]["body"]) == set(MEASURES)
     with pytest.raises(ValueError, match="no two networks of different seeds"):
@@ -103,7 +134,9 @@ def test_under_nil_is_nil_whatever_the_head() -> None:
     torch.manual_seed(0)
     wide = Conv4(40, hidden=4, size=16)
     narrow = Conv4(3, hidden=4, size=16)
-    narrow.load_state_dict({**wide.state_dict(), "head.weight": wide.head.weight[:3], "head.bias": wide.head.bias[:3]})
+    narrow.load_state_dict(
+        {**wide.state_dict(), "head.weight": wide.head.weight[:3], "head.bias": wide.head.bias[:3]}
+    )
     found = under_nil({"wide": wide, "narrow": narrow}, tasks())
     assert torch.equal(found["wide"].per_episode, found["narrow"].per_episode)
     assert torch.equal(found["wide"].per_episode, evaluate(NIL(narrow), tasks()).per_episode)
@@ -111,10 +144,16 @@ def test_under_nil_is_nil_whatever_the_head() -> None:
 
 def test_training_regimes_are_tested_on_the_same_tasks_over_seeds(tmp_path: Path) -> None:
     experiment = Experiment(runs=str(tmp_path), **SMALL)
-    found = training_regimes(experiment, ["anil", "multiclass", "random"], seeds=[0, 1], progress=False)
+    found = training_regimes(
+        experiment, ["anil", "multiclass", "random"], seeds=[0, 1], progress=False
+    )
     for name, runs in found.evaluations.items():
         assert found.accuracy[name].mean == pytest.approx(np.mean([run.mean for run in runs]))
-        assert runs[0].fingerprints == runs[1].fingerprints == found.evaluations["anil"][0].fingerprints
+        assert (
+            runs[0].fingerprints
+            == runs[1].fingerprints
+            == found.evaluations["anil"][0].fingerprints
+        )
     assert not torch.equal(*(run.per_episode for run in found.evaluations["random"]))
     assert "multiclass" in str(found)
     assert found.to_dict()["accuracy"]["anil"]["runs"] == 2
@@ -127,21 +166,32 @@ def colours(tmp_path: Path) -> Path:
         folder = tmp_path / "colours" / f"class{label:02}"
         folder.mkdir(parents=True)
         for number in range(18):
-            Image.fromarray(generator.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+            Image.fromarray(generator.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(
+                folder / f"{number}.png"
+            )
     return tmp_path / "colours"
 
 
-def test_images_of_another_domain_take_the_models_channels_and_size(tmp_path: Path, colours: Path) -> None:
+def test_images_of_another_domain_take_the_models_channels_and_size(
+    tmp_path: Path, colours: Path
+) -> None:
     shape = {"dataset": str(colours), "ways": 2, "queries": 3}
-    home = trained(Experiment(runs=str(tmp_path), **{**SMALL, "ways": 2, "queries": 3}), "maml", progress=False)
+    home = trained(
+        Experiment(runs=str(tmp_path), **{**SMALL, "ways": 2, "queries": 3}), "maml", progress=False
+    )
     away = trained(Experiment(runs=str(tmp_path), **SMALL, **shape), "maml", progress=False)
-    there, back = another_domain(home, str(colours)).data("test"), another_domain(away, "glyphs").data("test")
+    there, back = (
+        another_domain(home, str(colours)).data("test"),
+        another_domain(away, "glyphs").data("test"),
+    )
     assert there.images.shape[1:] == (1, 28, 28)
     assert (there.description["channels"], there.description["resized"]) == ("colour as grey", 28)
     assert back.images.shape[1:] == (3, 84, 84)
     assert (back.description["channels"], back.description["resized"]) == ("grey, three times", 84)
     assert torch.equal(back.images[:, 0], back.images[:, 2])
-    found = cross_domain({"maml": home, "body": trained(home.experiment, "random", progress=False)}, str(colours))
+    found = cross_domain(
+        {"maml": home, "body": trained(home.experiment, "random", progress=False)}, str(colours)
+    )
     assert found["maml"].fingerprints == found["body"].fingerprints
     assert len(found["maml"].per_episode) == 4
     with pytest.raises(ValueError, match=r"they take .*home 1 x 28 x 28, away 3 x 84 x 84"):
@@ -174,9 +224,25 @@ def test_the_benchmark_writes_rows_with_everything_behind_them_and_tables_read_t
         **SMALL,
     )
     rows = [json.loads(line) for line in (tmp_path / "reuse.jsonl").read_text().splitlines()]
-    assert [row["experiment"] for row in rows] == ["freezing", "similarity", "regimes", "profile", "profile"]
+    assert [row["experiment"] for row in rows] == [
+        "freezing",
+        "similarity",
+        "regimes",
+        "profile",
+        "profile",
+    ]
     for row in rows:
-        assert {"command", "versions", "machine", "commit", "seeds", "trained", "follows", "data", "time"} <= row.keys()
+        assert {
+            "command",
+            "versions",
+            "machine",
+            "commit",
+            "seeds",
+            "trained",
+            "follows",
+            "data",
+            "time",
+        } <= row.keys()
         assert row["trained"]["anil"][0]["trained_steps"] == 2
         assert f"--experiment {row['experiment']}" in row["command"]
     assert [one["seed"] for one in rows[0]["trained"]["anil"]] == [0, 1]
@@ -184,34 +250,72 @@ def test_the_benchmark_writes_rows_with_everything_behind_them_and_tables_read_t
     for name, table in reuse_tables.TABLES.items():
         lines = table().splitlines()
         assert len({line.count("|") for line in lines}) == 1, name
-        assert (len(lines) > 2) == (name in ("reuse_freezing", "reuse_similarity", "reuse_regimes", "reuse_profile", "reuse_heads"))
+        assert (len(lines) > 2) == (
+            name
+            in (
+                "reuse_freezing",
+                "reuse_similarity",
+                "reuse_regimes",
+                "reuse_profile",
+                "reuse_heads",
+            )
+        )
     values = [one["accuracy"]["mean"] for one in rows[0]["runs"][0]["rows"]]
     assert len(values) == 5
 
 
 @pytest.mark.slow
-def test_all_experiments_take_networks_that_were_trained_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    benchmark.reuse("train", "0,1", points="1,2", progress=False, runs=str(tmp_path / "there"), **SMALL)
+def test_all_experiments_take_networks_that_were_trained_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    benchmark.reuse(
+        "train", "0,1", points="1,2", progress=False, runs=str(tmp_path / "there"), **SMALL
+    )
     given = ",".join(map(str, (tmp_path / "there").glob("*.safetensors")))
     monkeypatch.setattr("metalearn.experiments.regimes.meta_train", None)
     monkeypatch.setattr("metalearn.experiments.experiment.meta_train", None)
-    here = {"checkpoints": given, "other": "glyphs", "progress": False, "runs": str(tmp_path / "here"), "analysed_tasks": 2}
+    here = {
+        "checkpoints": given,
+        "other": "glyphs",
+        "progress": False,
+        "runs": str(tmp_path / "here"),
+        "analysed_tasks": 2,
+    }
     benchmark.reuse("all", results=str(tmp_path / "reuse.jsonl"), **here, **SMALL)
     rows = [json.loads(line) for line in (tmp_path / "reuse.jsonl").read_text().splitlines()]
     assert {row["experiment"] for row in rows} == benchmark.EXPERIMENTS.keys()
-    assert {(row["seed"], row["step"]) for row in rows if row["experiment"] == "timeline"} == {(0, 1), (0, 2), (1, 1), (1, 2)}
+    assert {(row["seed"], row["step"]) for row in rows if row["experiment"] == "timeline"} == {
+        (0, 1),
+        (0, 2),
+        (1, 1),
+        (1, 2),
+    }
     assert {seed for row in rows for seed in row["seeds"]} == {0, 1}
 
 
-@pytest.mark.parametrize(("schedule", "steps", "lines"), [("cosine", 3, 1), ("constant", 5, 1), ("cosine", 5, 2)])
+@pytest.mark.parametrize(
+    ("schedule", "steps", "lines"), [("cosine", 3, 1), ("constant", 5, 1), ("cosine", 5, 2)]
+)
 def test_a_newer_row_takes_the_place_of_an_older_one_of_the_same_run(
     schedule: str, steps: int, lines: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reuse_tables, "RESULTS", tmp_path / "reuse.jsonl")
-    row = {"experiment": "probes", "dataset": "d", "ways": 5, "shots": 1, "preset": "quick", "seeds": [0], "algorithm": "maml"}
+    row = {
+        "experiment": "probes",
+        "dataset": "d",
+        "ways": 5,
+        "shots": 1,
+        "preset": "quick",
+        "seeds": [0],
+        "algorithm": "maml",
+    }
     row |= {"queries": 15, "data": {}, "command": "c", "each": [{"classes": 2, "train": 4}]}
     found = [
-        {**row, "trained": {"maml": [{"trained_steps": n, "schedule": schedule}]}, "accuracy": {"block1": {"mean": mean, "std": None}}}
+        {
+            **row,
+            "trained": {"maml": [{"trained_steps": n, "schedule": schedule}]},
+            "accuracy": {"block1": {"mean": mean, "std": None}},
+        }
         for n, mean in ((3, 0.1), (steps, 0.2))
     ]
     (tmp_path / "reuse.jsonl").write_text("".join(json.dumps(one) + "\n" for one in found))
@@ -224,12 +328,16 @@ def test_the_benchmark_refuses_what_it_does_not_know(tmp_path: Path) -> None:
         benchmark.reuse("thawing")
     run = trained(Experiment(runs=str(tmp_path), **SMALL), "anil", progress=False)
     path = run.experiment.checkpoint("anil")
-    with pytest.raises(ValueError, match="was trained with ways=5, but 3 is asked for; add --ways 5"):
+    with pytest.raises(
+        ValueError, match="was trained with ways=5, but 3 is asked for; add --ways 5"
+    ):
         benchmark.reuse("freezing", checkpoints=str(path), ways=3, progress=False)
 
 
 def test_halves_share_no_image() -> None:
-    images = LabelledImages(torch.arange(14, dtype=torch.uint8)[:, None, None, None], torch.tensor([0] * 9 + [1] * 5))
+    images = LabelledImages(
+        torch.arange(14, dtype=torch.uint8)[:, None, None, None], torch.tensor([0] * 9 + [1] * 5)
+    )
     first, second = benchmark.halved(images, most=4)
     assert first.images.flatten().tolist() == [0, 2, 4, 6, 9, 11, 13]
     assert second.images.flatten().tolist() == [1, 3, 5, 7, 10, 12]

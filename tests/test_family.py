@@ -24,33 +24,45 @@ def meta_gradient(learner: ml.Learner, episodes: Episode) -> torch.Tensor:
 
 def assert_same_learner(a: ml.Learner, b: ml.Learner, episodes: Episode) -> None:
     torch.testing.assert_close(a(episodes), b(episodes), rtol=1e-12, atol=1e-13)
-    torch.testing.assert_close(meta_gradient(a, episodes), meta_gradient(b, episodes), rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(
+        meta_gradient(a, episodes), meta_gradient(b, episodes), rtol=1e-10, atol=1e-13
+    )
 
 
 @pytest.mark.parametrize("way", ["threads", "vectorized"])
 @pytest.mark.parametrize("name", FAMILY)
 def test_every_way_of_running_tasks_gives_the_numbers_of_the_loop(name: str, way: str) -> None:
     model, episodes = smooth_network(), made_up_tasks(tasks=5)
-    assert_same_learner(FAMILY[name](model, execution=way), FAMILY[name](model, execution="loop"), episodes)
+    assert_same_learner(
+        FAMILY[name](model, execution=way), FAMILY[name](model, execution="loop"), episodes
+    )
 
 
 @pytest.mark.parametrize("way", WAYS_TO_RUN)
 def test_conv4_agrees_too_with_max_pooling_and_relu(way: str) -> None:
     torch.manual_seed(0)
     model, episodes = Conv4(ways=3, hidden=4, size=16).double(), made_up_tasks(shape=(1, 16, 16))
-    assert_same_learner(ml.MAML(model, 0.4, steps=2, execution=way), ml.MAML(model, 0.4, steps=2, execution="loop"), episodes)
+    assert_same_learner(
+        ml.MAML(model, 0.4, steps=2, execution=way),
+        ml.MAML(model, 0.4, steps=2, execution="loop"),
+        episodes,
+    )
 
 
 def test_more_tasks_than_are_vectorized_at_once() -> None:
     model, episodes = MLP(2, 3, (4,)).double(), made_up_tasks(tasks=70, shape=(2,))
-    assert_same_learner(ml.MAML(model, 0.1, execution="vectorized"), ml.MAML(model, 0.1, execution="loop"), episodes)
+    assert_same_learner(
+        ml.MAML(model, 0.1, execution="vectorized"), ml.MAML(model, 0.1, execution="loop"), episodes
+    )
 
 
 @pytest.mark.parametrize("first_order", [False, True])
 def test_anil_is_maml_with_a_rate_for_the_head_alone(first_order: bool) -> None:
     model, episodes = smooth_network(), made_up_tasks()
     anil = ml.ANIL(model, lr=0.4, steps=3, first_order=first_order)
-    assert_same_learner(anil, ml.MAML(model, lr={"6": 0.4}, steps=3, first_order=first_order), episodes)
+    assert_same_learner(
+        anil, ml.MAML(model, lr={"6": 0.4}, steps=3, first_order=first_order), episodes
+    )
 
 
 def test_anil_runs_the_body_once_for_the_support_set() -> None:
@@ -62,10 +74,16 @@ def test_anil_runs_the_body_once_for_the_support_set() -> None:
 
 def test_anil_where_the_model_goes_on_after_its_head() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Conv2d(4, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Conv2d(4, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ).double()
     assert ml.head(model) == "2"
     for way in WAYS_TO_RUN:
-        assert_same_learner(ml.ANIL(model, 0.4, 2, execution=way), ml.MAML(model, {"2": 0.4}, 2, execution="loop"), made_up_tasks())
+        assert_same_learner(
+            ml.ANIL(model, 0.4, 2, execution=way),
+            ml.MAML(model, {"2": 0.4}, 2, execution="loop"),
+            made_up_tasks(),
+        )
 
 
 def test_boil_is_maml_with_a_rate_for_the_body_alone_and_leaves_the_head() -> None:
@@ -81,7 +99,9 @@ def test_meta_sgd_at_its_start_is_maml() -> None:
     meta_sgd, maml = ml.MetaSGD(model, 0.4, 2), ml.MAML(model, 0.4, 2)
     torch.testing.assert_close(meta_sgd(episodes), maml(episodes), rtol=1e-12, atol=1e-13)
     shared = meta_gradient(maml, episodes)
-    torch.testing.assert_close(meta_gradient(meta_sgd, episodes)[: len(shared)], shared, rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(
+        meta_gradient(meta_sgd, episodes)[: len(shared)], shared, rtol=1e-10, atol=1e-13
+    )
     assert len(list(meta_sgd.parameters())) == 2 * len(list(maml.parameters()))
 
 
@@ -89,14 +109,21 @@ def test_meta_sgd_at_its_start_is_maml() -> None:
 def test_zero_steps_are_the_plain_model(algorithm: type[ml.MAML]) -> None:
     model, episodes = smooth_network(), made_up_tasks()
     expected = torch.stack([model(task.query.inputs) for task in unstack(episodes)])
-    torch.testing.assert_close(algorithm(model, 0.4, steps=0)(episodes), expected, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(
+        algorithm(model, 0.4, steps=0)(episodes), expected, rtol=1e-12, atol=1e-13
+    )
 
 
 def test_a_step_by_hand() -> None:
     model, task = smooth_network(), unstack(made_up_tasks())[0]
     loss = nn.functional.cross_entropy(model(task.support.inputs), task.support.targets)
     expected = {
-        n: p - 0.4 * g for (n, p), g in zip(model.named_parameters(), torch.autograd.grad(loss, list(model.parameters())), strict=True)
+        n: p - 0.4 * g
+        for (n, p), g in zip(
+            model.named_parameters(),
+            torch.autograd.grad(loss, list(model.parameters())),
+            strict=True,
+        )
     }
     adapted = ml.MAML(model, 0.4).adapt(task.support)
     for name, weight in expected.items():
@@ -110,8 +137,16 @@ def test_reptile_sets_theta_minus_phi_and_refuses_autograd() -> None:
         learner = ml.Reptile(model, 0.1, steps=4, execution=way)
         found = meta_gradient(learner, episodes)
         with torch.no_grad():
-            phis = [ml.MAML(model, 0.1, steps=4).adapt(task.support).weights for task in unstack(episodes)]
-        expected = torch.cat([torch.stack([p - phi[n] for phi in phis]).mean(0).flatten() for n, p in model.named_parameters()])
+            phis = [
+                ml.MAML(model, 0.1, steps=4).adapt(task.support).weights
+                for task in unstack(episodes)
+            ]
+        expected = torch.cat(
+            [
+                torch.stack([p - phi[n] for phi in phis]).mean(0).flatten()
+                for n, p in model.named_parameters()
+            ]
+        )
         torch.testing.assert_close(found, expected.detach(), rtol=1e-10, atol=1e-13)
         with pytest.raises(RuntimeError, match="no outer loss"):
             learner(episodes)
@@ -125,7 +160,10 @@ def test_nil_with_one_shot_takes_the_nearest_neighbour_by_cosine(rule: str) -> N
     nil = ml.NIL(model, rule)
     support, queries = (model[:6](part.inputs) for part in task)
     nearest = nn.functional.cosine_similarity(queries[:, None], support[None], dim=-1).argmax(1)
-    assert torch.equal(nil.predict(nil.adapt(task.support), task.query.inputs).argmax(1), task.support.targets[nearest])
+    assert torch.equal(
+        nil.predict(nil.adapt(task.support), task.query.inputs).argmax(1),
+        task.support.targets[nearest],
+    )
 
 
 def test_nil_softmax_gives_log_probabilities() -> None:
@@ -145,7 +183,9 @@ def test_protonet_by_hand() -> None:
     prototypes = torch.stack([support[task.support.targets == way].mean(0) for way in range(3)])
     learner = ml.ProtoNet(model)
     found = learner.predict(learner.adapt(task.support), task.query.inputs)
-    torch.testing.assert_close(found, -(torch.cdist(queries, prototypes) ** 2), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        found, -(torch.cdist(queries, prototypes) ** 2), rtol=1e-9, atol=1e-9
+    )
 
 
 def test_frozen_leaves_layers_without_a_rate_on_the_same_parameters() -> None:
@@ -153,17 +193,27 @@ def test_frozen_leaves_layers_without_a_rate_on_the_same_parameters() -> None:
     learner = ml.MAML(model, 0.4)
     held = learner.frozen(["0", "1"])
     adapted = held.adapt(task.support).weights
-    assert all(adapted[name] is dict(model.named_parameters())[name] for name in ("0.weight", "0.bias", "1.weight", "1.bias"))
+    assert all(
+        adapted[name] is dict(model.named_parameters())[name]
+        for name in ("0.weight", "0.bias", "1.weight", "1.bias")
+    )
     assert adapted["4.weight"] is not model[4].weight
     assert all(a is b for a, b in zip(held.parameters(), learner.parameters(), strict=True))
     assert "0.weight" in learner.rates
-    torch.testing.assert_close(learner.frozen(ml.body(model))(stack([task])), ml.ANIL(model, 0.4)(stack([task])), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(
+        learner.frozen(ml.body(model))(stack([task])),
+        ml.ANIL(model, 0.4)(stack([task])),
+        rtol=1e-12,
+        atol=1e-13,
+    )
 
 
 def test_the_same_call_twice_gives_the_same_bits() -> None:
     for way in WAYS_TO_RUN:
         learner = FAMILY["MAML"](smooth_network(), execution=way)
-        assert torch.equal(meta_gradient(learner, made_up_tasks()).clone(), meta_gradient(learner, made_up_tasks()))
+        assert torch.equal(
+            meta_gradient(learner, made_up_tasks()).clone(), meta_gradient(learner, made_up_tasks())
+        )
 
 
 @pytest.mark.parametrize("way", WAYS_TO_RUN)
@@ -196,7 +246,11 @@ def test_tied_weights_stay_tied_and_adapt_as_one() -> None:
     with pytest.raises(ValueError, match="one tied parameter"):
         ml.MAML(model, {"first": 0.1, "second": 0.2})
     for way in WAYS_TO_RUN:
-        assert_same_learner(ml.MAML(model, 0.4, execution=way), ml.MAML(model, 0.4, execution="loop"), made_up_tasks(shape=(4,)))
+        assert_same_learner(
+            ml.MAML(model, 0.4, execution=way),
+            ml.MAML(model, 0.4, execution="loop"),
+            made_up_tasks(shape=(4,)),
+        )
 
 
 def test_dropout_runs_in_the_loop_and_nowhere_else() -> None:
@@ -222,7 +276,10 @@ def test_a_parameter_that_the_user_froze_still_moves_in_the_inner_loop() -> None
     ml.meta_backward(learner, made_up_tasks())
     assert model[6].weight.grad is None
     assert model[0].weight.grad is not None
-    assert learner.adapt(unstack(made_up_tasks())[0].support).weights["6.weight"] is not model[6].weight
+    assert (
+        learner.adapt(unstack(made_up_tasks())[0].support).weights["6.weight"]
+        is not model[6].weight
+    )
 
 
 def test_attention_has_second_order_gradients_and_its_fast_kernels_back_afterwards() -> None:
@@ -231,7 +288,11 @@ def test_attention_has_second_order_gradients_and_its_fast_kernels_back_afterwar
     model = nn.Sequential(block, nn.Flatten(), nn.Linear(32, 3)).double()
     before = torch.backends.cuda.flash_sdp_enabled()
     episodes = made_up_tasks(shape=(4, 8))
-    assert_same_learner(ml.MAML(model, 0.1, 2, execution="threads"), ml.MAML(model, 0.1, 2, execution="loop"), episodes)
+    assert_same_learner(
+        ml.MAML(model, 0.1, 2, execution="threads"),
+        ml.MAML(model, 0.1, 2, execution="loop"),
+        episodes,
+    )
     assert torch.backends.cuda.flash_sdp_enabled() == before
     with torch.no_grad():
         outer_loss(ml.MAML(model, 0.1), episodes)
@@ -262,19 +323,37 @@ def test_bad_input_is_named_with_its_cure() -> None:
     model, episodes = smooth_network(), made_up_tasks()
     with pytest.raises(ValueError, match="has no layer 'haed'; did you mean head"):
         ml.MAML(MLP(2, 2), {"haed": 0.1})
-    with pytest.raises(ValueError, match=r"1 \(BatchNorm2d\) keeps running statistics.*batch_statistics\(model\).*frozen_statistics"):
-        ml.MAML(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2)), 0.1)
-    with pytest.raises(ValueError, match="head '6' has 3 outputs, but the support set has 5 classes"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"1 \(BatchNorm2d\) keeps running"
+            r" statistics.*batch_statistics\(model\).*frozen_statistics"
+        ),
+    ):
+        ml.MAML(
+            nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2)), 0.1
+        )
+    with pytest.raises(
+        ValueError, match="head '6' has 3 outputs, but the support set has 5 classes"
+    ):
         ml.MAML(model, 0.1)(made_up_tasks(ways=5))
-    with pytest.warns(UserWarning, match="head '6' has 3 outputs, but the support set has 2 classes"):
+    with pytest.warns(
+        UserWarning, match="head '6' has 3 outputs, but the support set has 2 classes"
+    ):
         ml.MAML(model, 0.1)(made_up_tasks(ways=2))
-    with pytest.raises(ValueError, match="ANIL adapts its head '6' alone, but lr gives a rate to '0'"):
+    with pytest.raises(
+        ValueError, match="ANIL adapts its head '6' alone, but lr gives a rate to '0'"
+    ):
         ml.ANIL(model, {"0": 0.1})
-    with pytest.raises(ValueError, match=r"BOIL leaves its head '6' as it is, but lr gives a rate to '6\.bias'"):
+    with pytest.raises(
+        ValueError, match=r"BOIL leaves its head '6' as it is, but lr gives a rate to '6\.bias'"
+    ):
         ml.BOIL(model, {"6.bias": 0.1})
     with pytest.raises(ValueError, match=r"inner rate of 0\.weight is nan"):
         ml.MAML(model, float("nan"))
-    with pytest.raises(ValueError, match="no execution 'vmap'; choose one of auto, loop, threads, vectorized"):
+    with pytest.raises(
+        ValueError, match="no execution 'vmap'; choose one of auto, loop, threads, vectorized"
+    ):
         ml.MAML(model, 0.1, execution="vmap")
     with pytest.raises(ValueError, match="NIL has no rule 'mean'"):
         ml.NIL(model, "mean")
@@ -283,7 +362,11 @@ def test_bad_input_is_named_with_its_cure() -> None:
     with pytest.raises(ValueError, match="no Linear or Conv2d that could be its head"):
         ml.MAML(nn.Sequential(nn.PReLU()), 0.1)
     with pytest.raises(ValueError, match="must be integers"):
-        ml.ProtoNet(model)(Episode(Examples(episodes.support.inputs, episodes.support.targets.double()), episodes.query))
+        ml.ProtoNet(model)(
+            Episode(
+                Examples(episodes.support.inputs, episodes.support.targets.double()), episodes.query
+            )
+        )
 
 
 class TimesThree(nn.Module):
@@ -309,10 +392,16 @@ class HeadTwice(TimesThree):
 
 @pytest.mark.parametrize("way", WAYS_TO_RUN)
 @pytest.mark.parametrize("network", [TimesThree, HeadTwice])
-def test_anil_is_maml_of_the_head_whatever_the_model_does_with_it(network: type[nn.Module], way: str) -> None:
+def test_anil_is_maml_of_the_head_whatever_the_model_does_with_it(
+    network: type[nn.Module], way: str
+) -> None:
     torch.manual_seed(0)
     model, episodes = network().double(), made_up_tasks(shape=(4,))
-    assert_same_learner(ml.ANIL(model, 0.4, 2, execution=way), ml.MAML(model, {"head": 0.4}, 2, execution="loop"), episodes)
+    assert_same_learner(
+        ml.ANIL(model, 0.4, 2, execution=way),
+        ml.MAML(model, {"head": 0.4}, 2, execution="loop"),
+        episodes,
+    )
 
 
 @pytest.mark.parametrize("way", WAYS_TO_RUN)
@@ -324,7 +413,9 @@ def test_an_update_sees_one_task_at_a_time(way: str) -> None:
 
     model, episodes = smooth_network(), made_up_tasks()
     assert_same_learner(
-        ml.MAML(model, 0.1, 2, update=clipped, execution=way), ml.MAML(model, 0.1, 2, update=clipped, execution="loop"), episodes
+        ml.MAML(model, 0.1, 2, update=clipped, execution=way),
+        ml.MAML(model, 0.1, 2, update=clipped, execution="loop"),
+        episodes,
     )
 
 
@@ -341,7 +432,10 @@ def test_frozen_copies_share_nothing_but_the_parameters() -> None:
 
 def test_learned_rates_are_those_that_were_loaded() -> None:
     learner, episodes = ml.MetaSGD(smooth_network(), 0.4), made_up_tasks()
-    zero = {name: torch.zeros_like(t) if name.startswith("learned_rates") else t for name, t in learner.state_dict().items()}
+    zero = {
+        name: torch.zeros_like(t) if name.startswith("learned_rates") else t
+        for name, t in learner.state_dict().items()
+    }
     expected = ml.MAML(learner.model, 0.4, steps=0)(episodes)
     learner.load_state_dict(zero, assign=True)
     torch.testing.assert_close(learner(episodes), expected, rtol=1e-12, atol=1e-13)
@@ -350,9 +444,13 @@ def test_learned_rates_are_those_that_were_loaded() -> None:
 @pytest.mark.parametrize("way", ["loop", "threads"])
 def test_a_model_that_writes_into_its_buffers_is_refused(way: str) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 8)), nn.Tanh(), nn.Linear(8, 3)).double()
+    model = nn.Sequential(
+        nn.utils.parametrizations.spectral_norm(nn.Linear(4, 8)), nn.Tanh(), nn.Linear(8, 3)
+    ).double()
     learner, episodes = ml.MAML(model, 0.1, execution=way), made_up_tasks(shape=(4,))
-    with pytest.raises(ValueError, match=r"writes into its buffer 0\.parametrizations.*model\.eval\(\)"):
+    with pytest.raises(
+        ValueError, match=r"writes into its buffer 0\.parametrizations.*model\.eval\(\)"
+    ):
         learner(episodes)
     assert learner.eval()(episodes).shape == (3, 9, 3)
 
@@ -368,8 +466,15 @@ def test_more_bad_input_is_named_with_its_cure() -> None:
     with pytest.raises(TypeError, match=r"write frozen\(\['0'\]\)"):
         ml.MAML(model, 0.1).frozen("0")
     with pytest.raises(ValueError, match="class labels must be integers"):
-        ml.MAML(model, 0.1)(Episode(Examples(episodes.support.inputs, episodes.support.targets.double()), episodes.query))
-    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"evaluate under torch\.no_grad"):
+        ml.MAML(model, 0.1)(
+            Episode(
+                Examples(episodes.support.inputs, episodes.support.targets.double()), episodes.query
+            )
+        )
+    with (
+        torch.inference_mode(),
+        pytest.raises(RuntimeError, match=r"evaluate under torch\.no_grad"),
+    ):
         ml.MAML(model, 0.1)(episodes)
     with pytest.raises(ValueError, match="no parameter to train"):
         ml.meta_backward(ml.MAML(smooth_network().requires_grad_(False), 0.1), episodes)

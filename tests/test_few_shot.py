@@ -21,11 +21,15 @@ from metalearn.tasks.keyed_random import philox
 
 
 def numbered(sizes: list[int], shuffle: int = 0) -> LabelledImages:
-    """Every image is its own number, in base 256 over two pixels, so a draw tells which image it was."""
+    """Every image is its own number, in base 256 over two pixels, so a draw tells which image it
+    was.
+    """
     labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(shuffle))]
     number = torch.arange(len(labels))
-    return LabelledImages(torch.stack((number // 256, number % 256), 1).to(torch.uint8).view(-1, 1, 1, 2), labels)
+    return LabelledImages(
+        torch.stack((number // 256, number % 256), 1).to(torch.uint8).view(-1, 1, 1, 2), labels
+    )
 
 
 def drawn(inputs: torch.Tensor) -> list[int]:
@@ -33,7 +37,9 @@ def drawn(inputs: torch.Tensor) -> list[int]:
 
 
 def same(a: Episode, b: Episode) -> bool:
-    return all(torch.equal(x, y) for s, t in zip(a, b, strict=True) for x, y in zip(s, t, strict=True))
+    return all(
+        torch.equal(x, y) for s, t in zip(a, b, strict=True) for x, y in zip(s, t, strict=True)
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -41,7 +47,10 @@ def same(a: Episode, b: Episode) -> bool:
 def test_a_task_has_distinct_classes_and_disjoint_support_and_query(data, seed, index):
     shots, queries = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
     least = shots + queries
-    sizes = data.draw(st.lists(st.integers(least, least + 5), min_size=1, max_size=8) | st.lists(st.just(150), min_size=2, max_size=4))
+    sizes = data.draw(
+        st.lists(st.integers(least, least + 5), min_size=1, max_size=8)
+        | st.lists(st.just(150), min_size=2, max_size=4)
+    )
     ways = data.draw(st.integers(1, len(sizes)))
     source = numbered(sizes, shuffle=seed % 1000)
     support, query = FewShot(source, ways, shots, queries, tasks=10**9 + 1, seed=seed)[index]
@@ -50,7 +59,11 @@ def test_a_task_has_distinct_classes_and_disjoint_support_and_query(data, seed, 
     assert support.targets.tolist() == [c for c in range(ways) for _ in range(shots)]
     assert query.targets.tolist() == [c for c in range(ways) for _ in range(queries)]
     originals = [
-        {int(source.labels[n]) for n in chosen[c * shots : (c + 1) * shots] + asked[c * queries : (c + 1) * queries]} for c in range(ways)
+        {
+            int(source.labels[n])
+            for n in chosen[c * shots : (c + 1) * shots] + asked[c * queries : (c + 1) * queries]
+        }
+        for c in range(ways)
     ]
     assert all(len(one) == 1 for one in originals)
     assert len(set.union(*originals)) == ways
@@ -67,7 +80,11 @@ def test_a_task_does_not_depend_on_what_was_drawn_before(order, seed):
 
 def test_tasks_differ_by_index_and_by_seed():
     source = numbered([20] * 10)
-    draws = {tuple(drawn(FewShot(source, 5, 1, 4, 50, seed)[i].query.inputs)) for seed in range(4) for i in range(50)}
+    draws = {
+        tuple(drawn(FewShot(source, 5, 1, 4, 50, seed)[i].query.inputs))
+        for seed in range(4)
+        for i in range(50)
+    }
     assert len(draws) == 200
 
 
@@ -83,18 +100,26 @@ print(hashlib.sha256(b"".join(t.numpy().tobytes() for i in (0, 99, 42) for part 
 def test_tasks_are_the_same_in_another_process_and_in_workers(capsys):
     exec(DIGEST, {})
     here = capsys.readouterr().out.strip()
-    there = subprocess.run([sys.executable, "-c", DIGEST], capture_output=True, text=True, check=True)
+    there = subprocess.run(
+        [sys.executable, "-c", DIGEST], capture_output=True, text=True, check=True
+    )
     assert here == there.stdout.strip() and len(here) == len(hashlib.sha256().hexdigest())
     tasks = FewShot(numbered([10] * 6), 3, 1, 2, tasks=4)
     for i, pair in enumerate(DataLoader(tasks, batch_size=2, num_workers=1)):
-        assert all(same(Episode(*(type(p)(*(t[j] for t in p)) for p in pair)), tasks[2 * i + j]) for j in range(2))
+        assert all(
+            same(Episode(*(type(p)(*(t[j] for t in p)) for p in pair)), tasks[2 * i + j])
+            for j in range(2)
+        )
 
 
 def test_threads_that_share_a_sampler_draw_the_same_tasks():
     tasks = FewShot(numbered([20] * 30), 5, 1, 5, tasks=400)
     alone = [tasks[i] for i in range(400)]
     found: dict[int, Episode] = {}
-    threads = [threading.Thread(target=lambda k=k: found.update({i: tasks[i] for i in range(k, 400, 4)})) for k in range(4)]
+    threads = [
+        threading.Thread(target=lambda k=k: found.update({i: tasks[i] for i in range(k, 400, 4)}))
+        for k in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -118,18 +143,29 @@ def test_classes_and_images_are_drawn_uniformly(sizes):
     assert all(abs(classes[c] / 4000 - 1 / 5) < 5 * (0.16 / 4000) ** 0.5 for c in range(5))
     within = Counter(n for n in firsts if labels[n] == 0)
     total = sum(within.values())
-    assert all(abs(count / total - 1 / 6) < 5 * (5 / 36 / total) ** 0.5 for count in within.values()) and len(within) == 6
+    assert (
+        all(abs(count / total - 1 / 6) < 5 * (5 / 36 / total) ** 0.5 for count in within.values())
+        and len(within) == 6
+    )
 
 
 def test_a_data_loader_stacks_tasks():
     stacked = next(iter(DataLoader(FewShot(numbered([10] * 6), 3, 2, 4, tasks=8), batch_size=4)))
     assert isinstance(stacked, Episode)
-    assert stacked.support.inputs.shape == (4, 6, 1, 1, 2) and stacked.query.targets.shape == (4, 12)
-    assert stacked.query.inputs.dtype == torch.float32 and stacked.query.targets.dtype == torch.int64
+    assert stacked.support.inputs.shape == (4, 6, 1, 1, 2) and stacked.query.targets.shape == (
+        4,
+        12,
+    )
+    assert (
+        stacked.query.inputs.dtype == torch.float32 and stacked.query.targets.dtype == torch.int64
+    )
 
 
 def test_a_stack_holds_the_single_tasks():
-    for dataset in (numbered([10] * 6, shuffle=3), TensorDataset(torch.rand(60, 3), torch.arange(60) % 6)):
+    for dataset in (
+        numbered([10] * 6, shuffle=3),
+        TensorDataset(torch.rand(60, 3), torch.arange(60) % 6),
+    ):
         tasks = FewShot(dataset, ways=3, shots=1, queries=2, tasks=20)
         assert same(tasks.stack([4, 0, 19]), stack(tasks[i] for i in (4, 0, 19)))
 
@@ -177,11 +213,16 @@ class Listed(Dataset):
 
 
 def test_pil_images_arrays_and_tensors_give_the_same_tasks():
-    pixels = torch.randint(0, 256, (12, 3, 5, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    pixels = torch.randint(
+        0, 256, (12, 3, 5, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
     labels = [i % 3 for i in range(12)]
     reference = FewShot(LabelledImages(pixels, torch.tensor(labels)), 3, 2, 2, tasks=5)
     kinds = [
-        [(Image.fromarray(p.permute(1, 2, 0).numpy()), y) for p, y in zip(pixels, labels, strict=True)],
+        [
+            (Image.fromarray(p.permute(1, 2, 0).numpy()), y)
+            for p, y in zip(pixels, labels, strict=True)
+        ],
         [(p / 255, np.int64(y)) for p, y in zip(pixels, labels, strict=True)],
         [(p.numpy(), torch.tensor([y])) for p, y in zip(pixels, labels, strict=True)],
     ]
@@ -191,13 +232,16 @@ def test_pil_images_arrays_and_tensors_give_the_same_tasks():
         assert all(same(tasks[i], reference[i]) for i in range(5))
     assert all(
         same(
-            FewShot(reference.dataset, 3, 2, 2, tasks=5)[i], FewShot(TensorDataset(pixels / 255, torch.tensor(labels)), 3, 2, 2, tasks=5)[i]
+            FewShot(reference.dataset, 3, 2, 2, tasks=5)[i],
+            FewShot(TensorDataset(pixels / 255, torch.tensor(labels)), 3, 2, 2, tasks=5)[i],
         )
         for i in range(5)
     )
 
 
-@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("1", 1), ("LA", 1), ("P", 3), ("RGBA", 3)])
+@pytest.mark.parametrize(
+    ("mode", "channels"), [("L", 1), ("1", 1), ("LA", 1), ("P", 3), ("RGBA", 3)]
+)
 def test_every_eight_bit_mode_of_pil_is_read(mode, channels):
     tasks = FewShot(Listed([(Image.new(mode, (4, 3)), y) for y in (0, 0, 1, 1)]), 2, 1, 1, tasks=1)
     assert tasks[0].support.inputs.shape == (2, channels, 3, 4)
@@ -208,15 +252,36 @@ def test_floats_between_the_levels_and_vectors_are_kept_as_they_are():
     tasks = FewShot(TensorDataset(values, torch.arange(8) % 2), 2, 1, 3, tasks=1)
     kept = {tuple(row) for part in tasks[0] for row in part.inputs.tolist()}
     assert kept == {tuple(row) for row in values.tolist()}
-    mixed = FewShot(TensorDataset(torch.stack((torch.tensor([0.0, 1.0]), torch.tensor([0.3, 0.4]))), torch.tensor([0, 0])), 1, 1, 1, 1)
-    assert sorted(mixed[0].support.inputs.tolist() + mixed[0].query.inputs.tolist()) == [[0.0, 1.0], pytest.approx([0.3, 0.4])]
+    mixed = FewShot(
+        TensorDataset(
+            torch.stack((torch.tensor([0.0, 1.0]), torch.tensor([0.3, 0.4]))), torch.tensor([0, 0])
+        ),
+        1,
+        1,
+        1,
+        1,
+    )
+    assert sorted(mixed[0].support.inputs.tolist() + mixed[0].query.inputs.tolist()) == [
+        [0.0, 1.0],
+        pytest.approx([0.3, 0.4]),
+    ]
 
 
 def test_labels_need_not_count_from_zero():
     labels = torch.tensor([-5, -5, 1000, 1000, 7, 7])
-    support, query = FewShot(TensorDataset(torch.arange(6).view(6, 1) / 10, labels), 3, 1, 1, tasks=1)[0]
-    pairs = zip(support.inputs[:, 0].mul(10).round().int().tolist(), query.inputs[:, 0].mul(10).round().int().tolist(), strict=True)
-    assert {frozenset(pair) for pair in pairs} == {frozenset((0, 1)), frozenset((2, 3)), frozenset((4, 5))}
+    support, query = FewShot(
+        TensorDataset(torch.arange(6).view(6, 1) / 10, labels), 3, 1, 1, tasks=1
+    )[0]
+    pairs = zip(
+        support.inputs[:, 0].mul(10).round().int().tolist(),
+        query.inputs[:, 0].mul(10).round().int().tolist(),
+        strict=True,
+    )
+    assert {frozenset(pair) for pair in pairs} == {
+        frozenset((0, 1)),
+        frozenset((2, 3)),
+        frozenset((4, 5)),
+    }
 
 
 def test_subsets_of_data_sets_are_data_sets():
@@ -230,15 +295,35 @@ BIG = [(torch.zeros(1, 2, 2), y) for y in (0, 0, 1, 1)]
 @pytest.mark.parametrize(
     ("items", "error", "message"),
     [
-        ([(torch.zeros(1, 2, 2), 0.5)], TypeError, r"label of item 0 of Listed is 0.5, not an integer"),
-        ([(torch.zeros(1, 2, 2), None)], TypeError, r"None, not an integer or a string; number the classes"),
-        ([(torch.zeros(1, 2, 2), "cat"), (torch.zeros(1, 2, 2), 1)], TypeError, r"the labels of Listed mix int and str"),
+        (
+            [(torch.zeros(1, 2, 2), 0.5)],
+            TypeError,
+            r"label of item 0 of Listed is 0.5, not an integer",
+        ),
+        (
+            [(torch.zeros(1, 2, 2), None)],
+            TypeError,
+            r"None, not an integer or a string; number the classes",
+        ),
+        (
+            [(torch.zeros(1, 2, 2), "cat"), (torch.zeros(1, 2, 2), 1)],
+            TypeError,
+            r"the labels of Listed mix int and str",
+        ),
         ([(torch.zeros(1, 2, 2), torch.tensor([0, 1]))], TypeError, "not an integer"),
-        ([*BIG, (torch.zeros(1, 3, 3), 1)], ValueError, r"item 4 of Listed has shape \(1, 3, 3\) but item 0 has \(1, 2, 2\).*Resize"),
+        (
+            [*BIG, (torch.zeros(1, 3, 3), 1)],
+            ValueError,
+            r"item 4 of Listed has shape \(1, 3, 3\) but item 0 has \(1, 2, 2\).*Resize",
+        ),
         ([torch.zeros(1, 2, 2)], TypeError, r"item 0 of Listed is not a pair"),
         ([("a.png", 0)], TypeError, "item 0 of Listed is a str, not an image"),
         ([(torch.zeros(1, 2, 2, dtype=torch.int64), 0)], TypeError, "holds torch.int64"),
-        ([(Image.new("I", (2, 2), 70000), 0)], ValueError, "item 0 of Listed has values from 70000 to 70000, which do not fit 16 bits"),
+        (
+            [(Image.new("I", (2, 2), 70000), 0)],
+            ValueError,
+            "item 0 of Listed has values from 70000 to 70000, which do not fit 16 bits",
+        ),
         ([], ValueError, "Listed is empty"),
     ],
 )
@@ -256,10 +341,24 @@ def test_more_ways_than_classes_and_too_few_images_are_refused_by_name():
     with pytest.raises(ValueError, match="has 2 classes but ways=3; ask for at most 2 ways"):
         FewShot(Listed(BIG), 3, 1, 1, tasks=1)
     with pytest.raises(ValueError, match="has 0 classes but ways=1"):
-        FewShot(LabelledImages(torch.zeros(0, 1, 2, 2, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64)), 1, 1, 1, tasks=1)
+        FewShot(
+            LabelledImages(
+                torch.zeros(0, 1, 2, 2, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64)
+            ),
+            1,
+            1,
+            1,
+            tasks=1,
+        )
     source = numbered([30, 8, 9])
     source.names = ("alpha", "beta", "gamma")
-    with pytest.raises(ValueError, match=r"class 'beta' has 8 images but shots=5 and queries=15 need 20 \(2 of 3 classes are too small\)"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"class 'beta' has 8 images but shots=5 and queries=15 need 20 \(2 of 3 classes are too"
+            r" small\)"
+        ),
+    ):
         FewShot(source, 2, 5, 15, tasks=1)
 
 
@@ -279,7 +378,11 @@ def test_labelled_images_index_and_take_classes():
     image, label = source[4]
     assert torch.equal(image, source.images[4] / 255) and label == source.labels[4]
     taken = source.classes([2, 0], seed=3)
-    assert taken.names == ("2", "0") and taken.labels.bincount().tolist() == [4, 2] and taken.description == {"seed": 3}
+    assert (
+        taken.names == ("2", "0")
+        and taken.labels.bincount().tolist() == [4, 2]
+        and taken.description == {"seed": 3}
+    )
     assert torch.equal(taken.images[taken.labels == 0], source.images[source.labels == 2])
 
 
@@ -290,7 +393,12 @@ def test_labelled_images_index_and_take_classes():
         (torch.zeros(2, 2, 2, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), (), TypeError),
         (torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.tensor([0.5, 1.0]), (), TypeError),
         (torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.zeros(2), ("a",), TypeError),
-        (torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64), (), TypeError),
+        (
+            torch.zeros(2, 1, 2, 2, dtype=torch.uint8),
+            torch.zeros(3, dtype=torch.int64),
+            (),
+            TypeError,
+        ),
         (torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1]), ("a",), ValueError),
         (torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, -1]), ("a",), ValueError),
     ],

@@ -25,11 +25,16 @@ def test_tensors_and_record_come_back_as_they_were(tmp_path: Path) -> None:
         "flag": torch.tensor([True, False]),
     }
     shared = torch.rand(4)
-    files.save(tmp_path / "x.safetensors", {**tensors, "a": shared, "b": shared}, {"step": 3, "name": "é"})
+    files.save(
+        tmp_path / "x.safetensors", {**tensors, "a": shared, "b": shared}, {"step": 3, "name": "é"}
+    )
     loaded, record = files.load(tmp_path / "x.safetensors")
     assert record == {"step": 3, "name": "é"}
     assert loaded.keys() == {*tensors, "a", "b"}
-    assert all(torch.equal(loaded[name], tensor) and loaded[name].dtype == tensor.dtype for name, tensor in tensors.items())
+    assert all(
+        torch.equal(loaded[name], tensor) and loaded[name].dtype == tensor.dtype
+        for name, tensor in tensors.items()
+    )
 
 
 def test_any_safetensors_reader_opens_it(tmp_path: Path) -> None:
@@ -43,7 +48,10 @@ def test_damage_is_detected_and_named(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     files.save(path, {"weight": torch.rand(100)}, {"step": 1})
     whole = path.read_bytes()
-    bit, word = whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:], whole.replace(b'step\\": 1', b'step\\": 2')
+    bit, word = (
+        whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:],
+        whole.replace(b'step\\": 1', b'step\\": 2'),
+    )
     for broken in (whole[:-1], whole[:20], b"", bit, word):
         assert broken != whole
         path.write_bytes(broken)
@@ -72,7 +80,9 @@ def test_a_file_of_someone_else_is_refused(tmp_path: Path) -> None:
         files.load(tmp_path / "y.safetensors")
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_file_and_no_litter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "x"
     files.write_atomically(path, b"old")
 

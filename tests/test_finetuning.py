@@ -19,11 +19,15 @@ from transfer.finetuning.finetune import order, subset
 from transfer.finetuning.scores import auc, scores
 
 
-def images(per_class: tuple[int, ...] = (12, 12, 12), seed: int = 0, size: int = 6) -> LabelledImages:
+def images(
+    per_class: tuple[int, ...] = (12, 12, 12), seed: int = 0, size: int = 6
+) -> LabelledImages:
     """Noise with a bright row that tells the class."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(len(per_class)).repeat_interleave(torch.tensor(per_class))
-    pixels = torch.randint(0, 120, (len(labels), 1, size, size), generator=generator, dtype=torch.uint8)
+    pixels = torch.randint(
+        0, 120, (len(labels), 1, size, size), generator=generator, dtype=torch.uint8
+    )
     for i, label in enumerate(labels):
         pixels[i, :, label] += 100
     return LabelledImages(pixels, labels)
@@ -31,7 +35,14 @@ def images(per_class: tuple[int, ...] = (12, 12, 12), seed: int = 0, size: int =
 
 def network(outputs: int = 3, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(64, outputs))
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.Flatten(),
+        nn.Linear(64, outputs),
+    )
 
 
 def test_the_curve_and_the_weights_are_those_of_a_plain_loop_to_the_last_bit() -> None:
@@ -66,10 +77,15 @@ def test_the_curve_and_the_weights_are_those_of_a_plain_loop_to_the_last_bit() -
                 break
     assert curve.losses == tuple(losses)
     assert curve.values == tuple(found) and curve.steps == (0, 3, 6, 7) and curve.final == found[-1]
-    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True)
+    )
 
 
-def test_the_same_seed_gives_the_same_curve_whatever_was_drawn_before_and_another_seed_another() -> None:
+def test_the_same_seed_gives_the_same_curve_whatever_was_drawn_before_and_another_seed_another() -> (
+    None
+):
     train = finetune(images(), images(seed=1), steps=6, batch=8)
     first = train(network(), seed=1)
     torch.rand(7)
@@ -88,7 +104,9 @@ def test_training_leaves_the_global_generator_alone() -> None:
 
 @given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 5))
 @settings(max_examples=30, deadline=None)
-def test_every_epoch_has_each_image_at_most_once_and_batches_are_full(batch: int, count: int, seed: int) -> None:
+def test_every_epoch_has_each_image_at_most_once_and_batches_are_full(
+    batch: int, count: int, seed: int
+) -> None:
     targets = torch.arange(count) % 2
     batches, size = order(targets, batch, seed), min(batch, count)
     epoch = torch.cat([next(batches) for _ in range(count // size)])
@@ -108,22 +126,31 @@ def test_a_balanced_loss_is_cross_entropy_weighed_by_the_inverse_of_class_sizes(
     torch.manual_seed(2)
     everything = torch.randperm(36, generator=torch.Generator().manual_seed(2))
     loss = F.cross_entropy(
-        theirs(train.images[everything].float() / 255), train.labels[everything], weight=torch.tensor([36 / 60, 36 / 12, 36 / 36])
+        theirs(train.images[everything].float() / 255),
+        train.labels[everything],
+        weight=torch.tensor([36 / 60, 36 / 12, 36 / 36]),
     )
     assert curve.losses[0] == pytest.approx(loss.item(), rel=1e-6)
 
 
 def test_scores_have_known_values() -> None:
-    logits, targets = torch.tensor([[2.0, 0, 0], [0, 2, 0], [0, 0, 2], [2, 0, 0]]), torch.tensor([0, 1, 2, 2])
+    logits, targets = (
+        torch.tensor([[2.0, 0, 0], [0, 2, 0], [0, 0, 2], [2, 0, 0]]),
+        torch.tensor([0, 1, 2, 2]),
+    )
     found = scores(logits, targets)
-    assert found["accuracy"] == 0.75 and found["balanced_accuracy"] == pytest.approx((1 + 1 + 0.5) / 3)
+    assert found["accuracy"] == 0.75 and found["balanced_accuracy"] == pytest.approx(
+        (1 + 1 + 0.5) / 3
+    )
     assert found["auc"] == pytest.approx((5 / 6 + 1 + 0.75) / 3)
     assert "auc" not in scores(logits, torch.tensor([0, 1, 1, 1]))
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=2, max_size=30))
 @settings(max_examples=60, deadline=None)
-def test_auc_is_the_share_of_pairs_in_order_with_ties_as_halves(pairs: list[tuple[int, bool]]) -> None:
+def test_auc_is_the_share_of_pairs_in_order_with_ties_as_halves(
+    pairs: list[tuple[int, bool]],
+) -> None:
     positives = [value for value, positive in pairs if positive]
     negatives = [value for value, positive in pairs if not positive]
     logits = torch.tensor([[0.0, float(value)] for value, _ in pairs])
@@ -139,20 +166,29 @@ def test_auc_is_the_share_of_pairs_in_order_with_ties_as_halves(pairs: list[tupl
 
 def test_steps_to_a_threshold_are_interpolated_and_none_where_it_is_not_reached() -> None:
     curve = Curve("auc", (0, 10, 20, 30), {"auc": (0.2, 0.6, 0.5, 0.9)})
-    assert curve.steps_to(0.4) == pytest.approx(5) and curve.steps_to(0.1) == 0 and curve.steps_to(0.6) == pytest.approx(10)
+    assert (
+        curve.steps_to(0.4) == pytest.approx(5)
+        and curve.steps_to(0.1) == 0
+        and curve.steps_to(0.6) == pytest.approx(10)
+    )
     assert curve.steps_to(0.7) == pytest.approx(25) and curve.steps_to(0.91) is None
 
 
 @given(st.lists(st.integers(1, 30), min_size=2, max_size=6), st.data())
 @settings(max_examples=60, deadline=None)
-def test_a_subset_has_the_number_asked_for_and_every_class_its_share(counts: list[int], data: st.DataObject) -> None:
+def test_a_subset_has_the_number_asked_for_and_every_class_its_share(
+    counts: list[int], data: st.DataObject
+) -> None:
     targets = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     wanted = data.draw(st.integers(len(counts), sum(counts)))
     chosen = subset(targets, wanted, seed=1)
     taken = torch.bincount(targets[chosen], minlength=len(counts))
     assert len(chosen) == wanted == len(chosen.unique()) and int(taken.min()) >= 1
     if wanted * min(counts) >= sum(counts):
-        assert all(abs(int(n) - wanted * count / sum(counts)) <= 1 for n, count in zip(taken, counts, strict=True))
+        assert all(
+            abs(int(n) - wanted * count / sum(counts)) <= 1
+            for n, count in zip(taken, counts, strict=True)
+        )
 
 
 def test_a_subset_depends_on_the_seed_and_a_fraction_is_of_all() -> None:
@@ -166,20 +202,30 @@ def test_rates_and_frozen_layers_hold_what_they_name() -> None:
     model = network()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     finetune(images(), images(seed=1), steps=2, rates={"0": 0.0})(model, seed=0)
-    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    moved = {
+        name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])
+    }
     assert "0.weight" not in moved and {"1.weight", "1.running_mean", "5.weight"} <= moved
 
     for frozen in ("1", linear_probe):
         model = network()
         finetune(images(), images(seed=1), steps=2, frozen=frozen)(model, seed=0)
-        assert {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])} == {"5.weight", "5.bias"}
+        assert {
+            name
+            for name, tensor in model.state_dict().items()
+            if not torch.equal(tensor, before[name])
+        } == {"5.weight", "5.bias"}
 
 
 def test_early_stopping_goes_back_to_the_best_validation_score() -> None:
     train = images()
-    wrong = LabelledImages(train.images, (train.labels + 1) % 3)  # the better it fits, the worse it scores here
+    wrong = LabelledImages(
+        train.images, (train.labels + 1) % 3
+    )  # the better it fits, the worse it scores here
     model = network()
-    curve = finetune(train, images(seed=1), steps=40, lr=0.01, evaluate_every=2, validation=wrong, early_stop=2)(model, seed=0)
+    curve = finetune(
+        train, images(seed=1), steps=40, lr=0.01, evaluate_every=2, validation=wrong, early_stop=2
+    )(model, seed=0)
     best = max(range(len(curve.validation)), key=lambda i: (curve.validation[i], -i))
     assert curve.best == best and curve.steps[-1] == 2 * (best + 2) < 40
     assert curve.final == curve.values[best]
@@ -189,7 +235,9 @@ def test_early_stopping_goes_back_to_the_best_validation_score() -> None:
     assert scores(predicted, images(seed=1).labels)["accuracy"] == curve.final
 
 
-def test_a_transform_is_applied_in_training_and_at_test_and_augmentation_in_training_alone() -> None:
+def test_a_transform_is_applied_in_training_and_at_test_and_augmentation_in_training_alone() -> (
+    None
+):
     seen: dict[str, list[int]] = {"transform": [], "augment": []}
 
     def watch(name: str, batch: torch.Tensor) -> torch.Tensor:
@@ -214,14 +262,20 @@ def test_any_data_set_of_floats_is_taken_as_it_is() -> None:
     values = torch.randn(12, 3)
     data = TensorDataset(values, torch.arange(12) % 2)
     train = finetune(data, data, steps=1)
-    assert torch.equal(train.train_inputs, values) and train(nn.Linear(3, 2), seed=0).steps == (0, 1)
+    assert torch.equal(train.train_inputs, values) and train(nn.Linear(3, 2), seed=0).steps == (
+        0,
+        1,
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"train": images((9,))}, "one class \\(0\\) in all its 9 images"),
-        ({"test": images((3, 3, 3, 3))}, "test set has the class 3, of which there is no training image"),
+        (
+            {"test": images((3, 3, 3, 3))},
+            "test set has the class 3, of which there is no training image",
+        ),
         ({"images": 2}, "2 training images of 3 classes"),
         ({"images": 37}, "there are 36 training images"),
         ({"images": float("nan")}, "images=nan; give a number"),
@@ -241,7 +295,9 @@ def test_bad_input_is_refused_before_any_training(arguments: dict, message: str)
 
 
 def test_labels_beyond_the_heads_outputs_are_named_with_the_cure() -> None:
-    with pytest.raises(ValueError, match=r"labels run to 2, but the head of Sequential puts out \(2,\).*outputs=3"):
+    with pytest.raises(
+        ValueError, match=r"labels run to 2, but the head of Sequential puts out \(2,\).*outputs=3"
+    ):
         finetune(images(), images(seed=1), steps=2)(network(outputs=2), seed=0)
 
 

@@ -33,7 +33,9 @@ def test_splits_have_400_classes_of_20_drawings() -> None:
     for split, classes in (("train", 256), ("validation", 64), ("test", 80)):
         images = glyphs(split)
         assert len(images) == 20 * classes
-        assert images.images.shape == (20 * classes, 1, 28, 28) and images.images.dtype == torch.uint8
+        assert (
+            images.images.shape == (20 * classes, 1, 28, 28) and images.images.dtype == torch.uint8
+        )
         assert torch.equal(images.labels, torch.arange(classes).repeat_interleave(20))
         assert images.names == tuple(f"glyph{i:03d}" for i in SPLITS[split])
 
@@ -58,8 +60,13 @@ def test_two_calls_are_equal_and_do_not_share_memory() -> None:
 
 
 def test_a_fresh_process_draws_the_same() -> None:
-    fresh = subprocess.run([sys.executable, "-c", FINGERPRINT], capture_output=True, text=True, check=True).stdout.strip()
-    assert fresh == hashlib.sha256(glyphs("test", classes=12, seed=5).images.numpy().tobytes()).hexdigest()
+    fresh = subprocess.run(
+        [sys.executable, "-c", FINGERPRINT], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    assert (
+        fresh
+        == hashlib.sha256(glyphs("test", classes=12, seed=5).images.numpy().tobytes()).hexdigest()
+    )
 
 
 def test_global_generators_are_neither_read_nor_moved() -> None:
@@ -93,9 +100,13 @@ def test_no_drawing_occurs_twice_and_no_two_classes_of_any_splits_are_alike() ->
     assert float(distances.min()) > 0.5
 
 
-def test_drawings_of_a_class_are_nearer_to_one_another_than_to_other_classes(train: LabelledImages) -> None:
+def test_drawings_of_a_class_are_nearer_to_one_another_than_to_other_classes(
+    train: LabelledImages,
+) -> None:
     x = pixels(train)
-    distances = torch.cdist(x.flatten(0, 1), x.flatten(0, 1)).unflatten(0, (60, 20)).unflatten(2, (60, 20))
+    distances = (
+        torch.cdist(x.flatten(0, 1), x.flatten(0, 1)).unflatten(0, (60, 20)).unflatten(2, (60, 20))
+    )
     within = torch.stack([distances[c, :, c].sum() / (20 * 19) for c in range(60)])
     between = (distances.sum((1, 3)) * (1 - torch.eye(60))).sum(1) / (59 * 400)
     assert float(within.mean()) < float(between.mean())
@@ -119,10 +130,16 @@ def test_a_drawer_has_one_style_in_all_characters(train: LabelledImages) -> None
 
 
 def test_size_changes_the_resolution_and_not_the_drawing() -> None:
-    small, large = glyphs("validation", classes=3, size=28).images, glyphs("validation", classes=3, size=56).images
+    small, large = (
+        glyphs("validation", classes=3, size=28).images,
+        glyphs("validation", classes=3, size=56).images,
+    )
     assert large.shape == (60, 1, 56, 56)
     halved = torch.nn.functional.avg_pool2d(large.float(), 2).flatten(1)
-    correlation = [float(torch.corrcoef(torch.stack((a, b)))[0, 1]) for a, b in zip(small.float().flatten(1), halved, strict=True)]
+    correlation = [
+        float(torch.corrcoef(torch.stack((a, b)))[0, 1])
+        for a, b in zip(small.float().flatten(1), halved, strict=True)
+    ]
     assert min(correlation) > 0.95
 
 
@@ -143,7 +160,9 @@ def test_an_unknown_split_is_refused_with_the_choices(split: str) -> None:
         ({"seed": 2**64}, "seed=18446744073709551616 "),
     ],
 )
-def test_numbers_out_of_range_are_refused_with_the_range(settings: dict[str, int], said: str) -> None:
+def test_numbers_out_of_range_are_refused_with_the_range(
+    settings: dict[str, int], said: str
+) -> None:
     with pytest.raises(ValueError, match=said):
         glyphs("train", **settings)
 
@@ -151,9 +170,13 @@ def test_numbers_out_of_range_are_refused_with_the_range(settings: dict[str, int
 def test_draws_are_uniform_and_bell_shaped_and_differ_by_stream() -> None:
     uniform, bell = Draws(0, 1).uniform(100_000), Draws(0, 2).bell(100_000)
     assert uniform.min() >= 0 and uniform.max() < 1 and abs(uniform.mean() - 0.5) < 0.005
-    assert abs(bell.mean()) < 0.02 and abs(bell.std() - 1) < 0.02 and abs(bell).max() <= 2 * np.sqrt(3)
+    assert (
+        abs(bell.mean()) < 0.02 and abs(bell.std() - 1) < 0.02 and abs(bell).max() <= 2 * np.sqrt(3)
+    )
     assert not np.array_equal(Draws(0, 1).uniform(9), Draws(0, 2).uniform(9))
-    counts = np.bincount([Draws(7, stream).choice((0, 1, 3)) for stream in range(2000)], minlength=3)
+    counts = np.bincount(
+        [Draws(7, stream).choice((0, 1, 3)) for stream in range(2000)], minlength=3
+    )
     assert counts[0] == 0 and 0.7 < counts[2] / 2000 < 0.8
 
 

@@ -1,4 +1,6 @@
-"""CUDA graphs: every recorded meta-gradient and prediction against the loop; without a CUDA device a recording calls the function again."""
+"""CUDA graphs: every recorded meta-gradient and prediction against the loop; without a CUDA device
+a recording calls the function again.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,18 @@ from metalearn.tasks import FewShot, Sinusoid, glyphs
 from tests.conftest import EXACT, FAMILY, gradients, made_up_tasks, outer_loss, smooth_network
 from tests.test_gradients import along
 
-cuda = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"))
+cuda = pytest.param(
+    "cuda",
+    marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+)
 
 
 @pytest.fixture(params=["cpu", cuda])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where recordings are made. On a CPU what would be recorded is run again on the same memory."""
+    """Where recordings are made.
+
+    On a CPU what would be recorded is run again on the same memory.
+    """
 
     def run_again(work: Callable[..., Any], *inputs: torch.Tensor) -> Callable[..., Any]:
         held = [tensor.clone() for tensor in inputs]
@@ -48,7 +56,11 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
     """The device of every recording that was made."""
     made: list[torch.device] = []
     original = recording.record
-    monkeypatch.setattr(recording, "record", lambda work, *inputs: made.append(inputs[0].device) or original(work, *inputs))
+    monkeypatch.setattr(
+        recording,
+        "record",
+        lambda work, *inputs: made.append(inputs[0].device) or original(work, *inputs),
+    )
     return made
 
 
@@ -58,20 +70,32 @@ def found(learner: ml.Learner, episodes: Episode) -> tuple[torch.Tensor, ...]:
     done = ml.meta_backward(learner, episodes)
     with torch.no_grad():
         predicted = learner(episodes)
-    return tuple(tensor.cpu() for tensor in (gradients(learner), done.losses, done.logits, predicted))
+    return tuple(
+        tensor.cpu() for tensor in (gradients(learner), done.losses, done.logits, predicted)
+    )
 
 
-def check(build: Callable[..., ml.Learner], device: str, shape: tuple[int, ...] = (1, 5, 5), ways: int = 3, calls: int = 4) -> None:
+def check(
+    build: Callable[..., ml.Learner],
+    device: str,
+    shape: tuple[int, ...] = (1, 5, 5),
+    ways: int = 3,
+    calls: int = 4,
+) -> None:
     """In graphs, other tasks at every call, as in a loop on the CPU."""
     expected, recorded = build(execution="loop"), build(execution="graphs").to(device)
     for call in range(calls):
         episodes = made_up_tasks(seed=call, shape=shape, ways=ways)
-        for ours, theirs in zip(found(recorded, episodes.to(device)), found(expected, episodes), strict=True):
+        for ours, theirs in zip(
+            found(recorded, episodes.to(device)), found(expected, episodes), strict=True
+        ):
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_every_learner_is_as_in_a_loop(name: str, device: str, recordings: list[torch.device]) -> None:
+def test_every_learner_is_as_in_a_loop(
+    name: str, device: str, recordings: list[torch.device]
+) -> None:
     check(lambda **options: FAMILY[name](smooth_network(), **options), device)
     assert len(recordings) == 2  # the meta-gradient and the prediction, each at its second call
 
@@ -101,19 +125,32 @@ def test_the_networks_of_the_papers_are_as_in_a_loop(name: str, network: str, de
 def test_reptile_and_learned_rates_are_as_in_a_loop(device: str) -> None:
     check(lambda **options: ml.Reptile(smooth_network(), 0.3, steps=3, **options), device)
     rate = torch.tensor(0.3, dtype=torch.float64)
-    check(lambda **options: ml.MAML(smooth_network(), {"": 0.2, "6": nn.Parameter(rate.clone())}, steps=2, **options), device)
+    check(
+        lambda **options: ml.MAML(
+            smooth_network(), {"": 0.2, "6": nn.Parameter(rate.clone())}, steps=2, **options
+        ),
+        device,
+    )
 
 
 @pytest.mark.parametrize("name", EXACT)
-def test_a_recorded_meta_gradient_is_the_derivative_of_the_outer_loss(name: str, device: str) -> None:
+def test_a_recorded_meta_gradient_is_the_derivative_of_the_outer_loss(
+    name: str, device: str
+) -> None:
     learner = FAMILY[name](smooth_network(), execution="graphs").to(device)
     episodes = made_up_tasks().to(device)
     for _ in range(3):
         learner.zero_grad()
         ml.meta_backward(learner, episodes)
     generator = torch.Generator().manual_seed(5)
-    direction = [torch.randn(p.shape, generator=generator, dtype=p.dtype).to(device) for p in learner.trained().values()]
-    exact = sum((p.grad * d).sum().item() for p, d in zip(learner.trained().values(), direction, strict=True))
+    direction = [
+        torch.randn(p.shape, generator=generator, dtype=p.dtype).to(device)
+        for p in learner.trained().values()
+    ]
+    exact = sum(
+        (p.grad * d).sum().item()
+        for p, d in zip(learner.trained().values(), direction, strict=True)
+    )
     assert exact == pytest.approx(along(learner, direction, episodes=episodes), rel=1e-8, abs=1e-9)
 
 
@@ -133,19 +170,27 @@ def test_training_on_a_gpu_is_training_on_a_cpu(device: str) -> None:
     for where in ("cpu", device):
         torch.manual_seed(0)
         learner = ml.MAML(Conv4(5, hidden=8).double(), 0.1, steps=2).to(where)
-        curves.append(ml.meta_train(learner, FewShot(images, 5, 1, 3, tasks=100), steps=8, meta_batch=4, progress=False))
+        curves.append(
+            ml.meta_train(
+                learner, FewShot(images, 5, 1, 3, tasks=100), steps=8, meta_batch=4, progress=False
+            )
+        )
     assert curves[0].losses == pytest.approx(curves[1].losses, rel=1e-8)
     assert curves[0].accuracies == curves[1].accuracies
 
 
 def test_another_number_of_classes_is_noticed(device: str, recordings: list[torch.device]) -> None:
-    loop, recorded = (FAMILY["NIL softmax"](smooth_network(), execution=way) for way in ("loop", "graphs"))
+    loop, recorded = (
+        FAMILY["NIL softmax"](smooth_network(), execution=way) for way in ("loop", "graphs")
+    )
     recorded = recorded.to(device)
     for ways in (3, 3, 3, 2, 3):
         episodes = made_up_tasks(ways=3)
         episodes.support.targets.clamp_(max=ways - 1)
         episodes.query.targets.clamp_(max=ways - 1)
-        for ours, theirs in zip(found(recorded, episodes.to(device)), found(loop, episodes), strict=True):
+        for ours, theirs in zip(
+            found(recorded, episodes.to(device)), found(loop, episodes), strict=True
+        ):
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
     assert len(recordings) == 2
     broken = made_up_tasks(ways=3)
@@ -158,16 +203,25 @@ def test_another_number_of_classes_is_noticed(device: str, recordings: list[torc
 
 
 def test_another_setting_is_another_recording(device: str, recordings: list[torch.device]) -> None:
-    learner, episodes = ml.MAML(smooth_network(), 0.4, steps=1, execution="graphs").to(device), made_up_tasks().to(device)
+    learner, episodes = (
+        ml.MAML(smooth_network(), 0.4, steps=1, execution="graphs").to(device),
+        made_up_tasks().to(device),
+    )
     loop = ml.MAML(smooth_network(), 0.4, steps=1, execution="loop").to(device)
     for steps in (1, 3):
         for _ in range(3):
-            for ours, theirs in zip(found(learner.taking(steps), episodes), found(loop.taking(steps), episodes), strict=True):
+            for ours, theirs in zip(
+                found(learner.taking(steps), episodes),
+                found(loop.taking(steps), episodes),
+                strict=True,
+            ):
                 torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
     assert len(recordings) == 4
     frozen = learner.frozen(["0"]), loop.frozen(["0"])
     for _ in range(3):
-        torch.testing.assert_close(found(frozen[0], episodes)[0], found(frozen[1], episodes)[0], rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(
+            found(frozen[0], episodes)[0], found(frozen[1], episodes)[0], rtol=1e-10, atol=1e-12
+        )
     assert len(recordings) == 6
 
 
@@ -204,8 +258,13 @@ def test_graphs_need_a_cuda_device() -> None:
         ml.meta_backward(ml.MAML(MLP(1, 1), 0.1, execution="graphs"), made_up_tasks(shape=(1,)))
 
 
-def test_differentiable_predictions_are_not_recorded(device: str, recordings: list[torch.device]) -> None:
-    learner, episodes = ml.MAML(smooth_network(), 0.4, execution="graphs").to(device), made_up_tasks().to(device)
+def test_differentiable_predictions_are_not_recorded(
+    device: str, recordings: list[torch.device]
+) -> None:
+    learner, episodes = (
+        ml.MAML(smooth_network(), 0.4, execution="graphs").to(device),
+        made_up_tasks().to(device),
+    )
     for _ in range(3):
         learner.zero_grad()
         outer_loss(learner, episodes).backward()
@@ -218,9 +277,14 @@ def test_differentiable_predictions_are_not_recorded(device: str, recordings: li
 
 def test_evaluation_is_as_in_a_loop(device: str) -> None:
     for name in ("MAML", "ANIL", "NIL sum", "ProtoNet"):
-        loop, recorded = (FAMILY[name](smooth_network(), execution=way) for way in ("loop", "graphs"))
+        loop, recorded = (
+            FAMILY[name](smooth_network(), execution=way) for way in ("loop", "graphs")
+        )
         tasks = [ml.episodes.unstack(made_up_tasks(seed=seed))[0] for seed in range(20)]
-        expected, ours = ml.evaluate(loop, tasks, tasks_at_once=4), ml.evaluate(recorded.to(device), tasks, tasks_at_once=4)
+        expected, ours = (
+            ml.evaluate(loop, tasks, tasks_at_once=4),
+            ml.evaluate(recorded.to(device), tasks, tasks_at_once=4),
+        )
         assert torch.equal(expected.per_episode, ours.per_episode)
         assert expected.fingerprints == ours.fingerprints
 

@@ -1,4 +1,6 @@
-"""The paper's findings are answered by their rules, and the benchmark records, resumes and draws what it measured."""
+"""The paper's findings are answered by their rules, and the benchmark records, resumes and draws
+what it measured.
+"""
 
 from __future__ import annotations
 
@@ -37,16 +39,48 @@ JITTER = (0.0, 1.0, -1.0, 2.0, 0.5, -0.5)
 
 def made_up(seeds: int = 6, **steps: float) -> Measured:
     """Six seeds in which the paper is right, but for the mean steps that are given."""
-    means = {"random": 100, "mean_var": 70, "gabor": 60, "through bn1": 60, "through layer1": 40, "full": 30, "slim": 31, **steps}
-    scores = {"random": 0.90, "mean_var": 0.91, "gabor": 0.91, "through bn1": 0.91, "through layer1": 0.93, "full": 0.94, "slim": 0.94}
+    means = {
+        "random": 100,
+        "mean_var": 70,
+        "gabor": 60,
+        "through bn1": 60,
+        "through layer1": 40,
+        "full": 30,
+        "slim": 31,
+        **steps,
+    }
+    scores = {
+        "random": 0.90,
+        "mean_var": 0.91,
+        "gabor": 0.91,
+        "through bn1": 0.91,
+        "through layer1": 0.93,
+        "full": 0.94,
+        "slim": 0.94,
+    }
     shifts = {name: JITTER[place % 6 :] + JITTER[: place % 6] for place, name in enumerate(means)}
-    curves = {name: [mean + shift for shift in shifts[name][:seeds]] for name, mean in means.items()}
-    finals = {name: [score + shift / 1000 for shift in shifts[name][:seeds]] for name, score in scores.items()}
+    curves = {
+        name: [mean + shift for shift in shifts[name][:seeds]] for name, mean in means.items()
+    }
+    finals = {
+        name: [score + shift / 1000 for shift in shifts[name][:seeds]]
+        for name, score in scores.items()
+    }
     names = {name: name.replace("_", " ") if name.startswith("through") else name for name in means}
     low = [0.9 + shift / 1000 for shift in JITTER[:seeds]]
     high = [0.5 + shift / 1000 for shift in shifts["gabor"][:seeds]]
-    full, random = {"bn1": low, "layer1": high, "fc": low}, {"bn1": high[::-1], "layer1": high[::-1], "fc": low}
-    kept = {name: {"conv1": [1.0] * seeds, **layers} for name, layers in (("full", full), ("random", random))}
+    full, random = (
+        {"bn1": low, "layer1": high, "fc": low},
+        {
+            "bn1": high[::-1],
+            "layer1": high[::-1],
+            "fc": low,
+        },
+    )
+    kept = {
+        name: {"conv1": [1.0] * seeds, **layers}
+        for name, layers in (("full", full), ("random", random))
+    }
     return Measured(finals, {names[name]: values for name, values in curves.items()}, kept, LADDER)
 
 
@@ -56,7 +90,9 @@ def by_claim(measured: Measured, **options: bool) -> dict[str, Finding]:
 
 def test_all_findings_hold_where_the_paper_is_right() -> None:
     rows = findings(made_up(), few=True)
-    assert {row.claim: row.answer for row in rows} == dict.fromkeys([row.claim for row in rows], HOLDS)
+    assert {row.claim: row.answer for row in rows} == dict.fromkeys(
+        [row.claim for row in rows], HOLDS
+    )
     assert len(rows) == 10
 
 
@@ -129,16 +165,28 @@ def test_the_page_answers_a_question_alike_in_the_tables_of_starts_and_of_findin
     """Mean-Var once was faster in one table, and not shown to be in the other."""
     asked = 0
     for row in init_tables.newest():
-        claims = {finding.claim: finding for finding in findings(init_tables.measured(row), few=row["images"] < row["whole"])}
+        claims = {
+            finding.claim: finding
+            for finding in findings(init_tables.measured(row), few=row["images"] < row["whole"])
+        }
         for claim, tests, start, better in (
             ("full is faster than random", "steps_tests", "full", "lower"),
-            ("mean_var is faster than random (scale alone helps)", "steps_tests", "mean_var", "lower"),
+            (
+                "mean_var is faster than random (scale alone helps)",
+                "steps_tests",
+                "mean_var",
+                "lower",
+            ),
             ("few images: full ends higher than random", "final_tests", "full", "higher"),
         ):
             (answer,) = [test["answer"] for test in row[tests] if test["strategy"] == start]
             if claim in claims:
                 asked += 1
-                assert (claims[claim].answer == HOLDS) == (answer == better), (row["network"], row["images"], claim)
+                assert (claims[claim].answer == HOLDS) == (answer == better), (
+                    row["network"],
+                    row["images"],
+                    claim,
+                )
     assert asked > 15
 
 
@@ -149,7 +197,10 @@ def test_differences_that_are_all_one_number_are_not_tested() -> None:
 
 def test_the_gain_with_few_images_is_compared_with_the_gain_with_all() -> None:
     whole = made_up()
-    whole.finals["full"][:] = [value + 0.001 + shift / 5000 for value, shift in zip(whole.finals["random"], JITTER, strict=True)]  # type: ignore[index]
+    whole.finals["full"][:] = [
+        value + 0.001 + shift / 5000
+        for value, shift in zip(whole.finals["random"], JITTER, strict=True)
+    ]  # type: ignore[index]
     assert smaller_data(made_up(), whole).answer == HOLDS
     assert smaller_data(whole, made_up()).answer == FAILS
 
@@ -169,7 +220,10 @@ def test_meta_learned_starts_are_questions_of_ours() -> None:
 
 def test_reuse_is_compared_between_the_layers_that_can_be_told_of() -> None:
     kept = made_up().kept
-    swapped = {name: {**layers, "bn1": layers["layer1"], "layer1": layers["bn1"], "fc": layers["fc"]} for name, layers in kept.items()}
+    swapped = {
+        name: {**layers, "bn1": layers["layer1"], "layer1": layers["bn1"], "fc": layers["fc"]}
+        for name, layers in kept.items()
+    }
     found = [answered([reuse_is_low(each, 0.05)], 0.05)[0] for each in (kept, swapped)]
     assert [row.answer for row in found] == [HOLDS, FAILS]
     assert "bn1 is kept beyond random more than layer1" in found[0].claim
@@ -187,42 +241,109 @@ def test_a_comparison_is_recorded_goes_on_and_is_drawn(
     monkeypatch.setattr(init_strategies, "HIDDEN", 4)
     meta = tmp_path / "maml.safetensors"
     learner = MAML(Conv4(5, hidden=4, pool=False), lr=0.1)
-    tensors = {f"{checkpoints.WEIGHTS}{name}": tensor for name, tensor in learner.state_dict().items()}
+    tensors = {
+        f"{checkpoints.WEIGHTS}{name}": tensor for name, tensor in learner.state_dict().items()
+    }
     files.save(
-        meta, tensors, {"settings": {"run": {"algorithm": "maml", "experiment": {"dataset": "omniglot", "hidden": 4, "pool": False}}}}
+        meta,
+        tensors,
+        {
+            "settings": {
+                "run": {
+                    "algorithm": "maml",
+                    "experiment": {"dataset": "omniglot", "hidden": 4, "pool": False},
+                }
+            }
+        },
     )
     data = str(tmp_path / "two.npz")
-    images_of = {name: np.random.default_rng(0).integers(0, 255, (40, 28, 28), dtype=np.uint8) for name in ("train", "test")}
+    images_of = {
+        name: np.random.default_rng(0).integers(0, 255, (40, 28, 28), dtype=np.uint8)
+        for name in ("train", "test")
+    }
     arrays = {f"{name}_images": images for name, images in images_of.items()}
     np.savez(data, **arrays, **{f"{name}_labels": np.arange(40)[:, None] % 2 for name in images_of})
-    options = {"table": "conv4", "dataset": data, "pretrain_on": data, "pretrain_steps": 2, "checkpoints": str(meta)}
-    small = {"seeds": "0,1", "steps": 2, "tests": 1, "batch": 8, "probe": 20, "folder": str(tmp_path / "runs"), "progress": False}
+    options = {
+        "table": "conv4",
+        "dataset": data,
+        "pretrain_on": data,
+        "pretrain_steps": 2,
+        "checkpoints": str(meta),
+    }
+    small = {
+        "seeds": "0,1",
+        "steps": 2,
+        "tests": 1,
+        "batch": 8,
+        "probe": 20,
+        "folder": str(tmp_path / "runs"),
+        "progress": False,
+    }
     small["results"] = str(results)
     for images in (16, 5000):
         init_strategies.init_strategies(images=images, **options, **small)
     few, whole = (json.loads(text) for text in results.read_text().splitlines())
     assert (few["images"], whole["images"]) == (16, whole["whole"])
-    assert few["finals"].keys() == few["steps"].keys() == {strategy["strategy"] for strategy in few["final_tests"]}
-    assert [one["layer"] for one in few["layers"]] == ["block1", "block2", "block3", "block4", "head"]
+    assert (
+        few["finals"].keys()
+        == few["steps"].keys()
+        == {strategy["strategy"] for strategy in few["final_tests"]}
+    )
+    assert [one["layer"] for one in few["layers"]] == [
+        "block1",
+        "block2",
+        "block3",
+        "block4",
+        "head",
+    ]
     assert few["learned"] == ["maml on omniglot"]
     assert few["ladder"] == ["random", "through block1", "through block2", "through block3", "full"]
     assert few["kept"]["full"].keys() == {"block1", "block2", "block3", "block4", "head"}
     assert {row["layer"] for row in few["alike"]} == few["kept"]["full"].keys()
-    assert {"seeds", "settings", "versions", "machine", "commit", "command", "pretraining", "threshold_rule"} <= few.keys()
-    init_strategies.init_strategies(images=16, **options, **small)  # all runs are there: the same numbers
+    assert {
+        "seeds",
+        "settings",
+        "versions",
+        "machine",
+        "commit",
+        "command",
+        "pretraining",
+        "threshold_rule",
+    } <= few.keys()
+    init_strategies.init_strategies(
+        images=16, **options, **small
+    )  # all runs are there: the same numbers
     assert json.loads(results.read_text().splitlines()[2])["finals"] == few["finals"]
     for table in init_tables.TABLES.values():
         lines = table().splitlines()
         assert len({text.count("|") for text in lines}) == 1
     assert "full gains more with few images than with all" in init_tables.findings()
-    backwards = {**few, "kept": {name: dict(reversed(layers.items())) for name, layers in few["kept"].items()}}
-    assert list(init_tables.measured(backwards).kept["full"]) == ["block1", "block2", "block3", "block4", "head"]
+    backwards = {
+        **few,
+        "kept": {name: dict(reversed(layers.items())) for name, layers in few["kept"].items()},
+    }
+    assert list(init_tables.measured(backwards).kept["full"]) == [
+        "block1",
+        "block2",
+        "block3",
+        "block4",
+        "head",
+    ]
     assert "2 seeds cannot reach p < 0.05" in capsys.readouterr().out
 
 
 def test_a_meta_learned_start_is_of_the_same_network(tmp_path: Path) -> None:
     for name, settings, said in (
-        ("pooled", {"run": {"algorithm": "maml", "experiment": {"dataset": "omniglot", "hidden": 64, "pool": True}}}, "'pool': True"),
+        (
+            "pooled",
+            {
+                "run": {
+                    "algorithm": "maml",
+                    "experiment": {"dataset": "omniglot", "hidden": 64, "pool": True},
+                }
+            },
+            "'pool': True",
+        ),
         ("bare", {}, "does not say what trained it"),
     ):
         path = tmp_path / f"{name}.safetensors"
@@ -245,7 +366,10 @@ def test_what_cannot_be_asked_is_refused(options: dict[str, object], said: str) 
 
 
 def test_slim_shares_its_lower_half_with_the_full_network() -> None:
-    full, slim = (dict(init_strategies.Network("resnet18", 2, 1, slim=slim)().state_dict()) for slim in (False, True))
+    full, slim = (
+        dict(init_strategies.Network("resnet18", 2, 1, slim=slim)().state_dict())
+        for slim in (False, True)
+    )
     lower = [name for name in full if name.startswith(("conv1", "bn1", "layer1", "layer2"))]
     assert all(full[name].shape == slim[name].shape for name in lower)
     assert slim["layer4.1.conv2.weight"].shape[0] == full["layer4.1.conv2.weight"].shape[0] // 2
@@ -255,7 +379,10 @@ def test_the_one_pass_adam_takes_the_same_steps() -> None:
     torch.manual_seed(0)
     one, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
     other.load_state_dict(one.state_dict())
-    for model, optimizer in ((one, init_strategies.adam(one.parameters(), lr=0.1)), (other, torch.optim.Adam(other.parameters(), lr=0.1))):
+    for model, optimizer in (
+        (one, init_strategies.adam(one.parameters(), lr=0.1)),
+        (other, torch.optim.Adam(other.parameters(), lr=0.1)),
+    ):
         for _ in range(3):
             optimizer.zero_grad()
             model(torch.ones(4, 3)).square().sum().backward()

@@ -13,14 +13,40 @@ import metalearn as ml
 from metalearn.models import MLP, Conv4, ResNet12
 from metalearn.network.layers import assign, owners
 
-BLOCKS = ["layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer3.0", "layer3.1", "layer4.0", "layer4.1"]
+BLOCKS = [
+    "layer1.0",
+    "layer1.1",
+    "layer2.0",
+    "layer2.1",
+    "layer3.0",
+    "layer3.1",
+    "layer4.0",
+    "layer4.1",
+]
 DENSE = [f"features.{part}{i}" for i in (1, 2, 3) for part in ("denseblock", "transition")]
 EXPECTED = {
     "resnet18": ["conv1", "bn1", *BLOCKS, "fc"],
-    "vit_b_16": ["conv_proj", *(f"encoder.layers.encoder_layer_{i}" for i in range(12)), "encoder.ln", "heads.head"],
-    "vgg11": [*(f"features.{i}" for i in (0, 3, 6, 8, 11, 13, 16, 18)), "classifier.0", "classifier.3", "classifier.6"],
+    "vit_b_16": [
+        "conv_proj",
+        *(f"encoder.layers.encoder_layer_{i}" for i in range(12)),
+        "encoder.ln",
+        "heads.head",
+    ],
+    "vgg11": [
+        *(f"features.{i}" for i in (0, 3, 6, 8, 11, 13, 16, 18)),
+        "classifier.0",
+        "classifier.3",
+        "classifier.6",
+    ],
     "squeezenet1_0": [*(f"features.{i}" for i in (0, 3, 4, 5, 7, 8, 9, 10, 12)), "classifier.1"],
-    "densenet121": ["features.conv0", "features.norm0", *DENSE, "features.denseblock4", "features.norm5", "classifier"],
+    "densenet121": [
+        "features.conv0",
+        "features.norm0",
+        *DENSE,
+        "features.denseblock4",
+        "features.norm5",
+        "classifier",
+    ],
 }
 HEADS = {
     "resnet50": "fc",
@@ -65,8 +91,18 @@ def test_heads_of_torchvision_models(name: str) -> None:
 
 
 def test_convnext_and_efficientnet_blocks_stay_whole() -> None:
-    assert ml.layers(built("convnext_tiny"))[:4] == ["features.0", "features.1.0", "features.1.1", "features.1.2"]
-    assert ml.layers(built("efficientnet_b0"))[:4] == ["features.0", "features.1.0", "features.2.0", "features.2.1"]
+    assert ml.layers(built("convnext_tiny"))[:4] == [
+        "features.0",
+        "features.1.0",
+        "features.1.1",
+        "features.1.2",
+    ]
+    assert ml.layers(built("efficientnet_b0"))[:4] == [
+        "features.0",
+        "features.1.0",
+        "features.2.0",
+        "features.2.1",
+    ]
 
 
 def test_bare_parameters_belong_to_the_first_layer_of_their_container() -> None:
@@ -90,7 +126,9 @@ def test_a_backbone_in_a_wrapper_is_opened() -> None:
             self.head = nn.Linear(8, 5)
 
     with torch.device("meta"):
-        assert ml.layers(Wrapped()) == [f"backbone.{layer}" for layer in EXPECTED["resnet18"]] + ["head"]
+        assert ml.layers(Wrapped()) == [f"backbone.{layer}" for layer in EXPECTED["resnet18"]] + [
+            "head"
+        ]
 
 
 def test_a_single_module_is_its_own_layer() -> None:
@@ -111,5 +149,7 @@ def test_rates_reach_a_prefix_and_the_longest_path_wins() -> None:
 def test_a_name_that_does_not_exist_lists_near_ones() -> None:
     with pytest.raises(ValueError, match=r"no layer 'layer5'; did you mean layer\d"):
         assign(torchvision.models.resnet18(num_classes=5), {"layer5": 1.0})
-    with pytest.raises(ValueError, match="no layer 'zzz'; its layers are block1, block2, block3, block4, head"):
+    with pytest.raises(
+        ValueError, match="no layer 'zzz'; its layers are block1, block2, block3, block4, head"
+    ):
         ml.head(Conv4(5), "zzz")

@@ -1,4 +1,6 @@
-"""Two networks compared layer by layer, over one tensor and over a loader, with the inputs that spoil a comparison."""
+"""Two networks compared layer by layer, over one tensor and over a loader, with the inputs that
+spoil a comparison.
+"""
 
 from __future__ import annotations
 
@@ -55,16 +57,26 @@ def loader(count: int = 60, size: int = 16, **options: bool) -> DataLoader:
 
 @pytest.mark.parametrize(("measure", "options"), FROM_MOMENTS)
 @pytest.mark.parametrize("convention", ["positions", "pool"])
-def test_a_loader_gives_what_one_tensor_gives(measure: str, options: dict[str, float], convention: str) -> None:
-    whole = compare_layers(net(0), net(1), images(), measure=measure, convention=convention, draws=2, **options)
-    over = compare_layers(net(0), net(1), loader(), measure=measure, convention=convention, draws=2, **options)
+def test_a_loader_gives_what_one_tensor_gives(
+    measure: str, options: dict[str, float], convention: str
+) -> None:
+    whole = compare_layers(
+        net(0), net(1), images(), measure=measure, convention=convention, draws=2, **options
+    )
+    over = compare_layers(
+        net(0), net(1), loader(), measure=measure, convention=convention, draws=2, **options
+    )
     assert [row.layer for row in over.layers] == ["patches", "block", "head"]
     for ours, theirs in zip(over.layers, whole.layers, strict=True):
-        assert ours.similarity == pytest.approx(theirs.similarity, abs=1e-5)  # a batch's own rounding in float32
+        assert ours.similarity == pytest.approx(
+            theirs.similarity, abs=1e-5
+        )  # a batch's own rounding in float32
         assert (ours.examples, ours.features) == (theirs.examples, theirs.features)
         assert len(ours.chance) == 2
     assert whole.streamed == "" and over.streamed == "moments summed over 4 batches of up to 16"
-    shuffled = "neurons shuffled" if measure == "subspace" else "examples shuffled within each batch"
+    shuffled = (
+        "neurons shuffled" if measure == "subspace" else "examples shuffled within each batch"
+    )
     assert f"moments summed over 4 batches of up to 16; chance: one side's {shuffled})" in str(over)
 
 
@@ -80,13 +92,19 @@ def test_flattened_images_stream_by_minibatch_cka_and_the_table_says_so(measure:
     assert "minibatch CKA over 4 batches of up to 16, which it depends on" in str(over)
     assert over.to_dict()["streamed"].startswith("minibatch CKA")
     one = compare_layers(net(0), net(1), loader(size=60), measure="linear_cka")
-    assert one["block"].similarity == pytest.approx(compare_layers(net(0), net(1), images())["block"].similarity, abs=1e-10)
+    assert one["block"].similarity == pytest.approx(
+        compare_layers(net(0), net(1), images())["block"].similarity, abs=1e-10
+    )
 
 
 @pytest.mark.parametrize(("measure", "options"), MEASURES)
-def test_the_same_network_is_one_under_a_shuffling_loader_and_another_never_is(measure: str, options: dict[str, float]) -> None:
+def test_the_same_network_is_one_under_a_shuffling_loader_and_another_never_is(
+    measure: str, options: dict[str, float]
+) -> None:
     same = compare_layers(net(0), net(0), loader(shuffle=True), measure=measure, draws=2, **options)
-    other = compare_layers(net(0), net(1), loader(shuffle=True), measure=measure, draws=2, **options)
+    other = compare_layers(
+        net(0), net(1), loader(shuffle=True), measure=measure, draws=2, **options
+    )
     whole = compare_layers(net(0), net(1), images(), measure=measure, draws=2, **options)
     assert [row.similarity for row in same.layers] == [1.0, 1.0, 1.0]
     for row in (*other.layers[:2], *whole.layers[:2]):
@@ -102,16 +120,30 @@ def test_conventions_of_images_tokens_and_vectors_are_those_that_the_table_says(
         tokens_a, tokens_b = a.block(maps_a.flatten(2).mT), b.block(maps_b.flatten(2).mT)
         vectors_a, vectors_b = a(x), b(x)
     flat = compare_layers(a, b, x, draws=0)
-    assert flat["patches"].similarity == pytest.approx(linear_cka(maps_a.flatten(1), maps_b.flatten(1)), abs=1e-6)
-    assert flat["block"].similarity == pytest.approx(linear_cka(tokens_a.flatten(1), tokens_b.flatten(1)), abs=1e-6)
+    assert flat["patches"].similarity == pytest.approx(
+        linear_cka(maps_a.flatten(1), maps_b.flatten(1)), abs=1e-6
+    )
+    assert flat["block"].similarity == pytest.approx(
+        linear_cka(tokens_a.flatten(1), tokens_b.flatten(1)), abs=1e-6
+    )
     by_position = compare_layers(a, b, x, measure="cca", draws=0)
     rows = [m.permute(0, 2, 3, 1).reshape(-1, 6) for m in (maps_a, maps_b)]
     assert by_position["patches"].similarity == pytest.approx(cca(*rows), abs=1e-6)
-    assert by_position["block"].similarity == pytest.approx(cca(tokens_a.reshape(-1, 6), tokens_b.reshape(-1, 6)), abs=1e-6)
+    assert by_position["block"].similarity == pytest.approx(
+        cca(tokens_a.reshape(-1, 6), tokens_b.reshape(-1, 6)), abs=1e-6
+    )
     pooled = compare_layers(a, b, x, convention="pool", draws=0)
-    assert pooled["patches"].similarity == pytest.approx(linear_cka(maps_a.mean((2, 3)), maps_b.mean((2, 3))), abs=1e-6)
-    assert pooled["block"].similarity == pytest.approx(linear_cka(tokens_a.mean(1), tokens_b.mean(1)), abs=1e-6)
-    for profile, said in ((flat, "an example a row"), (by_position, "a position of an example a row"), (pooled, "averaged over positions")):
+    assert pooled["patches"].similarity == pytest.approx(
+        linear_cka(maps_a.mean((2, 3)), maps_b.mean((2, 3))), abs=1e-6
+    )
+    assert pooled["block"].similarity == pytest.approx(
+        linear_cka(tokens_a.mean(1), tokens_b.mean(1)), abs=1e-6
+    )
+    for profile, said in (
+        (flat, "an example a row"),
+        (by_position, "a position of an example a row"),
+        (pooled, "averaged over positions"),
+    ):
         assert profile["head"].features == (3, 3) and profile["head"].examples == 60
         assert said in str(profile)
     assert compare_layers(a, b, x, convention="pool", draws=0)["head"].similarity == pytest.approx(
@@ -132,8 +164,14 @@ def test_any_iterable_of_batches_is_a_loader() -> None:
             return iter(images())
 
     expected = compare_layers(net(0), net(1), loader(), ["block"])["block"].similarity
-    for inputs in (list(images().split(16)), iter(images().split(16)), DataLoader(Endless(), batch_size=16)):
-        assert compare_layers(net(0), net(1), inputs, ["block"], progress=True)["block"].similarity == pytest.approx(expected, abs=1e-10)
+    for inputs in (
+        list(images().split(16)),
+        iter(images().split(16)),
+        DataLoader(Endless(), batch_size=16),
+    ):
+        assert compare_layers(net(0), net(1), inputs, ["block"], progress=True)[
+            "block"
+        ].similarity == pytest.approx(expected, abs=1e-10)
 
 
 def test_batches_of_one_image_have_values_but_no_floor() -> None:
@@ -141,10 +179,16 @@ def test_batches_of_one_image_have_values_but_no_floor() -> None:
     assert profile["block"].similarity == pytest.approx(
         compare_layers(net(0), net(1), images(), measure="cca")["block"].similarity, abs=1e-5
     )
-    assert math.isnan(profile["block"].floor.median) and "no floor: every batch holds one example" in profile["block"].note
+    assert (
+        math.isnan(profile["block"].floor.median)
+        and "no floor: every batch holds one example" in profile["block"].note
+    )
     assert profile.to_dict()["layers"][0]["floor"] == {"median": None, "upper": None, "draws": 0}
     minibatch = compare_layers(net(0), net(1), loader(size=1))
-    assert math.isnan(minibatch["block"].similarity) and "fewer than the 4 examples" in minibatch["block"].note
+    assert (
+        math.isnan(minibatch["block"].similarity)
+        and "fewer than the 4 examples" in minibatch["block"].note
+    )
 
 
 def test_a_short_last_batch_of_one_image_counts() -> None:
@@ -166,7 +210,10 @@ def test_a_measure_that_says_nothing_over_a_loader_is_nan_with_the_reason() -> N
         assert math.isnan(row.similarity) and "equally far apart" in row.note
     batches = [torch.cat([torch.zeros(15, 1, 8, 8), torch.ones(1, 1, 8, 8)])] * 2
     coincide = compare_layers(net(0), net(1), batches, ["patches"], measure="rbf_cka")["patches"]
-    assert math.isnan(coincide.similarity) and "the median distance is 0; use linear_cka (in a batch)" in coincide.note
+    assert (
+        math.isnan(coincide.similarity)
+        and "the median distance is 0; use linear_cka (in a batch)" in coincide.note
+    )
 
 
 @pytest.mark.parametrize("inputs", [images, loader])
@@ -176,7 +223,9 @@ def test_activations_that_are_not_finite_name_the_layer(inputs) -> None:
         broken.block.linear2.bias[0] = math.nan
     with pytest.raises(ValueError, match=r"after: layer 'block' puts out \d+ values that are NaN"):
         compare_layers(net(0), broken, inputs())
-    with pytest.raises(ValueError, match=r"before: layer 'block' puts out"):  # not 'patches' after, which an inner loop then broke too
+    with pytest.raises(
+        ValueError, match=r"before: layer 'block' puts out"
+    ):  # not 'patches' after, which an inner loop then broke too
         compare_layers(broken, net(0), inputs())
 
 
@@ -194,7 +243,12 @@ class Several(nn.Module):
 
     def forward(self, x: Tensor):
         y = self.linear(x.flatten(1))
-        return {"tuple": (y, (y, y)), "dictionary": OrderedDict(last=y, all=[y]), "named": Pair(y, [y]), "nothing": None}[self.kind]
+        return {
+            "tuple": (y, (y, y)),
+            "dictionary": OrderedDict(last=y, all=[y]),
+            "named": Pair(y, [y]),
+            "nothing": None,
+        }[self.kind]
 
 
 class Around(nn.Module):
@@ -211,12 +265,29 @@ class Around(nn.Module):
 @pytest.mark.parametrize(
     ("kind", "listed", "entry"),
     [
-        ("tuple", r"puts out a tuple, not a tensor; its entries are 0 \(60 x 5\), 1 \(tuple\); name one as 'encoder:0'", "0"),
-        ("dictionary", r"puts out a OrderedDict.* last \(60 x 5\), all \(list\); name one as 'encoder:last'", "last"),
-        ("named", r"puts out a Pair.* hidden \(60 x 5\), weights \(list\); name one as 'encoder:hidden'", "hidden"),
+        (
+            "tuple",
+            (
+                r"puts out a tuple, not a tensor; its entries are 0 \(60 x 5\), 1 \(tuple\); name"
+                r" one as 'encoder:0'"
+            ),
+            "0",
+        ),
+        (
+            "dictionary",
+            r"puts out a OrderedDict.* last \(60 x 5\), all \(list\); name one as 'encoder:last'",
+            "last",
+        ),
+        (
+            "named",
+            r"puts out a Pair.* hidden \(60 x 5\), weights \(list\); name one as 'encoder:hidden'",
+            "hidden",
+        ),
     ],
 )
-def test_a_layer_that_puts_out_several_things_lists_them_and_one_can_be_named(kind: str, listed: str, entry: str) -> None:
+def test_a_layer_that_puts_out_several_things_lists_them_and_one_can_be_named(
+    kind: str, listed: str, entry: str
+) -> None:
     model = Around(kind)
     with pytest.raises(ValueError, match=listed):
         compare_layers(model, model, images())
@@ -226,12 +297,17 @@ def test_a_layer_that_puts_out_several_things_lists_them_and_one_can_be_named(ki
         assert profile[name].similarity == 1.0 and profile[name].features == (5, 5)
     with pytest.raises(ValueError, match=r"of which 'other' is no tensor; its entries are"):
         compare_layers(model, model, images(), ["encoder:other"])
-    with pytest.raises(ValueError, match="'head' puts out a Tensor, which has no entry '0'; name it without"):
+    with pytest.raises(
+        ValueError, match="'head' puts out a Tensor, which has no entry '0'; name it without"
+    ):
         compare_layers(model, model, images(), ["head:0"])
 
 
 def test_a_layer_without_output_is_named() -> None:
-    with pytest.raises(ValueError, match="'encoder' puts out a NoneType, not a tensor; name a layer inside or after it"):
+    with pytest.raises(
+        ValueError,
+        match="'encoder' puts out a NoneType, not a tensor; name a layer inside or after it",
+    ):
         compare_layers(Around("nothing"), Around("nothing"), images())
 
 
@@ -263,7 +339,10 @@ def test_networks_on_different_devices_are_refused_naming_both() -> None:
     elsewhere = net(1).to("meta")
     weights = {name: parameter.to("meta") for name, parameter in net(1).named_parameters()}
     for other in (elsewhere, (net(1), weights)):
-        with pytest.raises(ValueError, match=r"before is on cpu and after is on meta; move one of them: after\.to\('cpu'\)"):
+        with pytest.raises(
+            ValueError,
+            match=r"before is on cpu and after is on meta; move one of them: after\.to\('cpu'\)",
+        ):
             compare_layers(net(0), other, images())
 
 
@@ -282,7 +361,10 @@ def test_what_is_no_loader_is_refused_with_the_cure() -> None:
         ([], "the loader gave no batch"),
         (iter(()), "iterator that was used up"),
         ([{"pixels": images()}], r"a dict of 'pixels', but its forward takes .*to_inputs="),
-        ([{"labels": images()}], "batch 1 of the loader holds a dict of 'labels'; it must give a tensor"),
+        (
+            [{"labels": images()}],
+            "batch 1 of the loader holds a dict of 'labels'; it must give a tensor",
+        ),
         ([(None, images())], "holds a tuple of NoneType, Tensor"),
         ([images()[:0]], r"holds a tensor of shape \(0, 1, 8, 8\)"),
     ]:
@@ -298,9 +380,17 @@ def test_what_is_no_loader_is_refused_with_the_cure() -> None:
 
 def test_moments_that_would_fill_the_memory_are_refused_with_the_cures() -> None:
     wide = nn.Sequential(nn.Conv2d(1, 200, 1))
-    with pytest.raises(ValueError, match=r"layer 0: 12800 and 12800 features need 28 GiB of moments; take convention='pool'"):
+    with pytest.raises(
+        ValueError,
+        match=r"layer 0: 12800 and 12800 features need 28 GiB of moments; take convention='pool'",
+    ):
         compare_layers(wide, wide, loader(), measure="procrustes")
-    assert compare_layers(wide, wide, loader(), measure="procrustes", convention="pool")["0"].similarity == 1.0
+    assert (
+        compare_layers(wide, wide, loader(), measure="procrustes", convention="pool")[
+            "0"
+        ].similarity
+        == 1.0
+    )
 
 
 def test_a_layer_that_does_not_put_examples_first_is_refused() -> None:
@@ -318,9 +408,17 @@ def test_a_layer_that_does_not_put_examples_first_is_refused() -> None:
 
 def test_other_numbers_of_positions_are_refused_over_a_loader_too() -> None:
     small, large = (nn.Sequential(nn.Conv2d(1, 3, size)) for size in (1, 3))
-    with pytest.raises(ValueError, match=r"layer 0: 1024 rows before and 576 after.*convention='pool'"):
+    with pytest.raises(
+        ValueError, match=r"layer 0: 1024 rows before and 576 after.*convention='pool'"
+    ):
         compare_layers(small, large, loader(), measure="cca")
-    assert 0 < compare_layers(small, large, loader(), measure="procrustes", convention="pool")["0"].similarity < 1
+    assert (
+        0
+        < compare_layers(small, large, loader(), measure="procrustes", convention="pool")[
+            "0"
+        ].similarity
+        < 1
+    )
 
 
 def test_few_images_are_refused_or_noted_over_a_loader_as_in_memory() -> None:

@@ -1,4 +1,6 @@
-"""Beside the real learn2learn, in the environment that benchmarks/peers/install.sh builds: the same tasks, weights and gradients."""
+"""Beside the real learn2learn, in the environment that benchmarks/peers/install.sh builds: the same
+tasks, weights and gradients.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,11 @@ from metalearn.tasks import FewShot, glyphs
 from tests.conftest import WAYS_TO_RUN, gradients
 
 if importlib.util.find_spec("learn2learn") is None:
-    pytest.skip("the real learn2learn is not installed here: benchmarks/peers/install.sh builds its environment", allow_module_level=True)
+    pytest.skip(
+        "the real learn2learn is not installed here: benchmarks/peers/install.sh builds its"
+        " environment",
+        allow_module_level=True,
+    )
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of gym and of its own age
@@ -34,9 +40,16 @@ def taskset(l2l: Any, num_tasks: int = TASKS, samples: int = 2 * SHOTS, fused: b
     dataset = l2l.data.MetaDataset(glyphs("train"))
     steps = l2l.data.transforms
     first = (
-        [steps.FusedNWaysKShots(dataset, n=WAYS, k=samples)] if fused else [steps.NWays(dataset, n=WAYS), steps.KShots(dataset, k=samples)]
+        [steps.FusedNWaysKShots(dataset, n=WAYS, k=samples)]
+        if fused
+        else [steps.NWays(dataset, n=WAYS), steps.KShots(dataset, k=samples)]
     )
-    task_transforms = [*first, steps.LoadData(dataset), steps.RemapLabels(dataset), steps.ConsecutiveLabels(dataset)]
+    task_transforms = [
+        *first,
+        steps.LoadData(dataset),
+        steps.RemapLabels(dataset),
+        steps.ConsecutiveLabels(dataset),
+    ]
     return l2l.data.Taskset(dataset, task_transforms, num_tasks=num_tasks)
 
 
@@ -62,7 +75,10 @@ def script_gradients(maml: nn.Module, tasks: Any, body: nn.Module | None = None)
 
 def by_name_of(model: nn.Module, flat: Tensor) -> dict[str, Tensor]:
     parts = flat.split([parameter.numel() for parameter in model.parameters()])
-    return {name: part.view_as(parameter) for (name, parameter), part in zip(model.named_parameters(), parts, strict=True)}
+    return {
+        name: part.view_as(parameter)
+        for (name, parameter), part in zip(model.named_parameters(), parts, strict=True)
+    }
 
 
 @pytest.fixture(autouse=True)
@@ -74,11 +90,19 @@ def _draws_in_turn() -> None:
 def test_meta_gradients_are_those_of_the_real_maml(first_order: bool, two_threads: None) -> None:
     tasks = taskset(real)
     theirs = real.algorithms.MAML(network(real), lr=0.4, first_order=first_order)
-    compat = copy_weights(theirs, ours.algorithms.MAML(network(ours), lr=0.4, first_order=first_order))
+    compat = copy_weights(
+        theirs, ours.algorithms.MAML(network(ours), lr=0.4, first_order=first_order)
+    )
     learners = {
         way: copy_weights(
             theirs,
-            ml.MAML(Conv4(WAYS, hidden=6, pool=False).double(), lr=0.4, steps=STEPS, first_order=first_order, execution=way),
+            ml.MAML(
+                Conv4(WAYS, hidden=6, pool=False).double(),
+                lr=0.4,
+                steps=STEPS,
+                first_order=first_order,
+                execution=way,
+            ),
         )
         for way in WAYS_TO_RUN
     }
@@ -86,9 +110,13 @@ def test_meta_gradients_are_those_of_the_real_maml(first_order: bool, two_thread
     assert expected.abs().max() > 0.1
     assert (script_gradients(compat, tasks) - expected).abs().max() < 1e-10
     wanted = network(real)
-    for parameter, gradient in zip(wanted.parameters(), by_name_of(wanted, expected).values(), strict=True):
+    for parameter, gradient in zip(
+        wanted.parameters(), by_name_of(wanted, expected).values(), strict=True
+    ):
         parameter.data.copy_(gradient)
-    wanted = copy_weights(wanted, Conv4(WAYS, hidden=6, pool=False).double())  # gradients in the order of Conv4's parameters
+    wanted = copy_weights(
+        wanted, Conv4(WAYS, hidden=6, pool=False).double()
+    )  # gradients in the order of Conv4's parameters
     episodes = from_learn2learn(tasks, WAYS, SHOTS, SHOTS)
     stacked = ml.episodes.stack(episodes[i] for i in range(TASKS)).to(torch.float64)
     for way, learner in learners.items():
@@ -121,9 +149,20 @@ def test_running_statistics_and_weights_after_training_are_those_of_the_real_one
 def test_meta_sgd_gradients_are_those_of_the_real_one(first_order: bool) -> None:
     torch.manual_seed(0)
     tasks, found = taskset(real), []
-    start = real.algorithms.MetaSGD(real.vision.models.OmniglotFC(784, WAYS, sizes=[8, 6]).double(), lr=0.3, first_order=first_order)
-    for l2l in (real, ours):  # a network that uses each module once: the real one does not adapt the others with these rates
-        maml = l2l.algorithms.MetaSGD(l2l.vision.models.OmniglotFC(784, WAYS, sizes=[8, 6]).double(), lr=0.1, first_order=first_order)
+    start = real.algorithms.MetaSGD(
+        real.vision.models.OmniglotFC(784, WAYS, sizes=[8, 6]).double(),
+        lr=0.3,
+        first_order=first_order,
+    )
+    for l2l in (
+        real,
+        ours,
+    ):  # a network that uses each module once: the real one does not adapt the others with these rates
+        maml = l2l.algorithms.MetaSGD(
+            l2l.vision.models.OmniglotFC(784, WAYS, sizes=[8, 6]).double(),
+            lr=0.1,
+            first_order=first_order,
+        )
         found.append(script_gradients(copy_weights(start, maml), tasks))
     assert found[0].abs().max() > 1e-3
     assert (found[1] - found[0]).abs().max() < 1e-10
@@ -135,17 +174,27 @@ def test_anil_gradients_are_those_of_the_real_one() -> None:
     for l2l in (real, ours):
         model = network(l2l)
         model.load_state_dict(start.state_dict())
-        found.append(script_gradients(l2l.algorithms.MAML(model.classifier, lr=0.1), tasks, model.features))
+        found.append(
+            script_gradients(l2l.algorithms.MAML(model.classifier, lr=0.1), tasks, model.features)
+        )
     assert (found[1] - found[0]).abs().max() < 1e-10
 
 
 @pytest.mark.parametrize(
     ("name", "arguments", "shape"),
-    [("OmniglotCNN", (5,), (1, 28, 28)), ("OmniglotFC", (784, 5), (1, 28, 28)), ("MiniImagenetCNN", (5,), (3, 84, 84))],
+    [
+        ("OmniglotCNN", (5,), (1, 28, 28)),
+        ("OmniglotFC", (784, 5), (1, 28, 28)),
+        ("MiniImagenetCNN", (5,), (3, 84, 84)),
+    ],
 )
-def test_models_have_the_names_shapes_and_outputs_of_the_real_ones(name: str, arguments: tuple[int, ...], shape: tuple[int, ...]) -> None:
+def test_models_have_the_names_shapes_and_outputs_of_the_real_ones(
+    name: str, arguments: tuple[int, ...], shape: tuple[int, ...]
+) -> None:
     theirs, mine = (getattr(l2l.vision.models, name)(*arguments).double() for l2l in (real, ours))
-    assert [(n, t.shape) for n, t in theirs.state_dict().items()] == [(n, t.shape) for n, t in mine.state_dict().items()]
+    assert [(n, t.shape) for n, t in theirs.state_dict().items()] == [
+        (n, t.shape) for n, t in mine.state_dict().items()
+    ]
     assert [n for n, _ in theirs.named_parameters()] == [n for n, _ in mine.named_parameters()]
     images = torch.rand(4, *shape, dtype=torch.float64)
     mine.load_state_dict(theirs.state_dict())
@@ -175,15 +224,22 @@ def test_tasks_are_split_as_the_real_partition(queries: int) -> None:
 
 def test_our_episodes_come_back_through_the_real_partition() -> None:
     episodes = FewShot(glyphs("train"), ways=WAYS, shots=1, queries=4, tasks=2)
-    (data, labels), (rest, answers) = real.data.partition_task(*to_learn2learn(episodes)[1], shots=1)
-    assert all(map(torch.equal, (data, labels, rest, answers), (*episodes[1].support, *episodes[1].query)))
+    (data, labels), (rest, answers) = real.data.partition_task(
+        *to_learn2learn(episodes)[1], shots=1
+    )
+    assert all(
+        map(torch.equal, (data, labels, rest, answers), (*episodes[1].support, *episodes[1].query))
+    )
 
 
 def test_deprecated_task_datasets_are_read_too() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dataset = real.data.MetaDataset(glyphs("train"))
-        steps = [real.data.transforms.FusedNWaysKShots(dataset, n=WAYS, k=2), real.data.transforms.LoadData(dataset)]
+        steps = [
+            real.data.transforms.FusedNWaysKShots(dataset, n=WAYS, k=2),
+            real.data.transforms.LoadData(dataset),
+        ]
         tasks = real.data.TaskDataset(dataset, steps, num_tasks=4)
     episodes = from_learn2learn(tasks, WAYS, 1, 1)
     learner = ml.ANIL(Conv4(WAYS, hidden=4), lr=0.1)
@@ -221,7 +277,10 @@ def both(script: Any) -> tuple[Any, Any]:
 
 def equal(a: Any, b: Any, tolerance: float = 0.0) -> bool:
     """Whether two lists of tensors are equal."""
-    return len(a) == len(b) and all(x.shape == y.shape and torch.allclose(x, y, rtol=0, atol=tolerance) for x, y in zip(a, b, strict=True))
+    return len(a) == len(b) and all(
+        x.shape == y.shape and torch.allclose(x, y, rtol=0, atol=tolerance)
+        for x, y in zip(a, b, strict=True)
+    )
 
 
 def tanh_net() -> nn.Module:
@@ -244,16 +303,28 @@ def adapted(learner: nn.Module, steps: int = 3) -> list[Tensor]:
 TRANSFORMS = {
     "none": lambda l2l: lambda p: None,
     "scale": lambda l2l: lambda p: l2l.nn.Scale(p.shape, alpha=0.5).double(),
-    "kronecker": lambda l2l: lambda p: l2l.optim.KroneckerTransform(l2l.nn.KroneckerLinear)(p).double(),
-    "kronecker bias": lambda l2l: lambda p: l2l.optim.KroneckerTransform(l2l.nn.KroneckerLinear, bias=True, psd=False)(p).double(),
+    "kronecker": (
+        lambda l2l: lambda p: l2l.optim.KroneckerTransform(l2l.nn.KroneckerLinear)(p).double()
+    ),
+    "kronecker bias": (
+        lambda l2l: (
+            lambda p: l2l.optim.KroneckerTransform(l2l.nn.KroneckerLinear, bias=True, psd=False)(
+                p
+            ).double()
+        )
+    ),
     "metacurvature": lambda l2l: lambda p: l2l.optim.MetaCurvatureTransform(p, lr=0.5).double(),
     "module": lambda l2l: lambda p: l2l.optim.ModuleTransform(nn.Linear)(p).double(),
 }
 
 
-@pytest.mark.parametrize(("adapt_transform", "first_order"), [(False, False), (False, True), (True, False)])
+@pytest.mark.parametrize(
+    ("adapt_transform", "first_order"), [(False, False), (False, True), (True, False)]
+)
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_gbml_has_the_gradients_of_the_real_one(name: str, adapt_transform: bool, first_order: bool) -> None:
+def test_gbml_has_the_gradients_of_the_real_one(
+    name: str, adapt_transform: bool, first_order: bool
+) -> None:
     if name == "none" and adapt_transform:
         pytest.skip("nothing to adapt")
 
@@ -268,7 +339,9 @@ def test_gbml_has_the_gradients_of_the_real_one(name: str, adapt_transform: bool
 def test_gbml_by_layer_has_the_gradients_and_names_of_the_real_one() -> None:
     def script(l2l: Any) -> tuple[list[str], list[Tensor]]:
         net = tanh_net()
-        by_layer = l2l.optim.TransformDictionary({net[0]: TRANSFORMS["metacurvature"](l2l), net[3].bias: TRANSFORMS["scale"](l2l)})
+        by_layer = l2l.optim.TransformDictionary(
+            {net[0]: TRANSFORMS["metacurvature"](l2l), net[3].bias: TRANSFORMS["scale"](l2l)}
+        )
         gbml = l2l.algorithms.GBML(net, by_layer, lr=0.1)
         return list(gbml.state_dict()), adapted(gbml)
 
@@ -302,7 +375,11 @@ def test_kronecker_layers_give_what_the_real_ones_give(cell: str, bias: bool) ->
         for parameter in layer.parameters():
             nn.init.normal_(parameter)
         x, state = torch.rand(4, 2, 3), torch.rand(4, 2, 3)
-        inputs = {"KroneckerLinear": (x,), "KroneckerRNN": (x, state), "KroneckerLSTM": (x, (state, state))}
+        inputs = {
+            "KroneckerLinear": (x,),
+            "KroneckerRNN": (x, state),
+            "KroneckerLSTM": (x, (state, state)),
+        }
         output = layer(*inputs[cell])
         output = output if cell == "KroneckerLinear" else output[0]
         output.square().sum().backward()
@@ -331,7 +408,9 @@ def test_prototypes_give_the_scores_of_the_real_ones(distance: Any, normalize: b
 def test_meta_modules_do_what_the_real_ones_do() -> None:
     def script(l2l: Any) -> tuple[list[str], list[Tensor]]:
         def scaled(layer: nn.Module) -> nn.Module:
-            return l2l.nn.ParameterTransform(layer, lambda p: l2l.nn.Scale(p.shape, alpha=0.5).double())
+            return l2l.nn.ParameterTransform(
+                layer, lambda p: l2l.nn.Scale(p.shape, alpha=0.5).double()
+            )
 
         net = tanh_net()
         meta = l2l.nn.MetaModule(net, {nn.Linear: scaled, nn.Conv2d: scaled})
@@ -341,7 +420,12 @@ def test_meta_modules_do_what_the_real_ones_do() -> None:
         frozen = [torch.tensor(float(p.requires_grad)) for p in meta.parameters()]
         names = list(meta.state_dict())
         original = meta.module()
-        return [*names, *original.state_dict()], [output, *gradients, *frozen, *original.parameters()]
+        return [*names, *original.state_dict()], [
+            output,
+            *gradients,
+            *frozen,
+            *original.parameters(),
+        ]
 
     (names, results), (our_names, our_results) = both(script)
     assert names == our_names and equal(results, our_results, tolerance=1e-12)
@@ -350,9 +434,15 @@ def test_meta_modules_do_what_the_real_ones_do() -> None:
 def test_small_names_do_what_the_real_ones_do_too() -> None:
     def script(l2l: Any) -> list[Tensor]:
         net = l2l.nn.freeze(tanh_net())
-        flags = [p.requires_grad for p in net.parameters()] + [p.requires_grad for p in l2l.nn.unfreeze(net).parameters()]
-        l2l.optim.DifferentiableSGD(0.1)(net, [None, *[torch.ones_like(p) for p in list(net.parameters())[1:]]])
-        scales = [l2l.nn.Scale(shape, alpha=2.0).alpha for shape in (None, 3, (2, 3), torch.Size([4]))]
+        flags = [p.requires_grad for p in net.parameters()] + [
+            p.requires_grad for p in l2l.nn.unfreeze(net).parameters()
+        ]
+        l2l.optim.DifferentiableSGD(0.1)(
+            net, [None, *[torch.ones_like(p) for p in list(net.parameters())[1:]]]
+        )
+        scales = [
+            l2l.nn.Scale(shape, alpha=2.0).alpha for shape in (None, 3, (2, 3), torch.Size([4]))
+        ]
         return [torch.tensor(flags), *net.parameters(), *scales]
 
     assert equal(*both(script))
@@ -362,11 +452,27 @@ def test_small_names_do_what_the_real_ones_do_too() -> None:
     ("name", "options", "shape"),
     [
         ("ResNet12", {}, (3, 84, 84)),
-        ("ResNet12", {"wider": False, "avg_pool": False, "hidden_size": 2048, "channels": 1, "dropblock_size": 1}, (1, 40, 40)),
-        ("ResNet12", {"hidden_size": 640, "dropblock_dropout": 0.0, "embedding_dropout": 0.5}, (3, 84, 84)),
+        (
+            "ResNet12",
+            {
+                "wider": False,
+                "avg_pool": False,
+                "hidden_size": 2048,
+                "channels": 1,
+                "dropblock_size": 1,
+            },
+            (1, 40, 40),
+        ),
+        (
+            "ResNet12",
+            {"hidden_size": 640, "dropblock_dropout": 0.0, "embedding_dropout": 0.5},
+            (3, 84, 84),
+        ),
     ],
 )
-def test_resnet12_of_a_seed_is_the_real_one(name: str, options: dict[str, Any], shape: tuple[int, ...]) -> None:
+def test_resnet12_of_a_seed_is_the_real_one(
+    name: str, options: dict[str, Any], shape: tuple[int, ...]
+) -> None:
     def script(l2l: Any) -> tuple[list[str], list[Tensor]]:
         net = getattr(l2l.vision.models, name)(5, **options)
         images = torch.rand(2, *shape)
@@ -390,7 +496,10 @@ def test_wide_networks_of_a_seed_are_the_real_ones() -> None:
     (names, results), (our_names, our_results) = both(script)
     assert names == our_names and equal(results, our_results, tolerance=1e-4)
     with torch.device("meta"):
-        shapes = [{n: t.shape for n, t in l2l.vision.models.WRN28(5).state_dict().items()} for l2l in (real, ours)]
+        shapes = [
+            {n: t.shape for n, t in l2l.vision.models.WRN28(5).state_dict().items()}
+            for l2l in (real, ours)
+        ]
     assert list(shapes[0].items()) == list(shapes[1].items())
 
 
@@ -398,15 +507,26 @@ def test_data_sets_and_samplers_do_what_the_real_ones_do() -> None:
     def script(l2l: Any) -> list[Tensor]:
         images = glyphs("test", classes=6, drawers=4)
         on_device = l2l.data.OnDeviceDataset(images, device="cpu", transform=lambda x: 1 - x)
-        parts = [l2l.data.FilteredMetaDataset(l2l.data.MetaDataset(on_device), labels) for labels in ([5, 1, 2], [0, 1])]
+        parts = [
+            l2l.data.FilteredMetaDataset(l2l.data.MetaDataset(on_device), labels)
+            for labels in ([5, 1, 2], [0, 1])
+        ]
         union = l2l.data.UnionMetaDataset(parts)
-        steps = [l2l.data.transforms.NWays(union, 3), l2l.data.transforms.KShots(union, 2), l2l.data.transforms.LoadData(union)]
+        steps = [
+            l2l.data.transforms.NWays(union, 3),
+            l2l.data.transforms.KShots(union, 2),
+            l2l.data.transforms.LoadData(union),
+        ]
         tasks = l2l.data.Taskset(union, steps, num_tasks=4)
         sampler = importlib.import_module(f"{l2l.__name__}.data.samplers").TasksetSampler(tasks)
         indices = torch.tensor(list(sampler))
         endless = l2l.data.InfiniteIterator(list(tasks))
         batches = [next(endless) for _ in range(6)]
-        return [torch.tensor(union.labels), indices, *[tensor for batch in batches for tensor in batch]]
+        return [
+            torch.tensor(union.labels),
+            indices,
+            *[tensor for batch in batches for tensor in batch],
+        ]
 
     assert equal(*both(script))
 

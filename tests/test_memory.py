@@ -1,4 +1,6 @@
-"""What a step will need is known before it: against what it then takes, by way of running, and what is said where it is too much."""
+"""What a step will need is known before it: against what it then takes, by way of running, and what
+is said where it is too much.
+"""
 
 from __future__ import annotations
 
@@ -47,13 +49,26 @@ def task():
     return FewShot(glyphs("train"), ways=5, shots=1, queries=5, tasks=1)[0]
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of a process is read from Linux's /proc")
-@pytest.mark.parametrize(("way", "threads", "steps"), [("loop", 1, 3), ("threads", 2, 1), ("vectorized", 1, 1)])
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(),
+    reason="the peak of a process is read from Linux's /proc",
+)
+@pytest.mark.parametrize(
+    ("way", "threads", "steps"), [("loop", 1, 3), ("threads", 2, 1), ("vectorized", 1, 1)]
+)
 def test_the_forecast_is_what_a_step_then_takes(way, threads, steps):
-    # Every larger block goes back to the system when it is freed, so that the peak is of what is in use, not of what the heap holds.
+    # Every larger block goes back to the system when it is freed, so that the peak is of what is in
+    # use, not of what the heap holds.
     environment = {**os.environ, "PYTHONPATH": str(TOP), "MALLOC_MMAP_THRESHOLD_": "65536"}
     script = PEAK.format(way=way, threads=threads, steps=steps)
-    said = subprocess.run([sys.executable, "-c", script], cwd=TOP, env=environment, capture_output=True, text=True, check=False)
+    said = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=TOP,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert said.returncode == 0, said.stderr
     expected, measured = map(int, said.stdout.split())
     assert 1 / FACTOR < measured / expected < FACTOR, (expected, measured)
@@ -64,7 +79,9 @@ def test_steps_add_up_exactly_and_first_order_holds_one_at_a_time(task):
     assert per_step > 0
     for steps in (1, 2, 4):
         learner = MAML(Conv4(5, hidden=8), 0.1, steps=steps)
-        assert forecast(learner, task).per_task == pytest.approx(memory._peak(learner, learner.network, task), rel=0.02)
+        assert forecast(learner, task).per_task == pytest.approx(
+            memory._peak(learner, learner.network, task), rel=0.02
+        )
     first = forecast(MAML(Conv4(5, hidden=8), 0.1, steps=4, first_order=True), task)
     assert first.per_step < 0.1 * per_step
     assert forecast(ANIL(Conv4(5, hidden=8), 0.1, steps=4), task).per_step < 0.1 * per_step
@@ -76,8 +93,15 @@ def test_the_way_and_the_tasks_in_flight(task, two_threads):
     assert forecast(MAML(conv, 0.1), task, tasks=8)[2:4] == ("threads", 2)
     assert forecast(MAML(conv, 0.1, execution="loop"), task, tasks=8)[2:4] == ("loop", 1)
     vectorized = forecast(MAML(conv, 0.1, execution="vectorized"), task, tasks=8)
-    assert (vectorized.way, vectorized.in_flight, vectorized.total) == ("vectorized", 8, 8 * vectorized.per_task)
-    assert forecast(MAML(conv, 0.1, execution="vectorized"), task, tasks=100).in_flight == execution.CHUNK
+    assert (vectorized.way, vectorized.in_flight, vectorized.total) == (
+        "vectorized",
+        8,
+        8 * vectorized.per_task,
+    )
+    assert (
+        forecast(MAML(conv, 0.1, execution="vectorized"), task, tasks=100).in_flight
+        == execution.CHUNK
+    )
 
 
 def test_a_forecast_changes_nothing(task):
@@ -89,29 +113,50 @@ def test_a_forecast_changes_nothing(task):
     assert all(parameter.grad is None for parameter in learner.parameters())
 
 
-def test_what_does_not_fit_is_warned_of_with_the_ways_out_before_the_first_step(monkeypatch, two_threads):
+def test_what_does_not_fit_is_warned_of_with_the_ways_out_before_the_first_step(
+    monkeypatch, two_threads
+):
     steps = []
     monkeypatch.setattr(memory, "free_memory", lambda device: 2**18)
-    monkeypatch.setattr("metalearn.training.loop._backward", lambda *arguments: steps.append(arguments) or 1 / 0)
+    monkeypatch.setattr(
+        "metalearn.training.loop._backward", lambda *arguments: steps.append(arguments) or 1 / 0
+    )
     tasks = FewShot(glyphs("train"), ways=5, shots=1, queries=5, tasks=100)
-    with pytest.warns(UserWarning, match=r"more than there is.*first order \(.*fewer tasks in flight \(torch.set_num_threads\(1\)") as seen:  # noqa: SIM117
-        with pytest.raises(ZeroDivisionError):
-            meta_train(MAML(Conv4(5, hidden=4), 0.1), tasks, steps=1, progress=False)
+    with (
+        pytest.warns(
+            UserWarning,
+            match=(
+                r"more than there is.*first order \(.*fewer tasks in flight"
+                r" \(torch.set_num_threads\(1\)"
+            ),
+        ) as seen,
+        pytest.raises(ZeroDivisionError),
+    ):
+        meta_train(MAML(Conv4(5, hidden=4), 0.1), tasks, steps=1, progress=False)
     assert len(seen) == len(steps) == 1
 
 
 def test_ways_out_fit_the_way_and_name_their_figures(task):
-    expected = Forecast(per_task=10 * 2**20, per_step=2**20, way="vectorized", in_flight=32, free=100 * 2**20)
+    expected = Forecast(
+        per_task=10 * 2**20, per_step=2**20, way="vectorized", in_flight=32, free=100 * 2**20
+    )
     said = ways_out(MAML(Conv4(5, hidden=4), 0.1), task, expected)
     assert said is not None
     assert "expected to need 320 MiB" in said
     assert "a smaller chunk (metalearn.engine.execution.CHUNK = 10)" in said
     assert "execution='loop': 10 MiB" in said
-    again = ways_out(MAML(Conv4(5, hidden=4), 0.1, first_order=True), task, expected._replace(way="loop", in_flight=1), processes=20)
+    again = ways_out(
+        MAML(Conv4(5, hidden=4), 0.1, first_order=True),
+        task,
+        expected._replace(way="loop", in_flight=1),
+        processes=20,
+    )
     assert again is not None
     assert "first order" not in again
     assert "fewer processes" in again
-    assert ways_out(MAML(Conv4(5, hidden=4), 0.1), task, expected._replace(free=320 * 2**20)) is None
+    assert (
+        ways_out(MAML(Conv4(5, hidden=4), 0.1), task, expected._replace(free=320 * 2**20)) is None
+    )
     assert ways_out(MAML(Conv4(5, hidden=4), 0.1), task, expected._replace(free=None)) is None
 
 
@@ -135,4 +180,8 @@ def test_a_container_may_have_less_than_the_machine(tmp_path):
 
 
 def test_sizes_are_said_in_their_unit():
-    assert [size(value) for value in (3 * 2**19, 999 * 2**20, 2**31)] == ["1.5 MiB", "999 MiB", "2.0 GiB"]
+    assert [size(value) for value in (3 * 2**19, 999 * 2**20, 2**31)] == [
+        "1.5 MiB",
+        "999 MiB",
+        "2.0 GiB",
+    ]

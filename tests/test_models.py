@@ -47,7 +47,9 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     for _ in range(2):
         torch.manual_seed(3)
         nets.append(Conv4(5))
-    assert all(torch.equal(a, b) for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True)
+    )
 
 
 def test_images_too_small_for_four_poolings() -> None:

@@ -23,7 +23,9 @@ def test_batch_statistics_normalise_by_the_batch_in_both_modes() -> None:
     model = network()
     assert ml.batch_statistics(model) is model
     inputs = torch.randn(8, 1, 5, 5)
-    by_hand = nn.functional.batch_norm(model[0](inputs), None, None, model[1].weight, model[1].bias, training=True)
+    by_hand = nn.functional.batch_norm(
+        model[0](inputs), None, None, model[1].weight, model[1].bias, training=True
+    )
     for mode in (True, False):
         torch.testing.assert_close(model.train(mode)[:2](inputs), by_hand)
     assert statistics(model) == "batch statistics"
@@ -43,7 +45,10 @@ def test_frozen_statistics_stay_as_they_are_in_both_modes() -> None:
 
 
 def test_what_keeps_running_statistics_is_refused_with_the_cure() -> None:
-    with pytest.raises(ValueError, match=r"1 \(BatchNorm2d\) keeps.*batch_statistics\(model\).*frozen_statistics\(model\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"1 \(BatchNorm2d\) keeps.*batch_statistics\(model\).*frozen_statistics\(model\)",
+    ):
         check_statistics(network())
     with pytest.raises(ValueError, match=r"bn1 \(BatchNorm2d\) and 19 more keep running"):
         check_statistics(torchvision.models.resnet18(num_classes=2))

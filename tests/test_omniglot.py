@@ -1,4 +1,6 @@
-"""Omniglot: folders read as they lie, the published splits, rotations as classes, and the cache of decoded images."""
+"""Omniglot: folders read as they lie, the published splits, rotations as classes, and the cache of
+decoded images.
+"""
 
 import time
 from pathlib import Path
@@ -46,11 +48,16 @@ def test_ink_is_one_on_paper_of_zero_and_sits_where_it_was_drawn(alphabets):
     ink = images[0][0][0].numpy()
     assert ink.max() == 1 and ink.min() == 0
     assert ink.mean() == pytest.approx(source.mean(), rel=0.1)
-    assert np.argwhere(ink > 0.5).mean(0) * 105 / 28 + 1.4 == pytest.approx(np.argwhere(source).mean(0), abs=2)
+    assert np.argwhere(ink > 0.5).mean(0) * 105 / 28 + 1.4 == pytest.approx(
+        np.argwhere(source).mean(0), abs=2
+    )
 
 
 def test_the_three_splits_share_no_character_and_leave_none_out(alphabets):
-    splits = [omniglot(alphabets, split, protocol="finn", rotations=False) for split in ("train", "validation", "test")]
+    splits = [
+        omniglot(alphabets, split, protocol="finn", rotations=False)
+        for split in ("train", "validation", "test")
+    ]
     names = [name for split in splits for name in split.names]
     assert len(names) == len(set(names)) == 26 and sum(map(len, splits)) == 78
     assert [len(split.names) for split in splits] == [18, 1, 7]
@@ -69,12 +76,17 @@ def test_rotations_are_classes_for_training_unless_said_otherwise(alphabets):
     assert len(train.names) == 4 * 18 and len(test.names) == 7
     assert train.names[18] == f"{train.names[0]} turned 90" and len(set(train.names)) == 72
     upright = train.images[train.labels == 2]
-    assert all(torch.equal(train.images[train.labels == 2 + 18 * k], upright.rot90(k, (2, 3))) for k in range(4))
+    assert all(
+        torch.equal(train.images[train.labels == 2 + 18 * k], upright.rot90(k, (2, 3)))
+        for k in range(4)
+    )
     assert train.labels.bincount().tolist() == [3] * 72
     assert len(omniglot(alphabets, "test", protocol="finn", rotations=True).names) == 28
 
 
-@pytest.mark.parametrize("inside", ["omniglot-py/images_background", "images_background", "omniglot-py"])
+@pytest.mark.parametrize(
+    "inside", ["omniglot-py/images_background", "images_background", "omniglot-py"]
+)
 def test_every_layout_reads_the_same(alphabets, tmp_path, inside):
     reference = omniglot(alphabets, protocol="finn")
     root = tmp_path / "other"
@@ -102,7 +114,13 @@ def test_a_damaged_cache_is_said_and_made_again(alphabets, caplog, monkeypatch, 
     first = omniglot(alphabets, protocol="finn")
     (path,) = (alphabets / ".metalearn").iterdir()
     content = path.read_bytes()
-    path.write_bytes({"truncated": content[:-100], "altered": content[:-1] + bytes([content[-1] ^ 1]), "empty": b""}[damage])
+    path.write_bytes(
+        {
+            "truncated": content[:-100],
+            "altered": content[:-1] + bytes([content[-1] ^ 1]),
+            "empty": b"",
+        }[damage]
+    )
     second = omniglot(alphabets, protocol="finn")
     assert torch.equal(first.images, second.images)
     assert "cache is damaged" in caplog.text and str(path) in caplog.text
@@ -119,7 +137,9 @@ def test_a_changed_folder_is_decoded_anew(alphabets, caplog):
     assert changed == [0]
 
 
-def test_a_root_that_cannot_be_written_takes_the_users_cache_folder_and_says_so(alphabets, tmp_path, monkeypatch, caplog):
+def test_a_root_that_cannot_be_written_takes_the_users_cache_folder_and_says_so(
+    alphabets, tmp_path, monkeypatch, caplog
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     (alphabets / ".metalearn").write_text("in the way")
     first = omniglot(alphabets, protocol="finn")
@@ -139,7 +159,12 @@ def test_a_cache_folder_of_ones_own(alphabets, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"", "is empty"), (b"not a png", "is not a readable image"), (None, "is not a readable image")]
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"not a png", "is not a readable image"),
+        (None, "is not a readable image"),
+    ],
 )
 def test_a_broken_image_is_named_and_no_cache_is_left(alphabets, content, message):
     broken = alphabets / "Beta" / "character03" / "1.png"
@@ -157,7 +182,10 @@ def test_a_character_without_drawings_is_named(alphabets):
 
 def test_nothing_there_says_what_to_put_where_and_downloads_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.datasets, "Omniglot", never)
-    with pytest.raises(FileNotFoundError, match=r"there is no Omniglot in .*images_background.*download=True.*--dataset glyphs"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"there is no Omniglot in .*images_background.*download=True.*--dataset glyphs",
+    ):
         omniglot(tmp_path)
 
 
@@ -167,7 +195,12 @@ def test_without_a_network_the_message_says_what_to_put_where(tmp_path, monkeypa
         raise error
 
     monkeypatch.setattr(torchvision.datasets, "Omniglot", offline)
-    with pytest.raises(FileNotFoundError, match=rf"could not be downloaded \({error}\): put the folders .*omniglot-py.*--dataset glyphs"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=(
+            rf"could not be downloaded \({error}\): put the folders .*omniglot-py.*--dataset glyphs"
+        ),
+    ):
         omniglot(tmp_path, download=True)
 
 
@@ -178,7 +211,10 @@ def test_a_folder_that_is_there_is_not_downloaded_again(alphabets, monkeypatch):
 
 @pytest.mark.parametrize("protocol", ["vinyals", "lake"])
 def test_a_published_split_of_an_incomplete_folder_is_refused(alphabets, protocol):
-    with pytest.raises(ValueError, match=rf"has 26 characters, which protocol='{protocol}' splits into .*protocol='finn'"):
+    with pytest.raises(
+        ValueError,
+        match=rf"has 26 characters, which protocol='{protocol}' splits into .*protocol='finn'",
+    ):
         omniglot(alphabets, protocol=protocol)
 
 
@@ -191,7 +227,10 @@ def test_names_that_do_not_exist_are_refused_with_the_choices(tmp_path, wrong):
 @pytest.mark.data
 def test_the_real_splits_have_the_published_counts(real):
     for protocol, counts in COUNTS.items():
-        splits = [omniglot(real, split, protocol=protocol, rotations=False) for split in ("train", "validation", "test")]
+        splits = [
+            omniglot(real, split, protocol=protocol, rotations=False)
+            for split in ("train", "validation", "test")
+        ]
         assert tuple(len(split.names) for split in splits) == counts
         assert len({name for split in splits for name in split.names}) == 1623
         assert all(split.labels.bincount().eq(20).all() for split in splits)
@@ -200,10 +239,23 @@ def test_the_real_splits_have_the_published_counts(real):
 @pytest.mark.data
 def test_the_real_vinyals_split_is_the_published_one(real):
     validation, test = (omniglot(real, split) for split in ("validation", "test"))
-    assert {name.split("/")[0] for name in validation.names} == {"Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)"}
-    assert test.names[:4] == tuple(f"Gurmukhi/character{i}" for i in range(42, 46)) and test.names[-1] == "ULOG/character26"
+    assert {name.split("/")[0] for name in validation.names} == {
+        "Armenian",
+        "Bengali",
+        "Early_Aramaic",
+        "Hebrew",
+        "Mkhedruli_(Georgian)",
+    }
+    assert (
+        test.names[:4] == tuple(f"Gurmukhi/character{i}" for i in range(42, 46))
+        and test.names[-1] == "ULOG/character26"
+    )
     train = omniglot(real)
-    assert len(train.names) == 4112 and train.images.shape == (82240, 1, 28, 28) and 0.06 < train.images.float().mean() / 255 < 0.11
+    assert (
+        len(train.names) == 4112
+        and train.images.shape == (82240, 1, 28, 28)
+        and 0.06 < train.images.float().mean() / 255 < 0.11
+    )
     assert FewShot(train, 20, 5, 15, tasks=3)[2].query.inputs.shape == (300, 1, 28, 28)
 
 

@@ -1,4 +1,6 @@
-"""Lake et al.'s one-shot runs: read from the archive or its folder, and refused where they are not as published."""
+"""Lake et al.'s one-shot runs: read from the archive or its folder, and refused where they are not
+as published.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,10 @@ def published() -> Files:
             label = (item + run) % 20
             files[f"run{run + 1:02}/training/class{item + 1:02}.png"] = drawing(run, item)
             files[f"run{run + 1:02}/test/item{item + 1:02}.png"] = drawing(run, label)
-            lines.append(f"run{run + 1:02}/test/item{item + 1:02}.png run{run + 1:02}/training/class{label + 1:02}.png")
+            lines.append(
+                f"run{run + 1:02}/test/item{item + 1:02}.png"
+                f" run{run + 1:02}/training/class{label + 1:02}.png"
+            )
         files[f"run{run + 1:02}/class_labels.txt"] = "\n".join([*lines, ""]).encode()
     return files
 
@@ -62,7 +67,9 @@ def unpack(files: Files, folder: Path) -> Path:
     return folder
 
 
-def test_twenty_tasks_of_twenty_ways_with_one_query_a_class(published: Files, tmp_path: Path) -> None:
+def test_twenty_tasks_of_twenty_ways_with_one_query_a_class(
+    published: Files, tmp_path: Path
+) -> None:
     runs = one_shot_runs(pack(published, tmp_path / "all_runs.zip"))
     assert len(runs) == len(list(runs)) == 20
     support, query = runs[3]
@@ -77,15 +84,25 @@ def test_twenty_tasks_of_twenty_ways_with_one_query_a_class(published: Files, tm
         runs[20]
 
 
-def test_ink_is_one_and_images_are_resized_as_omniglots_are(published: Files, tmp_path: Path) -> None:
+def test_ink_is_one_and_images_are_resized_as_omniglots_are(
+    published: Files, tmp_path: Path
+) -> None:
     drawn = tmp_path / "characters"
     for character in range(20):
-        unpack({f"Alpha/character{character:02}/{run}.png": drawing(run, character) for run in range(20)}, drawn)
+        unpack(
+            {
+                f"Alpha/character{character:02}/{run}.png": drawing(run, character)
+                for run in range(20)
+            },
+            drawn,
+        )
     characters = omniglot(drawn, protocol="finn", rotations=False, size=20, cache=False)
     runs = one_shot_runs(pack(published, tmp_path / "all_runs.zip"), size=20)
     assert characters.names
     for number, name in enumerate(characters.names):
-        images = torch.stack([characters[i][0] for i in (characters.labels == number).nonzero().flatten()])
+        images = torch.stack(
+            [characters[i][0] for i in (characters.labels == number).nonzero().flatten()]
+        )
         drawings = torch.stack([runs[run].support.inputs[int(name[-2:])] for run in range(20)])
         # omniglot's images are in the order of their names, 0.png, 1.png, 10.png, ...
         assert torch.equal(images, drawings[sorted(range(20), key=str)])
@@ -100,7 +117,13 @@ def test_evaluate_takes_them_and_records_what_they_are(published: Files, tmp_pat
     learner = ProtoNet(Conv4(20, hidden=8))
     found = evaluate(learner, runs)
     assert found.mean == 1  # the test images are the training images
-    about = {"ways": 20, "shots": 1, "queries": 1, "tasks": 20, "data": {"source": "one_shot_runs", "runs": 20, "size": 28}}
+    about = {
+        "ways": 20,
+        "shots": 1,
+        "queries": 1,
+        "tasks": 20,
+        "data": {"source": "one_shot_runs", "runs": 20, "size": 28},
+    }
     assert found.settings["episodes"] == about
     assert evaluate(learner, DataLoader(runs, batch_size=8)).mean == 1
 
@@ -126,7 +149,9 @@ def test_an_archive_packed_again_on_a_mac_reads_the_same(published: Files, tmp_p
     files["all_runs/run01/test/.DS_Store"] = b""
     files["all_runs/" + LABELS] = b"\xef\xbb\xbf" + published[LABELS].replace(b"\n", b"\r\n")
     again = one_shot_runs(pack(files, tmp_path / "again.zip"))
-    assert torch.equal(again.images, one_shot_runs(pack(published, tmp_path / "all_runs.zip")).images)
+    assert torch.equal(
+        again.images, one_shot_runs(pack(published, tmp_path / "all_runs.zip")).images
+    )
 
 
 def without(name: str) -> Callable[[Files], Files]:
@@ -145,21 +170,50 @@ def edited(name: str, old: bytes, new: bytes) -> Callable[[Files], Files]:
         (without(LABELS), "run02/class_labels.txt is missing"),
         (without("run02/test/"), "run02/test/? has 0 images and not 20"),
         (without("run02/training/class20"), "run02/training/? has 19 images and not 20"),
-        (lambda files: {**files, "run02/test/item21.png": drawing(0, 0)}, "run02/test/? has 21 images and not 20"),
-        (edited(LABELS, b"test/item05", b"test/item55"), r"class_labels.txt has the line .*item55.* does not name"),
-        (edited(LABELS, b"run02/test/item05.png", b"/etc/passwd"), r"class_labels.txt has the line .*passwd"),
-        (edited(LABELS, b"run02/test/item05.png", b"run08/test/item05.png"), "has the line .*run08"),
-        (edited(LABELS, b"item05", b"item06"), r"class_labels.txt names an image of the line .*item06.* twice"),
-        (edited(LABELS, b"class05", b"class06"), r"class_labels.txt names an image of the line .*class06.* twice"),
-        (lambda files: {**files, LABELS: b"".join(files[LABELS].splitlines(True)[:-1])}, "has 19 pairs of images and not 20"),
+        (
+            lambda files: {**files, "run02/test/item21.png": drawing(0, 0)},
+            "run02/test/? has 21 images and not 20",
+        ),
+        (
+            edited(LABELS, b"test/item05", b"test/item55"),
+            r"class_labels.txt has the line .*item55.* does not name",
+        ),
+        (
+            edited(LABELS, b"run02/test/item05.png", b"/etc/passwd"),
+            r"class_labels.txt has the line .*passwd",
+        ),
+        (
+            edited(LABELS, b"run02/test/item05.png", b"run08/test/item05.png"),
+            "has the line .*run08",
+        ),
+        (
+            edited(LABELS, b"item05", b"item06"),
+            r"class_labels.txt names an image of the line .*item06.* twice",
+        ),
+        (
+            edited(LABELS, b"class05", b"class06"),
+            r"class_labels.txt names an image of the line .*class06.* twice",
+        ),
+        (
+            lambda files: {**files, LABELS: b"".join(files[LABELS].splitlines(True)[:-1])},
+            "has 19 pairs of images and not 20",
+        ),
         (lambda files: {**files, LABELS: b"\x89PNG\xff\xfe"}, "class_labels.txt has the line"),
         (lambda files: {**files, LABELS: b""}, "has 0 pairs"),
-        (lambda files: {**files, "run02/test/item03.png": b"not an image"}, "item03.png is not a readable image"),
-        (lambda files: {**files, "run02/test/item03.png": drawing(0, 0)[:60]}, "item03.png is not a readable image"),
+        (
+            lambda files: {**files, "run02/test/item03.png": b"not an image"},
+            "item03.png is not a readable image",
+        ),
+        (
+            lambda files: {**files, "run02/test/item03.png": drawing(0, 0)[:60]},
+            "item03.png is not a readable image",
+        ),
         (lambda files: {**files, "run02/test/item03.png": b""}, r"item03.png is empty \(0 bytes\)"),
     ],
 )
-def test_what_is_not_as_published_is_named(published: Files, tmp_path: Path, change: Callable[[Files], Files], message: str) -> None:
+def test_what_is_not_as_published_is_named(
+    published: Files, tmp_path: Path, change: Callable[[Files], Files], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         one_shot_runs(pack(change(published), tmp_path / "all_runs.zip"))
 
@@ -170,7 +224,10 @@ def test_what_is_not_as_published_is_named(published: Files, tmp_path: Path, cha
         (without("run13/"), "run13 is missing"),
         (without(LABELS), "run02/class_labels.txt is missing"),
         (without("run02/test/item03"), "run02/test has 19 images and not 20"),
-        (lambda files: {**files, "run02/test/item03.png": b"not an image"}, "item03.png is not a readable image"),
+        (
+            lambda files: {**files, "run02/test/item03.png": b"not an image"},
+            "item03.png is not a readable image",
+        ),
     ],
 )
 def test_a_folder_that_is_not_as_published_is_named(
@@ -183,7 +240,9 @@ def test_a_folder_that_is_not_as_published_is_named(
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 cut off"])
 def test_a_file_that_is_no_archive_is_named_with_the_cure(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "all_runs.zip").write_bytes(content)
-    with pytest.raises(ValueError, match=r"all_runs.zip is not a readable zip archive .*brendenlake/omniglot"):
+    with pytest.raises(
+        ValueError, match=r"all_runs.zip is not a readable zip archive .*brendenlake/omniglot"
+    ):
         one_shot_runs(tmp_path)
 
 
@@ -211,13 +270,19 @@ def test_a_file_that_is_twice_in_the_archive_is_named(published: Files, tmp_path
 
 
 def test_an_empty_archive_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"all_runs.zip.* must hold run01 to run20, but run01 is missing; take it from"):
+    with pytest.raises(
+        ValueError,
+        match=r"all_runs.zip.* must hold run01 to run20, but run01 is missing; take it from",
+    ):
         one_shot_runs(pack({}, tmp_path / "all_runs.zip"))
 
 
 @pytest.mark.parametrize("root", ["", "missing", "missing/all_runs.zip"])
 def test_nothing_there_says_what_to_put_where(tmp_path: Path, root: str) -> None:
-    with pytest.raises(FileNotFoundError, match=r"there are no one-shot runs in .*all_runs.zip of https.*omniglot-py"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"there are no one-shot runs in .*all_runs.zip of https.*omniglot-py",
+    ):
         one_shot_runs(tmp_path / root)
 
 
@@ -229,7 +294,9 @@ def test_what_is_no_path_and_no_size_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.data
-def test_the_real_archive_has_400_test_images_of_characters_that_look_like_their_class(data: Path) -> None:
+def test_the_real_archive_has_400_test_images_of_characters_that_look_like_their_class(
+    data: Path,
+) -> None:
     try:
         runs = one_shot_runs(data)
     except FileNotFoundError:
@@ -240,7 +307,12 @@ def test_the_real_archive_has_400_test_images_of_characters_that_look_like_their
     assert runs[0].query.targets[:4].tolist() == [7, 8, 1, 18]
     assert runs.labels.sort(1).values.eq(torch.arange(20)).all()
     # pixels alone are better than chance (5 %)
-    nearest = torch.stack([torch.cdist(query.inputs.flatten(1), support.inputs.flatten(1)).argmin(1) for support, query in runs])
+    nearest = torch.stack(
+        [
+            torch.cdist(query.inputs.flatten(1), support.inputs.flatten(1)).argmin(1)
+            for support, query in runs
+        ]
+    )
     assert nearest.eq(runs.labels).float().mean() > 0.15
 
 
@@ -250,7 +322,10 @@ def test_the_real_runs_are_drawings_of_the_evaluation_alphabets(data: Path) -> N
         runs, drawings = one_shot_runs(data), omniglot(data, "test", protocol="lake")
     except FileNotFoundError:
         pytest.skip("the folder of real data sets has no all_runs.zip, or no Omniglot")
-    known = {image.numpy().tobytes(): int(label) for image, label in zip(drawings.images, drawings.labels, strict=True)}
+    known = {
+        image.numpy().tobytes(): int(label)
+        for image, label in zip(drawings.images, drawings.labels, strict=True)
+    }
     for run in range(20):
         # (40,): the characters of the training images, then of the test images
         characters = torch.tensor([known[image.numpy().tobytes()] for image in runs.images[run]])
@@ -259,11 +334,23 @@ def test_the_real_runs_are_drawings_of_the_evaluation_alphabets(data: Path) -> N
 
 
 @pytest.mark.data
-def test_the_benchmark_keeps_a_row_with_everything_behind_it(published: Files, tmp_path: Path, data: Path) -> None:
+def test_the_benchmark_keeps_a_row_with_everything_behind_it(
+    published: Files, tmp_path: Path, data: Path
+) -> None:
     rows = tmp_path / "one_shot.jsonl"
     archive = pack(published, tmp_path / "all_runs.zip")
-    settings = {"root": str(data), "steps": 2, "hidden": 4, "meta_batch": 1, "train_queries": 1, "execution": "loop", "runs": str(tmp_path)}
-    one_shot("protonet", seeds="0,1", archive=str(archive), progress=False, results=str(rows), **settings)
+    settings = {
+        "root": str(data),
+        "steps": 2,
+        "hidden": 4,
+        "meta_batch": 1,
+        "train_queries": 1,
+        "execution": "loop",
+        "runs": str(tmp_path),
+    }
+    one_shot(
+        "protonet", seeds="0,1", archive=str(archive), progress=False, results=str(rows), **settings
+    )
     (row,) = map(json.loads, rows.read_text().splitlines())
     assert row["algorithm"] == "protonet"
     assert row["error"] < 0.2  # the test images are the training images
@@ -271,4 +358,13 @@ def test_the_benchmark_keeps_a_row_with_everything_behind_it(published: Files, t
     assert np.shape(row["errors"]) == (2, 20)
     assert row["split"]["protocol"] == "lake"
     assert row["split"]["characters"] == 813
-    assert {"seeds", "queries", "norm", "machine", "versions", "interval", "training_commands", "command"} <= row.keys()
+    assert {
+        "seeds",
+        "queries",
+        "norm",
+        "machine",
+        "versions",
+        "interval",
+        "training_commands",
+        "command",
+    } <= row.keys()

@@ -1,4 +1,6 @@
-"""The papers' protocols: what a preset sets beside the rates, and that figures of two protocols are not mixed."""
+"""The papers' protocols: what a preset sets beside the rates, and that figures of two protocols are
+not mixed.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder = top / "omniglot-py" / alphabet / f"character{character:02}"
             folder.mkdir(parents=True)
             for drawing in range(4):
-                save_image((torch.rand(1, 12, 12, generator=generator) > 0.3).float(), folder / f"{drawing}.png")
+                save_image(
+                    (torch.rand(1, 12, 12, generator=generator) > 0.3).float(),
+                    folder / f"{drawing}.png",
+                )
     return top
 
 
@@ -65,7 +70,10 @@ def test_what_differs_from_the_paper_is_said_in_print_and_in_the_docstring(name,
         assert main(["train", "--dataset", dataset, "--preset", name, *small.split(), *places]) == 0
         printed = capsys.readouterr().out
         assert "What is not as in the paper: the head starts as torch draws" in printed
-        assert "characters split by protocol finn, turned characters too; 1 query a class; norm: batch statistics" in printed
+        assert (
+            "characters split by protocol finn, turned characters too; 1 query a class; norm: batch"
+            " statistics" in printed
+        )
 
 
 def test_the_setting_wins_over_the_preset(root):
@@ -76,8 +84,18 @@ def test_the_setting_wins_over_the_preset(root):
 
 
 def test_a_split_decides_the_run_and_is_kept_with_it(root, tmp_path):
-    few = {"size": 16, "hidden": 4, "steps": 1, "meta_batch": 2, "train_queries": 1, "queries": 2, "test_tasks": 2}
-    experiment = Experiment(dataset="omniglot", root=str(root), protocol="finn", runs=str(tmp_path), **few)
+    few = {
+        "size": 16,
+        "hidden": 4,
+        "steps": 1,
+        "meta_batch": 2,
+        "train_queries": 1,
+        "queries": 2,
+        "test_tasks": 2,
+    }
+    experiment = Experiment(
+        dataset="omniglot", root=str(root), protocol="finn", runs=str(tmp_path), **few
+    )
     assert experiment.to_dict("maml")["protocol"] == "finn"
     assert "protocol" not in Experiment(dataset="glyphs").to_dict("maml")
     experiment.train("maml", progress=False)
@@ -85,7 +103,9 @@ def test_a_split_decides_the_run_and_is_kept_with_it(root, tmp_path):
     run = experiments.restored(path, root=str(root))
     assert run.experiment.settings().protocol == "finn"
     assert "--protocol finn" in run.command()
-    with pytest.raises(ValueError, match=r"trained on the characters of protocol='finn'.*leave --protocol out"):
+    with pytest.raises(
+        ValueError, match=r"trained on the characters of protocol='finn'.*leave --protocol out"
+    ):
         experiments.restored(path, root=str(root), protocol="vinyals")
     assert experiments.restored(path, dataset="glyphs").experiment.protocol is None
 

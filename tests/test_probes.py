@@ -1,4 +1,6 @@
-"""Linear probes: known answers on separable and on random labels, against a solver written out, and bad input."""
+"""Linear probes: known answers on separable and on random labels, against a solver written out, and
+bad input.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def clusters(count: int, spread: float, seed: int = 0, classes: int = 3) -> Exam
     generator = torch.Generator().manual_seed(seed)
     centres = 4 * torch.eye(classes, 6)
     labels = torch.arange(classes).repeat_interleave(count)
-    return Examples(centres[labels] + spread * torch.randn(len(labels), 6, generator=generator), labels)
+    return Examples(
+        centres[labels] + spread * torch.randn(len(labels), 6, generator=generator), labels
+    )
 
 
 def test_separable_features_are_read_without_an_error() -> None:
@@ -37,7 +41,12 @@ def test_separable_features_are_read_without_an_error() -> None:
 
 def test_random_labels_are_read_at_chance() -> None:
     generator = torch.Generator().manual_seed(0)
-    train, test = (Examples(torch.randn(n, 6, generator=generator), torch.randint(3, (n,), generator=generator)) for n in (300, 3000))
+    train, test = (
+        Examples(
+            torch.randn(n, 6, generator=generator), torch.randint(3, (n,), generator=generator)
+        )
+        for n in (300, 3000)
+    )
     found = linear_probes(network(), train, test, layers=["0"])["0"].accuracy
     assert abs(found.mean - 1 / 3) < 3 * found.interval
     assert found.interval == pytest.approx(1.96 * math.sqrt(found.mean * (1 - found.mean) / 2999))
@@ -45,18 +54,27 @@ def test_random_labels_are_read_at_chance() -> None:
 
 @pytest.mark.parametrize("features", [8, 60])
 @pytest.mark.parametrize("ridge", [0.01, 1.0])
-def test_the_closed_form_is_the_solution_of_the_normal_equations(features: int, ridge: float) -> None:
+def test_the_closed_form_is_the_solution_of_the_normal_equations(
+    features: int, ridge: float
+) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, features), nn.ReLU(), nn.Linear(features, 3)).double()
-    train, test = (Examples(torch.randn(n, 6, dtype=torch.float64), torch.randint(3, (n,))) for n in (40, 200))
+    train, test = (
+        Examples(torch.randn(n, 6, dtype=torch.float64), torch.randint(3, (n,))) for n in (40, 200)
+    )
     x, y = (model[:2](part.inputs).detach() for part in (train, test))
     hot = nn.functional.one_hot(train.targets, 3).double()
     centred = x - x.mean(0)
     energy = torch.linalg.svdvals(centred).square()
     strength = ridge * energy[energy > 1e-10 * energy.max()].mean()
-    weight = torch.linalg.solve(centred.T @ centred + strength * torch.eye(features).double(), centred.T @ (hot - hot.mean(0)))
+    weight = torch.linalg.solve(
+        centred.T @ centred + strength * torch.eye(features).double(),
+        centred.T @ (hot - hot.mean(0)),
+    )
     expected = ((hot.mean(0) + (y - x.mean(0)) @ weight).argmax(1) == test.targets).double().mean()
-    assert linear_probes(model, train, test, layers=["1"], ridge=ridge)["1"].accuracy.mean == pytest.approx(float(expected), abs=1e-12)
+    assert linear_probes(model, train, test, layers=["1"], ridge=ridge)[
+        "1"
+    ].accuracy.mean == pytest.approx(float(expected), abs=1e-12)
 
 
 def test_the_ridge_taken_has_the_least_error_when_each_example_is_left_out_in_turn() -> None:
@@ -74,11 +92,16 @@ def test_the_ridge_taken_has_the_least_error_when_each_example_is_left_out_in_tu
         error = 0.0
         for i in range(24):
             rest = torch.arange(24) != i
-            # The mean of features stays that of all examples, which leaves the fit with an intercept the same.
+            # The mean of features stays that of all examples, which leaves the fit with an
+            # intercept the same.
             a = torch.cat([torch.ones(23, 1).double(), x[rest] - x.mean(0)], 1)
             penalty = ridge * energy * torch.diag(torch.tensor([0.0] + [1.0] * 6).double())
             weight = torch.linalg.solve(a.T @ a + penalty, a.T @ hot[rest])
-            error += float((hot[i] - torch.cat([torch.ones(1).double(), x[i] - x.mean(0)]) @ weight).square().sum())
+            error += float(
+                (hot[i] - torch.cat([torch.ones(1).double(), x[i] - x.mean(0)]) @ weight)
+                .square()
+                .sum()
+            )
         errors.append(error)
     found = linear_probes(identity, train, train, layers=["0"])["0"]
     assert found.ridge == RIDGES[errors.index(min(errors))]
@@ -88,18 +111,29 @@ def test_scale_and_rotation_of_the_features_do_not_matter() -> None:
     train, test = clusters(10, 3.0), clusters(40, 3.0, seed=1)
     model = network().double()
     train, test = train.to(torch.float64), test.to(torch.float64)
-    turn = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(1)).double())[0]
-    plain, turned = nn.Sequential(nn.Linear(6, 6), model).double(), nn.Sequential(nn.Linear(6, 6), model).double()
+    turn = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(1)).double())[
+        0
+    ]
+    plain, turned = (
+        nn.Sequential(nn.Linear(6, 6), model).double(),
+        nn.Sequential(nn.Linear(6, 6), model).double(),
+    )
     with torch.no_grad():
         for one, weight in ((plain, torch.eye(6).double()), (turned, 100 * turn)):
             one[0].weight.copy_(weight)
             one[0].bias.fill_(3)
-    assert linear_probes(plain, train, test, layers=["0"])["0"] == linear_probes(turned, train, test, layers=["0"])["0"]
+    assert (
+        linear_probes(plain, train, test, layers=["0"])["0"]
+        == linear_probes(turned, train, test, layers=["0"])["0"]
+    )
 
 
 def test_images_are_pooled_on_request_and_shots_take_so_many_of_each_class() -> None:
     torch.manual_seed(0)
-    images = LabelledImages(torch.randint(256, (40, 1, 16, 16), dtype=torch.uint8), torch.arange(4).repeat_interleave(10))
+    images = LabelledImages(
+        torch.randint(256, (40, 1, 16, 16), dtype=torch.uint8),
+        torch.arange(4).repeat_interleave(10),
+    )
     model = Conv4(4, hidden=5, size=16)
     found = linear_probes(MAML(model, lr=0.1), images, images, shots=3, convention="pool")
     assert [row.features for row in found.layers] == [5, 5, 5, 5, 4]
@@ -112,7 +146,10 @@ def test_images_are_pooled_on_request_and_shots_take_so_many_of_each_class() -> 
 
 def test_labels_need_not_count_from_zero_and_the_model_keeps_its_mode() -> None:
     model = network().train()
-    shifted = [Examples(part.inputs, part.targets + 7) for part in (clusters(10, 0.05), clusters(10, 0.05, seed=1))]
+    shifted = [
+        Examples(part.inputs, part.targets + 7)
+        for part in (clusters(10, 0.05), clusters(10, 0.05, seed=1))
+    ]
     assert linear_probes(model, *shifted, layers=["0"])["0"].accuracy.mean == 1
     assert model.training
 
@@ -134,7 +171,10 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match="the label 3, which no training example has"):
         linear_probes(network(), train, clusters(5, 0.1, classes=4))
     with pytest.raises(ValueError, match=r"does not take inputs of \(3, 16, 16\)"):
-        linear_probes(Conv4(3, channels=1, size=16, hidden=4), *[Examples(torch.rand(6, 3, 16, 16), torch.arange(6) % 3)] * 2)
+        linear_probes(
+            Conv4(3, channels=1, size=16, hidden=4),
+            *[Examples(torch.rand(6, 3, 16, 16), torch.arange(6) % 3)] * 2,
+        )
     with pytest.raises(ValueError, match="there is no convention 'mean'"):
         linear_probes(network(), train, test, convention="mean")
     with pytest.raises(ValueError, match="ridge=0 must be above 0"):

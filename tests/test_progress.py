@@ -9,7 +9,9 @@ import pytest
 from metalearn.runtime.progress import progress
 
 
-def test_progress_is_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_plain_lines_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = iter(range(0, 1000, 5))
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     with progress("decoding", 6, unit="image") as advance:
@@ -22,7 +24,9 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(capsys: pytest.Captu
     ]
 
 
-def test_nothing_is_written_when_it_is_not_shown_or_over_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_written_when_it_is_not_shown_or_over_at_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     for shown in (True, False):
         with progress("decoding", 2, shown=shown) as advance:
             advance(2)

@@ -1,4 +1,6 @@
-"""Several processes as one: they agree at the start, share out tasks, and none waits for one that is gone."""
+"""Several processes as one: they agree at the start, share out tasks, and none waits for one that
+is gone.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,12 @@ from metalearn.training import checkpoints
 from metalearn.training.loop import meta_train
 
 Started = Callable[..., list[multiprocessing.process.BaseProcess]]
-OPTIONS: dict[str, Any] = {"steps": 8, "meta_batch": 3, "optimizer": lambda p: SGD(p, lr=0.01), "progress": False}
+OPTIONS: dict[str, Any] = {
+    "steps": 8,
+    "meta_batch": 3,
+    "optimizer": lambda p: SGD(p, lr=0.01),
+    "progress": False,
+}
 
 
 class Tasks(Sinusoid):
@@ -64,9 +71,21 @@ def weights(learner: MAML) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in learner.parameters()])
 
 
-def as_rank(rank: int, port: int, folder: Path, settings: dict[str, str], work: Callable[[int, Path], Any]) -> None:
-    """What each process does: its environment is what a scheduler without torchrun sets, and its words go to files."""
-    os.environ.update({"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **settings})
+def as_rank(
+    rank: int, port: int, folder: Path, settings: dict[str, str], work: Callable[[int, Path], Any]
+) -> None:
+    """What each process does: its environment is what a scheduler without torchrun sets, and its
+    words go to files.
+    """
+    os.environ.update(
+        {
+            "RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            **settings,
+        }
+    )
     os.dup2(os.open(folder / f"errors{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     torch.set_num_threads(1)
     try:
@@ -87,11 +106,16 @@ def source() -> multiprocessing.context.ForkServerContext:
 def start(source: multiprocessing.context.ForkServerContext, tmp_path: Path) -> Iterator[Started]:
     begun: list[multiprocessing.process.BaseProcess] = []
 
-    def started(work: Callable[[int, Path], Any], **settings: str) -> list[multiprocessing.process.BaseProcess]:
+    def started(
+        work: Callable[[int, Path], Any], **settings: str
+    ) -> list[multiprocessing.process.BaseProcess]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        both = [source.Process(target=as_rank, args=(rank, port, tmp_path, settings, work)) for rank in (0, 1)]
+        both = [
+            source.Process(target=as_rank, args=(rank, port, tmp_path, settings, work))
+            for rank in (0, 1)
+        ]
         begun.extend(both)
         for process in both:
             process.start()
@@ -107,7 +131,11 @@ def said(folder: Path, key: str) -> list[Any]:
     return [json.loads((folder / f"rank{rank}").read_text())[key] for rank in (0, 1)]
 
 
-def train_and_die(rank: int, folder: Path, happens: Callable[[], None] = lambda: os.kill(os.getpid(), signal.SIGKILL)) -> list[float]:
+def train_and_die(
+    rank: int,
+    folder: Path,
+    happens: Callable[[], None] = lambda: os.kill(os.getpid(), signal.SIGKILL),
+) -> list[float]:
     tasks = Tasks(tasks=100)
     if rank == 1 and not (folder / "died").exists():
         (folder / "died").touch()
@@ -121,7 +149,9 @@ def fall_silent(rank: int, folder: Path) -> list[float]:
     return train_and_die(rank, folder, lambda: os.kill(os.getpid(), signal.SIGSTOP))
 
 
-def test_where_a_rank_is_killed_the_others_stop_with_a_message_and_the_checkpoint_resumes(start: Started, tmp_path: Path) -> None:
+def test_where_a_rank_is_killed_the_others_stop_with_a_message_and_the_checkpoint_resumes(
+    start: Started, tmp_path: Path
+) -> None:
     started = time.monotonic()
     survivor, dead = start(train_and_die)
     survivor.join(60)
@@ -140,11 +170,16 @@ def test_where_a_rank_is_killed_the_others_stop_with_a_message_and_the_checkpoin
         assert result == pytest.approx(weights(alone).tolist(), abs=1e-12)
 
 
-def test_where_a_rank_falls_silent_the_others_stop_once_their_patience_ends(start: Started, tmp_path: Path) -> None:
+def test_where_a_rank_falls_silent_the_others_stop_once_their_patience_ends(
+    start: Started, tmp_path: Path
+) -> None:
     survivor, _ = start(fall_silent, METALEARN_RANK_TIMEOUT="2")
     survivor.join(60)
     assert survivor.exitcode == 1
-    assert "metalearn: rank 0 of 2 stops: rank 1 has not been heard of for 2 s" in (tmp_path / "errors0").read_text()
+    assert (
+        "metalearn: rank 0 of 2 stops: rank 1 has not been heard of for 2 s"
+        in (tmp_path / "errors0").read_text()
+    )
     assert checkpoints.load(tmp_path / "run")[1]["step"] == 4
 
 
@@ -158,7 +193,10 @@ def test_other_versions_are_refused_at_the_start_by_name(start: Started, tmp_pat
     for process in start(other_versions):
         process.join(60)
     for error in said(tmp_path, "error"):
-        assert f"rank 0 has torch {torch.__version__}; rank 1 has torch 2.6.0. Install the same versions" in error
+        assert (
+            f"rank 0 has torch {torch.__version__}; rank 1 has torch 2.6.0. Install the same"
+            " versions" in error
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -168,7 +206,12 @@ def evaluations(rank: int, folder: Path) -> dict[str, Any]:
     counted = Tasks(tasks=101)
     counted.at, counted.happens = 5, lambda: drawn.append(rank)  # type: ignore[method-assign]
     evaluate(build(), counted, tasks_at_once=8)
-    found: dict[str, Any] = {"per_episode": result.per_episode.tolist(), "marks": result.fingerprints, "mean": result.mean, "drawn": drawn}
+    found: dict[str, Any] = {
+        "per_episode": result.per_episode.tolist(),
+        "marks": result.fingerprints,
+        "mean": result.mean,
+        "drawn": drawn,
+    }
     for name, learner, tasks in (
         ("nan", build(), Spoilt(tasks=101)),
         ("weights", build(rank), Tasks(tasks=9)),
@@ -185,11 +228,15 @@ def evaluations(rank: int, folder: Path) -> dict[str, Any]:
     found["numbers"] = [next(drawing) for _ in range(3)]
     drawing = distributed.tickets("test")  # a second sweep of as many jobs
     found["numbers again"] = [next(drawing) for _ in range(3)]
-    distributed.gather(None)  # the first rank keeps the store: it may not leave before the others have drawn
+    distributed.gather(
+        None
+    )  # the first rank keeps the store: it may not leave before the others have drawn
     return found
 
 
-def test_ranks_share_out_the_test_tasks_and_return_what_one_process_would(start: Started, tmp_path: Path) -> None:
+def test_ranks_share_out_the_test_tasks_and_return_what_one_process_would(
+    start: Started, tmp_path: Path
+) -> None:
     for process in start(evaluations):
         process.join(120)
     alone = evaluate(build(), Tasks(tasks=101), tasks_at_once=8)
@@ -204,18 +251,25 @@ def test_ranks_share_out_the_test_tasks_and_return_what_one_process_would(start:
         assert "weights of learner differ between rank 1 and rank 0" in one["weights"]
         assert "rank 0 has episodes.tasks 32; rank 1 has episodes.tasks 33" in one["length"]
         assert "build it with shuffle=False" in one["shuffled"]
-    assert [one["drawn"] for one in found] == [[0], []]  # a task is drawn by the rank that takes it alone
+    assert [one["drawn"] for one in found] == [
+        [0],
+        [],
+    ]  # a task is drawn by the rank that takes it alone
     assert sorted(found[0]["numbers"] + found[1]["numbers"]) == list(range(6))
     assert sorted(found[0]["numbers again"] + found[1]["numbers again"]) == list(range(6))
 
 
 def evaluate_by_command(rank: int, folder: Path) -> str:
     sys.stdout = open(folder / f"said{rank}", "w", buffering=1)  # noqa: SIM115 (the process ends)
-    main(["evaluate", "--checkpoint", os.environ["RUN"], "--test_tasks", "40", "--progress", "false"])
+    main(
+        ["evaluate", "--checkpoint", os.environ["RUN"], "--test_tasks", "40", "--progress", "false"]
+    )
     return ""
 
 
-def test_metalearn_evaluate_speaks_once(start: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_metalearn_evaluate_speaks_once(
+    start: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     experiment = Experiment(steps=1, hidden=4, meta_batch=1, runs=str(tmp_path))
     experiment.train("protonet", progress=False)
     run = str(experiment.checkpoint("protonet"))
@@ -227,14 +281,22 @@ def test_metalearn_evaluate_speaks_once(start: Started, tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize("asked", ["soon", "0", "inf"])
-def test_a_patience_that_is_no_number_of_seconds_is_refused(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_patience_that_is_no_number_of_seconds_is_refused(
+    asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("METALEARN_RANK_TIMEOUT", asked)
-    with pytest.raises(ValueError, match=f"METALEARN_RANK_TIMEOUT='{asked}' must be a number of seconds"):
+    with pytest.raises(
+        ValueError, match=f"METALEARN_RANK_TIMEOUT='{asked}' must be a number of seconds"
+    ):
         distributed.join(torch.device("cpu"))
 
 
 def test_cuda_is_the_gpu_of_the_ranks_own_number(monkeypatch: pytest.MonkeyPatch) -> None:
     assert distributed.device("cuda") == "cuda"
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert [distributed.device(name) for name in ("cuda", "cuda:1", "cpu")] == ["cuda:3", "cuda:1", "cpu"]
+    assert [distributed.device(name) for name in ("cuda", "cuda:1", "cpu")] == [
+        "cuda:3",
+        "cuda:1",
+        "cpu",
+    ]

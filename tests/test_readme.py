@@ -1,4 +1,6 @@
-"""The README's code blocks run, in order, as they stand; and its commands are the ones that are checked."""
+"""The README's code blocks run, in order, as they stand; and its commands are the ones that are
+checked.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,15 @@ def test_options_it_mentions_exist() -> None:
     from metalearn.experiments.experiment import Experiment
     from transfer.__main__ import Transfer
 
-    known = {*Experiment.__dataclass_fields__, *Transfer.__dataclass_fields__, "algorithms", "algorithm", "checkpoint", "help", "config"}
+    known = {
+        *Experiment.__dataclass_fields__,
+        *Transfer.__dataclass_fields__,
+        "algorithms",
+        "algorithm",
+        "checkpoint",
+        "help",
+        "config",
+    }
     shell = "".join(re.findall(r"```bash\n(.*?)```", README.read_text(), flags=re.DOTALL))
     options = {option.replace("-", "_") for option in re.findall(r"(?<= )--([a-z_-]+)", shell)}
     assert options

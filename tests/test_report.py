@@ -35,7 +35,10 @@ from tests.test_reuse import tasks
 def reuses():
     torch.manual_seed(0)
     model = Conv4(3, channels=1, hidden=6, size=16)
-    return [feature_reuse(learner, tasks(3)) for learner in (MAML(model, lr=0.2), ANIL(model, lr=0.2), NIL(model))]
+    return [
+        feature_reuse(learner, tasks(3))
+        for learner in (MAML(model, lr=0.2), ANIL(model, lr=0.2), NIL(model))
+    ]
 
 
 class Page(HTMLParser):
@@ -64,14 +67,26 @@ def test_the_text_states_verdict_numbers_sizes_norm_and_rule(reuses):
     text = str(reuses[0])
     assert text.startswith(f"MAML: {reuses[0].verdict.answer}\n")
     layer = reuses[0].layers[0]
-    assert f"{layer.cka.mean:.3f} ± {layer.cka.interval:.3f}" in text and "12 x 384" in text and "batch statistics" in text
-    assert "The rule." in text and "no head, body adapted" in text and "3-way 2-shot, 4 queries" in text
+    assert (
+        f"{layer.cka.mean:.3f} ± {layer.cka.interval:.3f}" in text
+        and "12 x 384" in text
+        and "batch statistics" in text
+    )
+    assert (
+        "The rule." in text
+        and "no head, body adapted" in text
+        and "3-way 2-shot, 4 queries" in text
+    )
     assert max(len(line) for line in text.split("\n\n")[2].splitlines()) < 120
 
 
 def test_text_of_a_learner_without_an_inner_loop_says_so(reuses):
     text = str(reuses[2])
-    assert text.startswith("NIL: does not adapt") and "nan" not in text and "frozen" not in text.split("CKA:")[0]
+    assert (
+        text.startswith("NIL: does not adapt")
+        and "nan" not in text
+        and "frozen" not in text.split("CKA:")[0]
+    )
 
 
 def test_the_page_is_whole_and_loads_nothing(reuses, tmp_path):
@@ -79,20 +94,36 @@ def test_the_page_is_whole_and_loads_nothing(reuses, tmp_path):
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     page = Page(text)
     assert not page.open
-    assert len(page.links) == 3 + 2 and all(link.startswith("data:image/svg+xml;base64,") for link in page.links)
+    assert len(page.links) == 3 + 2 and all(
+        link.startswith("data:image/svg+xml;base64,") for link in page.links
+    )
     assert not re.search(r"https?://|@import|url\(|<script", text)
     words = " ".join(page.words)
-    assert f"MAML: {reuses[0].verdict.answer}" in words and "How to read this page" in words and torch.__version__ in words
+    assert (
+        f"MAML: {reuses[0].verdict.answer}" in words
+        and "How to read this page" in words
+        and torch.__version__ in words
+    )
     assert "nan" not in words.lower().split()
 
 
 def test_one_page_on_several_learners_has_a_section_each_and_the_results(reuses, tmp_path):
     report(
-        reuses, tmp_path / "page.html", results=[{"learner": "MAML", "accuracy": "81.0 ± 0.4 %"}], settings={"command": "metalearn reuse"}
+        reuses,
+        tmp_path / "page.html",
+        results=[{"learner": "MAML", "accuracy": "81.0 ± 0.4 %"}],
+        settings={"command": "metalearn reuse"},
     )
     page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     words = " ".join(page.words)
-    for piece in ("MAML", "ANIL", "NIL: does not adapt", "81.0 ± 0.4 %", "metalearn reuse", "by construction"):
+    for piece in (
+        "MAML",
+        "ANIL",
+        "NIL: does not adapt",
+        "81.0 ± 0.4 %",
+        "metalearn reuse",
+        "by construction",
+    ):
         assert piece in words
     assert len(page.links) == 3 + 3 + 3
 
@@ -100,7 +131,9 @@ def test_one_page_on_several_learners_has_a_section_each_and_the_results(reuses,
 @pytest.fixture(scope="module")
 def decided(reuses):
     """The same with verdicts, since untrained learners get none and their evidence is an accuracy."""
-    judged = verdict(Estimate(-0.004, 0.002), {"block1": Estimate(0.99, 0.001), "block2": Estimate(0.9, 0.1)})
+    judged = verdict(
+        Estimate(-0.004, 0.002), {"block1": Estimate(0.99, 0.001), "block2": Estimate(0.9, 0.1)}
+    )
     answers = (judged, reused_by_construction(["block1"]), does_not_adapt())
     return [replace(reuse, verdict=answer) for reuse, answer in zip(reuses, answers, strict=True)]
 
@@ -108,13 +141,20 @@ def decided(reuses):
 RESULTS = [
     {"learner": "MAML", "accuracy": "91.00 ± 1.00 % (600 tasks)", "training": "1 min"},
     {"learner": "ANIL", "accuracy": "92.00 ± 1.00 % (600 tasks)", "training": "1 min"},
-    {"learner": "NIL", "accuracy": "93.00 ± 1.00 % (600 tasks)", "training": "1 min", "verdict": "does not adapt"},
+    {
+        "learner": "NIL",
+        "accuracy": "93.00 ± 1.00 % (600 tasks)",
+        "training": "1 min",
+        "verdict": "does not adapt",
+    },
 ]
 
 
 @pytest.fixture(scope="module")
 def pages(decided):
-    """The words of a page on all learners, of one on two with results, and of one on the first alone."""
+    """The words of a page on all learners, of one on two with results, and of one on the first
+    alone.
+    """
     texts = (html(decided), html(decided[:2], results=RESULTS), html(decided[:1]))
     return [[word.strip() for word in Page(text).words] for text in texts]
 
@@ -129,11 +169,20 @@ def test_every_learner_has_one_accuracy_with_its_number_of_tasks(decided, pages)
 
 
 def test_learners_of_one_name_keep_their_own_answers(decided):
-    twins = [decided[0], replace(decided[0], verdict=verdict(Estimate(0.2, 0.01), {"block1": Estimate(0.5, 0.01)}))]
+    twins = [
+        decided[0],
+        replace(decided[0], verdict=verdict(Estimate(0.2, 0.01), {"block1": Estimate(0.5, 0.01)})),
+    ]
     columns, rows = overview(twins, [])
     assert [row[columns.index("verdict")] for row in rows] == ["feature reuse", "rapid learning"]
-    columns, rows = overview(twins, [{"learner": "MAML", "training": "1 s"}, {"learner": "other", "training": "2 s"}])
-    assert [row[columns.index("verdict")] for row in rows] == ["feature reuse", "-", "rapid learning"]
+    columns, rows = overview(
+        twins, [{"learner": "MAML", "training": "1 s"}, {"learner": "other", "training": "2 s"}]
+    )
+    assert [row[columns.index("verdict")] for row in rows] == [
+        "feature reuse",
+        "-",
+        "rapid learning",
+    ]
     assert columns[-1] == "training"
 
 
@@ -145,7 +194,9 @@ def test_the_layer_table_holds_the_numbers_of_the_answer_and_words_of_their_sign
     for cells, layer, converged, paper in zip(rows[:-1], *tables, strict=True):
         assert all(cell in pages[2] for cell in cells)
         assert cells[1] == f"{layer.cka.mean:.3f} ± {layer.cka.interval:.3f}"
-        for cell, cost in zip(cells[3:], (converged.cost, converged.added, paper.cost), strict=True):
+        for cell, cost in zip(
+            cells[3:], (converged.cost, converged.added, paper.cost), strict=True
+        ):
             *word, mean, _, interval = cell.split()
             assert float(mean) == pytest.approx(100 * abs(cost.mean), abs=0.006)
             assert float(interval) == pytest.approx(100 * cost.interval, abs=0.006)
@@ -178,12 +229,20 @@ def test_the_page_says_no_sentence_twice(pages):
 
 def test_the_page_has_rules_for_the_dark_for_small_screens_and_for_paper(pages):
     style = next(word for word in pages[2] if word.startswith(":root"))
-    for rule in ("prefers-color-scheme: dark", "@media print", "break-after: avoid", "break-inside: avoid", "max-width: 40rem"):
+    for rule in (
+        "prefers-color-scheme: dark",
+        "@media print",
+        "break-after: avoid",
+        "break-inside: avoid",
+        "max-width: 40rem",
+    ):
         assert rule in style
 
 
 def test_what_users_name_is_escaped(reuses, tmp_path):
-    hostile = replace(reuses[0], name="<script>alert(1)</script>", settings={"model": "<img src=x>"})
+    hostile = replace(
+        reuses[0], name="<script>alert(1)</script>", settings={"model": "<img src=x>"}
+    )
     report([hostile], tmp_path / "page.html", results=[{"<b>": "<i>"}], title="<u>")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     for raw in ("<script", "<img src=x", "<i>", "<u>"):
@@ -210,16 +269,27 @@ def test_the_same_figure_gives_the_same_bytes(reuses):
 
 def test_the_pictures_show_the_numbers(reuses):
     axes = layer_profile(reuses[:1]).axes[0]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["block1", "block2", "block3", "block4", "head"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == [
+        "block1",
+        "block2",
+        "block3",
+        "block4",
+        "head",
+    ]
     curves = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
     assert list(curves["CCA (tasks pooled)"]) == [layer.cca_pooled for layer in reuses[0].layers]
     frozen = freezing_curve(reuses).axes[0]
     shown = {line.get_label(): line for line in frozen.get_lines()}
     for reuse in reuses[:2]:
-        tables = {"converged head": reuse.decomposition.converged, "own steps (the paper's)": reuse.freezing}
+        tables = {
+            "converged head": reuse.decomposition.converged,
+            "own steps (the paper's)": reuse.freezing,
+        }
         for (name, table), style in zip(tables.items(), ("-", "--"), strict=True):
             line = shown.pop(f"{reuse.name}, {name}")
-            assert list(line.get_ydata()) == pytest.approx([100 * row.accuracy.mean for row in table.rows])
+            assert list(line.get_ydata()) == pytest.approx(
+                [100 * row.accuracy.mean for row in table.rows]
+            )
             assert line.get_linestyle() == style
     assert not shown
 
@@ -227,14 +297,20 @@ def test_the_pictures_show_the_numbers(reuses):
 def test_bars_to_the_right_are_gains_in_the_words_of_the_tables(reuses):
     axes = decomposition_bars(reuses).axes[0]
     gains = [bar.get_width() for bar in axes.patches]
-    conditions = [condition for reuse in reuses[:2] for condition in reuse.decomposition.conditions[1:]]
+    conditions = [
+        condition for reuse in reuses[:2] for condition in reuse.decomposition.conditions[1:]
+    ]
     assert gains == pytest.approx([-100 * condition.cost.mean for condition in conditions])
     words = [text.get_text() for text in axes.texts]
     assert words == [SCALES["accuracy"].against(condition.cost) for condition in conditions]
     for gain, said in zip(gains, words, strict=True):
         assert said.split()[0] == ("gains" if gain > 0 else "loses") or said.startswith("0.00 ")
     labels = [label.get_text() for label in axes.get_yticklabels()]
-    assert labels[0] == "MAML" and labels[1] == conditions[0].name and labels[len(labels) // 2] == "ANIL"
+    assert (
+        labels[0] == "MAML"
+        and labels[1] == conditions[0].name
+        and labels[len(labels) // 2] == "ANIL"
+    )
     assert "to take apart" in decomposition_bars(reuses[2:]).axes[0].texts[0].get_text()
 
 
@@ -249,8 +325,14 @@ def test_the_tables_of_weights_and_classes_hold_the_numbers(reuses):
     text = str(reuses[0])
     assert f"{layer.distance.mean:.3f} ± {layer.distance.interval:.3f}" in text
     assert f"{layer.inter.after.mean:.3f} ± {layer.inter.after.interval:.3f}" in text
-    assert "Euclidean norm" in text and "at the meta-initialisation" in text and "not centred" in text
-    moved = next(block for block in str(reuses[1]).split("\n\n") if block.startswith("layer  ") and "move by" in block)
+    assert (
+        "Euclidean norm" in text and "at the meta-initialisation" in text and "not centred" in text
+    )
+    moved = next(
+        block
+        for block in str(reuses[1]).split("\n\n")
+        if block.startswith("layer  ") and "move by" in block
+    )
     assert all("0, no rate" in line for line in moved.splitlines()[1:5])
 
 
@@ -258,29 +340,49 @@ def test_weights_moved_draws_what_is_not_zero(reuses):
     distances, gradients = weights_moved(reuses).axes
     drawn = {bars.get_label(): bars.lines[0].get_ydata() for bars in distances.containers}
     assert list(drawn["MAML"]) == [layer.relative_distance.mean for layer in reuses[0].layers]
-    assert [bool(mean > 0) for mean in drawn["ANIL"]] == [False] * 4 + [True] and set(drawn) == {"MAML", "ANIL"}
+    assert [bool(mean > 0) for mean in drawn["ANIL"]] == [False] * 4 + [True] and set(drawn) == {
+        "MAML",
+        "ANIL",
+    }
     assert gradients.get_yscale() == "log"
-    assert "no layer has a rate" in [text.get_text() for text in weights_moved(reuses[2:]).axes[1].texts]
+    assert "no layer has a rate" in [
+        text.get_text() for text in weights_moved(reuses[2:]).axes[1].texts
+    ]
 
 
 def test_class_cosines_have_a_panel_a_learner_on_one_scale(reuses):
     panels = class_cosines(reuses).axes
     assert len(panels) == 3 and len({axes.get_ylim() for axes in panels}) == 1
     curves = {bars.get_label(): bars.lines[0].get_ydata() for bars in panels[0].containers}
-    assert list(curves["two classes, after"]) == [layer.inter.after.mean for layer in reuses[0].layers]
+    assert list(curves["two classes, after"]) == [
+        layer.inter.after.mean for layer in reuses[0].layers
+    ]
     low, high = panels[0].get_ylim()
     assert all(
-        low < mean < high for reuse in reuses for layer in reuse.layers for mean in (layer.intra.before.mean, layer.inter.after.mean)
+        low < mean < high
+        for reuse in reuses
+        for layer in reuse.layers
+        for mean in (layer.intra.before.mean, layer.inter.after.mean)
     )
 
 
 def test_the_paired_comparison_shows_differences_and_says_where_there_are_none(reuses):
     axes = paired_comparison(reuses).axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["MAML minus ANIL", "MAML minus NIL", "ANIL minus NIL"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "MAML minus ANIL",
+        "MAML minus NIL",
+        "ANIL minus NIL",
+    ]
     shown = [float(bars.lines[0].get_xdata()[0]) for bars in axes.containers]
     assert shown == pytest.approx([100 * one.estimate.mean for one in differences(reuses)])
-    fewer = replace(reuses[1], evaluation=replace(reuses[1].evaluation, per_episode=torch.zeros(2, dtype=torch.float64)))
-    assert any("not comparable" in text.get_text() for text in paired_comparison([reuses[0], fewer]).axes[0].texts)
+    fewer = replace(
+        reuses[1],
+        evaluation=replace(reuses[1].evaluation, per_episode=torch.zeros(2, dtype=torch.float64)),
+    )
+    assert any(
+        "not comparable" in text.get_text()
+        for text in paired_comparison([reuses[0], fewer]).axes[0].texts
+    )
 
 
 def test_the_timeline_draws_each_layer_and_the_accuracy_and_is_embedded(reuses, tmp_path):
@@ -300,13 +402,20 @@ def test_the_timeline_draws_each_layer_and_the_accuracy_and_is_embedded(reuses, 
         assert "How it came about" in " ".join(page.words) and not page.open
 
 
-def test_a_page_on_pooled_seeds_has_their_table_and_says_what_the_interval_is_over(reuses, tmp_path):
+def test_a_page_on_pooled_seeds_has_their_table_and_says_what_the_interval_is_over(
+    reuses, tmp_path
+):
     torch.manual_seed(1)
     other = feature_reuse(MAML(Conv4(3, channels=1, hidden=6, size=16), lr=0.2), tasks(3))
     pooled = over_seeds([reuses[0], other])
     pooled.report(tmp_path / "page.html")
     words = " ".join(Page((tmp_path / "page.html").read_text(encoding="utf-8")).words)
-    for piece in ("Over seeds", "standard deviation over 2 seeds", "mean over 2 seeds", "Student's 95 % interval over seeds"):
+    for piece in (
+        "Over seeds",
+        "standard deviation over 2 seeds",
+        "mean over 2 seeds",
+        "Student's 95 % interval over seeds",
+    ):
         assert piece in words
     assert len(layer_profile([pooled]).axes[0].containers) == 2
 
@@ -314,6 +423,13 @@ def test_a_page_on_pooled_seeds_has_their_table_and_says_what_the_interval_is_ov
 def test_one_task_has_no_interval_anywhere_on_the_page(tmp_path):
     torch.manual_seed(0)
     model = Conv4(3, channels=1, hidden=6, size=16)
-    report([feature_reuse(learner(model, lr=0.2), tasks(1)) for learner in (MAML, ANIL)], tmp_path / "page.html")
+    report(
+        [feature_reuse(learner(model, lr=0.2), tasks(1)) for learner in (MAML, ANIL)],
+        tmp_path / "page.html",
+    )
     words = " ".join(Page((tmp_path / "page.html").read_text(encoding="utf-8")).words)
-    assert "One task gives no interval" in words and "(no interval)" in words and "nan" not in words.lower().split()
+    assert (
+        "One task gives no interval" in words
+        and "(no interval)" in words
+        and "nan" not in words.lower().split()
+    )

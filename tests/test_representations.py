@@ -27,7 +27,10 @@ def test_outputs_are_those_of_the_layers_and_hooks_are_gone() -> None:
 
 def test_an_output_is_kept_as_it_was_though_the_next_layer_writes_into_it() -> None:
     torch.manual_seed(0)
-    model, inputs = nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True), nn.Linear(8, 2)), torch.randn(6, 4)
+    model, inputs = (
+        nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True), nn.Linear(8, 2)),
+        torch.randn(6, 4),
+    )
     with representations(model, ["0", "1"]) as seen:
         model(inputs)
     assert torch.equal(seen["0"], model[0](inputs))
@@ -53,19 +56,30 @@ def test_layers_that_never_ran_or_ran_twice_are_named() -> None:
 
 def test_a_layer_that_puts_out_a_tuple_is_named() -> None:
     model = nn.ModuleDict({"lstm": nn.LSTM(3, 4)})
-    with pytest.raises(ValueError, match="'lstm' puts out a tuple"), representations(model, ["lstm"]):
+    with (
+        pytest.raises(ValueError, match="'lstm' puts out a tuple"),
+        representations(model, ["lstm"]),
+    ):
         model["lstm"](torch.ones(2, 1, 3))
     assert not model["lstm"]._forward_hooks
 
 
 def test_entries_of_a_tuple_are_listed_and_can_be_named() -> None:
-    model, inputs = nn.ModuleDict({"lstm": nn.LSTM(3, 4), "a:b": nn.Linear(3, 2)}), torch.ones(2, 1, 3)
+    model, inputs = (
+        nn.ModuleDict({"lstm": nn.LSTM(3, 4), "a:b": nn.Linear(3, 2)}),
+        torch.ones(2, 1, 3),
+    )
     with (
-        pytest.raises(ValueError, match=r"its entries are 0 \(2 x 1 x 4\), 1 \(tuple\); name one as 'lstm:0'"),
+        pytest.raises(
+            ValueError, match=r"its entries are 0 \(2 x 1 x 4\), 1 \(tuple\); name one as 'lstm:0'"
+        ),
         representations(model, ["lstm"]),
     ):
         model["lstm"](inputs)
-    with pytest.raises(ValueError, match="of which '1' is no tensor"), representations(model, ["lstm:1"]):
+    with (
+        pytest.raises(ValueError, match="of which '1' is no tensor"),
+        representations(model, ["lstm:1"]),
+    ):
         model["lstm"](inputs)
     with pytest.raises(ValueError, match="no layer 'lstn'"), representations(model, ["lstn:0"]):
         pass
@@ -85,15 +99,24 @@ def test_cosine_rules_by_hand() -> None:
     queries = torch.tensor([[2.0, 0.0]])
     half = 0.5**0.5
     weights = torch.tensor([1.0, half, 0.0]).softmax(0)
-    torch.testing.assert_close(cosine_readout(support, queries, 2, "sum"), torch.tensor([[1 + half, 0.0]]))
-    torch.testing.assert_close(cosine_readout(support, queries, 2).exp(), torch.stack([weights[:2].sum(), weights[2]])[None])
+    torch.testing.assert_close(
+        cosine_readout(support, queries, 2, "sum"), torch.tensor([[1 + half, 0.0]])
+    )
+    torch.testing.assert_close(
+        cosine_readout(support, queries, 2).exp(),
+        torch.stack([weights[:2].sum(), weights[2]])[None],
+    )
     mean = torch.tensor([1.0, 0.5])
-    torch.testing.assert_close(cosine_readout(support, queries, 2, "class_mean")[0, 0], mean[0] / mean.norm())
+    torch.testing.assert_close(
+        cosine_readout(support, queries, 2, "class_mean")[0, 0], mean[0] / mean.norm()
+    )
 
 
 def test_labels_beyond_the_ways_and_unknown_rules_are_refused() -> None:
     support = Examples(torch.eye(3), torch.tensor([0, 1, 5]))
     with pytest.raises(ValueError, match="labels run from 0 to 5, but there are 3 ways"):
         cosine_readout(support, torch.eye(3), 3)
-    with pytest.raises(ValueError, match="no rule 'nearest'; choose one of softmax, sum, class_mean"):
+    with pytest.raises(
+        ValueError, match="no rule 'nearest'; choose one of softmax, sum, class_mean"
+    ):
         cosine_readout(Examples(torch.eye(3), torch.arange(3)), torch.eye(3), 3, "nearest")

@@ -1,4 +1,6 @@
-"""The comparison of layers, the verdict's rule, and `feature_reuse` on learners whose answer is known."""
+"""The comparison of layers, the verdict's rule, and `feature_reuse` on learners whose answer is
+known.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,10 @@ def tasks(count: int = 6, ways: int = 3, queries: int = 4) -> Episode:
 
     def part(prototypes: torch.Tensor, each: int) -> Examples:
         images = prototypes.repeat_interleave(each, 0)
-        return Examples(images + 0.3 * torch.randn(images.shape, generator=generator), torch.arange(ways).repeat_interleave(each))
+        return Examples(
+            images + 0.3 * torch.randn(images.shape, generator=generator),
+            torch.arange(ways).repeat_interleave(each),
+        )
 
     prototypes = [torch.rand(ways, 1, 16, 16, generator=generator) for _ in range(count)]
     return stack(Episode(part(p, 2), part(p, queries)) for p in prototypes)
@@ -49,7 +54,10 @@ def maml():
 def test_layers_of_one_network_under_two_sets_of_weights():
     model, inputs = net(), tasks().query.inputs[0]
     weights = {name: p.detach() for name, p in model.named_parameters()}
-    moved = {**weights, "block3.conv.weight": weights["block3.conv.weight"] + torch.randn(6, 6, 3, 3)}
+    moved = {
+        **weights,
+        "block3.conv.weight": weights["block3.conv.weight"] + torch.randn(6, 6, 3, 3),
+    }
     profile = compare_layers(model, (model, moved), inputs)
     assert [row.layer for row in profile.layers] == ["block1", "block2", "block3", "block4", "head"]
     assert profile["block1"].similarity == profile["block2"].similarity == 1.0
@@ -63,17 +71,30 @@ def test_compare_layers_is_the_measure_of_the_layers_outputs():
     a, b, inputs = net(), Conv4(3, 1, 6, 16), tasks().query.inputs[0]
     with torch.no_grad():
         x, y = a.block1(inputs).flatten(1), b.block1(inputs).flatten(1)
-    assert compare_layers(a, b, inputs, ["block1"])["block1"].similarity == pytest.approx(linear_cka(x, y))
-    assert compare_layers(a, b, inputs, [("block1", "block2")])["block1 / block2"].features == (6 * 64, 6 * 16)
+    assert compare_layers(a, b, inputs, ["block1"])["block1"].similarity == pytest.approx(
+        linear_cka(x, y)
+    )
+    assert compare_layers(a, b, inputs, [("block1", "block2")])["block1 / block2"].features == (
+        6 * 64,
+        6 * 16,
+    )
 
 
 def test_conventions_give_the_shapes_that_the_table_prints():
     outputs = {"a": torch.randn(10, 3, 4, 4)}
     other = {"a": torch.randn(10, 3, 4, 4)}
-    sizes = {c: compare_layers(outputs, other, convention=c)["a"] for c in ("flatten", "positions", "pool")}
+    sizes = {
+        c: compare_layers(outputs, other, convention=c)["a"]
+        for c in ("flatten", "positions", "pool")
+    }
     assert [(r.examples, r.features[0]) for r in sizes.values()] == [(10, 48), (160, 3), (10, 3)]
     assert compare_layers(outputs, other, measure="cca", rows=50)["a"].examples == 50
-    assert compare_layers({"a": torch.randn(10, 7, 5)}, {"a": torch.randn(10, 7, 5)}, measure="cca")["a"].examples == 70
+    assert (
+        compare_layers({"a": torch.randn(10, 7, 5)}, {"a": torch.randn(10, 7, 5)}, measure="cca")[
+            "a"
+        ].examples
+        == 70
+    )
 
 
 def test_a_layer_that_a_measure_cannot_judge_is_nan_with_the_reason():
@@ -104,7 +125,9 @@ def test_bad_comparisons_name_the_layer_and_the_cure():
 
 
 def test_comparing_leaves_modes_statistics_and_hooks_as_they_were():
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 14 * 14, 2)).train()
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 14 * 14, 2)
+    ).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     compare_layers(model, (model, dict(model.named_parameters())), torch.rand(8, 1, 16, 16))
     assert all(module.training and not module._forward_hooks for module in model.modules())
@@ -114,7 +137,10 @@ def test_comparing_leaves_modes_statistics_and_hooks_as_they_were():
 def test_freezing_agrees_with_evaluating_frozen_learners_in_pairs():
     learner, episodes = MAML(net(), lr=0.3), tasks()
     table = freezing(learner, episodes)
-    free, held = evaluate(learner, episodes), evaluate(learner.frozen(["block1", "block2"]), episodes)
+    free, held = (
+        evaluate(learner, episodes),
+        evaluate(learner.frozen(["block1", "block2"]), episodes),
+    )
     row = table.rows[2]
     assert row.layers == ("block1", "block2")
     assert row.accuracy == Estimate(held.mean, held.interval)
@@ -124,12 +150,21 @@ def test_freezing_agrees_with_evaluating_frozen_learners_in_pairs():
 
 
 def test_maml_is_measured_layer_by_layer(maml):
-    assert [layer.layer for layer in maml.layers] == ["block1", "block2", "block3", "block4", "head"]
+    assert [layer.layer for layer in maml.layers] == [
+        "block1",
+        "block2",
+        "block3",
+        "block4",
+        "head",
+    ]
     assert [layer.head for layer in maml.layers] == [False] * 4 + [True]
     for layer in maml.layers:
         assert not layer.unmoved and layer.cka.mean < 1 and layer.cka.interval > 0
         assert abs(layer.cka_floor.median) < 0.3 and layer.cka_size[0] == 12
-    assert maml.layers[0].cca_size == (12 * 64, 6) and maml.layers[0].cca_pooled_size == (6 * 12 * 64, 6)
+    assert maml.layers[0].cca_size == (12 * 64, 6) and maml.layers[0].cca_pooled_size == (
+        6 * 12 * 64,
+        6,
+    )
     assert maml.layers[0].cca.low > maml.layers[0].cca_floor.upper
     assert maml.layers[0].cca_pooled > maml.layers[0].cca_pooled_floor.upper
 
@@ -139,7 +174,10 @@ def test_accuracies_agree_with_evaluate_and_the_untrained_head_is_not_adapted_be
     assert maml.accuracies.own.mean == pytest.approx(evaluate(learner, episodes).mean)
     assert maml.accuracies.head_after == maml.accuracies.own
     with torch.no_grad():
-        plain = torch.stack([learner.model(x).argmax(-1) for x in episodes.query.inputs]) == episodes.query.targets
+        plain = (
+            torch.stack([learner.model(x).argmax(-1) for x in episodes.query.inputs])
+            == episodes.query.targets
+        )
     assert maml.accuracies.head_before.mean == pytest.approx(float(plain.double().mean()))
     cost = maml.accuracies.head_after.mean - maml.accuracies.headless_after.mean
     assert maml.accuracies.head_cost.mean == pytest.approx(cost)
@@ -155,7 +193,10 @@ def test_the_same_seed_gives_the_same_report_and_another_only_other_draws(maml):
 def test_anil_keeps_its_body_by_construction():
     reuse = feature_reuse(ANIL(net(), lr=0.5), tasks())
     assert [layer.unmoved for layer in reuse.layers] == [True] * 4 + [False]
-    assert all(layer.cka == layer.cca == (1.0, 0.0) and layer.cca_pooled == 1.0 for layer in reuse.layers[:4])
+    assert all(
+        layer.cka == layer.cca == (1.0, 0.0) and layer.cca_pooled == 1.0
+        for layer in reuse.layers[:4]
+    )
     assert reuse.freezing.rows[-1].cost == (0, 0)
     assert reuse.verdict.answer in ("feature reuse by construction", "no verdict")
     assert "by construction" in reuse.notes[0]
@@ -175,7 +216,10 @@ def test_a_learner_without_an_inner_loop_has_nothing_to_compare(learner):
     assert all(layer.cka == (1.0, 0.0) for layer in reuse.layers)
     assert reuse.freezing is None and math.isnan(reuse.accuracies.head_after.mean)
     assert reuse.accuracies.own.mean == pytest.approx(evaluate(learner(net(ways=8)), tasks()).mean)
-    assert json.loads(json.dumps(reuse.to_dict(), allow_nan=False))["accuracies"]["head_after"] == {"mean": None, "interval": None}
+    assert json.loads(json.dumps(reuse.to_dict(), allow_nan=False))["accuracies"]["head_after"] == {
+        "mean": None,
+        "interval": None,
+    }
 
 
 def test_one_task_is_undecided_and_says_that_it_has_no_interval():
@@ -196,8 +240,14 @@ def test_too_few_images_for_cca_are_nan_with_the_reason_and_the_rest_stands():
     model = nn.Sequential(nn.Flatten(), nn.Linear(256, 40), nn.Tanh(), nn.Linear(40, 3))
     reuse = feature_reuse(MAML(model, lr=0.1), tasks(2))
     assert math.isnan(reuse.layers[0].cca.mean) and not math.isnan(reuse.layers[0].cka.mean)
-    assert any("n=12 examples and d=40" in note and "n=24 examples and d=40" in note for note in reuse.notes)
-    assert reuse.to_dict()["layers"][0]["cca"] == {"mean": None, "interval": None} and reuse.to_dict()["layers"][0]["cca_pooled"] is None
+    assert any(
+        "n=12 examples and d=40" in note and "n=24 examples and d=40" in note
+        for note in reuse.notes
+    )
+    assert (
+        reuse.to_dict()["layers"][0]["cca"] == {"mean": None, "interval": None}
+        and reuse.to_dict()["layers"][0]["cca_pooled"] is None
+    )
 
 
 def test_what_feature_reuse_cannot_take_is_refused_with_the_cure():
@@ -219,10 +269,16 @@ def test_layers_may_be_named_where_the_default_ones_cannot_be_compared() -> None
     class Recurrent(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.lstm, self.norm, self.head = nn.LSTM(4, 8, batch_first=True), nn.LayerNorm(8), nn.Linear(8, 2)
+            self.lstm, self.norm, self.head = (
+                nn.LSTM(4, 8, batch_first=True),
+                nn.LayerNorm(8),
+                nn.Linear(8, 2),
+            )
 
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-            return self.head(self.norm(self.lstm(inputs.flatten(2).squeeze(1).unflatten(1, (-1, 4)))[0][:, -1]))
+            return self.head(
+                self.norm(self.lstm(inputs.flatten(2).squeeze(1).unflatten(1, (-1, 4)))[0][:, -1])
+            )
 
     torch.manual_seed(0)
     inputs = torch.rand(4, 20, 1, 8)
@@ -231,7 +287,9 @@ def test_layers_may_be_named_where_the_default_ones_cannot_be_compared() -> None
     learner = MAML(Recurrent(), lr=0.3, execution="loop")
     with pytest.raises(ValueError, match="'lstm' puts out a tuple"):
         feature_reuse(learner, tasks)
-    assert [layer.layer for layer in feature_reuse(learner, tasks, layers=["norm", "head"]).layers] == ["norm", "head"]
+    assert [
+        layer.layer for layer in feature_reuse(learner, tasks, layers=["norm", "head"]).layers
+    ] == ["norm", "head"]
 
 
 # What the inner loop does to weights, gradients and classes
@@ -257,7 +315,9 @@ def test_the_gradient_norm_is_autograds_at_the_meta_initialisation():
     found = {layer.layer: layer.gradient.mean for layer in feature_reuse(learner, episodes).layers}
     norms = []
     for task in unstack(episodes):
-        loss = nn.functional.cross_entropy(learner.model(task.support.inputs.double()), task.support.targets)
+        loss = nn.functional.cross_entropy(
+            learner.model(task.support.inputs.double()), task.support.targets
+        )
         gradients = torch.autograd.grad(loss, list(learner.model.block3.parameters()))
         norms.append(float(sum(gradient.square().sum() for gradient in gradients).sqrt()))
     assert found["block3"] == pytest.approx(sum(norms) / 2, rel=1e-12)
@@ -272,16 +332,26 @@ def test_the_distance_is_that_of_the_adapted_weights_and_relative_to_their_norm(
     before = torch.cat([p.detach().flatten() for p in learner.model.head.parameters()])
     after = torch.cat([adapted["head.weight"].flatten(), adapted["head.bias"]])
     assert layer.distance.mean == pytest.approx(float((after - before).norm()), rel=1e-12)
-    assert layer.relative_distance.mean == pytest.approx(float((after - before).norm() / before.norm()), rel=1e-12)
+    assert layer.relative_distance.mean == pytest.approx(
+        float((after - before).norm() / before.norm()), rel=1e-12
+    )
 
 
 def test_what_has_no_rate_neither_moves_nor_has_a_gradient():
-    anil, boil = (feature_reuse(learner(net(), lr=0.5), tasks(3)).layers for learner in (ANIL, BOIL))
+    anil, boil = (
+        feature_reuse(learner(net(), lr=0.5), tasks(3)).layers for learner in (ANIL, BOIL)
+    )
     for layer in (*anil[:4], boil[4]):
-        assert not layer.has_rate and layer.distance == layer.relative_distance == layer.gradient == (0, 0)
+        assert (
+            not layer.has_rate
+            and layer.distance == layer.relative_distance == layer.gradient == (0, 0)
+        )
     for layer in (anil[4], *boil[:4]):
         assert layer.has_rate and layer.distance.low > 0 and layer.gradient.low > 0
-    assert all(layer.intra.before == layer.intra.after and layer.inter.before == layer.inter.after for layer in anil[:4])
+    assert all(
+        layer.intra.before == layer.intra.after and layer.inter.before == layer.inter.after
+        for layer in anil[:4]
+    )
 
 
 def test_no_inner_steps_move_nothing_though_there_is_a_gradient():
@@ -291,27 +361,41 @@ def test_no_inner_steps_move_nothing_though_there_is_a_gradient():
 
 def test_learners_without_an_inner_loop_have_no_distance_and_no_gradient_by_construction():
     reuse = feature_reuse(NIL(net()), tasks(3))
-    assert all(layer.distance == layer.gradient == (0, 0) and not layer.has_rate for layer in reuse.layers)
+    assert all(
+        layer.distance == layer.gradient == (0, 0) and not layer.has_rate for layer in reuse.layers
+    )
     assert "0, no rate" in str(reuse)
 
 
 def test_class_cosines_are_the_means_over_pairs():
     torch.manual_seed(0)
-    features, targets = torch.randn(7, 2, 3, dtype=torch.float64), torch.tensor([0, 1, 0, 2, 1, 0, 2])
+    features, targets = (
+        torch.randn(7, 2, 3, dtype=torch.float64),
+        torch.tensor([0, 1, 0, 2, 1, 0, 2]),
+    )
     flat = features.flatten(1)
     pairs = {True: [], False: []}
     for i, j in permutations(range(7), 2):
         cosine = nn.functional.cosine_similarity(flat[i], flat[j], dim=0)
         pairs[bool(targets[i] == targets[j])].append(float(cosine))
-    assert class_cosines(features, targets) == pytest.approx([sum(pairs[same]) / len(pairs[same]) for same in (True, False)])
+    assert class_cosines(features, targets) == pytest.approx(
+        [sum(pairs[same]) / len(pairs[same]) for same in (True, False)]
+    )
 
 
 @given(st.integers(0, 10_000), st.floats(0.01, 100))
-def test_class_cosines_ignore_scale_and_rotation_and_are_one_for_the_same_features_in_a_class(seed, scale):
+def test_class_cosines_ignore_scale_and_rotation_and_are_one_for_the_same_features_in_a_class(
+    seed, scale
+):
     generator = torch.Generator().manual_seed(seed)
-    features, targets = torch.randn(6, 4, generator=generator, dtype=torch.float64), torch.arange(2).repeat(3)
+    features, targets = (
+        torch.randn(6, 4, generator=generator, dtype=torch.float64),
+        torch.arange(2).repeat(3),
+    )
     rotation = torch.linalg.qr(torch.randn(4, 4, generator=generator, dtype=torch.float64))[0]
-    assert class_cosines(scale * features @ rotation, targets) == pytest.approx(class_cosines(features, targets))
+    assert class_cosines(scale * features @ rotation, targets) == pytest.approx(
+        class_cosines(features, targets)
+    )
     assert class_cosines(features[:2].repeat(3, 1), targets)[0] == pytest.approx(1)
 
 
@@ -328,11 +412,17 @@ def test_tasks_in_threads_give_what_a_loop_gives(two_threads):
     loop = feature_reuse(MAML(net(), lr=0.3), tasks(3), ceiling=other).to_dict()
     for ours, theirs in zip(threads["layers"], loop["layers"], strict=True):
         for key in ("cka", "distance", "gradient", "intra", "inter", "ceiling"):
-            assert flat_numbers(ours[key]) == pytest.approx(flat_numbers(theirs[key]), rel=1e-4, abs=1e-5)
+            assert flat_numbers(ours[key]) == pytest.approx(
+                flat_numbers(theirs[key]), rel=1e-4, abs=1e-5
+            )
 
 
 def flat_numbers(value: Any) -> list[float]:
-    return [one for item in value.values() for one in flat_numbers(item)] if isinstance(value, dict) else [value]
+    return (
+        [one for item in value.values() for one in flat_numbers(item)]
+        if isinstance(value, dict)
+        else [value]
+    )
 
 
 # The ceiling
@@ -342,11 +432,21 @@ def test_the_ceiling_is_the_similarity_of_the_two_initialisations():
     torch.manual_seed(1)
     learner, other, episodes = MAML(net(), lr=0.3), MAML(Conv4(3, 1, 6, 16), lr=0.1), tasks(3)
     reuse = feature_reuse(learner, episodes, ceiling=other)
-    each = [compare_layers(net(), other.model, task.query.inputs)["block2"].similarity for task in unstack(episodes)]
+    each = [
+        compare_layers(net(), other.model, task.query.inputs)["block2"].similarity
+        for task in unstack(episodes)
+    ]
     assert reuse.layers[1].ceiling.cka.mean == pytest.approx(Estimate.of(each).mean, rel=1e-5)
-    assert reuse.layers[1].ceiling.cka.interval == pytest.approx(Estimate.of(each).interval, rel=1e-4)
-    outputs = [torch.cat([run(x) for x in episodes.query.inputs]).detach() for run in (learner.model.block1, other.model.block1)]
-    assert reuse.layers[0].ceiling.cca_pooled == pytest.approx(compare_layers(*({"a": x} for x in outputs), measure="cca")["a"].similarity)
+    assert reuse.layers[1].ceiling.cka.interval == pytest.approx(
+        Estimate.of(each).interval, rel=1e-4
+    )
+    outputs = [
+        torch.cat([run(x) for x in episodes.query.inputs]).detach()
+        for run in (learner.model.block1, other.model.block1)
+    ]
+    assert reuse.layers[0].ceiling.cca_pooled == pytest.approx(
+        compare_layers(*({"a": x} for x in outputs), measure="cca")["a"].similarity
+    )
     without = feature_reuse(MAML(net(), lr=0.3), episodes)
     assert without.layers[0].ceiling is None and without.layers[0].cka == reuse.layers[0].cka
     assert "other seed" in str(reuse) and "other seed" not in str(without)
@@ -377,21 +477,40 @@ def test_over_seeds_is_the_mean_with_students_interval(three):
         values = [one.layers[i].cka.mean for one in three]
         low, high = stats.t.interval(0.95, 2, loc=sum(values) / 3, scale=stats.sem(values))
         assert (layer.cka.low, layer.cka.high) == pytest.approx((low, high))
-        assert layer.gradient.mean == pytest.approx(sum(one.layers[i].gradient.mean for one in three) / 3)
-        assert layer.cca == pytest.approx(Estimate.of([one.layers[i].cca.mean for one in three])) and layer.cca.interval > 0
+        assert layer.gradient.mean == pytest.approx(
+            sum(one.layers[i].gradient.mean for one in three) / 3
+        )
+        assert (
+            layer.cca == pytest.approx(Estimate.of([one.layers[i].cca.mean for one in three]))
+            and layer.cca.interval > 0
+        )
         assert layer.cca_pooled == pytest.approx(sum(one.layers[i].cca_pooled for one in three) / 3)
-    assert pooled.accuracies.own.mean == pytest.approx(sum(one.accuracies.own.mean for one in three) / 3)
+    assert pooled.accuracies.own.mean == pytest.approx(
+        sum(one.accuracies.own.mean for one in three) / 3
+    )
     assert pooled.evaluation.mean == pytest.approx(pooled.accuracies.own.mean)
-    assert pooled.freezing.rows[-1].cost == Estimate.of([one.freezing.rows[-1].cost.mean for one in three])
+    assert pooled.freezing.rows[-1].cost == Estimate.of(
+        [one.freezing.rows[-1].cost.mean for one in three]
+    )
     text = str(pooled)
-    assert "mean over 3 seeds" in text and "standard deviation over 3 seeds" in text and "± over seeds" in text
+    assert (
+        "mean over 3 seeds" in text
+        and "standard deviation over 3 seeds" in text
+        and "± over seeds" in text
+    )
     assert len(json.loads(json.dumps(pooled.to_dict(), allow_nan=False))["seeds"]) == 3
 
 
 def test_one_seed_gives_no_interval_and_says_so(three):
     pooled = over_seeds(three[:1])
-    assert pooled.notes[0].startswith("One seed gives no interval") and "(no interval)" in str(pooled) and " nan" not in str(pooled)
-    assert pooled.layers[0].cka.mean == three[0].layers[0].cka.mean and math.isnan(pooled.layers[0].cka.interval)
+    assert (
+        pooled.notes[0].startswith("One seed gives no interval")
+        and "(no interval)" in str(pooled)
+        and " nan" not in str(pooled)
+    )
+    assert pooled.layers[0].cka.mean == three[0].layers[0].cka.mean and math.isnan(
+        pooled.layers[0].cka.interval
+    )
     assert pooled.verdict.answer == "no verdict"
 
 
@@ -413,12 +532,22 @@ def test_seeds_that_do_not_belong_together_are_refused(three):
 
 def test_learners_are_compared_in_pairs_on_the_same_tasks(three):
     learners = [MAML(net(), lr=0.3), ANIL(net(), lr=0.3)]
-    found = differences([feature_reuse(learner, tasks(), name=name) for learner, name in zip(learners, "ab", strict=True)])
+    found = differences(
+        [
+            feature_reuse(learner, tasks(), name=name)
+            for learner, name in zip(learners, "ab", strict=True)
+        ]
+    )
     expected = paired(*(evaluate(learner, tasks()) for learner in learners))
-    assert [(one.first, one.second, one.estimate, one.pairs) for one in found] == [("a", "b", (expected.mean, expected.interval), 6)]
+    assert [(one.first, one.second, one.estimate, one.pairs) for one in found] == [
+        ("a", "b", (expected.mean, expected.interval), 6)
+    ]
     pooled = differences([over_seeds(three[:2]), replace(over_seeds(three[1:]), name="other")])[0]
     gaps = [a.accuracies.own.mean - b.accuracies.own.mean for a, b in pairwise(three)]
-    assert pooled.estimate == pytest.approx(Estimate.of(gaps)) and (pooled.pairs, pooled.unit) == (2, "seed")
+    assert pooled.estimate == pytest.approx(Estimate.of(gaps)) and (pooled.pairs, pooled.unit) == (
+        2,
+        "seed",
+    )
 
 
 def test_learners_on_other_tasks_are_not_compared(three, maml):

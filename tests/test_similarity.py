@@ -11,7 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metalearn.analysis import canonical_correlations, cca, linear_cka, procrustes, pwcca, rbf_cka, svcca
+from metalearn.analysis import (
+    canonical_correlations,
+    cca,
+    linear_cka,
+    procrustes,
+    pwcca,
+    rbf_cka,
+    svcca,
+)
 from metalearn.analysis.measures.chance import Floor, measured
 from metalearn.analysis.measures.inputs import cautions
 from metalearn.analysis.measures.subspace import subspace
@@ -74,13 +82,18 @@ def test_the_published_demo_of_cka_is_reproduced():
         (10000, 0.0851, 0.0100, None),
     ],
 )
-def test_independent_noise_scores_as_tabulated(n: int, mean_cca: float, biased: float, debiased: float | None):
+def test_independent_noise_scores_as_tabulated(
+    n: int, mean_cca: float, biased: float, debiased: float | None
+):
     draws = np.random.RandomState(0)
     a, b = draws.randn(100, n).T, draws.randn(100, n).T
     ac, bc = a - a.mean(0), b - b.mean(0)
     cross, left, right = (np.linalg.norm(p.T @ q) ** 2 for p, q in ((ac, bc), (ac, ac), (bc, bc)))
     rho = np.linalg.svd(np.linalg.qr(ac)[0].T @ np.linalg.qr(bc)[0], compute_uv=False)
-    for found, exact, tabulated in ((cca(a, b), rho.mean(), mean_cca), (linear_cka(a, b, False), cross / np.sqrt(left * right), biased)):
+    for found, exact, tabulated in (
+        (cca(a, b), rho.mean(), mean_cca),
+        (linear_cka(a, b, False), cross / np.sqrt(left * right), biased),
+    ):
         assert found == pytest.approx(exact, abs=1e-10)
         assert found == pytest.approx(tabulated, abs=5.1e-5)
     if debiased is not None:
@@ -89,13 +102,17 @@ def test_independent_noise_scores_as_tabulated(n: int, mean_cca: float, biased: 
 
 def test_noise_of_unequal_widths_scores_as_tabulated():
     draws = np.random.RandomState(0)
-    assert cca(draws.randn(100, 2000).T, draws.randn(50, 2000).T) == pytest.approx(0.2056955, abs=5e-8)
+    assert cca(draws.randn(100, 2000).T, draws.randn(50, 2000).T) == pytest.approx(
+        0.2056955, abs=5e-8
+    )
 
 
 def test_directions_that_leave_no_freedom_give_one_and_say_so():
     draws = np.random.RandomState(0)
     a, b = draws.randn(100, 101).T, draws.randn(100, 101).T
-    with pytest.warns(UserWarning, match="100 of 100 canonical correlations are 1 whatever the data"):
+    with pytest.warns(
+        UserWarning, match="100 of 100 canonical correlations are 1 whatever the data"
+    ):
         assert cca(a, b) == pytest.approx(1)
     assert linear_cka(a, b, debiased=False) == pytest.approx(0.4902, abs=5e-5)
     assert linear_cka(a, b) == pytest.approx(-0.0207, abs=5e-5)
@@ -122,7 +139,9 @@ def test_svcca_keeps_the_directions_that_hold_the_energy_of_the_squares():
 
 def test_linear_cka_from_features_equals_linear_cka_from_examples():
     x, y = related(examples=40)
-    wide = np.hstack([x, np.zeros((40, 60)) + 1e-9 * np.random.default_rng(0).normal(size=(40, 60))])
+    wide = np.hstack(
+        [x, np.zeros((40, 60)) + 1e-9 * np.random.default_rng(0).normal(size=(40, 60))]
+    )
     for debiased in (True, False):
         assert linear_cka(wide, y, debiased) == pytest.approx(linear_cka(x, y, debiased), abs=1e-9)
 
@@ -134,9 +153,13 @@ def test_debiased_linear_cka_is_the_u_statistic():
     np.fill_diagonal(m, 0)
 
     def hsic(a: np.ndarray, b: np.ndarray) -> float:
-        return (np.trace(a @ b) + a.sum() * b.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (a @ b).sum()) / (n * (n - 3))
+        return (
+            np.trace(a @ b) + a.sum() * b.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (a @ b).sum()
+        ) / (n * (n - 3))
 
-    assert linear_cka(x, y) == pytest.approx(hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m)), abs=1e-12)
+    assert linear_cka(x, y) == pytest.approx(
+        hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m)), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("measure", MEASURES)
@@ -150,7 +173,9 @@ def test_the_same_scores_one_and_two_different_matrices_do_not(measure):
 @pytest.mark.parametrize("measure", MEASURES)
 def test_every_measure_ignores_rotation_scale_and_shift_of_either_side(measure):
     x, y = related()
-    turned = 3 * x + 7 if measure is pwcca else 3 * x @ rotation(6) + 7  # its weights are of the first argument's own columns
+    turned = (
+        3 * x + 7 if measure is pwcca else 3 * x @ rotation(6) + 7
+    )  # its weights are of the first argument's own columns
     assert measure(turned, y) == pytest.approx(measure(x, y), abs=1e-9)
     assert measure(x, 0.2 * y @ rotation(5) - 1) == pytest.approx(measure(x, y), abs=1e-9)
 
@@ -188,7 +213,18 @@ def test_unrelated_matrices_score_near_nought_or_their_floor(measure):
 
 def test_subspace_similarity_is_the_overlap_of_principal_directions():
     draws = np.random.default_rng(0)
-    x, y = draws.normal(size=(80, 6)) * [9, 7, 5, 1, 1, 1], draws.normal(size=(80, 6)) * [9, 1, 7, 5, 1, 1]
+    x, y = (
+        draws.normal(size=(80, 6)) * [9, 7, 5, 1, 1, 1],
+        draws.normal(size=(80, 6))
+        * [
+            9,
+            1,
+            7,
+            5,
+            1,
+            1,
+        ],
+    )
     v, u = (np.linalg.svd(side - side.mean(0))[2][:3].T for side in (x, y))
     assert subspace(x, y, k=3) == pytest.approx(np.linalg.norm(v.T @ u) ** 2 / 3, abs=1e-12)
     assert subspace(x, y, k=3) == pytest.approx(subspace(y, x, k=3), abs=1e-12)
@@ -212,11 +248,18 @@ def test_subspace_similarity_ignores_scale_shift_and_one_rotation_of_both_and_se
 
 def test_subspace_similarity_refuses_other_widths_and_directions_that_are_not_there():
     x, y = related()
-    with pytest.raises(ValueError, match=r"x has 6 features and y has 5: subspace compares .* use linear_cka, procrustes or cca"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"x has 6 features and y has 5: subspace compares .* use linear_cka, procrustes or cca"
+        ),
+    ):
         subspace(x, y, k=2)
     with pytest.raises(ValueError, match="k=0 must be at least 1"):
         subspace(x, x**2, k=0)
-    with pytest.raises(ValueError, match="y varies in 2 directions, fewer than k=3; ask for at most k=2"):
+    with pytest.raises(
+        ValueError, match="y varies in 2 directions, fewer than k=3; ask for at most k=2"
+    ):
         subspace(x, x[:, :2] @ np.ones((2, 6)) + x[:, :1] @ [[0, 1, 2, 3, 4, 5]], k=3)
     broken = x.copy()
     broken[3, 2] = np.nan
@@ -231,7 +274,10 @@ def test_subspace_similarity_refuses_other_widths_and_directions_that_are_not_th
 
 
 def test_the_rounding_of_single_precision_is_no_direction():
-    x, y = (torch.nn.functional.layer_norm(torch.tensor(side[:, :5], dtype=torch.float32), (5,)) for side in related())
+    x, y = (
+        torch.nn.functional.layer_norm(torch.tensor(side[:, :5], dtype=torch.float32), (5,))
+        for side in related()
+    )
     assert len(canonical_correlations(x, y)) == 4  # what layer norm puts out sums to a constant
     assert cca(x, y) == pytest.approx(cca(x[:, :4], y[:, :4]), abs=1e-5)
     exact = np.hstack([related()[0], 1e-8 * np.random.default_rng(0).normal(size=(200, 1))])
@@ -270,7 +316,13 @@ def test_too_few_examples_are_refused_with_the_cures(measure):
     draws = np.random.default_rng(0)
     x, y = draws.normal(size=(30, 64)), draws.normal(size=(30, 3))
     arguments = {"energy": 1.0} if measure is svcca else {}
-    with pytest.raises(ValueError, match=r"x has n=30 examples and d=64 .*[Pp]ool examples over tasks.*positions.*svcca.*linear_cka"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"x has n=30 examples and d=64 .*[Pp]ool examples over"
+            r" tasks.*positions.*svcca.*linear_cka"
+        ),
+    ):
         measure(x, y, **arguments)
     with pytest.raises(ValueError, match="y has n=30 examples and d=64"):
         measure(y, x, **arguments)
@@ -318,8 +370,13 @@ def test_options_out_of_range_are_refused():
 
 def test_shuffling_whole_units_gives_a_higher_floor_than_shuffling_rows():
     draws = np.random.default_rng(0)
-    x, y = (np.repeat(draws.normal(size=(20, 4)), 30, axis=0) + 0.1 * draws.normal(size=(600, 4)) for _ in range(2))
-    by_row, by_unit = (Floor.of(measured("cca", x, y, units=units)[1]).median for units in (600, 20))
+    x, y = (
+        np.repeat(draws.normal(size=(20, 4)), 30, axis=0) + 0.1 * draws.normal(size=(600, 4))
+        for _ in range(2)
+    )
+    by_row, by_unit = (
+        Floor.of(measured("cca", x, y, units=units)[1]).median for units in (600, 20)
+    )
     assert by_row < 0.15 < by_unit
 
 

@@ -21,7 +21,9 @@ from metalearn.network.activations import representations
 def images(count: int = 24, seed: int = 0) -> torch.Tensor:
     """Noise in colours of their own: as photographs, they differ most in what is coarse."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand(count, 3, 1, 1, generator=generator) + 0.3 * torch.rand(count, 3, 8, 8, generator=generator)
+    return torch.rand(count, 3, 1, 1, generator=generator) + 0.3 * torch.rand(
+        count, 3, 8, 8, generator=generator
+    )
 
 
 def conv_network(depth: int = 2, width: int = 6, seed: int = 0) -> nn.Module:
@@ -41,7 +43,9 @@ class Transformer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.patches = nn.Conv2d(3, 16, 4, 4)
-        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True) for _ in range(2))
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(16, 2, 32, batch_first=True) for _ in range(2)
+        )
         self.head = nn.Linear(16, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -62,16 +66,29 @@ def hsic(x: torch.Tensor, y: torch.Tensor) -> float:
     n, k, m = len(x), *(rows.double() @ rows.double().T for rows in (x, y))
     k.fill_diagonal_(0)
     m.fill_diagonal_(0)
-    return float((k * m).sum() + k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (k @ m).sum())
+    return float(
+        (k * m).sum() + k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (k @ m).sum()
+    )
 
 
-def minibatch_cka(a: nn.Module, b: nn.Module, batches: list[torch.Tensor], names: list[str]) -> np.ndarray:
+def minibatch_cka(
+    a: nn.Module, b: nn.Module, batches: list[torch.Tensor], names: list[str]
+) -> np.ndarray:
     """Nguyen et al., from its definition."""
-    pairs = [(outputs(a.eval(), names, batch), outputs(b.eval(), names, batch)) for batch in batches]
-    own = [[sum(hsic(side[s][i], side[s][i]) for side in pairs) for i in range(len(names))] for s in (0, 1)]
+    pairs = [
+        (outputs(a.eval(), names, batch), outputs(b.eval(), names, batch)) for batch in batches
+    ]
+    own = [
+        [sum(hsic(side[s][i], side[s][i]) for side in pairs) for i in range(len(names))]
+        for s in (0, 1)
+    ]
     return np.array(
         [
-            [sum(hsic(left[i], right[j]) for left, right in pairs) / math.sqrt(own[0][i] * own[1][j]) for j in range(len(names))]
+            [
+                sum(hsic(left[i], right[j]) for left, right in pairs)
+                / math.sqrt(own[0][i] * own[1][j])
+                for j in range(len(names))
+            ]
             for i in range(len(names))
         ]
     )
@@ -80,17 +97,31 @@ def minibatch_cka(a: nn.Module, b: nn.Module, batches: list[torch.Tensor], names
 def test_one_batch_is_linear_cka_for_every_pair_of_layers():
     a, b = conv_network().eval(), Transformer().eval()
     found = similarity_map(a, b, [images()])
-    left, right = outputs(a, list(found.layers_a), images()), outputs(b, list(found.layers_b), images())
+    left, right = (
+        outputs(a, list(found.layers_a), images()),
+        outputs(b, list(found.layers_b), images()),
+    )
     expected = [[linear_cka(x, y) for y in right] for x in left]
-    assert found.values == pytest.approx(np.array(expected), abs=1e-5) and found.values.dtype == np.float64
-    assert found.layers_a == ("0", "1", "3", "4", "7") and found.layers_b == ("patches", "blocks.0", "blocks.1", "head")
+    assert (
+        found.values == pytest.approx(np.array(expected), abs=1e-5)
+        and found.values.dtype == np.float64
+    )
+    assert found.layers_a == ("0", "1", "3", "4", "7") and found.layers_b == (
+        "patches",
+        "blocks.0",
+        "blocks.1",
+        "head",
+    )
 
 
 def test_several_batches_with_a_short_last_one_are_the_sums_of_the_definition():
     a, b, names = conv_network(), conv_network(seed=1), ["0", "1", "4", "7"]
     batches = list(images(29).split(12))
     found = similarity_map(a, b, batches, names, names)
-    assert [len(batch) for batch in batches] == [12, 12, 5] and (found.examples, found.batches) == (29, 3)
+    assert [len(batch) for batch in batches] == [12, 12, 5] and (found.examples, found.batches) == (
+        29,
+        3,
+    )
     assert found.values == pytest.approx(minibatch_cka(a, b, batches, names), abs=1e-5)
 
 
@@ -98,9 +129,13 @@ def test_a_network_against_itself_is_symmetric_with_ones_and_runs_once_a_batch()
     network, runs = conv_network(), []
     network.register_forward_hook(lambda *_: runs.append(1))
     found = similarity_map(network, network, images(24).split(8))
-    assert np.diag(found.values) == pytest.approx(1, abs=1e-12) and found.values == pytest.approx(found.values.T, abs=1e-12)
+    assert np.diag(found.values) == pytest.approx(1, abs=1e-12) and found.values == pytest.approx(
+        found.values.T, abs=1e-12
+    )
     assert len(runs) == 3
-    assert found.values == pytest.approx(similarity_map(network, copy.deepcopy(network), images(24).split(8)).values, abs=1e-9)
+    assert found.values == pytest.approx(
+        similarity_map(network, copy.deepcopy(network), images(24).split(8)).values, abs=1e-9
+    )
 
 
 def test_other_layers_of_the_same_network_are_read_in_the_same_pass():
@@ -109,13 +144,17 @@ def test_other_layers_of_the_same_network_are_read_in_the_same_pass():
     part = similarity_map(network, network, [images()], ["7", "0"], ["1", "7"])
     whole = similarity_map(network, network, [images()])
     assert len(runs) == 2 and part["7", "7"] == pytest.approx(1)
-    assert part.values == pytest.approx(np.array([[whole["7", "1"], 1], [whole["0", "1"], whole["0", "7"]]]), abs=1e-9)
+    assert part.values == pytest.approx(
+        np.array([[whole["7", "1"], 1], [whole["0", "1"], whole["0", "7"]]]), abs=1e-9
+    )
 
 
 def test_both_networks_see_the_same_batch_of_a_loader_that_shuffles():
     network = conv_network()
     data = torch.utils.data.TensorDataset(images(32), torch.zeros(32))
-    found = similarity_map(network, copy.deepcopy(network), torch.utils.data.DataLoader(data, 8, shuffle=True))
+    found = similarity_map(
+        network, copy.deepcopy(network), torch.utils.data.DataLoader(data, 8, shuffle=True)
+    )
     assert np.diag(found.values) == pytest.approx(1, abs=1e-5)
 
 
@@ -144,9 +183,14 @@ class Affine(nn.Module):
 def test_neither_a_large_mean_nor_values_whose_squares_leave_float32_cost_digits(scale, shift):
     draws = torch.Generator().manual_seed(0)
     x = torch.randn(20, 50, generator=draws)
-    plain, moved = nn.Sequential(nn.Identity(), nn.Linear(50, 50)), nn.Sequential(Affine(scale, shift))
+    plain, moved = (
+        nn.Sequential(nn.Identity(), nn.Linear(50, 50)),
+        nn.Sequential(Affine(scale, shift)),
+    )
     expected = linear_cka(outputs(plain, ["1"], x)[0], outputs(moved, ["0"], x)[0].double() / scale)
-    assert similarity_map(plain, moved, [x], ["1"], ["0"]).values == pytest.approx(expected, abs=1e-5)
+    assert similarity_map(plain, moved, [x], ["1"], ["0"]).values == pytest.approx(
+        expected, abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("setting", ["medium", "autocast"])
@@ -186,7 +230,9 @@ def test_networks_that_ask_for_an_order_in_memory_with_view_get_the_images_as_th
     x, names = images(24), ["conv", "fc"]
     network = Viewing().eval()
     found = similarity_map(network, network, [x[:12], x[12:]], names, names)
-    np.testing.assert_allclose(found.values, minibatch_cka(network, network, [x[:12], x[12:]], names), atol=1e-5)
+    np.testing.assert_allclose(
+        found.values, minibatch_cka(network, network, [x[:12], x[12:]], names), atol=1e-5
+    )
 
 
 def test_an_error_of_the_network_is_its_own_and_raised_once():
@@ -213,7 +259,10 @@ def test_networks_keep_their_modes_and_no_hooks_so_that_they_can_be_copied():
         similarity_map(network, network, [images(8), images(3), images(8)])
     assert [module.training for module in network.modules()] == modes
     assert not any(module._forward_hooks for module in network.modules())
-    assert all(torch.equal(value, statistics[name]) for name, value in copy.deepcopy(network).state_dict().items())
+    assert all(
+        torch.equal(value, statistics[name])
+        for name, value in copy.deepcopy(network).state_dict().items()
+    )
 
 
 def test_hooks_are_removed_when_the_network_fails():
@@ -224,13 +273,24 @@ def test_hooks_are_removed_when_the_network_fails():
 
 
 def test_chance_has_the_spread_of_a_random_permutation_and_the_floor_is_read_from_it():
-    """Of centred matrices under permutations, the mean square of the cosine is 2 / (n (n - 3)), whatever they are."""
+    """Of centred matrices under permutations, the mean square of the cosine is 2 / (n (n - 3)),
+    whatever they are.
+    """
     n, draws = 24, 400
-    found = similarity_map(conv_network(), conv_network(seed=1), [images(n)], ["0", "7"], ["1", "4"], draws=draws)
+    found = similarity_map(
+        conv_network(), conv_network(seed=1), [images(n)], ["0", "7"], ["1", "4"], draws=draws
+    )
     assert found.chance.shape == (draws, 2, 2)
-    assert np.sqrt((found.chance**2).mean()) == pytest.approx(math.sqrt(2 / (n * (n - 3))), rel=0.15)
-    assert found.floor.upper == pytest.approx(np.quantile(found.chance, 0.95)) and found.floor.upper < found.values.min()
-    again = similarity_map(conv_network(), conv_network(seed=1), [images(n)], ["0", "7"], ["1", "4"], draws=draws)
+    assert np.sqrt((found.chance**2).mean()) == pytest.approx(
+        math.sqrt(2 / (n * (n - 3))), rel=0.15
+    )
+    assert (
+        found.floor.upper == pytest.approx(np.quantile(found.chance, 0.95))
+        and found.floor.upper < found.values.min()
+    )
+    again = similarity_map(
+        conv_network(), conv_network(seed=1), [images(n)], ["0", "7"], ["1", "4"], draws=draws
+    )
     assert np.array_equal(found.chance, again.chance)
 
 
@@ -239,48 +299,66 @@ def test_chance_is_the_similarity_to_shuffled_images():
     found = similarity_map(a, b, [x], names, names, draws=1, seed=3)
     order = rearranged(9, 9, torch.Generator().manual_seed(3))
     left, right = outputs(a.eval(), names, x), [rows[order] for rows in outputs(b.eval(), names, x)]
-    assert found.chance[0] == pytest.approx(np.array([[linear_cka(u, v) for v in right] for u in left]), abs=1e-5)
+    assert found.chance[0] == pytest.approx(
+        np.array([[linear_cka(u, v) for v in right] for u in left]), abs=1e-5
+    )
 
 
 def test_a_dead_layer_has_no_number_and_a_note():
     network = conv_network()
     nn.init.zeros_(network[3].weight)  # its bias is left: constant over the images
     found = similarity_map(network, conv_network(seed=1), images(16).split(8))
-    dead = [name for name, row in zip(found.layers_a, found.values, strict=True) if np.isnan(row).all()]
+    dead = [
+        name for name, row in zip(found.layers_a, found.values, strict=True) if np.isnan(row).all()
+    ]
     assert dead == ["3", "4", "7"] and np.isfinite(found.values[:2]).all()
-    assert "no similarity (-) for 3, 4, 7 of a" in found.notes[0] and found.notes[0][:30] in str(found)
+    assert "no similarity (-) for 3, 4, 7 of a" in found.notes[0] and found.notes[0][:30] in str(
+        found
+    )
     assert np.isfinite(found.floor.upper) and json.dumps(found.to_dict(), allow_nan=False)
 
 
 def test_images_that_are_equally_far_apart_have_no_number():
-    found = similarity_map(nn.Sequential(nn.Identity()), nn.Sequential(nn.Identity()), [torch.eye(8)], ["0"], ["0"])
+    found = similarity_map(
+        nn.Sequential(nn.Identity()), nn.Sequential(nn.Identity()), [torch.eye(8)], ["0"], ["0"]
+    )
     assert np.isnan(found["0", "0"])
 
 
 def test_text_dictionary_and_lookup():
     found = similarity_map(conv_network(), Transformer(), images(16).split(8))
     text = str(found)
-    assert "debiased minibatch linear CKA; an image a row" in text and "16 images in 2 batches" in text
+    assert (
+        "debiased minibatch linear CKA; an image a row" in text and "16 images in 2 batches" in text
+    )
     assert (
         f"{round(100 * found['3', 'blocks.1']):3d}" in text.splitlines()[3]
         and "a (Sequential); columns: b (Transformer), 1 patches" in text
     )
     assert f"{found.floor.upper:.3f} (95 %)" in " ".join(text.split("\n"))
     told = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert told["values"][2][1] == found["3", "blocks.0"] and told["floor"]["upper"] == found.floor.upper and told["draws"] == 200
+    assert (
+        told["values"][2][1] == found["3", "blocks.0"]
+        and told["floor"]["upper"] == found.floor.upper
+        and told["draws"] == 200
+    )
     with pytest.raises(KeyError, match="'stem' was compared; these were: 0, 1"):
         found["stem", "patches"]
     none = similarity_map(conv_network(), Transformer(), [images(8)], draws=0)
     assert math.isnan(none.floor.upper) and "shuffled" not in str(none)
 
 
-@pytest.mark.parametrize(("ending", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
+@pytest.mark.parametrize(
+    ("ending", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")]
+)
 def test_the_heatmap_names_every_layer_and_is_written(tmp_path, ending, start):
     found = similarity_map(conv_network(depth=15), Transformer(), [images(8)])
     axes = found.figure().axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == list(found.layers_a)
     assert [label.get_text() for label in axes.get_xticklabels()] == list(found.layers_b)
-    assert np.array_equal(axes.images[0].get_array(), found.values) and axes.images[0].get_clim() == (0, 1)
+    assert np.array_equal(axes.images[0].get_array(), found.values) and axes.images[
+        0
+    ].get_clim() == (0, 1)
     found.plot(tmp_path / f"map.{ending}")
     assert (tmp_path / f"map.{ending}").read_bytes().startswith(start)
     if ending == "svg":
@@ -301,7 +379,11 @@ class Odd(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lstm, self.shared, self.unused = nn.LSTM(8, 4, batch_first=True), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.lstm, self.shared, self.unused = (
+            nn.LSTM(8, 4, batch_first=True),
+            nn.Linear(4, 4),
+            nn.Linear(4, 4),
+        )
         self.turned, self.last = nn.Identity(), nn.Linear(4, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -336,7 +418,9 @@ def test_activations_that_are_not_finite_name_the_layer_and_the_network(value):
     network = conv_network(seed=1)
     with torch.no_grad():
         network[4].bias[2] = value
-    with pytest.raises(ValueError, match=r"layer '4' of b puts out \d+ values that are NaN or infinite"):
+    with pytest.raises(
+        ValueError, match=r"layer '4' of b puts out \d+ values that are NaN or infinite"
+    ):
         similarity_map(conv_network(), network, [images(6)])
 
 
@@ -373,7 +457,14 @@ def test_networks_on_different_devices_are_refused_with_both():
 
 
 def test_a_network_in_float64_is_compared_in_float64():
-    a, b, x = conv_network().double().eval(), conv_network(seed=1).double().eval(), images().double()
+    a, b, x = (
+        conv_network().double().eval(),
+        conv_network(seed=1).double().eval(),
+        images().double(),
+    )
     found = similarity_map(a, b, [x], ["0", "7"], ["1"])
-    expected = [[linear_cka(left, right) for right in outputs(b, ["1"], x)] for left in outputs(a, ["0", "7"], x)]
+    expected = [
+        [linear_cka(left, right) for right in outputs(b, ["1"], x)]
+        for left in outputs(a, ["0", "7"], x)
+    ]
     assert found.values == pytest.approx(np.array(expected), abs=1e-12)

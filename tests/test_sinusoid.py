@@ -15,8 +15,12 @@ from metalearn.tasks.sinusoid import Sinusoid
 @given(seed=st.integers(0, 2**64 - 1), index=st.integers(0, 999))
 def test_every_task_is_one_sinusoid_of_the_paper(seed, index):
     support, query = Sinusoid(shots=10, queries=20, seed=seed, dtype=torch.float64)[index]
-    x, y = torch.cat((support.inputs, query.inputs)).numpy()[:, 0], torch.cat((support.targets, query.targets)).numpy()[:, 0]
-    # A sin(x - phase) = a sin(x) + b cos(x), so least squares finds the one sinusoid or leaves a residual.
+    x, y = (
+        torch.cat((support.inputs, query.inputs)).numpy()[:, 0],
+        torch.cat((support.targets, query.targets)).numpy()[:, 0],
+    )
+    # A sin(x - phase) = a sin(x) + b cos(x), so least squares finds the one sinusoid or leaves a
+    # residual.
     (a, b), *_ = np.linalg.lstsq(np.stack((np.sin(x), np.cos(x)), 1), y, rcond=None)
     assert np.abs(a * np.sin(x) + b * np.cos(x) - y).max() < 1e-9
     assert 0.1 <= math.hypot(a, b) <= 5 and -1e-12 <= math.atan2(-b, a) <= math.pi + 1e-12
@@ -26,7 +30,10 @@ def test_every_task_is_one_sinusoid_of_the_paper(seed, index):
 def test_shapes_and_dtypes():
     tasks = Sinusoid(shots=5, queries=7, tasks=3)
     support, query = tasks[0]
-    assert support.inputs.shape == support.targets.shape == (5, 1) and query.inputs.shape == query.targets.shape == (7, 1)
+    assert support.inputs.shape == support.targets.shape == (
+        5,
+        1,
+    ) and query.inputs.shape == query.targets.shape == (7, 1)
     assert {t.dtype for part in tasks[0] for t in part} == {torch.float32} and len(list(tasks)) == 3
     assert torch.equal(Sinusoid(5, 7, dtype=torch.float64)[0].query.targets.float(), query.targets)
 
@@ -35,7 +42,9 @@ def test_a_task_depends_on_seed_and_index_alone():
     forward = [Sinusoid(seed=3)[i].query.targets for i in range(5)]
     again = Sinusoid(seed=3)
     assert all(torch.equal(again[i].query.targets, forward[i]) for i in (4, 0, 3, 1, 2))
-    assert not torch.equal(Sinusoid(seed=4)[0].query.targets, forward[0]) and not torch.equal(forward[0], forward[1])
+    assert not torch.equal(Sinusoid(seed=4)[0].query.targets, forward[0]) and not torch.equal(
+        forward[0], forward[1]
+    )
 
 
 def test_parameters_fill_their_ranges():

@@ -1,4 +1,6 @@
-"""Convolution and pooled norm of many tasks at once, against torch's own, task by task and to the second derivative."""
+"""Convolution and pooled norm of many tasks at once, against torch's own, task by task and to the
+second derivative.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,13 @@ from torch import Tensor, nn
 from metalearn.kernels.conv_per_task import StackedConvolutions, conv_norm_pool_relu
 from metalearn.models.conv4 import ConvBlock
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"))]
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+    ),
+]
 
 
 def twice_differentiated(function: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
@@ -40,11 +48,16 @@ def twice_differentiated(function: Callable[..., Tensor], *inputs: Tensor) -> li
         ((3, 3), {"groups": 2}),
     ],
 )
-def test_convolutions_of_stacked_tasks(kernel: tuple[int, int], how: dict[str, Any], device: str) -> None:
+def test_convolutions_of_stacked_tasks(
+    kernel: tuple[int, int], how: dict[str, Any], device: str
+) -> None:
     generator = torch.Generator().manual_seed(0)
     channels = 4 // how.get("groups", 1)
     shapes = (3, 5, 4, 9, 8), (3, 6, channels, *kernel), (3, 6)
-    inputs = [torch.randn(shape, generator=generator, dtype=torch.float64).to(device).requires_grad_() for shape in shapes]
+    inputs = [
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(device).requires_grad_()
+        for shape in shapes
+    ]
 
     def stacked(*inputs: Tensor) -> Tensor:
         with StackedConvolutions():
@@ -53,7 +66,11 @@ def test_convolutions_of_stacked_tasks(kernel: tuple[int, int], how: dict[str, A
     def one_by_one(*inputs: Tensor) -> Tensor:
         return torch.stack([F.conv2d(*task, **how) for task in zip(*inputs, strict=True)])
 
-    for ours, theirs in zip(twice_differentiated(stacked, *inputs), twice_differentiated(one_by_one, *inputs), strict=True):
+    for ours, theirs in zip(
+        twice_differentiated(stacked, *inputs),
+        twice_differentiated(one_by_one, *inputs),
+        strict=True,
+    ):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
@@ -64,7 +81,10 @@ def test_blocks_of_stacked_tasks(pool: bool, shared: bool, device: str) -> None:
     torch.manual_seed(0)
     block = ConvBlock(2, 4, pool).double().to(device)
     names = [name for name, _ in block.named_parameters()]
-    weights = [(p + 0.5 * torch.randn((*(() if shared else (3,)), *p.shape), dtype=p.dtype, device=device)) for p in block.parameters()]
+    weights = [
+        (p + 0.5 * torch.randn((*(() if shared else (3,)), *p.shape), dtype=p.dtype, device=device))
+        for p in block.parameters()
+    ]
     weights[names.index("norm.weight")].data[..., 1] *= -1
     maps = torch.randn(3, 5, 2, 9, 8, dtype=torch.float64, device=device)
     inputs = [tensor.detach().requires_grad_() for tensor in (maps, *weights)]
@@ -88,12 +108,23 @@ def test_blocks_of_stacked_tasks(pool: bool, shared: bool, device: str) -> None:
 
     def stacked(*inputs: Tensor) -> Tensor:
         with StackedConvolutions():
-            return torch.vmap(lambda *i: run(ours, *i), in_dims=(0, *([None if shared else 0] * len(weights))))(*inputs)
+            return torch.vmap(
+                lambda *i: run(ours, *i), in_dims=(0, *([None if shared else 0] * len(weights)))
+            )(*inputs)
 
     def one_by_one(*inputs: Tensor) -> Tensor:
-        return torch.stack([run(native, inputs[0][t], *(w if shared else w[t] for w in inputs[1:])) for t in range(3)])
+        return torch.stack(
+            [
+                run(native, inputs[0][t], *(w if shared else w[t] for w in inputs[1:]))
+                for t in range(3)
+            ]
+        )
 
-    for found, expected in zip(twice_differentiated(stacked, *inputs), twice_differentiated(one_by_one, *inputs), strict=True):
+    for found, expected in zip(
+        twice_differentiated(stacked, *inputs),
+        twice_differentiated(one_by_one, *inputs),
+        strict=True,
+    ):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     alone = run(ours, inputs[0][0], *(w if shared else w[0] for w in inputs[1:]))
     torch.testing.assert_close(alone, one_by_one(*inputs)[0], rtol=1e-9, atol=1e-9)

@@ -1,4 +1,6 @@
-"""What each layer starts from: transfusion tensor by tensor, mappings, the head, the report, and what is refused."""
+"""What each layer starts from: transfusion tensor by tensor, mappings, the head, the report, and
+what is refused.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,12 @@ from transfer.models import cbr
 
 
 def tiny(outputs: int = 2) -> nn.Module:
-    """A torchvision ResNet with every feature of the big ones: blocks, shortcuts with batch norm, a head."""
-    return torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=outputs, width_per_group=64)
+    """A torchvision ResNet with every feature of the big ones: blocks, shortcuts with batch norm, a
+    head.
+    """
+    return torchvision.models.ResNet(
+        torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=outputs, width_per_group=64
+    )
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +41,9 @@ def source() -> nn.Module:
 
 def same(model: nn.Module, other: nn.Module, names: list[str]) -> list[str]:
     a, b = model.state_dict(), other.state_dict()
-    return [name for name in names if a[name].shape == b[name].shape and torch.equal(a[name], b[name])]
+    return [
+        name for name in names if a[name].shape == b[name].shape and torch.equal(a[name], b[name])
+    ]
 
 
 @pytest.mark.parametrize("k", range(7))
@@ -48,7 +56,11 @@ def test_transfusion_copies_exactly_the_layers_up_to_each(source: nn.Module, k: 
     owner, below = owners(model), set(names[: k + 1]) - {"fc"}
     copied_names = [name for name in built if owner[name] in below]
     assert same(model, source, list(built)) == copied_names
-    assert all(torch.equal(model.state_dict()[name], built[name]) for name in built if name not in copied_names)
+    assert all(
+        torch.equal(model.state_dict()[name], built[name])
+        for name in built
+        if name not in copied_names
+    )
     assert any("running_var" in name for name in copied_names) == (k >= 1)  # buffers too
 
 
@@ -59,7 +71,9 @@ def test_transfusion_from_the_top_copies_down_to_a_layer(source: nn.Module, stag
     owner, names = owners(model), layers(model)
     first = next(place for place, name in enumerate(names) if is_inside(name, stage))
     everything = list(model.state_dict())
-    assert same(model, source, everything) == [name for name in everything if owner[name] in names[first:-1]]
+    assert same(model, source, everything) == [
+        name for name in everything if owner[name] in names[first:-1]
+    ]
 
 
 def test_bottom_and_top_together_are_everything_but_the_head(source: nn.Module) -> None:
@@ -67,15 +81,22 @@ def test_bottom_and_top_together_are_everything_but_the_head(source: nn.Module) 
     initialize(one, transfusion(source))
     initialize(both, transfusion(source, through="layer2"))
     initialize(both, transfusion(source, down_to="layer3"))
-    assert same(one, both, ordered(one)) == [name for name in ordered(one) if not name.startswith("fc.")]
+    assert same(one, both, ordered(one)) == [
+        name for name in ordered(one) if not name.startswith("fc.")
+    ]
     with pytest.raises(ValueError, match="name one of the two"):
         transfusion(source, through="layer2", down_to="layer3")
 
 
-def test_a_prefix_names_all_of_its_blocks_and_a_path_inside_a_block_cuts_it(source: nn.Module) -> None:
+def test_a_prefix_names_all_of_its_blocks_and_a_path_inside_a_block_cuts_it(
+    source: nn.Module,
+) -> None:
     model = tiny()
     report = initialize(model, transfusion(source, through="layer1.0.bn1"))
-    assert [report[f"layer1.0.{name}"].how for name in ("bn1.running_mean", "conv2.weight")] == ["copied", "fresh"]
+    assert [report[f"layer1.0.{name}"].how for name in ("bn1.running_mean", "conv2.weight")] == [
+        "copied",
+        "fresh",
+    ]
 
 
 def test_the_head_stays_fresh_unless_asked(source: nn.Module) -> None:
@@ -84,11 +105,17 @@ def test_the_head_stays_fresh_unless_asked(source: nn.Module) -> None:
         report = initialize(model, strategy)
         assert report["fc.weight"].how == "fresh"
         assert report["fc.weight"].note == "the head; (7, 512) in the weights"
-    for strategy in (transfusion(source, through="fc"), everywhere(copied(source), head=True), {"": copied(source), "fc": copied(source)}):
+    for strategy in (
+        transfusion(source, through="fc"),
+        everywhere(copied(source), head=True),
+        {"": copied(source), "fc": copied(source)},
+    ):
         model = tiny(outputs=7)
         initialize(model, strategy)
         assert torch.equal(model.fc.weight, source.fc.weight)
-    with pytest.raises(ValueError, match=r"fc\.weight is \(7, 512\) in the weights and \(2, 512\) here"):
+    with pytest.raises(
+        ValueError, match=r"fc\.weight is \(7, 512\) in the weights and \(2, 512\) here"
+    ):
         initialize(tiny(), everywhere(copied(source), head=True))
 
 
@@ -102,9 +129,23 @@ def test_in_a_mapping_the_longest_path_wins_for_parameters_and_buffers(source: n
     model = tiny()
     report = initialize(
         model,
-        {"": fresh(), "layer1": copied(source), "layer1.0.conv2": mean_var(source), "layer1.0.bn2.running_mean": fresh(), "conv1": gabor()},
+        {
+            "": fresh(),
+            "layer1": copied(source),
+            "layer1.0.conv2": mean_var(source),
+            "layer1.0.bn2.running_mean": fresh(),
+            "conv1": gabor(),
+        },
     )
-    hows = [report[name].how for name in ("conv1.weight", "layer1.0.conv1.weight", "layer1.0.conv2.weight", "layer2.0.conv1.weight")]
+    hows = [
+        report[name].how
+        for name in (
+            "conv1.weight",
+            "layer1.0.conv1.weight",
+            "layer1.0.conv2.weight",
+            "layer2.0.conv1.weight",
+        )
+    ]
     assert hows == ["drawn", "copied", "drawn", "fresh"]
     assert report["layer1.0.bn2.running_mean"].how == "fresh"
     assert report["layer1.0.bn2.running_var"].how == "copied"
@@ -129,7 +170,11 @@ def test_tied_weights_stay_tied() -> None:
         return model
 
     source, model = tied(), tied()
-    for strategy in (everywhere(copied(source)), transfusion(source, through="0"), everywhere(mean_var(source))):
+    for strategy in (
+        everywhere(copied(source)),
+        transfusion(source, through="0"),
+        everywhere(mean_var(source)),
+    ):
         initialize(model, strategy)
         assert model[2].weight is model[0].weight
     initialize(model, transfusion(source, through="0"))
@@ -144,36 +189,65 @@ def test_prefixes_of_wrappers_are_matched_on_either_side(source: nn.Module) -> N
             super().__init__()
             self.backbone = backbone
 
-    plain, prefixed = source.state_dict(), {f"module.model.{name}": tensor for name, tensor in source.state_dict().items()}
+    plain, prefixed = (
+        source.state_dict(),
+        {f"module.model.{name}": tensor for name, tensor in source.state_dict().items()},
+    )
     for weights, model in ((prefixed, tiny()), (plain, Wrapped(tiny())), (Wrapped(source), tiny())):
         report = initialize(model, transfusion(weights))
-        assert report.parameters()["copied"] == sum(p.numel() for n, p in source.named_parameters() if not n.startswith("fc."))
+        assert report.parameters()["copied"] == sum(
+            p.numel() for n, p in source.named_parameters() if not n.startswith("fc.")
+        )
 
 
 def test_the_names_inside_one_block_do_not_pass_for_a_network() -> None:
     plain = nn.Sequential(nn.Conv2d(3, 64, 7), nn.Linear(2, 2))
     with pytest.raises(ValueError, match="0 of 2 tensors match"):
-        initialize(plain, transfusion({"layer1.conv.weight": torch.ones(1), "layer1.0.weight": torch.ones(1), "x.y": torch.ones(1)}))
+        initialize(
+            plain,
+            transfusion(
+                {
+                    "layer1.conv.weight": torch.ones(1),
+                    "layer1.0.weight": torch.ones(1),
+                    "x.y": torch.ones(1),
+                }
+            ),
+        )
 
 
-def test_weights_of_another_architecture_are_refused_with_how_many_match_and_the_nearest_names(source: nn.Module) -> None:
+def test_weights_of_another_architecture_are_refused_with_how_many_match_and_the_nearest_names(
+    source: nn.Module,
+) -> None:
     torch.manual_seed(0)
     model = tiny()
     built = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     other = {name.replace("layer", "stage"): tensor for name, tensor in source.state_dict().items()}
     with pytest.raises(
         ValueError,
-        match=r"does not fit this ResNet: 6 of 72 tensors match\. layer1\.0\.conv1\.weight is not in the weights "
-        r"\(nearest there: stage1\.0\.conv1\.weight\).* more\. .*transfusion\(weights, through=\.\.\.\)",
+        match=(
+            r"does not fit this ResNet: 6 of 72 tensors match\. layer1\.0\.conv1\.weight is not in"
+            r" the weights "
+            r"\(nearest there: stage1\.0\.conv1\.weight\).* more\. .*transfusion\(weights,"
+            r" through=\.\.\.\)"
+        ),
     ):
         initialize(model, transfusion(other))
-    assert all(torch.equal(model.state_dict()[name], built[name]) for name in built)  # nothing was changed by halves
+    assert all(
+        torch.equal(model.state_dict()[name], built[name]) for name in built
+    )  # nothing was changed by halves
 
 
 def test_a_model_without_old_weights_batch_counter_takes_the_rest(source: nn.Module) -> None:
-    old = {name: tensor for name, tensor in source.state_dict().items() if not name.endswith("num_batches_tracked")}
+    old = {
+        name: tensor
+        for name, tensor in source.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
     report = initialize(tiny(), transfusion(old))
-    assert report["bn1.num_batches_tracked"].how == "skipped" and report["bn1.running_mean"].how == "copied"
+    assert (
+        report["bn1.num_batches_tracked"].how == "skipped"
+        and report["bn1.running_mean"].how == "copied"
+    )
 
 
 def test_running_statistics_that_the_weights_lack_are_refused() -> None:
@@ -192,12 +266,16 @@ def test_running_statistics_that_the_weights_lack_are_refused() -> None:
         (lambda s: {}, r"leaves conv1\.weight, bn1\.weight, .* more without a source"),
     ],
 )
-def test_what_does_not_exist_or_is_left_over_is_named(source: nn.Module, strategy: type, message: str) -> None:
+def test_what_does_not_exist_or_is_left_over_is_named(
+    source: nn.Module, strategy: type, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         initialize(tiny(), strategy(source))
 
 
-def test_sources_where_a_strategy_belongs_and_classes_where_a_source_does(source: nn.Module) -> None:
+def test_sources_where_a_strategy_belongs_and_classes_where_a_source_does(
+    source: nn.Module,
+) -> None:
     with pytest.raises(TypeError, match=r"write everywhere\(copied\(a ResNet\)\)"):
         initialize(tiny(), copied(source))
     with pytest.raises(TypeError, match=r"write fresh\(\)"):
@@ -212,10 +290,16 @@ def test_weights_that_are_not_finite_are_refused(source: nn.Module) -> None:
 
 def test_the_report_has_every_tensor_once_with_counts_that_add_up(source: nn.Module) -> None:
     model = tiny()
-    report = initialize(model, {"": transfusion(source)(model, "fc")["conv1.weight"], "layer4": mean_var(source)}, seed=3)
+    report = initialize(
+        model,
+        {"": transfusion(source)(model, "fc")["conv1.weight"], "layer4": mean_var(source)},
+        seed=3,
+    )
     assert [row.name for row in report.rows] == ordered(model)
     assert sorted(row.name for row in report.rows) == sorted(model.state_dict())
-    assert sum(report.parameters().values()) == sum(parameter.numel() for parameter in model.parameters())
+    assert sum(report.parameters().values()) == sum(
+        parameter.numel() for parameter in model.parameters()
+    )
     assert report.parameters("layer4") == {
         "drawn": sum(p.numel() for n, p in model.layer4.named_parameters() if p.ndim == 4),
         "skipped": sum(p.numel() for p in model.layer4.parameters() if p.ndim == 1),

@@ -33,21 +33,33 @@ EXACT: list[tuple[str, dict[str, object]]] = [
 ]
 
 
-def conditioned(draws: np.random.Generator, examples: int, features: int, condition: float) -> np.ndarray:
+def conditioned(
+    draws: np.random.Generator, examples: int, features: int, condition: float
+) -> np.ndarray:
     """Centred columns whose singular values fall from 1 to 1 / condition, in a random basis."""
     raw = draws.normal(size=(examples, features))
     basis = np.linalg.qr(raw - raw.mean(0))[0]
-    return basis * np.geomspace(1, 1 / condition, features) @ np.linalg.qr(draws.normal(size=(features, features)))[0]
+    return (
+        basis
+        * np.geomspace(1, 1 / condition, features)
+        @ np.linalg.qr(draws.normal(size=(features, features)))[0]
+    )
 
 
-def sides(condition: float = 1e3, examples: int = 400, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def sides(
+    condition: float = 1e3, examples: int = 400, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     draws = np.random.default_rng(seed)
     x = conditioned(draws, examples, 8, condition)
-    mixed = x @ np.linalg.qr(draws.normal(size=(8, 8)))[0] + 0.3 * conditioned(draws, examples, 8, 30)
+    mixed = x @ np.linalg.qr(draws.normal(size=(8, 8)))[0] + 0.3 * conditioned(
+        draws, examples, 8, 30
+    )
     return x + 5 * draws.normal(size=8), mixed - 2
 
 
-def streamed(measure: str, x: np.ndarray, y: np.ndarray, sizes: list[int], **options: object) -> Streaming:
+def streamed(
+    measure: str, x: np.ndarray, y: np.ndarray, sizes: list[int], **options: object
+) -> Streaming:
     stream, first = Streaming(measure, **options), 0
     for size in sizes:
         stream.update(x[first : first + size], y[first : first + size])
@@ -57,18 +69,28 @@ def streamed(measure: str, x: np.ndarray, y: np.ndarray, sizes: list[int], **opt
 
 
 @pytest.mark.parametrize(("measure", "options"), EXACT)
-@pytest.mark.parametrize("sizes", [[200], [32] * 6 + [8], [199, 1], [1, 199], [1] * 200], ids=lambda sizes: f"{len(sizes)} batches")
-def test_any_batches_in_any_order_give_the_value_in_memory(measure: str, options: dict[str, object], sizes: list[int]) -> None:
+@pytest.mark.parametrize(
+    "sizes",
+    [[200], [32] * 6 + [8], [199, 1], [1, 199], [1] * 200],
+    ids=lambda sizes: f"{len(sizes)} batches",
+)
+def test_any_batches_in_any_order_give_the_value_in_memory(
+    measure: str, options: dict[str, object], sizes: list[int]
+) -> None:
     x, y = sides(examples=200)
     whole = measured(measure, x, y, draws=0, **options)[0]
     order = np.random.default_rng(1).permutation(200)
     assert streamed(measure, x, y, sizes, **options).compute() == pytest.approx(whole, abs=1e-10)
-    assert streamed(measure, x[order], y[order], sizes, **options).compute() == pytest.approx(whole, abs=1e-10)
+    assert streamed(measure, x[order], y[order], sizes, **options).compute() == pytest.approx(
+        whole, abs=1e-10
+    )
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 90), min_size=2, max_size=12), st.integers(0, 2**20), st.data())
-def test_any_split_over_merged_accumulators_gives_the_value_in_memory(sizes: list[int], seed: int, data: st.DataObject) -> None:
+def test_any_split_over_merged_accumulators_gives_the_value_in_memory(
+    sizes: list[int], seed: int, data: st.DataObject
+) -> None:
     sizes = [60, *sizes]
     x, y = sides(examples=sum(sizes), seed=seed)
     ends = np.cumsum(sizes)[:-1]
@@ -78,7 +100,9 @@ def test_any_split_over_merged_accumulators_gives_the_value_in_memory(sizes: lis
         for owner, *pair in zip(owners, np.split(x, ends), np.split(y, ends), strict=True):
             parts[owner].update(*pair)
         merged = parts[0].merge(parts[1]).merge(parts[2])
-        assert merged.compute() == pytest.approx(measured(measure, x, y, draws=0, **options)[0], abs=1e-10)
+        assert merged.compute() == pytest.approx(
+            measured(measure, x, y, draws=0, **options)[0], abs=1e-10
+        )
         assert (merged.examples, merged.batches) == (len(x), len(sizes))
 
 
@@ -87,7 +111,10 @@ def test_any_split_over_merged_accumulators_gives_the_value_in_memory(sizes: lis
 def test_many_small_directions_beside_few_large_ones_stay_exact(measure: str, small: int) -> None:
     draws = np.random.default_rng(0)
     spectrum = np.where(np.arange(32) < 32 - small, 1.0, 1e-3)
-    x, y = (conditioned(draws, 2000, 32, 1) * spectrum @ np.linalg.qr(draws.normal(size=(32, 32)))[0] for _ in range(2))
+    x, y = (
+        conditioned(draws, 2000, 32, 1) * spectrum @ np.linalg.qr(draws.normal(size=(32, 32)))[0]
+        for _ in range(2)
+    )
     y += 0.5 * x
     found = streamed(measure, x + 1, y - 1, [128] * 15 + [80]).compute()
     assert found == pytest.approx(measured(measure, x + 1, y - 1, draws=0)[0], abs=1e-10)
@@ -96,16 +123,24 @@ def test_many_small_directions_beside_few_large_ones_stay_exact(measure: str, sm
 def test_activations_far_from_nought_lose_nothing() -> None:
     x, y = sides(condition=10)
     for measure, options in EXACT:
-        near, far = (streamed(measure, x + shift, y + shift, [50] * 8, **options).compute() for shift in (0, 1e4))
+        near, far = (
+            streamed(measure, x + shift, y + shift, [50] * 8, **options).compute()
+            for shift in (0, 1e4)
+        )
         assert far == pytest.approx(near, abs=1e-9)
 
 
-@pytest.mark.parametrize(("size", "value"), [(20, 0.5337183634), (25, 0.5132675064), (50, 0.5308439528), (100, 0.5134564895)])
+@pytest.mark.parametrize(
+    ("size", "value"),
+    [(20, 0.5337183634), (25, 0.5132675064), (50, 0.5308439528), (100, 0.5134564895)],
+)
 def test_minibatch_cka_is_as_published(size: int, value: float) -> None:
     draws = np.random.RandomState(1337)
     x = draws.randn(100, 10)
     y = draws.randn(100, 10) + x
-    assert streamed("linear_cka", x, y, [size] * (100 // size), minibatch=True).compute() == pytest.approx(value, abs=1e-8)
+    assert streamed(
+        "linear_cka", x, y, [size] * (100 // size), minibatch=True
+    ).compute() == pytest.approx(value, abs=1e-8)
 
 
 def u_statistic(k: np.ndarray, m: np.ndarray) -> float:
@@ -123,16 +158,21 @@ def test_a_short_last_batch_counts_for_what_it_holds(last: int) -> None:
             terms += u_statistic(k, k), u_statistic(m, m), u_statistic(k, m)
     found = streamed("linear_cka", x, y, [30, 30, last], minibatch=True).compute()
     assert found == pytest.approx(terms[2] / np.sqrt(terms[0] * terms[1]), abs=1e-10)
-    assert streamed("cca", x, y, [30, 30, last]).compute() == pytest.approx(measures.cca(x, y), abs=1e-10)
+    assert streamed("cca", x, y, [30, 30, last]).compute() == pytest.approx(
+        measures.cca(x, y), abs=1e-10
+    )
 
 
 def test_one_minibatch_is_the_debiased_value_and_two_processes_add_up() -> None:
     x, y = sides()
-    assert streamed("rbf_cka", x, y, [400], minibatch=True, fraction=0.8).compute() == pytest.approx(
-        measures.rbf_cka(x, y, fraction=0.8, debiased=True), abs=1e-12
-    )
+    assert streamed(
+        "rbf_cka", x, y, [400], minibatch=True, fraction=0.8
+    ).compute() == pytest.approx(measures.rbf_cka(x, y, fraction=0.8, debiased=True), abs=1e-12)
     whole = streamed("rbf_cka", x, y, [100] * 4, minibatch=True)
-    parts = [streamed("rbf_cka", x[half], y[half], [100] * 2, minibatch=True) for half in (slice(0, 200), slice(200, 400))]
+    parts = [
+        streamed("rbf_cka", x[half], y[half], [100] * 2, minibatch=True)
+        for half in (slice(0, 200), slice(200, 400))
+    ]
     assert parts[0].merge(parts[1]).compute() == pytest.approx(whole.compute(), abs=1e-12)
 
 
@@ -161,22 +201,30 @@ def test_data_split_over_two_processes_give_the_value_in_memory(tmp_path: Path) 
     expected = [measured(measure, x, y, draws=0, **options)[0] for measure, options in EXACT]
     expected.append(streamed("linear_cka", x, y, [50] * 8, minibatch=True).compute())
     for rank in "01":
-        assert [float(value) for value in (tmp_path / rank).read_text().split()] == pytest.approx(expected, abs=1e-10)
+        assert [float(value) for value in (tmp_path / rank).read_text().split()] == pytest.approx(
+            expected, abs=1e-10
+        )
 
 
 @pytest.mark.parametrize("measure", ["cca", "pwcca"])
 def test_a_condition_number_that_moments_cannot_hold_is_said(measure: str) -> None:
     x, y = sides(condition=10)
     for condition in (1e3, 9e4):
-        streamed(measure, conditioned(np.random.default_rng(0), 400, 8, condition), y, [100] * 4).compute()
+        streamed(
+            measure, conditioned(np.random.default_rng(0), 400, 8, condition), y, [100] * 4
+        ).compute()
     bad = conditioned(np.random.default_rng(0), 400, 8, 1e6)
-    with pytest.warns(UserWarning, match=r"x has the condition number 1\.0e\+06.*Compare in memory, or use svcca"):
+    with pytest.warns(
+        UserWarning, match=r"x has the condition number 1\.0e\+06.*Compare in memory, or use svcca"
+    ):
         streamed(measure, bad, y, [100] * 4).compute()
     with pytest.warns(UserWarning, match=r"y has the condition number 1\.0e\+06"):
         streamed(measure, x, bad, [100] * 4).compute()
     with pytest.warns(UserWarning, match=r"1 of 8 directions of x are left out.*beyond 3e\+06"):
         streamed(measure, x @ np.diag([*np.ones(7), 1e-9]), y, [100] * 4).compute()
-    assert streamed("svcca", bad, y, [100] * 4).compute() == pytest.approx(measures.svcca(bad, y), abs=1e-10)
+    assert streamed("svcca", bad, y, [100] * 4).compute() == pytest.approx(
+        measures.svcca(bad, y), abs=1e-10
+    )
 
 
 def test_dead_and_dependent_features_change_nothing() -> None:
@@ -187,7 +235,9 @@ def test_dead_and_dependent_features_change_nothing() -> None:
         assert found == pytest.approx(measured(measure, dead, y, draws=0, **options)[0], abs=1e-10)
     dependent = np.hstack([x, x[:, :2] @ [[1.0], [2.0]]])
     with pytest.warns(UserWarning, match="1 of 9 directions of y are left out"):
-        assert streamed("cca", y, dependent, [100] * 4).compute() == pytest.approx(measures.cca(y, x), abs=1e-10)
+        assert streamed("cca", y, dependent, [100] * 4).compute() == pytest.approx(
+            measures.cca(y, x), abs=1e-10
+        )
 
 
 def test_the_same_is_exactly_one_and_another_is_not() -> None:
@@ -197,13 +247,24 @@ def test_the_same_is_exactly_one_and_another_is_not() -> None:
         assert streamed(measure, x, y, [100] * 4, **options).compute() < 0.999
 
 
-@pytest.mark.parametrize(("measure", "options"), [*EXACT[:-1], ("rbf_cka", {"minibatch": True}), ("linear_cka", {"minibatch": True})])
-def test_chance_is_the_measure_of_units_shuffled_within_each_batch(measure: str, options: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    ("measure", "options"),
+    [*EXACT[:-1], ("rbf_cka", {"minibatch": True}), ("linear_cka", {"minibatch": True})],
+)
+def test_chance_is_the_measure_of_units_shuffled_within_each_batch(
+    measure: str, options: dict[str, object]
+) -> None:
     x, y = sides()
     stream = Streaming(measure, draws=3, seed=5, **options)
     stream.update(x, y, units=40)
-    plain = {"debiased": True} if measure == "rbf_cka" else {name: value for name, value in options.items() if name != "minibatch"}
-    assert stream.chance() == pytest.approx(measured(measure, x, y, units=40, draws=3, seed=5, **plain)[1], abs=1e-10)
+    plain = (
+        {"debiased": True}
+        if measure == "rbf_cka"
+        else {name: value for name, value in options.items() if name != "minibatch"}
+    )
+    assert stream.chance() == pytest.approx(
+        measured(measure, x, y, units=40, draws=3, seed=5, **plain)[1], abs=1e-10
+    )
     batches = Streaming(measure, draws=3, **options)
     for first in range(0, 400, 50):
         batches.update(x[first : first + 50], y[first : first + 50])
@@ -216,12 +277,16 @@ def test_subspaces_have_the_floor_of_shuffled_neurons_and_single_units_none() ->
     stream.update(x, x)
     assert stream.compute() == 1.0 and stream.chance().mean() == pytest.approx(2 / 8, abs=0.1)
     single = streamed("cca", x, x**2, [1] * 400, draws=2)
-    assert len(single.chance()) == 0 and single.compute() == pytest.approx(measures.cca(x, x**2), abs=1e-10)
+    assert len(single.chance()) == 0 and single.compute() == pytest.approx(
+        measures.cca(x, x**2), abs=1e-10
+    )
 
 
 def test_what_is_held_grows_with_the_features_alone() -> None:
     x, y = sides(examples=4000)
-    few, many = (len(pickle.dumps(streamed("cca", x[:n], y[:n], [100] * (n // 100)))) for n in (200, 4000))
+    few, many = (
+        len(pickle.dumps(streamed("cca", x[:n], y[:n], [100] * (n // 100)))) for n in (200, 4000)
+    )
     assert many == pytest.approx(few, abs=64)
     assert len(pickle.dumps(streamed("linear_cka", x, y, [100] * 40, minibatch=True))) < 3000
 
@@ -274,7 +339,9 @@ def test_too_little_to_compute_from_says_so() -> None:
         with pytest.raises(ValueError, match="equally far apart"):
             streamed("linear_cka", np.eye(8), y[:8], [8], minibatch=minibatch).compute()
     for measure in ("linear_cka", "rbf_cka"):
-        with pytest.raises(ValueError, match="y: all pairs of its 400 examples are equally far apart"):
+        with pytest.raises(
+            ValueError, match="y: all pairs of its 400 examples are equally far apart"
+        ):
             streamed(measure, x, np.full((400, 8), 0.3), [100] * 4, minibatch=True).compute()
     with pytest.warns(UserWarning, match="canonical correlations are 1 whatever the data"):
         streamed("cca", x[:12], y[:12], [6, 6]).compute()
@@ -286,9 +353,15 @@ def test_measures_and_options_that_are_not_there_are_refused() -> None:
         ("rbf_cka has no moments of fixed size.*minibatch=True", {"measure": "rbf_cka"}),
         ("no minibatch cca", {"measure": "cca", "minibatch": True}),
         ("cca has no option 'energy'; it has none", {"measure": "cca", "energy": 0.9}),
-        ("linear_cka has no option 'fraction'; it has debiased", {"measure": "linear_cka", "fraction": 0.9}),
+        (
+            "linear_cka has no option 'fraction'; it has debiased",
+            {"measure": "linear_cka", "fraction": 0.9},
+        ),
         ("subspace needs k=", {"measure": "subspace"}),
-        ("debiased=False: minibatch CKA", {"measure": "linear_cka", "minibatch": True, "debiased": False}),
+        (
+            "debiased=False: minibatch CKA",
+            {"measure": "linear_cka", "minibatch": True, "debiased": False},
+        ),
     ]:
         with pytest.raises(ValueError, match=said):
             Streaming(**arguments)
@@ -316,9 +389,20 @@ def test_only_streams_of_one_kind_merge() -> None:
 
 
 def test_the_benchmark_times_the_stream_beside_numpy_on_the_same_numbers(tmp_path: Path) -> None:
-    benchmark.measures(examples=210, features=6, batch=50, rounds=1, figures="time", results=str(tmp_path / "measures.jsonl"))
+    benchmark.measures(
+        examples=210,
+        features=6,
+        batch=50,
+        rounds=1,
+        figures="time",
+        results=str(tmp_path / "measures.jsonl"),
+    )
     row = json.loads((tmp_path / "measures.jsonl").read_text())
-    assert row["apart"] < 1e-12 and set(row["seconds"]) == {"stream", "numpy's SVD of one side", "CCA with numpy"}
+    assert row["apart"] < 1e-12 and set(row["seconds"]) == {
+        "stream",
+        "numpy's SVD of one side",
+        "CCA with numpy",
+    }
     assert {"command", "machine", "versions", "commit"} <= row.keys()
     with pytest.raises(ValueError, match="no figure 'speed'; choose from time, memory, exactness"):
         benchmark.measures(figures="speed")

@@ -30,7 +30,9 @@ from metalearn.training.loop import meta_train
 
 
 class Tasks:
-    """Three classes of points in four dimensions, a new draw for every index; `act` has something happen when one index is drawn."""
+    """Three classes of points in four dimensions, a new draw for every index; `act` has something
+    happen when one index is drawn.
+    """
 
     def __init__(self, length=40, act=None):
         self.length, self.seed, self.act = length, 7, act or {}
@@ -46,7 +48,9 @@ class Tasks:
 
         def examples(count):
             labels = torch.arange(3).repeat(count)
-            return Examples(centres[labels] + torch.randn(len(labels), 4, generator=generator), labels)
+            return Examples(
+                centres[labels] + torch.randn(len(labels), 4, generator=generator), labels
+            )
 
         episode = Episode(examples(1), examples(4))
         if index in self.act:
@@ -76,7 +80,9 @@ def spoil(value, query=False):
 
 
 def long_run(folder, steps):
-    """A run in which everything matters that a checkpoint holds; run by the processes that get killed."""
+    """A run in which everything matters that a checkpoint holds; run by the processes that get
+    killed.
+    """
     torch.set_num_threads(1)
     random.seed(1)
     np.random.seed(2)  # noqa: NPY002
@@ -133,7 +139,9 @@ def test_training_is_the_plain_loop_over_the_tasks_in_turn():
     outer, losses = SGD(plain.parameters(), lr=0.1), []
     for step in range(6):
         episodes = stack(tasks[(3 * step + j) % 5] for j in range(3))
-        loss = nn.functional.cross_entropy(plain(episodes).flatten(0, 1), episodes.query.targets.flatten())
+        loss = nn.functional.cross_entropy(
+            plain(episodes).flatten(0, 1), episodes.query.targets.flatten()
+        )
         outer.zero_grad()
         loss.backward()
         outer.step()
@@ -181,8 +189,15 @@ def test_clipping_by_value_and_by_norm():
 
 
 def test_the_schedule_is_stepped_once_a_step(tmp_path):
-    train(build(), schedule=lambda o: MultiStepLR(o, [2, 4]), optimizer=lambda p: SGD(p, lr=1.0), log=tmp_path / "log")
-    assert [line["lr"] for line in read(tmp_path / "log")] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    train(
+        build(),
+        schedule=lambda o: MultiStepLR(o, [2, 4]),
+        optimizer=lambda p: SGD(p, lr=1.0),
+        log=tmp_path / "log",
+    )
+    assert [line["lr"] for line in read(tmp_path / "log")] == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01, 0.01]
+    )
 
 
 def test_bfloat16_trains_close_to_full_precision():
@@ -226,7 +241,14 @@ def read(path):
 
 def test_the_best_checkpoint_is_kept_and_is_the_one_that_was_best(tmp_path):
     learner = build()
-    curve = train(learner, validation=Tasks(9), validate_every=2, checkpoint=tmp_path / "run", optimizer=lambda p: Adam(p, lr=0.1), steps=9)
+    curve = train(
+        learner,
+        validation=Tasks(9),
+        validate_every=2,
+        checkpoint=tmp_path / "run",
+        optimizer=lambda p: Adam(p, lr=0.1),
+        steps=9,
+    )
     assert [record["step"] for record in curve.validation] == [2, 4, 6, 8, 9]
     assert curve.best["mean"] == max(record["mean"] for record in curve.validation)
     best = checkpoints.restore(build(), tmp_path / "run.best")
@@ -235,10 +257,18 @@ def test_the_best_checkpoint_is_kept_and_is_the_one_that_was_best(tmp_path):
 
 
 def test_the_log_has_each_step_once_also_after_a_resume(tmp_path):
-    options = {"checkpoint": tmp_path / "run", "checkpoint_every": 4, "log": tmp_path / "log", "validation": Tasks(2), "validate_every": 5}
+    options = {
+        "checkpoint": tmp_path / "run",
+        "checkpoint_every": 4,
+        "log": tmp_path / "log",
+        "validation": Tasks(2),
+        "validate_every": 5,
+    }
     (tmp_path / "log").write_text("of an earlier run\n")
     with pytest.raises(OSError, match="stop"):
-        train(build(), Tasks(100, {27: fail}), **options, steps=10)  # in step 7; the last checkpoint is at 4
+        train(
+            build(), Tasks(100, {27: fail}), **options, steps=10
+        )  # in step 7; the last checkpoint is at 4
     assert [line["step"] for line in read(tmp_path / "log")] == [1, 2, 3, 4, 5, 6]
     with (tmp_path / "log").open("a") as file:
         file.write('{"step": 7, "lo')
@@ -246,7 +276,9 @@ def test_the_log_has_each_step_once_also_after_a_resume(tmp_path):
     lines = read(tmp_path / "log")
     assert [line["step"] for line in lines] == list(range(1, 11))
     assert [line["loss"] for line in lines] == curve.losses
-    assert [line["validation"]["mean"] for line in lines if "validation" in line] == [record["mean"] for record in curve.validation]
+    assert [line["validation"]["mean"] for line in lines if "validation" in line] == [
+        record["mean"] for record in curve.validation
+    ]
     assert (tmp_path / "log.previous").read_text() == "of an earlier run\n"
 
 
@@ -276,13 +308,19 @@ def test_progress_is_plain_lines_with_rate_and_time_left(monkeypatch, capsys):
     how, *lines = capsys.readouterr().err.splitlines()
     assert how.startswith("training: tasks vectorized, 4 at once: ")
     assert len(lines) == 6
-    assert all(part in lines[1] for part in ("training  2/6", "loss ", "accuracy ", "steps/s", " left"))
+    assert all(
+        part in lines[1] for part in ("training  2/6", "loss ", "accuracy ", "steps/s", " left")
+    )
     assert "took" in lines[-1]
 
 
 def test_progress_is_a_bar_on_a_terminal(monkeypatch):
     terminal = io.StringIO()
-    monkeypatch.setattr(metalearn.runtime.progress, "Console", lambda stderr: Console(file=terminal, force_terminal=True, width=120))
+    monkeypatch.setattr(
+        metalearn.runtime.progress,
+        "Console",
+        lambda stderr: Console(file=terminal, force_terminal=True, width=120),
+    )
     train(build(), progress=True)
     assert "6/6" in terminal.getvalue()
     assert "━" in terminal.getvalue()
@@ -306,7 +344,12 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(tmp_path, start):
         process = start(long_run, killed, steps)
         seen = len((killed / "log.jsonl").read_bytes()) if (killed / "log.jsonl").exists() else 0
         while (
-            process.is_alive() and kills < 6 and (not (killed / "log.jsonl").exists() or len((killed / "log.jsonl").read_bytes()) == seen)
+            process.is_alive()
+            and kills < 6
+            and (
+                not (killed / "log.jsonl").exists()
+                or len((killed / "log.jsonl").read_bytes()) == seen
+            )
         ):
             time.sleep(0.001)
         if kills < 6:
@@ -332,8 +375,12 @@ def test_ctrl_c_finishes_the_step_writes_a_checkpoint_and_stops(tmp_path):
     whole = build(dropout=0.5)
     train(whole, meta_batch=2)
     handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt, match=r"stopped after step 3 of 6; last checkpoint: .*run \(step 3\)"):
-        train(build(dropout=0.5), Tasks(act={5: interrupt}), meta_batch=2, checkpoint=tmp_path / "run")
+    with pytest.raises(
+        KeyboardInterrupt, match=r"stopped after step 3 of 6; last checkpoint: .*run \(step 3\)"
+    ):
+        train(
+            build(dropout=0.5), Tasks(act={5: interrupt}), meta_batch=2, checkpoint=tmp_path / "run"
+        )
     assert signal.getsignal(signal.SIGINT) is handler
     resumed = build(dropout=0.5)
     curve = train(resumed, meta_batch=2, checkpoint=tmp_path / "run")
@@ -355,7 +402,14 @@ def test_a_finished_run_is_not_trained_again_and_can_be_prolonged(tmp_path):
     train(whole, steps=8)
     train(learner, steps=5, checkpoint=tmp_path / "run")
     stopped, again = weights(learner), build()
-    assert len(train(again, Tasks(act={i: fail for i in range(40)}), steps=5, checkpoint=tmp_path / "run").losses) == 5
+    assert (
+        len(
+            train(
+                again, Tasks(act={i: fail for i in range(40)}), steps=5, checkpoint=tmp_path / "run"
+            ).losses
+        )
+        == 5
+    )
     assert weights(again).equal(stopped)
     train(again, steps=8, checkpoint=tmp_path / "run")
     assert weights(again).equal(weights(whole))
@@ -380,15 +434,31 @@ def test_training_goes_on_from_the_previous_checkpoint_where_the_newest_is_damag
         ({"meta_batch": 5}, r"training\.meta_batch is 5 but was 4"),
         ({"tasks": Tasks(41)}, r"episodes\.tasks is 41 but was 40"),
         ({"settings": {"data": "omniglot"}}, r"run\.data is 'omniglot' but was 'glyphs'"),
-        ({"optimizer": lambda p: Adam(p, lr=0.5)}, r"training\.optimizer\.0\.lr is 0\.5 but was 0\.001"),
-        ({"schedule": lambda o: CosineAnnealingLR(o, 7)}, r"training\.schedule\.T_max is 7 but was 6"),
+        (
+            {"optimizer": lambda p: Adam(p, lr=0.5)},
+            r"training\.optimizer\.0\.lr is 0\.5 but was 0\.001",
+        ),
+        (
+            {"schedule": lambda o: CosineAnnealingLR(o, 7)},
+            r"training\.schedule\.T_max is 7 but was 6",
+        ),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused_naming_the_setting(tmp_path, options, message):
-    usual = {"checkpoint": tmp_path / "run", "settings": {"data": "glyphs"}, "schedule": lambda o: CosineAnnealingLR(o, 6), "steps": 1}
+    usual = {
+        "checkpoint": tmp_path / "run",
+        "settings": {"data": "glyphs"},
+        "schedule": lambda o: CosineAnnealingLR(o, 6),
+        "steps": 1,
+    }
     train(build(), **usual)
     learner, tasks = build(**options.pop("learner", {})), options.pop("tasks", Tasks())
-    with pytest.raises(ValueError, match=rf"run was written by a run with other settings: .*{message}.*name another checkpoint"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            rf"run was written by a run with other settings: .*{message}.*name another checkpoint"
+        ),
+    ):
         train(learner, tasks, **(usual | options))
 
 
@@ -414,9 +484,15 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, start):
 
 
 @pytest.mark.parametrize(
-    ("act", "what"), [({9: spoil(math.inf)}, "the loss of task 9"), ({9: spoil(math.nan, query=True)}, "the loss of task 9")]
+    ("act", "what"),
+    [
+        ({9: spoil(math.inf)}, "the loss of task 9"),
+        ({9: spoil(math.nan, query=True)}, "the loss of task 9"),
+    ],
 )
-def test_a_loss_that_is_not_finite_names_step_task_seed_and_last_good_checkpoint(tmp_path, act, what):
+def test_a_loss_that_is_not_finite_names_step_task_seed_and_last_good_checkpoint(
+    tmp_path, act, what
+):
     learner = build()
     with pytest.raises(FloatingPointError, match=rf"step 3: {what} \(seed 7\).*run \(step 2\)"):
         train(learner, Tasks(act=act), checkpoint=tmp_path / "run", checkpoint_every=2)
@@ -427,7 +503,10 @@ def test_a_loss_that_is_not_finite_names_step_task_seed_and_last_good_checkpoint
 def test_a_gradient_that_is_not_finite_names_its_parameters():
     learner = build()
     learner.model[0].bias.register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(FloatingPointError, match=r"step 1: the gradient of model\.0\.bias over tasks 0, 1, 2, 3 .*none was asked for"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"step 1: the gradient of model\.0\.bias over tasks 0, 1, 2, 3 .*none was asked for",
+    ):
         train(learner)
 
 
@@ -435,7 +514,10 @@ def test_a_gradient_that_is_not_finite_names_its_parameters():
 
 
 def test_two_ranks_end_with_the_weights_of_one_process(tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [
         sys.executable,
         "-m",
@@ -446,7 +528,9 @@ def test_two_ranks_end_with_the_weights_of_one_process(tmp_path):
         __file__,
         str(tmp_path),
     ]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=200)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=200
+    )
     assert done.returncode == 0, done.stderr
     assert "failed (exitcode: -9) local_rank: 1" in done.stderr
     alone = build(dtype=torch.float64)
@@ -465,7 +549,9 @@ RANKS = {"steps": 8, "meta_batch": 3, "optimizer": lambda p: SGD(p, lr=0.1, mome
 
 
 def one_rank(folder):
-    """What each of the two ranks does; on its first start rank 1 is killed while it draws its task of the sixth step."""
+    """What each of the two ranks does; on its first start rank 1 is killed while it draws its task
+    of the sixth step.
+    """
 
     def die(episode):
         if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
@@ -475,7 +561,9 @@ def one_rank(folder):
     learner = build(dtype=torch.float64)
     if rank:
         nn.init.ones_(learner.model[0].bias)  # the first rank's weights are everyone's
-    curve = train(learner, Tasks(act={16: die}), checkpoint=folder / "run", checkpoint_every=2, **RANKS)
+    curve = train(
+        learner, Tasks(act={16: die}), checkpoint=folder / "run", checkpoint_every=2, **RANKS
+    )
     result = evaluate(learner, Tasks(37), tasks_at_once=5)
     try:
         train(build(), Tasks(act={4: spoil(math.nan)}), meta_batch=3)

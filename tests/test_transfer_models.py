@@ -21,7 +21,9 @@ FULL = {"large_t": 8_539_173, "large_w": 8_443_461, "small": 2_114_341, "tiny": 
 def test_parameter_counts_are_the_papers(name: str) -> None:
     """The paper's table counts the convolutions but the first, and the weights of five outputs."""
     model = cbr(name, outputs=5)
-    convolutions = [module.weight.numel() for module in model.modules() if isinstance(module, nn.Conv2d)]
+    convolutions = [
+        module.weight.numel() for module in model.modules() if isinstance(module, nn.Conv2d)
+    ]
     assert sum(convolutions[1:]) + model.head.weight.numel() == TABLE[name]
     assert sum(parameter.numel() for parameter in model.parameters()) == FULL[name]
 
@@ -42,7 +44,9 @@ def test_cbr_takes_images_of_any_size(size: int | tuple[int, int], channels: int
 
 
 @pytest.mark.parametrize(("size", "expected"), [(223, [112, 56, 28, 14]), (224, [109, 52, 23, 9])])
-def test_convolutions_are_padded_below_224_pixels_and_not_from_there_on(size: int, expected: list[int]) -> None:
+def test_convolutions_are_padded_below_224_pixels_and_not_from_there_on(
+    size: int, expected: list[int]
+) -> None:
     model, sizes = cbr("tiny", outputs=2, channels=1).eval(), []
     for block in list(model.children())[:-1]:
         block.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[-1]))
@@ -59,7 +63,9 @@ def test_the_last_block_of_large_t_has_no_pool() -> None:
 
 
 def test_an_unknown_network_is_named_with_near_matches() -> None:
-    with pytest.raises(ValueError, match="no CBR network 'huge'; there are large_t, large_w, small, tiny"):
+    with pytest.raises(
+        ValueError, match="no CBR network 'huge'; there are large_t, large_w, small, tiny"
+    ):
         build("cbr_huge", 2)
     with pytest.raises(ValueError, match="no network 'resnet19'; did you mean resnet18"):
         build("resnet19", 2)
@@ -67,7 +73,10 @@ def test_an_unknown_network_is_named_with_near_matches() -> None:
 
 def test_timm_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ImportError, match=r"timm:resnet18 needs the extra: pip install 'metalearn-transfer\[timm\]'"):
+    with pytest.raises(
+        ImportError,
+        match=r"timm:resnet18 needs the extra: pip install 'metalearn-transfer\[timm\]'",
+    ):
         build("timm:resnet18", 2)
 
 
@@ -96,10 +105,15 @@ def test_a_depthwise_first_convolution_is_refused() -> None:
         read_channels(nn.Sequential(nn.Conv2d(3, 6, 3, groups=3)), 1)
 
 
-@pytest.mark.parametrize(("name", "width"), [("resnet18", 0.5), ("resnet50", 0.5), ("resnet18", 0.25)])
+@pytest.mark.parametrize(
+    ("name", "width"), [("resnet18", 0.5), ("resnet50", 0.5), ("resnet18", 0.25)]
+)
 def test_slim_narrows_the_stages_above_and_leaves_those_below(name: str, width: float) -> None:
     with torch.device("meta"):
-        thin, full = slim(name, "layer2", outputs=4, width=width), torchvision.models.get_model(name, weights=None)
+        thin, full = (
+            slim(name, "layer2", outputs=4, width=width),
+            torchvision.models.get_model(name, weights=None),
+        )
     a, b = thin.state_dict(), full.state_dict()
     assert a.keys() == b.keys()
     for key in a:
@@ -108,11 +122,15 @@ def test_slim_narrows_the_stages_above_and_leaves_those_below(name: str, width: 
         elif not key.startswith("fc"):
             assert a[key].shape == b[key].shape
     assert thin.fc.weight.shape == (4, round(width * full.fc.in_features))
-    assert thin.layer3[0].conv1.in_channels == full.layer3[0].conv1.in_channels  # reads what layer2 puts out
+    assert (
+        thin.layer3[0].conv1.in_channels == full.layer3[0].conv1.in_channels
+    )  # reads what layer2 puts out
 
 
 @pytest.mark.parametrize("through", ["bn1", "layer1", "layer2", "layer3"])
-def test_slim_runs_at_every_cut_and_its_lower_part_takes_the_full_networks_weights(through: str) -> None:
+def test_slim_runs_at_every_cut_and_its_lower_part_takes_the_full_networks_weights(
+    through: str,
+) -> None:
     source, model = torchvision.models.resnet18(), slim("resnet18", through, outputs=2, channels=3)
     report = initialize(model, transfusion(source, through=through))
     assert model(torch.rand(2, 3, 32, 32)).shape == (2, 2)
@@ -125,12 +143,23 @@ def test_slim_runs_at_every_cut_and_its_lower_part_takes_the_full_networks_weigh
 def test_slims_upper_part_is_initialised_as_torchvision_does() -> None:
     torch.manual_seed(0)
     weight = slim("resnet18", "layer3", outputs=2).layer4[1].conv1.weight
-    assert weight.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.02)  # normal, by fan out
+    assert weight.std().item() == pytest.approx(
+        (2 / (256 * 9)) ** 0.5, rel=0.02
+    )  # normal, by fan out
 
 
 def test_the_weights_of_a_full_network_do_not_fit_the_narrow_part() -> None:
-    with pytest.raises(ValueError, match=r"layer3\.0\.conv1\.weight is \(256, 128, 3, 3\) in the weights and \(128, 128, 3, 3\) here"):
-        initialize(slim("resnet18", "layer2", outputs=2), transfusion(torchvision.models.resnet18(), through="layer3"))
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"layer3\.0\.conv1\.weight is \(256, 128, 3, 3\) in the weights and \(128, 128, 3, 3\)"
+            r" here"
+        ),
+    ):
+        initialize(
+            slim("resnet18", "layer2", outputs=2),
+            transfusion(torchvision.models.resnet18(), through="layer3"),
+        )
 
 
 @pytest.mark.parametrize(

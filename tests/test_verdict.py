@@ -38,7 +38,15 @@ def test_a_change_that_is_worth_more_than_the_bound_is_rapid_learning(similarity
     assert verdict(MUCH, similarity).answer == "rapid learning"
 
 
-@pytest.mark.parametrize("worth", [Estimate(0.02, 0.004), Estimate(0.05, 0.04), Estimate(0.015, math.nan), Estimate(math.nan, math.nan)])
+@pytest.mark.parametrize(
+    "worth",
+    [
+        Estimate(0.02, 0.004),
+        Estimate(0.05, 0.04),
+        Estimate(0.015, math.nan),
+        Estimate(math.nan, math.nan),
+    ],
+)
 def test_an_interval_on_the_bound_or_none_is_undecided(worth):
     assert verdict(worth, {"a": CHANGED}).answer == "undecided"
 
@@ -58,13 +66,18 @@ def test_rapid_learning_is_placed_by_what_can_be_frozen(costs, answer):
 
 def test_rapid_learning_of_several_layers_is_placed_from_the_first_of_them_on():
     frozen = {"a": NOTHING, "b": Estimate(0.04, 0.01), "c": MUCH}
-    assert verdict(MUCH, dict.fromkeys("abc", SAME), frozen).answer == "reuse below b, rapid learning from b on"
+    assert (
+        verdict(MUCH, dict.fromkeys("abc", SAME), frozen).answer
+        == "reuse below b, rapid learning from b on"
+    )
 
 
 def test_the_first_sentence_says_the_worth_and_which_layer_it_is():
     added = {"a": Estimate(0.001, 0.002), "b": Estimate(0.08, 0.01)}
     evidence = verdict(MUCH, {"a": SAME, "b": CHANGED}, added=added).evidence
-    assert evidence.startswith("Adapting the body is worth 8.30 ± 1.40 points here; most of that is b.")
+    assert evidence.startswith(
+        "Adapting the body is worth 8.30 ± 1.40 points here; most of that is b."
+    )
     assert "b changes (CKA below 0.9)." in evidence
     equal = {"a": Estimate(0.04, 0.01), "b": Estimate(0.041, 0.01)}
     assert "most" not in verdict(MUCH, {"a": SAME, "b": SAME}, added=equal).evidence

@@ -1,4 +1,6 @@
-"""Reading weights: every kind of file and object gives the same tensors, and nothing that a file holds is run."""
+"""Reading weights: every kind of file and object gives the same tensors, and nothing that a file
+holds is run.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +34,18 @@ WRITERS: dict[str, Writer] = {
     "safetensors": lambda path: safetensors.torch.save_file(STATE, path),
     "torch": lambda path: torch.save(STATE, path),
     "old torch": lambda path: torch.save(STATE, path, _use_new_zipfile_serialization=False),
-    "training checkpoint": lambda path: torch.save({"epoch": 3, "state_dict": STATE, "optimizer": {"state": {}, "lr": 0.1}}, path),
+    "training checkpoint": lambda path: torch.save(
+        {"epoch": 3, "state_dict": STATE, "optimizer": {"state": {}, "lr": 0.1}}, path
+    ),
     "npz": _arrays,
     "ours": lambda path: save(path, STATE, {"step": 1}),
 }
 
 
 def equal(found: dict[str, Tensor]) -> bool:
-    return found.keys() == STATE.keys() and all(torch.equal(found[name], STATE[name]) for name in STATE)
+    return found.keys() == STATE.keys() and all(
+        torch.equal(found[name], STATE[name]) for name in STATE
+    )
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -56,7 +62,9 @@ def test_a_truncated_file_is_damaged(tmp_path: Path, kind: str, part: float) -> 
     WRITERS[kind](tmp_path / "weights")
     content = (tmp_path / "weights").read_bytes()
     (tmp_path / "weights").write_bytes(content[: int(part * len(content))])
-    with pytest.raises(Damaged, match=r"weights is truncated or (no weights|not a safetensors) file"):
+    with pytest.raises(
+        Damaged, match=r"weights is truncated or (no weights|not a safetensors) file"
+    ):
         read(tmp_path / "weights")
 
 
@@ -75,13 +83,25 @@ class Evil:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_pickled_code_is_refused_and_not_run(tmp_path: Path, zipped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickled_code_is_refused_and_not_run(
+    tmp_path: Path, zipped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("EVIL", str(tmp_path / "was run"))
-    torch.save({"state_dict": STATE, "extra": Evil()}, tmp_path / "torch.pt", _use_new_zipfile_serialization=zipped)
+    torch.save(
+        {"state_dict": STATE, "extra": Evil()},
+        tmp_path / "torch.pt",
+        _use_new_zipfile_serialization=zipped,
+    )
     (tmp_path / "plain.pkl").write_bytes(pickle.dumps(Evil()))
     np.savez(tmp_path / "arrays.npz", a=np.array([Evil()], dtype=object))
     for name in ("torch.pt", "plain.pkl"):
-        with pytest.raises(ValueError, match=rf"{name} holds more than tensors: pickled Python objects, .* not opened .*nsupported"):
+        with pytest.raises(
+            ValueError,
+            match=(
+                rf"{name} holds more than tensors: pickled Python objects, .* not opened"
+                r" .*nsupported"
+            ),
+        ):
             read(tmp_path / name)
     with pytest.raises(Damaged, match=r"arrays\.npz holds something else than whole arrays"):
         read(tmp_path / "arrays.npz")
@@ -90,7 +110,9 @@ def test_pickled_code_is_refused_and_not_run(tmp_path: Path, zipped: bool, monke
 
 def test_a_whole_pickled_model_is_refused_with_the_cure(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "model.pt")
-    with pytest.raises(ValueError, match=r"Linear was not an allowed global.*save model\.state_dict\(\) alone"):
+    with pytest.raises(
+        ValueError, match=r"Linear was not an allowed global.*save model\.state_dict\(\) alone"
+    ):
         read(tmp_path / "model.pt")
 
 
@@ -103,7 +125,9 @@ def test_a_whole_pickled_model_is_refused_with_the_cure(tmp_path: Path) -> None:
         (torch.ones(2), "holds a Tensor, not a state dict"),
     ],
 )
-def test_a_file_without_one_state_dict_says_what_it_has(tmp_path: Path, content: object, message: str) -> None:
+def test_a_file_without_one_state_dict_says_what_it_has(
+    tmp_path: Path, content: object, message: str
+) -> None:
     torch.save(content, tmp_path / "weights.pt")
     with pytest.raises(ValueError, match=message):
         read(tmp_path / "weights.pt")
@@ -144,7 +168,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub" / "checkpoints"
 
 
-def test_a_torchvision_member_is_read_from_the_cache_and_the_global_generator_is_left(cache: Path) -> None:
+def test_a_torchvision_member_is_read_from_the_cache_and_the_global_generator_is_left(
+    cache: Path,
+) -> None:
     member = torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1
     torch.manual_seed(0)
     source = build("squeezenet1_1", 1000)
@@ -161,7 +187,13 @@ def test_a_torchvision_member_is_read_from_the_cache_and_the_global_generator_is
 
 def test_a_torchvision_member_without_a_network_says_where_its_file_belongs(cache: Path) -> None:
     member = torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1
-    with pytest.raises(OSError, match=r"could not download SqueezeNet1_1_Weights\.IMAGENET1K_V1 .*put https://.* at .*checkpoints"):
+    with pytest.raises(
+        OSError,
+        match=(
+            r"could not download SqueezeNet1_1_Weights\.IMAGENET1K_V1 .*put https://.* at"
+            r" .*checkpoints"
+        ),
+    ):
         read(member)
 
 
@@ -169,12 +201,19 @@ def test_a_torchvision_member_without_a_network_says_where_its_file_belongs(cach
 def test_real_weights_are_read_and_fit(data: Path) -> None:
     imagenet = data / "weights" / "squeezenet1_0-imagenet-deepcompression.npz"
     model = build("squeezenet1_0", 2)
-    assert initialize(model, transfusion(imagenet)).parameters() == {"copied": 735_424, "fresh": 1_026}
+    assert initialize(model, transfusion(imagenet)).parameters() == {
+        "copied": 735_424,
+        "fresh": 1_026,
+    }
     initialize(model, everywhere(permuted(imagenet)))
     assert torch.equal(
-        model.features[0].weight.flatten().sort().values, read(imagenet).tensors["features.0.weight"].flatten().sort().values
+        model.features[0].weight.flatten().sort().values,
+        read(imagenet).tensors["features.0.weight"].flatten().sort().values,
     )
     cifar = read(data / "weights" / "cifar10_resnet20-12fca82f.th")
     assert cifar.tensors["module.conv1.weight"].shape == (16, 3, 3, 3)
-    with pytest.raises(ValueError, match=r"cifar10_resnet20-12fca82f\.th does not fit this ResNet: \d+ of \d+ tensors match"):
+    with pytest.raises(
+        ValueError,
+        match=r"cifar10_resnet20-12fca82f\.th does not fit this ResNet: \d+ of \d+ tensors match",
+    ):
         initialize(torchvision.models.resnet18(), transfusion(cifar))

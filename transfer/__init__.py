@@ -1,4 +1,6 @@
-"""Partial weight transfer as one call, and initialisations compared so that the answer can be believed."""
+"""Partial weight transfer as one call, and initialisations compared so that the answer can be
+believed.
+"""
 
 from transfer.comparison.compare import Comparison, compare
 from transfer.finetuning.finetune import finetune

@@ -42,24 +42,34 @@ PRETRAINING_BATCH, PRETRAINING_RATE = 64, 2e-3
 
 @dataclass(frozen=True)
 class Transfer:
-    """One question of transfer: images, a network, what it was trained on before, and how it is fine-tuned.
+    """One question of transfer: images, a network, what it was trained on before, and how it is
+    fine-tuned.
 
     Arguments:
-        dataset: glyphs (embedded), a MedMNIST file (path.npz), a folder of class folders, or a set of torchvision's or MedMNIST's by name.
+        dataset: glyphs (embedded), a MedMNIST file (path.npz), a folder of class folders, or a set
+            of torchvision's or MedMNIST's by name.
         root: the folder that holds named sets; by default METALEARN_DATA, or else ./data.
-        download: let torchvision, timm or the medmnist package download data or weights that are not there.
-        images: training images each seed draws, a number or (up to 1.0) a fraction, each class with its share [all; 160 of glyphs].
+        download: let torchvision, timm or the medmnist package download data or weights that are
+            not there.
+        images: training images each seed draws, a number or (up to 1.0) a fraction, each class with
+            its share [all; 160 of glyphs].
         size: height and width of the images in pixels [the data set's own].
         channels: 1 for grey, 3 for colour [the data set's own; 3 with weights].
-        model: cbr-mini, cbr-tiny, cbr-small, cbr-large_t, cbr-large_w, any torchvision model, timm:NAME, or package.module:callable, called
-            with the number of outputs [cbr-mini for glyphs, cbr-tiny for others].
-        weights: a weights file, torchvision's name (ResNet18_Weights.IMAGENET1K_V1, or DEFAULT for the model's best), or timm:NAME;
-            what is not in a cache is downloaded with --download alone.
-        pretrain_on: instead of weights, the data set to pretrain on, as dataset [other glyphs, for glyphs].
+        model: cbr-mini, cbr-tiny, cbr-small, cbr-large_t, cbr-large_w, any torchvision model,
+            timm:NAME, or package.module:callable, called with the number of outputs [cbr-mini for
+            glyphs, cbr-tiny for others].
+        weights: a weights file, torchvision's name (ResNet18_Weights.IMAGENET1K_V1, or DEFAULT for
+            the model's best), or timm:NAME; what is not in a cache is downloaded with --download
+            alone.
+        pretrain_on: instead of weights, the data set to pretrain on, as dataset [other glyphs, for
+            glyphs].
         pretrain_steps: steps of that pretraining.
-        normalize: imagenet, none (images in 0 to 1), or MEAN/STD by channel [what the weights were trained with, else none].
-        strategies: of random, mean_var, permuted, gabor, full, and for ResNets slim (half as wide above layer2), with commas.
-        through: layers to copy up to, with commas, each a strategy [the first and the middle layer of cbr-mini].
+        normalize: imagenet, none (images in 0 to 1), or MEAN/STD by channel [what the weights were
+            trained with, else none].
+        strategies: of random, mean_var, permuted, gabor, full, and for ResNets slim (half as wide
+            above layer2), with commas.
+        through: layers to copy up to, with commas, each a strategy [the first and the middle layer
+            of cbr-mini].
         seeds: with commas; six can be decided at the level 0.05.
         steps: of fine-tuning.
         batch: images a step.
@@ -67,8 +77,10 @@ class Transfer:
         optimizer: adam, adamw or sgd.
         evaluate_every: steps between tests [a sixteenth of the steps].
         metric: accuracy, balanced_accuracy or auc.
-        balance: loss (weighed by class) or batches (drawn by class), for classes of different size [neither].
-        early_stop: stop after so many tests without a better validation score, where the data set has validation images [never].
+        balance: loss (weighed by class) or batches (drawn by class), for classes of different size
+            [neither].
+        early_stop: stop after so many tests without a better validation score, where the data set
+            has validation images [never].
         frozen: the layer up to which nothing is trained [none].
         device: auto (cuda where there is one, else cpu), cpu, cuda, or any that torch knows.
     """
@@ -100,19 +112,32 @@ class Transfer:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "device", device(self.device))
-        for name in ("strategies", "through", "seeds"):  # as text with commas, which keeps the names of folders of runs
+        for name in (
+            "strategies",
+            "through",
+            "seeds",
+        ):  # as text with commas, which keeps the names of folders of runs
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, ",".join(listed(getattr(self, name), name)))
         unknown = [name for name in listed(self.strategies) if name not in NAMES]
         if unknown:
-            raise ValueError(f"there is no strategy {unknown[0]!r}; choose from {', '.join(NAMES)}, and name layers with --through")
+            raise ValueError(
+                f"there is no strategy {unknown[0]!r}; choose from {', '.join(NAMES)}, and name"
+                " layers with --through"
+            )
         checked_seeds(self.numbers)
         if self.normalize is not None:
             Normalization.parse(self.normalize)
         if self.weights and self.pretrain_on:
-            raise ValueError("--weights and --pretrain_on both say what the pretrained start is; give one of them")
+            raise ValueError(
+                "--weights and --pretrain_on both say what the pretrained start is; give one of"
+                " them"
+            )
         if not (self.weights or self.pretrain_on or self.dataset == "glyphs"):
-            raise ValueError("what was the network pretrained on? Give --weights FILE (or torchvision's name), or --pretrain_on DATASET")
+            raise ValueError(
+                "what was the network pretrained on? Give --weights FILE (or torchvision's name),"
+                " or --pretrain_on DATASET"
+            )
 
     @property
     def numbers(self) -> list[int]:
@@ -128,8 +153,19 @@ class Transfer:
         """The images of a data set, as this network takes them."""
         if dataset == "glyphs":
             found = divided(glyphs("test", classes=40, drawers=30), 0.5)
-            return Split(*(labelled_sets.sized(part, self.size, channels or self.channels) if part else None for part in found))  # type: ignore[arg-type]
-        options: dict[str, Any] = {"size": self.size, "channels": channels or self.channels, "download": self.download}
+            return Split(
+                *(
+                    labelled_sets.sized(part, self.size, channels or self.channels)
+                    if part
+                    else None
+                    for part in found
+                )
+            )  # type: ignore[arg-type]
+        options: dict[str, Any] = {
+            "size": self.size,
+            "channels": channels or self.channels,
+            "download": self.download,
+        }
         return labelled_sets.load(dataset, self.root, **options)
 
     def build(self, outputs: int, channels: int) -> Build:
@@ -141,9 +177,18 @@ class Transfer:
         if self.given:
             return self.given
         source = self.pretrain_on or "glyphs"
-        parts = divided(glyphs("train", classes=160), 0.1) if source == "glyphs" else self.split(source, channels)
+        parts = (
+            divided(glyphs("train", classes=160), 0.1)
+            if source == "glyphs"
+            else self.split(source, channels)
+        )
         if source == "glyphs":
-            parts = Split(*(labelled_sets.sized(part, self.size, channels) if part else None for part in parts))  # type: ignore[arg-type]
+            parts = Split(
+                *(
+                    labelled_sets.sized(part, self.size, channels) if part else None
+                    for part in parts
+                )
+            )  # type: ignore[arg-type]
         train = finetune(
             parts.train,
             parts.test,
@@ -159,7 +204,10 @@ class Transfer:
         if path.exists():
             tensors, record = files.load(path)
             if record["settings"] != json.loads(json.dumps(settings)):
-                raise ValueError(f"{path} was pretrained with other settings; name another --folder, or delete it")
+                raise ValueError(
+                    f"{path} was pretrained with other settings; name another --folder, or"
+                    " delete it"
+                )
         else:
             torch.manual_seed(0)
             model = self.build(train.classes, channels)()
@@ -170,8 +218,13 @@ class Transfer:
             record |= {"majority": curve.majority, "collapsed": curve.collapsed}
             files.save(path, tensors, record)
         if distributed.here()[0] == 0:
-            right = f"{record['accuracy']:.1%} of its test images right, {duration(record['seconds'])}"
-            collapsed = "; it has collapsed: it predicts one class for all of them, so more --pretrain_steps or other images are needed"
+            right = (
+                f"{record['accuracy']:.1%} of its test images right, {duration(record['seconds'])}"
+            )
+            collapsed = (
+                "; it has collapsed: it predicts one class for all of them, so more"
+                " --pretrain_steps or other images are needed"
+            )
             print(f"pretrained on {source}: {right}{collapsed if record.get('collapsed') else ''}")
         return Pretrained(f"the network pretrained on {source}", tensors)
 
@@ -186,9 +239,17 @@ class Transfer:
             "slim": lambda: (replace(build, slim=True), transfusion(weights, through="layer2")),
             "full": lambda: transfusion(weights),
         }
-        places = listed(self.through) if self.through is not None else _quarters(names) if self.network == "cbr-mini" else []
+        places = (
+            listed(self.through)
+            if self.through is not None
+            else _quarters(names)
+            if self.network == "cbr-mini"
+            else []
+        )
         asked = listed(self.strategies)
-        partial: dict[str, Start] = {f"through {place}": transfusion(weights, through=place) for place in places}
+        partial: dict[str, Start] = {
+            f"through {place}": transfusion(weights, through=place) for place in places
+        }
         whole = {name: known[name]() for name in asked}
         full = {"full": whole.pop("full")} if "full" in whole else {}
         return {**whole, **partial, **full}
@@ -196,7 +257,10 @@ class Transfer:
     def training(self, parts: Split) -> Any:
         """The function that fine-tunes."""
         if self.early_stop is not None and parts.validation is None:
-            raise ValueError(f"--early_stop needs validation images, and {self.dataset} has none apart; leave it out")
+            raise ValueError(
+                f"--early_stop needs validation images, and {self.dataset} has none apart; leave"
+                " it out"
+            )
         return finetune(
             parts.train,
             parts.test,
@@ -229,7 +293,9 @@ class Transfer:
 
     @property
     def normalization(self) -> Normalization | None:
-        """How images are normalised: as asked for, or as those were that the weights were trained on."""
+        """How images are normalised: as asked for, or as those were that the weights were trained
+        on.
+        """
         if self.normalize is not None:
             return Normalization.parse(self.normalize)
         known = self.given.normalization if self.given else None
@@ -255,8 +321,9 @@ def compare(
 ) -> None:
     """Does a pretrained start help, which layers carry it, and is it features or only scale?
 
-    Trains every start under every seed on the same batches, prints learning speed, scores, tests and what each layer kept, and writes
-    all of it with pictures as one HTML page (and as JSON beside it). A comparison that was stopped goes on where it was.
+    Trains every start under every seed on the same batches, prints learning speed, scores, tests
+    and what each layer kept, and writes all of it with pictures as one HTML page (and as JSON
+    beside it). A comparison that was stopped goes on where it was.
 
     Args:
         report: the page to write.
@@ -266,13 +333,16 @@ def compare(
         level: of the tests and intervals.
         measure: cca, svcca, linear_cka, or another measure of similarity.
         probe: test images that layers are compared on.
-        processes: how many share out the runs on this machine [one a core, at most 4, on a CPU; else 1].
+        processes: how many share out the runs on this machine [one a core, at most 4, on a CPU;
+            else 1].
         progress: show progress.
         settings: the images, the network and its fine-tuning.
     """
     started = time.monotonic()
     question = Transfer(**settings)
-    Path(report).absolute().parent.mkdir(parents=True, exist_ok=True)  # now, rather than after all the work
+    Path(report).absolute().parent.mkdir(
+        parents=True, exist_ok=True
+    )  # now, rather than after all the work
     place = Path(folder or f"runs/transfer-{_digest(question)}")
     parts = question.split(question.dataset, question.channels or (3 if question.weights else None))
     train = question.training(parts)
@@ -280,7 +350,9 @@ def compare(
     rank, count = distributed.here()
     channels = parts.train.images.shape[1]
     build = question.build(len(parts.train.names), channels)
-    weights = distributed.first_alone(lambda: question.pretrained(place, channels, progress and rank == 0))
+    weights = distributed.first_alone(
+        lambda: question.pretrained(place, channels, progress and rank == 0)
+    )
     strategies = question.chosen(weights, build)
     sharing = 1 if count > 1 else _processes(question.device) if processes is None else processes
     if rank == 0:
@@ -322,7 +394,14 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         with parallel.sigterm_exits():
-            auto_cli({"compare": compare}, args=arguments, prog="transfuse", as_positional=False, parser_class=Parser, version=__version__)
+            auto_cli(
+                {"compare": compare},
+                args=arguments,
+                prog="transfuse",
+                as_positional=False,
+                parser_class=Parser,
+                version=__version__,
+            )
     except KeyboardInterrupt:
         again = command("transfuse", arguments)
         print(f"transfuse: stopped; the same command goes on from there: {again}", file=sys.stderr)
@@ -333,12 +412,20 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _announce(question: Transfer, parts: Split, train: Any, strategies: dict[str, Start], place: Path) -> None:
+def _announce(
+    question: Transfer, parts: Split, train: Any, strategies: dict[str, Start], place: Path
+) -> None:
     images, classes = len(train.chosen(0)), len(parts.train.names)
-    print(f"{question.network} on {question.dataset}: {images:,} training images of {classes} classes, {len(parts.test):,} test images")
+    print(
+        f"{question.network} on {question.dataset}: {images:,} training images of {classes}"
+        f" classes, {len(parts.test):,} test images"
+    )
     if question.given:
         print(f"weights: {question.given}; {_images(question)}")
-    print(f"{question.steps} steps of {min(question.batch, images)} images; {', '.join(strategies)}; seeds {question.seeds} ({place})")
+    print(
+        f"{question.steps} steps of {min(question.batch, images)} images; {', '.join(strategies)};"
+        f" seeds {question.seeds} ({place})"
+    )
 
 
 def _images(question: Transfer) -> str:
@@ -346,7 +433,10 @@ def _images(question: Transfer) -> str:
     if question.normalization:
         return f"images are normalised by mean/std {question.normalization}"
     if question.normalize is None and question.given and question.given.normalization is None:
-        return "how their images were normalised is not known, so images stay in [0, 1]; --normalize imagenet or MEAN/STD changes that"
+        return (
+            "how their images were normalised is not known, so images stay in [0, 1]; --normalize"
+            " imagenet or MEAN/STD changes that"
+        )
     return "images stay in [0, 1]"
 
 
@@ -363,7 +453,9 @@ def _digest(question: Transfer) -> str:
     import hashlib
 
     decisive = {
-        key: value for key, value in asdict(question).items() if key not in ("seeds", "strategies", "through", "device", "download")
+        key: value
+        for key, value in asdict(question).items()
+        if key not in ("seeds", "strategies", "through", "device", "download")
     }
     return f"{Path(question.dataset).stem}-{hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]}"
 

@@ -14,15 +14,19 @@ from .maml import LR, MAML, Rate
 
 
 class ANIL(MAML):
-    """MAML whose inner loop moves the head alone (Raghu, Raghu, Bengio and Vinyals, ICLR 2020, section 4).
+    """MAML whose inner loop moves the head alone (Raghu, Raghu, Bengio and Vinyals, ICLR 2020,
+    section 4).
 
-    `theta_m = (theta_1, ..., theta_{l-1}, theta_l^{m-1} - lr * grad_{theta_l} L_support)`, in training and at test; the outer loop
-    trains everything. The same numbers as `MAML(model, lr={head: rate})`, but the body runs once a task instead of once a step. (Where the
-    model goes on after its head, as SqueezeNet pools, the whole model has to run at each step. A body that reads the head's weight without
-    calling the head cannot be told from one that does not: use `MAML` for it.)
+    `theta_m = (theta_1, ..., theta_{l-1}, theta_l^{m-1} - lr * grad_{theta_l} L_support)`, in
+    training and at test; the outer loop trains everything. The same numbers as `MAML(model,
+    lr={head: rate})`, but the body runs once a task instead of once a step. (Where the model goes
+    on after its head, as SqueezeNet pools, the whole model has to run at each step. A body that
+    reads the head's weight without calling the head cannot be told from one that does not: use
+    `MAML` for it.)
 
-    Arguments are those of `MAML`. A number is the rate of the head by name: it moves a head that is frozen as a whole. Raises ValueError
-    for a mapping that reaches outside the head, and at the first run if the model's output is not what its head makes of its inputs.
+    Arguments are those of `MAML`. A number is the rate of the head by name: it moves a head that is
+    frozen as a whole. Raises ValueError for a mapping that reaches outside the head, and at the
+    first run if the model's output is not what its head makes of its inputs.
 
     Example:
         >>> import torch
@@ -43,14 +47,18 @@ class ANIL(MAML):
         for reached in reach(self.model, lr).values():
             outside = [path for name, path in reached if not is_inside(name, self.head)]
             if outside:
-                raise ValueError(f"ANIL adapts its head {self.head!r} alone, but lr gives a rate to {outside[0]!r}; use MAML for that")
+                raise ValueError(
+                    f"ANIL adapts its head {self.head!r} alone, but lr gives a rate to"
+                    f" {outside[0]!r}; use MAML for that"
+                )
         return lr
 
     def frozen_names(self) -> set[str]:
         """The parameters of the head that stay, because they have `requires_grad=False`."""
         if isinstance(self.lr, Mapping):
             return super().frozen_names()
-        # A number is the rate of the head by name: frozen as a whole it adapts; the frozen part of one that trains (LoRA) stays.
+        # A number is the rate of the head by name: frozen as a whole it adapts; the frozen part of
+        # one that trains (LoRA) stays.
         fixed = {name for name in self.assigned if not self.model.get_parameter(name).requires_grad}
         return set() if fixed == self.assigned.keys() else fixed
 
@@ -62,4 +70,6 @@ class ANIL(MAML):
         reaches_body = any(not is_inside(name, self.head) for name in self.rates)
         if reaches_body or not ends_in_head(features):
             return super().solve(network, support)
-        return self.fit(network, support, lambda weights: network.call_head(weights, features.values))
+        return self.fit(
+            network, support, lambda weights: network.call_head(weights, features.values)
+        )

@@ -35,7 +35,9 @@ Result = TypeVar("Result")
 
 
 def explained(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of a learner on a network and a support set or inputs, whose failures inside the model name the layer and the cure."""
+    """A method of a learner on a network and a support set or inputs, whose failures inside the
+    model name the layer and the cure.
+    """
 
     @functools.wraps(method)
     def run(self: Learner, *arguments: Any) -> Any:
@@ -50,28 +52,35 @@ def explained(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Learner(nn.Module):
-    """What every algorithm shares: a model, how a task is adapted to and predicted, and how many tasks are run.
+    """What every algorithm shares: a model, how a task is adapted to and predicted, and how many
+    tasks are run.
 
-    A subclass says what distinguishes it in `solve` and `answer`. Both get the network to use, and are written once, for one task; if
-    tasks are vectorized the same code runs with a leading task dimension on inputs, targets, and every weight that moves.
+    A subclass says what distinguishes it in `solve` and `answer`. Both get the network to use, and
+    are written once, for one task; if tasks are vectorized the same code runs with a leading task
+    dimension on inputs, targets, and every weight that moves.
 
     Arguments:
-        model: any module with one tensor in and one out. One that keeps running statistics is refused, with the cure.
-        head: the path of its head; by default its last Linear or Conv2d. For a learner that needs one, the first run checks that it makes
-            the model's output.
+        model: any module with one tensor in and one out. One that keeps running statistics is
+            refused, with the cure.
+        head: the path of its head; by default its last Linear or Conv2d. For a learner that needs
+            one, the first run checks that it makes the model's output.
         loss: from logits (examples, ways) and targets (examples,) to the mean over examples.
-        execution: "loop", "threads", "vectorized", "graphs" (vectorized and recorded, on CUDA), "compiled" (vectorized and compiled, on a
-            CPU with a C++ compiler: seconds to minutes at first, and many times as fast for a small network), or "auto" (the fastest
-            of the others that is exact for this model and device).
-        output: which entry of the model's output to take, for a model whose output is a tuple or a dictionary (see
-            `metalearn.network.forward.forward`; a model that takes several inputs gets them as a tuple or a dictionary).
+        execution: "loop", "threads", "vectorized", "graphs" (vectorized and recorded, on CUDA),
+            "compiled" (vectorized and compiled, on a CPU with a C++ compiler: seconds to minutes at
+            first, and many times as fast for a small network), or "auto" (the fastest of the others
+            that is exact for this model and device).
+        output: which entry of the model's output to take, for a model whose output is a tuple or a
+            dictionary (see `metalearn.network.forward.forward`; a model that takes several inputs
+            gets them as a tuple or a dictionary).
     """
 
     first_order = False
     steps = 0
     head: str
     one_by_one = False  # whether a subclass wrote an `adapt` or `predict` of its own, which know one task and the model alone
-    needs_head = False  # whether the first run has to tell if a guessed head makes the model's output
+    needs_head = (
+        False  # whether the first run has to tell if a guessed head makes the model's output
+    )
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -100,9 +109,11 @@ class Learner(nn.Module):
         self.known = Known()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute. A setting is checked, and what follows from it is made anew, at any time as at construction.
+        """Set an attribute. A setting is checked, and what follows from it is made anew, at any
+        time as at construction.
 
-        The setting `name` is one that has a method `check_<name>`; what follows from it is made by `derive`.
+        The setting `name` is one that has a method `check_<name>`; what follows from it is made by
+        `derive`.
         """
         check = getattr(type(self), f"check_{name}", None)
         if check is None:
@@ -110,7 +121,9 @@ class Learner(nn.Module):
             return
         before = dict(self.__dict__)
         try:
-            self.__dict__[name] = check(self, value)  # a rate to learn is registered by `derive`, not under this name
+            self.__dict__[name] = check(
+                self, value
+            )  # a rate to learn is registered by `derive`, not under this name
             self.derive(name)
         except Exception:
             self.__dict__ = before
@@ -124,7 +137,10 @@ class Learner(nn.Module):
     def check_loss(self, loss: Loss) -> Loss:
         """The loss, if it can be called."""
         if not callable(loss):
-            raise TypeError(f"loss={loss!r} is a {type(loss).__name__}; give a function of (logits, targets), such as F.mse_loss")
+            raise TypeError(
+                f"loss={loss!r} is a {type(loss).__name__}; give a function of (logits, targets),"
+                " such as F.mse_loss"
+            )
         return loss
 
     def check_execution(self, execution: str) -> str:
@@ -140,7 +156,9 @@ class Learner(nn.Module):
         return {}
 
     def forward(self, episodes: Episode) -> Tensor:
-        """A stack of tasks -> query logits (tasks, queries, ways), differentiable to `parameters()`."""
+        """A stack of tasks -> query logits (tasks, queries, ways), differentiable to
+        `parameters()`.
+        """
         self.prepare(episodes)
         logits = _execution.predictions(self, episodes)
         if self.rates and not self.first_order and not self.known.twice_differentiable:
@@ -169,11 +187,13 @@ class Learner(nn.Module):
         return network.watched(lambda: network(adapted.weights, inputs))
 
     def adapted_model(self, support: Examples) -> nn.Module:
-        """A copy of the model with the weights that the support set of one task (no task dimension) leads to.
+        """A copy of the model with the weights that the support set of one task (no task dimension)
+        leads to.
 
         It is a module of its own, without a graph to the learner, to be run, saved or exported.
 
-        Raises ValueError for a learner that predicts from support features, whose model does not adapt.
+        Raises ValueError for a learner that predicts from support features, whose model does not
+        adapt.
 
         Example:
             >>> from metalearn import MAML
@@ -186,7 +206,10 @@ class Learner(nn.Module):
         """
         adapted = self.adapt(support)
         if adapted.support is not None:
-            raise ValueError(f"{type(self).__name__} predicts from support features, and its model does not adapt; use predict()")
+            raise ValueError(
+                f"{type(self).__name__} predicts from support features, and its model does not"
+                " adapt; use predict()"
+            )
         model = copy.deepcopy(self.model)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -194,10 +217,13 @@ class Learner(nn.Module):
         return model
 
     def outer_gradient(self, network: Functional, episode: Episode) -> OuterGradient:
-        """One task -> its outer loss, its query logits, and the gradient of the loss for each of `trained()`."""
+        """One task -> its outer loss, its query logits, and the gradient of the loss for each of
+        `trained()`.
+        """
 
         def gradient() -> OuterGradient:
-            # What recomputes in the backward pass has to find the kernels of attention that its forward pass found.
+            # What recomputes in the backward pass has to find the kernels of attention that its
+            # forward pass found.
             with attention.twice_differentiable(bool(self.rates) and not self.first_order):
                 logits = answered(self, network, episode)
                 self.check_labels(network, logits, episode.query.targets)
@@ -217,17 +243,24 @@ class Learner(nn.Module):
                 raise RuntimeError(missing) from error
             if "double backward" in str(error):
                 raise RuntimeError(
-                    f"a compiled part of the model has no second derivative ({error}); pass the module that torch.compile was given, or "
-                    f"use first_order=True"
+                    f"a compiled part of the model has no second derivative ({error}); pass the"
+                    " module that torch.compile was given, or use first_order=True"
                 ) from error
             raise
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters that the outer loop trains, by name: those that require a gradient and that predictions depend on."""
-        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+        """The parameters that the outer loop trains, by name: those that require a gradient and
+        that predictions depend on.
+        """
+        return {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad
+        }
 
     def frozen(self, layers: Iterable[str]) -> Self:
-        """The same learner on the same parameters, with the named layers left out of the inner loop.
+        """The same learner on the same parameters, with the named layers left out of the inner
+        loop.
 
         Raises ValueError, with near matches, for a layer that does not exist.
         """
@@ -238,7 +271,8 @@ class Learner(nn.Module):
         return other
 
     def prepare(self, episodes: Episode) -> None:
-        """What is checked of a stack of tasks before any of them is run: that it holds some, and at the first run the guessed head.
+        """What is checked of a stack of tasks before any of them is run: that it holds some, and at
+        the first run the guessed head.
 
         Raises ValueError if there is no task or no query.
         """
@@ -251,7 +285,8 @@ class Learner(nn.Module):
     def settle_head(self, inputs: Inputs) -> None:
         """Check on the support inputs of one task that a guessed head makes the model's output.
 
-        A head that was named is taken as it is. A model may go on after its head, if nothing with parameters follows (SqueezeNet pools).
+        A head that was named is taken as it is. A model may go on after its head, if nothing with
+        parameters follows (SqueezeNet pools).
 
         Raises ValueError naming the layer that makes the output, if there is one.
         """
@@ -260,10 +295,14 @@ class Learner(nn.Module):
         run = self._trial(inputs)
         if not ending(self.model, self.head, run).decides:
             other = output_of(self.model, run)
-            cure = f"that of {other!r} is: pass head={other!r}" if other else "name the layer that makes it with head=, or add a head"
+            cure = (
+                f"that of {other!r} is: pass head={other!r}"
+                if other
+                else "name the layer that makes it with head=, or add a head"
+            )
             raise ValueError(
-                f"{type(self).__name__} needs the model's head, and took {self.head!r}, its last Linear or Conv2d; but the model's output "
-                f"is not that layer's: {cure}"
+                f"{type(self).__name__} needs the model's head, and took {self.head!r}, its last"
+                f" Linear or Conv2d; but the model's output is not that layer's: {cure}"
             )
         self.guessed = False
 
@@ -286,18 +325,28 @@ class Learner(nn.Module):
         if _is_cross_entropy(self.loss):
             self._check_cross_entropy(network, logits, targets)
         elif _is_elementwise(self.loss) and logits.shape != targets.shape:
-            outputs, values = (tuple(tensor.shape[network.task_dims :]) for tensor in (logits, targets))
+            outputs, values = (
+                tuple(tensor.shape[network.task_dims :]) for tensor in (logits, targets)
+            )
             raise ValueError(
-                f"the loss cannot take outputs of {outputs} and targets of {values}: one would be repeated to fit the other; give targets "
-                f"of the shape of the outputs, or pass another loss="
+                f"the loss cannot take outputs of {outputs} and targets of {values}: one would be"
+                " repeated to fit the other; give targets of the shape of the outputs, or pass"
+                " another loss="
             )
         try:
-            loss = self.loss(logits, targets) if network.tasks is None else vmap(self.loss)(logits, targets)
+            loss = (
+                self.loss(logits, targets)
+                if network.tasks is None
+                else vmap(self.loss)(logits, targets)
+            )
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
             self._explain_loss(network, error, logits, targets)
             raise
         if loss.ndim != network.task_dims:
-            raise ValueError(f"the loss gives {tuple(loss.shape)} values for one task; give one that returns the mean (reduction='mean')")
+            raise ValueError(
+                f"the loss gives {tuple(loss.shape)} values for one task; give one that returns the"
+                " mean (reduction='mean')"
+            )
         return loss
 
     def check_support(self, network: Functional, support: Examples) -> None:
@@ -310,29 +359,47 @@ class Learner(nn.Module):
         for tensor in tensors_of(support.inputs):
             inputs = tuple(tensor.shape[dims:])
             if not targets or not inputs or not targets[0]:
-                raise ValueError(f"the support set is empty: its inputs are {inputs} and its targets {targets}; give it examples")
+                raise ValueError(
+                    f"the support set is empty: its inputs are {inputs} and its targets {targets};"
+                    " give it examples"
+                )
             if inputs[0] != targets[0]:
-                raise ValueError(f"the support set has {inputs[0]} inputs but {targets[0]} targets; give each input one")
+                raise ValueError(
+                    f"the support set has {inputs[0]} inputs but {targets[0]} targets; give each"
+                    " input one"
+                )
 
     def check_labels(self, network: Functional, logits: Tensor, targets: Tensor) -> None:
-        """Raise ValueError where a task's class labels are not among the outputs that there are logits for."""
+        """Raise ValueError where a task's class labels are not among the outputs that there are
+        logits for.
+        """
         dims = network.task_dims
         if targets.ndim == 1 + dims and logits.ndim > 1 + dims and not targets.is_floating_point():
             check_labels(targets, logits.shape[1 + dims])
 
     def check_outputs(self, network: Functional, logits: Tensor, targets: Tensor) -> None:
-        """Raise ValueError if there are fewer logits than classes in the support set; warn if there are more, or a class is absent."""
+        """Raise ValueError if there are fewer logits than classes in the support set; warn if there
+        are more, or a class is absent.
+        """
         dims = network.task_dims
         if targets.is_floating_point() or targets.ndim != 1 + dims or logits.ndim < 2 + dims:
             return
         outputs, classes = logits.shape[1 + dims], value(targets.max()) + 1
         module = self.model.get_submodule(self.head)
-        is_head = outputs == getattr(module, "out_features", None if self.guessed else getattr(module, "out_channels", None))
-        counts = f"{f'the head {self.head!r}' if is_head else 'the model'} has {outputs} outputs, but the support set has {classes} classes"
+        is_head = outputs == getattr(
+            module, "out_features", None if self.guessed else getattr(module, "out_channels", None)
+        )
+        counts = (
+            f"{f'the head {self.head!r}' if is_head else 'the model'} has {outputs} outputs, but"
+            f" the support set has {classes} classes"
+        )
         cure = f"build the model with {classes} outputs, or name another head with head="
         absent = absent_class(targets, classes) if classes > 0 else None
         if absent is not None:
-            cure = f"a support set has no example of class {absent[1]}, and labels count from 0: {RELABEL}"
+            cure = (
+                f"a support set has no example of class {absent[1]}, and labels count from 0:"
+                f" {RELABEL}"
+            )
         if classes > outputs:
             raise ValueError(f"{counts}; {cure}")
         check_labels(targets, outputs)
@@ -346,11 +413,15 @@ class Learner(nn.Module):
         return other
 
     def backward(self, network: Functional) -> AbstractContextManager[None]:
-        """A context manager, for backward passes, in which a use of a parameter that the inner loop moves raises UnadaptedWeights."""
+        """A context manager, for backward passes, in which a use of a parameter that the inner loop
+        moves raises UnadaptedWeights.
+        """
         return network.tripwires(self.rates if self.steps else ())
 
     def _trial(self, inputs: Inputs) -> Callable[[Weights], Tensor]:
-        """From weights to the model's output for the inputs of one task; what the run draws is undone."""
+        """From weights to the model's output for the inputs of one task; what the run draws is
+        undone.
+        """
         network = self.network
         device = tensors_of(inputs)[0].device
 
@@ -364,44 +435,64 @@ class Learner(nn.Module):
         shape = tuple(logits.shape[network.task_dims :])
         if targets.is_floating_point():
             raise ValueError(
-                f"under cross-entropy class labels must be integers, not {targets.dtype}; pass loss=F.mse_loss (or another loss) for "
-                "regression, or targets.long() for labels"
+                f"under cross-entropy class labels must be integers, not {targets.dtype}; pass"
+                " loss=F.mse_loss (or another loss) for regression, or targets.long() for labels"
             )
         if len(shape) < 2:
-            raise ValueError(f"cross-entropy needs logits (examples, classes), but the model's output is {shape}; pass another loss=")
+            raise ValueError(
+                "cross-entropy needs logits (examples, classes), but the model's output is"
+                f" {shape}; pass another loss="
+            )
         if shape[1] == 1:
             raise ValueError(
-                "the cross-entropy of a single output is 0 whatever the weights, so nothing would be learned; pass loss=F.mse_loss (or "
-                "another loss) for regression, or build the model with an output for each class"
+                "the cross-entropy of a single output is 0 whatever the weights, so nothing would"
+                " be learned; pass loss=F.mse_loss (or another loss) for regression, or build the"
+                " model with an output for each class"
             )
 
-    def _explain_loss(self, network: Functional, error: Exception, logits: Tensor, targets: Tensor) -> None:
-        """Raise ValueError in words if PyTorch's loss fails on one task, too, and not only where tasks are vectorized."""
+    def _explain_loss(
+        self, network: Functional, error: Exception, logits: Tensor, targets: Tensor
+    ) -> None:
+        """Raise ValueError in words if PyTorch's loss fails on one task, too, and not only where
+        tasks are vectorized.
+        """
         if network.tasks is not None:
             self.task_loss(network.single(), logits[0], targets[0])
         elif is_raw(error):
-            outputs, labels = (f"{tensor.dtype} of {tuple(tensor.shape)}" for tensor in (logits, targets))
+            outputs, labels = (
+                f"{tensor.dtype} of {tuple(tensor.shape)}" for tensor in (logits, targets)
+            )
             reason = str(error).strip().splitlines()[0]
             raise ValueError(
-                f"the loss cannot take outputs {outputs} and targets {labels} ({reason}); pass another loss=, or targets that fit it"
+                f"the loss cannot take outputs {outputs} and targets {labels} ({reason}); pass"
+                " another loss=, or targets that fit it"
             ) from error
 
 
 def ends_in_head(features: Features) -> bool:
     """Whether the model's output is the head's, unchanged; what wrote into it shows in its values."""
-    return features.head_output is not None and bool(value((features.head_output == features.output).all()))
+    return features.head_output is not None and bool(
+        value((features.head_output == features.output).all())
+    )
 
 
 def _missing_derivative(error: RuntimeError) -> str:
     """What to do about an operation without a second derivative; "" for other errors."""
-    missing = re.search(r"derivative for (?:aten::)?(\w+?)(?:_backward)? is not implemented", str(error))
+    missing = re.search(
+        r"derivative for (?:aten::)?(\w+?)(?:_backward)? is not implemented", str(error)
+    )
     if missing is None:
         return ""
-    return f"PyTorch has no second derivative of {missing[1]}, which the model uses ({error}); use first_order=True"
+    return (
+        f"PyTorch has no second derivative of {missing[1]}, which the model uses ({error}); use"
+        " first_order=True"
+    )
 
 
 def _explain_backward(logits: Tensor) -> bool:
-    """Make the caller's own backward pass raise `_missing_derivative`; whether an operation lacks its second derivative."""
+    """Make the caller's own backward pass raise `_missing_derivative`; whether an operation lacks
+    its second derivative.
+    """
     missing = ""
 
     def refuse(_: Any) -> None:
@@ -423,11 +514,16 @@ def _is_cross_entropy(loss: Loss) -> bool:
 
 
 def _is_elementwise(loss: Loss) -> bool:
-    """Whether a loss is one of PyTorch's that compare value by value, and would repeat values of one side to fit the other."""
+    """Whether a loss is one of PyTorch's that compare value by value, and would repeat values of
+    one side to fit the other.
+    """
     functions = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
     return _is_one_of(loss, *functions, nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 
 
 def _is_one_of(loss: Loss, *kinds: Any) -> bool:
     function = loss.func if isinstance(loss, functools.partial) else loss
-    return any(function is kind or (isinstance(kind, type) and isinstance(function, kind)) for kind in kinds)
+    return any(
+        function is kind or (isinstance(kind, type) and isinstance(function, kind))
+        for kind in kinds
+    )

@@ -10,13 +10,14 @@ from .maml import LR, MAML, Rate
 
 
 class BOIL(MAML):
-    """MAML whose inner loop moves everything but the head (Oh, Yoo, Kim and Yun, ICLR 2021): ANIL's mirror image.
+    """MAML whose inner loop moves everything but the head (Oh, Yoo, Kim and Yun, ICLR 2021): ANIL's
+    mirror image.
 
-    `theta_body <- theta_body - lr * grad_{theta_body} L_support`; the outer loop trains both. The paper takes one step of rate 0.5 (Conv4)
-    or 0.3 (ResNet-12), on a mean loss.
+    `theta_body <- theta_body - lr * grad_{theta_body} L_support`; the outer loop trains both. The
+    paper takes one step of rate 0.5 (Conv4) or 0.3 (ResNet-12), on a mean loss.
 
-    Arguments are those of `MAML`. Raises ValueError for a mapping that reaches into the head, and at the first run if the model's output is
-    not what its head makes of its inputs.
+    Arguments are those of `MAML`. Raises ValueError for a mapping that reaches into the head, and
+    at the first run if the model's output is not what its head makes of its inputs.
 
     Example:
         >>> import torch
@@ -40,6 +41,11 @@ class BOIL(MAML):
         """The inner rate by module or parameter path; none that reaches the head alone."""
         paths = super().paths_of(lr)
         for path in paths:
-            if path and all(is_inside(name, self.head) for name in assign(self.model, {path: True})):
-                raise ValueError(f"BOIL leaves its head {self.head!r} as it is, but lr gives a rate to {path!r}; use MAML for that")
+            if path and all(
+                is_inside(name, self.head) for name in assign(self.model, {path: True})
+            ):
+                raise ValueError(
+                    f"BOIL leaves its head {self.head!r} as it is, but lr gives a rate to {path!r};"
+                    " use MAML for that"
+                )
         return paths

@@ -19,18 +19,23 @@ RULES = ("softmax", "sum", "class_mean")
 
 
 def cosine_readout(support: Examples, queries: Tensor, ways: int, rule: str = "softmax") -> Tensor:
-    """Class scores of queries from the cosines between their features and the support features -> (..., queries, ways).
+    """Class scores of queries from the cosines between their features and the support features ->
+    (..., queries, ways).
 
-    With `c_qi` the cosine of query q and support example i (Raghu et al. 2020, section 5.1, leaves the weighting open):
+    With `c_qi` the cosine of query q and support example i (Raghu et al. 2020, section 5.1, leaves
+    the weighting open):
 
-    - "softmax": `log sum_{i of class k} softmax_i(c_q)`, the attention of matching networks; the log of a probability.
+    - "softmax": `log sum_{i of class k} softmax_i(c_q)`, the attention of matching networks; the
+      log of a probability.
     - "sum": `sum_{i of class k} c_qi`.
-    - "class_mean": the cosine to the mean feature of class k, as in the code of BOIL (Oh et al. 2021).
+    - "class_mean": the cosine to the mean feature of class k, as in the code of BOIL (Oh et al.
+      2021).
 
     Arguments:
         support: features (..., shots, features) and labels (..., shots).
         queries: features (..., queries, features).
-    Raises ValueError for an unknown rule, labels beyond `ways`, and a class without a support example.
+    Raises ValueError for an unknown rule, labels beyond `ways`, and a class without a support
+    example.
 
     Example:
         >>> import torch
@@ -55,10 +60,11 @@ def _cosine(a: Tensor, b: Tensor) -> Tensor:
 
 
 class FeatureLearner(Learner):
-    """A learner without an inner loop: the support set is kept as features, and the head is not used (nor trained).
+    """A learner without an inner loop: the support set is kept as features, and the head is not
+    used (nor trained).
 
-    The features are what enters the head. A model without a layer that makes its output, or whose head is named "", has its output for
-    features; the first run tells.
+    The features are what enters the head. A model without a layer that makes its output, or whose
+    head is named "", has its output for features; the first run tells.
     """
 
     needs_head = True
@@ -78,7 +84,9 @@ class FeatureLearner(Learner):
             self.check_stack(targets)
 
     def settle_head(self, inputs: Inputs) -> None:
-        """Find on the support inputs of one task which layer makes the output, if the head was guessed; "" if none does."""
+        """Find on the support inputs of one task which layer makes the output, if the head was
+        guessed; "" if none does.
+        """
         if self.guessed:
             run = self._trial(inputs)
             if not ending(self.model, self.head, run).is_output:
@@ -86,7 +94,9 @@ class FeatureLearner(Learner):
             self.guessed = False
 
     def adapt(self, support: Examples) -> Adapted:
-        """The support set of one task -> its features and labels, with the head found first if it was guessed."""
+        """The support set of one task -> its features and labels, with the head found first if it
+        was guessed.
+        """
         self.settle_head(support.inputs)
         return self.solve(self.network, support)
 
@@ -95,18 +105,26 @@ class FeatureLearner(Learner):
         """A support set -> its features and labels; no weight moves."""
         self.check_support(network, support)
         weights = network.weights()
-        return Adapted(weights, Examples(flat_features(network, weights, support.inputs), support.targets))
+        return Adapted(
+            weights, Examples(flat_features(network, weights, support.inputs), support.targets)
+        )
 
     @explained
     def answer(self, network: Functional, adapted: Adapted, inputs: Inputs) -> Tensor:
-        """Query inputs (queries, ...) of that task -> logits (queries, ways), for as many ways as the support set has."""
+        """Query inputs (queries, ...) of that task -> logits (queries, ways), for as many ways as
+        the support set has.
+        """
         if adapted.support is None:
-            raise ValueError(f"{type(self).__name__} predicts from support features: pass what its own adapt(support) returned")
+            raise ValueError(
+                f"{type(self).__name__} predicts from support features: pass what its own"
+                " adapt(support) returned"
+            )
         ways = value(adapted.support.targets.max()) + 1
         return self.readout(adapted.support, flat_features(network, adapted.weights, inputs), ways)
 
     def check_stack(self, targets: Tensor, first: int = 0) -> None:
-        """Raise ValueError naming the task (counted from `first`) and the class, where a support set has no example of one.
+        """Raise ValueError naming the task (counted from `first`) and the class, where a support
+        set has no example of one.
 
         `targets` are the support labels of a stack of tasks (tasks, examples).
         """
@@ -122,9 +140,15 @@ class FeatureLearner(Learner):
         trained = super().trained()
         if not self.head:
             return trained
-        return {name: p for name, p in trained.items() if not is_inside(name.removeprefix("model."), self.head)}
+        return {
+            name: p
+            for name, p in trained.items()
+            if not is_inside(name.removeprefix("model."), self.head)
+        }
 
 
 def flat_features(network: Functional, weights: Weights, inputs: Inputs) -> Tensor:
-    """What enters the head, a row an example: (examples, features), with the task dimension before it if there is one."""
+    """What enters the head, a row an example: (examples, features), with the task dimension before
+    it if there is one.
+    """
     return network.features(weights, inputs).values.flatten(1 + network.task_dims)

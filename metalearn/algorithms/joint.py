@@ -8,10 +8,13 @@ from metalearn.network.functional import Functional
 
 
 class Joint(Learner):
-    """No inner loop: the head as it stands answers the queries of every task, so that all tasks are trained at once.
+    """No inner loop: the head as it stands answers the queries of every task, so that all tasks are
+    trained at once.
 
-    Outer loop: minimise the mean over tasks of `L_query(theta)`. The support set is not used. On few-shot tasks this is the paper's
-    multitask training: classes get other labels in every task, so that a common head has little to learn.
+    Outer loop: minimise the mean over tasks of `L_query(theta)`. The support set is not used. On
+    few-shot tasks this is the paper's
+    multitask training: classes get other labels in every task, so that a common head has little to
+    learn.
 
     Example:
         >>> import torch

@@ -10,7 +10,16 @@ from typing import Any, Self
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metalearn.engine.inner_loop import Closure, Update, Weights, describe_update, find_update, inner_loop, sgd, task_by_task
+from metalearn.engine.inner_loop import (
+    Closure,
+    Update,
+    Weights,
+    describe_update,
+    find_update,
+    inner_loop,
+    sgd,
+    task_by_task,
+)
 from metalearn.episodes import Examples
 from metalearn.network.functional import Functional
 from metalearn.network.layers import assign, is_wildcard, owners, reach
@@ -40,25 +49,32 @@ class LayerRates(Mapping[str, Rate]):
         return repr(self.given)
 
     def __setitem__(self, path: str, rate: Rate) -> None:
-        raise TypeError(f"the rates of a learner are set together: learner.lr = {{**learner.lr, {path!r}: {rate!r}}}")
+        raise TypeError(
+            f"the rates of a learner are set together: learner.lr = {{**learner.lr, {path!r}:"
+            f" {rate!r}}}"
+        )
 
 
 class MAML(Learner):
     """Model-agnostic meta-learning (Finn, Abbeel and Levine, ICML 2017, algorithm 2).
 
-    Inner loop, `steps` times on the support set: `phi <- phi - lr * grad L_support(phi)`, starting from `theta`.
-    Outer loop: minimise the mean over tasks of `L_query(phi)` over `theta`, differentiating through the inner loop.
+    Inner loop, `steps` times on the support set: `phi <- phi - lr * grad L_support(phi)`, starting
+    from `theta`. Outer loop: minimise the mean over tasks of `L_query(phi)` over `theta`,
+    differentiating through the inner loop.
 
     Arguments:
         model: any module with one tensor in and one out.
-        lr: the inner rate: a number, or `{module or parameter path: rate}`, wildcards such as `*lora_*` included, the longest path
-            winning; what has no rate does not move. A parameter with `requires_grad=False` does not move either, unless a path (not "",
-            and no wildcard) names it. A rate that is an `nn.Parameter` is learned by the outer loop. The inner loss is a mean: for a
-            paper that sums over the ways, multiply its rate by them.
+        lr: the inner rate: a number, or `{module or parameter path: rate}`, wildcards such as
+            `*lora_*` included, the longest path winning; what has no rate does not move. A
+            parameter with `requires_grad=False` does not move either, unless a path (not "", and no
+            wildcard) names it. A rate that is an `nn.Parameter` is learned by the outer loop. The
+            inner loss is a mean: for a paper that sums over the ways, multiply its rate by them.
         steps: inner steps.
-        first_order: drop the second derivatives (FOMAML): the gradient is the query gradient at the adapted weights.
+        first_order: drop the second derivatives (FOMAML): the gradient is the query gradient at the
+            adapted weights.
         head, loss, execution, output: as for `Learner`.
-        update: the inner update: "sgd", "momentum" or "adam" (see `metalearn.engine.inner_loop`), or a function of that form.
+        update: the inner update: "sgd", "momentum" or "adam" (see `metalearn.engine.inner_loop`),
+            or a function of that form.
 
     Each of them but the model can be set later: it is checked again, and takes effect.
 
@@ -93,7 +109,9 @@ class MAML(Learner):
 
     @property
     def rates(self) -> dict[str, Rate]:
-        """The rate of every parameter that moves, by name: those that are frozen at this moment are left out."""
+        """The rate of every parameter that moves, by name: those that are frozen at this moment are
+        left out.
+        """
         staying = self.held | self.frozen_names()
         return {name: rate for name, rate in self.assigned.items() if name not in staying}
 
@@ -102,12 +120,19 @@ class MAML(Learner):
         given = assign(self.model, self.paths_of(lr))
         for name, rate in given.items():
             if not isinstance(rate, Tensor | float | int):
-                raise TypeError(f"the inner rate of {name} is {rate!r}, a {type(rate).__name__}; give a number or a tensor")
+                raise TypeError(
+                    f"the inner rate of {name} is {rate!r}, a {type(rate).__name__}; give a number"
+                    " or a tensor"
+                )
             if isinstance(rate, Tensor):
                 if not bool(rate.isfinite().all()):
-                    raise ValueError(f"the inner rate of {name} is a tensor with values that are not finite")
+                    raise ValueError(
+                        f"the inner rate of {name} is a tensor with values that are not finite"
+                    )
             elif not (math.isfinite(rate) and rate >= 0):
-                raise ValueError(f"the inner rate of {name} is {rate}; it must be a finite number of 0 or more")
+                raise ValueError(
+                    f"the inner rate of {name} is {rate}; it must be a finite number of 0 or more"
+                )
         return {name: rate for name, rate in given.items() if isinstance(rate, Tensor) or rate > 0}
 
     def paths_of(self, lr: LR) -> Mapping[str, Rate]:
@@ -116,12 +141,16 @@ class MAML(Learner):
 
     @explained
     def solve(self, network: Functional, support: Examples) -> Adapted:
-        """A support set -> its adapted weights, differentiable to the initial ones if gradients are on."""
+        """A support set -> its adapted weights, differentiable to the initial ones if gradients are
+        on.
+        """
         if self.needs_head and self.guessed:
             self.settle_head(network.first_task(support.inputs))
         return self.fit(network, support, lambda weights: network(weights, support.inputs))
 
-    def fit(self, network: Functional, support: Examples, predict: Callable[[Weights], Tensor]) -> Adapted:
+    def fit(
+        self, network: Functional, support: Examples, predict: Callable[[Weights], Tensor]
+    ) -> Adapted:
         """The inner loop on the loss of these predictions for the support set."""
         self.check_support(network, support)
         checked = False
@@ -141,8 +170,9 @@ class MAML(Learner):
         rates = self.current_rates()
         if self.steps and not rates and self.assigned.keys() - self.held:
             raise ValueError(
-                "every parameter that lr reaches has requires_grad=False, so the inner loop would move nothing; name what is to move, as "
-                f"in lr={{{self.head!r}: 0.1}}, or use requires_grad_(True)"
+                "every parameter that lr reaches has requires_grad=False, so the inner loop would"
+                f" move nothing; name what is to move, as in lr={{{self.head!r}: 0.1}}, or use"
+                " requires_grad_(True)"
             )
         update = self.update if network.tasks is None else task_by_task(self.update)
 
@@ -165,23 +195,35 @@ class MAML(Learner):
         return {name: learned.get(_key(name), rate) for name, rate in self.rates.items()}
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters that the outer loop trains; not the learned rates of layers that are frozen."""
+        """The parameters that the outer loop trains; not the learned rates of layers that are
+        frozen.
+        """
         moving = {id(rate) for rate in self.current_rates().values()}
-        return {name: p for name, p in super().trained().items() if not name.startswith("learned_rates.") or id(p) in moving}
+        return {
+            name: p
+            for name, p in super().trained().items()
+            if not name.startswith("learned_rates.") or id(p) in moving
+        }
 
     def taking(self, steps: int) -> Self:
-        """The same learner on the same parameters with another number of inner steps, as the papers take more at test."""
+        """The same learner on the same parameters with another number of inner steps, as the papers
+        take more at test.
+        """
         other = self.sharing()
         other.steps = steps
         return other
 
     def settings(self) -> dict[str, Any]:
-        """The settings as plain values; "frozen" lists the layers with parameters that have a rate and do not move."""
+        """The settings as plain values; "frozen" lists the layers with parameters that have a rate
+        and do not move.
+        """
         values = self.lr if isinstance(self.lr, Mapping) else {"": self.lr}
         lr = {path: _plain(rate) for path, rate in values.items()}
         rates: Any = lr if isinstance(self.lr, Mapping) else lr[""]
         owner = owners(self.model)
-        frozen = list(dict.fromkeys(owner[name] for name in self.assigned.keys() - self.rates.keys()))
+        frozen = list(
+            dict.fromkeys(owner[name] for name in self.assigned.keys() - self.rates.keys())
+        )
         return {
             **super().settings(),
             "lr": rates,
@@ -195,8 +237,9 @@ class MAML(Learner):
         """The inner rate, if it can be set; learned rates are trained, not set."""
         if hasattr(self, "learned_rates"):
             raise ValueError(
-                f"the inner rates of this {type(self).__name__} are learned, so that lr={lr!r} would undo their training; build a new "
-                "learner, or load them with load_state_dict"
+                f"the inner rates of this {type(self).__name__} are learned, so that lr={lr!r}"
+                " would undo their training; build a new learner, or load them with"
+                " load_state_dict"
             )
         return LayerRates(lr) if isinstance(lr, Mapping) else lr
 
@@ -205,7 +248,10 @@ class MAML(Learner):
         try:
             steps = index(steps)
         except TypeError as error:
-            raise TypeError(f"steps={steps!r} is a {type(steps).__name__}; the inner loop takes a whole number of steps") from error
+            raise TypeError(
+                f"steps={steps!r} is a {type(steps).__name__}; the inner loop takes a whole number"
+                " of steps"
+            ) from error
         if steps < 0:
             raise ValueError(f"steps={steps}; the inner loop takes 0 steps or more")
         return steps
@@ -213,7 +259,10 @@ class MAML(Learner):
     def check_first_order(self, first_order: bool) -> bool:
         """Whether second derivatives are dropped, if it is a yes or no."""
         if not isinstance(first_order, bool):
-            raise TypeError(f"first_order={first_order!r} is a {type(first_order).__name__}; it is True or False")
+            raise TypeError(
+                f"first_order={first_order!r} is a {type(first_order).__name__}; it is True or"
+                " False"
+            )
         return first_order
 
     def check_update(self, update: str | Update) -> Update:
@@ -221,7 +270,9 @@ class MAML(Learner):
         return find_update(update)
 
     def derive(self, name: str) -> None:
-        """Spread the inner rate over parameters, once it is set; again if it is set by the head, and the head is."""
+        """Spread the inner rate over parameters, once it is set; again if it is set by the head,
+        and the head is.
+        """
         if name != "lr" and not (name == "head" and self.needs_head and "lr" in vars(self)):
             return
         if name == "head":
@@ -230,15 +281,26 @@ class MAML(Learner):
         named = reach(self.model, self.paths_of(self.lr))
         self.assigned = assigned
         # What a path names moves even if it is frozen.
-        self.named = frozenset(name for name, by in named.items() if any(path and not is_wildcard(path) for _, path in by))
-        learned = {_key(name): rate for name, rate in assigned.items() if isinstance(rate, nn.Parameter)}
+        self.named = frozenset(
+            name
+            for name, by in named.items()
+            if any(path and not is_wildcard(path) for _, path in by)
+        )
+        learned = {
+            _key(name): rate for name, rate in assigned.items() if isinstance(rate, nn.Parameter)
+        }
         if learned:
-            # A ParameterDict for the outer loop and for checkpoints; dots are not allowed in its keys.
+            # A ParameterDict for the outer loop and for checkpoints; dots are not allowed in its
+            # keys.
             self.learned_rates = nn.ParameterDict(learned)
 
     def frozen_names(self) -> set[str]:
-        """The parameters that have a rate and stay all the same, because they have `requires_grad=False`."""
-        fixed = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
+        """The parameters that have a rate and stay all the same, because they have
+        `requires_grad=False`.
+        """
+        fixed = {
+            name for name, parameter in self.model.named_parameters() if not parameter.requires_grad
+        }
         return (fixed & self.assigned.keys()) - self.named
 
 
@@ -247,7 +309,10 @@ def _plain(rate: Rate) -> Any:
     if isinstance(rate, nn.Parameter):
         return "learned"
     if isinstance(rate, Tensor) and rate.numel() > 1:
-        return f"{' x '.join(map(str, rate.shape))} rates of {float(rate.min()):g} to {float(rate.max()):g}"
+        return (
+            f"{' x '.join(map(str, rate.shape))} rates of {float(rate.min()):g} to"
+            f" {float(rate.max()):g}"
+        )
     return float(rate)
 
 

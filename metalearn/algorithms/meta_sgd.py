@@ -8,10 +8,12 @@ from .maml import LR, MAML, Rate
 
 
 class MetaSGD(MAML):
-    """MAML with a learned inner rate for every weight (Li, Zhou, Chen and Li, 2017): `phi = theta - alpha * grad L_support(theta)`.
+    """MAML with a learned inner rate for every weight (Li, Zhou, Chen and Li, 2017): `phi = theta -
+    alpha * grad L_support(theta)`.
 
-    `alpha` has the shape of `theta` and is trained by the outer loop beside it; it may turn negative. It starts from `lr` everywhere (the
-    paper draws it from U[0.005, 0.1]), so that an untrained Meta-SGD is MAML, and takes one step.
+    `alpha` has the shape of `theta` and is trained by the outer loop beside it; it may turn
+    negative. It starts from `lr` everywhere (the paper draws it from U[0.005, 0.1]), so that an
+    untrained Meta-SGD is MAML, and takes one step.
 
     Arguments are those of `MAML`.
 
@@ -30,5 +32,9 @@ class MetaSGD(MAML):
 
 
 def _learned(rate: Rate, weight: Tensor) -> nn.Parameter:
-    start = full_like(weight, rate) if not isinstance(rate, Tensor) else rate.detach().to(weight).expand_as(weight).clone()
+    start = (
+        full_like(weight, rate)
+        if not isinstance(rate, Tensor)
+        else rate.detach().to(weight).expand_as(weight).clone()
+    )
     return nn.Parameter(start)

@@ -16,16 +16,18 @@ from .features import RULES, FeatureLearner, cosine_readout
 class NIL(FeatureLearner):
     """No inner loop and no head (Raghu, Raghu, Bengio and Vinyals, ICLR 2020, section 5).
 
-    Each query takes the labels of the support set, weighted by the cosines between their features: what the head would have seen. Around a
-    model that MAML or ANIL trained it tests the body alone; trained itself it is the paper's "NIL training". Any number of ways.
+    Each query takes the labels of the support set, weighted by the cosines between their features:
+    what the head would have seen. Around a model that MAML or ANIL trained it tests the body alone;
+    trained itself it is the paper's "NIL training". Any number of ways.
 
     Arguments:
         model: any module with one tensor in and one out; its head is not used.
-        rule: how cosines become labels, "softmax" (matching networks), "sum", or "class_mean" (BOIL's code): the paper says only that
-            similarities weight the labels. The formulas are in
-            `metalearn.algorithms.features.cosine_readout`. For one shot all three agree on the class.
-        head, loss, execution, output: as for `Learner`; the features are what enters the head, or the output of a model
-            without one.
+        rule: how cosines become labels, "softmax" (matching networks), "sum", or "class_mean"
+            (BOIL's code): the paper says only that similarities weight the labels. The formulas are
+            in `metalearn.algorithms.features.cosine_readout`. For one shot all three agree on the
+            class.
+        head, loss, execution, output: as for `Learner`; the features are what enters the head, or
+            the output of a model without one.
 
     Example:
         >>> import torch
@@ -58,7 +60,9 @@ class NIL(FeatureLearner):
         return rule
 
     def readout(self, support: Examples, queries: Tensor, ways: int) -> Tensor:
-        """Features of support and queries -> logits (queries, ways): log attention mass, summed cosines, or cosine to class means."""
+        """Features of support and queries -> logits (queries, ways): log attention mass, summed
+        cosines, or cosine to class means.
+        """
         return cosine_readout(support, queries, ways, self.rule)
 
     def settings(self) -> dict[str, Any]:

@@ -12,11 +12,14 @@ from .features import FeatureLearner
 
 
 class ProtoNet(FeatureLearner):
-    """Prototypical networks (Snell, Swersky and Zemel, NeurIPS 2017, equations 1 and 2): `logit_k = -|f(x) - c_k|^2`.
+    """Prototypical networks (Snell, Swersky and Zemel, NeurIPS 2017, equations 1 and 2): `logit_k =
+    -|f(x) - c_k|^2`.
 
-    `c_k` is the mean feature of the support examples of class k. There is no inner loop, and the head is not used. Any number of ways.
+    `c_k` is the mean feature of the support examples of class k. There is no inner loop, and the
+    head is not used. Any number of ways.
 
-    Arguments are those of `Learner`; the features are what enters the head, or the output of a model without one.
+    Arguments are those of `Learner`; the features are what enters the head, or the output of a
+    model without one.
 
     Example:
         >>> import torch
@@ -30,7 +33,9 @@ class ProtoNet(FeatureLearner):
     computes_only = True
 
     def readout(self, support: Examples, queries: Tensor, ways: int) -> Tensor:
-        """Features of support and queries -> minus the squared distances to the prototypes (queries, ways)."""
+        """Features of support and queries -> minus the squared distances to the prototypes
+        (queries, ways).
+        """
         check_classes(support.targets, ways)
         members = F.one_hot(support.targets.long(), ways).to(queries.dtype)
         prototypes = members.mT @ support.inputs / members.sum(-2).unsqueeze(-1)

@@ -16,13 +16,16 @@ from .maml import LR, MAML
 
 
 class Reptile(MAML):
-    """Reptile (Nichol, Achiam and Schulman, 2018): the outer gradient is `theta - phi`, no derivative through the inner loop at all.
+    """Reptile (Nichol, Achiam and Schulman, 2018): the outer gradient is `theta - phi`, no
+    derivative through the inner loop at all.
 
-    `phi` is where `steps` inner steps on the support set end. With plain SGD of rate 1 as outer optimiser, `theta` moves all the way to
-    the mean of the tasks' `phi`; the paper uses many inner steps of Adam on minibatches (`update="adam"`).
+    `phi` is where `steps` inner steps on the support set end. With plain SGD of rate 1 as outer
+    optimiser, `theta` moves all the way to the mean of the tasks' `phi`; the paper uses many inner
+    steps of Adam on minibatches (`update="adam"`).
 
-    Train with `meta_backward` or `meta_train`: there is no outer loss to differentiate, so calling the learner while gradients are
-    on raises RuntimeError. Arguments are those of `MAML`, but for `first_order`.
+    Train with `meta_backward` or `meta_train`: there is no outer loss to differentiate, so calling
+    the learner while gradients are on raises RuntimeError. Arguments are those of `MAML`, but for
+    `first_order`.
 
     Example:
         >>> import metalearn
@@ -48,26 +51,43 @@ class Reptile(MAML):
         execution: str = "auto",
         output: str | None = None,
     ) -> None:
-        super().__init__(model, lr, steps, first_order=True, head=head, loss=loss, update=update, execution=execution, output=output)
+        super().__init__(
+            model,
+            lr,
+            steps,
+            first_order=True,
+            head=head,
+            loss=loss,
+            update=update,
+            execution=execution,
+            output=output,
+        )
 
     def check_first_order(self, first_order: bool) -> bool:
         """Reptile takes no derivative through the inner loop."""
         if first_order is not True:
-            raise ValueError(f"first_order={first_order!r}: Reptile takes no derivative through the inner loop at all; use MAML for that")
+            raise ValueError(
+                f"first_order={first_order!r}: Reptile takes no derivative through the inner loop"
+                " at all; use MAML for that"
+            )
         return first_order
 
     def check_lr(self, lr: LR) -> LR:
         """The inner rate; not a learned one, for which Reptile has no gradient."""
         if any(isinstance(rate, nn.Parameter) for rate in self.paths_of(lr).values()):
-            raise ValueError("Reptile has no gradient for a learned inner rate; give a number, or use MAML or MetaSGD to learn it")
+            raise ValueError(
+                "Reptile has no gradient for a learned inner rate; give a number, or use MAML or"
+                " MetaSGD to learn it"
+            )
         return super().check_lr(lr)
 
     def forward(self, episodes: Episode) -> Tensor:
         """A stack of tasks -> query logits (tasks, queries, ways), for evaluation."""
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "Reptile has no outer loss to differentiate: its outer gradient is theta - phi. Train with "
-                "metalearn.meta_backward(learner, episodes), and evaluate under torch.no_grad()"
+                "Reptile has no outer loss to differentiate: its outer gradient is theta - phi."
+                " Train with metalearn.meta_backward(learner, episodes), and evaluate under"
+                " torch.no_grad()"
             )
         return super().forward(episodes)
 
@@ -78,7 +98,8 @@ class Reptile(MAML):
             logits = self.answer(network, adapted, episode.query.inputs)
             loss = self.task_loss(network, logits, episode.query.targets)
             gradients: list[Tensor | None] = [
-                self._distance(name.removeprefix("model."), theta, adapted.weights) for name, theta in self.trained().items()
+                self._distance(name.removeprefix("model."), theta, adapted.weights)
+                for name, theta in self.trained().items()
             ]
         return OuterGradient(loss, logits, gradients)
 

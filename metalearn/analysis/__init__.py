@@ -1,4 +1,6 @@
-"""What changed, where, and is it more than chance: similarities of matrices, and questions asked of networks and learners."""
+"""What changed, where, and is it more than chance: similarities of matrices, and questions asked of
+networks and learners.
+"""
 
 from metalearn.analysis.adaptation.decomposition import Condition, Decomposition
 from metalearn.analysis.adaptation.feature_reuse import Reuse, feature_reuse

@@ -16,7 +16,10 @@ def check_kind(value: Any, kind: type | tuple[type, ...], name: str, cure: str) 
 
 
 def check_all(values: Any, kind: type, name: str, cure: str) -> list[Any]:
-    """The values as a list. Raises TypeError where one of them is of another kind, or there is nothing to go through."""
+    """The values as a list.
+
+    Raises TypeError where one of them is of another kind, or there is nothing to go through.
+    """
     check_kind(values, Iterable, name, cure)
     listed = list(values)
     for number, value in enumerate(listed):
@@ -25,28 +28,44 @@ def check_all(values: Any, kind: type, name: str, cure: str) -> list[Any]:
 
 
 def single_tasks(episodes: Any) -> Sequence[Episode]:
-    """Tasks by index, from those or from one stack. Raises TypeError for anything else, and ValueError where there is none."""
+    """Tasks by index, from those or from one stack.
+
+    Raises TypeError for anything else, and ValueError where there is none.
+    """
     tasks = unstack(episodes) if isinstance(episodes, Episode) else episodes
     if not hasattr(tasks, "__len__") or not hasattr(tasks, "__getitem__"):
-        raise TypeError(f"episodes must be a FewShot or one stack of tasks, not {type(tasks).__name__}; a DataLoader's data set will do")
+        raise TypeError(
+            f"episodes must be a FewShot or one stack of tasks, not {type(tasks).__name__}; a"
+            " DataLoader's data set will do"
+        )
     if not len(tasks):
         raise ValueError("episodes holds no tasks; ask for at least 20")
     return tasks
 
 
 def listed(names: Any, argument: str) -> list[Any]:
-    """Names of layers as a list. Raises TypeError for a string, which would be taken letter by letter, and ValueError for none."""
+    """Names of layers as a list.
+
+    Raises TypeError for a string, which would be taken letter by letter, and ValueError for none.
+    """
     if isinstance(names, str):
-        raise TypeError(f"{argument}={names!r} is one string; give a list of names: {argument}=[{names!r}]")
+        raise TypeError(
+            f"{argument}={names!r} is one string; give a list of names: {argument}=[{names!r}]"
+        )
     check_kind(names, Iterable, argument, "give a list of names")
     names = list(names)
     if not names:
-        raise ValueError(f"{argument}=[] names no layer; name one or more, or leave {argument} out for all")
+        raise ValueError(
+            f"{argument}=[] names no layer; name one or more, or leave {argument} out for all"
+        )
     return names
 
 
 def check_draws(draws: int | None, seed: int) -> tuple[int | None, int]:
-    """Both as integers of Python, None as it is. Raises ValueError where `draws` is no count, or `seed` does not fit a generator."""
+    """Both as integers of Python, None as it is.
+
+    Raises ValueError where `draws` is no count, or `seed` does not fit a generator.
+    """
     return None if draws is None else check_count(draws), check_seed(seed)
 
 
@@ -69,7 +88,10 @@ def check_units(units: int, rows: int) -> None:
 
 
 def check_whole(value: int, name: str, least: int, meaning: str) -> int:
-    """The value as an integer of Python. Raises ValueError where it is not a whole number from `least` on."""
+    """The value as an integer of Python.
+
+    Raises ValueError where it is not a whole number from `least` on.
+    """
     if not is_whole(value) or value < least:
         raise ValueError(f"{name}={value!r} must be a whole number from {least} on: {meaning}")
     return int(value)

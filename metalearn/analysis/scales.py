@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 
 class Scale(NamedTuple):
-    """How scores of one kind are written: times `factor`, in these formats and units, under a `label`.
+    """How scores of one kind are written: times `factor`, in these formats and units, under a
+    `label`.
 
     `gain` and `loss` are the words for a difference that is better or worse.
     """

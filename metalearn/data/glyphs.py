@@ -1,4 +1,6 @@
-"""Glyphs: handwriting in invented alphabets, drawn by arithmetic alone, so that few-shot learning can be tried with no download."""
+"""Glyphs: handwriting in invented alphabets, drawn by arithmetic alone, so that few-shot learning
+can be tried with no download.
+"""
 
 from __future__ import annotations
 
@@ -25,29 +27,50 @@ ALPHABET = 20  # neighbouring characters of one alphabet: some alphabets are mos
 SKETCHES = 6  # characters sketched for each one kept
 PAPER = 0.8  # the longer side of a large character, as a share of the paper's side
 
-# What a piece of a stroke can be, length and turn in radians, and how often an angular and a curved alphabet use it.
+# What a piece of a stroke can be, length and turn in radians, and how often an angular and a curved
+# alphabet use it.
 PIECES = ((0.75, 0.0), (0.75, 1.0), (0.65, 1.57), (1.0, 3.14), (1.3, 4.71), (0.95, 6.6))
 ANGULAR = np.array([0.80, 0.08, 0.03, 0.04, 0.01, 0.04])
 CURVED = np.array([0.24, 0.15, 0.14, 0.25, 0.13, 0.09])
-DIRECTIONS = (4.0, 1.0, 6.0, 1.0, 0.7, 1.0, 1.0, 1.0)  # weights of east, south-east, south, ...: pens like to go right and down
+DIRECTIONS = (
+    4.0,
+    1.0,
+    6.0,
+    1.0,
+    0.7,
+    1.0,
+    1.0,
+    1.0,
+)  # weights of east, south-east, south, ...: pens like to go right and down
 CORNERS = (-135, -90, 90, 135)  # degrees
 STROKES = (0.24, 0.38, 0.26, 0.12)  # weights of one to four strokes
-PIECES_PER_STROKE = ((0.0, 0.3, 0.45, 0.25), (0.35, 0.45, 0.2, 0.0), (0.6, 0.35, 0.05, 0.0), (0.75, 0.25, 0.0, 0.0))
+PIECES_PER_STROKE = (
+    (0.0, 0.3, 0.45, 0.25),
+    (0.35, 0.45, 0.2, 0.0),
+    (0.6, 0.35, 0.05, 0.0),
+    (0.75, 0.25, 0.0, 0.0),
+)
 JOINED, CROSSED, APART, DOTTED = range(4)
 RELATIONS = (0.5, 0.2, 0.18, 0.12)
 ERRORS = 20  # what can come out otherwise than meant in one stroke: 3 numbers for each of up to 4 pieces, 4 for wobble, 4 for where it lies
 
-ALPHABETS, ERRING, HANDS = (kind << 40 for kind in (1, 2, 3))  # streams of random numbers; a character's own is its index
+ALPHABETS, ERRING, HANDS = (
+    kind << 40 for kind in (1, 2, 3)
+)  # streams of random numbers; a character's own is its index
 
 
 class Draws:
-    """Random numbers that are a function of (seed, stream) alone: raw Philox bits, which NumPy promises to keep from version to version."""
+    """Random numbers that are a function of (seed, stream) alone: raw Philox bits, which NumPy
+    promises to keep from version to version.
+    """
 
     def __init__(self, seed: int, stream: int) -> None:
         self.bits = np.random.Philox(key=np.array([seed, stream], dtype=np.uint64))
 
     def uniform(self, *shape: int) -> Array:
-        return (self.bits.random_raw(math.prod(shape)) >> np.uint64(11)).reshape(shape) * np.float64(2**-53)
+        return (self.bits.random_raw(math.prod(shape)) >> np.uint64(11)).reshape(
+            shape
+        ) * np.float64(2**-53)
 
     def bell(self, *shape: int) -> Array:
         """Mean 0, variance 1, never beyond 3.5: a hand errs, but not without bound."""
@@ -72,11 +95,17 @@ class Stroke(NamedTuple):
 
 
 def sketch(draws: Draws, curviness: float) -> list[Stroke]:
-    """A character thought up: one to four strokes, each of one to four straight or curved pieces, joined, crossing or apart."""
+    """A character thought up: one to four strokes, each of one to four straight or curved pieces,
+    joined, crossing or apart.
+    """
     count = 1 + draws.choice(STROKES)
     strokes: list[Stroke] = []
     for k in range(count):
-        pieces = movement(draws, 1 + draws.choice(PIECES_PER_STROKE[count - 1]), ((1 - curviness) * ANGULAR + curviness * CURVED).tolist())
+        pieces = movement(
+            draws,
+            1 + draws.choice(PIECES_PER_STROKE[count - 1]),
+            ((1 - curviness) * ANGULAR + curviness * CURVED).tolist(),
+        )
         relation = draws.choice(RELATIONS) if k else JOINED
         if relation == DOTTED:
             pieces = np.array([(0.07, 1.2, 0.3)])
@@ -89,7 +118,10 @@ def sketch(draws: Draws, curviness: float) -> list[Stroke]:
 
 
 def movement(draws: Draws, count: int, kinds: Sequence[float]) -> Array:
-    """The pieces `(count, 3)` of a stroke. Headings start on one of eight directions, so that bars are level and stems upright."""
+    """The pieces `(count, 3)` of a stroke.
+
+    Headings start on one of eight directions, so that bars are level and stems upright.
+    """
     eighth = np.pi / 4
     toward = heading = draws.choice(DIRECTIONS) * eighth
     pieces = []
@@ -99,7 +131,9 @@ def movement(draws: Draws, count: int, kinds: Sequence[float]) -> Array:
         if j == 0 or draws.one() < 0.65:  # a corner; otherwise the pen goes on as it came
             corner = math.radians(CORNERS[draws.choice((1, 2, 2, 1))])
             toward += corner if j else 0
-            heading = toward - (turn / 2 if abs(turn) < 2 else 0)  # an open arc's ends lie on the direction
+            heading = toward - (
+                turn / 2 if abs(turn) < 2 else 0
+            )  # an open arc's ends lie on the direction
         pieces.append((length * (0.65 + 0.7 * draws.one()), heading, turn))
         heading += turn
         toward = round(heading / eighth) * eighth
@@ -107,7 +141,9 @@ def movement(draws: Draws, count: int, kinds: Sequence[float]) -> Array:
 
 
 def trace(strokes: list[Stroke], errors: Array, spacing: float) -> Array:
-    """The points `(drawings, points, 2)` that the pen passes when it errs by `errors` `(drawings, strokes, ERRORS)`; y points down."""
+    """The points `(drawings, points, 2)` that the pen passes when it errs by `errors` `(drawings,
+    strokes, ERRORS)`; y points down.
+    """
     lines: list[Array] = []
     rows = np.arange(len(errors))
     for k, stroke in enumerate(strokes):
@@ -116,8 +152,12 @@ def trace(strokes: list[Stroke], errors: Array, spacing: float) -> Array:
         piece = np.repeat(np.arange(count), steps)
         share = np.concatenate([(np.arange(n) + 0.5) / n for n in steps]) - 0.5
         length = stroke.pieces[:, 0] * np.exp(0.17 * error[:, 0:count]) / steps
-        turn = stroke.pieces[:, 2] * (1 + 0.10 * error[:, 4 : 4 + count]) + 0.12 * error[:, 4 : 4 + count]
-        # The error is in a piece's own direction and not in the corner before it, so that errors do not add up: hands keep upright upright.
+        turn = (
+            stroke.pieces[:, 2] * (1 + 0.10 * error[:, 4 : 4 + count])
+            + 0.12 * error[:, 4 : 4 + count]
+        )
+        # The error is in a piece's own direction and not in the corner before it, so that errors do
+        # not add up: hands keep upright upright.
         middle = stroke.pieces[:, 1] + stroke.pieces[:, 2] / 2 + 0.11 * error[:, 8 : 8 + count]
         angle = middle[:, piece] + turn[:, piece] * share
         time = np.linspace(0, 1, len(piece))
@@ -130,7 +170,10 @@ def trace(strokes: list[Stroke], errors: Array, spacing: float) -> Array:
             base = lines[stroke.base]
             along = np.clip(stroke.along + 0.05 * error[:, 16], 0, 1) * (base.shape[1] - 1)
             at = np.clip(stroke.at + 0.06 * error[:, 17], 0, 1) * (points.shape[1] - 1)
-            there, here = base[rows, np.rint(along).astype(int)], points[rows, np.rint(at).astype(int)]
+            there, here = (
+                base[rows, np.rint(along).astype(int)],
+                points[rows, np.rint(at).astype(int)],
+            )
             points += (there - here + stroke.gap + 0.03 * error[:, 18:20])[:, None]
         lines.append(points)
     return np.concatenate(lines, 1)
@@ -142,14 +185,20 @@ def template(strokes: list[Stroke]) -> Array:
 
 
 def clumsiness(strokes: list[Stroke]) -> float:
-    """How much ink lies over other ink, how far from square the character is, and how many pieces it lacks to stand out from others."""
+    """How much ink lies over other ink, how far from square the character is, and how many pieces
+    it lacks to stand out from others.
+    """
     points = template(strokes)
     order = np.arange(len(points))
     near = ((points[:, None] - points) ** 2).sum(-1) < 0.12**2
     later = abs(order[:, None] - order) > 6
     width, height = np.ptp(points, axis=0) + 0.15
     lack = 4 - sum(len(stroke.pieces) for stroke in strokes)
-    return 4 * float((near & later).any(1).mean()) + max(0.0, width / height - 1.3, height / width - 1.6) + 0.7 * max(0, lack)
+    return (
+        4 * float((near & later).any(1).mean())
+        + max(0.0, width / height - 1.3, height / width - 1.6)
+        + 0.7 * max(0, lack)
+    )
 
 
 def character(seed: int, index: int) -> list[Stroke]:
@@ -173,20 +222,26 @@ class Hand(NamedTuple):
 def hands(seed: int, split: str, drawers: int) -> Hand:
     """The style of every drawer of a split: each field (drawers,)."""
     first = HANDS | SPLITS[split].start << 24  # every split has drawers of its own
-    loose, large, wide, slant, rotation, pen = np.stack([Draws(seed, first + i).bell(6) for i in range(drawers)], 1)
+    loose, large, wide, slant, rotation, pen = np.stack(
+        [Draws(seed, first + i).bell(6) for i in range(drawers)], 1
+    )
     loose, large = 0.85 * np.exp(0.25 * loose), 0.92 * np.exp(0.1 * large)
     return Hand(loose, large, 0.08 * wide, 0.1 + 0.12 * slant, 0.04 * rotation, 0.84 + 0.07 * pen)
 
 
 def place(points: Array, hand: Hand, error: Array) -> Array:
-    """The points as these drawers would size, slant, turn and place them, in shares of the paper's side, all on the paper."""
+    """The points as these drawers would size, slant, turn and place them, in shares of the paper's
+    side, all on the paper.
+    """
     points = points * (hand.large * np.exp(0.07 * error[:, 0]))[:, None, None]
     stretch = hand.wide + 0.05 * error[:, 1]
     slant = hand.slant + 0.05 * error[:, 2]
     angle = (hand.rotation + 0.05 * error[:, 3])[:, None]
     x, y = points[..., 0] * np.exp(stretch)[:, None], points[..., 1] * np.exp(-stretch)[:, None]
     x = x - slant[:, None] * y
-    points = np.stack([np.cos(angle) * x - np.sin(angle) * y, np.sin(angle) * x + np.cos(angle) * y], -1)
+    points = np.stack(
+        [np.cos(angle) * x - np.sin(angle) * y, np.sin(angle) * x + np.cos(angle) * y], -1
+    )
     low, high = points.min(1, keepdims=True), points.max(1, keepdims=True)
     points = (points - (low + high) / 2) * np.minimum(1, 0.84 / (high - low).max(-1, keepdims=True))
     room = 0.42 - np.abs(points).max(1)
@@ -194,36 +249,58 @@ def place(points: Array, hand: Hand, error: Array) -> Array:
 
 
 def ink(points: Array, pen: Array, size: int) -> NDArray[np.uint8]:
-    """White on black `(drawings, size, size)`: the distance in pixels from each pixel to the nearest point, its edge anti-aliased."""
-    squared = (points[..., None] - np.arange(size)).astype(np.float32) ** 2  # (drawings, points, 2, size)
+    """White on black `(drawings, size, size)`: the distance in pixels from each pixel to the
+    nearest point, its edge anti-aliased.
+    """
+    squared = (points[..., None] - np.arange(size)).astype(
+        np.float32
+    ) ** 2  # (drawings, points, 2, size)
     nearest = np.full((len(points), size, size), np.inf, dtype=np.float32)
     for i in range(points.shape[1]):
         np.minimum(nearest, squared[:, i, 1, :, None] + squared[:, i, 0, None, :], out=nearest)
-    cover = np.clip(pen.astype(np.float32)[:, None, None] + np.float32(0.5) - np.sqrt(nearest), 0, 1)
+    cover = np.clip(
+        pen.astype(np.float32)[:, None, None] + np.float32(0.5) - np.sqrt(nearest), 0, 1
+    )
     return np.rint(255 * cover).astype(np.uint8)
 
 
 @lru_cache(maxsize=8)
 def drawings(split: str, classes: int, drawers: int, size: int, seed: int) -> NDArray[np.uint8]:
-    """All drawings `(classes, drawers, size, size)`. Each depends on seed, character and drawer alone, so fewer are the first of more."""
+    """All drawings `(classes, drawers, size, size)`.
+
+    Each depends on seed, character and drawer alone, so fewer are the first of more.
+    """
     hand = hands(seed, split, drawers)
     images = np.empty((classes, drawers, size, size), dtype=np.uint8)
     for k, index in enumerate(SPLITS[split][:classes]):
         strokes = character(seed, index)
         extent = float(np.ptp(template(strokes), axis=0).max())
-        scale = PAPER * min(1.0, (extent / 1.6) ** 0.5) / extent  # a slight character stays somewhat smaller
+        scale = (
+            PAPER * min(1.0, (extent / 1.6) ** 0.5) / extent
+        )  # a slight character stays somewhat smaller
         errors = Draws(seed, ERRING | index).bell(drawers, len(STROKES) + 1, ERRORS)
-        points = scale * trace(strokes, errors * hand.loose[:, None, None], spacing=0.5 / (scale * size))
+        points = scale * trace(
+            strokes, errors * hand.loose[:, None, None], spacing=0.5 / (scale * size)
+        )
         images[k] = ink(place(points, hand, errors[:, -1]) * size - 0.5, hand.pen * size / 28, size)
     return images
 
 
-def glyphs(split: str = "train", *, classes: int | None = None, drawers: int = 20, size: int = 28, seed: int = 0) -> LabelledImages:
-    """Characters of invented alphabets, each drawn once by every drawer: white ink on black paper, made on the spot from `seed` alone.
+def glyphs(
+    split: str = "train",
+    *,
+    classes: int | None = None,
+    drawers: int = 20,
+    size: int = 28,
+    seed: int = 0,
+) -> LabelledImages:
+    """Characters of invented alphabets, each drawn once by every drawer: white ink on black paper,
+    made on the spot from `seed` alone.
 
-    A stand-in for Omniglot; a character is a program of pen strokes, as in Lake, Salakhutdinov and Tenenbaum (Science 2015). What differs
-    between its drawings is the drawer (size, slant, stretch, pen, looseness: the same in all that one drawer writes) and by how much the
-    lengths, directions, bends and joins of the strokes miss what was meant. Splits share no character and no drawer.
+    A stand-in for Omniglot; a character is a program of pen strokes, as in Lake, Salakhutdinov and
+    Tenenbaum (Science 2015). What differs between its drawings is the drawer (size, slant, stretch,
+    pen, looseness: the same in all that one drawer writes) and by how much the lengths, directions,
+    bends and joins of the strokes miss what was meant. Splits share no character and no drawer.
 
     Args:
         split: "train" (256 characters), "validation" (64) or "test" (80).
@@ -250,8 +327,17 @@ def glyphs(split: str = "train", *, classes: int | None = None, drawers: int = 2
         ("seed", seed, 0, 2**64 - 1),
     ):
         if not least <= whole_number(name, value, least=None) <= most:
-            raise ValueError(f"{name}={value} is out of range for the {split!r} glyphs; choose {least} to {most}")
+            raise ValueError(
+                f"{name}={value} is out of range for the {split!r} glyphs; choose {least} to {most}"
+            )
     images = torch.tensor(drawings(split, classes, drawers, size, seed)).flatten(0, 1)[:, None]
     labels = torch.arange(classes).repeat_interleave(drawers)
-    description = {"source": "glyphs", "split": split, "classes": classes, "drawers": drawers, "size": size, "seed": seed}
+    description = {
+        "source": "glyphs",
+        "split": split,
+        "classes": classes,
+        "drawers": drawers,
+        "size": size,
+        "seed": seed,
+    }
     return LabelledImages(images, labels, [f"glyph{i:03d}" for i in indices[:classes]], description)

@@ -30,37 +30,59 @@ class Row(NamedTuple):
 def listed(top: Path, table: Path, wanted: str) -> dict[str, dict[str, list[Path]]]:
     """The files of every class of every split.
 
-    Fields are separated by commas, semicolons or tabs. The file is UTF-8 or UTF-16, with any line ends.
+    Fields are separated by commas, semicolons or tabs. The file is UTF-8 or UTF-16, with any line
+    ends.
 
     Args:
         top: the folder that the file names are relative to, and that no file may lie outside of.
-        table: a CSV file with the columns filename, label and split; or a folder with train.csv, val.csv and test.csv, which need no
-            column split.
+        table: a CSV file with the columns filename, label and split; or a folder with train.csv,
+            val.csv and test.csv, which need no column split.
         wanted: the split whose files must exist.
 
     Raises:
         FileNotFoundError: if there is no such table, or a file that it lists does not exist.
-        ValueError: if a row is incomplete, a file lies outside of `top`, or a class or a file is in two splits. The message names the line.
+        ValueError: if a row is incomplete, a file lies outside of `top`, or a class or a file is in
+            two splits. The message names the line.
     """
     if table.is_dir():
-        names = {split: [table / f"{alias}.csv" for alias in aliases] for split, aliases in FOLDERS.items()}
-        tables = {split: next((path for path in paths if path.is_file()), None) for split, paths in names.items()}
+        names = {
+            split: [table / f"{alias}.csv" for alias in aliases]
+            for split, aliases in FOLDERS.items()
+        }
+        tables = {
+            split: next((path for path in paths if path.is_file()), None)
+            for split, paths in names.items()
+        }
         if not any(tables.values()):
-            raise FileNotFoundError(f"{table} holds no split file: it needs train.csv, val.csv and test.csv")
-        rows = [row for split, path in tables.items() if path is not None for row in _rows(path, top, wanted, split)]
+            raise FileNotFoundError(
+                f"{table} holds no split file: it needs train.csv, val.csv and test.csv"
+            )
+        rows = [
+            row
+            for split, path in tables.items()
+            if path is not None
+            for row in _rows(path, top, wanted, split)
+        ]
     else:
         rows = _rows(table, top, wanted, _split_named(table.stem))
     _check_apart(rows)
     splits: dict[str, dict[str, set[Path]]] = {}
     for row in rows:
         splits.setdefault(row.split, {}).setdefault(row.label, set()).add(row.path)
-    return {split: {label: sorted(classes[label]) for label in sorted(classes)} for split, classes in splits.items()}
+    return {
+        split: {label: sorted(classes[label]) for label in sorted(classes)}
+        for split, classes in splits.items()
+    }
 
 
 def _rows(table: Path, top: Path, wanted: str, named: str | None) -> list[Row]:
-    """The rows of one table; `named` is the split that all of them belong to where the table has no column split."""
+    """The rows of one table; `named` is the split that all of them belong to where the table has no
+    column split.
+    """
     if not table.is_file():
-        raise FileNotFoundError(f"there is no split file {table}: it needs the columns filename, label and split")
+        raise FileNotFoundError(
+            f"there is no split file {table}: it needs the columns filename, label and split"
+        )
     text = _text(table)
     first = text.partition("\n")[0]
     separator = max(",;\t", key=first.count)
@@ -70,8 +92,8 @@ def _rows(table: Path, top: Path, wanted: str, named: str | None) -> list[Row]:
         header = [name.strip().lower() for name in next(reader, [])]
         if not {"filename", "label"} <= set(header):
             raise ValueError(
-                f"{table} needs a first line with the columns filename and label (and split), and a line for each image; "
-                f"its first line is {first.strip()[:80]!r}"
+                f"{table} needs a first line with the columns filename and label (and split), and a"
+                f" line for each image; its first line is {first.strip()[:80]!r}"
             )
         repeated = [name for name in COLUMNS if header.count(name) > 1]
         if repeated:
@@ -83,27 +105,37 @@ def _rows(table: Path, top: Path, wanted: str, named: str | None) -> list[Row]:
                     raise FileNotFoundError(f"{row.place} lists {row.path}, which does not exist")
                 rows.append(row)
     except csv.Error as error:
-        raise ValueError(f"{table} line {reader.line_num} cannot be read ({error}); mend the quotes of this line") from error
+        raise ValueError(
+            f"{table} line {reader.line_num} cannot be read ({error}); mend the quotes of this line"
+        ) from error
     if not rows:
-        raise ValueError(f"{table} needs a first line with the columns filename and label (and split), and a line for each image")
+        raise ValueError(
+            f"{table} needs a first line with the columns filename and label (and split), and a"
+            " line for each image"
+        )
     if "split" not in header and named is None:
         raise ValueError(
-            f"{table} has no column split, so its rows would be in every split; add the column with train, val or test, "
-            "or give a folder with train.csv, val.csv and test.csv"
+            f"{table} has no column split, so its rows would be in every split; add the column with"
+            " train, val or test, or give a folder with train.csv, val.csv and test.csv"
         )
     return rows
 
 
 def _row(header: list[str], fields: list[str], place: str, top: Path, named: str | None) -> Row:
     if len(fields) != len(header):
-        raise ValueError(f"{place} has {len(fields)} fields, but the first line names {len(header)} columns; mend this line")
+        raise ValueError(
+            f"{place} has {len(fields)} fields, but the first line names {len(header)} columns;"
+            " mend this line"
+        )
     values = {name: value.strip() for name, value in zip(header, fields, strict=True)}
     empty = [name for name in COLUMNS if name in values and not values[name]]
     if empty:
         raise ValueError(f"{place} has no {empty[0]}; fill it in, or delete the line")
     split = _split_named(values["split"]) if "split" in values else named
     if "split" in values and (split is None or split != (named or split)):
-        allowed = ", ".join(FOLDERS[named] if named else [aliases[0] for aliases in FOLDERS.values()])
+        allowed = ", ".join(
+            FOLDERS[named] if named else [aliases[0] for aliases in FOLDERS.values()]
+        )
         raise ValueError(f"{place} has the split {values['split']!r}; it may be {allowed}")
     return Row(place, _file(top, values["filename"], place), values["label"], split or "")
 
@@ -113,12 +145,17 @@ def _file(top: Path, name: str, place: str) -> Path:
     if "\0" in name:
         raise ValueError(f"{place} has a file name with a zero byte; mend this line")
     if PureWindowsPath(name).drive and os.name != "nt":
-        raise ValueError(f"{place} lists {name}, a path of another machine; write it relative to {top}")
+        raise ValueError(
+            f"{place} lists {name}, a path of another machine; write it relative to {top}"
+        )
     path = _within(top, name)
     if "\\" in name and (path is None or not path.is_file()):
         path = _within(top, name.replace("\\", "/"))
     if path is None:
-        raise ValueError(f"{place} lists {name}, which lies outside of {top}; list files within it, or give the folder above both")
+        raise ValueError(
+            f"{place} lists {name}, which lies outside of {top}; list files within it, or give the"
+            " folder above both"
+        )
     return path
 
 
@@ -139,19 +176,21 @@ def _check_apart(rows: list[Row]) -> None:
         first = classes.setdefault(row.label, row)
         if first.split != row.split:
             raise ValueError(
-                f"{row.place} has class {row.label!r} in {row.split}, but {first.place} has it in {first.split}; "
-                "give each class one split, since tests need unseen classes"
+                f"{row.place} has class {row.label!r} in {row.split}, but {first.place} has it in"
+                f" {first.split}; give each class one split, since tests need unseen classes"
             )
         first = paths.setdefault(row.path.resolve(), row)
         if first.label != row.label:
             raise ValueError(
-                f"{row.place} lists {row.path} as {row.label!r} ({row.split}), but {first.place} has it as {first.label!r} "
-                f"({first.split}); give each file one class"
+                f"{row.place} lists {row.path} as {row.label!r} ({row.split}), but {first.place}"
+                f" has it as {first.label!r} ({first.split}); give each file one class"
             )
 
 
 def _split_named(name: str) -> str | None:
-    return next((split for split, aliases in FOLDERS.items() if name.strip().lower() in aliases), None)
+    return next(
+        (split for split, aliases in FOLDERS.items() if name.strip().lower() in aliases), None
+    )
 
 
 def _text(table: Path) -> str:
@@ -161,5 +200,7 @@ def _text(table: Path) -> str:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise ValueError(f"{table} line {line} is not UTF-8 ({error.reason}); save the file as UTF-8") from error
+        raise ValueError(
+            f"{table} line {line} is not UTF-8 ({error.reason}); save the file as UTF-8"
+        ) from error
     return text.replace("\r\n", "\n").replace("\r", "\n")

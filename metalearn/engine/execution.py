@@ -1,10 +1,13 @@
-"""How many tasks run: in a loop, in threads, vectorized, or vectorized and recorded. Every way gives the same numbers.
+"""How many tasks run: in a loop, in threads, vectorized, or vectorized and recorded. Every way
+gives the same numbers.
 
-Tasks are independent, so nothing outside this file knows how they are run. All of them take gradients with autograd *outside* of
-`torch.vmap`: the stacked inner step differentiates the sum of the tasks' losses by weights that carry a task dimension, and vmap is
-only ever applied to a forward pass. Autograd then records the batched operations themselves, so second derivatives through
-batch, layer and instance norm whose weight and bias adapt per task are correct. `vmap(grad(...))` by itself is correct, too; a
-`backward()` or another `grad` through it gives silently wrong second derivatives of these norms (pytorch/functorch#534).
+Tasks are independent, so nothing outside this file knows how they are run. All of them take
+gradients with autograd *outside* of `torch.vmap`: the stacked inner step differentiates the sum of
+the tasks' losses by weights that carry a task dimension, and vmap is only ever applied to a forward
+pass. Autograd then records the batched operations themselves, so second derivatives through batch,
+layer and instance norm whose weight and bias adapt per task are correct. `vmap(grad(...))` by
+itself is correct, too; a `backward()` or another `grad` through it gives silently wrong second
+derivatives of these norms (pytorch/functorch#534).
 """
 
 from __future__ import annotations
@@ -38,7 +41,10 @@ from .randomness import TaskRandomness
 from .solver import Adapted, OuterGradient, Solver
 
 WAYS = ("auto", "loop", "threads", "vectorized", "graphs", "compiled")
-RECORDED = {"graphs": "cuda", "compiled": "cpu"}  # vectorized tasks whose operations are recorded, and on what device
+RECORDED = {
+    "graphs": "cuda",
+    "compiled": "cpu",
+}  # vectorized tasks whose operations are recorded, and on what device
 VECTORIZED = ("vectorized", *RECORDED)
 CHUNK = 32  # tasks that are vectorized at once
 
@@ -48,23 +54,29 @@ Work: TypeAlias = Callable[[Solver, Functional, Episode], Result]
 
 
 class MetaBackward(NamedTuple):
-    """What `meta_backward` computed on its way: detached outer losses (tasks,) and query logits (tasks, queries, ways)."""
+    """What `meta_backward` computed on its way: detached outer losses (tasks,) and query logits
+    (tasks, queries, ways).
+    """
 
     losses: Tensor
     logits: Tensor
 
 
-def meta_backward(learner: Solver, episodes: Episode, *, scale: float | None = None) -> MetaBackward:
-    """Add the gradient of the outer loss to `.grad`, a few tasks at a time -> `MetaBackward(losses, logits)`.
+def meta_backward(
+    learner: Solver, episodes: Episode, *, scale: float | None = None
+) -> MetaBackward:
+    """Add the gradient of the outer loss to `.grad`, a few tasks at a time -> `MetaBackward(losses,
+    logits)`.
 
-    The outer loss is the mean over queries, then over tasks; the gradient equals that of `loss.backward()` on `learner(episodes)`, but
-    memory grows with the tasks in flight (one in a loop, one a thread, 32 vectorized) and never with the meta-batch. The gradients of
-    tasks are added in the order of the tasks, so that results repeat.
+    The outer loss is the mean over queries, then over tasks; the gradient equals that of
+    `loss.backward()` on `learner(episodes)`, but memory grows with the tasks in flight (one in a
+    loop, one a thread, 32 vectorized) and never with the meta-batch. The gradients of tasks are
+    added in the order of the tasks, so that results repeat.
 
     Arguments:
         episodes: a stack of tasks.
-        scale: what each task's gradient is multiplied by; 1 / tasks by default. A process that holds a share of a meta-batch passes
-            1 / (tasks of all the processes).
+        scale: what each task's gradient is multiplied by; 1 / tasks by default. A process that
+            holds a share of a meta-batch passes 1 / (tasks of all the processes).
     Raises ValueError naming a trained parameter that no outer loss depends on.
 
     Example:
@@ -80,46 +92,58 @@ def meta_backward(learner: Solver, episodes: Episode, *, scale: float | None = N
     factor = 1 / len(episodes.query.targets) if scale is None else scale
     trained = learner.trained()
     if not trained:
-        raise ValueError("the learner has no parameter to train; set requires_grad_(True) on what the outer loop should move")
+        raise ValueError(
+            "the learner has no parameter to train; set requires_grad_(True) on what the outer loop"
+            " should move"
+        )
     losses, logits = [], []
     reached: set[str] = set()
     with torch.enable_grad():
         for loss, prediction, gradients in _each(learner, episodes, _outer_gradient):
             losses.append(loss)
             logits.append(prediction)
-            found = {name: gradient for name, gradient in zip(trained, gradients, strict=True) if gradient is not None}
+            found = {
+                name: gradient
+                for name, gradient in zip(trained, gradients, strict=True)
+                if gradient is not None
+            }
             reached |= found.keys()
             _accumulate([trained[name] for name in found], list(found.values()), factor)
     unreached = [name.removeprefix("model.") for name in trained if name not in reached]
     if unreached:
         raise ValueError(
-            f"the outer loss does not depend on {', '.join(unreached)}; remove what the forward pass does not use, or exclude it with "
-            f"requires_grad_(False)"
+            f"the outer loss does not depend on {', '.join(unreached)}; remove what the forward"
+            " pass does not use, or exclude it with requires_grad_(False)"
         )
     return MetaBackward(torch.cat(losses), torch.cat(logits))
 
 
 def predictions(learner: Solver, episodes: Episode) -> Tensor:
-    """Query logits (tasks, queries, ways) of a stack of tasks, differentiable where gradients are on."""
+    """Query logits (tasks, queries, ways) of a stack of tasks, differentiable where gradients are
+    on.
+    """
     return torch.cat(list(_each(learner, episodes, _predictions)))
 
 
 def chosen(learner: Solver) -> str:
-    """How this learner's tasks will be run: "loop", "threads", "vectorized", "graphs" or "compiled".
+    """How this learner's tasks will be run: "loop", "threads", "vectorized", "graphs" or
+    "compiled".
 
-    By default: active random layers (dropout modules; a call of `F.dropout` inside a forward cannot be seen) in a loop, since only there
-    each task draws as it would alone; on a CPU networks
-    without convolutions vectorized (there a task is mostly overhead) and convolutions in threads (vectorized they become products of
-    matrices, which are slower there); on other devices vectorized, and on CUDA in graphs where `without_graphs` has no reason against it.
-    What is not known to vectorize runs in threads or the loop. Compiling takes seconds to minutes, so that it has to be asked for.
-    Raises ValueError for a way that was asked for and would be wrong.
+    By default: active random layers (dropout modules; a call of `F.dropout` inside a forward cannot
+    be seen) in a loop, since only there each task draws as it would alone; on a CPU networks
+    without convolutions vectorized (there a task is mostly overhead) and convolutions in threads
+    (vectorized they become products of matrices, which are slower there); on other devices
+    vectorized, and on CUDA in graphs where `without_graphs` has no reason against it. What is not
+    known to vectorize runs in threads or the loop. Compiling takes seconds to minutes, so that it
+    has to be asked for. Raises ValueError for a way that was asked for and would be wrong.
     """
     if learner.one_by_one:
         if learner.execution not in ("auto", "loop"):
             name = type(learner).__name__
             raise ValueError(
-                f"{name} has its own adapt() or predict(), which know one task at a time; override solve(network, support) and "
-                f"answer(network, adapted, inputs) instead, or use execution='loop'"
+                f"{name} has its own adapt() or predict(), which know one task at a time; override"
+                " solve(network, support) and answer(network, adapted, inputs) instead, or use"
+                " execution='loop'"
             )
         return "loop"
     drawing = _random_part(learner)
@@ -129,35 +153,61 @@ def chosen(learner: Solver) -> str:
         return "loop"
     device = RECORDED.get(learner.execution)
     if device and not _on(learner, device):
-        what, where = ("records CUDA graphs", "a CUDA device") if device == "cuda" else ("compiles for a CPU", "the CPU")
-        raise ValueError(f"execution={learner.execution!r} {what}, and this learner is not on {where}; use learner.{device}(), or 'auto'")
+        what, where = (
+            ("records CUDA graphs", "a CUDA device")
+            if device == "cuda"
+            else ("compiles for a CPU", "the CPU")
+        )
+        raise ValueError(
+            f"execution={learner.execution!r} {what}, and this learner is not on {where}; use"
+            f" learner.{device}(), or 'auto'"
+        )
     if learner.execution != "auto":
         return learner.execution
     on_cpu = _on(learner, "cpu")
-    if is_plain(learner.model) and _vectorizes(learner.model, _DENSE if on_cpu else (*_DENSE, *_CONVOLUTIONAL)):
+    if is_plain(learner.model) and _vectorizes(
+        learner.model, _DENSE if on_cpu else (*_DENSE, *_CONVOLUTIONAL)
+    ):
         return "graphs" if _on(learner, "cuda") and not without_graphs(learner) else "vectorized"
-    return "threads" if on_cpu and torch.get_num_threads() > 1 and not _tied_part(learner.model) else "loop"
+    return (
+        "threads"
+        if on_cpu and torch.get_num_threads() > 1 and not _tied_part(learner.model)
+        else "loop"
+    )
 
 
 def without_graphs(learner: Solver) -> str:
-    """Why vectorized tasks are not recorded as CUDA graphs unasked, in words; nothing where they are.
+    """Why vectorized tasks are not recorded as CUDA graphs unasked, in words; nothing where they
+    are.
 
-    A recording leaves out what Python does besides, so that only code of which it is known that it does nothing else is recorded.
+    A recording leaves out what Python does besides, so that only code of which it is known that it
+    does nothing else is recorded.
     """
-    hooked = [name or "the model" for name, module in learner.model.named_modules() if _has_hooks(module)]
+    hooked = [
+        name or "the model" for name, module in learner.model.named_modules() if _has_hooks(module)
+    ]
     if hooked:
         return f"{hooked[0]} has hooks, which a CUDA graph would not call"
-    for what, thing in (("learner", type(learner)), ("loss", learner.loss), ("update", getattr(learner, "update", None))):
+    for what, thing in (
+        ("learner", type(learner)),
+        ("loss", learner.loss),
+        ("update", getattr(learner, "update", None)),
+    ):
         if thing is not None and not computes_only(thing):
             name = getattr(thing, "__name__", type(thing).__name__)
-            return f"the {what} {name} is not known to do nothing but compute; execution='graphs' says that it is so"
+            return (
+                f"the {what} {name} is not known to do nothing but compute; execution='graphs' says"
+                " that it is so"
+            )
     return ""
 
 
 def computes_only(thing: Any) -> bool:
-    """Whether a class, a function or a module of torch.nn declares that it does nothing but compute.
+    """Whether a class, a function or a module of torch.nn declares that it does nothing but
+    compute.
 
-    The attribute `computes_only` says so. A subclass does not inherit it, since its code may do more.
+    The attribute `computes_only` says so. A subclass does not inherit it, since its code may do
+    more.
     """
     if getattr(thing, "__module__", "").startswith("torch.nn."):
         return True
@@ -165,7 +215,9 @@ def computes_only(thing: Any) -> bool:
 
 
 def in_flight(learner: Solver, tasks: int) -> tuple[str, int]:
-    """How so many of this learner's tasks will be run, and how many of them at once: memory grows with these alone."""
+    """How so many of this learner's tasks will be run, and how many of them at once: memory grows
+    with these alone.
+    """
     way = chosen(learner)
     if way in VECTORIZED:
         return way, min(CHUNK, tasks)
@@ -185,27 +237,52 @@ _DENSE = (
     nn.Linear, nn.Identity, nn.Flatten, nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.ELU, nn.Tanh, nn.Sigmoid, nn.Softplus,
     nn.LayerNorm, nn.BatchNorm1d, nn.modules.dropout._DropoutNd,
 )  # fmt: skip
-_CONVOLUTIONAL = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)
+_CONVOLUTIONAL = (
+    nn.Conv2d,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.BatchNorm2d,
+    nn.GroupNorm,
+    nn.InstanceNorm2d,
+)
 
 
 def _vectorizes(model: nn.Module, kinds: tuple[type, ...]) -> bool:
-    """Whether it is known that vmap takes each of its modules: layers of these kinds, plain containers, and models of this package."""
+    """Whether it is known that vmap takes each of its modules: layers of these kinds, plain
+    containers, and models of this package.
+    """
     return all(
         isinstance(module, kinds)
         or type(module) in (nn.Sequential, nn.ModuleList)
-        or (type(module).__module__.startswith("metalearn.") and next(module.children(), None) is not None)
+        or (
+            type(module).__module__.startswith("metalearn.")
+            and next(module.children(), None) is not None
+        )
         for module in model.modules()
     )
 
 
 def _is_random(module: nn.Module) -> bool:
-    drops = isinstance(module, nn.modules.dropout._DropoutNd | nn.RReLU) or type(module).__name__ in ("StochasticDepth", "DropPath")
+    drops = isinstance(module, nn.modules.dropout._DropoutNd | nn.RReLU) or type(
+        module
+    ).__name__ in ("StochasticDepth", "DropPath")
     inner = isinstance(module, nn.MultiheadAttention | nn.RNNBase) and module.dropout > 0
-    return module.training and (inner or (drops and getattr(module, "p", getattr(module, "drop_prob", 1)) != 0))
+    return module.training and (
+        inner or (drops and getattr(module, "p", getattr(module, "drop_prob", 1)) != 0)
+    )
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    return any(getattr(module, name) for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"))
+    return any(
+        getattr(module, name)
+        for name in (
+            "_forward_hooks",
+            "_forward_pre_hooks",
+            "_backward_hooks",
+            "_backward_pre_hooks",
+        )
+    )
 
 
 def _random_part(learner: Solver) -> str:
@@ -216,14 +293,18 @@ def _random_part(learner: Solver) -> str:
         for attribute, value in vars(module).items():
             if isinstance(value, _GENERATORS):
                 return f"the generator {name + '.' if name else ''}{attribute}"
-    return "the model" if learner.known.drawing == _modes_of(learner.model) else ""  # as it did the last time
+    return (
+        "the model" if learner.known.drawing == _modes_of(learner.model) else ""
+    )  # as it did the last time
 
 
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
 
 def _tied_part(model: nn.Module) -> str:
-    """A hook or a replaced method that may remember this one model, so that a copy of it would still call the original, in words."""
+    """A hook or a replaced method that may remember this one model, so that a copy of it would
+    still call the original, in words.
+    """
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
             if any(map(_remembers, value.values() if isinstance(value, dict) else [value])):
@@ -232,7 +313,9 @@ def _tied_part(model: nn.Module) -> str:
 
 
 def _remembers(value: Any) -> bool:
-    """Whether a function uses anything from outside itself that could be, or hold, a part of a model."""
+    """Whether a function uses anything from outside itself that could be, or hold, a part of a
+    model.
+    """
     if isinstance(value, partial):
         return any(map(_remembers, (value.func, *value.args, *value.keywords.values())))
     if not isinstance(value, FunctionType):
@@ -242,7 +325,19 @@ def _remembers(value: Any) -> bool:
     return not all(isinstance(thing, _HARMLESS) for thing in used)
 
 
-_HARMLESS = (ModuleType, type, BuiltinFunctionType, FunctionType, int, float, str, bool, torch.dtype, torch.device, type(None))
+_HARMLESS = (
+    ModuleType,
+    type,
+    BuiltinFunctionType,
+    FunctionType,
+    int,
+    float,
+    str,
+    bool,
+    torch.dtype,
+    torch.device,
+    type(None),
+)
 
 
 def _on(learner: Solver, kind: str) -> bool:
@@ -293,7 +388,10 @@ def _outer_gradient(learner: Solver, network: Functional, episode: Episode) -> O
 def _each(learner: Solver, episodes: Episode, work: Work[Result]) -> Iterator[Result]:
     """The results of `work` on every task (or chunk of tasks), in the order of the tasks."""
     if learner.rates and torch.is_inference_mode_enabled():
-        raise RuntimeError("the inner loop takes gradients, which torch.inference_mode() rules out; evaluate under torch.no_grad()")
+        raise RuntimeError(
+            "the inner loop takes gradients, which torch.inference_mode() rules out; evaluate under"
+            " torch.no_grad()"
+        )
     tasks, way = unstack(episodes), chosen(learner)
     if way in RECORDED and work is _predictions and torch.is_grad_enabled():
         way = "vectorized"  # a recording has no graph to differentiate
@@ -306,7 +404,9 @@ def _each(learner: Solver, episodes: Episode, work: Work[Result]) -> Iterator[Re
         yield from in_order(learner, tasks, partial(work, learner))
 
 
-def _in_chunks(learner: Solver, episodes: Episode, tasks: int, work: Work[Result], run: Callable[..., Any]) -> Iterator[Result]:
+def _in_chunks(
+    learner: Solver, episodes: Episode, tasks: int, work: Work[Result], run: Callable[..., Any]
+) -> Iterator[Result]:
     for start in range(0, tasks, CHUNK):
         randomness = TaskRandomness(_device(learner))
         chunk = part_of(episodes, slice(start, start + CHUNK))
@@ -331,17 +431,30 @@ def _recorded(learner: Solver, network: Functional, chunk: Episode, work: Work[R
     recorder = recording.compiled if learner.execution == "compiled" else recording.record
     tensors = (*chunk.support, *chunk.query)
     if not all(isinstance(tensor, Tensor) for tensor in tensors):
-        raise ValueError(f"execution={learner.execution!r} takes inputs that are one tensor; use execution='vectorized' or 'loop'")
+        raise ValueError(
+            f"execution={learner.execution!r} takes inputs that are one tensor; use"
+            " execution='vectorized' or 'loop'"
+        )
     return recording.replayed(recorder, learner.model, (work, _decisive(learner)), run, *tensors)
 
 
 def _decisive(learner: Solver) -> tuple[Any, ...]:
     """All that decides which operations a learner makes on given episodes, and on what memory."""
     model = learner.model
-    casts = tuple((torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in RECORDED.values())
+    casts = tuple(
+        (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+        for device in RECORDED.values()
+    )
     modes = torch.is_grad_enabled(), casts, *_precisions()
-    own = tuple((name, _plain(thing)) for name, thing in vars(learner).items() if name != "known" and not name.startswith("_"))
-    tensors = tuple((name, _plain(tensor), tensor.requires_grad) for name, tensor in (*learner.named_parameters(), *model.named_buffers()))
+    own = tuple(
+        (name, _plain(thing))
+        for name, thing in vars(learner).items()
+        if name != "known" and not name.startswith("_")
+    )
+    tensors = tuple(
+        (name, _plain(tensor), tensor.requires_grad)
+        for name, tensor in (*learner.named_parameters(), *model.named_buffers())
+    )
     return type(learner), modes, own, tensors, tuple(module.training for module in model.modules())
 
 
@@ -354,13 +467,25 @@ def _plain(thing: Any) -> Any:
 
 
 def _precisions() -> tuple[Any, ...]:
-    return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.are_deterministic_algorithms_enabled()
+    return (
+        torch.get_float32_matmul_precision(),
+        torch.backends.cudnn.allow_tf32,
+        torch.are_deterministic_algorithms_enabled(),
+    )
 
 
-def in_order(learner: Solver, items: Sequence[Item], work: Callable[[Functional, Item], Result], *, first: int = 0) -> Iterator[Result]:
-    """The results of `work(network, item)` on items `first` and on, one by one, each with random numbers of its own.
+def in_order(
+    learner: Solver,
+    items: Sequence[Item],
+    work: Callable[[Functional, Item], Result],
+    *,
+    first: int = 0,
+) -> Iterator[Result]:
+    """The results of `work(network, item)` on items `first` and on, one by one, each with random
+    numbers of its own.
 
-    What a task draws is decided by the state of the global generator at the start and the number of the task (see `TaskRandomness`).
+    What a task draws is decided by the state of the global generator at the start and the number of
+    the task (see `TaskRandomness`).
     """
     network = learner.network
     randomness = TaskRandomness(_device(learner))
@@ -374,12 +499,16 @@ def in_order(learner: Solver, items: Sequence[Item], work: Callable[[Functional,
         randomness.finish()
 
 
-def in_threads(learner: Solver, items: Sequence[Item], work: Callable[[Functional, Item], Result]) -> Iterator[Result]:
-    """The results of `work(network, item)` on every item, in order: one item a thread, each on a replica that shares every tensor.
+def in_threads(
+    learner: Solver, items: Sequence[Item], work: Callable[[Functional, Item], Result]
+) -> Iterator[Result]:
+    """The results of `work(network, item)` on every item, in order: one item a thread, each on a
+    replica that shares every tensor.
 
-    On a CPU a task is too small to be shared out over cores, so that a task a core is faster. The items are worked on one by one if
-    there is one core, if the model is on another device, if it cannot be copied, or if it draws random numbers: threads share the
-    generators, so that which thread draws first would decide the result.
+    On a CPU a task is too small to be shared out over cores, so that a task a core is faster. The
+    items are worked on one by one if there is one core, if the model is on another device, if it
+    cannot be copied, or if it draws random numbers: threads share the generators, so that which
+    thread draws first would decide the result.
     """
     threads = min(torch.get_num_threads() if _on(learner, "cpu") else 1, len(items))
     if learner.one_by_one:
@@ -392,7 +521,8 @@ def in_threads(learner: Solver, items: Sequence[Item], work: Callable[[Functiona
         yield from in_order(learner, items, work)
         return
     pool, modes = _pool(torch.get_num_threads()), _modes()
-    # A call writes into the module while it runs, so that every task in flight needs a module of its own.
+    # A call writes into the module while it runs, so that every task in flight needs a module of
+    # its own.
     free: SimpleQueue[Functional] = SimpleQueue()
     for other in replicas:
         free.put(other)
@@ -431,10 +561,12 @@ def in_threads(learner: Solver, items: Sequence[Item], work: Callable[[Functiona
 
 
 def refuse_draws(way: str, part: str) -> NoReturn:
-    """Raise ValueError for tasks that run in this way although this part of the model draws random numbers."""
+    """Raise ValueError for tasks that run in this way although this part of the model draws random
+    numbers.
+    """
     raise ValueError(
-        f"{part} draws random numbers, so that {way} tasks would not repeat what a loop gives; use execution='loop', or switch it off "
-        f"with model.eval()"
+        f"{part} draws random numbers, so that {way} tasks would not repeat what a loop gives; use"
+        " execution='loop', or switch it off with model.eval()"
     )
 
 
@@ -447,11 +579,14 @@ def _device(learner: Solver) -> torch.device:
 
 
 def _replicas(learner: Solver, count: int) -> list[Functional]:
-    """So many copies of a learner's network; none if a copy would not be the same, with a warning if none can be made."""
+    """So many copies of a learner's network; none if a copy would not be the same, with a warning
+    if none can be made.
+    """
     tied = _tied_part(learner.model)
     if tied and learner.execution == "threads":
         raise ValueError(
-            f"execution='threads' copies the model for every thread, but the {tied} may remember the original; use execution='loop'"
+            f"execution='threads' copies the model for every thread, but the {tied} may remember"
+            " the original; use execution='loop'"
         )
     if tied:
         return []
@@ -459,15 +594,25 @@ def _replicas(learner: Solver, count: int) -> list[Functional]:
         return [learner.network.replica() for _ in range(count)]
     except TypeError as error:
         if learner.execution == "threads":
-            raise ValueError(f"execution='threads' copies the model for every thread, but {error}; use execution='loop'") from error
-        warnings.warn(f"{error}; tasks run one by one. execution='loop' does so without this warning", stacklevel=2)
+            raise ValueError(
+                f"execution='threads' copies the model for every thread, but {error}; use"
+                " execution='loop'"
+            ) from error
+        warnings.warn(
+            f"{error}; tasks run one by one. execution='loop' does so without this warning",
+            stacklevel=2,
+        )
         return []
 
 
 def _modes() -> Callable[[], contextlib.AbstractContextManager[None]]:
     """Grad mode and autocast belong to a thread: hand the caller's on."""
     grad = torch.is_grad_enabled()
-    cast = [(device, torch.get_autocast_dtype(device)) for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
+    cast = [
+        (device, torch.get_autocast_dtype(device))
+        for device in ("cpu", "cuda")
+        if torch.is_autocast_enabled(device)
+    ]
 
     @contextlib.contextmanager
     def same() -> Iterator[None]:
@@ -490,7 +635,9 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     """Threads that stay: the convolution library keeps its compiled kernels per thread."""
     before = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, "metalearn-task", initializer=_one_intra_op_thread)
-    barrier = Barrier(threads)  # so that every thread has started, and set its own number, before the number is put back
+    barrier = Barrier(
+        threads
+    )  # so that every thread has started, and set its own number, before the number is put back
     for started in [pool.submit(barrier.wait) for _ in range(threads)]:
         started.result()
     torch.set_num_threads(before)

@@ -1,4 +1,6 @@
-"""The inner loop: differentiable gradient steps on some of a network's parameters, from nothing but a closure."""
+"""The inner loop: differentiable gradient steps on some of a network's parameters, from nothing but
+a closure.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,9 @@ Update = Callable[[Weights, Weights, Rates, Any], tuple[Weights, Any]]
 def sgd(weights: Weights, gradients: Weights, rates: Rates, state: Any) -> tuple[Weights, Any]:
     """One step of gradient descent, `w - rate * gradient` -> (new weights, the state unchanged).
 
-    An update is any function of this form: it must not write into its arguments, `state` is None at the first step and whatever it
-    returned at the next, and every dictionary has just the parameters that move.
+    An update is any function of this form: it must not write into its arguments, `state` is None at
+    the first step and whatever it returned at the next, and every dictionary has just the
+    parameters that move.
 
     Example (gradients clipped value by value):
         >>> def clipped(weights, gradients, rates, state):
@@ -34,21 +37,35 @@ def sgd(weights: Weights, gradients: Weights, rates: Rates, state: Any) -> tuple
     return {name: weight - rates[name] * gradients[name] for name, weight in weights.items()}, state
 
 
-def momentum(weights: Weights, gradients: Weights, rates: Rates, state: Any, *, decay: float = 0.9) -> tuple[Weights, Any]:
-    """One step of gradient descent with momentum, as `torch.optim.SGD(momentum=decay)` takes it -> (new weights, velocities).
+def momentum(
+    weights: Weights, gradients: Weights, rates: Rates, state: Any, *, decay: float = 0.9
+) -> tuple[Weights, Any]:
+    """One step of gradient descent with momentum, as `torch.optim.SGD(momentum=decay)` takes it ->
+    (new weights, velocities).
 
     `v <- decay * v + gradient`, `w <- w - rate * v`, with `v` the gradient at the first step.
     """
-    velocity = gradients if state is None else {name: decay * state[name] + gradient for name, gradient in gradients.items()}
+    velocity = (
+        gradients
+        if state is None
+        else {name: decay * state[name] + gradient for name, gradient in gradients.items()}
+    )
     return sgd(weights, velocity, rates, None)[0], velocity
 
 
 def adam(
-    weights: Weights, gradients: Weights, rates: Rates, state: Any, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+    weights: Weights,
+    gradients: Weights,
+    rates: Rates,
+    state: Any,
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
 ) -> tuple[Weights, Any]:
     """One step of Adam, as `torch.optim.Adam` takes it -> (new weights, moments).
 
-    It is differentiable: at a gradient of exactly zero the derivative of the root is taken to be zero.
+    It is differentiable: at a gradient of exactly zero the derivative of the root is taken to be
+    zero.
 
     Example:
         >>> w = {"w": torch.tensor(1.0)}
@@ -61,9 +78,16 @@ def adam(
         nothing = next(iter(gradients.values())).new_zeros(())
         state = zeros, zeros, nothing, nothing
     first, second, first_share, second_share = state
-    first = {name: betas[0] * first[name] + (1 - betas[0]) * gradient for name, gradient in gradients.items()}
-    second = {name: betas[1] * second[name] + (1 - betas[1]) * gradient.square() for name, gradient in gradients.items()}
-    # 1 - beta^steps, which the moments of gradients of 1 would be: as tensors, so that an update that calls this one can be vectorized.
+    first = {
+        name: betas[0] * first[name] + (1 - betas[0]) * gradient
+        for name, gradient in gradients.items()
+    }
+    second = {
+        name: betas[1] * second[name] + (1 - betas[1]) * gradient.square()
+        for name, gradient in gradients.items()
+    }
+    # 1 - beta^steps, which the moments of gradients of 1 would be: as tensors, so that an update
+    # that calls this one can be vectorized.
     first_share = betas[0] * first_share + (1 - betas[0])
     second_share = betas[1] * second_share + (1 - betas[1])
     directions = {}
@@ -86,7 +110,8 @@ def find_update(update: str | Update) -> Update:
 
     Raises:
         ValueError: there is none of that name.
-        TypeError: what is given is an optimizer of PyTorch, which steps in place, or nothing that can be called.
+        TypeError: what is given is an optimizer of PyTorch, which steps in place, or nothing that
+            can be called.
 
     Example:
         >>> find_update("adam") is adam
@@ -95,16 +120,31 @@ def find_update(update: str | Update) -> Update:
     names = ", ".join(map(repr, UPDATES))
     if isinstance(update, str):
         if update not in UPDATES:
-            raise ValueError(f"update={update!r} is not one of {names}; or pass a function such as metalearn.engine.inner_loop.sgd")
+            raise ValueError(
+                f"update={update!r} is not one of {names}; or pass a function such as"
+                " metalearn.engine.inner_loop.sgd"
+            )
         return UPDATES[update]
     called = getattr(update, "func", update)  # what a functools.partial calls
     kind = called if isinstance(called, type) else type(called)
     if issubclass(kind, Optimizer):
-        name = {"SGD": "'sgd' or update='momentum'", "Adam": "'adam'", "AdamW": "'adam'"}.get(kind.__name__)
-        cure = f"write update={name}" if name else f"write one of {names}, or a function such as metalearn.engine.inner_loop.sgd"
-        raise TypeError(f"update=torch.optim.{kind.__name__} steps in place, which an outer loop cannot differentiate; {cure}")
+        name = {"SGD": "'sgd' or update='momentum'", "Adam": "'adam'", "AdamW": "'adam'"}.get(
+            kind.__name__
+        )
+        cure = (
+            f"write update={name}"
+            if name
+            else f"write one of {names}, or a function such as metalearn.engine.inner_loop.sgd"
+        )
+        raise TypeError(
+            f"update=torch.optim.{kind.__name__} steps in place, which an outer loop cannot"
+            f" differentiate; {cure}"
+        )
     if not callable(update):
-        raise TypeError(f"update={update!r} is a {type(update).__name__}; write one of {names}, or pass a function")
+        raise TypeError(
+            f"update={update!r} is a {type(update).__name__}; write one of {names}, or pass a"
+            " function"
+        )
     return update
 
 
@@ -117,7 +157,10 @@ def describe_update(update: Update) -> str:
         'momentum(decay=0.5)'
     """
     if isinstance(update, partial):
-        arguments = [*map(repr, update.args), *(f"{name}={value!r}" for name, value in update.keywords.items())]
+        arguments = [
+            *map(repr, update.args),
+            *(f"{name}={value!r}" for name, value in update.keywords.items()),
+        ]
         return f"{describe_update(update.func)}({', '.join(arguments)})"
     return getattr(update, "__name__", type(update).__name__)
 
@@ -132,16 +175,21 @@ def inner_step(
     state: Any = None,
     backward: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> tuple[Weights, Any]:
-    """One inner step: the parameters that have a rate move against the gradient of the closure -> (weights, the update's state).
+    """One inner step: the parameters that have a rate move against the gradient of the closure ->
+    (weights, the update's state).
 
-    `w' = w - rate * dL(w)/dw` for each `w` in `rates` (Finn et al. 2017, equation 1); the others are handed on as they are.
+    `w' = w - rate * dL(w)/dw` for each `w` in `rates` (Finn et al. 2017, equation 1); the others
+    are handed on as they are.
 
     Arguments:
-        closure: from weights to a loss: a scalar, or one value a task (tasks,) where every moving weight has a leading task
-            dimension. The tasks are then independent, so that the gradient of the sum is every task's own gradient.
+        closure: from weights to a loss: a scalar, or one value a task (tasks,) where every moving
+            weight has a leading task dimension. The tasks are then independent, so that the
+            gradient of the sum is every task's own gradient.
         weights: every parameter by name.
-        rates: the rate of every parameter that moves: a number, or a tensor that broadcasts against it.
-        first_order: detach the weights *before* the gradient is taken, so that no second graph is built.
+        rates: the rate of every parameter that moves: a number, or a tensor that broadcasts against
+            it.
+        first_order: detach the weights *before* the gradient is taken, so that no second graph is
+            built.
         backward: makes a context manager that the gradient is taken in.
     Raises ValueError naming a parameter with a rate that the loss does not depend on.
 
@@ -173,7 +221,8 @@ def inner_loop(
     update: Update = sgd,
     backward: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Weights:
-    """`steps` inner steps on the same closure -> the adapted weights, differentiable to the first ones (see `inner_step`).
+    """`steps` inner steps on the same closure -> the adapted weights, differentiable to the first
+    ones (see `inner_step`).
 
     Example (a policy gradient, a regression, anything that gives a loss will do as the closure):
         >>> w = {"w": torch.tensor(1.0, requires_grad=True)}
@@ -183,17 +232,29 @@ def inner_loop(
     """
     state = None
     for _ in range(steps):
-        weights, state = inner_step(closure, weights, rates, first_order=first_order, update=update, state=state, backward=backward)
+        weights, state = inner_step(
+            closure,
+            weights,
+            rates,
+            first_order=first_order,
+            update=update,
+            state=state,
+            backward=backward,
+        )
     return weights
 
 
 def task_by_task(update: Update) -> Update:
-    """An update for vectorized tasks that sees one task at a time, so that a norm over its gradients is that task's norm."""
+    """An update for vectorized tasks that sees one task at a time, so that a norm over its
+    gradients is that task's norm.
+    """
 
     if update in UPDATES.values():
         return update  # these look at one value at a time
 
-    def stacked(weights: Weights, gradients: Weights, rates: Rates, state: Any) -> tuple[Weights, Any]:
+    def stacked(
+        weights: Weights, gradients: Weights, rates: Rates, state: Any
+    ) -> tuple[Weights, Any]:
         stateless = []
 
         def one(weights: Weights, gradients: Weights, state: Any) -> Any:
@@ -202,17 +263,22 @@ def task_by_task(update: Update) -> Update:
             return new if after is None else (new, after)
 
         first = state is None
-        result = vmap(lambda w, g: one(w, g, None))(weights, gradients) if first else vmap(one)(weights, gradients, state)
+        result = (
+            vmap(lambda w, g: one(w, g, None))(weights, gradients)
+            if first
+            else vmap(one)(weights, gradients, state)
+        )
         return (result, None) if stateless[0] else result
 
     return stacked
 
 
 class _Attention:
-    """Keeps attention to its one kernel that has a second derivative, while any thread takes an inner step that needs it.
+    """Keeps attention to its one kernel that has a second derivative, while any thread takes an
+    inner step that needs it.
 
-    The choice of kernel is global to the process, so the first step in makes it and the last one out undoes it. (`sdpa_kernel` does
-    the same for one thread, and refuses to be left in another.)
+    The choice of kernel is global to the process, so the first step in makes it and the last one
+    out undoes it. (`sdpa_kernel` does the same for one thread, and refuses to be left in another.)
     """
 
     def __init__(self) -> None:
@@ -227,7 +293,11 @@ class _Attention:
         with self.lock:
             self.inside += 1
             if self.inside == 1:
-                self.before = kernels.flash_sdp_enabled(), kernels.mem_efficient_sdp_enabled(), kernels.cudnn_sdp_enabled()
+                self.before = (
+                    kernels.flash_sdp_enabled(),
+                    kernels.mem_efficient_sdp_enabled(),
+                    kernels.cudnn_sdp_enabled(),
+                )
                 self._enable(False, False, False)
         try:
             yield
@@ -248,28 +318,35 @@ attention = _Attention()
 
 
 def _leaf(weight: Tensor, *, detach: bool) -> Tensor:
-    """A tensor to differentiate by; one with `requires_grad=False` moves in the inner loop if it has a rate."""
+    """A tensor to differentiate by; one with `requires_grad=False` moves in the inner loop if it
+    has a rate.
+    """
     if detach or not weight.requires_grad:
         return weight.detach().requires_grad_()
-    # A parameter itself never enters the loss, so that any use of it is known to go past the weights that are given.
+    # A parameter itself never enters the loss, so that any use of it is known to go past the
+    # weights that are given.
     return weight.view_as(weight) if weight.is_leaf else weight
 
 
 def _gradient(loss: Tensor, moving: Weights, create_graph: bool) -> tuple[Tensor, ...]:
     if not loss.requires_grad:
-        raise ValueError(f"the inner loss does not depend on any parameter that has a rate ({', '.join(moving)})")
-    gradients = torch.autograd.grad(loss.sum(), list(moving.values()), create_graph=create_graph, allow_unused=True)
+        raise ValueError(
+            f"the inner loss does not depend on any parameter that has a rate ({', '.join(moving)})"
+        )
+    gradients = torch.autograd.grad(
+        loss.sum(), list(moving.values()), create_graph=create_graph, allow_unused=True
+    )
     unused = [name for name, gradient in zip(moving, gradients, strict=True) if gradient is None]
     if unused and _is_reentrant(loss):
         raise ValueError(
-            f"{unused[0]} is used inside of torch.utils.checkpoint in its reentrant form, which an inner loop cannot differentiate; pass "
-            f"use_reentrant=False there"
+            f"{unused[0]} is used inside of torch.utils.checkpoint in its reentrant form, which an"
+            " inner loop cannot differentiate; pass use_reentrant=False there"
         )
     if unused:
         raise ValueError(
-            f"the inner loss does not depend on {', '.join(unused)}; give a rate only to layers that the forward pass uses "
-            f"(lr={{'<layer>': <rate>}}), or remove what is unused. A model that keeps results of earlier calls may forget them with "
-            f"model.train()"
+            f"the inner loss does not depend on {', '.join(unused)}; give a rate only to layers"
+            " that the forward pass uses (lr={'<layer>': <rate>}), or remove what is unused. A"
+            " model that keeps results of earlier calls may forget them with model.train()"
         )
     return gradients
 
@@ -299,5 +376,7 @@ def nodes(tensor: Tensor) -> Iterator[Node]:
 
 
 def _is_reentrant(loss: Tensor) -> bool:
-    """Whether the graph of the loss has a checkpoint that hides its parameters from `torch.autograd.grad`."""
+    """Whether the graph of the loss has a checkpoint that hides its parameters from
+    `torch.autograd.grad`.
+    """
     return any(node.name() == "CheckpointFunctionBackward" for node in nodes(loss))

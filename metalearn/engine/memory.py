@@ -1,4 +1,6 @@
-"""How much memory a meta-gradient takes, known before the first one: measured on one task and a step or two of its inner loop."""
+"""How much memory a meta-gradient takes, known before the first one: measured on one task and a
+step or two of its inner loop.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,9 @@ from . import execution
 class Forecast(NamedTuple):
     """What `meta_backward` will hold at its peak, in bytes, beyond the model and the data.
 
-    `per_task` is one task with all of its inner steps, of which each further step adds `per_step` (second order keeps every step until the
-    end). `way` is how tasks are run and `in_flight` how many at once. `free` is what the device has left, None where it does not say.
+    `per_task` is one task with all of its inner steps, of which each further step adds `per_step`
+    (second order keeps every step until the end). `way` is how tasks are run and `in_flight` how
+    many at once. `free` is what the device has left, None where it does not say.
 
     Example:
         >>> print(Forecast(per_task=64 * 2**20, per_step=20 * 2**20, way="threads", in_flight=2, free=2**30))
@@ -57,9 +60,10 @@ class Forecast(NamedTuple):
 def forecast(learner: Steps, episode: Episode, *, tasks: int = execution.CHUNK) -> Forecast:
     """The memory that `meta_backward` of a meta-batch of so many `tasks` will take -> `Forecast`.
 
-    One task is run with one inner step and with two, counting the bytes of the tensors that are alive at once; the other steps are added
-    at what the second one added. What kernels need inside of one operation is not counted. Nothing that training depends on is changed:
-    no gradient, and no generator of random numbers.
+    One task is run with one inner step and with two, counting the bytes of the tensors that are
+    alive at once; the other steps are added at what the second one added. What kernels need inside
+    of one operation is not counted. Nothing that training depends on is changed: no gradient, and
+    no generator of random numbers.
 
     Args:
         episode: one task.
@@ -84,11 +88,16 @@ def forecast(learner: Steps, episode: Episode, *, tasks: int = execution.CHUNK) 
     one = _peak(_taking(learner, 1), network, episode)
     two = _peak(_taking(learner, 2), network, episode)
     per_step = max(two - one, 0)
-    return Forecast(one + per_step * (learner.steps - 1), per_step, way, in_flight, free_memory(device))
+    return Forecast(
+        one + per_step * (learner.steps - 1), per_step, way, in_flight, free_memory(device)
+    )
 
 
-def ways_out(learner: Steps, episode: Episode, expected: Forecast, *, processes: int = 1) -> str | None:
-    """What to do where a forecast exceeds what is free, with the figure of each way out; None where it fits.
+def ways_out(
+    learner: Steps, episode: Episode, expected: Forecast, *, processes: int = 1
+) -> str | None:
+    """What to do where a forecast exceeds what is free, with the figure of each way out; None where
+    it fits.
 
     Args:
         learner: the learner.
@@ -102,10 +111,16 @@ def ways_out(learner: Steps, episode: Episode, expected: Forecast, *, processes:
     if learner.steps and not learner.first_order:
         cheaper = learner.sharing()
         cheaper.first_order = True
-        cures.append(f"first order ({size(forecast(cheaper, episode, tasks=expected.in_flight).per_task)} a task)")
+        cures.append(
+            f"first order ({size(forecast(cheaper, episode, tasks=expected.in_flight).per_task)} a"
+            " task)"
+        )
     fewer = max(expected.free // processes // max(expected.per_task, 1), 1)
     if expected.way == "threads":
-        cures.append(f"fewer tasks in flight (torch.set_num_threads({fewer}), or execution='loop': {size(expected.per_task)})")
+        cures.append(
+            f"fewer tasks in flight (torch.set_num_threads({fewer}), or execution='loop':"
+            f" {size(expected.per_task)})"
+        )
     if expected.way in execution.VECTORIZED:
         cures.append(f"fewer tasks in flight (execution='loop': {size(expected.per_task)})")
         cures.append(f"a smaller chunk (metalearn.engine.execution.CHUNK = {fewer})")
@@ -114,7 +129,8 @@ def ways_out(learner: Steps, episode: Episode, expected: Forecast, *, processes:
     cures.append("fewer inner steps, smaller images or a smaller model")
     many = f" in each of {processes} processes" if processes > 1 else ""
     return (
-        f"a step is expected to need {size(expected.total)}{many} ({expected}), which is more than there is. Ways out: {'; '.join(cures)}"
+        f"a step is expected to need {size(expected.total)}{many} ({expected}), which is more than"
+        f" there is. Ways out: {'; '.join(cures)}"
     )
 
 
@@ -126,7 +142,11 @@ def free_memory(device: torch.device) -> int | None:
         True
     """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (
+            torch.cuda.mem_get_info(device)[0]
+            + torch.cuda.memory_reserved(device)
+            - torch.cuda.memory_allocated(device)
+        )
     if device.type != "cpu":
         return None
     found = [_available(), _left_in_container()]
@@ -173,7 +193,11 @@ class _Alive(TorchDispatchMode):
 def _peak(learner: Steps, network: Functional, episode: Episode) -> int:
     own = [*learner.parameters(), *learner.buffers(), *episode.support, *episode.query]
     devices = [own[0].device] if own[0].device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.enable_grad(), _Alive({t.untyped_storage()._cdata for t in own}) as alive:
+    with (
+        torch.random.fork_rng(devices),
+        torch.enable_grad(),
+        _Alive({t.untyped_storage()._cdata for t in own}) as alive,
+    ):
         learner.outer_gradient(network, episode)
     return alive.most
 
@@ -187,14 +211,21 @@ def _taking(learner: Steps, steps: int) -> Steps:
 def _available() -> int | None:
     with contextlib.suppress(OSError, StopIteration, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    with contextlib.suppress(AttributeError, OSError, ValueError):  # not on Windows; not every system knows the name
+        return next(
+            int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")
+        )
+    with contextlib.suppress(
+        AttributeError, OSError, ValueError
+    ):  # not on Windows; not every system knows the name
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return None
 
 
 def _left_in_container(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """What the limit of a control group leaves, of version 2 or 1. Files that it has cached count as free: they are given up on demand."""
+    """What the limit of a control group leaves, of version 2 or 1.
+
+    Files that it has cached count as free: they are given up on demand.
+    """
     for folder, limit, used, cached in (
         (root, "memory.max", "memory.current", "inactive_file"),
         (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),

@@ -1,4 +1,6 @@
-"""Random draws inside a task: repeatable by the state of the generators when the tasks start and the number of the task."""
+"""Random draws inside a task: repeatable by the state of the generators when the tasks start and
+the number of the task.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,12 @@ import torch
 
 
 class TaskRandomness:
-    """Gives every task random numbers of its own from the global generators of torch, numpy and Python.
+    """Gives every task random numbers of its own from the global generators of torch, numpy and
+    Python.
 
-    What a task draws depends on the state of torch's generator at the start and on the number of the task, not on the tasks before it.
-    `finish` puts the generators back to the start. If a task drew from one, it then moves them on, so that the next step draws anew.
+    What a task draws depends on the state of torch's generator at the start and on the number of
+    the task, not on the tasks before it. `finish` puts the generators back to the start. If a task
+    drew from one, it then moves them on, so that the next step draws anew.
 
     Args:
         device: where the tasks run; the generator of a CUDA device is covered too.

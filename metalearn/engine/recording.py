@@ -1,8 +1,10 @@
-"""Recordings: the operations of a call, recorded once and made together from then on, as a CUDA graph or as compiled code.
+"""Recordings: the operations of a call, recorded once and made together from then on, as a CUDA
+graph or as compiled code.
 
-A meta-gradient is thousands of small operations, which Python launches more slowly than a GPU, or for a small network a CPU, carries
-them out. A recording holds operations and no Python, so that what Python decides by the value of a tensor has to be known: `value` reads
-it, and a replay that finds another value is not used.
+A meta-gradient is thousands of small operations, which Python launches more slowly than a GPU, or
+for a small network a CPU, carries them out. A recording holds operations and no Python, so that
+what Python decides by the value of a tensor has to be known: `value` reads it, and a replay that
+finds another value is not used.
 """
 
 from __future__ import annotations
@@ -18,16 +20,21 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 T = TypeVar("T")
-Recorder = Callable[..., Callable[..., Any]]  # from a function of tensors, and inputs, to one that makes its operations again
+Recorder = Callable[
+    ..., Callable[..., Any]
+]  # from a function of tensors, and inputs, to one that makes its operations again
 
 KEPT = 8  # recordings of a model; each keeps its results, all share the memory in between
 _running = threading.local()
-_of_model: weakref.WeakKeyDictionary[nn.Module, OrderedDict[Hashable, Recording]] = weakref.WeakKeyDictionary()
+_of_model: weakref.WeakKeyDictionary[nn.Module, OrderedDict[Hashable, Recording]] = (
+    weakref.WeakKeyDictionary()
+)
 _pools: dict[torch.device, Any] = {}
 
 
 def value(tensor: Tensor) -> Any:
-    """What a tensor of one element holds, as a Python number; inside of a recording, what it held in the call before.
+    """What a tensor of one element holds, as a Python number; inside of a recording, what it held
+    in the call before.
 
     Example:
         >>> value(torch.tensor([3, 5]).max())
@@ -37,13 +44,17 @@ def value(tensor: Tensor) -> Any:
     return tensor.item() if recording is None else recording.read(tensor)
 
 
-def replayed(recorder: Recorder, model: nn.Module, key: Hashable, function: Callable[..., T], *inputs: Tensor) -> T:
-    """`function(*inputs)`, which is called at first, recorded the second time, and replayed from then on.
+def replayed(
+    recorder: Recorder, model: nn.Module, key: Hashable, function: Callable[..., T], *inputs: Tensor
+) -> T:
+    """`function(*inputs)`, which is called at first, recorded the second time, and replayed from
+    then on.
 
     Arguments:
         recorder: `record`, for a CUDA device, or `compiled`, for a CPU.
         model: whose recordings these are; they go when it goes.
-        key: everything that decides which operations the function makes, and on what memory besides its inputs.
+        key: everything that decides which operations the function makes, and on what memory besides
+            its inputs.
         function: from tensors to (nested lists and tuples of) tensors.
     """
     recordings = _of_model.setdefault(model, OrderedDict())
@@ -76,7 +87,9 @@ class Recording:
         return function(*inputs) if found is not None and found.tolist() != self.values else result
 
     def read(self, tensor: Tensor) -> Any:
-        """The value of a tensor in the first call; in the second one the same, to be compared at every replay."""
+        """The value of a tensor in the first call; in the second one the same, to be compared at
+        every replay.
+        """
         assert self.values is not None
         if self.recording:
             self.reading.append(tensor.reshape(()).to(torch.float64))
@@ -87,7 +100,10 @@ class Recording:
     def _first(self, function: Callable[..., Any], *inputs: Tensor) -> Any:
         integers = [tensor for tensor in inputs if _holds_labels(tensor)]
         if integers:
-            self.labels = min(int(tensor.min()) for tensor in integers), max(int(tensor.max()) for tensor in integers)
+            self.labels = (
+                min(int(tensor.min()) for tensor in integers),
+                max(int(tensor.max()) for tensor in integers),
+            )
         self.values = [True] * len(integers)
         try:
             return self._watched(function, *inputs)
@@ -95,7 +111,9 @@ class Recording:
             self.values = None
             raise
 
-    def _recorded(self, function: Callable[..., Any], *inputs: Tensor) -> Callable[..., tuple[Any, Tensor | None]]:
+    def _recorded(
+        self, function: Callable[..., Any], *inputs: Tensor
+    ) -> Callable[..., tuple[Any, Tensor | None]]:
         def work(*given: Tensor) -> tuple[Any, Tensor | None]:
             self.reading = []
             result = self._watched(function, *map(self._as_known, given))
@@ -105,7 +123,9 @@ class Recording:
         return self.recorder(work, *inputs)
 
     def _as_known(self, tensor: Tensor) -> Tensor:
-        """The tensor with no label outside of those of the first call: an index out of range would break the device, not raise."""
+        """The tensor with no label outside of those of the first call: an index out of range would
+        break the device, not raise.
+        """
         if not _holds_labels(tensor):
             return tensor
         known = tensor.clamp(*self.labels)
@@ -125,11 +145,14 @@ def _holds_labels(tensor: Tensor) -> bool:
 
 
 def record(work: Callable[..., Any], *inputs: Tensor) -> Callable[..., Any]:
-    """Record the operations of a call as a CUDA graph -> a function that makes them again, on other inputs."""
+    """Record the operations of a call as a CUDA graph -> a function that makes them again, on other
+    inputs.
+    """
     held, device = [tensor.clone() for tensor in inputs], inputs[0].device
     with torch.cuda.device(device):
         graph = torch.cuda.CUDAGraph()
-        # Results are copied as soon as they are there, so that one pool of memory can serve all recordings. Only this thread may be
+        # Results are copied as soon as they are there, so that one pool of memory can serve all
+        # recordings. Only this thread may be
         # watched for calls that cannot be recorded: another one may be drawing the next tasks.
         pool = _pools.setdefault(device, torch.cuda.MemPool())
         with torch.cuda.graph(graph, pool=pool.id, capture_error_mode="thread_local"):
@@ -145,11 +168,16 @@ def record(work: Callable[..., Any], *inputs: Tensor) -> Callable[..., Any]:
 
 
 def compiled(work: Callable[..., Any], *inputs: Tensor) -> Callable[..., Any]:
-    """Trace the operations of a call, derivatives included, and compile them -> a function that makes them again, on other inputs."""
+    """Trace the operations of a call, derivatives included, and compile them -> a function that
+    makes them again, on other inputs.
+    """
     from torch.fx.experimental.proxy_tensor import make_fx
 
     def replay(*given: Tensor) -> Any:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):  # derivatives and casts are among the operations
+        with (
+            torch.no_grad(),
+            torch.autocast("cpu", enabled=False),
+        ):  # derivatives and casts are among the operations
             return code(*given)
 
     try:
@@ -158,8 +186,9 @@ def compiled(work: Callable[..., Any], *inputs: Tensor) -> Callable[..., Any]:
     except (RuntimeError, NotImplementedError) as error:
         said = str(error).strip().splitlines()[0]
         raise RuntimeError(
-            f"execution='compiled' could not compile what this learner does ({said}); it takes networks without convolutions under MAML, "
-            "ANIL, BOIL or Meta-SGD, and needs a C++ compiler (g++ or clang). execution='auto' runs everything"
+            f"execution='compiled' could not compile what this learner does ({said}); it takes"
+            " networks without convolutions under MAML, ANIL, BOIL or Meta-SGD, and needs a C++"
+            " compiler (g++ or clang). execution='auto' runs everything"
         ) from error
 
     return replay

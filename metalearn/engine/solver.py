@@ -17,8 +17,10 @@ class Adapted(NamedTuple):
     """What a learner knows after the support set of one task.
 
     Attributes:
-        weights: every parameter of the model by name; those that did not move are the model's own tensors.
-        support: the features (shots, features) and labels that NIL and ProtoNet predict from; None for the others.
+        weights: every parameter of the model by name; those that did not move are the model's own
+            tensors.
+        support: the features (shots, features) and labels that NIL and ProtoNet predict from; None
+            for the others.
     """
 
     weights: Weights
@@ -26,7 +28,9 @@ class Adapted(NamedTuple):
 
 
 class OuterGradient(NamedTuple):
-    """The outer loss of one task (or of a stack), its query logits, and the gradient for each of `trained()`."""
+    """The outer loss of one task (or of a stack), its query logits, and the gradient for each of
+    `trained()`.
+    """
 
     loss: Tensor
     logits: Tensor
@@ -36,8 +40,8 @@ class OuterGradient(NamedTuple):
 class Solver(Protocol):
     """A learner as the engine sees it.
 
-    The engine prepares a network (one task, several at once, a replica for a thread) and hands it over with the
-    task; a solver never needs to know how many tasks run, or where.
+    The engine prepares a network (one task, several at once, a replica for a thread) and hands it
+    over with the task; a solver never needs to know how many tasks run, or where.
     """
 
     model: nn.Module
@@ -73,7 +77,9 @@ class Solver(Protocol):
         ...
 
     def answer(self, network: Functional, adapted: Adapted, inputs: Inputs) -> Tensor:
-        """Query inputs -> logits (queries, ways), with the task dimension before if the network has one."""
+        """Query inputs -> logits (queries, ways), with the task dimension before if the network has
+        one.
+        """
         ...
 
     def outer_gradient(self, network: Functional, episode: Episode) -> OuterGradient:

@@ -4,4 +4,14 @@ from .experiment import ALGORITHMS, Experiment, trained_by
 from .presets import Preset, preset
 from .runs import Compared, Run, compare, restored
 
-__all__ = ["ALGORITHMS", "Compared", "Experiment", "Preset", "Run", "compare", "preset", "restored", "trained_by"]
+__all__ = [
+    "ALGORITHMS",
+    "Compared",
+    "Experiment",
+    "Preset",
+    "Run",
+    "compare",
+    "preset",
+    "restored",
+    "trained_by",
+]

@@ -38,17 +38,50 @@ from metalearn.training.loop import Curve, meta_train
 
 from .presets import Preset, preset
 
-ALGORITHMS = ("maml", "fomaml", "anil", "boil", "meta-sgd", "reptile", "protonet", "nil", "nil-train")
+ALGORITHMS = (
+    "maml",
+    "fomaml",
+    "anil",
+    "boil",
+    "meta-sgd",
+    "reptile",
+    "protonet",
+    "nil",
+    "nil-train",
+)
 DATASETS = ("glyphs", "omniglot", "mini-imagenet", "cifar-fs", "fc100")
-COUNTS = ("ways", "shots", "queries", "test_tasks", "size", "channels", "hidden", "meta_batch", "train_queries", "steps")
-LEAST = {**dict.fromkeys(COUNTS, 1), "inner_steps": 0, "test_steps": 0, "seed": 0}  # the smallest value of each whole number
+COUNTS = (
+    "ways",
+    "shots",
+    "queries",
+    "test_tasks",
+    "size",
+    "channels",
+    "hidden",
+    "meta_batch",
+    "train_queries",
+    "steps",
+)
+LEAST = {
+    **dict.fromkeys(COUNTS, 1),
+    "inner_steps": 0,
+    "test_steps": 0,
+    "seed": 0,
+}  # the smallest value of each whole number
 POSITIVE = {
     "lr": "without an inner loop, take protonet or nil-train",
     "outer_lr": "the outer loop trains nothing without a rate",
     "clip_value": "leave it out to train without clipping",
 }
 OWN = ("conv4", "resnet12")
-ELSEWHERE = ("root", "download", "weights", "execution", "device", "runs")  # settings that no record decides
+ELSEWHERE = (
+    "root",
+    "download",
+    "weights",
+    "execution",
+    "device",
+    "runs",
+)  # settings that no record decides
 LARGEST = 4096  # pixels
 SLACK = 10**7  # numbers
 ENDLESS = 10**9  # training tasks; only those that are asked for are drawn
@@ -56,13 +89,16 @@ ENDLESS = 10**9  # training tasks; only those that are asked for are drawn
 
 @dataclass(frozen=True)
 class Experiment:
-    """One few-shot problem and how it is trained: a data set, a model, and a preset with what overrides it.
+    """One few-shot problem and how it is trained: a data set, a model, and a preset with what
+    overrides it.
 
     Arguments:
-        dataset: glyphs (embedded), omniglot, mini-imagenet, cifar-fs, fc100, or the path of your own folder of class folders.
-        splits: for a folder, a CSV file with the columns filename, label and split, or a folder with train.csv, val.csv and test.csv.
-        split_ratio: for a folder without split folders, the shares of its classes for training, validation and test, as 64,16,20 or
-            [2, 1, 1] [64,16,20].
+        dataset: glyphs (embedded), omniglot, mini-imagenet, cifar-fs, fc100, or the path of your
+            own folder of class folders.
+        splits: for a folder, a CSV file with the columns filename, label and split, or a folder
+            with train.csv, val.csv and test.csv.
+        split_ratio: for a folder without split folders, the shares of its classes for training,
+            validation and test, as 64,16,20 or [2, 1, 1] [64,16,20].
         root: the folder that holds the data sets; by default METALEARN_DATA, or else ./data.
         download: let torchvision or timm download a data set or weights that are not there.
         ways: classes per task.
@@ -70,15 +106,20 @@ class Experiment:
         queries: query images per class, at test [preset]. Under batch norm of the current batch
             more queries are worth points.
         preset: whose settings to follow: quick, finn2017, raghu2020 or boil2021.
-        protocol: which characters of Omniglot are for training and test: vinyals, finn or lake [preset].
+        protocol: which characters of Omniglot are for training and test: vinyals, finn or lake
+            [preset].
         test_rotations: whether turned characters of Omniglot are classes at test, too [preset].
         size: height and width of the images in pixels [the data set's own].
         channels: 1 for grey, 3 for colour [what the model takes, or the data set has].
-        model: conv4, resnet12, any torchvision model by name, or package.module:callable, called with the number of ways.
-        weights: what the network starts from: a weights file, torchvision's name (ResNet18_Weights.IMAGENET1K_V1, or DEFAULT for the
-            model's best), or timm:NAME; what is not in a cache is downloaded with --download alone.
-        normalize: imagenet, none (images in 0 to 1), or MEAN/STD by channel [what the weights were trained with, else none].
-        norm: batch (statistics of the current batch, transductive, as in the MAML papers) or frozen (those of pretrained weights).
+        model: conv4, resnet12, any torchvision model by name, or package.module:callable, called
+            with the number of ways.
+        weights: what the network starts from: a weights file, torchvision's name
+            (ResNet18_Weights.IMAGENET1K_V1, or DEFAULT for the model's best), or timm:NAME; what is
+            not in a cache is downloaded with --download alone.
+        normalize: imagenet, none (images in 0 to 1), or MEAN/STD by channel [what the weights were
+            trained with, else none].
+        norm: batch (statistics of the current batch, transductive, as in the MAML papers) or frozen
+            (those of pretrained weights).
         hidden: channels of conv4 [preset].
         pool: max-pool in conv4; false for strides and a mean over space [preset].
         adapt_norm: whether the norms' weights and biases move in the inner loop [preset].
@@ -93,7 +134,8 @@ class Experiment:
         clip_value: magnitude that outer gradients are clipped to [preset].
         test_tasks: test tasks, the same for every learner.
         seed: of the initial weights and of the training tasks; test tasks keep their own.
-        execution: how tasks are run: auto, loop, threads, vectorized, graphs (CUDA) or compiled (CPU, small networks).
+        execution: how tasks are run: auto, loop, threads, vectorized, graphs (CUDA) or compiled
+            (CPU, small networks).
         device: auto (cuda where there is one, else cpu), cpu, cuda, or any that torch knows.
         precision: float32, float64, tf32 (CUDA), or bfloat16 (autocast).
         runs: the folder of checkpoints and logs; a run that was interrupted goes on from there.
@@ -134,20 +176,28 @@ class Experiment:
     device: str = "auto"
     precision: Literal["float32", "float64", "tf32", "bfloat16"] = "float32"
     runs: str = "runs"
-    _loaded: dict[str, LabelledImages] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _loaded: dict[str, LabelledImages] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         for name in (*LEAST, *POSITIVE):
             value = getattr(self, name)
             if value is None and getattr(Experiment, name) is None:  # left to the preset
                 continue
-            number = whole_number(name, value, LEAST[name]) if name in LEAST else positive_number(name, value, POSITIVE[name])
+            number = (
+                whole_number(name, value, LEAST[name])
+                if name in LEAST
+                else positive_number(name, value, POSITIVE[name])
+            )
             object.__setattr__(self, name, number)
         hints = get_type_hints(Experiment)
         for setting in (each for each in fields(self) if each.init):
             value = getattr(self, setting.name)
             if not is_kind(value, hints[setting.name]):
-                raise TypeError(f"{setting.name}={value!r} is a {type(value).__name__}; give a {setting.type}")
+                raise TypeError(
+                    f"{setting.name}={value!r} is a {type(value).__name__}; give a {setting.type}"
+                )
         for name, value, choices in (
             ("norm", self.norm, ("batch", "frozen")),
             ("precision", self.precision, ("float32", "float64", "tf32", "bfloat16")),
@@ -159,16 +209,23 @@ class Experiment:
                 raise ValueError(f"{name}={value!r}; choose {' or '.join(map(str, choices))}")
         if self.dataset != "omniglot" and (self.protocol or self.test_rotations is not None):
             raise ValueError(
-                f"--protocol and --test_rotations divide the characters of Omniglot, and the data set is {self.dataset}; leave them out"
+                "--protocol and --test_rotations divide the characters of Omniglot, and the data"
+                f" set is {self.dataset}; leave them out"
             )
         if self.normalize is not None:
             Normalization.parse(self.normalize)
         known(self.execution)
         object.__setattr__(self, "device", device(self.device))
         if (self.splits or self.split_ratio) and not Path(self.dataset).is_dir():
-            raise ValueError(f"--splits and --split-ratio divide a folder's classes, and {self.dataset} is no folder; leave them out")
+            raise ValueError(
+                f"--splits and --split-ratio divide a folder's classes, and {self.dataset} is no"
+                " folder; leave them out"
+            )
         if self.splits and not Path(self.splits).exists():
-            raise FileNotFoundError(f"there is no split file {self.splits}: it needs the columns filename, label and split")
+            raise FileNotFoundError(
+                f"there is no split file {self.splits}: it needs the columns filename, label and"
+                " split"
+            )
         if self.splits and self.split_ratio:
             raise ValueError("--splits and --split-ratio both divide the classes; give one of them")
         if self.split_ratio is not None:
@@ -184,7 +241,9 @@ class Experiment:
 
     @property
     def normalization(self) -> Normalization | None:
-        """How the network normalises its images: as asked for, or as those were that its weights were trained on."""
+        """How the network normalises its images: as asked for, or as those were that its weights
+        were trained on.
+        """
         if self.normalize is not None:
             return Normalization.parse(self.normalize)
         known = self.pretrained.normalization if self.pretrained else None
@@ -192,7 +251,9 @@ class Experiment:
 
     @property
     def mixed(self) -> str | None:
-        """What `meta_train` computes in where that is less than the network's own dtype: its `precision`."""
+        """What `meta_train` computes in where that is less than the network's own dtype: its
+        `precision`.
+        """
         return self.precision if self.precision in ("bfloat16", "tf32") else None
 
     def settings(self, algorithm: str = "maml") -> Preset:
@@ -211,12 +272,21 @@ class Experiment:
     def training_tasks(self, algorithm: str = "maml") -> FewShot:
         """An endless stream of training tasks, named by the seed."""
         queries = self.settings(algorithm).train_queries or self.shots
-        return FewShot(self.data("train"), self.ways, self.shots, queries, ENDLESS, seed=SEEDS["train"] + len(SEEDS) * self.seed)
+        return FewShot(
+            self.data("train"),
+            self.ways,
+            self.shots,
+            queries,
+            ENDLESS,
+            seed=SEEDS["train"] + len(SEEDS) * self.seed,
+        )
 
     def testing_tasks(self, split: str = "test", tasks: int | None = None) -> FewShot:
         """The tasks that every learner is tested on, or the first of them."""
         count = tasks or self.test_tasks
-        return FewShot(self.data(split), self.ways, self.shots, self.test_queries(), count, seed=SEEDS[split])
+        return FewShot(
+            self.data(split), self.ways, self.shots, self.test_queries(), count, seed=SEEDS[split]
+        )
 
     def test_queries(self) -> int:
         """Query images per class, at test."""
@@ -230,9 +300,18 @@ class Experiment:
             return NIL(net, **options)
         if algorithm == "protonet":
             return ProtoNet(net, **options)
-        kinds = {"maml": MAML, "fomaml": MAML, "anil": ANIL, "boil": BOIL, "meta-sgd": MetaSGD, "reptile": Reptile}
+        kinds = {
+            "maml": MAML,
+            "fomaml": MAML,
+            "anil": ANIL,
+            "boil": BOIL,
+            "meta-sgd": MetaSGD,
+            "reptile": Reptile,
+        }
         if algorithm not in kinds:
-            raise ValueError(f"there is no algorithm {algorithm!r}; choose from {', '.join(ALGORITHMS)}")
+            raise ValueError(
+                f"there is no algorithm {algorithm!r}; choose from {', '.join(ALGORITHMS)}"
+            )
         chosen = self.settings(algorithm)
         moves_all = chosen.adapt_norm or algorithm == "anil"
         norms = [] if moves_all else [name.rpartition(".")[0] for name in norm_parameters(net)]
@@ -242,7 +321,8 @@ class Experiment:
         return kinds[algorithm](net, lr, chosen.inner_steps, **options)
 
     def fresh_model(self) -> nn.Module:
-        """The model with freshly drawn weights (or pretrained ones, where asked for), governed by the seed.
+        """The model with freshly drawn weights (or pretrained ones, where asked for), governed by
+        the seed.
 
         Raises ValueError where it cannot take the images, or does not put out a score for each way.
         """
@@ -255,7 +335,9 @@ class Experiment:
         return model.to(device=distributed.device(self.device), dtype=dtype)
 
     def start(self) -> list[str]:
-        """What the network starts from, in lines for the first ones of a command's output; none without weights."""
+        """What the network starts from, in lines for the first ones of a command's output; none
+        without weights.
+        """
         if self.pretrained is None:
             return []
         with torch.random.fork_rng(devices=[]):
@@ -265,8 +347,8 @@ class Experiment:
             lines.append(f"images are normalised by mean/std {self.normalization}")
         elif self.normalize is None and self.pretrained.normalization is None:
             lines.append(
-                f"how the images of {self.pretrained} were normalised is not known, so images stay in [0, 1]; "
-                "--normalize imagenet or MEAN/STD changes that"
+                f"how the images of {self.pretrained} were normalised is not known, so images stay"
+                " in [0, 1]; --normalize imagenet or MEAN/STD changes that"
             )
         else:
             lines.append("images stay in [0, 1]")
@@ -279,8 +361,12 @@ class Experiment:
         images = self.data("train").images
         return images.shape[1], images.shape[2]
 
-    def train(self, algorithm: str, *, progress: bool = True, tensorboard: str | None = None) -> tuple[Learner, Curve]:
-        """Train a learner, or go on where it was interrupted, or load it where it is done -> the learner and how training went."""
+    def train(
+        self, algorithm: str, *, progress: bool = True, tensorboard: str | None = None
+    ) -> tuple[Learner, Curve]:
+        """Train a learner, or go on where it was interrupted, or load it where it is done -> the
+        learner and how training went.
+        """
         learner, chosen = self.learner(algorithm), self.settings(algorithm)
         checkpoint = self.checkpoint(algorithm)
         curve = meta_train(
@@ -296,20 +382,33 @@ class Experiment:
             tensorboard=tensorboard,
             precision=self.mixed,
             progress=progress,
-            settings={"algorithm": algorithm, "experiment": self.to_dict(algorithm), "notes": self._notes(algorithm)},
+            settings={
+                "algorithm": algorithm,
+                "experiment": self.to_dict(algorithm),
+                "notes": self._notes(algorithm),
+            },
         )
         return learner, curve
 
     def tested(self, algorithm: str, learner: Learner) -> Learner:
         """The learner as it is tested: with as many inner steps as the preset takes at test."""
-        return learner.taking(self.settings(algorithm).test_steps) if isinstance(learner, MAML) else learner
+        return (
+            learner.taking(self.settings(algorithm).test_steps)
+            if isinstance(learner, MAML)
+            else learner
+        )
 
     def checkpoint(self, algorithm: str) -> Path:
-        """Where the run of an algorithm is kept; the name holds a hash of everything that decides its result."""
+        """Where the run of an algorithm is kept; the name holds a hash of everything that decides
+        its result.
+        """
         decisive = json.dumps({"algorithm": algorithm, **self.to_dict(algorithm)}, sort_keys=True)
         digest = hashlib.sha256(decisive.encode()).hexdigest()[:8]
         dataset = Path(self.dataset).name
-        return Path(self.runs) / f"{dataset}-{self.ways}way-{self.shots}shot-{algorithm}-seed{self.seed}-{digest}.safetensors"
+        return (
+            Path(self.runs)
+            / f"{dataset}-{self.ways}way-{self.shots}shot-{algorithm}-seed{self.seed}-{digest}.safetensors"
+        )
 
     def to_dict(self, algorithm: str) -> dict[str, Any]:
         """What decides the weights that a run ends with, but for its length."""
@@ -318,9 +417,14 @@ class Experiment:
         skipped = {"test_steps", "follows", "queries", "test_rotations", "differs"}
         if chosen["schedule"] != "cosine":
             skipped.add("steps")
-        if self.dataset != "omniglot" or chosen["protocol"] == "vinyals":  # the only split of earlier runs
+        if (
+            self.dataset != "omniglot" or chosen["protocol"] == "vinyals"
+        ):  # the only split of earlier runs
             skipped.add("protocol")
-        own = {name: getattr(self, name) for name in ("dataset", "ways", "shots", "weights", "norm", "seed", "precision")}
+        own = {
+            name: getattr(self, name)
+            for name in ("dataset", "ways", "shots", "weights", "norm", "seed", "precision")
+        }
         own |= dict(zip(("channels", "size"), self.shape(), strict=True))
         own |= self.division()
         if self.pretrained:
@@ -330,12 +434,18 @@ class Experiment:
         return {**own, **{name: value for name, value in chosen.items() if name not in skipped}}
 
     def division(self) -> dict[str, Any]:
-        """How a folder's classes are divided, if not by default; the content of a CSV file decides as much as its name."""
+        """How a folder's classes are divided, if not by default; the content of a CSV file decides
+        as much as its name.
+        """
         if self.split_ratio:
             return {"split_ratio": self.split_ratio}
         if not self.splits:
             return {}
-        tables = sorted(Path(self.splits).glob("*.csv")) if Path(self.splits).is_dir() else [Path(self.splits)]
+        tables = (
+            sorted(Path(self.splits).glob("*.csv"))
+            if Path(self.splits).is_dir()
+            else [Path(self.splits)]
+        )
         digest = hashlib.sha256(b"".join(table.read_bytes() for table in tables)).hexdigest()
         return {"splits": self.splits, "splits_sha256": digest}
 
@@ -360,7 +470,9 @@ class Experiment:
         elif self.dataset == "omniglot":
             chosen = self.settings()
             turned = split == "train" or chosen.test_rotations
-            found = tasks.omniglot(root, split, protocol=chosen.protocol, rotations=turned, download=self.download)
+            found = tasks.omniglot(
+                root, split, protocol=chosen.protocol, rotations=turned, download=self.download
+            )
         elif self.dataset == "mini-imagenet":
             found = tasks.mini_imagenet(root, split)
         elif self.dataset == "cifar-fs":
@@ -368,12 +480,15 @@ class Experiment:
         elif self.dataset == "fc100":
             found = tasks.fc100(root, split, download=self.download)
         elif Path(self.dataset).is_dir():
-            found = tasks.image_folder(self.dataset, split, splits=self.splits or _fractions(self.split_ratio))
+            found = tasks.image_folder(
+                self.dataset, split, splits=self.splits or _fractions(self.split_ratio)
+            )
         else:
             matches = difflib.get_close_matches(self.dataset, DATASETS, n=1)
             hint = f"; did you mean {matches[0]}?" if matches else ""
             raise ValueError(
-                f"there is no data set {self.dataset!r}: it is none of {', '.join(DATASETS)}, and no folder of class folders{hint}"
+                f"there is no data set {self.dataset!r}: it is none of {', '.join(DATASETS)}, and"
+                f" no folder of class folders{hint}"
             )
         channels = self.channels or (3 if self._is_registered() else found.images.shape[1])
         return _as(found, channels, self.size or found.images.shape[2])
@@ -390,8 +505,9 @@ class Experiment:
         if self.normalization:
             if len(self.normalization.mean) not in (1, channels):
                 raise ValueError(
-                    f"normalize={str(self.normalization)!r} is for {len(self.normalization.mean)} channels, but the images have "
-                    f"{channels}; use --channels {len(self.normalization.mean)} or --normalize none"
+                    f"normalize={str(self.normalization)!r} is for {len(self.normalization.mean)}"
+                    f" channels, but the images have {channels}; use --channels"
+                    f" {len(self.normalization.mean)} or --normalize none"
                 )
             normalize(model, self.normalization)
         return model, taken
@@ -401,7 +517,10 @@ class Experiment:
         chosen = self.settings()
         name = chosen.model
         if self.norm == "frozen" and name in OWN:
-            raise ValueError(f"norm='frozen' keeps the statistics of pretrained weights, and {name} has none; use norm='batch'")
+            raise ValueError(
+                f"norm='frozen' keeps the statistics of pretrained weights, and {name} has none;"
+                " use norm='batch'"
+            )
         if name == "conv4":
             return models.Conv4(self.ways, channels, chosen.hidden, size, chosen.pool)
         if name == "resnet12":
@@ -409,14 +528,16 @@ class Experiment:
         if self._is_registered() and not name.startswith(TIMM) and name not in torchvision_names():
             hint = near(name, [*OWN, *torchvision_names()]) or "such as resnet18, vgg11 or vit_b_16"
             raise ValueError(
-                f"there is no model {name!r}: conv4, resnet12, a torchvision model ({hint}), timm:NAME, or package.module:callable"
+                f"there is no model {name!r}: conv4, resnet12, a torchvision model ({hint}),"
+                " timm:NAME, or package.module:callable"
             )
         model = registry.build(name, self.ways, channels)
         return batch_statistics(model) if self.norm == "batch" else frozen_statistics(model)
 
 
 def parse(algorithms: Listed) -> list[str]:
-    """The names of algorithms in a list setting, such as "maml, anil". Raises ValueError for an unknown one.
+    """The names of algorithms in a list setting, such as "maml, anil". Raises ValueError for an
+    unknown one.
 
     Example:
         >>> parse("maml, anil")
@@ -425,12 +546,17 @@ def parse(algorithms: Listed) -> list[str]:
     names = [name.lower() for name in listed(algorithms, "algorithms")]
     unknown = [name for name in names if name not in ALGORITHMS]
     if unknown or not names:
-        raise ValueError(f"there is no algorithm {', '.join(unknown) or algorithms!r}; choose from {', '.join(ALGORITHMS)}")
+        raise ValueError(
+            f"there is no algorithm {', '.join(unknown) or algorithms!r}; choose from"
+            f" {', '.join(ALGORITHMS)}"
+        )
     return list(dict.fromkeys(names))
 
 
 def trained_by(algorithm: str) -> str:
-    """Which algorithm trains the body that `algorithm` is tested with: NIL's test-time rule takes ANIL's, as in the paper's table."""
+    """Which algorithm trains the body that `algorithm` is tested with: NIL's test-time rule takes
+    ANIL's, as in the paper's table.
+    """
     return "anil" if algorithm == "nil" else algorithm
 
 
@@ -443,7 +569,10 @@ def _fractions(ratio: Listed | None) -> tuple[float, ...] | None:
     except ValueError as error:
         raise ValueError(f"split_ratio={ratio!r} is not three numbers; write 64,16,20") from error
     if len(shares) != 3 or not 0 < min(shares) <= max(shares) < math.inf:
-        raise ValueError(f"split_ratio={ratio!r} must be three positive numbers, for training, validation and test; write 64,16,20")
+        raise ValueError(
+            f"split_ratio={ratio!r} must be three positive numbers, for training, validation and"
+            " test; write 64,16,20"
+        )
     return tuple(share / sum(shares) for share in shares)
 
 
@@ -456,7 +585,11 @@ def _as(found: LabelledImages, channels: int, size: int) -> LabelledImages:
     if images.shape[2] != size:
         images = resize(images, [size, size], antialias=True)
         about["resized"] = size
-    return found if images is found.images else LabelledImages(images, found.labels, found.names, about)
+    return (
+        found
+        if images is found.images
+        else LabelledImages(images, found.labels, found.names, about)
+    )
 
 
 def _check_model(model: nn.Module, name: str, channels: int, size: int, ways: int) -> None:
@@ -465,9 +598,13 @@ def _check_model(model: nn.Module, name: str, channels: int, size: int, ways: in
             output = model(torch.zeros(2, channels, size, size))
     except Exception as error:  # whatever the model's own code raises
         raise ValueError(
-            f"{name} does not take images of {channels} channels and {size}x{size} pixels ({str(error).splitlines()[0]}); "
-            f"try another --size (224 for most of torchvision) or --channels"
+            f"{name} does not take images of {channels} channels and {size}x{size} pixels"
+            f" ({str(error).splitlines()[0]}); try another --size (224 for most of torchvision) or"
+            " --channels"
         ) from error
     if not isinstance(output, torch.Tensor) or output.shape != (2, ways):
         what = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise ValueError(f"{name} puts out {what} for 2 images, not one score for each of {ways} ways (2, {ways}); choose another model")
+        raise ValueError(
+            f"{name} puts out {what} for 2 images, not one score for each of {ways} ways (2,"
+            f" {ways}); choose another model"
+        )

@@ -42,8 +42,11 @@ class Preset:
     differs: str = ""
 
 
-def preset(name: str, dataset: str, ways: int = 5, shots: int = 1, algorithm: str = "maml") -> Preset:
-    """The settings of `name` ("quick", "finn2017", "raghu2020", "boil2021") for a data set and an algorithm.
+def preset(
+    name: str, dataset: str, ways: int = 5, shots: int = 1, algorithm: str = "maml"
+) -> Preset:
+    """The settings of `name` ("quick", "finn2017", "raghu2020", "boil2021") for a data set and an
+    algorithm.
 
     Raises ValueError, with those there are, for a paper that did not use the data set.
 
@@ -55,7 +58,10 @@ def preset(name: str, dataset: str, ways: int = 5, shots: int = 1, algorithm: st
         raise ValueError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}")
     found = PRESETS[name](dataset, ways, shots, algorithm)
     if found is None:
-        raise ValueError(f"the paper behind {name!r} has no settings for {dataset!r}; use --preset quick and set what you know")
+        raise ValueError(
+            f"the paper behind {name!r} has no settings for {dataset!r}; use --preset quick and set"
+            " what you know"
+        )
     return found
 
 
@@ -137,8 +143,8 @@ def _finn(dataset: str, ways: int, shots: int, algorithm: str) -> Preset | None:
     if dataset == "mini-imagenet":
         return Preset(
             follows=(
-                "Finn et al. 2017, miniImageNet: alpha 0.01 on a summed loss, so 0.01 x 5 on a mean; "
-                "batch norm does not adapt; at test as many queries a class as shots"
+                "Finn et al. 2017, miniImageNet: alpha 0.01 on a summed loss, so 0.01 x 5 on a"
+                " mean; batch norm does not adapt; at test as many queries a class as shots"
             ),
             lr=0.05,
             inner_steps=5,
@@ -192,7 +198,8 @@ def _boil(dataset: str, ways: int, shots: int, algorithm: str) -> Preset | None:
         return None
     return Preset(
         follows=(
-            "Oh et al. 2021 (BOIL), Conv4 of 64 channels: rate 0.5 on a mean loss, one step in training and at test, batch norm adapts"
+            "Oh et al. 2021 (BOIL), Conv4 of 64 channels: rate 0.5 on a mean loss, one step in"
+            " training and at test, batch norm adapts"
         ),
         lr=0.5,
         inner_steps=1,
@@ -200,7 +207,10 @@ def _boil(dataset: str, ways: int, shots: int, algorithm: str) -> Preset | None:
         meta_batch=4,
         train_queries=15,
         steps=30_000,
-        differs=("the last weights are tested (the paper: the best on validation tasks), on test_tasks tasks (the paper: 5 x 1,000)"),
+        differs=(
+            "the last weights are tested (the paper: the best on validation tasks), on test_tasks"
+            " tasks (the paper: 5 x 1,000)"
+        ),
     )
 
 

@@ -1,7 +1,9 @@
-"""Other trainings of the same body, to set beside meta-learning: one head for all classes, one head for all tasks, or none at all.
+"""Other trainings of the same body, to set beside meta-learning: one head for all classes, one head
+for all tasks, or none at all.
 
-Raghu et al. 2020 (arXiv:1909.09157, section 5.2) ask which training gives the features, under a readout without a head. `trained` gives
-the body of each regime from the same architecture, the same seed, and as many training images a step.
+Raghu et al. 2020 (arXiv:1909.09157, section 5.2) ask which training gives the features, under a
+readout without a head. `trained` gives the body of each regime from the same architecture, the same
+seed, and as many training images a step.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ REGIMES = ("maml", "anil", "multiclass", "multitask", "random", "nil-train")
 
 
 class Batches:
-    """Minibatches of labelled images under their own labels, each as one task without a support set: what `Joint` trains on.
+    """Minibatches of labelled images under their own labels, each as one task without a support
+    set: what `Joint` trains on.
 
     `[i]` holds `size` different images of all classes; it depends on (seed, i) alone.
 
@@ -53,29 +56,52 @@ class Batches:
 
     draws_by_index = True  # a task depends on the seed and its index alone
 
-    def __init__(self, images: LabelledImages, size: int, batches: int = ENDLESS, seed: int = 0) -> None:
+    def __init__(
+        self, images: LabelledImages, size: int, batches: int = ENDLESS, seed: int = 0
+    ) -> None:
         self.images = images
         self.size, self.batches = positive(size=size, batches=batches)
         self.seed = seeded(seed)
         if self.size > len(images):
-            raise ValueError(f"size={size} but there are {len(images)} images; ask for at most {len(images)} a batch")
+            raise ValueError(
+                f"size={size} but there are {len(images)} images; ask for at most {len(images)} a"
+                " batch"
+            )
 
     def __len__(self) -> int:
         return self.batches
 
     def __getitem__(self, index: int) -> Episode:
-        drawn = philox(self.seed, position(index, self.batches)).choice(len(self.images), self.size, replace=False)
+        drawn = philox(self.seed, position(index, self.batches)).choice(
+            len(self.images), self.size, replace=False
+        )
         rows = torch.from_numpy(drawn)
         inputs = self.images.images[rows] / 255
-        return Episode(Examples(inputs[:0], self.images.labels[:0]), Examples(inputs, self.images.labels[rows]))
+        return Episode(
+            Examples(inputs[:0], self.images.labels[:0]), Examples(inputs, self.images.labels[rows])
+        )
 
     def settings(self) -> Record:
         """A JSON-able record of the batches and of the data they come from."""
-        return {"batch": self.size, "batches": self.batches, "seed": self.seed, "data": self.images.description}
+        return {
+            "batch": self.size,
+            "batches": self.batches,
+            "seed": self.seed,
+            "data": self.images.description,
+        }
 
 
-def multiclass(model: nn.Module, images: LabelledImages, *, steps: int, batch: int = 120, seed: int = 0, **training: Any) -> Curve:
-    """Train a network to tell all classes of a data set apart, as usual: cross-entropy on minibatches -> how training went.
+def multiclass(
+    model: nn.Module,
+    images: LabelledImages,
+    *,
+    steps: int,
+    batch: int = 120,
+    seed: int = 0,
+    **training: Any,
+) -> Curve:
+    """Train a network to tell all classes of a data set apart, as usual: cross-entropy on
+    minibatches -> how training went.
 
     Args:
         model: any module with an output for every class.
@@ -98,12 +124,20 @@ def multiclass(model: nn.Module, images: LabelledImages, *, steps: int, batch: i
     module = model.get_submodule(name)
     outputs = getattr(module, "out_features", getattr(module, "out_channels", 0))
     if outputs < len(images.names):
-        raise ValueError(f"the head {name!r} has {outputs} outputs, but there are {len(images.names)} classes; give it one for each")
-    return meta_train(Joint(model), Batches(images, batch, seed=seed), steps=steps, meta_batch=1, **training)
+        raise ValueError(
+            f"the head {name!r} has {outputs} outputs, but there are {len(images.names)} classes;"
+            " give it one for each"
+        )
+    return meta_train(
+        Joint(model), Batches(images, batch, seed=seed), steps=steps, meta_batch=1, **training
+    )
 
 
-def multitask(model: nn.Module, tasks: Tasks, *, steps: int, meta_batch: int = 4, **training: Any) -> Curve:
-    """Train a network with one common head on the queries of all tasks at once, without an inner loop -> how training went.
+def multitask(
+    model: nn.Module, tasks: Tasks, *, steps: int, meta_batch: int = 4, **training: Any
+) -> Curve:
+    """Train a network with one common head on the queries of all tasks at once, without an inner
+    loop -> how training went.
 
     Args:
         model: any module with an output for every way.
@@ -114,13 +148,14 @@ def multitask(model: nn.Module, tasks: Tasks, *, steps: int, meta_batch: int = 4
 
 
 def trained(experiment: Experiment, regime: str, *, progress: bool = True) -> Run:
-    """The run of a regime: trained, gone on with where it was interrupted, or loaded where it is done.
+    """The run of a regime: trained, gone on with where it was interrupted, or loaded where it is
+    done.
 
     Args:
         experiment: the few-shot problem, the network and the seed.
-        regime: "multiclass" (a head for all training classes; as many images a step as an algorithm's tasks hold), "multitask" (no
-            inner loop; the support images are among the queries), "random" (no training), or an algorithm such as "maml" or
-            "nil-train".
+        regime: "multiclass" (a head for all training classes; as many images a step as an
+            algorithm's tasks hold), "multitask" (no inner loop; the support images are among the
+            queries), "random" (no training), or an algorithm such as "maml" or "nil-train".
         progress: show progress.
 
     Raises ValueError for an unknown regime.
@@ -141,7 +176,10 @@ def trained(experiment: Experiment, regime: str, *, progress: bool = True) -> Ru
         meta_batch = chosen.meta_batch
         tasks: Any = FewShot(images, experiment.ways, experiment.shots, each, ENDLESS, seed=seed)
     else:
-        meta_batch, tasks = 1, Batches(images, chosen.meta_batch * experiment.ways * each, seed=seed)
+        meta_batch, tasks = (
+            1,
+            Batches(images, chosen.meta_batch * experiment.ways * each, seed=seed),
+        )
     checkpoint = experiment.checkpoint(regime)
     curve = meta_train(
         learner,
@@ -155,23 +193,33 @@ def trained(experiment: Experiment, regime: str, *, progress: bool = True) -> Ru
         log=checkpoint.with_suffix(".jsonl"),
         precision=experiment.mixed,
         progress=progress,
-        settings={"algorithm": regime, "experiment": experiment.to_dict(regime), "notes": {"preset": experiment.preset}},
+        settings={
+            "algorithm": regime,
+            "experiment": experiment.to_dict(regime),
+            "notes": {"preset": experiment.preset},
+        },
     )
     return Run(experiment, regime, learner, curve)
 
 
 def fresh_learner(experiment: Experiment, regime: str) -> Learner:
-    """What a regime trains, before training: an algorithm's learner, or a body under one head for all classes or for all tasks.
+    """What a regime trains, before training: an algorithm's learner, or a body under one head for
+    all classes or for all tasks.
 
     Raises ValueError for an unknown regime.
     """
     if regime in ALGORITHMS and regime != "nil":
         return experiment.learner(regime)
     if regime not in REGIMES:
-        raise ValueError(f"there is no regime {regime!r}; choose from {', '.join(dict.fromkeys((*REGIMES, *ALGORITHMS)))}")
+        raise ValueError(
+            f"there is no regime {regime!r}; choose from"
+            f" {', '.join(dict.fromkeys((*REGIMES, *ALGORITHMS)))}"
+        )
     if regime == "multiclass":
         channels, size = experiment.shape()
-        experiment = replace(experiment, ways=len(experiment.data("train").names), channels=channels, size=size)
+        experiment = replace(
+            experiment, ways=len(experiment.data("train").names), channels=channels, size=size
+        )
     return Joint(experiment.fresh_model(), execution=experiment.execution)
 
 
@@ -181,28 +229,41 @@ def restored(path: str | os.PathLike[str], **changes: Any) -> Run:
 
 
 def at_test(run: Run) -> Learner:
-    """The learner of a run as it is tested on few-shot tasks: NIL around a body that was trained without an inner loop."""
-    return NIL(run.learner.model, execution=run.learner.execution) if isinstance(run.learner, Joint) else run.tested()
+    """The learner of a run as it is tested on few-shot tasks: NIL around a body that was trained
+    without an inner loop.
+    """
+    return (
+        NIL(run.learner.model, execution=run.learner.execution)
+        if isinstance(run.learner, Joint)
+        else run.tested()
+    )
 
 
-def snapshots(experiment: Experiment, algorithm: str, steps: Sequence[int], *, progress: bool = True) -> dict[int, Path]:
+def snapshots(
+    experiment: Experiment, algorithm: str, steps: Sequence[int], *, progress: bool = True
+) -> dict[int, Path]:
     """One training run as it stood after each number of outer steps -> the checkpoint of each.
 
-    The outer rate stays constant, as in the papers that look at several points of training (a schedule would end at each of them).
-    Snapshots that are there are kept, and training goes on from the last one.
+    The outer rate stays constant, as in the papers that look at several points of training (a
+    schedule would end at each of them). Snapshots that are there are kept, and training goes on
+    from the last one.
 
     Raises ValueError where a snapshot is missing and training is past it already.
     """
     constant = replace(experiment, schedule="constant")
     checkpoint = constant.checkpoint(algorithm)
-    found = {step: checkpoint.with_name(f"{checkpoint.stem}-step{step}.safetensors") for step in sorted(set(steps))}
+    found = {
+        step: checkpoint.with_name(f"{checkpoint.stem}-step{step}.safetensors")
+        for step in sorted(set(steps))
+    }
     for step, path in found.items():
         if path.exists():
             continue
         reached = load(checkpoint)[1]["step"] if checkpoint.exists() else 0
         if reached > step:
             raise ValueError(
-                f"{checkpoint} is at step {reached} already and there is no {path}; ask for later points, or remove the checkpoint"
+                f"{checkpoint} is at step {reached} already and there is no {path}; ask for later"
+                " points, or remove the checkpoint"
             )
         replace(constant, steps=step).train(algorithm, progress=progress)
         coming = path.with_suffix(".next")
@@ -212,8 +273,16 @@ def snapshots(experiment: Experiment, algorithm: str, steps: Sequence[int], *, p
 
 
 def _schedule(kind: str, steps: int) -> Callable[..., Any] | None:
-    return None if kind == "constant" else lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    return (
+        None
+        if kind == "constant"
+        else lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    )
 
 
 def _say(experiment: Experiment, name: str) -> None:
-    print(f"{name}, seed {experiment.seed}: training ({experiment.checkpoint(name)})", file=sys.stderr, flush=True)
+    print(
+        f"{name}, seed {experiment.seed}: training ({experiment.checkpoint(name)})",
+        file=sys.stderr,
+        flush=True,
+    )

@@ -1,4 +1,6 @@
-"""Many runs in one call: problems x algorithms, over processes or torchrun's ranks, into one result file that says what is done."""
+"""Many runs in one call: problems x algorithms, over processes or torchrun's ranks, into one result
+file that says what is done.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,17 @@ from .experiment import Experiment, parse, trained_by
 from .runs import Run, compare
 
 # Settings that decide no figure, or are resolved.
-ELSEWHERE = ("root", "download", "preset", "execution", "device", "runs", "splits", "split_ratio", "_loaded")
+ELSEWHERE = (
+    "root",
+    "download",
+    "preset",
+    "execution",
+    "device",
+    "runs",
+    "splits",
+    "split_ratio",
+    "_loaded",
+)
 STARTED = "started"  # a worker's first message
 
 
@@ -42,7 +54,10 @@ class Job(NamedTuple):
 
     def __str__(self) -> str:
         own = self.experiment
-        return f"{'+'.join(self.algorithms)}, {own.dataset} {own.ways}-way {own.shots}-shot, seed {own.seed}"
+        return (
+            f"{'+'.join(self.algorithms)}, {own.dataset} {own.ways}-way {own.shots}-shot, seed"
+            f" {own.seed}"
+        )
 
 
 def sweep(
@@ -55,19 +70,23 @@ def sweep(
 ) -> list[Record]:
     """Train and test each algorithm on each problem -> a row for each, in the order asked for.
 
-    What `results` holds already is not repeated, and a run that was interrupted goes on from its checkpoint, so that the same call resumes.
-    A run that fails (or whose process dies) leaves a row with its "error", does not stop the others, and is tried again by the next call.
-    Under torchrun the ranks share out the runs, each rank its next one when it is free, in a folder that all of them see. As with all
-    of Python's processes, a script that asks for several has to make this call under `if __name__ == "__main__":`.
+    What `results` holds already is not repeated, and a run that was interrupted goes on from its
+    checkpoint, so that the same call resumes. A run that fails (or whose process dies) leaves a row
+    with its "error", does not stop the others, and is tried again by the next call. Under torchrun
+    the ranks share out the runs, each rank its next one when it is free, in a folder that all of
+    them see. As with all of Python's processes, a script that asks for several has to make this
+    call under `if __name__ == "__main__":`.
 
     Args:
         problems: experiments; one a data set, ways, shots and seed.
         algorithms: names as for `metalearn reuse`.
         results: a file of JSON lines, added to.
-        processes: runs at once on this machine, each with one intra-op thread where there are several.
+        processes: runs at once on this machine, each with one intra-op thread where there are
+            several.
         progress: say when runs start and end.
 
-    Raises ValueError for an unknown algorithm, no process, or processes under torchrun; RuntimeError for a script without that guard.
+    Raises ValueError for an unknown algorithm, no process, or processes under torchrun;
+    RuntimeError for a script without that guard.
 
     Example:
         >>> import tempfile
@@ -90,24 +109,48 @@ def sweep(
         raise ValueError(f"results={str(path)!r} is a folder; name a file, such as sweep.jsonl")
     jobs = distributed.from_first(_jobs(asked, names, _done(path)) if rank == 0 else [])
     if progress and rank == 0:
-        print(f"sweep: {sum(len(job.algorithms) for job in jobs)} of {len(asked) * len(names)} figures to go", file=sys.stderr, flush=True)
+        print(
+            f"sweep: {sum(len(job.algorithms) for job in jobs)} of {len(asked) * len(names)}"
+            " figures to go",
+            file=sys.stderr,
+            flush=True,
+        )
     found = [] if rank else list(_done(path).values())
     # A single process leaves SIGTERM to training, which finishes its step.
-    with parallel.sigterm_exits() if processes > 1 else nullcontext(), closing(_performed(jobs, processes, progress)) as performed:
+    with (
+        parallel.sigterm_exits() if processes > 1 else nullcontext(),
+        closing(_performed(jobs, processes, progress)) as performed,
+    ):
         for number, rows in enumerate(performed, 1):
             append(path, rows)
             found += rows
             if progress:
                 for row in rows:
-                    print(f"sweep: {number} of {len(jobs)}: {_said(row)}", file=sys.stderr, flush=True)
-    ordered = {key: row for rows in distributed.gather(found) for row in rows if (key := _key(row["settings"]))}
-    return [ordered[key] for problem in asked for name in names if (key := _key(decisive(problem, name))) in ordered]
+                    print(
+                        f"sweep: {number} of {len(jobs)}: {_said(row)}", file=sys.stderr, flush=True
+                    )
+    ordered = {
+        key: row
+        for rows in distributed.gather(found)
+        for row in rows
+        if (key := _key(row["settings"]))
+    }
+    return [
+        ordered[key]
+        for problem in asked
+        for name in names
+        if (key := _key(decisive(problem, name))) in ordered
+    ]
 
 
 def decisive(experiment: Experiment, algorithm: str) -> Record:
     """All that decides a figure, the preset's values included; rows are told apart by it."""
     # Not asdict(), which would copy the images that the experiment has loaded.
-    names = [setting.name for setting in fields(experiment) if setting.init and setting.name not in ELSEWHERE]
+    names = [
+        setting.name
+        for setting in fields(experiment)
+        if setting.init and setting.name not in ELSEWHERE
+    ]
     own = {name: getattr(experiment, name) for name in names} | experiment.division()
     try:
         chosen = asdict(experiment.settings(trained_by(algorithm)))
@@ -120,8 +163,8 @@ def decisive(experiment: Experiment, algorithm: str) -> Record:
 def append(path: Path, rows: Iterable[Record]) -> None:
     """Add rows as lines of JSON at the end of the file; several processes may do so at once.
 
-    A line that a kill or a full disk left without its end is ended first. What another process is still writing looks like one, so
-    that each waits for its turn, at a lock beside the file.
+    A line that a kill or a full disk left without its end is ended first. What another process is
+    still writing looks like one, so that each waits for its turn, at a lock beside the file.
     """
     text = "".join(f"{json.dumps(row, sort_keys=True)}\n" for row in rows).encode()
     try:
@@ -136,8 +179,8 @@ def append(path: Path, rows: Iterable[Record]) -> None:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"could not write the results {path} ({error.strerror}); the checkpoints are kept: free "
-            "some space or name another file, and the same command goes on from there",
+            f"could not write the results {path} ({error.strerror}); the checkpoints are kept: free"
+            " some space or name another file, and the same command goes on from there",
         ) from error
 
 
@@ -146,7 +189,9 @@ def table(rows: Iterable[Record]) -> Table:
     drawn = Table("data", "learner", "accuracy %", "±", "seeds", "training", "failed")
     groups: dict[tuple[str, str], list[Record]] = {}
     for row in rows:
-        groups.setdefault((f"{row['dataset']} {row['ways']}-way {row['shots']}-shot", row["algorithm"]), []).append(row)
+        groups.setdefault(
+            (f"{row['dataset']} {row['ways']}-way {row['shots']}-shot", row["algorithm"]), []
+        ).append(row)
     for (data, algorithm), members in groups.items():
         good = [row for row in members if "error" not in row]
         means = torch.tensor([row["accuracy"] for row in good], dtype=torch.float64)
@@ -197,7 +242,9 @@ def _jobs(problems: list[Experiment], names: list[str], done: dict[str, Record])
     return jobs
 
 
-def _performed(jobs: list[Job], processes: int, progress: bool) -> Generator[list[Record], None, None]:
+def _performed(
+    jobs: list[Job], processes: int, progress: bool
+) -> Generator[list[Record], None, None]:
     """The rows of every job that this process (or rank) performs."""
     if processes > 1:
         yield from _in_processes(jobs, processes, progress)
@@ -221,7 +268,9 @@ def _in_processes(jobs: list[Job], processes: int, progress: bool) -> Iterator[l
             while left and len(busy) < processes:
                 job = left.popleft()
                 ours, theirs = source.Pipe()
-                process: BaseProcess = source.Process(target=_worker, args=(theirs, job), daemon=True)  # type: ignore[attr-defined]
+                process: BaseProcess = source.Process(
+                    target=_worker, args=(theirs, job), daemon=True
+                )  # type: ignore[attr-defined]
                 process.start()
                 theirs.close()
                 busy[ours] = process, job
@@ -238,7 +287,9 @@ def _in_processes(jobs: list[Job], processes: int, progress: bool) -> Iterator[l
                 except (EOFError, ConnectionError):
                     process.join()
                     rows = _failed(
-                        job, f"its process ended with exit code {process.exitcode} (a negative one is a signal, -9 often memory)"
+                        job,
+                        f"its process ended with exit code {process.exitcode} (a negative one is a"
+                        " signal, -9 often memory)",
                     )
                 process.join()
                 del busy[ready]
@@ -252,13 +303,15 @@ def _in_processes(jobs: list[Job], processes: int, progress: bool) -> Iterator[l
 
 
 def _check_started(worker: Connection) -> None:
-    """Wait until a worker runs; one that cannot even import the script that started it says why on standard error."""
+    """Wait until a worker runs; one that cannot even import the script that started it says why on
+    standard error.
+    """
     try:
         worker.recv()
     except (EOFError, ConnectionError) as error:
         raise RuntimeError(
-            f"a worker process could not import this script; in a script file, put the call of sweep() under `{parallel.GUARD}`, "
-            "or pass processes=1"
+            "a worker process could not import this script; in a script file, put the call of"
+            f" sweep() under `{parallel.GUARD}`, or pass processes=1"
         ) from error
 
 
@@ -275,7 +328,9 @@ def _worker(parent: Connection, job: Job) -> None:
 
 
 def perform(job: Job, *, progress: bool = False) -> list[Record]:
-    """Train (or go on, or load what is done) and test -> a row an algorithm; of whatever goes wrong, rows that say so."""
+    """Train (or go on, or load what is done) and test -> a row an algorithm; of whatever goes
+    wrong, rows that say so.
+    """
     try:
         done = compare(job.experiment, job.algorithms, progress=progress)
         return [
@@ -310,7 +365,12 @@ def _failed(job: Job, error: str) -> list[Record]:
 
 def _about(experiment: Experiment, algorithm: str) -> Record:
     own = {name: getattr(experiment, name) for name in ("dataset", "ways", "shots", "seed")}
-    ran = {"threads": torch.get_num_threads(), "versions": versions(), "machine": machine(), "time": now()}
+    ran = {
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "machine": machine(),
+        "time": now(),
+    }
     return {"algorithm": algorithm, **own, "settings": decisive(experiment, algorithm), **ran}
 
 
@@ -320,5 +380,12 @@ def _say(job: Job, progress: bool) -> None:
 
 
 def _said(row: Record) -> str:
-    which = f"{row['algorithm']}, {row['dataset']} {row['ways']}-way {row['shots']}-shot, seed {row['seed']}"
-    return f"{which}: failed: {row['error']}" if "error" in row else f"{which}: {100 * row['accuracy']:.2f} %"
+    which = (
+        f"{row['algorithm']}, {row['dataset']} {row['ways']}-way {row['shots']}-shot, seed"
+        f" {row['seed']}"
+    )
+    return (
+        f"{which}: failed: {row['error']}"
+        if "error" in row
+        else f"{which}: {100 * row['accuracy']:.2f} %"
+    )

@@ -1,10 +1,11 @@
-"""Convolution, and batch norm with max-pool and ReLU, as operations that are quick to differentiate twice on a CPU.
+"""Convolution, and batch norm with max-pool and ReLU, as operations that are quick to differentiate
+twice on a CPU.
 
-The inner loop differentiates a gradient. torch does that through many small operations, each of which goes over memory anew; here the
-first and the second derivative are written out in as few passes as they take. With channels last in
-memory the convolution library and the pooling are quickest. But `.view` fails on such maps, so only
-networks of this package get them, by `in_channels_last`. Every operation keeps the memory format
-that it is given, as torch's own do.
+The inner loop differentiates a gradient. torch does that through many small operations, each of
+which goes over memory anew; here the first and the second derivative are written out in as few
+passes as they take. With channels last in memory the convolution library and the pooling are
+quickest. But `.view` fails on such maps, so only networks of this package get them, by
+`in_channels_last`. Every operation keeps the memory format that it is given, as torch's own do.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from torch.overrides import TorchFunctionMode
 _aten = torch.ops.aten
 Pair = tuple[int, int]
 
-SMALL = 2**16  # values below which torch's own operation is quicker, since it holds Python's lock for less of its time
+SMALL = (
+    2**16
+)  # values below which torch's own operation is quicker, since it holds Python's lock for less of its time
 
 
 class Convolutions(TorchFunctionMode):
@@ -41,7 +44,8 @@ def convolution(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    """`F.conv2d`, the same numbers, with a second derivative that is quick on a CPU if channels are last in memory.
+    """`F.conv2d`, the same numbers, with a second derivative that is quick on a CPU if channels are
+    last in memory.
 
     Args:
         input: (examples, channels, height, width).
@@ -92,7 +96,8 @@ def in_channels_last(function: Callable[[Tensor], Tensor], maps: Tensor) -> Tens
 
 
 def in_fastest_format(function: Callable[[Tensor], Tensor], maps: Tensor, channels: int) -> Tensor:
-    """`function(maps)` with channels last if its convolution is large, and contiguous if it is small.
+    """`function(maps)` with channels last if its convolution is large, and contiguous if it is
+    small.
 
     With channels last, torch's own convolution would lay out the gradient of its weight like that
     too. `convolution` does not, and is for large ones.
@@ -115,10 +120,12 @@ def in_fastest_format(function: Callable[[Tensor], Tensor], maps: Tensor, channe
 
 
 def norm_pool_relu(maps: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
-    """Batch norm by the batch's own statistics, 2x2 max-pool and ReLU -> (examples, channels, height / 2, width / 2).
+    """Batch norm by the batch's own statistics, 2x2 max-pool and ReLU -> (examples, channels,
+    height / 2, width / 2).
 
-    `relu(weight * (max-pool(maps) - mean) / sqrt(variance + eps) + bias)`, with the smallest in place of the largest value where a
-    channel's weight is negative: the normalised maps, four times as large as the pooled ones, are never made.
+    `relu(weight * (max-pool(maps) - mean) / sqrt(variance + eps) + bias)`, with the smallest in
+    place of the largest value where a channel's weight is negative: the normalised maps, four times
+    as large as the pooled ones, are never made.
 
     Arguments:
         maps: (examples, channels, height, width).
@@ -131,10 +138,16 @@ def norm_pool_relu(maps: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5
         True
     """
     if maps.numel() < SMALL:
-        return F.max_pool2d(F.batch_norm(maps, None, None, weight, bias, training=True, eps=eps), 2).relu()
+        return F.max_pool2d(
+            F.batch_norm(maps, None, None, weight, bias, training=True, eps=eps), 2
+        ).relu()
     pooled, mean, variance, _ = _PooledMoments.apply(maps, weight.detach())
     scale = weight * (variance + eps).rsqrt()
-    return torch.addcmul(_channels(bias - scale * mean), pooled, _channels(scale)).relu().to(maps.dtype)
+    return (
+        torch.addcmul(_channels(bias - scale * mean), pooled, _channels(scale))
+        .relu()
+        .to(maps.dtype)
+    )
 
 
 def _is_quick(input: Any, weight: Any, padding: Any) -> bool:
@@ -145,7 +158,11 @@ def _is_quick(input: Any, weight: Any, padding: Any) -> bool:
         return False
     if forward_ad._current_level >= 0:  # forward-mode derivatives, which are not written out
         return False
-    return input.is_floating_point() and _has_channels_last(input) and _is_large(input, weight.shape[0])
+    return (
+        input.is_floating_point()
+        and _has_channels_last(input)
+        and _is_large(input, weight.shape[0])
+    )
 
 
 def _is_large(maps: Tensor, channels: int) -> bool:
@@ -161,7 +178,10 @@ def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     if not torch.is_autocast_enabled("cpu"):
         return list(tensors)
     dtype = torch.get_autocast_dtype("cpu")
-    return [tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors]
+    return [
+        tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype)
+        for tensor in tensors
+    ]
 
 
 class _Reordered(Function):
@@ -201,7 +221,11 @@ class _Convolution(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
         x, w = ctx.saved_tensors
-        wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.biased and ctx.needs_input_grad[2])
+        wanted = (
+            ctx.needs_input_grad[0],
+            ctx.needs_input_grad[1],
+            ctx.biased and ctx.needs_input_grad[2],
+        )
         return *_ConvolutionGradient.apply(g, x, w, wanted, *ctx.how), None, None, None, None
 
     @staticmethod
@@ -210,7 +234,9 @@ class _Convolution(Function):
 
 
 class _ConvolutionGradient(Function):
-    """`x' = conv^T(g, w)`, `w' = corr(g, x)`, `b' = sum g`: each linear in g, and the first two in w and x."""
+    """`x' = conv^T(g, w)`, `w' = corr(g, x)`, `b' = sum g`: each linear in g, and the first two in
+    w and x.
+    """
 
     @staticmethod
     def forward(g: Tensor, x: Tensor, w: Tensor, wanted: tuple[bool, bool, bool], *how: Any) -> Any:
@@ -244,7 +270,9 @@ class _ConvolutionGradient(Function):
 
 
 class _PooledMoments(Function):
-    """Maps z -> (p, m, v, where p is): max-pooled, or min-pooled where the sign is negative; each channel's mean and biased variance."""
+    """Maps z -> (p, m, v, where p is): max-pooled, or min-pooled where the sign is negative; each
+    channel's mean and biased variance.
+    """
 
     @staticmethod
     def forward(maps: Tensor, sign: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -275,12 +303,18 @@ class _PooledMoments(Function):
 
 
 class _PooledMomentsGradient(Function):
-    """`z' = P^T p' + (m' + 2 v' (z - m)) / n`, where P picks the pooled positions and n is how many values a channel has."""
+    """`z' = P^T p' + (m' + 2 v' (z - m)) / n`, where P picks the pooled positions and n is how many
+    values a channel has.
+    """
 
     @staticmethod
-    def forward(gp: Tensor, gm: Tensor, gv: Tensor, z: Tensor, mean: Tensor, places: Tensor) -> Tensor:
+    def forward(
+        gp: Tensor, gm: Tensor, gv: Tensor, z: Tensor, mean: Tensor, places: Tensor
+    ) -> Tensor:
         z, n = _channels_last(z), z.numel() // z.shape[1]
-        gz = _aten.max_pool2d_with_indices_backward(_channels_last(gp), z, [2, 2], [2, 2], [0, 0], [1, 1], False, places)
+        gz = _aten.max_pool2d_with_indices_backward(
+            _channels_last(gp), z, [2, 2], [2, 2], [0, 0], [1, 1], False, places
+        )
         slope = 2 * gv / n
         return gz.addcmul_(z, _channels(slope)).add_(_channels(gm / n - slope * mean))
 
@@ -295,7 +329,14 @@ class _PooledMomentsGradient(Function):
         n, slope = z.numel() // z.shape[1], 2 * gv / (z.numel() // z.shape[1])
         total = u.sum((0, 2, 3))
         product = (u * z).sum((0, 2, 3)) - mean * total
-        return _picked(u, places), total / n, 2 * product / n, u * _channels(slope), -slope * total, None
+        return (
+            _picked(u, places),
+            total / n,
+            2 * product / n,
+            u * _channels(slope),
+            -slope * total,
+            None,
+        )
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
@@ -305,11 +346,15 @@ class _PooledMomentsGradient(Function):
 def _moments(z: Tensor) -> tuple[Tensor, Tensor]:
     """Each channel's mean and biased variance, of maps with their channels last.
 
-    torch adds a channel's values up one after the other, and loses digits. So every column of the maps first has moments of its own.
+    torch adds a channel's values up one after the other, and loses digits. So every column of the
+    maps first has moments of its own.
     """
     number, channels, height, width = z.shape
     columns = z.permute(0, 2, 3, 1).reshape(number, height, 1, width * channels).permute(0, 3, 1, 2)
-    means, variances = (found.view(width, channels) for found in torch.batch_norm_update_stats(columns, None, None, 0.0))
+    means, variances = (
+        found.view(width, channels)
+        for found in torch.batch_norm_update_stats(columns, None, None, 0.0)
+    )
     mean = means.mean(0)
     return mean, (variances + (means - mean).square()).mean(0)
 
@@ -322,11 +367,15 @@ def _convolve(x: Tensor, w: Tensor, b: Tensor | None, how: Any) -> Tensor:
 
 def _convolve_back(g: Tensor, x: Tensor, w: Tensor, wanted: Any, how: Any) -> Any:
     stride, padding, dilation, groups = how
-    return _aten.convolution_backward(g, x, w, [w.shape[0]], stride, padding, dilation, False, (0, 0), groups, wanted)
+    return _aten.convolution_backward(
+        g, x, w, [w.shape[0]], stride, padding, dilation, False, (0, 0), groups, wanted
+    )
 
 
 def _picked(maps: Tensor, places: Tensor) -> Tensor:
-    """The values of maps at the places that a pooling chose: (examples, channels, height, width) -> the places' shape."""
+    """The values of maps at the places that a pooling chose: (examples, channels, height, width) ->
+    the places' shape.
+    """
     number, channels, height, width = places.shape
     rows, order = (t.permute(0, 2, 3, 1).reshape(number, -1, channels) for t in (maps, places))
     return rows.gather(1, order).view(number, height, width, channels).permute(0, 3, 1, 2)
@@ -353,13 +402,23 @@ def _in_format_of(like: Tensor, maps: Tensor) -> Tensor:
 
 
 def _task_by_task(function: Callable[..., Any], info: Any, in_dims: Any, inputs: Any) -> Any:
-    """What vmap over tasks asks for. On a CPU one large operation a task is as quick as one for all of them."""
+    """What vmap over tasks asks for.
+
+    On a CPU one large operation a task is as quick as one for all of them.
+    """
 
     def of(task: int) -> Any:
-        return function(*(x.select(dim, task) if isinstance(dim, int) else x for x, dim in zip(inputs, in_dims, strict=True)))
+        return function(
+            *(
+                x.select(dim, task) if isinstance(dim, int) else x
+                for x, dim in zip(inputs, in_dims, strict=True)
+            )
+        )
 
     found = [of(task) for task in range(info.batch_size)]
     if isinstance(found[0], Tensor):
         return torch.stack(found), 0
-    stacked = tuple(None if parts[0] is None else torch.stack(parts) for parts in zip(*found, strict=True))
+    stacked = tuple(
+        None if parts[0] is None else torch.stack(parts) for parts in zip(*found, strict=True)
+    )
     return stacked, tuple(None if part is None else 0 for part in stacked)

@@ -1,8 +1,11 @@
-"""Convolution, and batch norm with max-pool and ReLU, of many tasks at once, each task with weights of its own: for a GPU.
+"""Convolution, and batch norm with max-pool and ReLU, of many tasks at once, each task with weights
+of its own: for a GPU.
 
-Under vmap such a convolution becomes a grouped one, which cuDNN runs slowly, and whose second derivative torch takes group by group. As
-weights times patches it is one batched matrix product, forward and in every derivative. In memory a task's channels come before its
-images: (tasks, channels, images, height, width), so that the product's rows and a channel's statistics lie side by side.
+Under vmap such a convolution becomes a grouped one, which cuDNN runs slowly, and whose second
+derivative torch takes group by group. As weights times patches it is one batched matrix product,
+forward and in every derivative. In memory a task's channels come before its images: (tasks,
+channels, images, height, width), so that the product's rows and a channel's statistics lie side by
+side.
 """
 
 from __future__ import annotations
@@ -20,21 +23,35 @@ Pair = tuple[int, int]
 
 
 class StackedConvolutions(TorchFunctionMode):
-    """While it is on, `F.conv2d` under vmap is a matrix product wherever every task has its own weights."""
+    """While it is on, `F.conv2d` under vmap is a matrix product wherever every task has its own
+    weights.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return conv2d(*args, **(kwargs or {})) if func is torch.conv2d else func(*args, **(kwargs or {}))
+        return (
+            conv2d(*args, **(kwargs or {}))
+            if func is torch.conv2d
+            else func(*args, **(kwargs or {}))
+        )
 
 
 def conv2d(
-    inputs: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+    inputs: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
 ) -> Tensor:
     """`F.conv2d`, to be called under vmap over tasks."""
     found: Tensor = _UnderVmap.apply(inputs, weight, bias, stride, padding, dilation, groups)
     return found
 
 
-def convolution(inputs: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
+def convolution(
+    inputs: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair
+) -> Tensor:
     """The convolution of every task's images with its own weights.
 
     Arguments:
@@ -49,29 +66,57 @@ def convolution(inputs: Tensor, weight: Tensor, bias: Tensor | None, stride: Pai
     """
     if torch.is_autocast_enabled(inputs.device.type):
         dtype = torch.get_autocast_dtype(inputs.device.type)
-        inputs, weight, bias = inputs.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    window = Window((inputs.shape[3], inputs.shape[4]), (weight.shape[3], weight.shape[4]), stride, padding, dilation)
+        inputs, weight, bias = (
+            inputs.to(dtype),
+            weight.to(dtype),
+            None if bias is None else bias.to(dtype),
+        )
+    window = Window(
+        (inputs.shape[3], inputs.shape[4]),
+        (weight.shape[3], weight.shape[4]),
+        stride,
+        padding,
+        dilation,
+    )
     found: Tensor = _Convolution.apply(inputs, weight, bias, window)
     return found
 
 
-def conv_norm_pool_relu(maps: Tensor, conv: torch.nn.Conv2d, norm: torch.nn.BatchNorm2d, pool: bool) -> Tensor:
-    """Convolution, batch norm by the batch's own statistics, 2x2 max-pool (or none) and ReLU, under vmap over tasks or not.
+def conv_norm_pool_relu(
+    maps: Tensor, conv: torch.nn.Conv2d, norm: torch.nn.BatchNorm2d, pool: bool
+) -> Tensor:
+    """Convolution, batch norm by the batch's own statistics, 2x2 max-pool (or none) and ReLU, under
+    vmap over tasks or not.
 
-    The largest normalised value is the normalised largest value where the norm's weight is not negative, so that the maps are pooled
-    before they are normalised. A negative weight is a positive one with the signs of the convolution turned.
+    The largest normalised value is the normalised largest value where the norm's weight is not
+    negative, so that the maps are pooled before they are normalised. A negative weight is a
+    positive one with the signs of the convolution turned.
     """
     sign = torch.where(norm.weight.detach() < 0, -1.0, 1.0).to(norm.weight.dtype)
     bias = None if conv.bias is None else conv.bias * sign
-    maps = F.conv2d(maps, conv.weight * sign.view(-1, 1, 1, 1), bias, conv.stride, conv.padding, conv.dilation, conv.groups)  # type: ignore[arg-type]
+    maps = F.conv2d(
+        maps,
+        conv.weight * sign.view(-1, 1, 1, 1),
+        bias,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+        conv.groups,
+    )  # type: ignore[arg-type]
     pooled, mean, variance, _ = _PooledMoments.apply(maps, pool)
     factor = norm.weight * sign * (variance + norm.eps).rsqrt()
     shift = norm.bias - factor * mean
-    return torch.addcmul(shift.view(1, -1, 1, 1), pooled, factor.view(1, -1, 1, 1)).relu().to(maps.dtype)
+    return (
+        torch.addcmul(shift.view(1, -1, 1, 1), pooled, factor.view(1, -1, 1, 1))
+        .relu()
+        .to(maps.dtype)
+    )
 
 
 class Window(NamedTuple):
-    """Where a convolution looks: the size of its inputs, and of its kernel, with stride, padding and dilation."""
+    """Where a convolution looks: the size of its inputs, and of its kernel, with stride, padding
+    and dilation.
+    """
 
     size: Pair
     kernel: Pair
@@ -82,17 +127,23 @@ class Window(NamedTuple):
     def places(self) -> Pair:
         """Height and width of the outputs."""
         each = zip(*self, strict=True)
-        height, width = ((size + 2 * pad - apart * (kernel - 1) - 1) // step + 1 for size, kernel, step, pad, apart in each)
+        height, width = (
+            (size + 2 * pad - apart * (kernel - 1) - 1) // step + 1
+            for size, kernel, step, pad, apart in each
+        )
         return height, width
 
     def transposed(self) -> Window | None:
-        """The window that gives the inputs' gradient as a convolution of the outputs', if there is one."""
+        """The window that gives the inputs' gradient as a convolution of the outputs', if there is
+        one.
+        """
         padding = self.kernel[0] - 1 - self.padding[0], self.kernel[1] - 1 - self.padding[1]
         plain = self.stride == (1, 1) == self.dilation and min(padding) >= 0
         return Window(self.places(), self.kernel, (1, 1), padding, (1, 1)) if plain else None
 
 
-# The three derivatives of <convolution(x, w), g>, which is linear in the inputs x, the weights w and the outputs' gradient g: each of them
+# The three derivatives of <convolution(x, w), g>, which is linear in the inputs x, the weights w
+# and the outputs' gradient g: each of them
 # is linear in two of the three, so that its own derivatives are the other two.
 
 
@@ -104,9 +155,12 @@ class _Convolution(Function):
         ctx.save_for_backward(x, w)
         ctx.window = window
         outputs = _product(x, w, b, window)
-        # A tensor of its own on the same memory: a view that comes out of a Function may not be written into, as an in-place ReLU does.
+        # A tensor of its own on the same memory: a view that comes out of a Function may not be
+        # written into, as an in-place ReLU does.
         own = outputs.new_empty(0)
-        return own.set_(outputs.untyped_storage(), outputs.storage_offset(), outputs.shape, outputs.stride())
+        return own.set_(
+            outputs.untyped_storage(), outputs.storage_offset(), outputs.shape, outputs.stride()
+        )
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
@@ -131,7 +185,11 @@ class _InputGradient(Function):
     def backward(ctx: Any, x: Tensor) -> Any:
         g, w = ctx.saved_tensors
         gg = _Convolution.apply(x, w, None, ctx.window) if ctx.needs_input_grad[0] else None
-        return gg, _WeightGradient.apply(x, g, ctx.window) if ctx.needs_input_grad[1] else None, None
+        return (
+            gg,
+            _WeightGradient.apply(x, g, ctx.window) if ctx.needs_input_grad[1] else None,
+            None,
+        )
 
 
 class _WeightGradient(Function):
@@ -144,13 +202,21 @@ class _WeightGradient(Function):
         groups = _groups(*x.shape[:2])
         rows = g.unflatten(1, (groups, -1)).transpose(2, 3).reshape(len(g) * groups, g.shape[2], -1)
         parts = rows @ _patches(x, window, groups).mT
-        return parts.view(len(g), groups, -1).sum(1).view(len(g), g.shape[2], x.shape[2], *window.kernel)
+        return (
+            parts.view(len(g), groups, -1)
+            .sum(1)
+            .view(len(g), g.shape[2], x.shape[2], *window.kernel)
+        )
 
     @staticmethod
     def backward(ctx: Any, w: Tensor) -> Any:
         x, g = ctx.saved_tensors
         gx = _InputGradient.apply(g, w, ctx.window) if ctx.needs_input_grad[0] else None
-        return gx, _Convolution.apply(x, w, None, ctx.window) if ctx.needs_input_grad[1] else None, None
+        return (
+            gx,
+            _Convolution.apply(x, w, None, ctx.window) if ctx.needs_input_grad[1] else None,
+            None,
+        )
 
 
 def _product(x: Tensor, w: Tensor, b: Tensor | None, window: Window) -> Tensor:
@@ -165,26 +231,47 @@ def _rows(maps: Tensor) -> Tensor:
 
 
 def _patches(x: Tensor, window: Window, groups: int = 1) -> Tensor:
-    """What every weight is multiplied with: (tasks * groups of images, channels * kernel, images of a group * places)."""
+    """What every weight is multiplied with: (tasks * groups of images, channels * kernel, images of
+    a group * places).
+    """
     (_, kernel, stride, padding, dilation), images = window, x.transpose(1, 2)
     padded = F.pad(images, (padding[1], padding[1], padding[0], padding[0])).contiguous()
     task, channel, image, down, right = padded.stride()
     number = padded.shape[2] // groups
     size = (len(x), groups, padded.shape[1], *kernel, number, *window.places())
-    strides = (task, image * number, channel, down * dilation[0], right * dilation[1], image, down * stride[0], right * stride[1])
-    return padded.as_strided(size, strides).reshape(len(x) * groups, padded.shape[1] * kernel[0] * kernel[1], -1)
+    strides = (
+        task,
+        image * number,
+        channel,
+        down * dilation[0],
+        right * dilation[1],
+        image,
+        down * stride[0],
+        right * stride[1],
+    )
+    return padded.as_strided(size, strides).reshape(
+        len(x) * groups, padded.shape[1] * kernel[0] * kernel[1], -1
+    )
 
 
 def _groups(tasks: int, images: int) -> int:
-    """Into how many groups a task's images are parted, whose sums over images are taken side by side: a GPU has over a hundred units."""
-    return next(groups for groups in range(1, images + 1) if images % groups == 0 and (groups == images or tasks * groups >= 128))
+    """Into how many groups a task's images are parted, whose sums over images are taken side by
+    side: a GPU has over a hundred units.
+    """
+    return next(
+        groups
+        for groups in range(1, images + 1)
+        if images % groups == 0 and (groups == images or tasks * groups >= 128)
+    )
 
 
 def _images(patches: Tensor, window: Window, number: int) -> Tensor:
     """The transpose of `_patches`: every pixel is the sum of its copies."""
     (size, kernel, stride, padding, dilation), (rows, columns) = window, window.places()
     parts = patches.view(len(patches), -1, *kernel, number, rows, columns)
-    images = patches.new_zeros(*parts.shape[:2], number, size[0] + 2 * padding[0], size[1] + 2 * padding[1])
+    images = patches.new_zeros(
+        *parts.shape[:2], number, size[0] + 2 * padding[0], size[1] + 2 * padding[1]
+    )
     for i in range(kernel[0]):
         for j in range(kernel[1]):
             top, left = i * dilation[0], j * dilation[1]
@@ -195,7 +282,10 @@ def _images(patches: Tensor, window: Window, number: int) -> Tensor:
 
 
 class _UnderVmap(Function):
-    """`F.conv2d` with a rule of its own for vmap. The rule is made of differentiable operations, so that autograd sees those."""
+    """`F.conv2d` with a rule of its own for vmap.
+
+    The rule is made of differentiable operations, so that autograd sees those.
+    """
 
     @staticmethod
     def forward(*arguments: Any) -> Tensor:
@@ -206,12 +296,27 @@ class _UnderVmap(Function):
         pass
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> tuple[Tensor, int]:
+    def vmap(
+        info: Any, in_dims: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, *how: Any
+    ) -> tuple[Tensor, int]:
         stride, padding, dilation, groups = how
         if in_dims[1] is None or groups != 1 or isinstance(padding, str):
-            return torch.vmap(lambda x, w, b: F.conv2d(x, w, b, *how), in_dims=in_dims[:3])(inputs, weight, bias), 0
+            return (
+                torch.vmap(lambda x, w, b: F.conv2d(x, w, b, *how), in_dims=in_dims[:3])(
+                    inputs, weight, bias
+                ),
+                0,
+            )
         x, w, b = (
-            None if tensor is None else (tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0))
+            (
+                None
+                if tensor is None
+                else (
+                    tensor.expand(info.batch_size, *tensor.shape)
+                    if dim is None
+                    else tensor.movedim(dim, 0)
+                )
+            )
             for tensor, dim in zip((inputs, weight, bias), in_dims, strict=False)
         )
         assert x is not None and w is not None
@@ -219,7 +324,8 @@ class _UnderVmap(Function):
 
 
 class _PooledMoments(Function):
-    """Maps z -> (p, m, v, where p is): max-pooled, or z itself; each channel's mean and biased variance.
+    """Maps z -> (p, m, v, where p is): max-pooled, or z itself; each channel's mean and biased
+    variance.
 
     Any dimensions come before the four of z.
     """
@@ -251,13 +357,19 @@ class _PooledMoments(Function):
 
 
 class _PooledMomentsGradient(Function):
-    """`z' = P^T p' + (m' + 2 v' (z - m)) / n`, where P picks the pooled positions and n is how many values a channel has."""
+    """`z' = P^T p' + (m' + 2 v' (z - m)) / n`, where P picks the pooled positions and n is how many
+    values a channel has.
+    """
 
     @staticmethod
-    def forward(ctx: Any, gp: Tensor, gm: Tensor, gv: Tensor, z: Tensor, mean: Tensor, places: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, gp: Tensor, gm: Tensor, gv: Tensor, z: Tensor, mean: Tensor, places: Tensor
+    ) -> Tensor:
         ctx.save_for_backward(gv, z, mean, places)
         slope = 2 * gv / _count(z)
-        gz = torch.addcmul(_channels(gm / _count(z) - slope * mean), z, _channels(slope)).to(z.dtype)
+        gz = torch.addcmul(_channels(gm / _count(z) - slope * mean), z, _channels(slope)).to(
+            z.dtype
+        )
         if not places.numel():
             return gz.add_(gp)
         order = _order(z)
@@ -273,8 +385,19 @@ class _PooledMomentsGradient(Function):
         product = (u * z).sum((-4, -2, -1), dtype=mean.dtype) - mean * total
         picked = u
         if places.numel():
-            picked = _unplanes(_planes(u, order).flatten(1).gather(1, places.flatten(1)).view(places.shape), z, order)
-        return picked, total / _count(z), 2 * product / _count(z), (u * _channels(slope)).to(z.dtype), -slope * total, None
+            picked = _unplanes(
+                _planes(u, order).flatten(1).gather(1, places.flatten(1)).view(places.shape),
+                z,
+                order,
+            )
+        return (
+            picked,
+            total / _count(z),
+            2 * product / _count(z),
+            (u * _channels(slope)).to(z.dtype),
+            -slope * total,
+            None,
+        )
 
 
 def _count(maps: Tensor) -> int:

@@ -1,4 +1,6 @@
-"""The networks of the few-shot papers, with the names of their layers and batch norm on the current batch's statistics."""
+"""The networks of the few-shot papers, with the names of their layers and batch norm on the current
+batch's statistics.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +13,20 @@ from metalearn.runtime.checks import positive
 
 
 class Conv4(nn.Module):
-    """Four blocks of 3x3 convolution, batch norm, ReLU and 2x2 max-pool, then a linear head: layers block1 to block4 and head.
+    """Four blocks of 3x3 convolution, batch norm, ReLU and 2x2 max-pool, then a linear head: layers
+    block1 to block4 and head.
 
-    Finn et al. 2017 use hidden=32 for miniImageNet (size 84, 3 channels) and 64 with `pool=False` for Omniglot; later papers
-    hidden=64 throughout (Vinyals et al. 2016). Convolutions and the head start from Xavier's uniform distribution, biases from zero.
+    Finn et al. 2017 use hidden=32 for miniImageNet (size 84, 3 channels) and 64 with `pool=False`
+    for Omniglot; later papers hidden=64 throughout (Vinyals et al. 2016). Convolutions and the head
+    start from Xavier's uniform distribution, biases from zero.
 
     Arguments:
         ways: outputs of the head.
         channels: of the images: 1 for Omniglot, 3 for miniImageNet.
         hidden: channels of every block.
         size: height and width of the images in pixels.
-        pool: max-pool after every block; False for convolutions of stride 2 and a mean over space before the head, Finn's Omniglot net.
+        pool: max-pool after every block; False for convolutions of stride 2 and a mean over space
+            before the head, Finn's Omniglot net.
     Raises ValueError where `size` is too small for four poolings.
 
     Example:
@@ -29,11 +34,18 @@ class Conv4(nn.Module):
         torch.Size([2, 5])
     """
 
-    def __init__(self, ways: int, channels: int = 1, hidden: int = 64, size: int = 28, pool: bool = True) -> None:
+    def __init__(
+        self, ways: int, channels: int = 1, hidden: int = 64, size: int = 28, pool: bool = True
+    ) -> None:
         super().__init__()
-        ways, channels, hidden, size = positive(ways=ways, channels=channels, hidden=hidden, size=size)
+        ways, channels, hidden, size = positive(
+            ways=ways, channels=channels, hidden=hidden, size=size
+        )
         if pool and size < 16:
-            raise ValueError(f"images of {size} pixels vanish in four 2x2 poolings; use at least 16 pixels, or pool=False")
+            raise ValueError(
+                f"images of {size} pixels vanish in four 2x2 poolings; use at least 16 pixels, or"
+                " pool=False"
+            )
         self.block1 = ConvBlock(channels, hidden, pool)
         self.block2 = ConvBlock(hidden, hidden, pool)
         self.block3 = ConvBlock(hidden, hidden, pool)
@@ -50,20 +62,31 @@ class Conv4(nn.Module):
         return self.head(maps.flatten(1) if self.pool else maps.mean((2, 3)))
 
     def _check(self, images: Tensor) -> None:
-        """Raise ValueError naming the channels and sizes that the network takes, where these images have others."""
+        """Raise ValueError naming the channels and sizes that the network takes, where these images
+        have others.
+        """
         shape, conv, head = tuple(images.shape), self.block1.conv, self.head
         if len(shape) != 4:
-            raise ValueError(f"Conv4 takes images (examples, channels, height, width), and not a tensor of {shape}")
+            raise ValueError(
+                "Conv4 takes images (examples, channels, height, width), and not a tensor of"
+                f" {shape}"
+            )
         _, channels, height, width = shape
         if isinstance(conv, nn.Conv2d) and channels != conv.in_channels:
             raise ValueError(
-                f"the images have {channels} channels, and this Conv4 takes {conv.in_channels}; build Conv4(channels={channels})"
+                f"the images have {channels} channels, and this Conv4 takes {conv.in_channels};"
+                f" build Conv4(channels={channels})"
             )
         places = (height // 16) * (width // 16)
-        if self.pool and isinstance(head, nn.Linear) and places * self.block4.conv.out_channels != head.in_features:
+        if (
+            self.pool
+            and isinstance(head, nn.Linear)
+            and places * self.block4.conv.out_channels != head.in_features
+        ):
             raise ValueError(
-                f"the images are {height} x {width} pixels, and this Conv4 was built for others; build Conv4(size={height}) for square "
-                "images of at least 16 pixels, or resize them"
+                f"the images are {height} x {width} pixels, and this Conv4 was built for others;"
+                f" build Conv4(size={height}) for square images of at least 16 pixels, or resize"
+                " them"
             )
 
     def _blocks(self) -> list[nn.Module]:
@@ -76,7 +99,10 @@ class Conv4(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """Convolution, batch norm, max-pool, ReLU. Pooling first is the same function (ReLU is monotone) on a quarter of the values."""
+    """Convolution, batch norm, max-pool, ReLU.
+
+    Pooling first is the same function (ReLU is monotone) on a quarter of the values.
+    """
 
     def __init__(self, inputs: int, outputs: int, pool: bool) -> None:
         super().__init__()
@@ -99,7 +125,11 @@ class ConvBlock(nn.Module):
         parts = self.conv, self.norm, self.pool
         kinds = tuple(map(type, parts))
         return (
-            kinds in ((nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d), (nn.Conv2d, nn.BatchNorm2d, nn.Identity))
+            kinds
+            in (
+                (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d),
+                (nn.Conv2d, nn.BatchNorm2d, nn.Identity),
+            )
             and self.norm.running_mean is None
             and not any(_has_hooks(module) for module in (self, *parts))
         )

@@ -10,7 +10,8 @@ from metalearn.runtime.checks import positive, widths_of_layers
 
 
 class MLP(nn.Sequential):
-    """Linear layers with ReLU between them: `layer1` ... and `head`; (40, 40) hidden units are MAML's sinusoid network.
+    """Linear layers with ReLU between them: `layer1` ... and `head`; (40, 40) hidden units are
+    MAML's sinusoid network.
 
     Example:
         >>> [name for name, _ in MLP(1, 1).named_children()]

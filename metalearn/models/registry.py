@@ -66,7 +66,9 @@ def build(
         architecture, _ = timm_architecture(name.removeprefix(TIMM))
         import timm
 
-        return timm.create_model(architecture, pretrained=False, num_classes=outputs, in_chans=channels)
+        return timm.create_model(
+            architecture, pretrained=False, num_classes=outputs, in_chans=channels
+        )
     known = torchvision_names()
     if name not in known:
         default = "see torchvision.models.list_models(), or write timm:NAME for one of timm's"
@@ -94,7 +96,9 @@ def timm_architecture(name: str) -> tuple[str, str]:
     try:
         import timm
     except ImportError as error:
-        raise ImportError(f"timm:{name} needs the extra: pip install 'metalearn-transfer[timm]'") from error
+        raise ImportError(
+            f"timm:{name} needs the extra: pip install 'metalearn-transfer[timm]'"
+        ) from error
     architecture, _, tag = name.partition(".")
     known = timm.list_models()
     if architecture not in known:
@@ -102,7 +106,10 @@ def timm_architecture(name: str) -> tuple[str, str]:
         raise ValueError(f"timm has no network {name!r}; {hint}")
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
-        raise ValueError(f"timm has no weights {tag!r} of {architecture}; {near(tag, tags) or 'it has ' + (', '.join(tags) or 'none')}")
+        raise ValueError(
+            f"timm has no weights {tag!r} of {architecture};"
+            f" {near(tag, tags) or 'it has ' + (', '.join(tags) or 'none')}"
+        )
     return architecture, tag
 
 
@@ -125,7 +132,10 @@ def _called(path: str, outputs: int) -> nn.Module:
     try:
         build = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"model {path!r} cannot be imported ({error}); write package.module:callable, from the current folder") from error
+        raise ValueError(
+            f"model {path!r} cannot be imported ({error}); write package.module:callable, from the"
+            " current folder"
+        ) from error
     model = build(outputs)
     if not isinstance(model, nn.Module):
         raise ValueError(f"{path} returned a {type(model).__name__}, not a torch.nn.Module")

@@ -12,9 +12,11 @@ from metalearn.runtime.checks import positive, widths_of_layers
 
 
 class ResNet12(nn.Module):
-    """Four residual blocks of three 3x3 convolutions, 64 to 512 channels: layers block1 to block4 and head.
+    """Four residual blocks of three 3x3 convolutions, 64 to 512 channels: layers block1 to block4
+    and head.
 
-    LeakyReLU of slope 0.1, max-pool after every block, a mean over space before the head (Lee et al. 2019; BOIL's ResNet-12).
+    LeakyReLU of slope 0.1, max-pool after every block, a mean over space before the head (Lee et
+    al. 2019; BOIL's ResNet-12).
 
     Example:
         >>> import torch
@@ -22,12 +24,16 @@ class ResNet12(nn.Module):
         torch.Size([2, 5])
     """
 
-    def __init__(self, ways: int, channels: int = 3, widths: Sequence[int] = (64, 128, 256, 512)) -> None:
+    def __init__(
+        self, ways: int, channels: int = 3, widths: Sequence[int] = (64, 128, 256, 512)
+    ) -> None:
         super().__init__()
         ways, channels = positive(ways=ways, channels=channels)
         widths = widths_of_layers("widths", widths, "(64, 128, 256, 512)")
         if not widths:
-            raise ValueError("widths is empty; give the channels of each block, such as (64, 128, 256, 512)")
+            raise ValueError(
+                "widths is empty; give the channels of each block, such as (64, 128, 256, 512)"
+            )
         inputs = (channels, *widths)
         for number, (before, after) in enumerate(zip(inputs, widths, strict=False), start=1):
             self.add_module(f"block{number}", ResidualBlock(before, after))
@@ -49,11 +55,21 @@ class ResidualBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.path = nn.Sequential(
-            *(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.LeakyReLU(0.1)),
-            *(nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.LeakyReLU(0.1)),
+            *(
+                nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+                nn.BatchNorm2d(outputs),
+                nn.LeakyReLU(0.1),
+            ),
+            *(
+                nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+                nn.BatchNorm2d(outputs),
+                nn.LeakyReLU(0.1),
+            ),
             *(nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs)),
         )
-        self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+        self.shortcut = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+        )
         self.finish = nn.Sequential(nn.LeakyReLU(0.1), nn.MaxPool2d(2))
         batch_statistics(self)
 

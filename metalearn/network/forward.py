@@ -1,4 +1,6 @@
-"""Calling any network: one tensor, several, or a dictionary in; one tensor out, chosen by name where there are more."""
+"""Calling any network: one tensor, several, or a dictionary in; one tensor out, chosen by name
+where there are more.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,15 @@ def forward(model: nn.Module, inputs: Inputs, output: str | None = None) -> Tens
 
     Args:
         model: any module.
-        inputs: a tensor for `model(inputs)`, a tuple or list for `model(*inputs)`, a mapping for `model(**inputs)`.
-        output: which entry of a tuple, a dictionary or a `ModelOutput` to take: its key, its field, or its index as text.
-            In evaluation mode a tensor is taken as it is: GoogLeNet and others have several outputs in training mode alone.
+        inputs: a tensor for `model(inputs)`, a tuple or list for `model(*inputs)`, a mapping for
+            `model(**inputs)`.
+        output: which entry of a tuple, a dictionary or a `ModelOutput` to take: its key, its field,
+            or its index as text. In evaluation mode a tensor is taken as it is: GoogLeNet and
+            others have several outputs in training mode alone.
 
     Raises:
-        ValueError: the output is not a tensor and `output` is missing or is not one of its entries, which are listed.
+        ValueError: the output is not a tensor and `output` is missing or is not one of its entries,
+            which are listed.
 
     Example:
         >>> import torch
@@ -35,7 +40,9 @@ def forward(model: nn.Module, inputs: Inputs, output: str | None = None) -> Tens
     result = model(*args, **kwargs)
     if isinstance(result, Tensor) and not model.training:
         return result
-    return select(result, output, f"the model {type(model).__name__}", lambda entry: f"output={entry!r}")
+    return select(
+        result, output, f"the model {type(model).__name__}", lambda entry: f"output={entry!r}"
+    )
 
 
 def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -46,7 +53,8 @@ def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def map_tensors(function: Callable[[Tensor], Any], inputs: Inputs) -> Any:
-    """The same structure with `function` of every tensor in it; what is not a tensor stays as it is.
+    """The same structure with `function` of every tensor in it; what is not a tensor stays as it
+    is.
 
     Example:
         >>> import torch

@@ -1,4 +1,6 @@
-"""A network as a function of its weights: the value that the engine passes around in place of a module with state."""
+"""A network as a function of its weights: the value that the engine passes around in place of a
+module with state.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ from .module_call import UnadaptedWeights, Weights
 
 Result = TypeVar("Result")
 
-RECOMPUTES = "If it recomputes them in the backward pass (torch.utils.checkpoint), use execution='loop', which supports that"
+RECOMPUTES = (
+    "If it recomputes them in the backward pass (torch.utils.checkpoint), use execution='loop',"
+    " which supports that"
+)
 
 
 @dataclass
@@ -40,7 +45,9 @@ class Known:
 
 
 class DrawsRandomNumbers(RuntimeError):
-    """A network drew random numbers while its tasks were vectorized, where no task draws as it would alone."""
+    """A network drew random numbers while its tasks were vectorized, where no task draws as it
+    would alone.
+    """
 
 
 class Features(NamedTuple):
@@ -49,7 +56,8 @@ class Features(NamedTuple):
     Attributes:
         values: (examples, ...) what enters the head, as it enters.
         output: the model's output.
-        head_output: the head's output when the head had just run; None if the model's output is another tensor.
+        head_output: the head's output when the head had just run; None if the model's output is
+            another tensor.
     """
 
     values: Tensor
@@ -59,14 +67,16 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True)
 class Functional:
-    """A module as a function of its weights: for one task, or for several at once, each with moving weights of its own.
+    """A module as a function of its weights: for one task, or for several at once, each with moving
+    weights of its own.
 
     Args:
         module: any module with one tensor in and one out.
         head: the path of its head; "" for a module without one.
-        output: which entry of the module's output to take (see `metalearn.network.forward.forward`).
-        tasks: how many tasks there are along the first dimension of inputs, and of weights that move; None for one
-            task without that dimension.
+        output: which entry of the module's output to take (see
+            `metalearn.network.forward.forward`).
+        tasks: how many tasks there are along the first dimension of inputs, and of weights that
+            move; None for one task without that dimension.
         known: what running the module has shown; shared by all views of it.
 
     Example:
@@ -119,7 +129,9 @@ class Functional:
         return weights
 
     def __call__(self, weights: Weights, inputs: Inputs) -> Tensor:
-        """The output under these weights: (examples, ...) -> (examples, ways), a failure naming the layer and the cure."""
+        """The output under these weights: (examples, ...) -> (examples, ways), a failure naming the
+        layer and the cure.
+        """
         try:
             return self._output(weights, inputs)
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
@@ -142,15 +154,23 @@ class Functional:
     def call_head(self, weights: Weights, features: Tensor) -> Tensor:
         """The head's output for what enters it: (examples, ...) -> (examples, ways)."""
         start = len(self.head) + 1 if self.head else 0
-        own = {name[start:]: weight for name, weight in weights.items() if is_inside(name, self.head)}
-        return self._per_task(self.module.get_submodule(self.head), lambda head, x: head(x), own, features)
+        own = {
+            name[start:]: weight for name, weight in weights.items() if is_inside(name, self.head)
+        }
+        return self._per_task(
+            self.module.get_submodule(self.head), lambda head, x: head(x), own, features
+        )
 
     def tripwires(self, names: Container[str]) -> AbstractContextManager[None]:
-        """A context manager for backward passes in which a use of these parameters raises `UnadaptedWeights`."""
+        """A context manager for backward passes in which a use of these parameters raises
+        `UnadaptedWeights`.
+        """
         return module_call.tripwires(self.module, names)
 
     def watched(self, work: Callable[[], Result]) -> Result:
-        """`work()`; once more if it shows that the module runs again in the backward pass, then in copies that keep their weights."""
+        """`work()`; once more if it shows that the module runs again in the backward pass, then in
+        copies that keep their weights.
+        """
         in_copies = self.known.recomputes
         try:
             return work()
@@ -163,7 +183,9 @@ class Functional:
             if "escaped from inside a function being vmapped" not in str(error):
                 raise
             name = type(self.module).__name__
-            raise ValueError(f"{name} uses activations after its forward pass. {RECOMPUTES}") from error
+            raise ValueError(
+                f"{name} uses activations after its forward pass. {RECOMPUTES}"
+            ) from error
         self.known.recomputes = True
         return work()
 
@@ -176,24 +198,42 @@ class Functional:
             return
         reason = str(error).strip().splitlines()[0]
         raise RuntimeError(
-            f"the forward pass of {type(self.module).__name__} cannot be vectorized over tasks ({reason}); use execution='loop' or 'auto'"
+            f"the forward pass of {type(self.module).__name__} cannot be vectorized over tasks"
+            f" ({reason}); use execution='loop' or 'auto'"
         ) from error
 
     def _output(self, weights: Weights, inputs: Inputs) -> Tensor:
-        return self._per_task(self.module, lambda model, x: forward(model, x, self.output), weights, inputs)
+        return self._per_task(
+            self.module, lambda model, x: forward(model, x, self.output), weights, inputs
+        )
 
-    def _per_task(self, module: nn.Module, function: Callable[[nn.Module, Any], Any], weights: Weights, inputs: Inputs) -> Any:
+    def _per_task(
+        self,
+        module: nn.Module,
+        function: Callable[[nn.Module, Any], Any],
+        weights: Weights,
+        inputs: Inputs,
+    ) -> Any:
         """`function(module with these weights, inputs)`, for one task or for every task of a stack."""
         if self.tasks is None:
             with Convolutions():
-                return module_call.call(module, weights, lambda network: function(network, inputs), keep=self.known.recomputes)
+                return module_call.call(
+                    module,
+                    weights,
+                    lambda network: function(network, inputs),
+                    keep=self.known.recomputes,
+                )
         single = dict(module.named_parameters())
-        dims = {name: 0 if weight.ndim > single[name].ndim else None for name, weight in weights.items()}
+        dims = {
+            name: 0 if weight.ndim > single[name].ndim else None for name, weight in weights.items()
+        }
 
         def task(own: Weights, x: Inputs) -> Any:
             return module_call.call(module, own, lambda network: function(network, x), stacked=True)
 
-        vectorized = vmap(task, in_dims=(dims, map_tensors(lambda _: 0, inputs)), randomness="error")
+        vectorized = vmap(
+            task, in_dims=(dims, map_tensors(lambda _: 0, inputs)), randomness="error"
+        )
         try:
             with StackedConvolutions():
                 return vectorized(weights, inputs)

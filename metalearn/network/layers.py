@@ -1,8 +1,9 @@
 """The layers of a network: the units in which rates, sources and similarities are said.
 
-A layer is named by the module path that PyTorch gives it (`layer2.0`, `encoder.layers.encoder_layer_3`). Wherever a layer is asked for,
-any module path will do: a prefix such as `layer2` stands for all the layers below it. Where values are spread over parameters (`assign`),
-a wildcard such as `*lora_*` stands for every path that it matches.
+A layer is named by the module path that PyTorch gives it (`layer2.0`,
+`encoder.layers.encoder_layer_3`). Wherever a layer is asked for, any module path will do: a prefix
+such as `layer2` stands for all the layers below it. Where values are spread over parameters
+(`assign`), a wildcard such as `*lora_*` stands for every path that it matches.
 """
 
 from __future__ import annotations
@@ -28,17 +29,23 @@ def check_network(model: object) -> None:
         TypeError: the model is 'resnet18', a str; pass a torch.nn.Module
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"the model is {model!r:.60}, a {type(model).__name__}; pass a torch.nn.Module")
+        raise TypeError(
+            f"the model is {model!r:.60}, a {type(model).__name__}; pass a torch.nn.Module"
+        )
 
 
 def layers(model: nn.Module) -> list[str]:
-    """The names of a network's layers, in order of registration: the modules that hold its parameters and buffers.
+    """The names of a network's layers, in order of registration: the modules that hold its
+    parameters and buffers.
 
-    The rule: the children of `model` that hold parameters or buffers, except that these are opened into their children:
+    The rule: the children of `model` that hold parameters or buffers, except that these are opened
+    into their children:
 
-    - a plain `nn.Sequential`, `nn.ModuleList` or `nn.ModuleDict` (a subclass is a block of its author's, and stays whole);
-    - a child that holds a stack of blocks: a plain container with two or more modules of one class, of which one nests modules of its
-      own (the encoder of a vision transformer, a ResNet used as a backbone). An element of a container is never opened by this rule.
+    - a plain `nn.Sequential`, `nn.ModuleList` or `nn.ModuleDict` (a subclass is a block of its
+      author's, and stays whole);
+    - a child that holds a stack of blocks: a plain container with two or more modules of one class,
+      of which one nests modules of its own (the encoder of a vision transformer, a ResNet used as a
+      backbone). An element of a container is never opened by this rule.
 
     Every parameter and buffer belongs to exactly one layer; see `owners`.
 
@@ -52,7 +59,8 @@ def layers(model: nn.Module) -> list[str]:
 
 
 def owners(model: nn.Module) -> dict[str, str]:
-    """Parameter and buffer name -> the one layer it belongs to (a bare parameter to the first layer of its container).
+    """Parameter and buffer name -> the one layer it belongs to (a bare parameter to the first layer
+    of its container).
 
     Example:
         >>> owners(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
@@ -64,10 +72,12 @@ def owners(model: nn.Module) -> dict[str, str]:
 
 
 def head(model: nn.Module, name: str | None = None) -> str:
-    """The name of the head: the last `nn.Linear` or `nn.Conv2d` by registration, or `name` if one is given (and exists).
+    """The name of the head: the last `nn.Linear` or `nn.Conv2d` by registration, or `name` if one
+    is given (and exists).
 
-    If that layer is part of a low-rank adapter (`base(x) + B(A(x))`), the head is the adapter. This is a guess: which layer makes the
-    output only a run can tell (see `metalearn.network.activations.output_of`).
+    If that layer is part of a low-rank adapter (`base(x) + B(A(x))`), the head is the adapter. This
+    is a guess: which layer makes the output only a run can tell (see
+    `metalearn.network.activations.output_of`).
 
     Raises:
         ValueError: there is none, or `name` is not a module of `model`.
@@ -81,12 +91,16 @@ def head(model: nn.Module, name: str | None = None) -> str:
         return resolve(model, name)
     possible = heads(model)
     if not possible:
-        raise ValueError(f"{type(model).__name__} has no Linear or Conv2d that could be its head; name the module with head=")
+        raise ValueError(
+            f"{type(model).__name__} has no Linear or Conv2d that could be its head; name the"
+            " module with head="
+        )
     return possible[-1]
 
 
 def heads(model: nn.Module) -> list[str]:
-    """The names of the layers that could be the head, by registration: every `nn.Linear` and `nn.Conv2d`, or the adapter around it.
+    """The names of the layers that could be the head, by registration: every `nn.Linear` and
+    `nn.Conv2d`, or the adapter around it.
 
     Example:
         >>> heads(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
@@ -94,9 +108,14 @@ def heads(model: nn.Module) -> list[str]:
     """
     check_network(model)
     adapters = [path for path, module in model.named_modules() if path and _is_adapter(module)]
-    paths = [path for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    # An adapter is registered before the layers inside it, so that the first match is the outermost one.
-    whole = [next((adapter for adapter in adapters if is_inside(path, adapter)), path) for path in paths]
+    paths = [
+        path for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
+    ]
+    # An adapter is registered before the layers inside it, so that the first match is the outermost
+    # one.
+    whole = [
+        next((adapter for adapter in adapters if is_inside(path, adapter)), path) for path in paths
+    ]
     return list(dict.fromkeys(whole))
 
 
@@ -114,43 +133,57 @@ def body(model: nn.Module, head_name: str | None = None) -> list[str]:
 
 
 def is_inside(name: str, path: str) -> bool:
-    """Whether the tensor or module `name` is `path` or lies below it; everything lies below the path ""."""
+    """Whether the tensor or module `name` is `path` or lies below it; everything lies below the
+    path "".
+    """
     return path == "" or name == path or name.startswith(path + ".")
 
 
 def resolve(model: nn.Module, name: str, *, parameters: bool = False) -> str:
     """`name` itself, if it is a module of `model` (or, on request, a parameter).
 
-    Raises ValueError that lists near matches, so that a misspelt layer never passes for an empty one, and TypeError if it is no string.
+    Raises ValueError that lists near matches, so that a misspelt layer never passes for an empty
+    one, and TypeError if it is no string.
     """
     check_network(model)
     if not isinstance(name, str):
         example = (layers(model) or [""])[-1]
-        raise TypeError(f"a layer is named by its path, a string such as {example!r}, not by {name!r}, a {type(name).__name__}")
+        raise TypeError(
+            f"a layer is named by its path, a string such as {example!r}, not by {name!r}, a"
+            f" {type(name).__name__}"
+        )
     known = [path for path, _ in model.named_modules(remove_duplicate=False)]
     if parameters:
         known += [path for path, _ in model.named_parameters(remove_duplicate=False)]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else f"its layers are {', '.join(layers(model))}"
+        hint = (
+            f"did you mean {', '.join(near)}?"
+            if near
+            else f"its layers are {', '.join(layers(model))}"
+        )
         raise ValueError(f"{type(model).__name__} has no layer {name!r}; {hint}")
     return name
 
 
 def is_wildcard(path: str) -> bool:
-    """Whether a path is a pattern, such as `*lora_*`, rather than the name of one module or parameter."""
+    """Whether a path is a pattern, such as `*lora_*`, rather than the name of one module or
+    parameter.
+    """
     return isinstance(path, str) and any(mark in path for mark in "*?[")
 
 
 def assign(model: nn.Module, values: Mapping[str, Value]) -> dict[str, Value]:
-    """Spread `{module or parameter path: value}` over parameters -> `{parameter name: value}`; the longest matching path wins.
+    """Spread `{module or parameter path: value}` over parameters -> `{parameter name: value}`; the
+    longest matching path wins.
 
-    A wildcard (`*lora_*`) reaches the parameters that it matches, and all that lies below the modules that it matches; of two keys as
-    long as each other the first wins. A parameter that no path reaches is left out. A parameter that is used in two places (tied
-    weights) is reached through either name.
+    A wildcard (`*lora_*`) reaches the parameters that it matches, and all that lies below the
+    modules that it matches; of two keys as long as each other the first wins. A parameter that no
+    path reaches is left out. A parameter that is used in two places (tied weights) is reached
+    through either name.
 
-    Raises ValueError if the two names of a tied parameter get different values, if a path does not exist, or if a wildcard matches
-    nothing.
+    Raises ValueError if the two names of a tied parameter get different values, if a path does not
+    exist, or if a wildcard matches nothing.
 
     Example:
         >>> assign(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), {"": 0.1, "1": 0.5, "*.bias": 0.0})
@@ -164,15 +197,16 @@ def assign(model: nn.Module, values: Mapping[str, Value]) -> dict[str, Value]:
             other = values[other_path]
             if other is not value and other != value:
                 raise ValueError(
-                    f"{alias} and {other_alias} are one tied parameter, but {path!r} gives it {value!r} and {other_path!r} gives it "
-                    f"{other!r}; give both the same"
+                    f"{alias} and {other_alias} are one tied parameter, but {path!r} gives it"
+                    f" {value!r} and {other_path!r} gives it {other!r}; give both the same"
                 )
         assigned[name] = value
     return assigned
 
 
 def reach(model: nn.Module, paths: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
-    """Which path reaches each parameter: parameter name -> `(name, longest matching path)` for each of its names that one reaches.
+    """Which path reaches each parameter: parameter name -> `(name, longest matching path)` for each
+    of its names that one reaches.
 
     Only a tied parameter has more than one name. Raises ValueError as `assign` does.
 
@@ -187,7 +221,8 @@ def reach(model: nn.Module, paths: Iterable[str]) -> dict[str, list[tuple[str, s
             resolve(model, path, parameters=True)
         elif not any(_matches(alias, path) for alias, _ in aliases):
             raise ValueError(
-                f"the wildcard {path!r} matches no parameter of {type(model).__name__}; its layers are {', '.join(layers(model))}"
+                f"the wildcard {path!r} matches no parameter of {type(model).__name__}; its layers"
+                f" are {', '.join(layers(model))}"
             )
     names = {id(tensor): name for name, tensor in model.named_parameters()}
     reached: dict[str, list[tuple[str, str]]] = {}
@@ -207,17 +242,32 @@ def _matches(name: str, path: str) -> bool:
 
 
 def _is_adapter(module: nn.Module) -> bool:
-    """Whether a module holds a layer and, beside it, nothing but pairs of low-rank factors whose product has the layer's shape."""
-    layer = next((child for child in module.children() if isinstance(child, nn.Linear | nn.Conv2d)), None)
+    """Whether a module holds a layer and, beside it, nothing but pairs of low-rank factors whose
+    product has the layer's shape.
+    """
+    layer = next(
+        (child for child in module.children() if isinstance(child, nn.Linear | nn.Conv2d)), None
+    )
     if layer is None or type(module) in _CONTAINERS:
         return False
     outputs, inputs = layer.weight.shape[:2]
-    of_layers = {id(part.weight) for part in module.modules() if isinstance(part, nn.Linear | nn.Conv2d)}
-    factors = [tensor for tensor in module.parameters() if tensor.ndim > 1 and tensor is not layer.weight]
-    down, up = set(), set()  # the ranks of factors that take the layer's inputs, and of those that give its outputs
+    of_layers = {
+        id(part.weight) for part in module.modules() if isinstance(part, nn.Linear | nn.Conv2d)
+    }
+    factors = [
+        tensor for tensor in module.parameters() if tensor.ndim > 1 and tensor is not layer.weight
+    ]
+    down, up = (
+        set(),
+        set(),
+    )  # the ranks of factors that take the layer's inputs, and of those that give its outputs
     for tensor in factors:
-        start, end = tensor.shape[:2]  # behind these the factors of a convolution have its kernel's sizes
-        bare = id(tensor) not in of_layers  # and may be a factor of `x @ A @ B` as well as of `B(A(x))`
+        start, end = tensor.shape[
+            :2
+        ]  # behind these the factors of a convolution have its kernel's sizes
+        bare = (
+            id(tensor) not in of_layers
+        )  # and may be a factor of `x @ A @ B` as well as of `B(A(x))`
         takes = end == inputs or (bare and start == inputs)
         gives = start == outputs or (bare and end == outputs)
         if takes:
@@ -229,7 +279,9 @@ def _is_adapter(module: nn.Module) -> bool:
     return len(factors) > 1 and down == up and max(down) < min(inputs, outputs)
 
 
-def _walk(module: nn.Module, prefix: str, *, opened: bool = True) -> Iterator[tuple[str, nn.Module]]:
+def _walk(
+    module: nn.Module, prefix: str, *, opened: bool = True
+) -> Iterator[tuple[str, nn.Module]]:
     for name, child in module.named_children():
         path = f"{prefix}{name}"
         if not _holds_tensors(child):
@@ -246,7 +298,10 @@ def _holds_tensors(module: nn.Module) -> bool:
 
 
 def _holds_stack(module: nn.Module) -> bool:
-    return any(_is_stack(child) or (type(child) not in _CONTAINERS and _holds_stack(child)) for child in module.children())
+    return any(
+        _is_stack(child) or (type(child) not in _CONTAINERS and _holds_stack(child))
+        for child in module.children()
+    )
 
 
 def _is_stack(module: nn.Module) -> bool:
@@ -262,7 +317,9 @@ def _nests(module: nn.Module) -> bool:
 
 
 def _owner(tensor: str, names: list[str]) -> str:
-    """The layer that holds the tensor, or else the first layer of the innermost container that does."""
+    """The layer that holds the tensor, or else the first layer of the innermost container that
+    does.
+    """
     container = tensor
     while True:
         if container in names:

@@ -1,14 +1,16 @@
 """A network as a function of its weights.
 
-A call installs weights in a module, runs it, and puts the module's own back. Three habits of modules would make the result wrong.
-They are seen by what happens to tensors, not by class names:
+A call installs weights in a module, runs it, and puts the module's own back. Three habits of
+modules would make the result wrong. They are seen by what happens to tensors, not by class names:
 
-- A module that runs again in the backward pass (`torch.utils.checkpoint`) would then find the weights from before adaptation.
-  `tripwires` see such a read. The network is from then on run in a copy for every call, in which the weights stay.
-- A module that reads a parameter past the module, from a closure or a list, would never see adapted weights. `Watch` sees it,
-  and it is refused.
-- A module that writes into itself would let every task change what the next one sees. Writes into parameters and buffers are
-  refused. Counters (integer buffers of one element) and other attributes are put back after the call.
+- A module that runs again in the backward pass (`torch.utils.checkpoint`) would then find the
+  weights from before adaptation. `tripwires` see such a read. The network is from then on run in a
+  copy for every call, in which the weights stay.
+- A module that reads a parameter past the module, from a closure or a list, would never see adapted
+  weights. `Watch` sees it, and it is refused.
+- A module that writes into itself would let every task change what the next one sees. Writes into
+  parameters and buffers are refused. Counters (integer buffers of one element) and other attributes
+  are put back after the call.
 """
 
 from __future__ import annotations
@@ -43,21 +45,26 @@ _KINDS = ("parameter", "buffer", "module")  # in the order of `_registries`
 
 
 class UnadaptedWeights(ValueError):
-    """A parameter that has other weights in the current task was read as it is without them; `parameter` names it."""
+    """A parameter that has other weights in the current task was read as it is without them;
+    `parameter` names it.
+    """
 
     def __init__(self, parameter: str) -> None:
         super().__init__(
-            f"the parameter {parameter!r} is read past the module that holds it, where adapted weights do not reach; read it in "
-            f"forward() as an attribute of its module, not from a closure, a list or a saved reference"
+            f"the parameter {parameter!r} is read past the module that holds it, where adapted"
+            " weights do not reach; read it in forward() as an attribute of its module, not from a"
+            " closure, a list or a saved reference"
         )
         self.parameter = parameter
 
 
 class Watch(TorchFunctionMode):
-    """Sees what a module does with tensors that it should not read or write while it runs with the weights of a task.
+    """Sees what a module does with tensors that it should not read or write while it runs with the
+    weights of a task.
 
-    An operation on the values of a replaced parameter raises `UnadaptedWeights`. So does an operation whose saved tensors go to hooks
-    of the model's own: such hooks are how checkpointing runs a block again in the backward pass, where it would find that parameter.
+    An operation on the values of a replaced parameter raises `UnadaptedWeights`. So does an
+    operation whose saved tensors go to hooks of the model's own: such hooks are how checkpointing
+    runs a block again in the backward pass, where it would find that parameter.
 
     Args:
         replaced: by name, the parameters that have other weights in the current task.
@@ -65,7 +72,9 @@ class Watch(TorchFunctionMode):
         hooks: whether to look at hooks too.
     """
 
-    def __init__(self, replaced: Mapping[str, Tensor], used: Mapping[str, Tensor], *, hooks: bool) -> None:
+    def __init__(
+        self, replaced: Mapping[str, Tensor], used: Mapping[str, Tensor], *, hooks: bool
+    ) -> None:
         super().__init__()
         self.replaced = {id(tensor): name for name, tensor in replaced.items()}
         self.used = {id(tensor): name for name, tensor in used.items()}
@@ -78,7 +87,8 @@ class Watch(TorchFunctionMode):
             self.before.setdefault(self.used[id(args[0])], (args[0], args[0].clone()))
         result = func(*args, **kwargs)
         name = self._replaced_among(args) or (kwargs and self._replaced_among(kwargs.values()))
-        # Shapes, devices and the like are the same for all weights: only an operation that returns tensors reads values.
+        # Shapes, devices and the like are the same for all weights: only an operation that returns
+        # tensors reads values.
         if name and _holds_tensor(result):
             raise UnadaptedWeights(name)
         if self.outside is not None and torch.is_grad_enabled() and _saving_hooks() != self.outside:
@@ -86,8 +96,14 @@ class Watch(TorchFunctionMode):
         return result
 
     def written(self) -> list[str]:
-        """The names of the tensors that were written to where autograd does not count writes, such as through `.data`."""
-        return [name for name, (tensor, before) in self.before.items() if not torch.equal(tensor, before)]
+        """The names of the tensors that were written to where autograd does not count writes, such
+        as through `.data`.
+        """
+        return [
+            name
+            for name, (tensor, before) in self.before.items()
+            if not torch.equal(tensor, before)
+        ]
 
     def _replaced_among(self, arguments: Iterable[Any]) -> str:
         for argument in arguments:
@@ -113,11 +129,15 @@ class _Tripwire(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        touched = next(tensor for tensor in _tensors((args, tuple(kwargs.values()))) if isinstance(tensor, cls))
+        touched = next(
+            tensor for tensor in _tensors((args, tuple(kwargs.values()))) if isinstance(tensor, cls)
+        )
         try:
             with torch._C.DisableTorchFunctionSubclass():
                 result = func(*args, **kwargs)
-        except RuntimeError as error:  # such as with activations of vmap, which are gone in a backward pass
+        except (
+            RuntimeError
+        ) as error:  # such as with activations of vmap, which are gone in a backward pass
             raise UnadaptedWeights(touched.name) from error
         if _holds_tensor(result):
             raise UnadaptedWeights(touched.name)
@@ -125,9 +145,11 @@ class _Tripwire(Tensor):
 
 
 def tripwires(module: nn.Module, names: Container[str]) -> AbstractContextManager[None]:
-    """A context manager in which any use of these parameters as attributes of the module raises `UnadaptedWeights`.
+    """A context manager in which any use of these parameters as attributes of the module raises
+    `UnadaptedWeights`.
 
-    For backward passes: a module that runs again in one would not find the weights that it had in the forward pass.
+    For backward passes: a module that runs again in one would not find the weights that it had in
+    the forward pass.
     """
     if is_plain(module):
         return nullcontext()
@@ -141,7 +163,12 @@ def tripwires(module: nn.Module, names: Container[str]) -> AbstractContextManage
 
 
 def call(
-    module: nn.Module, weights: Weights, function: Callable[[nn.Module], Result], *, keep: bool = False, stacked: bool = False
+    module: nn.Module,
+    weights: Weights,
+    function: Callable[[nn.Module], Result],
+    *,
+    keep: bool = False,
+    stacked: bool = False,
 ) -> Result:
     """`function` of a module that has these weights.
 
@@ -149,7 +176,8 @@ def call(
         module: any module. When the call returns, it is as it was before.
         weights: tensors by parameter name; parameters that are not named keep their own.
         function: what to do with the module.
-        keep: run a copy of the module, in which the weights stay, so that what runs again in the backward pass finds them.
+        keep: run a copy of the module, in which the weights stay, so that what runs again in the
+            backward pass finds them.
         stacked: whether this runs under `torch.vmap`, where values cannot be compared.
 
     Raises:
@@ -176,14 +204,15 @@ def call(
             state.restore()
     if written:
         raise ValueError(
-            f"the model writes into its {written[0]} while it runs, so that every task changes what the next one sees; switch that "
-            f"off with model.eval(), or keep it out of the model"
+            f"the model writes into its {written[0]} while it runs, so that every task changes what"
+            " the next one sees; switch that off with model.eval(), or keep it out of the model"
         )
     return result
 
 
 def is_plain(model: nn.Module) -> bool:
-    """Whether a network is made of PyTorch's modules and this package's alone, without hooks: these have none of the three habits.
+    """Whether a network is made of PyTorch's modules and this package's alone, without hooks: these
+    have none of the three habits.
 
     Example:
         >>> is_plain(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
@@ -199,7 +228,9 @@ def is_plain(model: nn.Module) -> bool:
 
 @cache
 def _is_known(kind: type[nn.Module]) -> bool:
-    own = kind.__module__.startswith("metalearn.") and not kind.__module__.startswith("metalearn.compat.")
+    own = kind.__module__.startswith("metalearn.") and not kind.__module__.startswith(
+        "metalearn.compat."
+    )
     return own or kind.__module__.startswith("torch.nn.modules.")
 
 
@@ -224,21 +255,29 @@ def _installed(module: nn.Module, weights: Weights) -> Iterator[None]:
 
 
 def check_weights(model: nn.Module) -> None:
-    """Raise ValueError, with the cure, if the weights of a module are not there yet or cannot be exchanged.
+    """Raise ValueError, with the cure, if the weights of a module are not there yet or cannot be
+    exchanged.
 
     Example:
         >>> check_weights(nn.LazyLinear(3))
         Traceback (most recent call last):
         ...
-        ValueError: the model itself (LazyLinear) has no weights before its first run; run the model once on a batch of inputs
+        ValueError: the model itself (LazyLinear) has no weights before its first run; run the model
+        once on a batch of inputs
     """
     check_network(model)
     for path, module in model.named_modules():
         name = f"{path or 'the model itself'} ({type(module).__name__})"
         if isinstance(module, torch.jit.ScriptModule):
-            raise ValueError(f"{name} is compiled to TorchScript, where weights cannot be exchanged; pass the module it was made from")
+            raise ValueError(
+                f"{name} is compiled to TorchScript, where weights cannot be exchanged; pass the"
+                " module it was made from"
+            )
         if any(map(is_lazy, (*module._parameters.values(), *module._buffers.values()))):
-            raise ValueError(f"{name} has no weights before its first run; run the model once on a batch of inputs")
+            raise ValueError(
+                f"{name} has no weights before its first run; run the model once on a batch of"
+                " inputs"
+            )
 
 
 def replica(module: nn.Module) -> nn.Module:
@@ -251,18 +290,24 @@ def replica(module: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
     except Exception as error:
-        raise TypeError(f"{type(module).__name__} cannot be copied ({str(error).splitlines()[0]})") from error
+        raise TypeError(
+            f"{type(module).__name__} cannot be copied ({str(error).splitlines()[0]})"
+        ) from error
 
 
 class _Part(NamedTuple):
-    """One module before a call: its own tensors and modules by name, those that the call uses, and its other attributes."""
+    """One module before a call: its own tensors and modules by name, those that the call uses, and
+    its other attributes.
+    """
 
     prefix: str
     module: nn.Module
     own: tuple[dict[str, Any], ...]
     used: tuple[dict[str, Any], ...]
     attributes: dict[str, Any]
-    contents: list[tuple[Any, Any]]  # lists, dictionaries and the like, each with a copy of what it holds
+    contents: list[
+        tuple[Any, Any]
+    ]  # lists, dictionaries and the like, each with a copy of what it holds
 
 
 class _State:
@@ -270,15 +315,27 @@ class _State:
 
     def __init__(self, network: nn.Module, weights: Weights) -> None:
         self.tensors: dict[str, Tensor] = {}  # the parameters and buffers that the call uses
-        self.replaced: dict[str, Tensor] = {}  # the parameters for which the call uses other weights
+        self.replaced: dict[
+            str, Tensor
+        ] = {}  # the parameters for which the call uses other weights
         names: dict[int, str] = {}  # a tied parameter has one name in `weights`: its first
-        self.parts = [self._install(path, part, weights, names) for path, part in network.named_modules()]
-        self.versions = {name: tensor._version for name, tensor in self.tensors.items() if not tensor.is_inference()}
+        self.parts = [
+            self._install(path, part, weights, names) for path, part in network.named_modules()
+        ]
+        self.versions = {
+            name: tensor._version
+            for name, tensor in self.tensors.items()
+            if not tensor.is_inference()
+        }
 
-    def _install(self, path: str, module: nn.Module, weights: Weights, names: dict[int, str]) -> _Part:
+    def _install(
+        self, path: str, module: nn.Module, weights: Weights, names: dict[int, str]
+    ) -> _Part:
         prefix = f"{path}." if path else ""
         attributes = dict(vars(module))
-        contents = [(value, copy.copy(value)) for value in attributes.values() if type(value) in _CONTAINERS]
+        contents = [
+            (value, copy.copy(value)) for value in attributes.values() if type(value) in _CONTAINERS
+        ]
         own = _registered(module)
         for key, parameter in own[0].items():
             if parameter is None:
@@ -300,21 +357,35 @@ class _State:
 
     def written(self) -> list[str]:
         """What the call wrote to or replaced among parameters, buffers and modules."""
-        names = [name for name, version in self.versions.items() if self.tensors[name]._version != version]
+        names = [
+            name
+            for name, version in self.versions.items()
+            if self.tensors[name]._version != version
+        ]
         for part in self.parts:
-            for kind, before, after in zip(_KINDS, part.used, _registered(part.module), strict=True):
-                names += [f"{kind} {part.prefix}{key}" for key in before.keys() | after.keys() if before.get(key) is not after.get(key)]
+            for kind, before, after in zip(
+                _KINDS, part.used, _registered(part.module), strict=True
+            ):
+                names += [
+                    f"{kind} {part.prefix}{key}"
+                    for key in before.keys() | after.keys()
+                    if before.get(key) is not after.get(key)
+                ]
         return names
 
     def restore(self) -> None:
         """Put everything back."""
         for part in self.parts:
             held = vars(part.module)
-            if len(held) != len(part.attributes) or not all(map(is_, held.values(), part.attributes.values())):
+            if len(held) != len(part.attributes) or not all(
+                map(is_, held.values(), part.attributes.values())
+            ):
                 held.clear()
                 held.update(part.attributes)
             for container, content in part.contents:
-                if len(container) != len(content) or not all(map(is_, _values(container), _values(content))):
+                if len(container) != len(content) or not all(
+                    map(is_, _values(container), _values(content))
+                ):
                     _refill(container, content)
             for registered, own in zip(_registries(part.module), part.own, strict=True):
                 registered.clear()

@@ -52,9 +52,9 @@ def batch_statistics(model: nn.Module) -> nn.Module:
     for name, module in keeping:
         if not isinstance(module, _NormBase):
             raise ValueError(
-                f"{_described(name, module)} keeps statistics of its own, and only torch's norms can "
-                f"be told to use the batch's. Replace it by nn.BatchNorm2d, or keep the statistics it "
-                f"has with metalearn.frozen_statistics(model)"
+                f"{_described(name, module)} keeps statistics of its own, and only torch's norms"
+                " can be told to use the batch's. Replace it by nn.BatchNorm2d, or keep the"
+                " statistics it has with metalearn.frozen_statistics(model)"
             )
     for module in model.modules():
         if isinstance(module, _NormBase) and module.track_running_stats:
@@ -91,7 +91,10 @@ def frozen_statistics(model: nn.Module) -> nn.Module:
     check_network(model)
     for name, module in list(model.named_modules()):
         if isinstance(module, _BatchNorm) and module.running_mean is None:
-            raise ValueError(f"{name or type(module).__name__} has no running statistics to freeze; use batch_statistics(model)")
+            raise ValueError(
+                f"{name or type(module).__name__} has no running statistics to freeze; use"
+                " batch_statistics(model)"
+            )
         if statistics_of(module) and not isinstance(module, FrozenStatistics):
             _check_freezable(name, module)
             _freeze(module)
@@ -129,12 +132,16 @@ def check_statistics(model: nn.Module) -> None:
         if keeps_statistics(module) and not isinstance(module, FrozenStatistics)
     ]
     if keeping:
-        what = f"{keeping[0]} and {len(keeping) - 1} more keep" if len(keeping) > 1 else f"{keeping[0]} keeps"
+        what = (
+            f"{keeping[0]} and {len(keeping) - 1} more keep"
+            if len(keeping) > 1
+            else f"{keeping[0]} keeps"
+        )
         raise ValueError(
             f"{what} running statistics, which tasks would write into and read from each other. "
-            f"Choose: metalearn.batch_statistics(model) normalises by the current batch "
-            f"(transductive, as in the MAML papers); metalearn.frozen_statistics(model) keeps the "
-            f"statistics it has (for pretrained networks)"
+            "Choose: metalearn.batch_statistics(model) normalises by the current batch "
+            "(transductive, as in the MAML papers); metalearn.frozen_statistics(model) keeps the "
+            "statistics it has (for pretrained networks)"
         )
 
 
@@ -232,9 +239,15 @@ def _described(name: str, module: nn.Module) -> str:
 
 def _check_freezable(name: str, module: nn.Module) -> None:
     if isinstance(module, torch.jit.ScriptModule):
-        raise ValueError(f"{_described(name, module)} is compiled by torch.jit; call frozen_statistics(model) before torch.jit.script")
+        raise ValueError(
+            f"{_described(name, module)} is compiled by torch.jit; call frozen_statistics(model)"
+            " before torch.jit.script"
+        )
     if any(nn.parameter.is_lazy(getattr(module, buffer)) for buffer in statistics_of(module)):
-        raise ValueError(f"{_described(name, module)} has no statistics yet; call the model on one batch before frozen_statistics(model)")
+        raise ValueError(
+            f"{_described(name, module)} has no statistics yet; call the model on one batch before"
+            " frozen_statistics(model)"
+        )
 
 
 def _freeze(module: nn.Module) -> None:

@@ -43,7 +43,8 @@ def whole_number(name: str, value: object, least: int | None = 1) -> int:
 
 
 def positive(**numbers: object) -> tuple[int, ...]:
-    """The numbers as ints. Raises as `whole_number` does, naming the first that is not a whole number of at least 1.
+    """The numbers as ints. Raises as `whole_number` does, naming the first that is not a whole
+    number of at least 1.
 
     Example:
         >>> positive(ways=5, shots=1)
@@ -72,18 +73,24 @@ def sequence(name: str, values: object, example: str) -> list[Any]:
             raise TypeError
         iterator = iter(values)  # type: ignore[call-overload]
     except TypeError as error:
-        raise TypeError(f"{name}={values!r:.60} is a {type(values).__name__}; give a list, such as {example}") from error
+        raise TypeError(
+            f"{name}={values!r:.60} is a {type(values).__name__}; give a list, such as {example}"
+        ) from error
     return list(iterator)
 
 
 def widths_of_layers(name: str, values: object, example: str) -> list[int]:
-    """The widths of layers as a list of ints. Raises as `sequence` does for the list and as `whole_number` for each of its numbers.
+    """The widths of layers as a list of ints. Raises as `sequence` does for the list and as
+    `whole_number` for each of its numbers.
 
     Example:
         >>> widths_of_layers("hidden", (40, 40), "(40, 40)")
         [40, 40]
     """
-    return [whole_number(f"{name}[{place}]", width) for place, width in enumerate(sequence(name, values, example))]
+    return [
+        whole_number(f"{name}[{place}]", width)
+        for place, width in enumerate(sequence(name, values, example))
+    ]
 
 
 def positive_number(name: str, value: object, cure: str = "") -> float:

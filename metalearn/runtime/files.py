@@ -1,4 +1,6 @@
-"""Files that are whole or absent: written atomically, checked by a sum when read, and never unpickled."""
+"""Files that are whole or absent: written atomically, checked by a sum when read, and never
+unpickled.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,10 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
         if not stat.S_ISREG(kind):
             raise OSError(errno.EINVAL, "it is a device or a pipe")
         return open(path, "rb")
-    except (FileNotFoundError, NotADirectoryError) as error:  # the latter: a part of the path is a file
+    except (
+        FileNotFoundError,
+        NotADirectoryError,
+    ) as error:  # the latter: a part of the path is a file
         raise FileNotFoundError(f"there is no file {path}") from error
     except OSError as error:
         raise unreadable(path, error) from error
@@ -81,7 +86,8 @@ def unreadable(path: str | os.PathLike[str], error: OSError) -> OSError:
     reason = error.strerror or str(error)
     return OSError(
         error.errno or errno.EIO,
-        f"could not read {path} ({reason}); the file was left as it is. Mend the reason and run the same again",
+        f"could not read {path} ({reason}); the file was left as it is. Mend the reason and run the"
+        " same again",
     )
 
 
@@ -138,7 +144,8 @@ def _holder(path: Path) -> str:
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write `content` to a temporary file beside `path`, flush it to the disk, and rename it into place.
+    """Write `content` to a temporary file beside `path`, flush it to the disk, and rename it into
+    place.
 
     A crash, a kill or a full disk leaves the old file as it was. Raises OSError naming the path.
     """
@@ -176,8 +183,11 @@ def _file_above(path: Path) -> Path:
     return next((above for above in path.parents if above.is_file()), path.parent)
 
 
-def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], record: Record | None = None) -> None:
-    """Save named tensors and a JSON-able record as one safetensors file that carries its own SHA-256.
+def save(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], record: Record | None = None
+) -> None:
+    """Save named tensors and a JSON-able record as one safetensors file that carries its own
+    SHA-256.
 
     Any safetensors reader opens it. Tensors that share memory are stored once each.
 
@@ -191,12 +201,17 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], record: Re
     for name, tensor in _named(tensors):
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise TypeError(f"a file holds tensors by name, not {name!r}: {type(tensor).__name__}")
-    stored = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    stored = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
     try:
         text = json.dumps(record or {}, sort_keys=True)
     except (TypeError, ValueError, RecursionError, RuntimeError) as error:
         raise TypeError(f"the record of {path} is not JSON ({error}); give plain values") from error
-    write_atomically(path, safetensors.torch.save(stored, {"record": text, "sha256": _checksum(stored, text)}))
+    write_atomically(
+        path, safetensors.torch.save(stored, {"record": text, "sha256": _checksum(stored, text)})
+    )
 
 
 def load(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Record]:
@@ -223,7 +238,8 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Record]:
         raise unreadable(path, OSError(errno.EIO, str(error))) from error
     if "sha256" not in metadata or "record" not in metadata:
         raise Foreign(
-            f"{path} carries no checksum, so metalearn did not write it; load plain weights with --weights or metalearn.models.weights.read"
+            f"{path} carries no checksum, so metalearn did not write it; load plain weights with"
+            " --weights or metalearn.models.weights.read"
         )
     if _checksum(tensors, metadata["record"]) != metadata["sha256"]:
         raise Damaged(
@@ -241,7 +257,9 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Record]:
 
 def _named(tensors: Any) -> list[tuple[Any, Any]]:
     if not isinstance(tensors, Mapping):
-        raise TypeError(f"a file holds tensors by name, not a {type(tensors).__name__}: {tensors!r}")
+        raise TypeError(
+            f"a file holds tensors by name, not a {type(tensors).__name__}: {tensors!r}"
+        )
     return list(tensors.items())
 
 

@@ -74,10 +74,14 @@ MOVED = {
 class MovedModules(MetaPathFinder):
     """Raises ImportError with the new place of a module that has moved."""
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         """None for any other module, so that Python goes on looking."""
         if fullname in MOVED:
-            raise ImportError(f"{fullname} has moved; import {MOVED[fullname]} instead", name=fullname)
+            raise ImportError(
+                f"{fullname} has moved; import {MOVED[fullname]} instead", name=fullname
+            )
         return None
 
 

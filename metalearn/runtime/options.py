@@ -36,7 +36,13 @@ def listed(value: Listed | Sequence[str | int] | None, name: str = "the list") -
             raise ValueError(f"{name}={value!r} is not a list; write a,b or [a, b]") from error
     if value is None:
         return []
-    entries: Iterable[Any] = value.split(",") if isinstance(value, str) else [value] if isinstance(value, int | float) else value
+    entries: Iterable[Any] = (
+        value.split(",")
+        if isinstance(value, str)
+        else [value]
+        if isinstance(value, int | float)
+        else value
+    )
     return [text for text in (str(entry).strip() for entry in entries) if text]
 
 
@@ -51,7 +57,9 @@ def numbers(value: Listed | Sequence[str | int] | None, name: str = "the list") 
     try:
         return [int(entry) for entry in entries]
     except ValueError as error:
-        raise ValueError(f"{name}={value!r} are no whole numbers; write 0,1,2 or [0, 1, 2]") from error
+        raise ValueError(
+            f"{name}={value!r} are no whole numbers; write 0,1,2 or [0, 1, 2]"
+        ) from error
 
 
 def device(name: str) -> str:
@@ -67,9 +75,15 @@ def device(name: str) -> str:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, TypeError) as error:  # torch asserts that it was built with CUDA
+    except (
+        RuntimeError,
+        AssertionError,
+        TypeError,
+    ) as error:  # torch asserts that it was built with CUDA
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device={name!r} cannot be used here ({reason}); use --device cpu, or --device auto") from error
+        raise ValueError(
+            f"device={name!r} cannot be used here ({reason}); use --device cpu, or --device auto"
+        ) from error
     return name
 
 
@@ -86,10 +100,14 @@ def command(name: str, arguments: Sequence[str] | None = None) -> str:
 
 
 class Parser(ArgumentParser):
-    """jsonargparse's parser, with options in hyphens as well as underscores, bare flags, and errors of one line."""
+    """jsonargparse's parser, with options in hyphens as well as underscores, bare flags, and errors
+    of one line.
+    """
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:  # type: ignore[override]
-        """Parse a command line, `--meta-batch` as `--meta_batch` and `--download` as `--download true`."""
+        """Parse a command line, `--meta-batch` as `--meta_batch` and `--download` as `--download
+        true`.
+        """
         _prepare(self)
         typed = sys.argv[1:] if args is None else args
         return super().parse_args([_underscored(argument) for argument in typed], *rest, **options)
@@ -97,7 +115,9 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say in one line what is wrong, and stop."""
         prog = self.prog.replace(" [options]", "")
-        self.exit(2, f"{prog}: {self._in_words(str(message))}; `{prog} --help` lists every setting\n")
+        self.exit(
+            2, f"{prog}: {self._in_words(str(message))}; `{prog} --help` lists every setting\n"
+        )
 
     def _in_words(self, message: str) -> str:
         required = re.search(r"arguments are required: ([\w.]+)", message)
@@ -108,7 +128,11 @@ class Parser(ArgumentParser):
         if not key or not value:
             return " ".join(message.split())
         name = key[1].rpartition(".")[2]
-        kinds = [action._typehint for action in _actions(self) if action.dest == name and hasattr(action, "_typehint")]
+        kinds = [
+            action._typehint
+            for action in _actions(self)
+            if action.dest == name and hasattr(action, "_typehint")
+        ]
         wanted = f"must be {_kind(kinds[0])}" if kinds else "does not fit"
         return f"--{name}={value[1].strip()} {wanted}"
 
@@ -129,11 +153,17 @@ def _actions(parser: Any) -> Iterable[Any]:
 
 
 def _prepare(parser: Any) -> None:
-    """Let flags stand alone, and show choices in the help; the code behind a setting says what else is wrong with a choice."""
+    """Let flags stand alone, and show choices in the help; the code behind a setting says what else
+    is wrong with a choice.
+    """
     for action in _actions(parser):
         typehint = getattr(action, "_typehint", None)
-        kinds = get_args(typehint) if get_origin(typehint) in (Union, types.UnionType) else (typehint,)
-        choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+        kinds = (
+            get_args(typehint) if get_origin(typehint) in (Union, types.UnionType) else (typehint,)
+        )
+        choices = [
+            choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)
+        ]
         if choices:
             action.metavar = f"{{{','.join(choices)}}}"
             action._typehint = str | None if type(None) in kinds else str
@@ -146,5 +176,10 @@ def _kind(typehint: Any) -> str:
     """A type in words."""
     if get_origin(typehint) in (Union, types.UnionType):
         return " or ".join(_kind(kind) for kind in get_args(typehint) if kind is not type(None))
-    words = {int: "a whole number (int)", float: "a number (float)", bool: "true or false (bool)", str: "text (str)"}
+    words = {
+        int: "a whole number (int)",
+        float: "a number (float)",
+        bool: "true or false (bool)",
+        str: "text (str)",
+    }
     return words.get(typehint, "a list" if get_origin(typehint) is list else str(typehint))

@@ -1,4 +1,6 @@
-"""Processes that share out work on one machine: how they start, and that none outlives the process that started it."""
+"""Processes that share out work on one machine: how they start, and that none outlives the process
+that started it.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ def start_method(preload: str) -> BaseContext:
 def check_startable(call: str, processes: int) -> None:
     """Raise before work starts that this process cannot do or share out.
 
-    A new process imports the script that started it. A script without a guard then makes the same call again, in the new process.
+    A new process imports the script that started it. A script without a guard then makes the same
+    call again, in the new process.
 
     Raises:
         RuntimeError: this process is still importing such a script.
@@ -38,20 +41,31 @@ def check_startable(call: str, processes: int) -> None:
     """
     current = multiprocessing.current_process()
     if getattr(current, "_inheriting", False):  # the sign by which Process.start() itself refuses
-        raise RuntimeError(f"{call} was called while a worker process imports this script; put the call under `{GUARD}`")
+        raise RuntimeError(
+            f"{call} was called while a worker process imports this script; put the call under"
+            f" `{GUARD}`"
+        )
     if processes > 1 and current.daemon:
-        raise ValueError(f"processes={processes} inside a daemon process, which may start none of its own; pass processes=1")
+        raise ValueError(
+            f"processes={processes} inside a daemon process, which may start none of its own; pass"
+            " processes=1"
+        )
 
 
 def end_with_parent(connection: Connection | None = None) -> None:
     """End this worker once its parent dies, or closes the other end of `connection`.
 
-    The main thread is interrupted as by Ctrl-C, so training can finish its step and write its checkpoint.
+    The main thread is interrupted as by Ctrl-C, so training can finish its step and write its
+    checkpoint.
     """
     parent = multiprocessing.parent_process()
     if parent is not None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a command that a script runs with `&` ignores it
-        threading.Thread(target=_end_after, args=(connection or parent.sentinel,), daemon=True).start()
+        signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # a command that a script runs with `&` ignores it
+        threading.Thread(
+            target=_end_after, args=(connection or parent.sentinel,), daemon=True
+        ).start()
 
 
 def _end_after(closed: Connection | int) -> None:
@@ -66,7 +80,9 @@ def _end_after(closed: Connection | int) -> None:
 
 @contextmanager
 def sigterm_exits() -> Iterator[None]:
-    """Let SIGTERM raise SystemExit with code 143, which ends workers and closes files, unless the program handles it in its own way."""
+    """Let SIGTERM raise SystemExit with code 143, which ends workers and closes files, unless the
+    program handles it in its own way.
+    """
     in_main_thread = threading.current_thread() is threading.main_thread()
     if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
@@ -79,6 +95,8 @@ def sigterm_exits() -> Iterator[None]:
 
 
 def _exit(number: int, frame: object) -> None:
-    signal.signal(number, signal.SIG_IGN)  # a scheduler may send several, and workers need their time
+    signal.signal(
+        number, signal.SIG_IGN
+    )  # a scheduler may send several, and workers need their time
     os.write(2, b"\nstopped by SIGTERM; the same command goes on from there\n")
     raise SystemExit(128 + number)

@@ -11,7 +11,9 @@ from metalearn.runtime.files import Record
 
 
 def generators(device: torch.device) -> Record:
-    """The states of torch's (and this CUDA device's), numpy's and Python's global generators, as plain values."""
+    """The states of torch's (and this CUDA device's), numpy's and Python's global generators, as
+    plain values.
+    """
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002 (the global generator is the one whose state a run depends on)
     version, state, gauss = random.getstate()
     states = {
@@ -19,7 +21,11 @@ def generators(device: torch.device) -> Record:
         "numpy": [kind, np.array(keys).tolist(), *rest],
         "python": [version, list(state), gauss],
     }
-    return {**states, "cuda": torch.cuda.get_rng_state(device).tolist()} if device.type == "cuda" else states
+    return (
+        {**states, "cuda": torch.cuda.get_rng_state(device).tolist()}
+        if device.type == "cuda"
+        else states
+    )
 
 
 def set_generators(states: Record, device: torch.device) -> None:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 class Estimate(NamedTuple):
-    """A mean with the half-width of its 95 % interval (see `metalearn.runtime.statistics.half_width`); NaN if one value gives none."""
+    """A mean with the half-width of its 95 % interval (see
+    `metalearn.runtime.statistics.half_width`); NaN if one value gives none.
+    """
 
     mean: float
     interval: float
@@ -75,7 +77,9 @@ def half_width(values: Tensor) -> float:
 
 
 class Spread(NamedTuple):
-    """A mean over runs with their standard deviation (ddof=1), which is what Raghu et al. 2020 write after ±; NaN for one run."""
+    """A mean over runs with their standard deviation (ddof=1), which is what Raghu et al. 2020
+    write after ±; NaN for one run.
+    """
 
     mean: float
     std: float
@@ -96,18 +100,22 @@ class Spread(NamedTuple):
     def text(self, scale: float = 1.0, digits: int = 3, unit: str = "run") -> str:
         """The two numbers as people write them; one `unit` has no spread."""
         mean = f"{scale * self.mean:.{digits}f}"
-        return f"{mean} ± {scale * self.std:.{digits}f}" if self.runs > 1 else f"{mean} (one {unit})"
+        return (
+            f"{mean} ± {scale * self.std:.{digits}f}" if self.runs > 1 else f"{mean} (one {unit})"
+        )
 
 
 def p_value(similarity: float, chance: np.ndarray, orders: float = math.inf) -> float:
-    """The add-one p value of a similarity under chance: `(1 + #{draw >= similarity}) / (1 + draws)`, never 0.
+    """The add-one p value of a similarity under chance: `(1 + #{draw >= similarity}) / (1 +
+    draws)`, never 0.
 
     Draws that equal the similarity but for rounding count as reaching it.
 
     Args:
         similarity: the measured value.
         chance: (draws,) the values with one side shuffled.
-        orders: how many different shuffles there are. Repeating one is no further evidence, so p is at least `1 / (1 + orders)`.
+        orders: how many different shuffles there are. Repeating one is no further evidence, so p is
+            at least `1 / (1 + orders)`.
 
     Returns:
         The p value; NaN without a similarity or without draws.
@@ -123,7 +131,8 @@ def p_value(similarity: float, chance: np.ndarray, orders: float = math.inf) -> 
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P values corrected for their number (Holm 1979): the chance of any false positive stays below the level they are compared with.
+    """P values corrected for their number (Holm 1979): the chance of any false positive stays below
+    the level they are compared with.
 
     NaN stays NaN and does not count.
 

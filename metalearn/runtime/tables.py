@@ -21,11 +21,15 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         conv1  0.99
     """
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    return "\n".join("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in (header, *rows))
+    return "\n".join(
+        "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (header, *rows)
+    )
 
 
 def plain(value: Any) -> Any:
-    """Anything here as JSON-able values: dataclasses and named tuples as dictionaries, NaN and infinity as None.
+    """Anything here as JSON-able values: dataclasses and named tuples as dictionaries, NaN and
+    infinity as None.
 
     Example:
         >>> plain({"layer1": [0.5, float("nan")]})

@@ -55,7 +55,9 @@ class OneShotRuns(Dataset[Episode]):
     def __getitem__(self, index: int) -> Episode:
         run = position(index, len(self))
         support, query = torch.div(self.images[run], 255).split(WAYS)
-        return Episode(Examples(support, torch.arange(WAYS)), Examples(query, self.labels[run].clone()))
+        return Episode(
+            Examples(support, torch.arange(WAYS)), Examples(query, self.labels[run].clone())
+        )
 
     def settings(self) -> Record:
         """A JSON-able record of the tasks and of the data they come from, for result lines."""
@@ -64,7 +66,8 @@ class OneShotRuns(Dataset[Episode]):
 
 
 def one_shot_runs(root: str | os.PathLike[str], *, size: int = 28) -> OneShotRuns:
-    """The one-shot classification runs of Lake et al. 2015, as 20 tasks of 20 ways, 1 shot and 1 query a class.
+    """The one-shot classification runs of Lake et al. 2015, as 20 tasks of 20 ways, 1 shot and 1
+    query a class.
 
     All characters of a run are of one alphabet, and two people drew the training and the test
     images. Images are as those of `omniglot`: grey, ink = 1, resized with an antialiased (Lanczos)
@@ -88,7 +91,8 @@ def one_shot_runs(root: str | os.PathLike[str], *, size: int = 28) -> OneShotRun
     Example:
         >>> one_shot_runs("/nowhere")
         Traceback (most recent call last):
-        FileNotFoundError: there are no one-shot runs in /nowhere: put python/one-shot-classification/all_runs.zip of ...
+        FileNotFoundError: there are no one-shot runs in /nowhere: put
+        python/one-shot-classification/all_runs.zip of ...
     """
     (size,) = positive(size=size)
     top = _find(checked_root(root))
@@ -110,7 +114,10 @@ def _find(root: Path) -> Place:
         top = _inside(path) if path.is_dir() else path
         if _entries(top, _is_run):
             return top
-    raise FileNotFoundError(f"there are no one-shot runs in {root}: put {ARCHIVE} into {root}/omniglot-py, or name the archive itself")
+    raise FileNotFoundError(
+        f"there are no one-shot runs in {root}: put {ARCHIVE} into {root}/omniglot-py, or name the"
+        " archive itself"
+    )
 
 
 def _opened(path: Path) -> zipfile.Path:
@@ -135,7 +142,9 @@ def _inside(top: Place) -> Place:
 
 
 def _run(folder: Place, size: int) -> tuple[Tensor, Tensor]:
-    """One run -> its images (40, 1, size, size) uint8, training images first, and the class of each test image (20,)."""
+    """One run -> its images (40, 1, size, size) uint8, training images first, and the class of each
+    test image (20,).
+    """
     training, test = (_images(folder / part) for part in ("training", "test"))
     labels = _labels(folder, [path.name for path in training], [path.name for path in test])
     images = torch.stack([decode(path, 1, size) for path in (*training, *test)])
@@ -144,14 +153,18 @@ def _run(folder: Place, size: int) -> tuple[Tensor, Tensor]:
 
 def _images(folder: Place) -> list[Place]:
     """The 20 images of a folder, by name."""
-    images = _entries(folder, lambda entry: entry.is_file() and entry.name.lower().endswith(SUFFIXES))
+    images = _entries(
+        folder, lambda entry: entry.is_file() and entry.name.lower().endswith(SUFFIXES)
+    )
     if len(images) != WAYS:
         raise ValueError(f"{folder} has {len(images)} images and not {WAYS}; {CURE}")
     return images
 
 
 def _labels(folder: Place, training: list[str], test: list[str]) -> list[int]:
-    """The class of each test image, from the lines of class_labels.txt: a test image and a training image."""
+    """The class of each test image, from the lines of class_labels.txt: a test image and a training
+    image.
+    """
     path = folder / "class_labels.txt"
     if not path.is_file():
         raise ValueError(f"{path} is missing, so the class of a test image is not known; {CURE}")
@@ -166,7 +179,10 @@ def _labels(folder: Place, training: list[str], test: list[str]) -> list[int]:
                     raise ValueError(f"{path} names an image of the line {line!r} twice; {CURE}")
                 pairs[items[item]] = classes[name]
             case _:
-                raise ValueError(f"{path} has the line {line[:100]!r}, which does not name a test and a training image of the run; {CURE}")
+                raise ValueError(
+                    f"{path} has the line {line[:100]!r}, which does not name a test and a training"
+                    f" image of the run; {CURE}"
+                )
     if len(pairs) != WAYS:
         raise ValueError(f"{path} has {len(pairs)} pairs of images and not {WAYS}; {CURE}")
     return [pairs[number] for number in range(WAYS)]

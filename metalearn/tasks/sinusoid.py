@@ -17,15 +17,21 @@ from .keyed_random import philox, position, seeded
 
 def _is_range(given: object) -> bool:
     """Whether it is a pair of finite numbers in order."""
-    if not isinstance(given, tuple | list) or len(given) != 2 or not all(isinstance(end, Real) for end in given):
+    if (
+        not isinstance(given, tuple | list)
+        or len(given) != 2
+        or not all(isinstance(end, Real) for end in given)
+    ):
         return False
     return -math.inf < given[0] <= given[1] < math.inf
 
 
 class Sinusoid(Dataset[Episode]):
-    """Tasks of regressing y = A sin(x - phase) from a few points, A, phase and x uniform in the given ranges.
+    """Tasks of regressing y = A sin(x - phase) from a few points, A, phase and x uniform in the
+    given ranges.
 
-    `[i]` is a single-task `Episode`: inputs and targets (shots, 1) and (queries, 1). It depends on `(seed, i)` alone.
+    `[i]` is a single-task `Episode`: inputs and targets (shots, 1) and (queries, 1). It depends on
+    `(seed, i)` alone.
 
     Args:
         shots: support points per task, the paper's K.
@@ -64,7 +70,9 @@ class Sinusoid(Dataset[Episode]):
             if not _is_range(given):
                 raise ValueError(f"{name}={given!r} is not a range (low, high) of finite numbers")
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise TypeError(f"dtype={dtype!r} must be a floating-point dtype of torch, such as torch.float32")
+            raise TypeError(
+                f"dtype={dtype!r} must be a floating-point dtype of torch, such as torch.float32"
+            )
 
     def __len__(self) -> int:
         return self.tasks
@@ -74,9 +82,19 @@ class Sinusoid(Dataset[Episode]):
         amplitude, phase = rng.uniform(*self.amplitude), rng.uniform(*self.phase)
         x = torch.from_numpy(rng.uniform(*self.inputs, (self.shots + self.queries, 1)))
         x, y = x.to(self.dtype), (amplitude * torch.sin(x - phase)).to(self.dtype)
-        return Episode(Examples(x[: self.shots], y[: self.shots]), Examples(x[self.shots :], y[self.shots :]))
+        return Episode(
+            Examples(x[: self.shots], y[: self.shots]), Examples(x[self.shots :], y[self.shots :])
+        )
 
     def settings(self) -> Record:
         """A JSON-able record of the tasks, for result lines."""
         record = {name: getattr(self, name) for name in ("shots", "queries", "tasks", "seed")}
-        return {**record, "data": {"source": "sinusoid", "amplitude": self.amplitude, "phase": self.phase, "inputs": self.inputs}}
+        return {
+            **record,
+            "data": {
+                "source": "sinusoid",
+                "amplitude": self.amplitude,
+                "phase": self.phase,
+                "inputs": self.inputs,
+            },
+        }

@@ -16,12 +16,15 @@ from metalearn.runtime.files import Record, unwritable, write_atomically
 
 @contextmanager
 def records(
-    log: str | os.PathLike[str] | None, tensorboard: str | os.PathLike[str] | None = None, step: int = 0
+    log: str | os.PathLike[str] | None,
+    tensorboard: str | os.PathLike[str] | None = None,
+    step: int = 0,
 ) -> Iterator[Callable[[Record], None]]:
     """Yield `write(record)`, to be called once a step, from the one after `step` on.
 
-    Of a log that is there, lines up to `step` stay; where `step` is 0 it is another run's and moves to `<log>.previous`. Raises
-    ImportError, with the cure, where TensorBoard is asked for and not installed.
+    Of a log that is there, lines up to `step` stay; where `step` is 0 it is another run's and moves
+    to `<log>.previous`. Raises ImportError, with the cure, where TensorBoard is asked for and not
+    installed.
 
     Example:
         >>> import tempfile
@@ -33,7 +36,11 @@ def records(
     """
     with ExitStack() as opened:
         file = opened.enter_context(_open_log(Path(log), step)) if log else None
-        board = opened.enter_context(_open_tensorboard(os.fspath(tensorboard), step)) if tensorboard else None
+        board = (
+            opened.enter_context(_open_tensorboard(os.fspath(tensorboard), step))
+            if tensorboard
+            else None
+        )
 
         def write(record: Record) -> None:
             if file:
@@ -42,7 +49,11 @@ def records(
                 for name in record.keys() & {"loss", "accuracy", "lr"}:
                     board.add_scalar(f"training/{name}", record[name], record["step"])
                 if "validation" in record:
-                    board.add_scalar(f"validation/{record['validation']['measure']}", record["validation"]["mean"], record["step"])
+                    board.add_scalar(
+                        f"validation/{record['validation']['measure']}",
+                        record["validation"]["mean"],
+                        record["step"],
+                    )
 
         yield write
 
@@ -68,8 +79,8 @@ def _append(file: FileIO, line: bytes) -> None:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"could not write the log {file.name} ({error.strerror}); free some space, and the same "
-            "call goes on from the last checkpoint, or name another log",
+            f"could not write the log {file.name} ({error.strerror}); free some space, and the same"
+            " call goes on from the last checkpoint, or name another log",
         ) from error
 
 
@@ -86,6 +97,7 @@ def _open_tensorboard(folder: str, step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ImportError(
-            f"tensorboard={folder!r} needs the extra: pip install 'metalearn-transfer[tensorboard]', or leave it out"
+            f"tensorboard={folder!r} needs the extra: pip install"
+            " 'metalearn-transfer[tensorboard]', or leave it out"
         ) from error
     return SummaryWriter(folder, purge_step=step + 1)

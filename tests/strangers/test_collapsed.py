@@ -20,7 +20,9 @@ from transfer.finetuning.finetune import FineTuning
 
 
 class Dead(nn.Sequential):
-    """A network whose units are all off, so that it predicts the class of its head's largest bias for every image."""
+    """A network whose units are all off, so that it predicts the class of its head's largest bias
+    for every image.
+    """
 
     def __init__(self, label: int = 1) -> None:
         super().__init__(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 2))
@@ -37,14 +39,20 @@ def pictures(counts: tuple[int, ...] = (6, 18), seed: int = 0) -> LabelledImages
     """Noise; images of the second class are brighter."""
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     noise = torch.rand(len(labels), 1, 6, 6, generator=torch.Generator().manual_seed(seed))
-    return LabelledImages((100 * noise + 150 * (labels > 0)[:, None, None, None]).to(torch.uint8), labels)
+    return LabelledImages(
+        (100 * noise + 150 * (labels > 0)[:, None, None, None]).to(torch.uint8), labels
+    )
 
 
 def training(metric: str = "accuracy", test: tuple[int, ...] = (6, 18), **options) -> FineTuning:
-    return finetune(pictures(), pictures(test, seed=1), steps=4, batch=8, metric=metric, lr=1e-4, **options)
+    return finetune(
+        pictures(), pictures(test, seed=1), steps=4, batch=8, metric=metric, lr=1e-4, **options
+    )
 
 
-@pytest.mark.parametrize(("metric", "score"), [("accuracy", 0.75), ("balanced_accuracy", 0.5), ("auc", 0.5)])
+@pytest.mark.parametrize(
+    ("metric", "score"), [("accuracy", 0.75), ("balanced_accuracy", 0.5), ("auc", 0.5)]
+)
 def test_a_collapsed_curve_says_so_beside_the_majoritys_score(metric: str, score: float) -> None:
     curve = training(metric)(Dead(), seed=0)
     assert curve.collapsed and curve.final == curve.majority == score
@@ -79,7 +87,9 @@ def test_curves_of_ones_own_and_of_older_files_are_not_judged() -> None:
     curve = Curve("accuracy", (0, 10), {"accuracy": (0.5, 0.5)})
     assert not curve.collapsed and math.isnan(curve.majority)
     older = {
-        key: value for key, value in curve.to_dict().items() if key not in ("test_counts", "predicted_counts", "majority", "collapsed")
+        key: value
+        for key, value in curve.to_dict().items()
+        if key not in ("test_counts", "predicted_counts", "majority", "collapsed")
     }
     assert Curve.from_dict(older) == curve
 
@@ -87,10 +97,18 @@ def test_curves_of_ones_own_and_of_older_files_are_not_judged() -> None:
 @pytest.fixture(scope="module")
 def comparison():
     train = training()
-    return compare({"random": (Dead, everywhere(fresh())), "well": everywhere(fresh())}, healthy, train, train.probe(24), seeds=[0, 1])
+    return compare(
+        {"random": (Dead, everywhere(fresh())), "well": everywhere(fresh())},
+        healthy,
+        train,
+        train.probe(24),
+        seeds=[0, 1],
+    )
 
 
-def test_the_table_the_page_and_the_record_mark_a_collapsed_start(comparison, tmp_path: Path) -> None:
+def test_the_table_the_page_and_the_record_mark_a_collapsed_start(
+    comparison, tmp_path: Path
+) -> None:
     assert comparison.collapsed["random"] == (0, 1)
     text = str(comparison)
     assert "random has collapsed: it predicts class 1 for every test image in 2 of 2 seeds" in text
@@ -99,7 +117,11 @@ def test_the_table_the_page_and_the_record_mark_a_collapsed_start(comparison, tm
     assert "collapsed: random" in repr(comparison) and len(repr(comparison)) < 300
     comparison.report(tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
-    assert "random has collapsed" in page and "majority class" in page and "class 0: 6, class 1: 18" in page
+    assert (
+        "random has collapsed" in page
+        and "majority class" in page
+        and "class 0: 6, class 1: 18" in page
+    )
     record = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
     assert record["collapsed"]["random"] == [0, 1] and record["majority"] == 0.75
     assert record["test_counts"] == {"0": 6, "1": 18}
@@ -115,7 +137,9 @@ def test_a_learner_at_exactly_chance_in_every_task_is_marked() -> None:
         dead[3].bias.copy_(torch.tensor([0.0, 9.0, 0.0]))
     found = evaluate(MAML(dead, lr=0.01), tasks)
     assert found.at_chance and found.to_dict()["at_chance"] and "at exactly chance" in str(found)
-    assert not Evaluation(torch.tensor([0.5, 0.5]).double(), settings={"episodes": {"ways": 3}}).at_chance
+    assert not Evaluation(
+        torch.tensor([0.5, 0.5]).double(), settings={"episodes": {"ways": 3}}
+    ).at_chance
     assert not Evaluation(torch.tensor([0.5]).double()).at_chance
 
 

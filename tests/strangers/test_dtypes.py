@@ -39,7 +39,16 @@ MEASURES = {
 OPTIONS = {"rbf_cka": {"minibatch": True}, "subspace": {"k": 3}}
 FLOATS = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 FLOAT8 = [torch.float8_e4m3fn, torch.float8_e5m2]
-WHOLE = [torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64]
+WHOLE = [
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.uint8,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+]
 
 
 def one_subspace(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -123,10 +132,14 @@ def test_integers_are_exact(name: str, dtype: torch.dtype) -> None:
 def test_bools_are_noughts_and_ones(name: str) -> None:
     x, y = (side > 0 for side in related())
     assert MEASURES[name](x, y) == pytest.approx(MEASURES[name](x.double(), y.double()), abs=1e-9)
-    assert MEASURES[name](x.numpy(), y) == pytest.approx(MEASURES[name](x.double(), y.double()), abs=1e-9)
+    assert MEASURES[name](x.numpy(), y) == pytest.approx(
+        MEASURES[name](x.double(), y.double()), abs=1e-9
+    )
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.bool, torch.float16, torch.bfloat16, torch.float32]
+)
 @pytest.mark.parametrize("name", MEASURES)
 def test_a_dead_layer_has_no_similarity(name: str, dtype: torch.dtype) -> None:
     x, _ = related()
@@ -138,7 +151,9 @@ def test_a_dead_layer_has_no_similarity(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_what_is_constant_but_for_rounding_is_dead(dtype: torch.dtype) -> None:
     x, _ = related()
-    flicker = 1 + torch.finfo(dtype).eps / 4 * torch.randn(300, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    flicker = 1 + torch.finfo(dtype).eps / 4 * torch.randn(
+        300, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     with pytest.raises(ValueError, match="y has no variance"):
         linear_cka(x, flicker.to(dtype))
     stream = Streaming("cca")
@@ -207,7 +222,9 @@ def test_what_is_no_matrix_of_real_numbers_is_refused_by_name() -> None:
                 measure(bad, y)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int16, torch.bool, torch.uint8])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.int16, torch.bool, torch.uint8]
+)
 @pytest.mark.parametrize("convention", ["flatten", "positions", "pool"])
 def test_captured_outputs_of_any_dtype_are_compared(dtype: torch.dtype, convention: str) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -233,7 +250,9 @@ def test_a_map_of_narrow_networks_is_that_of_wide_ones(dtype: torch.dtype) -> No
         expected = linear_cka(hidden, narrow(x))
     found = similarity_map(narrow, narrow, [x], draws=0)
     assert found["0", "2"] == pytest.approx(expected, abs=1e-5)
-    probed = linear_probes(narrow, Examples(x[::2], (x[::2, 0] > 0).long()), Examples(x[1::2], (x[1::2, 0] > 0).long()))
+    probed = linear_probes(
+        narrow, Examples(x[::2], (x[::2, 0] > 0).long()), Examples(x[1::2], (x[1::2, 0] > 0).long())
+    )
     assert probed["0"].accuracy.mean > 0.9
 
 
@@ -242,11 +261,17 @@ def test_distances_of_narrow_weights_are_taken_in_float64() -> None:
     generator = torch.Generator().manual_seed(0)
     for dtype in (torch.float16, torch.bfloat16):
         before = {"weight": (300 * torch.randn(300, 300, generator=generator)).to(dtype)}
-        after = {"weight": (before["weight"].double() + torch.randn(300, 300, generator=generator)).to(dtype)}
+        after = {
+            "weight": (
+                (before["weight"].double() + torch.randn(300, 300, generator=generator)).to(dtype)
+            )
+        }
         moved = weights_moved(model, [""], before, after, {})[""]
         exact = float((after["weight"].double() - before["weight"].double()).norm())
         assert moved["distance"] == pytest.approx(exact, rel=1e-9)
-        assert moved["relative_distance"] == pytest.approx(exact / float(before["weight"].double().norm()), rel=1e-9)
+        assert moved["relative_distance"] == pytest.approx(
+            exact / float(before["weight"].double().norm()), rel=1e-9
+        )
 
 
 def test_cosines_of_classes_are_those_of_float64() -> None:
@@ -254,7 +279,9 @@ def test_cosines_of_classes_are_those_of_float64() -> None:
     features, targets = 20 * torch.randn(12, 40, generator=generator), torch.arange(3).repeat(4)
     for dtype in (torch.float16, torch.bfloat16, torch.int8):
         narrow = features.to(dtype)
-        assert class_cosines(narrow, targets) == pytest.approx(class_cosines(narrow.double(), targets), abs=1e-12)
+        assert class_cosines(narrow, targets) == pytest.approx(
+            class_cosines(narrow.double(), targets), abs=1e-12
+        )
 
 
 def test_networks_of_narrow_weights_are_compared_as_wide_ones() -> None:
@@ -267,4 +294,6 @@ def test_networks_of_narrow_weights_are_compared_as_wide_ones() -> None:
             narrow = [copy.deepcopy(network).to(dtype) for network in wide]
             found = compare_layers(*narrow, x, measure=measure, draws=0)
             for layer in ("0", "2"):
-                assert found[layer].similarity == pytest.approx(expected[layer].similarity, abs=3e-2)
+                assert found[layer].similarity == pytest.approx(
+                    expected[layer].similarity, abs=3e-2
+                )

@@ -1,4 +1,6 @@
-"""Networks that recompute, keep state, draw random numbers, or cannot be copied: the right numbers, or a refusal by name."""
+"""Networks that recompute, keep state, draw random numbers, or cannot be copied: the right numbers,
+or a refusal by name.
+"""
 
 from __future__ import annotations
 
@@ -35,10 +37,18 @@ def plain_gradients(model: nn.Module, episodes: Episode, steps: int = 2) -> Tens
     for task in unstack(episodes):
         weights = dict(parameters)
         for _ in range(steps):
-            loss = F.cross_entropy(functional_call(model, weights, (task.support.inputs,)), task.support.targets)
+            loss = F.cross_entropy(
+                functional_call(model, weights, (task.support.inputs,)), task.support.targets
+            )
             slopes = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
-            weights = {name: w - LR * g for (name, w), g in zip(weights.items(), slopes, strict=True)}
-        losses.append(F.cross_entropy(functional_call(model, weights, (task.query.inputs,)), task.query.targets))
+            weights = {
+                name: w - LR * g for (name, w), g in zip(weights.items(), slopes, strict=True)
+            }
+        losses.append(
+            F.cross_entropy(
+                functional_call(model, weights, (task.query.inputs,)), task.query.targets
+            )
+        )
     slopes = torch.autograd.grad(torch.stack(losses).mean(), list(parameters.values()))
     return torch.cat([slope.flatten() for slope in slopes])
 
@@ -57,7 +67,9 @@ class Block(nn.Module):
     def __init__(self, run: Callable[[nn.Module, Tensor], Tensor]) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.inside = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.ReLU())
+        self.inside = nn.Sequential(
+            nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.ReLU()
+        )
         self.head = nn.Linear(8, 3)
         self.run = run
         self.double()
@@ -70,11 +82,14 @@ def plainly(inside: nn.Module, inputs: Tensor) -> Tensor:
     return inside(inputs)
 
 
-# Recomputation: pytorch#102981. Whatever runs again in the backward pass has to find the weights of its task and step.
+# Recomputation: pytorch#102981. Whatever runs again in the backward pass has to find the weights of
+# its task and step.
 
 
 class Recomputed(torch.autograd.Function):
-    """A hand-written block that keeps its inputs alone and runs again in the backward pass, as reversible networks do."""
+    """A hand-written block that keeps its inputs alone and runs again in the backward pass, as
+    reversible networks do.
+    """
 
     @staticmethod
     def forward(ctx: Any, inside: nn.Module, inputs: Tensor, *parameters: Tensor) -> Tensor:
@@ -89,17 +104,32 @@ class Recomputed(torch.autograd.Function):
             (inputs,) = ctx.saved_tensors
             inputs = inputs.detach().requires_grad_()
             parameters = list(ctx.inside.parameters())
-            slopes = torch.autograd.grad(ctx.inside(inputs), [inputs, *parameters], gradient.detach())
+            slopes = torch.autograd.grad(
+                ctx.inside(inputs), [inputs, *parameters], gradient.detach()
+            )
         return None, *slopes
 
 
 RECOMPUTED = {
     "checkpoint": lambda inside, x: checkpoint(inside, x, use_reentrant=False),
-    "a closure": lambda inside, x: checkpoint(lambda y: inside[3:](inside[:3](y)), x, use_reentrant=False),
-    "nested": lambda inside, x: checkpoint(lambda y: checkpoint(inside, y, use_reentrant=False), x, use_reentrant=False, early_stop=False),
-    "checkpoint_sequential": lambda inside, x: checkpoint_sequential(inside, 2, x, use_reentrant=False),
-    "only in training mode": lambda inside, x: checkpoint(inside, x, use_reentrant=False) if inside.training else inside(x),
-    "only queries": lambda inside, x: checkpoint(inside, x, use_reentrant=False) if len(x) > 6 else inside(x),
+    "a closure": lambda inside, x: checkpoint(
+        lambda y: inside[3:](inside[:3](y)), x, use_reentrant=False
+    ),
+    "nested": lambda inside, x: checkpoint(
+        lambda y: checkpoint(inside, y, use_reentrant=False),
+        x,
+        use_reentrant=False,
+        early_stop=False,
+    ),
+    "checkpoint_sequential": lambda inside, x: checkpoint_sequential(
+        inside, 2, x, use_reentrant=False
+    ),
+    "only in training mode": lambda inside, x: (
+        checkpoint(inside, x, use_reentrant=False) if inside.training else inside(x)
+    ),
+    "only queries": lambda inside, x: (
+        checkpoint(inside, x, use_reentrant=False) if len(x) > 6 else inside(x)
+    ),
 }
 
 
@@ -109,7 +139,9 @@ def test_what_recomputes_does_so_with_the_weights_of_its_task(name: str, executi
     episodes = made_up_tasks(tasks=3, shape=(4,))
     expected = plain_gradients(Block(plainly), episodes)
     model = Block(RECOMPUTED[name])
-    torch.testing.assert_close(meta_gradients(model, episodes, execution), expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        meta_gradients(model, episodes, execution), expected, rtol=1e-9, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("name", ["checkpoint", "only queries"])
@@ -123,7 +155,10 @@ def test_what_recomputes_is_right_in_a_training_loop_of_ones_own(name: str) -> N
 
 def test_adapted_weights_of_a_checkpointed_network_are_those_of_the_plain_one() -> None:
     task = unstack(made_up_tasks(tasks=1, shape=(4,)))[0]
-    adapted = [ml.MAML(Block(run), LR, 3).adapt(task.support).weights for run in (plainly, RECOMPUTED["checkpoint"])]
+    adapted = [
+        ml.MAML(Block(run), LR, 3).adapt(task.support).weights
+        for run in (plainly, RECOMPUTED["checkpoint"])
+    ]
     for name, weight in adapted[0].items():
         torch.testing.assert_close(adapted[1][name], weight, rtol=1e-12, atol=1e-14)
 
@@ -133,7 +168,10 @@ def test_a_function_that_recomputes_by_itself_is_right_to_first_order() -> None:
         return Recomputed.apply(inside, x.requires_grad_(), *inside.parameters())
 
     task = unstack(made_up_tasks(tasks=1, shape=(4,)))[0]
-    adapted = [ml.MAML(Block(r), LR, 3, first_order=True).adapt(task.support).weights for r in (plainly, run)]
+    adapted = [
+        ml.MAML(Block(r), LR, 3, first_order=True).adapt(task.support).weights
+        for r in (plainly, run)
+    ]
     for name, weight in adapted[0].items():
         torch.testing.assert_close(adapted[1][name], weight, rtol=1e-12, atol=1e-14)
 
@@ -159,10 +197,16 @@ def test_a_parameter_that_a_closure_holds_is_refused_by_name() -> None:
 
 def test_a_hook_that_holds_the_model_is_run_on_the_model_itself() -> None:
     model, same = Block(plainly), Block(plainly)
-    model.inside[1].register_forward_hook(lambda module, inputs, output: output + model.inside[2](output))
-    same.inside[1].register_forward_hook(lambda module, inputs, output: output + same.inside[2](output))
+    model.inside[1].register_forward_hook(
+        lambda module, inputs, output: output + model.inside[2](output)
+    )
+    same.inside[1].register_forward_hook(
+        lambda module, inputs, output: output + same.inside[2](output)
+    )
     episodes = made_up_tasks(shape=(4,))
-    torch.testing.assert_close(meta_gradients(model, episodes), plain_gradients(same, episodes), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        meta_gradients(model, episodes), plain_gradients(same, episodes), rtol=1e-9, atol=1e-12
+    )
 
 
 # State that a forward pass writes.
@@ -237,7 +281,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("execution", ["auto", "loop", "threads"])
 @pytest.mark.parametrize("write", REFUSED)
-def test_writes_into_parameters_and_buffers_are_refused_by_name(write: Callable[..., Any], execution: str) -> None:
+def test_writes_into_parameters_and_buffers_are_refused_by_name(
+    write: Callable[..., Any], execution: str
+) -> None:
     model = Writes(write)
     before = model.mean
     learner = ml.MAML(model, LR, execution=execution)
@@ -279,14 +325,26 @@ def keeping_a_list(net: Any, maps: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("execution", ["auto", "loop", "threads", "vectorized"])
-@pytest.mark.parametrize("write", [keeping_an_attribute, counting, counting_in_a_buffer, keeping_a_list])
-def test_what_one_task_keeps_in_the_model_the_next_one_does_not_see(write: Callable[..., Any], execution: str) -> None:
+@pytest.mark.parametrize(
+    "write", [keeping_an_attribute, counting, counting_in_a_buffer, keeping_a_list]
+)
+def test_what_one_task_keeps_in_the_model_the_next_one_does_not_see(
+    write: Callable[..., Any], execution: str
+) -> None:
     episodes = made_up_tasks(tasks=3, shape=(4,))
     learner = ml.MAML(Writes(write), LR, 2, execution=execution)
     together = ml.meta_backward(learner, episodes).losses
-    alone = [ml.meta_backward(ml.MAML(Writes(write), LR, 2), stack([task])).losses for task in unstack(episodes)]
+    alone = [
+        ml.meta_backward(ml.MAML(Writes(write), LR, 2), stack([task])).losses
+        for task in unstack(episodes)
+    ]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-12, atol=1e-14)
-    assert learner.model.scale is None and learner.model.calls == 0 and not learner.model.kept and learner.model.count == 0
+    assert (
+        learner.model.scale is None
+        and learner.model.calls == 0
+        and not learner.model.kept
+        and learner.model.count == 0
+    )
 
 
 # Random numbers that no dropout module draws.
@@ -330,7 +388,9 @@ def test_draws_repeat_by_seed_step_and_task(write: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("write", DRAWS)
 @pytest.mark.parametrize("execution", ["threads", "vectorized"])
-def test_draws_in_threads_or_vectorized_are_refused(write: Callable[..., Any], execution: str) -> None:
+def test_draws_in_threads_or_vectorized_are_refused(
+    write: Callable[..., Any], execution: str
+) -> None:
     learner = ml.MAML(Writes(write), LR, 2, execution=execution)
     with pytest.raises(ValueError, match=r"draws random numbers.*execution='loop'"):
         ml.meta_backward(learner, made_up_tasks(tasks=3, shape=(4,)))
@@ -339,7 +399,9 @@ def test_draws_in_threads_or_vectorized_are_refused(write: Callable[..., Any], e
 def test_torchvisions_drop_block_repeats() -> None:
     torch.manual_seed(0)
     block = torchvision.ops.DropBlock2d(0.5, 3)
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), block, nn.Flatten(), nn.Linear(36, 3)).double()
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), block, nn.Flatten(), nn.Linear(36, 3)
+    ).double()
     episodes, learner = made_up_tasks(tasks=4), ml.MAML(model, LR)
     losses = [seeded_losses(learner, episodes) for _ in range(3)]
     assert torch.equal(losses[0], losses[1]) and torch.equal(losses[0], losses[2])
@@ -368,7 +430,9 @@ def test_tensors_that_are_not_leaves_may_be_kept_as_attributes() -> None:
     episodes = made_up_tasks(shape=(4,))
     for network in (model, pruned, kept):
         expected = plain_gradients(network, episodes)
-        torch.testing.assert_close(meta_gradients(network, episodes, "threads"), expected, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            meta_gradients(network, episodes, "threads"), expected, rtol=1e-9, atol=1e-12
+        )
 
 
 def test_what_cannot_be_copied_runs_in_the_loop_with_a_note() -> None:
@@ -392,7 +456,9 @@ Result = namedtuple("Result", ["logits", "hidden"])
 
 
 class Tokens(nn.Module):
-    """Takes token ids and a mask by name, as language models do, and returns what `wrap` makes of logits and hidden states."""
+    """Takes token ids and a mask by name, as language models do, and returns what `wrap` makes of
+    logits and hidden states.
+    """
 
     def __init__(self, wrap: Callable[[Tensor, Tensor], Any]) -> None:
         super().__init__()
@@ -425,14 +491,24 @@ def token_tasks(kind: type) -> Episode:
 @pytest.mark.parametrize("kind", [dict, tuple, list])
 @pytest.mark.parametrize(
     ("wrap", "output"),
-    [(lambda logits, hidden: logits, None), (Result, "logits"), (lambda a, b: {"hidden": b, "logits": a}, "logits"), (Result, "0")],
+    [
+        (lambda logits, hidden: logits, None),
+        (Result, "logits"),
+        (lambda a, b: {"hidden": b, "logits": a}, "logits"),
+        (Result, "0"),
+    ],
 )
-def test_several_inputs_and_named_outputs(wrap: Callable[..., Any], output: str | None, kind: type, execution: str) -> None:
+def test_several_inputs_and_named_outputs(
+    wrap: Callable[..., Any], output: str | None, kind: type, execution: str
+) -> None:
     if output == "0":
         wrap = lambda logits, hidden: (logits, hidden)  # noqa: E731
     episodes, model = token_tasks(kind), Tokens(wrap)
     found = []
-    for way, net, entry in (("loop", Tokens(lambda logits, hidden: logits), None), (execution, model, output)):
+    for way, net, entry in (
+        ("loop", Tokens(lambda logits, hidden: logits), None),
+        (execution, model, output),
+    ):
         learner = ml.MAML(net, LR, 2, execution=way, output=entry)
         learner.zero_grad()
         ml.meta_backward(learner, episodes)
@@ -443,18 +519,29 @@ def test_several_inputs_and_named_outputs(wrap: Callable[..., Any], output: str 
 
 
 def test_a_missing_output_lists_the_entries() -> None:
-    with pytest.raises(ValueError, match=r"entries are logits \(6 x 3\), hidden \(6 x 6\); name one as output='logits'"):
+    with pytest.raises(
+        ValueError,
+        match=r"entries are logits \(6 x 3\), hidden \(6 x 6\); name one as output='logits'",
+    ):
         ml.meta_backward(ml.MAML(Tokens(Result), LR, execution="loop"), token_tasks(dict))
 
 
 def test_auxiliary_outputs_of_torchvision() -> None:
     torch.manual_seed(0)
-    model = ml.batch_statistics(torchvision.models.googlenet(weights=None, num_classes=2, init_weights=False))
-    episodes = made_up_tasks(tasks=1, ways=2, shots=1, queries=1, shape=(3, 64, 64)).to(torch.float32)
+    model = ml.batch_statistics(
+        torchvision.models.googlenet(weights=None, num_classes=2, init_weights=False)
+    )
+    episodes = made_up_tasks(tasks=1, ways=2, shots=1, queries=1, shape=(3, 64, 64)).to(
+        torch.float32
+    )
     for module in (model.aux1, model.aux2, model.dropout):
         module.eval()
     learner = ml.ANIL(model, 0.1, output="logits", head="fc", execution="loop")
-    assert learner(episodes).shape == (1, 2, 2)  # the model returns (logits, aux2, aux1) here, and a tensor in `evaluate`
+    assert learner(episodes).shape == (
+        1,
+        2,
+        2,
+    )  # the model returns (logits, aux2, aux1) here, and a tensor in `evaluate`
     assert ml.evaluate(learner, episodes).measure == "accuracy"
     with pytest.raises(ValueError, match=r"entries are logits .* aux_logits2 .*output='logits'"):
         ml.ANIL(model, 0.1, head="fc", execution="loop")(episodes)
@@ -475,7 +562,11 @@ class Attention(nn.Module):
         self.double()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        tokens = checkpoint(self.encoder, inputs, use_reentrant=False) if self.recompute else self.encoder(inputs)
+        tokens = (
+            checkpoint(self.encoder, inputs, use_reentrant=False)
+            if self.recompute
+            else self.encoder(inputs)
+        )
         return self.head(tokens.mean(1))
 
 
@@ -496,15 +587,21 @@ class Tied(nn.Module):
         def run(x: Tensor) -> Tensor:
             return torch.tanh(self.second(torch.tanh(self.first(x))))
 
-        return self.head(checkpoint(run, inputs, use_reentrant=False) if self.recompute else run(inputs))
+        return self.head(
+            checkpoint(run, inputs, use_reentrant=False) if self.recompute else run(inputs)
+        )
 
 
 @pytest.mark.parametrize("execution", ["loop", "threads"])
 @pytest.mark.parametrize(("kind", "shape"), [(Attention, (6, 4)), (Tied, (4,))])
-def test_attention_and_tied_weights_recompute_rightly(kind: type, shape: tuple[int, ...], execution: str) -> None:
+def test_attention_and_tied_weights_recompute_rightly(
+    kind: type, shape: tuple[int, ...], execution: str
+) -> None:
     episodes = made_up_tasks(shape=shape)
     expected = meta_gradients(kind(False), episodes, "loop")
-    torch.testing.assert_close(meta_gradients(kind(True), episodes, execution), expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        meta_gradients(kind(True), episodes, execution), expected, rtol=1e-9, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU, nn.RNN])
@@ -520,7 +617,9 @@ def test_recurrent_networks_adapt(cell: type[nn.RNNBase]) -> None:
             return self.head(self.rnn(inputs)[0][:, -1])
 
     model, episodes = Recurrent().double(), made_up_tasks(shape=(6, 4))
-    torch.testing.assert_close(meta_gradients(model, episodes), plain_gradients(model, episodes), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        meta_gradients(model, episodes), plain_gradients(model, episodes), rtol=1e-9, atol=1e-12
+    )
 
 
 def test_generators_of_their_own_keep_tasks_out_of_threads() -> None:
@@ -530,13 +629,17 @@ def test_generators_of_their_own_keep_tasks_out_of_threads() -> None:
             self.generator = torch.Generator().manual_seed(0)
 
         def forward(self, inputs: Tensor) -> Tensor:
-            return super().forward(inputs + torch.rand(inputs.shape, generator=self.generator, dtype=inputs.dtype))
+            return super().forward(
+                inputs + torch.rand(inputs.shape, generator=self.generator, dtype=inputs.dtype)
+            )
 
     torch.manual_seed(0)
     model = Noisy().double()
     episodes = made_up_tasks(tasks=4, shape=(4,))
     expected = plain_gradients(copy.deepcopy(model), episodes)
-    torch.testing.assert_close(meta_gradients(copy.deepcopy(model), episodes), expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        meta_gradients(copy.deepcopy(model), episodes), expected, rtol=1e-9, atol=1e-12
+    )
     with pytest.raises(ValueError, match=r"generator.*execution='loop'"):
         meta_gradients(model, episodes, "threads")
 

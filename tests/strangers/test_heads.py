@@ -1,4 +1,6 @@
-"""Which layer is the head: what the run shows, on models without one, with another one, and with adapters around it."""
+"""Which layer is the head: what the run shows, on models without one, with another one, and with
+adapters around it.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,14 @@ def trunk() -> nn.Module:
 
 def convolutions() -> nn.Module:
     torch.manual_seed(0)
-    layers = nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    layers = (
+        nn.Conv2d(1, 4, 3),
+        nn.ReLU(),
+        nn.Conv2d(4, 6, 3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
     return nn.Sequential(*layers).double()
 
 
@@ -97,13 +106,22 @@ def prototypes(model: Callable[[Tensor], Tensor], episodes: ml.Episode) -> Tenso
 
 # sicara/easy-few-shot-learning#126 and #63: backbones without a head
 @pytest.mark.parametrize(
-    ("build", "shape"), [(trunk, (3, 32, 32)), (convolutions, (1, 8, 8)), (lambda: nn.Sequential(nn.Flatten()).double(), (4,))]
+    ("build", "shape"),
+    [
+        (trunk, (3, 32, 32)),
+        (convolutions, (1, 8, 8)),
+        (lambda: nn.Sequential(nn.Flatten()).double(), (4,)),
+    ],
 )
-def test_a_model_without_a_head_has_its_output_for_features(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+def test_a_model_without_a_head_has_its_output_for_features(
+    build: Callable[[], nn.Module], shape: tuple[int, ...]
+) -> None:
     model, episodes = build(), made_up_tasks(tasks=2, shots=1, queries=1, shape=shape)
     learner = ml.ProtoNet(model, execution="loop")
     with torch.no_grad():
-        torch.testing.assert_close(learner(episodes), prototypes(model, episodes), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            learner(episodes), prototypes(model, episodes), rtol=1e-9, atol=1e-9
+        )
     assert learner.settings()["head"] == ""
 
 
@@ -113,14 +131,21 @@ def test_a_model_without_a_head_is_trained_as_a_whole(way: str) -> None:
     learner = ml.ProtoNet(model, execution=way)
     ml.meta_backward(learner, episodes)
     loss = torch.stack(
-        [nn.functional.cross_entropy(*pair) for pair in zip(prototypes(model, episodes), episodes.query.targets, strict=True)]
+        [
+            nn.functional.cross_entropy(*pair)
+            for pair in zip(prototypes(model, episodes), episodes.query.targets, strict=True)
+        ]
     )
     expected = torch.autograd.grad(loss.mean(), list(model.parameters()))
-    torch.testing.assert_close(gradients(learner), torch.cat([gradient.flatten() for gradient in expected]))
+    torch.testing.assert_close(
+        gradients(learner), torch.cat([gradient.flatten() for gradient in expected])
+    )
     trained = ml.ProtoNet(convolutions(), execution=way)
     before = [parameter.clone() for parameter in trained.model.parameters()]
     ml.meta_train(trained, unstack(episodes), steps=1, progress=False)
-    assert all(not torch.equal(*pair) for pair in zip(before, trained.model.parameters(), strict=True))
+    assert all(
+        not torch.equal(*pair) for pair in zip(before, trained.model.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("network", [HeadFirst, Auxiliary, Normalised])
@@ -128,15 +153,22 @@ def test_features_are_what_enters_the_layer_that_makes_the_output(network: type[
     model, episodes = network().double(), made_up_tasks(shape=(4,))
     learner = ml.ProtoNet(model)
     features = model if network is Normalised else lambda inputs: torch.tanh(model.body(inputs))
-    torch.testing.assert_close(learner(episodes), prototypes(features, episodes), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        learner(episodes), prototypes(features, episodes), rtol=1e-9, atol=1e-12
+    )
     assert learner.head == ("" if network is Normalised else "head")
 
 
 @pytest.mark.parametrize("algorithm", [ml.ANIL, ml.BOIL])
 @pytest.mark.parametrize("network", [HeadFirst, Auxiliary])
-def test_a_wrong_guess_is_refused_and_the_head_named(algorithm: type[ml.MAML], network: type[nn.Module]) -> None:
+def test_a_wrong_guess_is_refused_and_the_head_named(
+    algorithm: type[ml.MAML], network: type[nn.Module]
+) -> None:
     model, episodes = network().double(), made_up_tasks(shape=(4,))
-    for run in (lambda learner: learner(episodes), lambda learner: ml.meta_backward(learner, episodes)):
+    for run in (
+        lambda learner: learner(episodes),
+        lambda learner: ml.meta_backward(learner, episodes),
+    ):
         with pytest.raises(ValueError, match="pass head='head'"):
             run(algorithm(model, 0.1))
     with pytest.raises(ValueError, match="pass head='head'"):
@@ -147,15 +179,23 @@ def test_a_wrong_guess_is_refused_and_the_head_named(algorithm: type[ml.MAML], n
 
 @pytest.mark.parametrize("algorithm", [ml.ANIL, ml.BOIL])
 def test_a_model_without_a_head_is_refused_where_one_is_needed(algorithm: type[ml.MAML]) -> None:
-    with pytest.raises(ValueError, match=r"layer4\.1\.conv2.*name the layer that makes it with head=, or add a head"):
-        algorithm(trunk(), 0.1, execution="loop")(made_up_tasks(tasks=1, shots=1, queries=1, shape=(3, 32, 32)))
+    with pytest.raises(
+        ValueError,
+        match=r"layer4\.1\.conv2.*name the layer that makes it with head=, or add a head",
+    ):
+        algorithm(trunk(), 0.1, execution="loop")(
+            made_up_tasks(tasks=1, shots=1, queries=1, shape=(3, 32, 32))
+        )
 
 
 @pytest.mark.parametrize("way", ["loop", "threads", "vectorized"])
 def test_what_follows_the_head_without_parameters_is_run_at_every_step(way: str) -> None:
     model, episodes = Normalised().double(), made_up_tasks(shape=(4,))
     # The head is registered first, so that it has to be named.
-    anil, maml = ml.ANIL(model, 0.4, 2, head="head", execution=way), ml.MAML(model, {"head": 0.4}, 2, execution="loop")
+    anil, maml = (
+        ml.ANIL(model, 0.4, 2, head="head", execution=way),
+        ml.MAML(model, {"head": 0.4}, 2, execution="loop"),
+    )
     torch.testing.assert_close(anil(episodes), maml(episodes), rtol=1e-12, atol=1e-13)
 
 
@@ -167,11 +207,15 @@ def test_an_adapter_around_the_head_is_one_head() -> None:
     same = ml.MAML(model, {"*lora_*": 0.4}, 2, execution="loop")
     torch.testing.assert_close(anil(episodes), same(episodes), rtol=1e-12, atol=1e-13)
     learner = ml.ProtoNet(model)
-    torch.testing.assert_close(learner(episodes), prototypes(model[:2], episodes), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        learner(episodes), prototypes(model[:2], episodes), rtol=1e-9, atol=1e-12
+    )
 
 
 class BareLoRA(nn.Linear):
-    """A layer that holds the factors of its adapter itself; one head, and the guess as it always was."""
+    """A layer that holds the factors of its adapter itself; one head, and the guess as it always
+    was.
+    """
 
     def __init__(self) -> None:
         super().__init__(8, 3)

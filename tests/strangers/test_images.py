@@ -1,4 +1,6 @@
-"""Image files as people have them: photos, scans, drawings, animations, and files that are not what they say."""
+"""Image files as people have them: photos, scans, drawings, animations, and files that are not what
+they say.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,11 @@ from PIL import Image
 from metalearn.data.decoding import decode
 from metalearn.tasks import FewShot, image_folder
 
-COLOURS = np.array([[[200, 0, 0], [0, 200, 0]], [[0, 0, 200], [90, 90, 90]]], dtype=np.uint8).repeat(8, 0).repeat(12, 1)
+COLOURS = (
+    np.array([[[200, 0, 0], [0, 200, 0]], [[0, 0, 200], [90, 90, 90]]], dtype=np.uint8)
+    .repeat(8, 0)
+    .repeat(12, 1)
+)
 
 
 class Listed(list):
@@ -46,7 +52,9 @@ def test_photos_are_turned_as_their_exif_orientation_says(tmp_path: Path, orient
     assert torch.equal(read(tmp_path / "photo.png"), torch.from_numpy(COLOURS))
     image.save(tmp_path / "photo.jpg", exif=exif, quality=100, subsampling=0)
     assert (read(tmp_path / "photo.jpg").int() - torch.from_numpy(COLOURS).int()).abs().max() < 12
-    with Image.open(tmp_path / "photo.png") as opened:  # a data set that hands over the opened image, as torchvision's do
+    with Image.open(
+        tmp_path / "photo.png"
+    ) as opened:  # a data set that hands over the opened image, as torchvision's do
         tasks = FewShot(Listed([(opened.convert("RGB"), 0)] * 2), 1, 1, 1, tasks=1)
     assert torch.equal(tasks[0].support.inputs[0], torch.from_numpy(COLOURS).permute(2, 0, 1) / 255)
 
@@ -73,16 +81,23 @@ def test_sixteen_bits_keep_their_range(tmp_path: Path, suffix: str) -> None:
     assert read(tmp_path / f"scan.{suffix}").shape == (1, 4, 3)
     with Image.open(tmp_path / f"scan.{suffix}") as opened:
         exact = FewShot(Listed([(opened, 0)] * 2), 1, 1, 1, tasks=1)[0].support.inputs
-    torch.testing.assert_close(exact.flatten(), torch.from_numpy(values.astype(np.float32)).flatten() / 65535)
+    torch.testing.assert_close(
+        exact.flatten(), torch.from_numpy(values.astype(np.float32)).flatten() / 65535
+    )
     arrays = FewShot(Listed([(values, 0)] * 2), 1, 1, 1, tasks=1)[0].support.inputs
     torch.testing.assert_close(arrays.flatten(), exact.flatten())
 
 
-def test_floating_point_images_are_read_from_zero_to_one_and_otherwise_refused(tmp_path: Path) -> None:
+def test_floating_point_images_are_read_from_zero_to_one_and_otherwise_refused(
+    tmp_path: Path,
+) -> None:
     Image.fromarray(np.array([[0.0, 0.2, 1.0]], dtype=np.float32)).save(tmp_path / "unit.tif")
     assert read(tmp_path / "unit.tif", 1).flatten().tolist() == [0, 51, 255]
     Image.fromarray(np.array([[-4.0, 300.0]], dtype=np.float32)).save(tmp_path / "wide.tif")
-    with pytest.raises(ValueError, match=r"wide.tif has floating-point values from -4 to 300; bring them to the range 0 to 1"):
+    with pytest.raises(
+        ValueError,
+        match=r"wide.tif has floating-point values from -4 to 300; bring them to the range 0 to 1",
+    ):
         decode(tmp_path / "wide.tif", 1, None)
     with pytest.raises(ValueError, match="item 0 of Listed holds NaN or infinity"):
         FewShot(Listed([(torch.full((1, 2, 2), torch.nan), 0)] * 2), 1, 1, 1, tasks=1)
@@ -94,7 +109,9 @@ def test_what_is_transparent_is_white(tmp_path: Path) -> None:
     hidden = Image.new("RGBA", (4, 2), (10, 20, 30, 0))
     hidden.paste((200, 100, 50, 255), (0, 0, 2, 2))
     palette = hidden.convert("RGB").quantize(4)
-    palette.info["transparency"] = bytes([255 if c == (200, 100, 50) else 0 for c in _palette(palette)])
+    palette.info["transparency"] = bytes(
+        [255 if c == (200, 100, 50) else 0 for c in _palette(palette)]
+    )
     ink = Image.new("LA", (4, 2), (0, 0))
     ink.paste((60, 255), (0, 0, 2, 2))
     for image, left in ((hidden, [200, 100, 50]), (palette, [200, 100, 50]), (ink, [60, 60, 60])):
@@ -121,13 +138,20 @@ def test_cmyk_and_one_bit_and_animations(tmp_path: Path, caplog: pytest.LogCaptu
     assert "1 of 1 images have several frames, of which the first is read" in caplog.text
 
 
-@pytest.mark.parametrize(("suffix", "kept"), [("png", 0.6), ("jpg", 0.5), ("gif", 0.3), ("bmp", 0.5), ("webp", 0.5), ("tif", 0.5)])
+@pytest.mark.parametrize(
+    ("suffix", "kept"),
+    [("png", 0.6), ("jpg", 0.5), ("gif", 0.3), ("bmp", 0.5), ("webp", 0.5), ("tif", 0.5)],
+)
 def test_truncated_files_are_named(tmp_path: Path, suffix: str, kept: float) -> None:
     path = tmp_path / f"half.{suffix}"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(
+        path
+    )
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content))])
-    with pytest.raises(ValueError, match=rf"half.{suffix} is not a readable image .*replace it or delete it"):
+    with pytest.raises(
+        ValueError, match=rf"half.{suffix} is not a readable image .*replace it or delete it"
+    ):
         decode(path, 3, None)
 
 
@@ -142,17 +166,26 @@ def test_other_files_under_an_image_name_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"train/a has no images"):
         image_folder(tmp_path / "own")
     (folder / "lost.png").symlink_to(tmp_path / "nowhere.png")
-    with pytest.raises(FileNotFoundError, match=r"lost.png is a link to a file that does not exist"):
+    with pytest.raises(
+        FileNotFoundError, match=r"lost.png is a link to a file that does not exist"
+    ):
         image_folder(tmp_path / "own")
 
 
 @pytest.mark.parametrize("side", [12_000, 60_000])
-def test_an_image_that_claims_too_many_pixels_is_refused_before_it_is_unpacked(tmp_path: Path, side: int) -> None:
+def test_an_image_that_claims_too_many_pixels_is_refused_before_it_is_unpacked(
+    tmp_path: Path, side: int
+) -> None:
     header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
-    body = b"".join(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks)
+    body = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
     (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
-    with pytest.raises(ValueError, match=r"huge.png is too large .*raise PIL.Image.MAX_IMAGE_PIXELS"):
+    with pytest.raises(
+        ValueError, match=r"huge.png is too large .*raise PIL.Image.MAX_IMAGE_PIXELS"
+    ):
         decode(tmp_path / "huge.png", 3, 84)
 
 
@@ -167,7 +200,9 @@ def test_an_image_that_claims_too_many_pixels_is_refused_before_it_is_unpacked(t
         (10**7, ValueError, "GB, but this machine has"),
     ],
 )
-def test_sizes_that_cannot_be_are_refused(tmp_path: Path, size: object, error: type[Exception], message: str) -> None:
+def test_sizes_that_cannot_be_are_refused(
+    tmp_path: Path, size: object, error: type[Exception], message: str
+) -> None:
     (tmp_path / "train" / "a").mkdir(parents=True)
     Image.new("RGB", (4, 4)).save(tmp_path / "train" / "a" / "0.png")
     with pytest.raises(error, match=message):

@@ -1,4 +1,6 @@
-"""Settings of learners: what is frozen, what is set later, updates by name, and rates that make no sense."""
+"""Settings of learners: what is frozen, what is set later, updates by name, and rates that make no
+sense.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,11 @@ from transfer import freeze
 def moved(learner: ml.MAML) -> set[str]:
     """The layers that the inner loop moves."""
     adapted = learner.adapt(unstack(made_up_tasks())[0].support).weights
-    return {name.split(".")[0] for name, weight in learner.model.named_parameters() if adapted[name] is not weight}
+    return {
+        name.split(".")[0]
+        for name, weight in learner.model.named_parameters()
+        if adapted[name] is not weight
+    }
 
 
 def test_frozen_means_frozen_unless_a_rate_names_it() -> None:
@@ -63,7 +69,10 @@ def test_freezing_takes_effect_after_construction_too(algorithm: type[ml.MAML]) 
 
 def test_an_inner_loop_that_would_move_nothing_is_refused() -> None:
     model, episodes = smooth_network().requires_grad_(False), made_up_tasks()
-    with pytest.raises(ValueError, match=r"every parameter that lr reaches has requires_grad=False.*lr=\{'6': 0\.1\}"):
+    with pytest.raises(
+        ValueError,
+        match=r"every parameter that lr reaches has requires_grad=False.*lr=\{'6': 0\.1\}",
+    ):
         ml.evaluate(ml.MAML(model, 0.5), unstack(episodes))
     assert moved(ml.MAML(model, {"6": 0.5})) == {"6"}
     assert moved(ml.ANIL(model, 0.5)) == {"6"}  # whose rate is the head's
@@ -73,8 +82,18 @@ def test_an_inner_loop_that_would_move_nothing_is_refused() -> None:
 
 def test_wildcards() -> None:
     model = smooth_network()
-    assert sorted(ml.MAML(model, {"": 0.1, "*.bias": 0.0}).rates) == ["0.weight", "1.weight", "4.weight", "6.weight"]
-    assert ml.MAML(model, {"[01]": 0.1, "0.bias": 0.2}).rates == {"0.weight": 0.1, "0.bias": 0.2, "1.weight": 0.1, "1.bias": 0.1}
+    assert sorted(ml.MAML(model, {"": 0.1, "*.bias": 0.0}).rates) == [
+        "0.weight",
+        "1.weight",
+        "4.weight",
+        "6.weight",
+    ]
+    assert ml.MAML(model, {"[01]": 0.1, "0.bias": 0.2}).rates == {
+        "0.weight": 0.1,
+        "0.bias": 0.2,
+        "1.weight": 0.1,
+        "1.bias": 0.1,
+    }
     with pytest.raises(ValueError, match=r"the wildcard '\*lora_\*' matches no parameter"):
         ml.MAML(model, {"*lora_*": 0.1})
     with pytest.raises(ValueError, match="ANIL adapts its head '6' alone"):
@@ -90,8 +109,20 @@ def test_settings_set_later_are_those_of_construction(name: str, way: str) -> No
     model, episodes, kind = smooth_network(), made_up_tasks(), getattr(ml, name)
     learner = kind(model, 0.1, execution=way)
     learner(episodes)
-    learner.lr, learner.steps, learner.update, learner.loss = 0.4, 3, "momentum", nn.CrossEntropyLoss(label_smoothing=0.1)
-    other = kind(model, 0.4, 3, update="momentum", loss=nn.CrossEntropyLoss(label_smoothing=0.1), execution=way)
+    learner.lr, learner.steps, learner.update, learner.loss = (
+        0.4,
+        3,
+        "momentum",
+        nn.CrossEntropyLoss(label_smoothing=0.1),
+    )
+    other = kind(
+        model,
+        0.4,
+        3,
+        update="momentum",
+        loss=nn.CrossEntropyLoss(label_smoothing=0.1),
+        execution=way,
+    )
     torch.testing.assert_close(learner(episodes), other(episodes), rtol=1e-12, atol=1e-13)
     assert learner.settings() == other.settings()
 
@@ -101,7 +132,9 @@ def test_the_head_and_the_rule_can_be_set_later() -> None:
     learner = ml.ANIL(model, 0.4)
     learner.head = "4"
     assert sorted(learner.rates) == ["4.bias", "4.weight"]
-    torch.testing.assert_close(learner(episodes), ml.MAML(model, {"4": 0.4})(episodes), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(
+        learner(episodes), ml.MAML(model, {"4": 0.4})(episodes), rtol=1e-12, atol=1e-13
+    )
     learner.head = None
     assert learner.head == "6"
     nil = ml.NIL(model)
@@ -177,7 +210,10 @@ def test_one_learned_rate_for_all_layers_is_trained_whatever_is_frozen() -> None
         ("sgd", lambda groups: torch.optim.SGD(groups)),
         ("momentum", lambda groups: torch.optim.SGD(groups, momentum=0.9)),
         ("adam", lambda groups: torch.optim.Adam(groups)),
-        (partial(adam, betas=(0.0, 0.99)), lambda groups: torch.optim.Adam(groups, betas=(0.0, 0.99))),
+        (
+            partial(adam, betas=(0.0, 0.99)),
+            lambda groups: torch.optim.Adam(groups, betas=(0.0, 0.99)),
+        ),
         (partial(momentum, decay=0.5), lambda groups: torch.optim.SGD(groups, momentum=0.5)),
     ],
 )
@@ -188,11 +224,17 @@ def test_updates_are_the_optimizers_of_pytorch(update, optimizer, way: str) -> N
     expected = []
     for task in unstack(episodes):
         trained = copy.deepcopy(model)
-        body = [parameter for name, parameter in trained.named_parameters() if not name.startswith("6")]
-        inner = optimizer([{"params": body, "lr": 0.05}, {"params": trained[6].parameters(), "lr": 0.2}])
+        body = [
+            parameter for name, parameter in trained.named_parameters() if not name.startswith("6")
+        ]
+        inner = optimizer(
+            [{"params": body, "lr": 0.05}, {"params": trained[6].parameters(), "lr": 0.2}]
+        )
         for _ in range(4):
             inner.zero_grad()
-            nn.functional.cross_entropy(trained(task.support.inputs), task.support.targets).backward()
+            nn.functional.cross_entropy(
+                trained(task.support.inputs), task.support.targets
+            ).backward()
             inner.step()
         expected.append(trained(task.query.inputs))
     torch.testing.assert_close(learner(episodes), torch.stack(expected), rtol=1e-9, atol=1e-11)
@@ -222,7 +264,10 @@ def test_an_optimizer_of_pytorch_is_told_what_to_write_instead() -> None:
         ml.MAML(model, 0.1, update="Adam")
     with pytest.raises(TypeError, match=r"update=0\.9"):
         ml.Reptile(model, 0.1, update=0.9)  # type: ignore[arg-type]
-    assert ml.MAML(model, 0.1, update=partial(adam, eps=1e-4)).settings()["update"] == "adam(eps=0.0001)"
+    assert (
+        ml.MAML(model, 0.1, update=partial(adam, eps=1e-4)).settings()["update"]
+        == "adam(eps=0.0001)"
+    )
 
 
 def test_the_outer_loop_takes_names_too() -> None:
@@ -236,12 +281,22 @@ def test_the_outer_loop_takes_names_too() -> None:
     ):
         learner = FAMILY["MAML"](smooth_network())
         tasks = unstack(made_up_tasks())
-        curves.append(ml.meta_train(learner, tasks, steps=4, optimizer=optimizer, schedule=schedule, progress=False).losses)
+        curves.append(
+            ml.meta_train(
+                learner, tasks, steps=4, optimizer=optimizer, schedule=schedule, progress=False
+            ).losses
+        )
     assert curves[0] == curves[1]
     for setting, value, message in (
         ("optimizer", "adamm", "'sgd', 'momentum', 'adam', 'adamw'"),
         ("schedule", "step", "'linear', 'cosine'"),
-        ("schedule", torch.optim.lr_scheduler.CosineAnnealingLR, "lambda optimizer: CosineAnnealingLR"),
+        (
+            "schedule",
+            torch.optim.lr_scheduler.CosineAnnealingLR,
+            "lambda optimizer: CosineAnnealingLR",
+        ),
     ):
         with pytest.raises((ValueError, TypeError), match=message):
-            ml.meta_train(FAMILY["MAML"](smooth_network()), tasks, steps=1, progress=False, **{setting: value})
+            ml.meta_train(
+                FAMILY["MAML"](smooth_network()), tasks, steps=1, progress=False, **{setting: value}
+            )

@@ -1,4 +1,6 @@
-"""Networks of several inputs and outputs, and loaders of dictionaries, in `compare_layers` and `similarity_map`."""
+"""Networks of several inputs and outputs, and loaders of dictionaries, in `compare_layers` and
+`similarity_map`.
+"""
 
 from __future__ import annotations
 
@@ -61,13 +63,19 @@ def eyes(count: int = 40) -> tuple[Tensor, Tensor]:
     return torch.randn(count, 5, generator=generator), torch.randn(count, 4, generator=generator)
 
 
-@pytest.mark.parametrize("inputs", [text(), batches(text()), DataLoader(batches(text()), batch_size=None)])
+@pytest.mark.parametrize(
+    "inputs", [text(), batches(text()), DataLoader(batches(text()), batch_size=None)]
+)
 def test_dictionaries_are_inputs_by_name_without_their_labels(inputs) -> None:
     a, b = Encoder(0), Encoder(1)
     profile = compare_layers(a, b, inputs, ["mix", "top"], measure="procrustes")
     found = similarity_map(a, b, inputs, ["mix", "top"], ["mix", "top"], draws=2)
     with torch.no_grad():
-        expected = compare_layers({"top": a(**without_labels())["logits"]}, {"top": b(**without_labels())["logits"]}, measure="procrustes")
+        expected = compare_layers(
+            {"top": a(**without_labels())["logits"]},
+            {"top": b(**without_labels())["logits"]},
+            measure="procrustes",
+        )
     assert profile["top"].similarity == pytest.approx(expected["top"].similarity, abs=1e-6)
     assert found.examples == 40 and np.isfinite(found.values).all()
 
@@ -89,7 +97,10 @@ def test_several_inputs_by_position_come_as_the_first_entry_of_a_batch() -> None
     by_name = {"left": left, "right": right}
     pairs = DataLoader(TensorDataset(left, right, torch.zeros(40)), batch_size=10)
     whole = compare_layers(a, b, by_name, measure="procrustes")
-    for loader, options in [(nested, {}), (pairs, {"to_inputs": lambda batch: (batch[0], batch[1])})]:
+    for loader, options in [
+        (nested, {}),
+        (pairs, {"to_inputs": lambda batch: (batch[0], batch[1])}),
+    ]:
         found = compare_layers(a, b, loader, measure="procrustes", **options)
         for layer in ("left", "right", "head"):
             assert found[layer].similarity == pytest.approx(whole[layer].similarity, abs=1e-5)
@@ -115,7 +126,10 @@ def test_a_map_takes_the_tensor_that_a_comparison_takes() -> None:
     found = similarity_map(a, b, x, draws=0)
     assert found["0", "0"] == pytest.approx(compare_layers(a, b, x)["0"].similarity, abs=1e-5)
     assert similarity_map(a, b, x.numpy(), draws=0)["2", "2"] == found["2", "2"]
-    assert compare_layers(a, b, x.numpy().astype(float))["0"].similarity == compare_layers(a, b, x)["0"].similarity
+    assert (
+        compare_layers(a, b, x.numpy().astype(float))["0"].similarity
+        == compare_layers(a, b, x)["0"].similarity
+    )
 
 
 @pytest.mark.parametrize("function", [compare_layers, similarity_map])
@@ -123,11 +137,23 @@ def test_what_the_networks_do_not_take_is_named_with_the_cure(function) -> None:
     a, x = Encoder(0), eyes()[0]
     images = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2))
     for network, inputs, said in [
-        (a, {**text(), "idx": torch.arange(40)}, r"'idx', but its forward takes \(input_ids.*to_inputs="),
+        (
+            a,
+            {**text(), "idx": torch.arange(40)},
+            r"'idx', but its forward takes \(input_ids.*to_inputs=",
+        ),
         (a, [{"labels": x}], "batch 1 of the loader holds a dict of 'labels'"),
         (TwoEyes(0), x, r"\(TwoEyes\) was given a tensor .*forward takes \(left.*to_inputs="),
-        (images, torch.zeros(8, 3, 8, 8, dtype=torch.uint8), r"torch.uint8, and failed .*images.float\(\) / 255"),
-        (images, [torch.zeros(8, 3, 8, 8, dtype=torch.bool)], r"torch.bool, and failed .*images.float\(\) / 255"),
+        (
+            images,
+            torch.zeros(8, 3, 8, 8, dtype=torch.uint8),
+            r"torch.uint8, and failed .*images.float\(\) / 255",
+        ),
+        (
+            images,
+            [torch.zeros(8, 3, 8, 8, dtype=torch.bool)],
+            r"torch.bool, and failed .*images.float\(\) / 255",
+        ),
         (images, ["photo.png"], "batch 1 of the loader holds a str"),
         (images, [[]], "holds a list of nothing"),
         (images, torch.zeros(0, 3, 8, 8), r"holds a tensor of shape \(0, 3, 8, 8\)"),
@@ -138,7 +164,9 @@ def test_what_the_networks_do_not_take_is_named_with_the_cure(function) -> None:
         function(images, images, "photo.png")
     with pytest.raises(RuntimeError) as caught:
         function(images, images, torch.zeros(8, 1, 8, 8))
-    assert any("was given a tensor of shape (8, 1, 8, 8)" in note for note in caught.value.__notes__)
+    assert any(
+        "was given a tensor of shape (8, 1, 8, 8)" in note for note in caught.value.__notes__
+    )
 
 
 def test_a_layer_of_complex_numbers_is_refused_by_name() -> None:

@@ -1,4 +1,6 @@
-"""Names of learn2learn that its scripts use, without the real library (test_learn2learn.py compares with it)."""
+"""Names of learn2learn that its scripts use, without the real library (test_learn2learn.py compares
+with it).
+"""
 
 from __future__ import annotations
 
@@ -157,7 +159,9 @@ def test_a_batch_beyond_the_faster_convolution_runs_through_view(way: str) -> No
 
 def test_a_script_like_maml_sine_learns() -> None:
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(1, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 1))
+    network = nn.Sequential(
+        nn.Linear(1, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 1)
+    )
     maml = l2l.algorithms.MAML(network, lr=0.01, first_order=False, allow_unused=True)
     optimizer = torch.optim.Adam(maml.parameters(), 0.005)
     errors = []
@@ -485,7 +489,9 @@ def test_meta_modules_adapt_in_maml_and_under_checkpointing() -> None:
         meta(torch.ones(2, 3).double()).square().sum().backward()
         gradients.append([p.grad for p in meta.parameters()])
     assert all(map(torch.allclose, *gradients))
-    maml = l2l.algorithms.MAML(l2l.nn.MetaModule(nn.Linear(2, 1), {nn.Linear: scaled}), 0.1, allow_nograd=True)
+    maml = l2l.algorithms.MAML(
+        l2l.nn.MetaModule(nn.Linear(2, 1), {nn.Linear: scaled}), 0.1, allow_nograd=True
+    )
     clone = maml.clone()
     clone.adapt(clone(torch.ones(1, 2)).square().sum())
     clone(torch.ones(1, 2)).square().sum().backward()
@@ -518,7 +524,11 @@ def test_unions_number_labels_anew() -> None:
 
 def test_data_on_a_device_and_loaders_without_end() -> None:
     data = l2l.data.OnDeviceDataset(numbered([0, 1, 1]), device="cpu", transform=lambda x: x + 1)
-    assert [(x.item(), y.item()) for x, y in (data[i] for i in range(3))] == [(1, 0), (2, 1), (3, 1)]
+    assert [(x.item(), y.item()) for x, y in (data[i] for i in range(3))] == [
+        (1, 0),
+        (2, 1),
+        (3, 1),
+    ]
     assert l2l.data.MetaDataset(data).labels == [0, 1]
     endless = l2l.data.InfiniteIterator(DataLoader(data, batch_size=2))
     assert [len(next(endless)[0]) for _ in range(5)] == [2, 1, 2, 1, 2]
@@ -539,20 +549,27 @@ def test_a_sampler_loads_the_tasks_of_a_taskset() -> None:
     for number, (inputs, labels) in enumerate(batches):
         assert inputs.flatten().tolist() == [d.index for d in taskset.sampled_descriptions[number]]
         assert len(labels.unique()) == 2
-    endless: Iterator[list[int]] = iter(l2l.data.samplers.TasksetSampler(l2l.data.Taskset(dataset, choose)))
+    endless: Iterator[list[int]] = iter(
+        l2l.data.samplers.TasksetSampler(l2l.data.Taskset(dataset, choose))
+    )
     assert [len(next(endless)) for _ in range(2)] == [6, 6]
 
 
 def test_task_sets_come_apart_into_data_and_transforms(tmp_path: Path) -> None:
     for number in range(20):
-        folder = tmp_path / "omniglot-py" / "images_background" / "Alphabet" / f"character{number:02}"
+        folder = (
+            tmp_path / "omniglot-py" / "images_background" / "Alphabet" / f"character{number:02}"
+        )
         folder.mkdir(parents=True)
         for drawing in range(2):
             Image.new("1", (105, 105)).save(folder / f"{number:04}_{drawing:02}.png")
     make = l2l.vision.benchmarks.omniglot_tasksets
     datasets, transforms = make(2, 2, 1, 1, root=str(tmp_path), device="cpu")
     assert [len(d.labels) for d in datasets] == [14, 1, 5]
-    shapes = [l2l.data.Taskset(*both, 3).sample()[0].shape for both in zip(datasets, transforms, strict=True)]
+    shapes = [
+        l2l.data.Taskset(*both, 3).sample()[0].shape
+        for both in zip(datasets, transforms, strict=True)
+    ]
     assert [tuple(shape) for shape in shapes] == [(4, 1, 28, 28), (1, 1, 28, 28), (1, 1, 28, 28)]
 
 
@@ -567,7 +584,9 @@ def test_mini_imagenet_task_sets_run_to_255_or_to_1(tmp_path: Path) -> None:
     options: dict[str, Any] = {"train_samples": 1, "test_samples": 1, "root": str(tmp_path)}
     tasks = []
     for augmentation in (None, "normalize"):
-        sets = l2l.vision.benchmarks.get_tasksets("mini-imagenet", data_augmentation=augmentation, **options)
+        sets = l2l.vision.benchmarks.get_tasksets(
+            "mini-imagenet", data_augmentation=augmentation, **options
+        )
         random.seed(0)
         tasks.append(sets.validation.sample())
     (data, labels), (scaled, again) = tasks
@@ -587,7 +606,9 @@ def test_mini_imagenet_task_sets_run_to_255_or_to_1(tmp_path: Path) -> None:
         ("WRN28", {}, 36486085, 183),
     ],
 )
-def test_large_networks_have_the_published_sizes(name: str, options: dict[str, Any], parameters: int, tensors: int) -> None:
+def test_large_networks_have_the_published_sizes(
+    name: str, options: dict[str, Any], parameters: int, tensors: int
+) -> None:
     with torch.device("meta"):
         network = getattr(l2l.vision.models, name)(5, **options)
     assert sum(p.numel() for p in network.parameters()) == parameters

@@ -46,7 +46,9 @@ def task(channels: int = 1, queries: int = 75, size: int = 16) -> ml.Episode:
 
 def by_hand(model: nn.Module, episode: ml.Episode, lr: float) -> Tensor:
     weights = dict(model.named_parameters())
-    loss = F.cross_entropy(functional_call(model, weights, (episode.support.inputs,)), episode.support.targets)
+    loss = F.cross_entropy(
+        functional_call(model, weights, (episode.support.inputs,)), episode.support.targets
+    )
     gradients = torch.autograd.grad(loss, list(weights.values()))
     moved = {name: w - lr * g for (name, w), g in zip(weights.items(), gradients, strict=True)}
     return functional_call(model, moved, (episode.query.inputs,)).detach()
@@ -62,11 +64,15 @@ def test_a_network_that_views_its_maps_adapts_as_by_hand(channels: int, groups: 
         logits = learner.predict(adapted, episode.query.inputs)
         assert logits.shape == (75, 5)
         if type(learner) is ml.MAML:
-            torch.testing.assert_close(logits.detach(), by_hand(model, episode, 0.1), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                logits.detach(), by_hand(model, episode, 0.1), rtol=1e-4, atol=1e-5
+            )
     outer = compat.MAML(model, lr=0.1)
     clone = outer.clone()
     clone.adapt(F.cross_entropy(clone(episode.support.inputs), episode.support.targets))
-    torch.testing.assert_close(clone(episode.query.inputs).detach(), by_hand(model, episode, 0.1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        clone(episode.query.inputs).detach(), by_hand(model, episode, 0.1), rtol=1e-4, atol=1e-5
+    )
 
 
 class Tiled(torch.autograd.Function):
@@ -81,8 +87,12 @@ class Tiled(torch.autograd.Function):
         return gradient.view(-1).view(gradient.shape)
 
 
-@pytest.mark.parametrize("build", [Viewed, lambda: nn.Conv2d(1, 32, 3, padding=1), lambda: Conv4(5, hidden=32).block1])
-def test_the_format_of_outputs_and_gradients_is_the_plain_modules(build: Callable[[], nn.Module]) -> None:
+@pytest.mark.parametrize(
+    "build", [Viewed, lambda: nn.Conv2d(1, 32, 3, padding=1), lambda: Conv4(5, hidden=32).block1]
+)
+def test_the_format_of_outputs_and_gradients_is_the_plain_modules(
+    build: Callable[[], nn.Module],
+) -> None:
     model, episode = build(), task()
     images = episode.query.inputs.clone().requires_grad_()
     plain = copy.deepcopy(model)
@@ -128,7 +138,11 @@ def test_inner_gradients_of_conv4_may_be_viewed() -> None:
         return {name: w - rates[name] * gradients[name] / norm for name, w in weights.items()}, None
 
     learner = ml.MAML(Conv4(5), 0.1, update=clipped, execution="loop")
-    assert learner.predict(learner.adapt(task(size=28).support), torch.rand(5, 1, 28, 28)).isfinite().all()
+    assert (
+        learner.predict(learner.adapt(task(size=28).support), torch.rand(5, 1, 28, 28))
+        .isfinite()
+        .all()
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -141,7 +155,9 @@ def test_a_network_in_channels_last_stays_so(channels: int) -> None:
     torch.testing.assert_close(inside, conv(images))
 
 
-@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128, torch.bfloat16, torch.half, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.complex64, torch.complex128, torch.bfloat16, torch.half, torch.float64]
+)
 @pytest.mark.parametrize("last", [False, True])
 def test_every_dtype_gives_what_torch_gives(dtype: torch.dtype, last: bool) -> None:
     torch.manual_seed(0)

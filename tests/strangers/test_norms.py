@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 import metalearn as ml
-from metalearn.network.norm import check_statistics, is_norm, keeps_statistics, norm_parameters, statistics
+from metalearn.network.norm import (
+    check_statistics,
+    is_norm,
+    keeps_statistics,
+    norm_parameters,
+    statistics,
+)
 from transfer import everywhere, freeze, frozen_transformer, initialize, linear_probe, mean_var
 
 
@@ -77,7 +83,9 @@ class GhostBatchNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         n, c, h, w = x.shape
         if not self.training:
-            return F.batch_norm(x, self.running_mean[:c], self.running_var[:c], self.weight, self.bias)
+            return F.batch_norm(
+                x, self.running_mean[:c], self.running_var[:c], self.weight, self.bias
+            )
         halves = F.batch_norm(
             x.view(-1, 2 * c, h, w),
             self.running_mean,
@@ -157,7 +165,9 @@ NORMS = {
 
 def network(kind: str) -> nn.Module:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), NORMS[kind](4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), NORMS[kind](4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
     # Seen by the running statistics; SyncBatchNorm trains on CUDA devices alone
     for _ in range(3 * (kind != "sync")):
         model(3 * torch.randn(6, 3, 8, 8) + 1)
@@ -181,7 +191,10 @@ def test_frozen_statistics_keep_the_output_of_evaluation_mode(kind: str) -> None
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     check_statistics(model)
     assert statistics(model) == "frozen statistics"
-    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)) if kind != "own, moving" else model):
+    for copied in (
+        copy.deepcopy(model),
+        pickle.loads(pickle.dumps(model)) if kind != "own, moving" else model,
+    ):
         assert torch.equal(copied.train().eval()(images), expected)
         assert torch.equal(copied.train()(images), expected) or kind == "dropping"
         assert copied.state_dict().keys() == before.keys()
@@ -196,7 +209,11 @@ def test_what_is_inside_a_frozen_norm_follows_the_mode() -> None:
 
 
 def test_a_frozen_network_is_saved_whole() -> None:
-    model, images, file = ml.frozen_statistics(network("activated")), torch.randn(6, 3, 8, 8), io.BytesIO()
+    model, images, file = (
+        ml.frozen_statistics(network("activated")),
+        torch.randn(6, 3, 8, 8),
+        io.BytesIO(),
+    )
     torch.save(model, file)
     file.seek(0)
     assert torch.equal(torch.load(file, weights_only=False).train()(images), model(images))
@@ -219,10 +236,14 @@ def test_a_learner_on_frozen_statistics_adapts_as_in_evaluation_mode(kind: str) 
     gradients = torch.autograd.grad(loss, list(weights.values()))
     adapted = ml.MAML(ml.frozen_statistics(model).train(), 0.1).adapt(support)
     for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
-        torch.testing.assert_close(adapted.weights[name].detach(), (weight - 0.1 * gradient).detach())
+        torch.testing.assert_close(
+            adapted.weights[name].detach(), (weight - 0.1 * gradient).detach()
+        )
 
 
-@pytest.mark.parametrize("kind", ["plain", "activated", "dropping", "sync", "instance", "no affine"])
+@pytest.mark.parametrize(
+    "kind", ["plain", "activated", "dropping", "sync", "instance", "no affine"]
+)
 def test_batch_statistics_of_what_is_derived_from_torchs_norms(kind: str) -> None:
     model, images = network(kind), torch.randn(6, 3, 8, 8)
     model[1].weight = None if kind == "no affine" else nn.Parameter(torch.rand(4))
@@ -244,7 +265,9 @@ def test_batch_statistics_of_what_is_derived_from_torchs_norms(kind: str) -> Non
 def test_own_statistics_are_refused_with_what_serves(kind: str) -> None:
     with pytest.raises(ValueError, match=r"1 \(OwnBatchNorm\) keeps.*frozen_statistics\(model\)"):
         check_statistics(network(kind))
-    with pytest.raises(ValueError, match=r"1 \(OwnBatchNorm\) keeps.*BatchNorm2d.*frozen_statistics\(model\)"):
+    with pytest.raises(
+        ValueError, match=r"1 \(OwnBatchNorm\) keeps.*BatchNorm2d.*frozen_statistics\(model\)"
+    ):
         ml.batch_statistics(network(kind))
 
 
@@ -258,8 +281,13 @@ def test_statistics_that_no_forward_pass_writes_are_frozen_already() -> None:
 
 
 def test_a_norm_without_statistics_yet() -> None:
-    model, batch = (nn.Sequential(nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(2)) for _ in range(2))
-    with pytest.raises(ValueError, match=r"0 \(LazyBatchNorm2d\) has no statistics yet; call the model on one batch"):
+    model, batch = (
+        nn.Sequential(nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(2)) for _ in range(2)
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"0 \(LazyBatchNorm2d\) has no statistics yet; call the model on one batch",
+    ):
         ml.frozen_statistics(model)
     images = torch.rand(2, 3, 4, 4)
     assert ml.batch_statistics(batch)(images).shape == (2, 2)
@@ -282,7 +310,10 @@ def test_freeze_holds_the_statistics_of_any_norm(kind: str) -> None:
     model, images = network(kind), torch.randn(6, 3, 8, 8)
     expected = copy.deepcopy(model).eval()[:2](images)
     held = linear_probe(model)
-    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["4.weight", "4.bias"]
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == [
+        "4.weight",
+        "4.bias",
+    ]
     assert "1.weight" in held or "1.gamma" in held
     assert torch.equal(model.train()[:2](images), expected)
     other = network(kind)
@@ -292,14 +323,43 @@ def test_freeze_holds_the_statistics_of_any_norm(kind: str) -> None:
 
 def test_norms_are_counted_by_what_they_do() -> None:
     norms = (
-        *(nn.BatchNorm1d(3), nn.LayerNorm(3), nn.GroupNorm(1, 3), nn.RMSNorm(3), nn.InstanceNorm2d(3)),
-        *(RMS(3), LayerNorm2d(3), Activated(3), Dropping(3), OwnBatchNorm(3), torchvision.models.convnext.LayerNorm2d(3)),
+        *(
+            nn.BatchNorm1d(3),
+            nn.LayerNorm(3),
+            nn.GroupNorm(1, 3),
+            nn.RMSNorm(3),
+            nn.InstanceNorm2d(3),
+        ),
+        *(
+            RMS(3),
+            LayerNorm2d(3),
+            Activated(3),
+            Dropping(3),
+            OwnBatchNorm(3),
+            torchvision.models.convnext.LayerNorm2d(3),
+        ),
     )
     assert all(map(is_norm, norms))
     others = (
-        *(PreNorm(nn.LayerNorm(3), nn.Linear(3, 3)), NormalizedLinear(3, 3), NormalizedLinear(3, 1), LayerScale(3)),
-        *(nn.PReLU(3), nn.PReLU(), nn.Linear(1, 1), nn.Conv2d(3, 3, 1, groups=3), nn.Embedding(1, 3), nn.ReLU()),
-        *(torchvision.ops.misc.Conv2dNormActivation(3, 3), nn.MultiheadAttention(4, 1), nn.LSTM(1, 1)),
+        *(
+            PreNorm(nn.LayerNorm(3), nn.Linear(3, 3)),
+            NormalizedLinear(3, 3),
+            NormalizedLinear(3, 1),
+            LayerScale(3),
+        ),
+        *(
+            nn.PReLU(3),
+            nn.PReLU(),
+            nn.Linear(1, 1),
+            nn.Conv2d(3, 3, 1, groups=3),
+            nn.Embedding(1, 3),
+            nn.ReLU(),
+        ),
+        *(
+            torchvision.ops.misc.Conv2dNormActivation(3, 3),
+            nn.MultiheadAttention(4, 1),
+            nn.LSTM(1, 1),
+        ),
         nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)),
     )
     assert not any(map(is_norm, others))
@@ -310,7 +370,9 @@ def test_norms_are_counted_by_what_they_do() -> None:
 def test_a_frozen_transformer_of_prenorm_blocks_trains_its_norms_alone(norm: Any) -> None:
     blocks = nn.Sequential(*(PreNorm(norm(8), nn.Linear(8, 8)) for _ in range(2)))
     model = nn.Sequential(nn.Linear(4, 8), blocks, nn.Linear(8, 2))
-    scales = [f"1.{number}.norm.{name}" for number in range(2) for name, _ in norm(8).named_parameters()]
+    scales = [
+        f"1.{number}.norm.{name}" for number in range(2) for name, _ in norm(8).named_parameters()
+    ]
     assert frozen_transformer(model) == ["0.weight", "0.bias", *scales, "2.weight", "2.bias"]
 
 
@@ -318,14 +380,20 @@ def test_a_frozen_maxvit_trains_no_convolution() -> None:
     model = torchvision.models.MaxVit((32, 32), 8, 4, [4, 8], [1, 1], 4, 0.0, num_classes=2)
     trained = set(frozen_transformer(model))
     first = {name for name, _ in model.named_parameters() if name.startswith("stem.")}
-    kernels = {name for name, p in model.named_parameters() if p.ndim > 1 and not name.startswith("classifier")}
+    kernels = {
+        name
+        for name, p in model.named_parameters()
+        if p.ndim > 1 and not name.startswith("classifier")
+    }
     assert trained & (kernels - first) == set()
     assert "blocks.0.layers.0.layers.MBconv.layers.pre_norm.weight" in trained
 
 
 def test_mean_var_leaves_any_norm_as_built_and_draws_what_is_only_named_one() -> None:
     def build() -> nn.Module:
-        return nn.Sequential(PreNorm(RMS(4), NormalizedLinear(4, 4)), LayerScale(4), nn.Linear(4, 2))
+        return nn.Sequential(
+            PreNorm(RMS(4), NormalizedLinear(4, 4)), LayerScale(4), nn.Linear(4, 2)
+        )
 
     torch.manual_seed(0)
     report = initialize(build(), everywhere(mean_var(build())))

@@ -1,4 +1,6 @@
-"""Functions that read, write and build by name answer odd arguments with the value, not with a traceback of their own."""
+"""Functions that read, write and build by name answer odd arguments with the value, not with a
+traceback of their own.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,27 @@ ODD: list[Any] = [
     nn.Linear,
     torch.ones(3),
 ]
-ODD += [{"a": 1}, {1: torch.ones(1)}, {"weight": torch.ones(2, 3)}, {"weight": torch.ones(2, 3), "bias": torch.ones(2, dtype=torch.int8)}]
-ODD += [nn.Identity(), nn.Sequential(), Path("."), -1, 10**30, "timm:", "timm", ":", "a:", ":b", "os:system:x", "DEFAULT", ".DEFAULT"]
+ODD += [
+    {"a": 1},
+    {1: torch.ones(1)},
+    {"weight": torch.ones(2, 3)},
+    {"weight": torch.ones(2, 3), "bias": torch.ones(2, dtype=torch.int8)},
+]
+ODD += [
+    nn.Identity(),
+    nn.Sequential(),
+    Path("."),
+    -1,
+    10**30,
+    "timm:",
+    "timm",
+    ":",
+    "a:",
+    ":b",
+    "os:system:x",
+    "DEFAULT",
+    ".DEFAULT",
+]
 
 CALLS: dict[str, Callable[[Any], Any]] = {
     "files.load": files.load,
@@ -51,7 +72,9 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "read": weights.read,
     "read by model": lambda odd: weights.read("DEFAULT", model=odd),
     "fit": lambda odd: weights.fit(nn.Linear(3, 2), weights.read(odd)),
-    "fit into": lambda odd: weights.fit(odd, weights.read({"weight": torch.ones(2, 3), "bias": torch.ones(2)})),
+    "fit into": lambda odd: weights.fit(
+        odd, weights.read({"weight": torch.ones(2, 3), "bias": torch.ones(2)})
+    ),
     "normalize": lambda odd: Experiment(normalize=odd),
     "model": lambda odd: Experiment(model=odd, size=28, channels=1, hidden=2).fresh_model(),
     "weights": lambda odd: Experiment(weights=odd, size=28, channels=1, hidden=2).fresh_model(),
@@ -64,7 +87,9 @@ ANSWERS = (ValueError, TypeError, OSError, ImportError)
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_odd_arguments_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+def test_odd_arguments_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     own = str(Path(metalearn.__file__).parent)
     answers = [(odd, _answer(CALLS[call], odd)) for odd in ODD]

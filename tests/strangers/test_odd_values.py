@@ -1,4 +1,6 @@
-"""Odd values given to transfer's public functions: every refusal is one of ours, never a traceback from inside."""
+"""Odd values given to transfer's public functions: every refusal is one of ours, never a traceback
+from inside.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,17 @@ import torch
 from torch import nn
 
 import transfer
-from transfer import compare, copied, everywhere, finetune, frozen_transformer, initialize, mean_var, parameter_groups, transfusion
+from transfer import (
+    compare,
+    copied,
+    everywhere,
+    finetune,
+    frozen_transformer,
+    initialize,
+    mean_var,
+    parameter_groups,
+    transfusion,
+)
 from transfer.comparison.statistics import holm, over_seeds, paired, seeds_needed, sign_flip
 from transfer.finetuning.curve import Curve
 from transfer.finetuning.finetune import subset
@@ -56,24 +68,52 @@ def given(**options) -> Callable[[object], object]:
 
 
 def compared(name: str) -> Callable[[object], object]:
-    """`compare` with one argument set to the odd value; the training fails, so that nothing runs for long."""
+    """`compare` with one argument set to the odd value; the training fails, so that nothing runs
+    for long.
+    """
 
     def stopped(model: nn.Module, seed: int) -> Curve:
         raise ValueError("a run was begun")
 
-    whole = {"strategies": {"a": everywhere(transfer.fresh()), "b": everywhere(transfer.fresh())}, "build": network, "train": stopped}
+    whole = {
+        "strategies": {"a": everywhere(transfer.fresh()), "b": everywhere(transfer.fresh())},
+        "build": network,
+        "train": stopped,
+    }
     whole |= {"probe": torch.rand(4, 1, 6, 6), "seeds": [0]}
     return lambda value: compare(**{**whole, name: value})
 
 
 CALLS: dict[str, Callable[[object], object]] = {
-    **{f"finetune {name}": given(**{name: None}) for name in ("train_set", "test_set", "batch", "lr", "optimizer", "metric", "images")},
-    **{f"finetune {name}": given(**{name: None}) for name in ("evaluate_every", "early_stop", "balance", "rates", "frozen", "device")},
-    **{f"compare {name}": compared(name) for name in ("strategies", "build", "train", "probe", "seeds", "baseline", "level", "layers")},
+    **{
+        f"finetune {name}": given(**{name: None})
+        for name in ("train_set", "test_set", "batch", "lr", "optimizer", "metric", "images")
+    },
+    **{
+        f"finetune {name}": given(**{name: None})
+        for name in ("evaluate_every", "early_stop", "balance", "rates", "frozen", "device")
+    },
+    **{
+        f"compare {name}": compared(name)
+        for name in (
+            "strategies",
+            "build",
+            "train",
+            "probe",
+            "seeds",
+            "baseline",
+            "level",
+            "layers",
+        )
+    },
     "initialize model": lambda value: initialize(value, everywhere(transfer.fresh())),
     "initialize strategy": lambda value: initialize(network(), value),
-    "initialize seed": lambda value: initialize(network(), everywhere(transfer.fresh()), seed=value),
-    "initialize head": lambda value: initialize(network(), everywhere(transfer.fresh()), head=value),
+    "initialize seed": lambda value: initialize(
+        network(), everywhere(transfer.fresh()), seed=value
+    ),
+    "initialize head": lambda value: initialize(
+        network(), everywhere(transfer.fresh()), head=value
+    ),
     "transfusion weights": lambda value: initialize(network(), transfusion(value)),
     "transfusion through": lambda value: initialize(network(), transfusion(network(), value)),
     "source": lambda value: initialize(network(), {"": value}),

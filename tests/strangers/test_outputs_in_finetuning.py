@@ -18,12 +18,20 @@ from transfer.finetuning.finetune import FineTuning
 
 
 def pictures(count: int = 8, size: int = 6, channels: int = 1) -> LabelledImages:
-    pixels = torch.randint(0, 256, (count, channels, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    pixels = torch.randint(
+        0,
+        256,
+        (count, channels, size, size),
+        generator=torch.Generator().manual_seed(0),
+        dtype=torch.uint8,
+    )
     return LabelledImages(pixels, torch.arange(count) % 2)
 
 
 class ModelOutput(OrderedDict):
-    """As transformers' (huggingface/transformers#38922 tells of their wrappers): a dictionary with its fields as attributes."""
+    """As transformers' (huggingface/transformers#38922 tells of their wrappers): a dictionary with
+    its fields as attributes.
+    """
 
     __getattr__ = OrderedDict.__getitem__
 
@@ -114,7 +122,9 @@ def test_torchvisions_networks_with_auxiliary_heads(name: str, size: int) -> Non
 @pytest.mark.slow
 def test_a_segmentation_network_is_refused_with_the_shape_of_its_output() -> None:
     data = pictures(4, 64, 3)
-    model = torchvision.models.segmentation.deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=2)
+    model = torchvision.models.segmentation.deeplabv3_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=2
+    )
     with pytest.raises(ValueError, match="one number a class"):
         finetune(data, data, steps=1, batch=4, output="out")(model, seed=0)
     with pytest.raises(ValueError, match="entries are out"):
@@ -148,34 +158,67 @@ class Sentences(torch.utils.data.Dataset):
         generator = torch.Generator().manual_seed(index)
         ids = torch.randint(0, 10, (self.length,), generator=generator) + 10 * (index % 2)
         mask = torch.ones(self.length, dtype=torch.int64)
-        return ((ids, mask) if self.as_tuple else {"input_ids": ids, "attention_mask": mask}), index % 2
+        return (
+            (ids, mask) if self.as_tuple else {"input_ids": ids, "attention_mask": mask}
+        ), index % 2
 
 
 def test_dictionary_and_tuple_batches_train_and_are_compared() -> None:
     by_name = finetune(Sentences(), Sentences(), steps=30, batch=8, lr=0.05, output="logits")
-    by_place = finetune(Sentences(as_tuple=True), Sentences(as_tuple=True), steps=30, batch=8, lr=0.05, output="logits")
+    by_place = finetune(
+        Sentences(as_tuple=True),
+        Sentences(as_tuple=True),
+        steps=30,
+        batch=8,
+        lr=0.05,
+        output="logits",
+    )
     torch.manual_seed(0)
     curve = by_name(Text(), seed=0)
     torch.manual_seed(0)
     assert by_place(Text(), seed=0).losses == curve.losses
     assert curve.final == 1
-    found = compare({"a": everywhere(fresh()), "b": transfusion(Text())}, Text, by_name, by_name.probe(24), seeds=[0, 1])
+    found = compare(
+        {"a": everywhere(fresh()), "b": transfusion(Text())},
+        Text,
+        by_name,
+        by_name.probe(24),
+        seeds=[0, 1],
+    )
     assert set(found.kept("a")) == {"embedding", "body", "head"}
     assert found.settings["train"]["output"] == "logits"
 
 
 def test_a_probe_or_a_set_that_does_not_fit_is_named() -> None:
-    with pytest.raises(ValueError, match=r"the training set has inputs.input_ids, inputs.attention_mask and the test set inputs.0"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"the training set has inputs.input_ids, inputs.attention_mask and the test set"
+            r" inputs.0"
+        ),
+    ):
         finetune(Sentences(), Sentences(as_tuple=True), steps=1)
     with pytest.raises(ValueError, match="entry 'input_ids' of item 1"):
-        finetune([({"input_ids": torch.ones(2)}, 0), ({"input_ids": torch.ones(3)}, 1)], Sentences(), steps=1)
+        finetune(
+            [({"input_ids": torch.ones(2)}, 0), ({"input_ids": torch.ones(3)}, 1)],
+            Sentences(),
+            steps=1,
+        )
     with pytest.raises(TypeError, match="is missing or no tensor"):
-        finetune([({"input_ids": torch.ones(2)}, 0), ({"ids": torch.ones(2)}, 1)], Sentences(), steps=1)
+        finetune(
+            [({"input_ids": torch.ones(2)}, 0), ({"ids": torch.ones(2)}, 1)], Sentences(), steps=1
+        )
     with pytest.raises(TypeError, match="give pairs of inputs and label"):
         finetune([{"input_ids": torch.ones(2), "labels": 0}], Sentences(), steps=1)
     train = finetune(pictures(), pictures(), steps=1)
     with pytest.raises(ValueError, match="does not take the probe"):
-        compare({"a": everywhere(fresh()), "b": everywhere(fresh())}, Text, train, {"ids": torch.ones(3, 7)}, seeds=[0])
+        compare(
+            {"a": everywhere(fresh()), "b": everywhere(fresh())},
+            Text,
+            train,
+            {"ids": torch.ones(3, 7)},
+            seeds=[0],
+        )
 
 
 class Recurrent(nn.Module):

@@ -1,4 +1,6 @@
-"""Processes: both doors of every command, the start methods of other systems, and workers that do not outlive their parent."""
+"""Processes: both doors of every command, the start methods of other systems, and workers that do
+not outlive their parent.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,17 @@ from pathlib import Path
 import pytest
 
 ROOT = str(Path(__file__).parents[2])
-SPAWN_ONLY = "import multiprocessing\nmultiprocessing.get_all_start_methods = lambda: ['spawn']\n"  # as on Windows
-TRANSFER = shlex.split("--steps 2 --batch 8 --seeds 0 --probe 40 --pretrain_steps 2 --images 40 --strategies random,full --processes 2")
-SWEEP = shlex.split("--steps 2 --hidden 4 --meta_batch 2 --test_tasks 5 --seeds 0,1 --algorithms protonet --processes 2")
+SPAWN_ONLY = (  # as on Windows
+    "import multiprocessing\nmultiprocessing.get_all_start_methods = lambda: ['spawn']\n"
+)
+TRANSFER = shlex.split(
+    "--steps 2 --batch 8 --seeds 0 --probe 40 --pretrain_steps 2 --images 40 --strategies"
+    " random,full --processes 2"
+)
+SWEEP = shlex.split(
+    "--steps 2 --hidden 4 --meta_batch 2 --test_tasks 5 --seeds 0,1 --algorithms protonet"
+    " --processes 2"
+)
 
 
 class Command(subprocess.Popen):
@@ -29,7 +39,14 @@ class Command(subprocess.Popen):
 
 def start(*command: str, folder: Path, **environment: str) -> Command:
     variables = {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1", **environment}
-    return Command([sys.executable, *command], cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return Command(
+        [sys.executable, *command],
+        cwd=folder,
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def run(*command: str, folder: Path, **environment: str) -> tuple[int, str]:
@@ -84,7 +101,9 @@ if __name__ == "__main__":
     time.sleep(300)
 """
 
-needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="no list of processes")
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/environ").exists(), reason="no list of processes"
+)
 
 
 @needs_proc
@@ -139,7 +158,12 @@ def test_scripts_in_other_forms_run_or_say_what_to_do(tmp_path: Path, way: str) 
         (tmp_path / "script.py").write_text(UNGUARDED + COMPARE)
         with (tmp_path / "script.py").open() as script:
             done = subprocess.run(
-                [sys.executable, "-"], stdin=script, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ROOT}, check=False
+                [sys.executable, "-"],
+                stdin=script,
+                capture_output=True,
+                text=True,
+                env={**os.environ, "PYTHONPATH": ROOT},
+                check=False,
             )
         assert done.returncode == 1 and "in a script file" in done.stderr
 
@@ -147,9 +171,10 @@ def test_scripts_in_other_forms_run_or_say_what_to_do(tmp_path: Path, way: str) 
 @pytest.mark.slow
 def test_a_sweep_without_a_guard_is_told_so(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(
-        "from metalearn.experiments import Experiment\nfrom metalearn.experiments.sweep import sweep\n"
-        "quick = {'steps': 2, 'hidden': 4, 'meta_batch': 2, 'test_tasks': 5}\n"
-        "sweep([Experiment(seed=seed, **quick) for seed in (0, 1)], ['protonet'], 'rows.jsonl', processes=2)\n"
+        "from metalearn.experiments import Experiment\nfrom metalearn.experiments.sweep import"
+        " sweep\nquick = {'steps': 2, 'hidden': 4, 'meta_batch': 2, 'test_tasks':"
+        " 5}\nsweep([Experiment(seed=seed, **quick) for seed in (0, 1)], ['protonet'],"
+        " 'rows.jsonl', processes=2)\n"
     )
     code, printed = run("script.py", folder=tmp_path)
     assert code == 1 and f"put the call of sweep() under `{GUARD}`" in printed.splitlines()[-1]
@@ -158,34 +183,49 @@ def test_a_sweep_without_a_guard_is_told_so(tmp_path: Path) -> None:
 
 def script(package: str) -> str:
     """What pip installs as the command of a package."""
-    return f"import sys\nfrom {package}.__main__ import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
+    return (
+        f"import sys\nfrom {package}.__main__ import main\nif __name__ == '__main__':\n   "
+        " sys.exit(main())\n"
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("system", ["here", "windows"])
 @pytest.mark.parametrize("door", ["command", "module"])
 @pytest.mark.parametrize("package", ["transfer", "metalearn"])
-def test_both_doors_share_runs_out_among_processes(tmp_path: Path, package: str, door: str, system: str) -> None:
+def test_both_doors_share_runs_out_among_processes(
+    tmp_path: Path, package: str, door: str, system: str
+) -> None:
     before = SPAWN_ONLY if system == "windows" else ""
     (tmp_path / "sitecustomize.py").write_text(before)
     (tmp_path / "command.py").write_text(script(package))
     opened = ["command.py"] if door == "command" else ["-m", package]
     arguments = ["compare", *TRANSFER] if package == "transfer" else ["sweep", *SWEEP]
-    code, printed = run(*opened, *arguments, folder=tmp_path, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    code, printed = run(
+        *opened, *arguments, folder=tmp_path, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}"
+    )
     assert code == 0, printed
-    assert "The page with pictures" in printed if package == "transfer" else "2 figures in sweep.jsonl" in printed
+    assert (
+        "The page with pictures" in printed
+        if package == "transfer"
+        else "2 figures in sweep.jsonl" in printed
+    )
 
 
 @pytest.mark.slow
 @needs_proc
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("package", ["transfer", "metalearn"])
-def test_a_command_that_is_stopped_leaves_no_worker(tmp_path: Path, mark: str, package: str, how: signal.Signals) -> None:
+def test_a_command_that_is_stopped_leaves_no_worker(
+    tmp_path: Path, mark: str, package: str, how: signal.Signals
+) -> None:
     arguments = ["compare", *TRANSFER] if package == "transfer" else ["sweep", *SWEEP]
     arguments[arguments.index("--steps") + 1] = "9000"
     with start("-m", package, *arguments, folder=tmp_path, MARK=mark) as process:
         until = time.monotonic() + 120
-        while len(living(mark)) < 5 and time.monotonic() < until:  # the command, fork server, resource tracker and two workers
+        while (
+            len(living(mark)) < 5 and time.monotonic() < until
+        ):  # the command, fork server, resource tracker and two workers
             time.sleep(0.5)
         time.sleep(10)
         process.send_signal(how)
@@ -195,7 +235,9 @@ def test_a_command_that_is_stopped_leaves_no_worker(tmp_path: Path, mark: str, p
 
 @pytest.mark.slow
 @needs_proc
-def test_an_orphaned_sweep_goes_on_from_where_its_workers_stopped(tmp_path: Path, mark: str) -> None:
+def test_an_orphaned_sweep_goes_on_from_where_its_workers_stopped(
+    tmp_path: Path, mark: str
+) -> None:
     arguments = ["sweep", *SWEEP]
     arguments[arguments.index("--steps") + 1] = "9000"
     with start("-m", "metalearn", *arguments, folder=tmp_path, MARK=mark) as process:

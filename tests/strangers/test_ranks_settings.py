@@ -1,4 +1,6 @@
-"""Ranks that were started with different settings: each difference is refused before the first step."""
+"""Ranks that were started with different settings: each difference is refused before the first
+step.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,12 @@ from metalearn.training import checkpoints
 USUAL: dict[str, Any] = {"steps": 3, "meta_batch": 2, "progress": False}
 
 
-def build(rate: float = 0.01, algorithm: Callable[..., Learner] = MAML, hidden: tuple[int, ...] = (8,), **options: Any) -> Learner:
+def build(
+    rate: float = 0.01,
+    algorithm: Callable[..., Learner] = MAML,
+    hidden: tuple[int, ...] = (8,),
+    **options: Any,
+) -> Learner:
     torch.manual_seed(0)
     return algorithm(MLP(1, 1, hidden), rate, loss=torch.nn.functional.mse_loss, **options)
 
@@ -60,18 +67,31 @@ def held_still() -> Learner:
     return learner
 
 
-# What rank 0 has, what rank 1 has, and a part of the message. Each entry overrides the learner, the tasks or the options.
+# What rank 0 has, what rank 1 has, and a part of the message. Each entry overrides the learner, the
+# tasks or the options.
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "inner rate": ({"learner": build()}, {"learner": build(0.02)}, "learner.lr 0.02"),
     "inner steps": ({"learner": build()}, {"learner": build(steps=2)}, "learner.steps 2"),
-    "algorithm": ({"learner": build()}, {"learner": build(algorithm=ANIL)}, "learner.algorithm ANIL"),
-    "first order": ({"learner": build()}, {"learner": build(first_order=True)}, "learner.first_order true"),
+    "algorithm": (
+        {"learner": build()},
+        {"learner": build(algorithm=ANIL)},
+        "learner.algorithm ANIL",
+    ),
+    "first order": (
+        {"learner": build()},
+        {"learner": build(first_order=True)},
+        "learner.first_order true",
+    ),
     "frozen layers": ({"learner": build()}, {"learner": build().frozen(["head"])}, "moving"),
     "trained layers": ({"learner": build()}, {"learner": held_still()}, "not trained"),
     "network": ({"learner": build()}, {"learner": build(hidden=(9,))}, "(9, 1)"),
     "evaluation mode": ({"learner": build()}, {"learner": build().eval()}, "in evaluation mode"),
     "dtype": ({"learner": build()}, {"learner": build().double()}, "torch.float64"),
-    "task seed": ({"tasks": Sinusoid(tasks=9)}, {"tasks": Sinusoid(tasks=9, seed=1)}, "episodes.seed 1"),
+    "task seed": (
+        {"tasks": Sinusoid(tasks=9)},
+        {"tasks": Sinusoid(tasks=9, seed=1)},
+        "episodes.seed 1",
+    ),
     "task count": ({"tasks": Sinusoid(tasks=9)}, {"tasks": Sinusoid(tasks=8)}, "episodes.tasks 8"),
     "task data": ({"tasks": ones()}, {"tasks": other_ones()}, "first task"),
     "steps": ({"steps": 3}, {"steps": 4}, "rank 0 has steps 3; rank 1 has steps 4"),
@@ -86,10 +106,18 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "clip_norm": ({}, {"clip_norm": 1.0}, "training.clip_norm 1.0"),
     "clip_value": ({"clip_value": 1.0}, {"clip_value": 2.0}, "training.clip_value 2.0"),
     "precision": ({}, {"precision": "bfloat16"}, "training.precision bfloat16"),
-    "checkpoint_every": ({"checkpoint": "run"}, {"checkpoint": "run", "checkpoint_every": 1}, "checkpoint_every 1"),
+    "checkpoint_every": (
+        {"checkpoint": "run"},
+        {"checkpoint": "run", "checkpoint_every": 1},
+        "checkpoint_every 1",
+    ),
     "checkpoint": ({"checkpoint": "run"}, {}, "checkpoint_every null"),
     "validation": ({}, {"validation": ones()}, "validation.tasks 4"),
-    "validate_every": ({"validation": ones()}, {"validation": ones(), "validate_every": 1}, "validate_every 1"),
+    "validate_every": (
+        {"validation": ones()},
+        {"validation": ones(), "validate_every": 1},
+        "validate_every 1",
+    ),
     "caller's own settings": ({"settings": {"seed": 0}}, {"settings": {"seed": 1}}, "run.seed 1"),
 }
 
@@ -110,11 +138,17 @@ def train(case: dict[str, Any]) -> None:
 
 def differences(rank: int, folder: Path) -> dict[str, str]:
     os.chdir(folder)
-    messages = {name: refusal(lambda sides=sides: train(sides[rank])) for name, sides in CASES.items()}
+    messages = {
+        name: refusal(lambda sides=sides: train(sides[rank])) for name, sides in CASES.items()
+    }
     learner, tasks = build((0.01, 0.02)[rank]), Sinusoid(tasks=9)
     messages["evaluate: inner rate"] = refusal(lambda: evaluate(learner, tasks))
-    messages["evaluate: tasks_at_once"] = refusal(lambda: evaluate(build(), tasks, tasks_at_once=2 + rank))
-    messages["evaluate: task data"] = refusal(lambda: evaluate(build(), other_ones() if rank else ones()))
+    messages["evaluate: tasks_at_once"] = refusal(
+        lambda: evaluate(build(), tasks, tasks_at_once=2 + rank)
+    )
+    messages["evaluate: task data"] = refusal(
+        lambda: evaluate(build(), other_ones() if rank else ones())
+    )
     messages["evaluate: nothing"] = refusal(lambda: evaluate(build(), tasks, tasks_at_once=rank))
     messages["number on one rank"] = refusal(lambda: train({"clip_norm": 1.0 - 2 * rank}))
     messages["another call"] = refusal(lambda: evaluate(build(), tasks) if rank else train({}))
@@ -122,7 +156,9 @@ def differences(rank: int, folder: Path) -> dict[str, str]:
 
 
 def random_tasks(rank: int, folder: Path) -> dict[str, Any]:
-    """Tasks that are drawn at random are other ones on each rank on purpose; notes do not decide the run."""
+    """Tasks that are drawn at random are other ones on each rank on purpose; notes do not decide
+    the run.
+    """
 
     class Random(Sinusoid):
         def __getitem__(self, index: int) -> Episode:
@@ -155,10 +191,16 @@ def other_calls(rank: int, folder: Path) -> dict[str, Any]:
 
 
 def start(folder: Path, work: str, **settings: str) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"} | settings
+    environment = (
+        os.environ
+        | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+        | settings
+    )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*torchrun, __file__, work, str(folder)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
 
 
 @pytest.fixture
@@ -177,16 +219,23 @@ def started(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 @pytest.mark.slow
-def test_ranks_with_other_settings_are_refused_before_the_first_step(started: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+def test_ranks_with_other_settings_are_refused_before_the_first_step(
+    started: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
     process = started("differences")
     error = process.communicate(timeout=200)[1]
     assert process.returncode == 0, error
     for rank in (0, 1):
         messages = json.loads((tmp_path / f"differences{rank}").read_text())
-        wrong = {name: messages[name] for name, case in CASES.items() if case[2] not in messages[name]}
+        wrong = {
+            name: messages[name] for name, case in CASES.items() if case[2] not in messages[name]
+        }
         assert not wrong
         assert "learners.learner.lr 0.02" in messages["evaluate: inner rate"]
-        assert "rank 0 has tasks_at_once 2; rank 1 has tasks_at_once 3" in messages["evaluate: tasks_at_once"]
+        assert (
+            "rank 0 has tasks_at_once 2; rank 1 has tasks_at_once 3"
+            in messages["evaluate: tasks_at_once"]
+        )
         assert "first task" in messages["evaluate: task data"]
         assert "tasks_at_once=0 must be at least 1" in messages["evaluate: nothing"]
         assert "clip_norm=-1: it must be a finite number above 0" in messages["number on one rank"]
@@ -201,7 +250,9 @@ def test_random_tasks_and_notes_may_differ(started: Callable[..., subprocess.Pop
 
 
 @pytest.mark.slow
-def test_sigterm_to_torchrun_leaves_a_checkpoint_of_the_last_step(started: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+def test_sigterm_to_torchrun_leaves_a_checkpoint_of_the_last_step(
+    started: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
     process = started("terminated")
     while not (tmp_path / "drawing1").exists():
         time.sleep(0.1)

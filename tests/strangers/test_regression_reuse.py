@@ -25,10 +25,18 @@ def test_losses_stand_in_place_of_accuracies(tmp_path: Path) -> None:
     result = evaluate(maml, tasks)
     assert result.measure == reuse.accuracies.measure == reuse.freezing.measure == "loss"
     assert reuse.accuracies.own.mean == pytest.approx(result.mean, rel=1e-5)
-    constant = [F.mse_loss(task.support.targets.mean(0).expand_as(task.query.targets), task.query.targets) for task in tasks]
+    constant = [
+        F.mse_loss(task.support.targets.mean(0).expand_as(task.query.targets), task.query.targets)
+        for task in tasks
+    ]
     assert reuse.accuracies.chance == pytest.approx(float(torch.stack(constant).mean()), rel=1e-5)
     frozen = evaluate(
-        maml.frozen(["body.0", "body.2"] if "body.0" in reuse.freezing.rows[-1].layers else reuse.freezing.rows[-1].layers), tasks
+        maml.frozen(
+            ["body.0", "body.2"]
+            if "body.0" in reuse.freezing.rows[-1].layers
+            else reuse.freezing.rows[-1].layers
+        ),
+        tasks,
     )
     assert reuse.freezing.rows[-1].cost.mean == pytest.approx(frozen.mean - result.mean, abs=1e-6)
     assert (reuse.ways, reuse.shots, reuse.queries) == (0, 10, 8)
@@ -62,12 +70,19 @@ def test_an_untrained_learner_is_not_said_to_solve_anything() -> None:
 
 def test_seeds_and_learners_are_pooled_and_compared(tmp_path: Path) -> None:
     tasks = Sinusoid(shots=6, queries=5, tasks=4)
-    pooled = [over_seeds([feature_reuse(learner(kind, seed), tasks) for seed in (0, 1)]) for kind in (MAML, BOIL)]
-    assert [one.accuracies.measure for one in pooled] == ["loss", "loss"] and pooled[0].freezing.measure == "loss"
+    pooled = [
+        over_seeds([feature_reuse(learner(kind, seed), tasks) for seed in (0, 1)])
+        for kind in (MAML, BOIL)
+    ]
+    assert [one.accuracies.measure for one in pooled] == ["loss", "loss"] and pooled[
+        0
+    ].freezing.measure == "loss"
     assert differences(pooled)[0].measure == "loss"
     report(pooled, tmp_path / "page.html")
     assert "loss, tasks analysed" in (tmp_path / "page.html").read_text()
-    assert "loss" in str(freezing(learner(), tasks)) and "points" not in str(freezing(learner(), tasks))
+    assert "loss" in str(freezing(learner(), tasks)) and "points" not in str(
+        freezing(learner(), tasks)
+    )
 
 
 def test_a_target_of_one_dimension_and_several_outputs_do(tmp_path: Path) -> None:
@@ -79,9 +94,17 @@ def test_a_target_of_one_dimension_and_several_outputs_do(tmp_path: Path) -> Non
     targets = inputs @ weights
     torch.manual_seed(0)
     several = MAML(MLP(3, 2, hidden=(8,)), lr=0.05, loss=F.mse_loss)
-    examples = Episode(Examples(inputs[:, :6], targets[:, :6]), Examples(inputs[:, 6:], targets[:, 6:]))
+    examples = Episode(
+        Examples(inputs[:, :6], targets[:, :6]), Examples(inputs[:, 6:], targets[:, 6:])
+    )
     assert feature_reuse(several, examples).accuracies.measure == "loss"
 
-    flat = MAML(MLP(3, 1, hidden=(8,)), lr=0.05, loss=lambda outputs, values: F.l1_loss(outputs.reshape(values.shape), values))
-    single = Episode(Examples(inputs[:, :6], targets[:, :6, 0]), Examples(inputs[:, 6:], targets[:, 6:, 0]))
+    flat = MAML(
+        MLP(3, 1, hidden=(8,)),
+        lr=0.05,
+        loss=lambda outputs, values: F.l1_loss(outputs.reshape(values.shape), values),
+    )
+    single = Episode(
+        Examples(inputs[:, :6], targets[:, :6, 0]), Examples(inputs[:, 6:], targets[:, 6:, 0])
+    )
     assert feature_reuse(flat, single).accuracies.own.mean > 0

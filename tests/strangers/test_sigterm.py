@@ -1,4 +1,6 @@
-"""SIGTERM, which schedulers, containers and torchrun send: the step is finished, a checkpoint written, and the exit code is 143."""
+"""SIGTERM, which schedulers, containers and torchrun send: the step is finished, a checkpoint
+written, and the exit code is 143.
+"""
 
 from __future__ import annotations
 
@@ -76,13 +78,17 @@ def test_sigterm_finishes_the_step_writes_a_checkpoint_and_exits_with_143(
     assert weights(resumed).equal(weights(whole))
 
 
-def test_without_a_checkpoint_the_message_says_how_to_keep_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_checkpoint_the_message_says_how_to_keep_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(SystemExit):
         meta_train(build(), Tasks(5, terminate), **OPTIONS)
     assert "Pass checkpoint= to keep what is trained" in capsys.readouterr().err
 
 
-def test_sigterm_after_ctrl_c_and_ctrl_c_after_sigterm_stop_at_the_same_step(tmp_path: Path) -> None:
+def test_sigterm_after_ctrl_c_and_ctrl_c_after_sigterm_stop_at_the_same_step(
+    tmp_path: Path,
+) -> None:
     def both() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         terminate()
@@ -91,7 +97,9 @@ def test_sigterm_after_ctrl_c_and_ctrl_c_after_sigterm_stop_at_the_same_step(tmp
         terminate()
         os.kill(os.getpid(), signal.SIGINT)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have left it ignored
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell may have left it ignored
     try:
         for name, happens in {"both": both, "turned": turned}.items():
             with pytest.raises(SystemExit):
@@ -126,7 +134,9 @@ def test_an_error_in_training_leaves_the_handlers_as_they_were() -> None:
 def test_another_thread_trains_without_touching_signals() -> None:
     seen: list[Any] = []
     thread = threading.Thread(
-        target=lambda: meta_train(build(), Tasks(5, lambda: seen.append(signal.getsignal(signal.SIGTERM))), **OPTIONS)
+        target=lambda: meta_train(
+            build(), Tasks(5, lambda: seen.append(signal.getsignal(signal.SIGTERM))), **OPTIONS
+        )
     )
     thread.start()
     thread.join()
@@ -134,14 +144,25 @@ def test_another_thread_trains_without_touching_signals() -> None:
 
 
 @pytest.mark.slow
-def test_metalearn_train_goes_on_after_sigterm_with_the_command_that_it_names(tmp_path: Path) -> None:
+def test_metalearn_train_goes_on_after_sigterm_with_the_command_that_it_names(
+    tmp_path: Path,
+) -> None:
     settings = {"ways": 2, "hidden": 4, "meta_batch": 1, "test_tasks": 4, "steps": 100_000}
     command = [sys.executable, "-m", "metalearn", "train", "--runs", str(tmp_path / "my runs")]
     for name, value in settings.items():
         command += [f"--{name}", str(value)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    log = Experiment(runs=str(tmp_path / "my runs"), **settings).checkpoint("maml").with_suffix(".jsonl")  # type: ignore[arg-type]
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "OMP_NUM_THREADS": "1",
+    }
+    process = subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    log = (
+        Experiment(runs=str(tmp_path / "my runs"), **settings)
+        .checkpoint("maml")
+        .with_suffix(".jsonl")
+    )  # type: ignore[arg-type]
     while not log.exists() or log.stat().st_size < 5000:
         time.sleep(0.05)
     process.terminate()

@@ -1,4 +1,6 @@
-"""CSV files that divide a folder's images: no class or file is in two splits, and every mistake is named with its line."""
+"""CSV files that divide a folder's images: no class or file is in two splits, and every mistake is
+named with its line.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,11 @@ def lines(*rows: str, header: str = "filename,label,split") -> str:
     ],
 )
 def test_tables_as_spreadsheets_write_them_are_read(folder: Path, content: str | bytes) -> None:
-    assert [names(folder, content, split) for split in ("train", "validation", "test")] == [("cat",), ("dog",), ("owl",)]
+    assert [names(folder, content, split) for split in ("train", "validation", "test")] == [
+        ("cat",),
+        ("dog",),
+        ("owl",),
+    ]
 
 
 def test_absolute_paths_within_the_folder_are_read(folder: Path) -> None:
@@ -64,27 +70,59 @@ def test_absolute_paths_within_the_folder_are_read(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (lines(*GOOD, "owl/1.png,owl,"), r"splits.csv line 6 has no split; fill it in, or delete the line"),
+        (
+            lines(*GOOD, "owl/1.png,owl,"),
+            r"splits.csv line 6 has no split; fill it in, or delete the line",
+        ),
         (lines(*GOOD, "owl/1.png,,test"), r"line 6 has no label; fill it in"),
         (lines(*GOOD, ",owl,test"), r"line 6 has no filename; fill it in"),
         (lines(*GOOD, "owl/1.png"), r"line 6 has 1 fields, but the first line names 3 columns"),
         (lines(*GOOD, "owl/1.png,owl,test,4"), r"line 6 has 4 fields"),
-        (lines(*GOOD, "owl/1.png,owl,train"), r"line 6 has class 'owl' in train, but .*line 5 has it in test; give each class one split"),
-        (lines(*GOOD, "cat/0.png,bird,test"), r"line 6 lists .*cat/0.png as 'bird' \(test\), but .*line 2 has it as 'cat' \(train\)"),
+        (
+            lines(*GOOD, "owl/1.png,owl,train"),
+            (
+                r"line 6 has class 'owl' in train, but .*line 5 has it in test; give each class one"
+                r" split"
+            ),
+        ),
+        (
+            lines(*GOOD, "cat/0.png,bird,test"),
+            r"line 6 lists .*cat/0.png as 'bird' \(test\), but .*line 2 has it as 'cat' \(train\)",
+        ),
         (lines(*GOOD, "./cat//0.png,bird,test"), r"line 6 lists .*cat/0.png as 'bird'"),
-        (lines(*GOOD, "owl/1.png,owl,tset"), r"line 6 has the split 'tset'; it may be train, val, test"),
-        (lines(*GOOD, "../outside.png,owl,test"), r"line 6 lists ../outside.png, which lies outside of .*; list files within it"),
+        (
+            lines(*GOOD, "owl/1.png,owl,tset"),
+            r"line 6 has the split 'tset'; it may be train, val, test",
+        ),
+        (
+            lines(*GOOD, "../outside.png,owl,test"),
+            r"line 6 lists ../outside.png, which lies outside of .*; list files within it",
+        ),
         (lines(*GOOD, "/etc/hostname,owl,test"), r"line 6 lists /etc/hostname, which lies outside"),
         (lines(*GOOD, "owl/1.png\0,owl,test"), r"line 6 "),
         (lines(*GOOD, '"owl/1.png,owl,test'), r"line 6 cannot be read .*mend the quotes"),
-        ("\n".join(GOOD), r"splits.csv needs a first line with the columns filename and label .*its first line is 'cat/0.png,cat,train'"),
-        (lines(*(row.rpartition(",")[0] for row in GOOD), header="filename,label"), r"has no column split, so its rows would be in every"),
+        (
+            "\n".join(GOOD),
+            (
+                r"splits.csv needs a first line with the columns filename and label .*its first"
+                r" line is 'cat/0.png,cat,train'"
+            ),
+        ),
+        (
+            lines(*(row.rpartition(",")[0] for row in GOOD), header="filename,label"),
+            r"has no column split, so its rows would be in every",
+        ),
         (lines(*GOOD, header="filename,label,label"), r"has the column label twice"),
-        (lines(*GOOD).encode() + b"owl/\xff.png,owl,test", r"splits.csv line 6 is not UTF-8 .*; save the file as UTF-8"),
+        (
+            lines(*GOOD).encode() + b"owl/\xff.png,owl,test",
+            r"splits.csv line 6 is not UTF-8 .*; save the file as UTF-8",
+        ),
         ("", r"needs a first line"),
     ],
 )
-def test_mistakes_are_named_with_their_line_and_the_cure(folder: Path, content: str | bytes, message: str) -> None:
+def test_mistakes_are_named_with_their_line_and_the_cure(
+    folder: Path, content: str | bytes, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         names(folder, content)
 
@@ -92,19 +130,29 @@ def test_mistakes_are_named_with_their_line_and_the_cure(folder: Path, content: 
 def test_a_path_of_windows_on_another_system_is_named(folder: Path) -> None:
     if os.name == "nt":
         pytest.skip("it is a path of this system")
-    with pytest.raises(ValueError, match=r"line 6 lists C:\\own\\owl\\1.png, a path of another machine; write it relative to"):
+    with pytest.raises(
+        ValueError,
+        match=r"line 6 lists C:\\own\\owl\\1.png, a path of another machine; write it relative to",
+    ):
         names(folder, lines(*GOOD, "C:\\own\\owl\\1.png,owl,test"))
 
 
 def test_three_tables_are_read_together(folder: Path) -> None:
     tables = folder / "tables"
     tables.mkdir()
-    for split, row in (("train", "cat/0.png,cat"), ("val", "dog/0.png,dog"), ("test", "owl/0.png,owl")):
+    for split, row in (
+        ("train", "cat/0.png,cat"),
+        ("val", "dog/0.png,dog"),
+        ("test", "owl/0.png,owl"),
+    ):
         (tables / f"{split}.csv").write_text(lines(row, header="filename,label"))
     assert image_folder(folder, "test", splits=tables, cache=False).names == ("owl",)
     with (tables / "test.csv").open("a") as file:
         file.write("cat/1.png,cat\n")
-    with pytest.raises(ValueError, match=r"test.csv line 3 has class 'cat' in test, but .*train.csv line 2 has it in train"):
+    with pytest.raises(
+        ValueError,
+        match=r"test.csv line 3 has class 'cat' in test, but .*train.csv line 2 has it in train",
+    ):
         image_folder(folder, "train", splits=tables, cache=False)
 
 
@@ -113,7 +161,13 @@ def test_too_few_classes_speak_of_the_division(tmp_path: Path) -> None:
         (tmp_path / f"class{c}").mkdir()
         Image.new("RGB", (4, 4)).save(tmp_path / f"class{c}" / "0.png")
     test = image_folder(tmp_path, "test", cache=False)
-    with pytest.raises(ValueError, match=r"2 classes but ways=5.*The 12 classes .*64/16/20 by seed: 8 for train, 2 for validation"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"2 classes but ways=5.*The 12 classes .*64/16/20 by seed: 8 for train, 2 for"
+            r" validation"
+        ),
+    ):
         FewShot(test, 5, 1, 1, tasks=1)
     assert len(image_folder(tmp_path, "test", splits=(4, 3, 5), cache=False).names) == 5
 
@@ -122,6 +176,9 @@ def test_split_folders_may_be_capitalized_and_lack_validation(tmp_path: Path) ->
     for split, name in (("Train", "a"), ("TEST", "b")):
         (tmp_path / split / name).mkdir(parents=True)
         Image.new("RGB", (4, 4)).save(tmp_path / split / name / "0.png")
-    assert [image_folder(tmp_path, split, cache=False).names for split in ("train", "test")] == [("a",), ("b",)]
+    assert [image_folder(tmp_path, split, cache=False).names for split in ("train", "test")] == [
+        ("a",),
+        ("b",),
+    ]
     with pytest.raises(FileNotFoundError, match="has a train folder but none for validation"):
         image_folder(tmp_path, "validation")

@@ -1,4 +1,6 @@
-"""Support sets and inputs that learners cannot learn from: absent classes, targets of another kind, empty and misshapen tensors."""
+"""Support sets and inputs that learners cannot learn from: absent classes, targets of another kind,
+empty and misshapen tensors.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,11 @@ from metalearn.tasks import Sinusoid
 from tests.conftest import FAMILY, WAYS_TO_RUN, made_up_tasks, smooth_network
 
 WITHOUT_INNER_LOOP = [name for name in FAMILY if name.startswith(("NIL", "ProtoNet"))]
-CROSS_ENTROPIES = [F.cross_entropy, nn.CrossEntropyLoss(), functools.partial(F.cross_entropy, label_smoothing=0.1)]
+CROSS_ENTROPIES = [
+    F.cross_entropy,
+    nn.CrossEntropyLoss(),
+    functools.partial(F.cross_entropy, label_smoothing=0.1),
+]
 
 
 def without_class(label: int, task: int = 3, tasks: int = 5) -> Episode:
@@ -37,7 +43,9 @@ def relabelled(episodes: Episode, change: Callable[[Tensor], Tensor]) -> Episode
 # sinusoids need a loss of their own, which is easily forgotten
 @pytest.mark.parametrize("way", WAYS_TO_RUN)
 @pytest.mark.parametrize("loss", CROSS_ENTROPIES)
-def test_real_targets_under_cross_entropy_are_refused(loss: Callable[..., Tensor], way: str) -> None:
+def test_real_targets_under_cross_entropy_are_refused(
+    loss: Callable[..., Tensor], way: str
+) -> None:
     tasks = [Sinusoid(shots=5, queries=5, tasks=4)[i] for i in range(2)]
     learner = ml.MAML(MLP(1, 1), lr=0.01, loss=loss, execution=way)
     for run in (
@@ -53,7 +61,11 @@ def test_real_targets_under_cross_entropy_are_refused(loss: Callable[..., Tensor
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_real_targets_of_any_shape_under_cross_entropy_are_refused(name: str) -> None:
-    for change in (Tensor.double, lambda t: F.one_hot(t, 3).double(), lambda t: t.double().unsqueeze(-1)):
+    for change in (
+        Tensor.double,
+        lambda t: F.one_hot(t, 3).double(),
+        lambda t: t.double().unsqueeze(-1),
+    ):
         with pytest.raises(ValueError, match="must be integers"):
             FAMILY[name](smooth_network())(relabelled(made_up_tasks(), change))
 
@@ -72,11 +84,17 @@ def test_the_task_and_the_absent_class_are_named(name: str, way: str) -> None:
     learner = FAMILY[name](smooth_network(), execution=way)
     for label in range(3):
         episodes = without_class(label)
-        with pytest.raises(ValueError, match=f"support set of task 3 has no example of class {label}"):
+        with pytest.raises(
+            ValueError, match=f"support set of task 3 has no example of class {label}"
+        ):
             learner(episodes)
-        with pytest.raises(ValueError, match=f"support set of task 3 has no example of class {label}"):
+        with pytest.raises(
+            ValueError, match=f"support set of task 3 has no example of class {label}"
+        ):
             ml.meta_backward(learner, episodes)
-        with pytest.raises(ValueError, match=f"support set of task 3 has no example of class {label}"):
+        with pytest.raises(
+            ValueError, match=f"support set of task 3 has no example of class {label}"
+        ):
             ml.evaluate(learner, unstack(episodes), tasks_at_once=2)
         if label < 2:  # without its last class a single task is one of two classes
             task = unstack(episodes)[3]
@@ -129,9 +147,16 @@ def test_a_query_label_beyond_the_classes_is_named(name: str) -> None:
 def test_nothing_to_learn_from_is_named(name: str, way: str) -> None:
     learner, episodes = FAMILY[name](smooth_network(), execution=way), made_up_tasks()
 
-    def cut(tasks: int | None = None, support: int | None = None, query: int | None = None) -> Episode:
+    def cut(
+        tasks: int | None = None, support: int | None = None, query: int | None = None
+    ) -> Episode:
         counts = {"support": support, "query": query}
-        return Episode(*(Examples(*(t[:tasks, : counts[side]] for t in part)) for side, part in episodes._asdict().items()))
+        return Episode(
+            *(
+                Examples(*(t[:tasks, : counts[side]] for t in part))
+                for side, part in episodes._asdict().items()
+            )
+        )
 
     for run in (learner, functools.partial(ml.meta_backward, learner)):
         with pytest.raises(ValueError, match="no tasks"):
@@ -151,15 +176,25 @@ def test_nothing_to_learn_from_is_named(name: str, way: str) -> None:
 @pytest.mark.parametrize("name", ["MAML", "ANIL", "BOIL", "ProtoNet"])
 def test_inputs_that_the_model_cannot_take_are_said_in_words(name: str, way: str) -> None:
     torch.manual_seed(0)
-    convolutions = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)).double()
-    for shape, layer in (((3, 5, 5), "layer '0'"), ((1, 6, 6), "layer '3'"), ((1, 2, 2), "layer '0'")):
+    convolutions = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)
+    ).double()
+    for shape, layer in (
+        ((3, 5, 5), "layer '0'"),
+        ((1, 6, 6), "layer '3'"),
+        ((1, 2, 2), "layer '0'"),
+    ):
         learner, episodes = FAMILY[name](convolutions, execution=way), made_up_tasks(shape=shape)
         sizes = re.escape(" x ".join(map(str, (6, *shape)))) if layer == "layer '0'" else "6 x 64"
-        with pytest.raises(ValueError, match=f"{layer}.*{sizes}.*bring the inputs to the channels and size"):
+        with pytest.raises(
+            ValueError, match=f"{layer}.*{sizes}.*bring the inputs to the channels and size"
+        ):
             learner(episodes)
     for dtype in (torch.uint8, torch.bool, torch.int64):
         learner = FAMILY[name](convolutions, execution=way)
-        episodes = Episode(*(Examples(part.inputs.mul(9).to(dtype), part.targets) for part in made_up_tasks()))
+        episodes = Episode(
+            *(Examples(part.inputs.mul(9).to(dtype), part.targets) for part in made_up_tasks())
+        )
         with pytest.raises(ValueError, match=r"give real numbers, such as inputs\.float\(\) / 255"):
             learner(episodes)
 
@@ -201,7 +236,9 @@ def test_a_missing_second_derivative_says_what_to_do(way: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Hardsigmoid(), nn.Linear(8, 3)).double()
     episodes = made_up_tasks(shape=(4,))
-    with pytest.raises(RuntimeError, match=r"no second derivative of hardsigmoid.*first_order=True"):
+    with pytest.raises(
+        RuntimeError, match=r"no second derivative of hardsigmoid.*first_order=True"
+    ):
         ml.meta_backward(ml.MAML(model, 0.1, execution=way), episodes)
     learner = ml.MAML(model, 0.1, first_order=True, execution=way)
     assert ml.meta_backward(learner, episodes).losses.isfinite().all()
@@ -214,7 +251,9 @@ def test_a_missing_second_derivative_is_named_in_ones_own_backward_pass(way: str
     learner = ml.MAML(model, 0.1, steps=2, execution=way)
     for _ in range(2):
         loss = learner(episodes).square().sum()
-        with pytest.raises(RuntimeError, match=r"no second derivative of hardsigmoid.*first_order=True"):
+        with pytest.raises(
+            RuntimeError, match=r"no second derivative of hardsigmoid.*first_order=True"
+        ):
             loss.backward()
     learner.first_order = True
     learner(episodes).square().sum().backward()

@@ -1,4 +1,6 @@
-"""Where correlations or singular values tie, the value does not depend on which of the tied directions come out first."""
+"""Where correlations or singular values tie, the value does not depend on which of the tied
+directions come out first.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def orthonormal(width: int, examples: int = 200) -> np.ndarray:
 
 
 def correlated(rho: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Two sides with these canonical correlations; features of x mix its directions, and those of y are its directions."""
+    """Two sides with these canonical correlations; features of x mix its directions, and those of y
+    are its directions.
+    """
     width = len(rho)
     basis, values = orthonormal(2 * width), np.array(rho)
     x = basis[:, :width] @ np.random.default_rng(1).normal(size=(width, width))
@@ -51,14 +55,18 @@ def spread(values: Sequence[float]) -> float:
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_pwcca_ignores_rotations_of_the_second_side(rho: Sequence[float], dtype: type) -> None:
     x, y = correlated(rho)
-    values = [pwcca(x.astype(dtype), (y @ rotation(len(rho), turn)).astype(dtype)) for turn in TURNS]
+    values = [
+        pwcca(x.astype(dtype), (y @ rotation(len(rho), turn)).astype(dtype)) for turn in TURNS
+    ]
     assert spread(values) < (1e-9 if dtype is np.float64 else 1e-5)
     for turn in TURNS:
         stream = Streaming("pwcca")
         turned = (y @ rotation(len(rho), turn)).astype(dtype)
         for first in range(0, 200, 50):
             stream.update(x[first : first + 50].astype(dtype), turned[first : first + 50])
-        assert stream.compute() == pytest.approx(values[0], abs=1e-9 if dtype is np.float64 else 1e-5)
+        assert stream.compute() == pytest.approx(
+            values[0], abs=1e-9 if dtype is np.float64 else 1e-5
+        )
 
 
 def test_pwcca_ignores_any_invertible_map_of_the_second_side_where_correlations_tie() -> None:
@@ -99,7 +107,9 @@ def test_the_weight_of_tied_directions_is_the_mean_over_rotations() -> None:
 @pytest.mark.parametrize("apart", [0.0, 1e-11])
 def test_svcca_keeps_all_directions_that_tie_with_the_last(apart: float) -> None:
     basis = orthonormal(10)
-    scales = np.array([10.0, 3.0 + apart, 3.0, 3.0 - apart, 0.01])  # shares of the squares: 0.79, 0.07 three times
+    scales = np.array(
+        [10.0, 3.0 + apart, 3.0, 3.0 - apart, 0.01]
+    )  # shares of the squares: 0.79, 0.07 three times
     y = basis[:, :4] * [0.9, 0.5, 0.3, 0.1] + basis[:, 5:9]
     values = []
     for turn in TURNS:
@@ -113,7 +123,10 @@ def test_svcca_keeps_all_directions_that_tie_with_the_last(apart: float) -> None
 def test_svcca_of_equal_singular_values_keeps_them_all() -> None:
     basis = orthonormal(8)
     y = basis[:, :4] + basis[:, 4:]
-    values = [svcca(basis[:, :4] @ rotation(4, turn), y @ rotation(4, turn + 9), energy=0.5) for turn in TURNS]
+    values = [
+        svcca(basis[:, :4] @ rotation(4, turn), y @ rotation(4, turn + 9), energy=0.5)
+        for turn in TURNS
+    ]
     assert values == pytest.approx([cca(basis[:, :4], y)] * len(TURNS), abs=1e-9)
 
 

@@ -1,4 +1,6 @@
-"""Numbers that cannot be meant: refused at the call with the value and the cure, or named at the step at which they arise."""
+"""Numbers that cannot be meant: refused at the call with the value and the cure, or named at the
+step at which they arise.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,41 @@ def build(rate: float = 0.01) -> Learner:
 
 
 def train(learner: Learner | None = None, tasks: Any = None, **options: Any) -> Any:
-    return meta_train(learner or build(), Sinusoid(tasks=9) if tasks is None else tasks, **({"steps": 4, "progress": False} | options))
+    return meta_train(
+        learner or build(),
+        Sinusoid(tasks=9) if tasks is None else tasks,
+        **({"steps": 4, "progress": False} | options),
+    )
 
 
-NO_COUNT = [0, -1, 2.5, 2.0, math.nan, math.inf, True, "3", None, [3], torch.tensor(0.5), np.float32(2)]
-NO_RATE = [0, -1, -0.5, math.nan, math.inf, -math.inf, True, "0.1", [0.1], 1j, torch.tensor([1.0, 2.0]), torch.tensor(math.nan)]
+NO_COUNT = [
+    0,
+    -1,
+    2.5,
+    2.0,
+    math.nan,
+    math.inf,
+    True,
+    "3",
+    None,
+    [3],
+    torch.tensor(0.5),
+    np.float32(2),
+]
+NO_RATE = [
+    0,
+    -1,
+    -0.5,
+    math.nan,
+    math.inf,
+    -math.inf,
+    True,
+    "0.1",
+    [0.1],
+    1j,
+    torch.tensor([1.0, 2.0]),
+    torch.tensor(math.nan),
+]
 
 
 @pytest.mark.parametrize("value", NO_COUNT, ids=repr)
@@ -42,27 +74,58 @@ def test_meta_train_refuses_what_is_no_count(name: str, value: object) -> None:
 
 @pytest.mark.parametrize("value", NO_RATE, ids=repr)
 @pytest.mark.parametrize("name", ["clip_value", "clip_norm"])
-def test_meta_train_refuses_a_clip_value_that_would_climb_or_train_nothing(name: str, value: object) -> None:
-    with pytest.raises((TypeError, ValueError), match=rf"(?s){name}=.*a finite number above 0; leave it out to train without"):
+def test_meta_train_refuses_a_clip_value_that_would_climb_or_train_nothing(
+    name: str, value: object
+) -> None:
+    with pytest.raises(
+        (TypeError, ValueError),
+        match=rf"(?s){name}=.*a finite number above 0; leave it out to train without",
+    ):
         train(**{name: value})
 
 
 @pytest.mark.parametrize("value", NO_COUNT, ids=repr)
 def test_evaluate_refuses_what_is_no_count(value: object) -> None:
-    with pytest.raises((TypeError, ValueError), match=r"tasks_at_once=.*a whole number of at least 1"):
+    with pytest.raises(
+        (TypeError, ValueError), match=r"tasks_at_once=.*a whole number of at least 1"
+    ):
         evaluate(build(), Sinusoid(tasks=2), tasks_at_once=value)  # type: ignore[arg-type]
 
 
-COUNTS = ["ways", "shots", "queries", "test_tasks", "size", "channels", "hidden", "meta_batch", "train_queries", "steps", "seed"]
+COUNTS = [
+    "ways",
+    "shots",
+    "queries",
+    "test_tasks",
+    "size",
+    "channels",
+    "hidden",
+    "meta_batch",
+    "train_queries",
+    "steps",
+    "seed",
+]
 COUNTS += ["inner_steps", "test_steps"]
 MAY_BE_ZERO = ("seed", "inner_steps", "test_steps")
-MAY_BE_UNSET = ("queries", "size", "channels", "hidden", "meta_batch", "train_queries", "steps", "inner_steps", "test_steps")
+MAY_BE_UNSET = (
+    "queries",
+    "size",
+    "channels",
+    "hidden",
+    "meta_batch",
+    "train_queries",
+    "steps",
+    "inner_steps",
+    "test_steps",
+)
 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_an_experiment_refuses_what_is_no_count(name: str) -> None:
     for value in NO_COUNT:
-        if (value == 0 and name in MAY_BE_ZERO and value is not False) or (value is None and name in MAY_BE_UNSET):
+        if (value == 0 and name in MAY_BE_ZERO and value is not False) or (
+            value is None and name in MAY_BE_UNSET
+        ):
             continue
         with pytest.raises((TypeError, ValueError), match=rf"{name}=.*a whole number of at least"):
             Experiment(**{name: value})  # type: ignore[arg-type]
@@ -91,8 +154,14 @@ def test_numbers_of_numpy_and_torch_are_taken_as_python_s(tmp_path: Any) -> None
         ({"optimizer": lambda p: SGD(p, lr=math.nan)}, "step 1: the outer rate is nan"),
         ({"optimizer": lambda p: SGD(p, lr=math.inf)}, "step 1: the outer rate is inf"),
         ({"optimizer": lambda p: SGD(p, lr=0.0)}, "lr=0 trains nothing"),
-        ({"schedule": lambda o: LambdaLR(o, lambda step: 1.0 - step)}, "step 3: the outer rate is -0.001"),
-        ({"schedule": lambda o: LambdaLR(o, lambda step: math.nan if step else 1.0)}, "step 2: the outer rate is nan"),
+        (
+            {"schedule": lambda o: LambdaLR(o, lambda step: 1.0 - step)},
+            "step 3: the outer rate is -0.001",
+        ),
+        (
+            {"schedule": lambda o: LambdaLR(o, lambda step: math.nan if step else 1.0)},
+            "step 2: the outer rate is nan",
+        ),
         ({"optimizer": lambda p: torch.optim.LBFGS(p)}, "LBFGS does not step"),
         ({"optimizer": lambda p: None}, "gives a NoneType; give a function that returns"),
         ({"schedule": lambda o: None}, "gives a NoneType; give a function that returns"),
@@ -119,9 +188,13 @@ def test_other_odd_arguments_are_named(options: dict[str, Any], message: str) ->
         train(**options)
 
 
-@pytest.mark.parametrize("episodes", [5, None, "tasks", {}, iter([1]), [5], [], torch.zeros(0)], ids=repr)
+@pytest.mark.parametrize(
+    "episodes", [5, None, "tasks", {}, iter([1]), [5], [], torch.zeros(0)], ids=repr
+)
 def test_evaluate_names_what_has_no_tasks(episodes: Any) -> None:
-    with pytest.raises((TypeError, ValueError), match=r"give a FewShot|give an Episode|there are no test tasks"):
+    with pytest.raises(
+        (TypeError, ValueError), match=r"give a FewShot|give an Episode|there are no test tasks"
+    ):
         evaluate(build(), episodes)
     with pytest.raises(TypeError, match="give a Learner"):
         evaluate(MLP(1, 1), Sinusoid(tasks=1))  # type: ignore[arg-type]
@@ -131,13 +204,26 @@ def test_evaluate_names_what_has_no_tasks(episodes: Any) -> None:
     ("inputs", "targets", "message"),
     [
         (torch.zeros(0, 1), torch.zeros(0, 1), "the support set is empty"),
-        (torch.zeros(3, 1), torch.zeros(2, 1), r"inputs of a task are \(3, 1\) and its targets \(2, 1\); give one target for each input"),
+        (
+            torch.zeros(3, 1),
+            torch.zeros(2, 1),
+            (
+                r"inputs of a task are \(3, 1\) and its targets \(2, 1\); give one target for each"
+                r" input"
+            ),
+        ),
         (torch.zeros(3, 1), torch.zeros(()), r"inputs of a task are \(3, 1\) and its targets \(\)"),
         (torch.zeros(()), torch.zeros(3, 1), r"inputs of a task are \(\) and its targets \(3, 1\)"),
-        (torch.zeros(3, 1), torch.zeros(3, 1, dtype=torch.complex64), "targets are torch.complex64; give integer labels or real"),
+        (
+            torch.zeros(3, 1),
+            torch.zeros(3, 1, dtype=torch.complex64),
+            "targets are torch.complex64; give integer labels or real",
+        ),
     ],
 )
-def test_tasks_without_a_target_for_each_input_are_named(inputs: torch.Tensor, targets: torch.Tensor, message: str) -> None:
+def test_tasks_without_a_target_for_each_input_are_named(
+    inputs: torch.Tensor, targets: torch.Tensor, message: str
+) -> None:
     task = Episode(Examples(inputs, targets), Examples(torch.zeros(2, 1), torch.zeros(2, 1)))
     with pytest.raises(ValueError, match=message):
         train(tasks=[task])
@@ -149,7 +235,9 @@ def test_tasks_without_a_target_for_each_input_are_named(inputs: torch.Tensor, t
 
 
 class Steep(nn.Module):
-    """The square root of the distance to each task's own number: its gradient at 0 is infinite, its value is not."""
+    """The square root of the distance to each task's own number: its gradient at 0 is infinite, its
+    value is not.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -166,8 +254,12 @@ def flat_task(value: float) -> Episode:
 
 def test_the_task_whose_gradient_is_not_finite_is_named() -> None:
     tasks = [flat_task(1.0), flat_task(2.0), flat_task(0.0), flat_task(3.0)]
-    learner = MAML(Steep(), 0.01, steps=0, head="", loss=lambda x, y: (x - y).mean(), execution="loop")
-    with pytest.raises(FloatingPointError, match=r"step 1: the gradient of model.weight over tasks 2 \("):
+    learner = MAML(
+        Steep(), 0.01, steps=0, head="", loss=lambda x, y: (x - y).mean(), execution="loop"
+    )
+    with pytest.raises(
+        FloatingPointError, match=r"step 1: the gradient of model.weight over tasks 2 \("
+    ):
         meta_train(learner, tasks, steps=2, progress=False)
 
 
@@ -181,15 +273,21 @@ class Dividing(SGD):
 
 
 @pytest.mark.parametrize("steps", [1, 4])
-def test_weights_that_the_optimizer_breaks_are_named_at_their_step(tmp_path: Any, steps: int) -> None:
+def test_weights_that_the_optimizer_breaks_are_named_at_their_step(
+    tmp_path: Any, steps: int
+) -> None:
     message = r"step 1: the optimizer's step made model.head.bias not finite.*run \(step 0\)"
     with pytest.raises(FloatingPointError, match=message):
         train(steps=steps, optimizer=lambda p: Dividing(p, lr=0.1), checkpoint=tmp_path / "run")
 
 
 def test_what_is_right_still_trains() -> None:
-    images = Experiment(ways=2, hidden=4, steps=1, meta_batch=1, seed=0, inner_steps=0, test_steps=0, lr=0.1)
+    images = Experiment(
+        ways=2, hidden=4, steps=1, meta_batch=1, seed=0, inner_steps=0, test_steps=0, lr=0.1
+    )
     assert images.settings().inner_steps == 0
     assert len(train(clip_norm=1e-3, clip_value=1e9).losses) == 4
-    assert len(train(schedule=lambda o: LambdaLR(o, lambda step: float(step > 0))).losses) == 4  # a rate of 0 at first
+    assert (
+        len(train(schedule=lambda o: LambdaLR(o, lambda step: float(step > 0))).losses) == 4
+    )  # a rate of 0 at first
     assert isinstance(ProtoNet(MLP(1, 2)), Learner)

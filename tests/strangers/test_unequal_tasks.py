@@ -1,4 +1,6 @@
-"""Tasks of unequal size: one at a time they train and are scored; stacked they are refused with sizes, task and cure."""
+"""Tasks of unequal size: one at a time they train and are scored; stacked they are refused with
+sizes, task and cure.
+"""
 
 from __future__ import annotations
 
@@ -38,29 +40,52 @@ def build(algorithm: Any = MAML, **options: Any) -> Learner:
 
 
 def test_stack_names_sizes_task_and_cure() -> None:
-    with pytest.raises(ValueError, match=r"support inputs are \(9, 4\) in task 1 and \(6, 4\) in task 0; .*meta_batch=1.*tasks_at_once=1"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"support inputs are \(9, 4\) in task 1 and \(6, 4\) in task 0;"
+            r" .*meta_batch=1.*tasks_at_once=1"
+        ),
+    ):
         stack(TASKS)
-    with pytest.raises(ValueError, match=r"query inputs are \(18, 4\) in task 1 and \(12, 4\) in task 0"):
+    with pytest.raises(
+        ValueError, match=r"query inputs are \(18, 4\) in task 1 and \(12, 4\) in task 0"
+    ):
         stack([TASKS[0], TASKS[2]])
 
 
 def test_training_and_evaluation_name_the_task_by_its_own_index() -> None:
-    with pytest.raises(ValueError, match=r"\(9, 4\) in task 1 and \(6, 4\) in task 0; .*meta_batch=1"):
+    with pytest.raises(
+        ValueError, match=r"\(9, 4\) in task 1 and \(6, 4\) in task 0; .*meta_batch=1"
+    ):
         meta_train(build(), TASKS, steps=2, progress=False)
     alike_at_first = [TASKS[0], TASKS[0], TASKS[0], TASKS[1]]
     with pytest.raises(ValueError, match=r"\(9, 4\) in task 3 and \(6, 4\) in task 2"):
         meta_train(build(), alike_at_first, steps=2, meta_batch=2, progress=False)
-    with pytest.raises(ValueError, match=r"\(9, 4\) in task 3 and \(6, 4\) in task 2; .*tasks_at_once=1"):
+    with pytest.raises(
+        ValueError, match=r"\(9, 4\) in task 3 and \(6, 4\) in task 2; .*tasks_at_once=1"
+    ):
         evaluate(build(), alike_at_first, tasks_at_once=2)
 
 
 def test_other_dimensions_and_images_of_unequal_size_are_named() -> None:
-    images = [Episode(Examples(torch.rand(2, 1, s, s), torch.arange(2)), Examples(torch.rand(2, 1, s, s), torch.arange(2))) for s in (8, 9)]
-    with pytest.raises(ValueError, match=r"support inputs are \(2, 1, 9, 9\) in task 1 and \(2, 1, 8, 8\) in task 0"):
+    images = [
+        Episode(
+            Examples(torch.rand(2, 1, s, s), torch.arange(2)),
+            Examples(torch.rand(2, 1, s, s), torch.arange(2)),
+        )
+        for s in (8, 9)
+    ]
+    with pytest.raises(
+        ValueError,
+        match=r"support inputs are \(2, 1, 9, 9\) in task 1 and \(2, 1, 8, 8\) in task 0",
+    ):
         stack(images)
-    (support, query) = TASKS[0]
+    support, query = TASKS[0]
     one_hot = Episode(support, Examples(query.inputs, nn.functional.one_hot(query.targets)))
-    with pytest.raises(ValueError, match=r"query targets are \(12, 3\) in task 1 and \(12,\) in task 0"):
+    with pytest.raises(
+        ValueError, match=r"query targets are \(12, 3\) in task 1 and \(12,\) in task 0"
+    ):
         stack([TASKS[0], one_hot])
 
 
@@ -69,12 +94,16 @@ def test_a_data_loader_of_unequal_tasks_names_its_cure() -> None:
     with pytest.raises(ValueError, match=r"stacks tasks of unequal size.*batch_size=1"):
         evaluate(build(), loader)
     single: Any = DataLoader(TASKS, batch_size=1)  # type: ignore[arg-type]
-    assert evaluate(build(), single).per_episode.equal(evaluate(build(), TASKS, tasks_at_once=1).per_episode)
+    assert evaluate(build(), single).per_episode.equal(
+        evaluate(build(), TASKS, tasks_at_once=1).per_episode
+    )
 
 
 @pytest.mark.parametrize("execution", ["auto", "loop", "threads", "vectorized"])
 @pytest.mark.parametrize("algorithm", [MAML, ANIL, Reptile, ProtoNet])
-def test_one_task_at_a_time_gives_what_each_task_gives_alone(algorithm: Any, execution: str) -> None:
+def test_one_task_at_a_time_gives_what_each_task_gives_alone(
+    algorithm: Any, execution: str
+) -> None:
     learner = build(algorithm, execution=execution)
     together = evaluate(learner, TASKS, tasks_at_once=1)
     alone = [evaluate(learner, [single]).mean for single in TASKS]
@@ -85,7 +114,14 @@ def test_one_task_at_a_time_gives_what_each_task_gives_alone(algorithm: Any, exe
 
 def test_one_task_a_step_trains_as_the_plain_loop() -> None:
     learner, plain = build(), build(execution="loop")
-    curve = meta_train(learner, TASKS, steps=8, meta_batch=1, optimizer=lambda p: torch.optim.SGD(p, lr=0.1), progress=False)
+    curve = meta_train(
+        learner,
+        TASKS,
+        steps=8,
+        meta_batch=1,
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
+        progress=False,
+    )
     outer, losses = torch.optim.SGD(plain.parameters(), lr=0.1), []
     for single in TASKS:
         episode = single.to(torch.float64)

@@ -25,7 +25,10 @@ from metalearn.runtime import files
 from metalearn.runtime.files import Damaged
 from metalearn.training import checkpoints
 
-OWN = "import torch\n\n\ndef net(ways):\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, ways))\n"
+OWN = (
+    "import torch\n\n\ndef net(ways):\n    return torch.nn.Sequential(torch.nn.Flatten(),"
+    " torch.nn.Linear(784, ways))\n"
+)
 
 
 @pytest.fixture
@@ -39,8 +42,14 @@ def checkpoint(path: Path, **changes: Any) -> str:
     experiment = Experiment(hidden=2, size=28, channels=1)
     learner = experiment.learner("maml")
     tensors = {f"learner.{name}": tensor for name, tensor in learner.state_dict().items()}
-    tensors |= {f"curve.{name}": torch.zeros(1, dtype=torch.float64) for name in ("losses", "accuracies")}
-    run = {"algorithm": "maml", "experiment": {**experiment.to_dict("maml"), **changes}, "notes": {}}
+    tensors |= {
+        f"curve.{name}": torch.zeros(1, dtype=torch.float64) for name in ("losses", "accuracies")
+    }
+    run = {
+        "algorithm": "maml",
+        "experiment": {**experiment.to_dict("maml"), **changes},
+        "notes": {},
+    }
     record = {"step": 1, "settings": {"run": run}, "validation": [], "seconds": 0.0}
     files.save(path, tensors, record)
     return str(path)
@@ -100,7 +109,9 @@ def test_a_record_that_no_run_wrote_is_refused_at_once(here: Path, change: dict[
         pytest.importorskip("timm")
     path = checkpoint(here / "evil.safetensors", **change)
     started = time.monotonic()
-    with pytest.raises(ValueError, match=r"evil\.safetensors records|timm has no|no model|normalize="):
+    with pytest.raises(
+        ValueError, match=r"evil\.safetensors records|timm has no|no model|normalize="
+    ):
         experiments.restored(path)
     assert time.monotonic() - started < 20
 
@@ -150,7 +161,10 @@ def _zipped(content: bytes) -> bytes:
     """A file of torch's whose storage is deflated."""
     plain, packed = io.BytesIO(), io.BytesIO()
     torch.save({"a": torch.ones(4)}, plain)
-    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+    with (
+        zipfile.ZipFile(plain) as source,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
         for entry in source.infolist():
             data = content if entry.filename.endswith("data/0") else source.read(entry)
             target.writestr(entry.filename, data)
@@ -159,7 +173,9 @@ def _zipped(content: bytes) -> bytes:
 
 def _npz(shape: tuple[int, ...], data: bytes) -> bytes:
     header, packed = io.BytesIO(), io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f4", "fortran_order": False, "shape": shape}
+    )
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
         target.writestr("a.npy", header.getvalue() + data)
     return packed.getvalue()
@@ -179,7 +195,13 @@ CLAIMS: dict[str, Callable[[], bytes]] = {
     "an array of 20 GB": lambda: _npz((5 * 10**9,), bytes(40_000)),
     "an array bomb": lambda: _npz((2**25,), bytes(2**27)),
     "one number seen 10 ** 12 times": lambda: _saved({"a": torch.ones(1).expand(10**6, 10**6)}),
-    "a byte array of 10 ** 15": lambda: b"\x80\x02c__builtin__\nbytearray\n\x8a\x07" + (10**15).to_bytes(7, "little") + b"\x85R.",
+    "a byte array of 10 ** 15": (
+        lambda: (
+            b"\x80\x02c__builtin__\nbytearray\n\x8a\x07"
+            + (10**15).to_bytes(7, "little")
+            + b"\x85R."
+        )
+    ),
 }
 
 
@@ -199,7 +221,9 @@ def test_tensors_without_values_are_refused_by_name(here: Path) -> None:
             read(here / "odd.pt")
 
 
-def test_a_deep_record_is_damage_and_no_traceback(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deep_record_is_damage_and_no_traceback(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(files.json, "dumps", lambda *args, **options: "[" * 100_000)
     files.save(here / "deep.safetensors", {}, {})
     monkeypatch.undo()

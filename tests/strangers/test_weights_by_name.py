@@ -1,4 +1,6 @@
-"""`--weights` means the same in both commands: a file, torchvision's name, or timm's; nothing is downloaded unasked."""
+"""`--weights` means the same in both commands: a file, torchvision's name, or timm's; nothing is
+downloaded unasked.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ def pictures(here: Path) -> str:
     return str(here / "pictures")
 
 
-@pytest.mark.parametrize("name", [str(MEMBER), "IMAGENET1K_V1", "DEFAULT", "SqueezeNet1_1_Weights.DEFAULT"])
+@pytest.mark.parametrize(
+    "name", [str(MEMBER), "IMAGENET1K_V1", "DEFAULT", "SqueezeNet1_1_Weights.DEFAULT"]
+)
 def test_torchvisions_names_are_read_from_the_cache_and_normalise(here: Path, name: str) -> None:
     source = cache(here)
     for weights in (
@@ -121,7 +125,10 @@ def test_a_wrong_name_names_the_near_ones(here: Path, name: str, message: str) -
 WRAPPED: dict[str, Any] = {
     "plain": lambda state: state,
     "state_dict": lambda state: {"state_dict": state, "epoch": torch.tensor(3)},
-    "model beside an optimizer": lambda state: {"model": state, "optimizer": {"state": {0: {"step": torch.ones(1)}}}},
+    "model beside an optimizer": lambda state: {
+        "model": state,
+        "optimizer": {"state": {0: {"step": torch.ones(1)}}},
+    },
     "model_state_dict": lambda state: {"model_state_dict": state, "rng": torch.get_rng_state()},
     "deeper": lambda state: {"model": {"state_dict": state}, "ema": None},
     "of DataParallel": lambda state: {"state_dict": {f"module.{k}": v for k, v in state.items()}},
@@ -134,7 +141,9 @@ WRAPPED: dict[str, Any] = {
 
 @pytest.mark.parametrize("kind", WRAPPED)
 @pytest.mark.parametrize("ways", [5, 1000])
-def test_a_file_of_any_usual_kind_fits_and_says_what_did_not(here: Path, kind: str, ways: int) -> None:
+def test_a_file_of_any_usual_kind_fits_and_says_what_did_not(
+    here: Path, kind: str, ways: int
+) -> None:
     source = network()
     torch.save(WRAPPED[kind](source.state_dict()), here / "some.pt")
     model = network(ways, seed=1)
@@ -148,10 +157,22 @@ def test_a_file_of_any_usual_kind_fits_and_says_what_did_not(here: Path, kind: s
 def test_a_body_that_does_not_fit_is_refused_by_name_and_nothing_changes(here: Path) -> None:
     state = network().state_dict()
     broken = [
-        ({**state, "features.3.squeeze.weight": torch.zeros(1)}, r"features\.3\.squeeze\.weight is \(16, 64, 1, 1\).* and \(1,\)"),
-        ({k: v for k, v in state.items() if k != "features.0.bias"}, r"no features\.0\.bias in the weights"),
-        ({**state, "features.0.bias": torch.full((64,), torch.nan)}, r"features\.0\.bias .* not finite"),
-        ({**state, "features.0.bias": torch.zeros(64, dtype=torch.int8)}, r"features\.0\.bias .*int8"),
+        (
+            {**state, "features.3.squeeze.weight": torch.zeros(1)},
+            r"features\.3\.squeeze\.weight is \(16, 64, 1, 1\).* and \(1,\)",
+        ),
+        (
+            {k: v for k, v in state.items() if k != "features.0.bias"},
+            r"no features\.0\.bias in the weights",
+        ),
+        (
+            {**state, "features.0.bias": torch.full((64,), torch.nan)},
+            r"features\.0\.bias .* not finite",
+        ),
+        (
+            {**state, "features.0.bias": torch.zeros(64, dtype=torch.int8)},
+            r"features\.0\.bias .*int8",
+        ),
         ({"classifier.1.weight": torch.zeros(5, 512, 1, 1)}, "does not fit"),
         (torchvision.models.resnet18().state_dict(), "does not fit"),
     ]
@@ -177,7 +198,9 @@ def test_a_body_that_does_not_fit_is_refused_by_name_and_nothing_changes(here: P
     ],
 )
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
-def test_what_is_no_weights_file_is_named(here: Path, content: bytes, message: str, suffix: str) -> None:
+def test_what_is_no_weights_file_is_named(
+    here: Path, content: bytes, message: str, suffix: str
+) -> None:
     (here / f"w.{suffix}").write_bytes(content)
     with pytest.raises(Damaged, match=rf"w\.{suffix} .*{message}"):
         read(f"w.{suffix}")
@@ -196,24 +219,63 @@ def test_a_start_says_what_was_copied_and_how_images_are_normalised(here: Path) 
         ("own.safetensors", "none"): "images stay in [0, 1]",
     }
     for (weights, normalization), line in expected.items():
-        experiment = Experiment(model="squeezenet1_1", weights=weights, normalize=normalization, size=32, channels=3)
+        experiment = Experiment(
+            model="squeezenet1_1", weights=weights, normalize=normalization, size=32, channels=3
+        )
         first, second = experiment.start()
         assert "classifier.1.weight, classifier.1.bias stay as built" in first
         assert line in second
 
 
-def test_the_first_lines_of_both_commands_say_so(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_lines_of_both_commands_say_so(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(str(here))
     (here / "strangers_body.py").write_text(
-        "from torch import nn\ndef net(outputs):\n    return nn.Sequential(nn.Conv2d(3, 2, 8, 8), nn.Flatten(), nn.Linear(32, outputs))\n"
+        "from torch import nn\ndef net(outputs):\n    return nn.Sequential(nn.Conv2d(3, 2, 8, 8),"
+        " nn.Flatten(), nn.Linear(32, outputs))\n"
     )
     torch.save({"0.weight": torch.ones(2, 3, 8, 8), "0.bias": torch.zeros(2)}, here / "own.pt")
-    common = ["--dataset", pictures(here), "--model", "strangers_body:net", "--weights", "own.pt", "--progress", "false"]
-    few = ["--ways", "2", "--queries", "1", "--train_queries", "1", "--size", "32", "--algorithm", "protonet"]
+    common = [
+        "--dataset",
+        pictures(here),
+        "--model",
+        "strangers_body:net",
+        "--weights",
+        "own.pt",
+        "--progress",
+        "false",
+    ]
+    few = [
+        "--ways",
+        "2",
+        "--queries",
+        "1",
+        "--train_queries",
+        "1",
+        "--size",
+        "32",
+        "--algorithm",
+        "protonet",
+    ]
     few += ["--steps", "1", "--meta_batch", "1", "--test_tasks", "2"]
     assert metalearn(["train", *common, *few]) == 0
-    assert "weights: own.pt: 2 tensors copied; 2.weight, 2.bias stay as built" in capsys.readouterr().out
-    tiny = ["--steps", "1", "--seeds", "0", "--processes", "1", "--probe", "4", "--strategies", "random,full"]
+    assert (
+        "weights: own.pt: 2 tensors copied; 2.weight, 2.bias stay as built"
+        in capsys.readouterr().out
+    )
+    tiny = [
+        "--steps",
+        "1",
+        "--seeds",
+        "0",
+        "--processes",
+        "1",
+        "--probe",
+        "4",
+        "--strategies",
+        "random,full",
+    ]
     assert transfuse(["compare", *common, *tiny]) == 0
     assert "how their images were normalised is not known" in capsys.readouterr().out
 
@@ -233,7 +295,9 @@ def test_a_run_of_ours_as_weights_says_how_its_images_were_normalised(here: Path
 
 @pytest.mark.parametrize("learner", [MAML, ANIL, NIL, ProtoNet])
 @pytest.mark.parametrize("execution", ["loop", "threads", "vectorized"])
-def test_a_network_that_normalises_gives_what_normalised_images_give(learner: type, execution: str) -> None:
+def test_a_network_that_normalises_gives_what_normalised_images_give(
+    learner: type, execution: str
+) -> None:
     torch.manual_seed(0)
     plain = Conv4(3, hidden=4, size=16).double()
     known = Normalization((0.4,), (0.3,))
@@ -241,13 +305,19 @@ def test_a_network_that_normalises_gives_what_normalised_images_give(learner: ty
     images = torch.rand(2, 6, 1, 16, 16, dtype=torch.float64)
     labels = torch.arange(3).repeat(2, 2)
     scaled = (images - 0.4) / 0.3
-    expected = learner(plain, execution="loop", **options)(Episode(Examples(scaled, labels), Examples(scaled, labels)))
+    expected = learner(plain, execution="loop", **options)(
+        Episode(Examples(scaled, labels), Examples(scaled, labels))
+    )
     wrapped = normalize(plain, known)
-    result = learner(wrapped, execution=execution, **options)(Episode(Examples(images, labels), Examples(images, labels)))
+    result = learner(wrapped, execution=execution, **options)(
+        Episode(Examples(images, labels), Examples(images, labels))
+    )
     torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("text", ["0.5", "a/b", "0.5/0", "0.5/-1", "nan/1", "1,2/3", "", "imagenet/1", "/"])
+@pytest.mark.parametrize(
+    "text", ["0.5", "a/b", "0.5/0", "0.5/-1", "nan/1", "1,2/3", "", "imagenet/1", "/"]
+)
 def test_a_normalisation_that_cannot_be_meant_is_refused(text: str) -> None:
     for build in (Experiment, Transfer):
         with pytest.raises(ValueError, match="choose imagenet or none, or write MEAN/STD"):
@@ -259,17 +329,23 @@ def test_a_normalisation_of_other_channels_is_refused(here: Path) -> None:
         Experiment(normalize="imagenet").fresh_model()
 
 
-def test_timms_weights_are_read_from_its_cache_and_normalise(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timms_weights_are_read_from_its_cache_and_normalise(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     timm = pytest.importorskip("timm")
     source = timm.create_model("test_resnet", pretrained=False)
     safetensors.torch.save_file(source.state_dict(), here / "model.safetensors")
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *names: str(here / "model.safetensors"))
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache", lambda *names: str(here / "model.safetensors")
+    )
     config = source.pretrained_cfg
     for name, model in (("timm:test_resnet", None), ("DEFAULT", "timm:test_resnet")):
         weights = read(name, model=model)
         assert weights.normalization == Normalization(tuple(config["mean"]), tuple(config["std"]))
         assert torch.equal(weights.tensors["conv1.0.weight"], source.state_dict()["conv1.0.weight"])
-    experiment = Experiment(model="timm:test_resnet", weights="DEFAULT", size=32, channels=3, norm="frozen")
+    experiment = Experiment(
+        model="timm:test_resnet", weights="DEFAULT", size=32, channels=3, norm="frozen"
+    )
     fresh = experiment.fresh_model()
     assert torch.equal(fresh.state_dict()["conv1.0.weight"], source.state_dict()["conv1.0.weight"])
     assert "stay as built" in experiment.start()[0]

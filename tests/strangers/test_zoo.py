@@ -184,7 +184,9 @@ def task(size: int) -> ml.Episode:
     return ml.Episode(support, ml.Examples(images[WAYS:], labels[WAYS:]))
 
 
-def plain_loop(model: nn.Module, episode: ml.Episode, first_order: bool) -> tuple[Tensor, list[Tensor]]:
+def plain_loop(
+    model: nn.Module, episode: ml.Episode, first_order: bool
+) -> tuple[Tensor, list[Tensor]]:
     """Adapted logits and the meta-gradient, by hand.
 
     Each call has a copy of its own: in evaluation mode LeViT's attention keeps biases of its last.

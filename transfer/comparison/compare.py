@@ -1,4 +1,6 @@
-"""Several starts, several seeds, one training: learning curves, steps to a threshold, and what each layer kept."""
+"""Several starts, several seeds, one training: learning curves, steps to a threshold, and what each
+layer kept.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,17 @@ from metalearn.runtime import distributed, parallel, provenance
 from metalearn.runtime.checks import whole_number
 from metalearn.runtime.files import Record
 from transfer.comparison.results import ComparisonResult
-from transfer.comparison.run import Build, Train, _alike, _digest, _perform, _place, _Plan, _workers, checked_seeds
+from transfer.comparison.run import (
+    Build,
+    Train,
+    _alike,
+    _digest,
+    _perform,
+    _place,
+    _Plan,
+    _workers,
+    checked_seeds,
+)
 from transfer.finetuning.finetune import named_tensors
 from transfer.initialisation.strategies import Strategy
 
@@ -28,7 +40,9 @@ SHARE = 0.98  # of the baseline's final score: the threshold where none is given
 
 @dataclass(frozen=True, repr=False)
 class Comparison(ComparisonResult):
-    """What `compare` finds; prints as tables, `.plot(path)` draws it, `.report(path)` writes a page, `.to_dict()` gives the numbers."""
+    """What `compare` finds; prints as tables, `.plot(path)` draws it, `.report(path)` writes a
+    page, `.to_dict()` gives the numbers.
+    """
 
     def __str__(self) -> str:
         from .text import text
@@ -36,14 +50,18 @@ class Comparison(ComparisonResult):
         return text(self)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw curves, steps, final scores and what layers kept; the ending of `path` says how (.png, .svg, .pdf)."""
+        """Draw curves, steps, final scores and what layers kept; the ending of `path` says how
+        (.png, .svg, .pdf).
+        """
         from metalearn.analysis.plotting.style import save
 
         from .figures import summary
 
         save(summary(self), path)
 
-    def report(self, path: str | os.PathLike[str], *, settings: Mapping[str, Any] | None = None) -> None:
+    def report(
+        self, path: str | os.PathLike[str], *, settings: Mapping[str, Any] | None = None
+    ) -> None:
         """Write one self-contained HTML page; `settings` are listed at its end."""
         from .page import report
 
@@ -69,30 +87,39 @@ def compare(
 ) -> Comparison:
     """Train every start under every seed and compare them -> `Comparison`.
 
-    A run is `build()` under `torch.manual_seed(seed)`, `initialize(model, strategy, seed)`, then `train(model, seed)`. Its result and the
-    weights it ends with are one file in `folder`, written whole or not at all, so that a comparison that was stopped goes on with the
-    runs that are missing; memory is that of one run. What each layer kept is `compare_layers` of start and end on `probe`.
+    A run is `build()` under `torch.manual_seed(seed)`, `initialize(model, strategy, seed)`, then
+    `train(model, seed)`. Its result and the weights it ends with are one file in `folder`, written
+    whole or not at all, so that a comparison that was stopped goes on with the runs that are
+    missing; memory is that of one run. What each layer kept is `compare_layers` of start and end on
+    `probe`.
 
     Args:
-        strategies: {name: strategy}; `(build, strategy)` where one has a network of its own, such as a slim one.
+        strategies: {name: strategy}; `(build, strategy)` where one has a network of its own, such
+            as a slim one.
         build: the network, all of its start drawn from torch's global generator.
         train: `(model, seed) -> Curve`, which trains in place; `finetune(...)` makes one.
-        probe: inputs (examples, ...) as the network takes them, or a tuple or dictionary of such for a network of several inputs; CCA
-            needs more examples (times positions) than features.
+        probe: inputs (examples, ...) as the network takes them, or a tuple or dictionary of such
+            for a network of several inputs; CCA needs more examples (times positions) than
+            features.
         seeds: one run of every strategy each; strategies are compared seed by seed.
-        baseline: the strategy that the others are compared against; "random" where there is one, else the first.
+        baseline: the strategy that the others are compared against; "random" where there is one,
+            else the first.
         folder: where runs are kept; None keeps them until the comparison is done.
-        threshold: the score that steps are counted to; None for 98 % of the baseline's mean final score.
+        threshold: the score that steps are counted to; None for 98 % of the baseline's mean final
+            score.
         level: of the tests and, as 1 - level, of the intervals.
         measure: "cca", "linear_cka", or another of `compare_layers`.
-        processes: how many share out the work on this machine, each with its share of torch's threads (sums of other numbers of threads
-            may differ in their last digits); all arguments must then be picklable. Under torchrun the ranks share them.
-        layers: the layers to compare; by default all. One that puts out a tuple or a dictionary is named with its entry, "lstm:0".
+        processes: how many share out the work on this machine, each with its share of torch's
+            threads (sums of other numbers of threads may differ in their last digits); all
+            arguments must then be picklable. Under torchrun the ranks share them.
+        layers: the layers to compare; by default all. One that puts out a tuple or a dictionary is
+            named with its entry, "lstm:0".
         settings: what else decides the result, recorded and compared when a comparison goes on.
         progress: show progress on standard error.
 
-    Raises ValueError where seeds repeat, a name is not there, or `folder` holds runs with other settings or another start; RuntimeError
-    for a script that shares runs out among processes without `if __name__ == "__main__":`.
+    Raises ValueError where seeds repeat, a name is not there, or `folder` holds runs with other
+    settings or another start; RuntimeError for a script that shares runs out among processes
+    without `if __name__ == "__main__":`.
 
     Example:
         >>> from transfer import everywhere, finetune, fresh, transfusion
@@ -113,23 +140,48 @@ def compare(
     if not _is_number(level) or not 0 < level < 1:
         raise ValueError(f"level={level!r} must lie between 0 and 1, such as 0.05")
     if threshold is not None and not (_is_number(threshold) and math.isfinite(threshold)):
-        raise ValueError(f"threshold={threshold!r} is no score; give one such as 0.9, or None for {100 * SHARE:g} % of the baseline's")
+        raise ValueError(
+            f"threshold={threshold!r} is no score; give one such as 0.9, or None for"
+            f" {100 * SHARE:g} % of the baseline's"
+        )
     _check_probe(probe)
     _check_layers(layers)
     processes = whole_number("processes", processes)
     if not (folder is None or isinstance(folder, str | os.PathLike)):
-        raise TypeError(f"folder={folder!r} is a {type(folder).__name__}; give the path of a folder, or None to keep no runs")
+        raise TypeError(
+            f"folder={folder!r} is a {type(folder).__name__}; give the path of a folder, or None to"
+            " keep no runs"
+        )
     if not (settings is None or isinstance(settings, Mapping)):
-        raise TypeError(f"settings is a {type(settings).__name__}; give a dictionary of what else decides the result")
+        raise TypeError(
+            f"settings is a {type(settings).__name__}; give a dictionary of what else decides the"
+            " result"
+        )
     parallel.check_startable("compare()", processes)
     distributed.join(torch.device("cpu"))
     if distributed.here()[1] > 1 and folder is None:
-        raise ValueError("under torchrun compare() needs folder=, one that all ranks see: they share out the runs through it")
-    decided: Record = {"train": getattr(train, "settings", {}), "probe": _digest(probe), "measure": measure}
+        raise ValueError(
+            "under torchrun compare() needs folder=, one that all ranks see: they share out the"
+            " runs through it"
+        )
+    decided: Record = {
+        "train": getattr(train, "settings", {}),
+        "probe": _digest(probe),
+        "measure": measure,
+    }
     if layers is not None:
         decided["layers"] = list(layers)
     with _place(folder) as place:
-        plan = _Plan(dict(strategies), build, train, probe, layers, place, measure, {**decided, "own": dict(settings or {})})
+        plan = _Plan(
+            dict(strategies),
+            build,
+            train,
+            probe,
+            layers,
+            place,
+            measure,
+            {**decided, "own": dict(settings or {})},
+        )
         wanted = [(name, seed) for seed in numbers for name in strategies]
         plan.try_out(numbers[0])
         with _workers(plan, processes) as pool:
@@ -139,11 +191,31 @@ def compare(
             runs = {key: plan.read(*key) for key in wanted}
             alike = _alike(plan, list(strategies), numbers, first, pool, progress)
     share = statistics.over_seeds([runs[first, seed].curve.final for seed in numbers]).mean
-    rule = "given" if threshold is not None else f"{100 * SHARE:g} % of the mean final score of {first}"
+    rule = (
+        "given"
+        if threshold is not None
+        else f"{100 * SHARE:g} % of the mean final score of {first}"
+    )
     goal = SHARE * share if threshold is None else threshold
-    own = {**plan.settings, "versions": {**provenance.versions(), "threads": torch.get_num_threads()}}
+    own = {
+        **plan.settings,
+        "versions": {**provenance.versions(), "threads": torch.get_num_threads()},
+    }
     ordered = tuple(runs[name, seed] for name in strategies for seed in numbers)
-    return distributed.from_first(Comparison(tuple(strategies), tuple(numbers), ordered, first, goal, rule, level, measure, alike, own))
+    return distributed.from_first(
+        Comparison(
+            tuple(strategies),
+            tuple(numbers),
+            ordered,
+            first,
+            goal,
+            rule,
+            level,
+            measure,
+            alike,
+            own,
+        )
+    )
 
 
 def _check_strategies(strategies: object) -> None:
@@ -157,14 +229,23 @@ def _check_strategies(strategies: object) -> None:
 def _check_callables(**functions: object) -> None:
     for name, function in functions.items():
         if isinstance(function, nn.Module) or not callable(function):
-            raise TypeError(f"{name} is a {type(function).__name__}; pass a function: build() -> model, train(model, seed) -> curve")
+            raise TypeError(
+                f"{name} is a {type(function).__name__}; pass a function: build() -> model,"
+                " train(model, seed) -> curve"
+            )
 
 
 def _check_probe(probe: Any) -> None:
-    tensors = named_tensors(probe) if isinstance(probe, Tensor | Mapping | tuple | list) else {"inputs": probe}
+    tensors = (
+        named_tensors(probe)
+        if isinstance(probe, Tensor | Mapping | tuple | list)
+        else {"inputs": probe}
+    )
     wrong = [value for value in tensors.values() if not isinstance(value, Tensor) or not value.ndim]
     if wrong:
-        raise TypeError(f"probe holds {wrong[0]!r:.60}, not inputs (examples, ...); train.probe(400) makes some")
+        raise TypeError(
+            f"probe holds {wrong[0]!r:.60}, not inputs (examples, ...); train.probe(400) makes some"
+        )
     if not tensors or not all(len(tensor) for tensor in tensors.values()):
         raise ValueError("probe holds no inputs to compare layers on; train.probe(400) makes some")
 
@@ -172,7 +253,10 @@ def _check_probe(probe: Any) -> None:
 def _check_layers(layers: object) -> None:
     names = [] if isinstance(layers, str) or not isinstance(layers, Sequence) else [*layers]
     if layers is not None and not (names and all(isinstance(name, str) for name in names)):
-        raise TypeError(f"layers={layers!r} is no list of names; write layers=['layer1', 'fc'], or leave it out for all")
+        raise TypeError(
+            f"layers={layers!r} is no list of names; write layers=['layer1', 'fc'], or leave it out"
+            " for all"
+        )
 
 
 def _is_number(value: object) -> bool:
@@ -181,7 +265,9 @@ def _is_number(value: object) -> bool:
 
 def _baseline(strategies: Mapping[str, Any], baseline: str | None) -> str:
     if len(strategies) < 2:
-        raise ValueError(f"compare() needs two strategies at least and got {', '.join(strategies) or 'none'}")
+        raise ValueError(
+            f"compare() needs two strategies at least and got {', '.join(strategies) or 'none'}"
+        )
     usual = "random" if "random" in strategies else next(iter(strategies))
     first = usual if baseline is None else baseline
     if not isinstance(first, str) or first not in strategies:

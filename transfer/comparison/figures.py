@@ -1,4 +1,7 @@
-"""Pictures of a comparison of starts. Each function returns a matplotlib `Figure`; starts differ in marker and line as well as colour."""
+"""Pictures of a comparison of starts.
+
+Each function returns a matplotlib `Figure`; starts differ in marker and line as well as colour.
+"""
 
 from __future__ import annotations
 
@@ -40,20 +43,32 @@ def steps_to_threshold(comparison: ComparisonResult) -> Figure:
 
 
 def what_is_kept(comparison: ComparisonResult) -> Figure:
-    """Similarity of every layer at the start and at the end, over the band of what shuffled images score."""
+    """Similarity of every layer at the start and at the end, over the band of what shuffled images
+    score.
+    """
     return _single(_draw_kept, comparison, 7.6, 4.6)
 
 
 def filters(comparison: ComparisonResult) -> Figure | None:
-    """First-layer filters of the first seed at the start and at the end; None where no network begins with a convolution."""
-    shown = [(name, run.filters) for name in comparison.strategies if (run := comparison.of(name)[0]).filters is not None][:SHOWN]
+    """First-layer filters of the first seed at the start and at the end; None where no network
+    begins with a convolution.
+    """
+    shown = [
+        (name, run.filters)
+        for name in comparison.strategies
+        if (run := comparison.of(name)[0]).filters is not None
+    ][:SHOWN]
     if not shown:
         return None
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.2, 0.45 * len(shown) + 0.5), layout="constrained", facecolor="white")
+        figure = Figure(
+            figsize=(9.2, 0.45 * len(shown) + 0.5), layout="constrained", facecolor="white"
+        )
         grid = np.atleast_2d(figure.subplots(len(shown), 2))
         for i, (name, both) in enumerate(shown):
-            for axes, bank, title in zip(grid[i], both, ("at the start", "after training"), strict=True):  # type: ignore[arg-type]
+            for axes, bank, title in zip(
+                grid[i], both, ("at the start", "after training"), strict=True
+            ):  # type: ignore[arg-type]
                 _draw_filters(axes, bank)
                 axes.set_title(title if i == 0 else "", loc="left")
             grid[i, 0].set_ylabel(name, rotation=0, ha="right", va="center")
@@ -63,14 +78,26 @@ def filters(comparison: ComparisonResult) -> Figure | None:
 def summary(comparison: ComparisonResult) -> Figure:
     """The four pictures together."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(14, 5 + _tall(comparison)), layout="constrained", facecolor="white")
-        drawn: list[Callable[[Axes, ComparisonResult], None]] = [_draw_curves, _draw_kept, _draw_steps, _draw_finals]
+        figure = Figure(
+            figsize=(14, 5 + _tall(comparison)), layout="constrained", facecolor="white"
+        )
+        drawn: list[Callable[[Axes, ComparisonResult], None]] = [
+            _draw_curves,
+            _draw_kept,
+            _draw_steps,
+            _draw_finals,
+        ]
         for axes, draw in zip(figure.subplots(2, 2).flat, drawn, strict=True):
             draw(axes, comparison)
     return figure
 
 
-def _single(draw: Callable[[Axes, ComparisonResult], None], comparison: ComparisonResult, width: float, height: float) -> Figure:
+def _single(
+    draw: Callable[[Axes, ComparisonResult], None],
+    comparison: ComparisonResult,
+    width: float,
+    height: float,
+) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
         draw(figure.subplots(), comparison)
@@ -91,28 +118,61 @@ def _draw_curves(axes: Axes, comparison: ComparisonResult) -> None:
         lowest += list(mean[1:])
         axes.plot(steps, mean, **look_of(i), ms=4.5, lw=1.4, markevery=(i % 3, 3), label=name)
         if len(curves) > 1:
-            half, style = statistics.over_seeds(values[:, -1].tolist(), comparison.level).interval, look_of(i)
-            axes.errorbar(steps[-1] * (1.012 + 0.012 * i), mean[-1], half, fmt=style["marker"], color=style["color"], ms=4.5, capsize=2)
+            half, style = (
+                statistics.over_seeds(values[:, -1].tolist(), comparison.level).interval,
+                look_of(i),
+            )
+            axes.errorbar(
+                steps[-1] * (1.012 + 0.012 * i),
+                mean[-1],
+                half,
+                fmt=style["marker"],
+                color=style["color"],
+                ms=4.5,
+                capsize=2,
+            )
     axes.axhline(comparison.threshold, color=MUTED, lw=1, ls=(0, (2, 2)))
-    where: dict[str, Any] = {"xytext": (3, 3), "textcoords": "offset points", "color": MUTED, "fontsize": 8.5}
+    where: dict[str, Any] = {
+        "xytext": (3, 3),
+        "textcoords": "offset points",
+        "color": MUTED,
+        "fontsize": 8.5,
+    }
     axes.annotate(f"{comparison.threshold:.3f}", (0, comparison.threshold), **where)
     draw_majority(axes.axhline, comparison.majority)
-    axes.set(title="Learning curves", xlabel="steps of fine-tuning", ylabel=f"{words(comparison.metric)} on test images, mean over seeds")
+    axes.set(
+        title="Learning curves",
+        xlabel="steps of fine-tuning",
+        ylabel=f"{words(comparison.metric)} on test images, mean over seeds",
+    )
     axes.set_ylim(bottom=max(0.0, min(lowest) - 0.02))
     _finish(axes, "y", columns=4, below=-0.2)
 
 
 def _draw_finals(axes: Axes, comparison: ComparisonResult) -> None:
-    values = {name: [run.curve.final for run in comparison.of(name)] for name in comparison.strategies}
+    values = {
+        name: [run.curve.final for run in comparison.of(name)] for name in comparison.strategies
+    }
     _dots(axes, values, comparison.finals)
     draw_majority(axes.axvline, comparison.majority)
-    axes.set(title="Final score", xlabel=f"{words(comparison.metric)} on test images; open: one seed, bar: interval of the mean")
+    axes.set(
+        title="Final score",
+        xlabel=(
+            f"{words(comparison.metric)} on test images; open: one seed, bar: interval of the mean"
+        ),
+    )
 
 
 def _draw_steps(axes: Axes, comparison: ComparisonResult) -> None:
-    values = {name: [run.curve.steps_to(comparison.threshold) for run in comparison.of(name)] for name in comparison.strategies}
+    values = {
+        name: [run.curve.steps_to(comparison.threshold) for run in comparison.of(name)]
+        for name in comparison.strategies
+    }
     _dots(axes, values, comparison.steps)
-    axes.set(title=f"Steps to {comparison.threshold:.3f}", xlabel="steps of fine-tuning; open: one seed, bar: interval of the mean")
+    axes.set(
+        title=f"Steps to {comparison.threshold:.3f}",
+        xlabel="steps of fine-tuning; open: one seed, bar: interval of the mean",
+    )
     axes.set_xlim(left=0)
 
 
@@ -120,14 +180,48 @@ def _dots(axes: Axes, values: dict[str, list[Any]], rows: Sequence[Against]) -> 
     for i, row in enumerate(rows):
         known = [value for value in values[row.strategy] if value is not None]
         style = look_of(i)
-        axes.plot(known, [i] * len(known), ls="", marker=style["marker"], ms=5, mfc="none", mec=style["color"], alpha=0.75)
+        axes.plot(
+            known,
+            [i] * len(known),
+            ls="",
+            marker=style["marker"],
+            ms=5,
+            mfc="none",
+            mec=style["color"],
+            alpha=0.75,
+        )
         if row.estimate is not None:
             half = row.estimate.interval
             bar = None if math.isnan(half) else half
-            axes.errorbar(row.estimate.mean, i, xerr=bar, fmt=style["marker"], color=style["color"], ms=7, capsize=3, lw=1.6)
+            axes.errorbar(
+                row.estimate.mean,
+                i,
+                xerr=bar,
+                fmt=style["marker"],
+                color=style["color"],
+                ms=7,
+                capsize=3,
+                lw=1.6,
+            )
         else:
-            text, box = f"not reached by {row.seeds - row.reached} of {row.seeds}", {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
-            axes.annotate(text, (0.99, i), xycoords=("axes fraction", "data"), ha="right", va="center", color=MUTED, fontsize=8.5, bbox=box)
+            text, box = (
+                f"not reached by {row.seeds - row.reached} of {row.seeds}",
+                {
+                    "facecolor": "white",
+                    "edgecolor": "none",
+                    "pad": 1.5,
+                },
+            )
+            axes.annotate(
+                text,
+                (0.99, i),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="center",
+                color=MUTED,
+                fontsize=8.5,
+                bbox=box,
+            )
     axes.set_yticks(range(len(rows)), [row.strategy for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="x", color=GRID, lw=0.8)
@@ -139,16 +233,46 @@ def _draw_kept(axes: Axes, comparison: ComparisonResult) -> None:
     same = [name for name in comparison.strategies if list(comparison.kept(name)) == names]
     x = np.arange(len(names))
     floor = np.array([max(comparison.kept(name)[layer][1] for name in same) for layer in names])
-    axes.fill_between(x, 0, floor, facecolor="#c3cad3", edgecolor="#9aa4af", lw=0.6, step="mid", alpha=0.9, label="by chance (95 %)")
+    axes.fill_between(
+        x,
+        0,
+        floor,
+        facecolor="#c3cad3",
+        edgecolor="#9aa4af",
+        lw=0.6,
+        step="mid",
+        alpha=0.9,
+        label="by chance (95 %)",
+    )
     for name in same:
         i = comparison.strategies.index(name)
         means, halves = np.array([comparison.kept(name)[layer][0] for layer in names]).T
         shift = 0.05 * (i - (len(same) - 1) / 2)
-        axes.errorbar(x + shift, means, halves, **look_of(i), ms=5.5, lw=1.3, capsize=2, elinewidth=0.8, label=name)
+        axes.errorbar(
+            x + shift,
+            means,
+            halves,
+            **look_of(i),
+            ms=5.5,
+            lw=1.3,
+            capsize=2,
+            elinewidth=0.8,
+            label=name,
+        )
     crowded = sum(map(len, names)) > 42
-    axes.set_xticks(x, names, rotation=40 if crowded else 0, ha="right" if crowded else "center", rotation_mode="anchor")
+    axes.set_xticks(
+        x,
+        names,
+        rotation=40 if crowded else 0,
+        ha="right" if crowded else "center",
+        rotation_mode="anchor",
+    )
     measure = comparison.measure.removeprefix("linear_").upper()
-    axes.set(title="What each layer keeps of its start", ylabel=f"{measure} of start and end", ylim=(-0.02, 1.04))
+    axes.set(
+        title="What each layer keeps of its start",
+        ylabel=f"{measure} of start and end",
+        ylim=(-0.02, 1.04),
+    )
     _finish(axes, "y", columns=4, below=-0.3 if crowded else -0.12)
 
 
@@ -166,7 +290,9 @@ def _draw_filters(axes: Axes, bank: Tensor) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _held(steps: Sequence[int], values: Sequence[float], best: int, wanted: Sequence[int]) -> list[float]:
+def _held(
+    steps: Sequence[int], values: Sequence[float], best: int, wanted: Sequence[int]
+) -> list[float]:
     """The values at the wanted steps; a curve that stopped early holds what it went back to."""
     known = dict(zip(steps, values, strict=True))
     return [known.get(step, values[best]) for step in wanted]

@@ -29,13 +29,24 @@ if TYPE_CHECKING:
     from .results import ComparisonResult
 
 
-def report(comparison: ComparisonResult, path: str | PathLike[str], *, settings: Mapping[str, Any] | None = None) -> None:
-    """Write one HTML page; pictures are embedded, and nothing is loaded from elsewhere. The file is written whole or not at all."""
+def report(
+    comparison: ComparisonResult,
+    path: str | PathLike[str],
+    *,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
+    """Write one HTML page; pictures are embedded, and nothing is loaded from elsewhere.
+
+    The file is written whole or not at all.
+    """
     write_atomically(path, html(comparison, settings=settings).encode())
 
 
 def html(
-    comparison: ComparisonResult, *, settings: Mapping[str, Any] | None = None, title: str = "What does a pretrained start bring?"
+    comparison: ComparisonResult,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    title: str = "What does a pretrained start bring?",
 ) -> str:
     """The page that `report` writes."""
     from jinja2 import Environment, PackageLoader, PrefixLoader, StrictUndefined
@@ -43,7 +54,10 @@ def html(
     from . import figures
 
     loader = PrefixLoader(
-        {"transfer": PackageLoader("transfer.comparison", "."), "analysis": PackageLoader("metalearn.analysis.adaptation", ".")}
+        {
+            "transfer": PackageLoader("transfer.comparison", "."),
+            "analysis": PackageLoader("metalearn.analysis.adaptation", "."),
+        }
     )
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     filters = figures.filters(comparison)

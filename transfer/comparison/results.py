@@ -19,7 +19,9 @@ from transfer.finetuning.curve import Curve
 
 @dataclass(frozen=True)
 class Kept:
-    """How much of its start one layer kept in one run: similarity of its outputs, its floor, and the correlation of its weights."""
+    """How much of its start one layer kept in one run: similarity of its outputs, its floor, and
+    the correlation of its weights.
+    """
 
     layer: str
     similarity: float
@@ -30,9 +32,11 @@ class Kept:
 
 @dataclass(frozen=True)
 class Run:
-    """One strategy under one seed: its curve, what every tensor started from, what each layer kept, and its first-layer filters.
+    """One strategy under one seed: its curve, what every tensor started from, what each layer kept,
+    and its first-layer filters.
 
-    `filters` are (2, filters, channels, height, width), at the start and at the end; None where the first layer is no convolution.
+    `filters` are (2, filters, channels, height, width), at the start and at the end; None where the
+    first layer is no convolution.
     """
 
     strategy: str
@@ -45,10 +49,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Against:
-    """One strategy's score, or its steps to the threshold, against the baseline's on the same seeds.
+    """One strategy's score, or its steps to the threshold, against the baseline's on the same
+    seeds.
 
-    `paired` is None where a seed of either did not reach the threshold: then there is no number. `adjusted` is p after Holm. `collapsed`
-    counts the seeds whose network predicts one class for every test image.
+    `paired` is None where a seed of either did not reach the threshold: then there is no number.
+    `adjusted` is p after Holm. `collapsed` counts the seeds whose network predicts one class for
+    every test image.
     """
 
     strategy: str
@@ -63,7 +69,9 @@ class Against:
 
 @dataclass(frozen=True)
 class Alike:
-    """How similar one layer ends in two runs of a strategy under different seeds, and in one of it and one of the baseline."""
+    """How similar one layer ends in two runs of a strategy under different seeds, and in one of it
+    and one of the baseline.
+    """
 
     strategy: str
     layer: str
@@ -90,7 +98,9 @@ class ComparisonResult:
         """The runs of a strategy, in the order of seeds."""
         found = [run for run in self.runs if run.strategy == strategy]
         if not found:
-            raise KeyError(f"there is no strategy {strategy!r}; there are {', '.join(self.strategies)}")
+            raise KeyError(
+                f"there is no strategy {strategy!r}; there are {', '.join(self.strategies)}"
+            )
         return found
 
     @property
@@ -105,27 +115,43 @@ class ComparisonResult:
 
     @property
     def majority(self) -> float:
-        """The score of predicting the most frequent class for every test image; NaN if the training did not count them."""
+        """The score of predicting the most frequent class for every test image; NaN if the training
+        did not count them.
+        """
         return self.runs[0].curve.majority
 
     @cached_property
     def collapsed(self) -> dict[str, tuple[int, ...]]:
-        """Strategy -> the seeds whose network predicts one class for every test image; without those that have none."""
-        seeds = {name: tuple(run.seed for run in self.of(name) if run.curve.collapsed) for name in self.strategies}
+        """Strategy -> the seeds whose network predicts one class for every test image; without
+        those that have none.
+        """
+        seeds = {
+            name: tuple(run.seed for run in self.of(name) if run.curve.collapsed)
+            for name in self.strategies
+        }
         return {name: some for name, some in seeds.items() if some}
 
     @cached_property
     def finals(self) -> tuple[Against, ...]:
         """The final score of every strategy against the baseline."""
-        return self._against({name: [run.curve.final for run in self.of(name)] for name in self.strategies})
+        return self._against(
+            {name: [run.curve.final for run in self.of(name)] for name in self.strategies}
+        )
 
     @cached_property
     def steps(self) -> tuple[Against, ...]:
         """Steps to the threshold of every strategy against the baseline; fewer is faster."""
-        return self._against({name: [run.curve.steps_to(self.threshold) for run in self.of(name)] for name in self.strategies})
+        return self._against(
+            {
+                name: [run.curve.steps_to(self.threshold) for run in self.of(name)]
+                for name in self.strategies
+            }
+        )
 
     def kept(self, strategy: str) -> dict[str, tuple[Estimate, float, Estimate]]:
-        """Layer -> similarity of start and end over seeds, its floor (the largest), and the correlation of weights over seeds."""
+        """Layer -> similarity of start and end over seeds, its floor (the largest), and the
+        correlation of weights over seeds.
+        """
         rows = [run.kept for run in self.of(strategy)]
         return {
             layer[0].layer: (
@@ -137,30 +163,65 @@ class ComparisonResult:
         }
 
     def __repr__(self) -> str:
-        scores = ", ".join(f"{row.strategy} {row.estimate.mean:.4f}" for row in self.finals if row.estimate)
+        scores = ", ".join(
+            f"{row.strategy} {row.estimate.mean:.4f}" for row in self.finals if row.estimate
+        )
         collapsed = f"; collapsed: {', '.join(self.collapsed)}" if self.collapsed else ""
-        return f"Comparison({self.metric} over {len(self.seeds)} seeds: {scores}{collapsed}; print it for the tables)"
+        return (
+            f"Comparison({self.metric} over {len(self.seeds)} seeds: {scores}{collapsed}; print it"
+            " for the tables)"
+        )
 
     def to_dict(self) -> Record:
         """Everything but the pictures as JSON-able values; NaN is None."""
-        own = ["strategies", "seeds", "baseline", "metric", "threshold", "threshold_rule", "level", "measure", "finals", "steps"]
+        own = [
+            "strategies",
+            "seeds",
+            "baseline",
+            "metric",
+            "threshold",
+            "threshold_rule",
+            "level",
+            "measure",
+            "finals",
+            "steps",
+        ]
         own += ["test_counts", "majority", "collapsed"]
         runs = [
-            {"strategy": run.strategy, "seed": run.seed, "curve": run.curve.to_dict(), "start": run.initialisation, "kept": run.kept}
+            {
+                "strategy": run.strategy,
+                "seed": run.seed,
+                "curve": run.curve.to_dict(),
+                "start": run.initialisation,
+                "kept": run.kept,
+            }
             for run in self.runs
         ]
         smallest = statistics.smallest_p(len(self.seeds))
         figures = {name: getattr(self, name) for name in own}
-        return plain({**figures, "smallest_p": smallest, "alike": self.alike, "runs": runs, "settings": self.settings})
+        return plain(
+            {
+                **figures,
+                "smallest_p": smallest,
+                "alike": self.alike,
+                "runs": runs,
+                "settings": self.settings,
+            }
+        )
 
     def _against(self, measured: Mapping[str, Sequence[float | None]]) -> tuple[Against, ...]:
-        reached = {name: [value for value in values if value is not None] for name, values in measured.items()}
+        reached = {
+            name: [value for value in values if value is not None]
+            for name, values in measured.items()
+        }
         whole = {name: values for name, values in reached.items() if len(values) == len(self.seeds)}
         tests = statistics.against(whole, self.baseline, self.level)
         rows = []
         for name in self.strategies:
             estimate = statistics.over_seeds(whole[name], self.level) if name in whole else None
             row = (name, estimate, len(reached[name]), len(self.seeds))
-            test = (*tests[name], statistics.answer(*tests[name], self.level)) if name in tests else ()
+            test = (
+                (*tests[name], statistics.answer(*tests[name], self.level)) if name in tests else ()
+            )
             rows.append(replace(Against(*row, *test), collapsed=len(self.collapsed.get(name, ()))))
         return tuple(rows)

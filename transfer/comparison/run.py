@@ -53,12 +53,20 @@ class _Plan:
     folder: Path
     measure: str
     settings: Record
-    starts: dict[tuple[str, int], str] = field(default_factory=dict)  # checksums of starts, once known
+    starts: dict[tuple[str, int], str] = field(
+        default_factory=dict
+    )  # checksums of starts, once known
 
     def path(self, name: str, seed: int) -> Path:
-        """The file of a run; a name that is no file name gets a checksum, so that two of them stay apart."""
+        """The file of a run; a name that is no file name gets a checksum, so that two of them stay
+        apart.
+        """
         plain_name = re.sub(r"[^\w.=+-]+", "-", name)
-        own = plain_name if plain_name == name else f"{plain_name}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+        own = (
+            plain_name
+            if plain_name == name
+            else f"{plain_name}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+        )
         return self.folder / f"{own}-seed{seed}.safetensors"
 
     def network(self, name: str, seed: int) -> nn.Module:
@@ -68,25 +76,38 @@ class _Plan:
             torch.manual_seed(seed)
             model = (chosen[0] if isinstance(chosen, tuple) else self.build)()
         if not isinstance(model, nn.Module):
-            raise TypeError(f"build() returned a {type(model).__name__} for {name}; it must return a torch.nn.Module")
+            raise TypeError(
+                f"build() returned a {type(model).__name__} for {name}; it must return a"
+                " torch.nn.Module"
+            )
         return model
 
     def start(self, name: str, seed: int) -> tuple[nn.Module, Record]:
         """The network as this run starts, and the report of it."""
         chosen, model = self.strategies[name], self.network(name, seed)
-        return model, initialize(model, chosen[1] if isinstance(chosen, tuple) else chosen, seed=seed).to_dict()
+        return (
+            model,
+            initialize(
+                model, chosen[1] if isinstance(chosen, tuple) else chosen, seed=seed
+            ).to_dict(),
+        )
 
     def try_out(self, seed: int) -> None:
-        """Start every strategy and look at two inputs, so that what cannot work is said before hours of training."""
+        """Start every strategy and look at two inputs, so that what cannot work is said before
+        hours of training.
+        """
         for name in self.strategies:
             model, _ = self.start(name, seed)
             few = replace(self, probe=map_tensors(lambda tensor: tensor[:2], self.probe))
             try:
                 _outputs((model, {}), [], few.probe)
             except (RuntimeError, TypeError) as error:
-                shapes = ", ".join(str(tuple(tensor.shape)) for tensor in named_tensors(self.probe).values())
+                shapes = ", ".join(
+                    str(tuple(tensor.shape)) for tensor in named_tensors(self.probe).values()
+                )
                 raise ValueError(
-                    f"{name}: the network does not take the probe, inputs {shapes} ({error}); train.probe() makes some"
+                    f"{name}: the network does not take the probe, inputs {shapes} ({error});"
+                    " train.probe() makes some"
                 ) from error
             try:
                 _profile((model, {}), (model, {}), few)
@@ -94,7 +115,9 @@ class _Plan:
                 raise ValueError(f"{name}: {error}") from error
 
     def done(self, name: str, seed: int, *, waiting: bool = False) -> bool:
-        """Whether the run's file is there and whole; while `waiting` for another's, a damaged one counts as not there."""
+        """Whether the run's file is there and whole; while `waiting` for another's, a damaged one
+        counts as not there.
+        """
         path = self.path(name, seed)
         try:
             _, record = files.load(path)
@@ -102,7 +125,11 @@ class _Plan:
             return False
         except Damaged as error:
             if not waiting:
-                print(f"{error}: the run {name}, seed {seed}, is repeated", file=sys.stderr, flush=True)
+                print(
+                    f"{error}: the run {name}, seed {seed}, is repeated",
+                    file=sys.stderr,
+                    flush=True,
+                )
             return False
         if (name, seed) not in self.starts:
             network, _ = self.start(name, seed)
@@ -120,12 +147,17 @@ class _Plan:
         before = _state(model)
         settings = {**self.settings, "start": _checksum(before, "")[:16]}
         try:
-            curve = self.train(model, seed, advance) if isinstance(self.train, FineTuning) else self.train(model, seed)  # type: ignore[call-arg]
+            curve = (
+                self.train(model, seed, advance)
+                if isinstance(self.train, FineTuning)
+                else self.train(model, seed)
+            )  # type: ignore[call-arg]
         except (ValueError, FloatingPointError) as error:
             raise type(error)(f"{name}, seed {seed}: {error}") from error
         if not isinstance(curve, Curve):
             raise TypeError(
-                f"train() returned a {type(curve).__name__} for {name}; it must return a transfer.finetuning.finetune.curve.Curve"
+                f"train() returned a {type(curve).__name__} for {name}; it must return a"
+                " transfer.finetuning.finetune.curve.Curve"
             )
         after = _state(model)
         kept = _kept(model.cpu(), before, after, self)
@@ -133,24 +165,45 @@ class _Plan:
         filters = _filters(model, before, after)
         if filters is not None:
             tensors["filters"] = filters
-        about = {"strategy": name, "seed": seed, "curve": curve.to_dict(), "initialisation": report, "kept": plain(kept)}
-        files.save(path, tensors, {**about, "settings": settings, "versions": provenance.versions()})
+        about = {
+            "strategy": name,
+            "seed": seed,
+            "curve": curve.to_dict(),
+            "initialisation": report,
+            "kept": plain(kept),
+        }
+        files.save(
+            path, tensors, {**about, "settings": settings, "versions": provenance.versions()}
+        )
 
     def read(self, name: str, seed: int) -> Run:
         """The run that was performed."""
         tensors, record = files.load(self.path(name, seed))
-        rows: list[Record] = [{key: math.nan if value is None else value for key, value in row.items()} for row in record["kept"]]
+        rows: list[Record] = [
+            {key: math.nan if value is None else value for key, value in row.items()}
+            for row in record["kept"]
+        ]
         kept = tuple(Kept(**row) for row in rows)
-        filters = tensors["filters"].clone() if "filters" in tensors else None  # else all of the file stays in memory with them
-        return Run(name, seed, Curve.from_dict(record["curve"]), record["initialisation"], kept, filters)
+        filters = (
+            tensors["filters"].clone() if "filters" in tensors else None
+        )  # else all of the file stays in memory with them
+        return Run(
+            name, seed, Curve.from_dict(record["curve"]), record["initialisation"], kept, filters
+        )
 
     def end(self, name: str, seed: int) -> dict[str, Tensor]:
         """The weights and buffers that the run ended with."""
         tensors, _ = files.load(self.path(name, seed))
-        return {key.removeprefix("end."): tensor for key, tensor in tensors.items() if key.startswith("end.")}
+        return {
+            key.removeprefix("end."): tensor
+            for key, tensor in tensors.items()
+            if key.startswith("end.")
+        }
 
 
-def _perform(plan: _Plan, wanted: list[tuple[str, int]], pool: Executor | None, progress: bool) -> None:
+def _perform(
+    plan: _Plan, wanted: list[tuple[str, int]], pool: Executor | None, progress: bool
+) -> None:
     """All runs that are not there yet: this rank's share of them, here or in a pool."""
     rank, count = distributed.here()
     mine = wanted[rank::count]
@@ -158,10 +211,16 @@ def _perform(plan: _Plan, wanted: list[tuple[str, int]], pool: Executor | None, 
     steps = getattr(plan.train, "steps", 1)
     unit = "step" if steps > 1 else "run"
     with shown_progress(
-        f"{len(mine)} runs", steps * len(mine), unit=unit, done=steps * (len(mine) - len(left)), shown=progress and rank == 0
+        f"{len(mine)} runs",
+        steps * len(mine),
+        unit=unit,
+        done=steps * (len(mine) - len(left)),
+        shown=progress and rank == 0,
     ) as advance:
         if pool:
-            _share_out(pool, _Plan.perform, left, lambda key: advance(steps, f"{key[0]}, seed {key[1]}"))
+            _share_out(
+                pool, _Plan.perform, left, lambda key: advance(steps, f"{key[0]}, seed {key[1]}")
+            )
         else:
             for name, seed in left:
                 plan.perform(name, seed, _told(advance, f"{name}, seed {seed}: "))
@@ -179,7 +238,9 @@ def _told(advance: Callable[..., None], which: str) -> Callable[..., None]:
 
 @contextmanager
 def _workers(plan: _Plan, processes: int) -> Iterator[Executor | None]:
-    """Processes that hold the plan, each with its share of the cores, started when there is work; None for one."""
+    """Processes that hold the plan, each with its share of the cores, started when there is work;
+    None for one.
+    """
     if processes == 1:
         yield None
         return
@@ -187,13 +248,18 @@ def _workers(plan: _Plan, processes: int) -> Iterator[Executor | None]:
         packed = pickle.dumps(plan)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ValueError(
-            f"processes={processes} cannot hand the runs to other processes ({error}): define build and train at the top of a module, "
-            "leave processes at 1, or start the script with torchrun"
+            f"processes={processes} cannot hand the runs to other processes ({error}): define build"
+            " and train at the top of a module, leave processes at 1, or start the script with"
+            " torchrun"
         ) from error
     threads = max(1, torch.get_num_threads() // processes)
-    source = parallel.start_method(__name__)  # never a fork of this process: torch's threads do not survive it
+    source = parallel.start_method(
+        __name__
+    )  # never a fork of this process: torch's threads do not survive it
     others = multiprocessing.active_children()
-    with ProcessPoolExecutor(processes, mp_context=source, initializer=_receive, initargs=(packed, threads)) as pool:
+    with ProcessPoolExecutor(
+        processes, mp_context=source, initializer=_receive, initargs=(packed, threads)
+    ) as pool:
         try:
             yield pool
         except BaseException:
@@ -205,7 +271,10 @@ def _workers(plan: _Plan, processes: int) -> Iterator[Executor | None]:
 
 
 def _share_out(
-    pool: Executor, work: Callable[..., Any], items: Sequence[tuple[Any, ...]], finished: Callable[[tuple[Any, ...]], None]
+    pool: Executor,
+    work: Callable[..., Any],
+    items: Sequence[tuple[Any, ...]],
+    finished: Callable[[tuple[Any, ...]], None],
 ) -> list[Any]:
     """`work(plan, *item)` of every item -> what each gave, in order."""
     if items:
@@ -217,8 +286,8 @@ def _share_out(
             finished(started[future])
     except BrokenProcessPool as error:
         raise ChildProcessError(
-            "a worker process ended in the middle of its run, often for lack of memory; runs that are done are kept in folder=, "
-            "and fewer processes= need less"
+            "a worker process ended in the middle of its run, often for lack of memory; runs that"
+            " are done are kept in folder=, and fewer processes= need less"
         ) from error
     return [future.result() for future in started]
 
@@ -229,13 +298,13 @@ def _check_started(pool: Executor) -> None:
         pool.submit(_unpack).result()
     except BrokenProcessPool as error:
         raise RuntimeError(
-            f"a worker process could not import this script; in a script file, put the call of compare() under `{parallel.GUARD}`, "
-            "or pass processes=1"
+            "a worker process could not import this script; in a script file, put the call of"
+            f" compare() under `{parallel.GUARD}`, or pass processes=1"
         ) from error
     except (AttributeError, ImportError) as error:
         raise ValueError(
-            f"a worker process cannot import what compare() was given ({error}): define build, train and strategies at the top of a "
-            "module or a script file, or pass processes=1"
+            f"a worker process cannot import what compare() was given ({error}): define build,"
+            " train and strategies at the top of a module or a script file, or pass processes=1"
         ) from error
 
 
@@ -259,9 +328,18 @@ def _there(work: Callable[..., Any], item: tuple[Any, ...]) -> Any:
     return work(_received[0], *item)
 
 
-def _alike(plan: _Plan, names: list[str], seeds: list[int], baseline: str, pool: Executor | None, progress: bool) -> tuple[Alike, ...]:
+def _alike(
+    plan: _Plan,
+    names: list[str],
+    seeds: list[int],
+    baseline: str,
+    pool: Executor | None,
+    progress: bool,
+) -> tuple[Alike, ...]:
     """Every strategy's end against its own, and against the baseline's, under the next seed."""
-    pairs = tuple(zip(seeds, seeds[1:] + seeds[:1], strict=True))[: len(seeds) if len(seeds) > 2 else len(seeds) - 1]
+    pairs = tuple(zip(seeds, seeds[1:] + seeds[:1], strict=True))[
+        : len(seeds) if len(seeds) > 2 else len(seeds) - 1
+    ]
     if not pairs:
         return ()
     items = [(name, baseline, pairs) for name in names]
@@ -277,16 +355,25 @@ def _alike(plan: _Plan, names: list[str], seeds: list[int], baseline: str, pool:
 
 
 def _ends(plan: _Plan, name: str, baseline: str, pairs: Sequence[tuple[int, int]]) -> list[Alike]:
-    """One strategy's layers, each with how alike two of its ends are, and one of it and one of the baseline."""
+    """One strategy's layers, each with how alike two of its ends are, and one of it and one of the
+    baseline.
+    """
     model, other = plan.network(name, pairs[0][0]), plan.network(baseline, pairs[0][0])
     own: list[Profile] = []
     base: list[Profile] = []
     for seed, following in pairs:
         ours = (model, plan.end(name, seed))
         own.append(_profile(ours, (model, plan.end(name, following)), plan))
-        base.append(own[-1] if name == baseline else _profile(ours, (other, plan.end(baseline, following)), plan))
+        base.append(
+            own[-1]
+            if name == baseline
+            else _profile(ours, (other, plan.end(baseline, following)), plan)
+        )
     shared = [row.layer for row in base[0].layers]
-    values = {layer: [[profile[layer].similarity for profile in profiles] for profiles in (own, base)] for layer in shared}
+    values = {
+        layer: [[profile[layer].similarity for profile in profiles] for profiles in (own, base)]
+        for layer in shared
+    }
     return [Alike(name, layer, *map(statistics.over_seeds, both)) for layer, both in values.items()]
 
 
@@ -300,7 +387,9 @@ def _profile(ours: Weighted, theirs: Weighted, plan: _Plan, draws: int = 0) -> P
 
 
 def _outputs(network: Weighted, names: Sequence[str], inputs: Inputs) -> dict[str, Tensor]:
-    """What the named layers put out; `compare_layers` takes a tuple for a loader, so several inputs are run here."""
+    """What the named layers put out; `compare_layers` takes a tuple for a loader, so several inputs
+    are run here.
+    """
     model, weights = network
     if isinstance(inputs, Mapping):
         positional, named = (), dict(inputs)
@@ -316,29 +405,64 @@ def _digest(probe: Inputs) -> str:
     return _checksum({name: tensor.cpu() for name, tensor in tensors.items()}, "")[:16]
 
 
-def _kept(model: nn.Module, before: dict[str, Tensor], after: dict[str, Tensor], plan: _Plan) -> list[Kept]:
+def _kept(
+    model: nn.Module, before: dict[str, Tensor], after: dict[str, Tensor], plan: _Plan
+) -> list[Kept]:
     profile = _profile((model, before), (model, after), plan, draws=10)
     correlations = _correlations(model, before, after)
-    return [Kept(row.layer, row.similarity, row.floor.upper, correlations.get(row.layer, math.nan), row.note) for row in profile.layers]
+    return [
+        Kept(
+            row.layer,
+            row.similarity,
+            row.floor.upper,
+            correlations.get(row.layer, math.nan),
+            row.note,
+        )
+        for row in profile.layers
+    ]
 
 
-def _correlations(model: nn.Module, before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, float]:
-    """Layer -> Pearson's correlation of all its weights before and after, biases and normalisation left out."""
+def _correlations(
+    model: nn.Module, before: dict[str, Tensor], after: dict[str, Tensor]
+) -> dict[str, float]:
+    """Layer -> Pearson's correlation of all its weights before and after, biases and normalisation
+    left out.
+    """
     owner = owners(model)
     found = {}
     for layer in layer_names(model):
-        names = [name for name, p in model.named_parameters() if owner[name] == layer and p.ndim > 1]
+        names = [
+            name for name, p in model.named_parameters() if owner[name] == layer and p.ndim > 1
+        ]
         if names:
-            both = torch.stack([torch.cat([side[name].flatten() for name in names]).double() for side in (before, after)])
+            both = torch.stack(
+                [
+                    torch.cat([side[name].flatten() for name in names]).double()
+                    for side in (before, after)
+                ]
+            )
             centred = both - both.mean(1, keepdim=True)
             norm = float(centred.norm(dim=1).prod())
             found[layer] = float(centred[0] @ centred[1]) / norm if norm else math.nan
     return found
 
 
-def _filters(model: nn.Module, before: dict[str, Tensor], after: dict[str, Tensor]) -> Tensor | None:
-    first = next((f"{path}.weight" for path, module in model.named_modules() if isinstance(module, nn.Conv2d)), None)
-    return None if first is None else torch.stack([side[first.lstrip(".")][:FILTERS] for side in (before, after)])
+def _filters(
+    model: nn.Module, before: dict[str, Tensor], after: dict[str, Tensor]
+) -> Tensor | None:
+    first = next(
+        (
+            f"{path}.weight"
+            for path, module in model.named_modules()
+            if isinstance(module, nn.Conv2d)
+        ),
+        None,
+    )
+    return (
+        None
+        if first is None
+        else torch.stack([side[first.lstrip(".")][:FILTERS] for side in (before, after)])
+    )
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
@@ -350,11 +474,17 @@ def checked_seeds(seeds: Iterable[int]) -> list[int]:
     """The seeds, each once and one at least."""
     seeds = seeds.tolist() if isinstance(seeds, Tensor) else seeds
     if isinstance(seeds, str) or not isinstance(seeds, Iterable):
-        raise TypeError(f"seeds={seeds!r} is no list of whole numbers; write seeds=[0, 1, 2, 3, 4, 5] or range(6)")
+        raise TypeError(
+            f"seeds={seeds!r} is no list of whole numbers; write seeds=[0, 1, 2, 3, 4, 5] or"
+            " range(6)"
+        )
     numbers = [whole_number("a seed", seed, least=0) for seed in seeds]
     twice = sorted({seed for seed in numbers if numbers.count(seed) > 1})
     if twice:
-        raise ValueError(f"seeds={numbers} has {twice[0]} twice: the same run again is no more evidence; give each seed once")
+        raise ValueError(
+            f"seeds={numbers} has {twice[0]} twice: the same run again is no more evidence; give"
+            " each seed once"
+        )
     if not numbers:
         raise ValueError("seeds is empty; give at least one, and six for tests at the level 0.05")
     return numbers

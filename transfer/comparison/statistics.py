@@ -17,7 +17,8 @@ ENUMERATED = 16  # seeds up to which all patterns of signs are tried
 
 
 def over_seeds(values: Sequence[float], level: float = 0.05) -> Estimate:
-    """The mean over seeds with the half-width of its t interval, `t(n - 1) std(ddof=1) / sqrt(n)`; NaN where one seed gives none.
+    """The mean over seeds with the half-width of its t interval, `t(n - 1) std(ddof=1) / sqrt(n)`;
+    NaN where one seed gives none.
 
     Example:
         >>> over_seeds([0.8, 0.9, 1.0])
@@ -29,16 +30,20 @@ def over_seeds(values: Sequence[float], level: float = 0.05) -> Estimate:
         raise ValueError("over_seeds() got no values; give one a seed")
     if len(array) < 2:
         return Estimate(float(array.mean()), math.nan)
-    return Estimate(float(array.mean()), float(stats.t.ppf(1 - level / 2, len(array) - 1) * stats.sem(array)))
+    return Estimate(
+        float(array.mean()), float(stats.t.ppf(1 - level / 2, len(array) - 1) * stats.sem(array))
+    )
 
 
 @dataclass(frozen=True)
 class Paired:
-    """One start against another on the same seeds: the mean difference with its t interval, and two tests of it being zero.
+    """One start against another on the same seeds: the mean difference with its t interval, and two
+    tests of it being zero.
 
-    `t` and `p` are the paired t test's, which takes differences for normal. `exact` is the sign-flip test's, which takes them for
-    symmetric about zero alone: the share of the 2^n patterns of signs whose mean is as far from zero as this one. `smallest` is
-    the least that `exact` can be with this many seeds, 2 / 2^n. `p` is NaN where all differences are one number other than zero.
+    `t` and `p` are the paired t test's, which takes differences for normal. `exact` is the
+    sign-flip test's, which takes them for symmetric about zero alone: the share of the 2^n patterns
+    of signs whose mean is as far from zero as this one. `smallest` is the least that `exact` can be
+    with this many seeds, 2 / 2^n. `p` is NaN where all differences are one number other than zero.
     """
 
     difference: Estimate
@@ -50,7 +55,10 @@ class Paired:
 
     def __str__(self) -> str:
         difference = self.difference.shown("+.4g")
-        return f"{difference} (t = {self.t:.2f}, p = {self.p:.2g}; sign flip p = {self.exact:.2g}; {self.seeds} seeds)"
+        return (
+            f"{difference} (t = {self.t:.2f}, p = {self.p:.2g}; sign flip p = {self.exact:.2g};"
+            f" {self.seeds} seeds)"
+        )
 
 
 def paired(a: Sequence[float], b: Sequence[float], level: float = 0.05) -> Paired:
@@ -71,17 +79,25 @@ def paired(a: Sequence[float], b: Sequence[float], level: float = 0.05) -> Paire
     """
     first, second = _per_seed("paired()", a), _per_seed("paired()", b)
     if first.shape != second.shape or not len(first):
-        raise ValueError(f"paired() needs as many values of one as of the other, a seed each, not {first.shape} and {second.shape}")
+        raise ValueError(
+            f"paired() needs as many values of one as of the other, a seed each, not {first.shape}"
+            f" and {second.shape}"
+        )
     differences = first - second
     if not np.isfinite(differences).all():
-        raise ValueError(f"paired() got a value that is not finite: {first.tolist()} against {second.tolist()}")
+        raise ValueError(
+            f"paired() got a value that is not finite: {first.tolist()} against {second.tolist()}"
+        )
     t, p = _t_test(differences)
     count = len(differences)
-    return Paired(over_seeds(differences, level), t, p, sign_flip(differences), smallest_p(count), count)
+    return Paired(
+        over_seeds(differences, level), t, p, sign_flip(differences), smallest_p(count), count
+    )
 
 
 def sign_flip(differences: Sequence[float]) -> float:
-    """The two-sided p of the sign-flip test: the share of sign patterns whose sum is at least as far from zero.
+    """The two-sided p of the sign-flip test: the share of sign patterns whose sum is at least as
+    far from zero.
 
     All 2^n patterns up to 16 differences; beyond that 2^16 random ones and the one that was seen.
 
@@ -121,9 +137,11 @@ def seeds_needed(level: float) -> int:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment (1979): the i-th smallest of m becomes `max over j <= i of (m - j + 1) p(j)`, at most 1.
+    """Holm's step-down adjustment (1979): the i-th smallest of m becomes `max over j <= i of (m - j
+    + 1) p(j)`, at most 1.
 
-    An adjusted p below a level rejects its hypothesis with that level kept over the whole family. NaN counts in m and stays NaN.
+    An adjusted p below a level rejects its hypothesis with that level kept over the whole family.
+    NaN counts in m and stays NaN.
 
     Example:
         >>> holm([0.01, 0.04, 0.03])
@@ -139,14 +157,19 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def against(values: Mapping[str, Sequence[float]], baseline: str, level: float = 0.05) -> dict[str, tuple[Paired, float]]:
-    """Every start against the baseline on the same seeds -> the paired tests, each with its p after Holm over the starts.
+def against(
+    values: Mapping[str, Sequence[float]], baseline: str, level: float = 0.05
+) -> dict[str, tuple[Paired, float]]:
+    """Every start against the baseline on the same seeds -> the paired tests, each with its p after
+    Holm over the starts.
 
-    This is the one family of tests against a baseline: whatever says that a start is faster or better than it takes this p.
+    This is the one family of tests against a baseline: whatever says that a start is faster or
+    better than it takes this p.
 
     Args:
         values: (seeds,) numbers of every start, in the same order of seeds.
-        baseline: the start that the others are compared against; without its values there are no tests.
+        baseline: the start that the others are compared against; without its values there are no
+            tests.
         level: of the intervals, which cover 1 - level.
 
     Example:
@@ -156,13 +179,16 @@ def against(values: Mapping[str, Sequence[float]], baseline: str, level: float =
     """
     if baseline not in values:
         return {}
-    tests = {name: paired(values[name], values[baseline], level) for name in values if name != baseline}
+    tests = {
+        name: paired(values[name], values[baseline], level) for name in values if name != baseline
+    }
     adjusted = holm([test.p for test in tests.values()])
     return {name: (test, p) for (name, test), p in zip(tests.items(), adjusted, strict=True)}
 
 
 def answer(found: Paired, adjusted: float, level: float) -> str:
-    """ "higher", "lower", "no difference shown", or "not decidable" where this many seeds cannot reach the level.
+    """ "higher", "lower", "no difference shown", or "not decidable" where this many seeds cannot
+    reach the level.
 
     Example:
         >>> three = paired([0.80, 0.84, 0.83], [0.70, 0.71, 0.74])
@@ -181,9 +207,13 @@ def _per_seed(call: str, values: Any) -> np.ndarray:
     try:
         array = np.asarray(values, dtype=float)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{call} needs a list of numbers, one a seed, not {values!r:.60}") from error
+        raise TypeError(
+            f"{call} needs a list of numbers, one a seed, not {values!r:.60}"
+        ) from error
     if array.ndim != 1:
-        raise ValueError(f"{call} needs a list of numbers, one a seed, not {values!r:.60} of shape {array.shape}")
+        raise ValueError(
+            f"{call} needs a list of numbers, one a seed, not {values!r:.60} of shape {array.shape}"
+        )
     return array
 
 
@@ -195,7 +225,9 @@ def _check_level(level: Any) -> None:
 def _t_test(differences: np.ndarray) -> tuple[float, float]:
     if len(differences) < 2:
         return math.nan, math.nan
-    if np.ptp(differences) <= 1e-12 * np.abs(differences).max():  # a spread of rounding errors alone would pass for certainty
+    if (
+        np.ptp(differences) <= 1e-12 * np.abs(differences).max()
+    ):  # a spread of rounding errors alone would pass for certainty
         return (0.0, 1.0) if not differences.any() else (math.nan, math.nan)
     found = stats.ttest_1samp(differences, 0.0)
     return float(found.statistic), float(found.pvalue)

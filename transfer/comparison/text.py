@@ -36,10 +36,16 @@ def text(comparison: ComparisonResult) -> str:
 def overall(comparison: ComparisonResult) -> str:
     """The answer in a line: which starts end higher, and which are faster."""
     if statistics.smallest_p(len(comparison.seeds)) > comparison.level:
-        return f"Not decidable with {_seeds(comparison)} at the level {comparison.level:g}; the estimates stand below."
+        return (
+            f"Not decidable with {_seeds(comparison)} at the level {comparison.level:g}; the"
+            " estimates stand below."
+        )
     higher = [row.strategy for row in comparison.finals if row.answer == "higher"]
     faster = [row.strategy for row in comparison.steps if row.answer == "lower"]
-    said = [f"{word} than {comparison.baseline}: {', '.join(names) or 'none'}" for word, names in (("Higher", higher), ("faster", faster))]
+    said = [
+        f"{word} than {comparison.baseline}: {', '.join(names) or 'none'}"
+        for word, names in (("Higher", higher), ("faster", faster))
+    ]
     return "; ".join(said)
 
 
@@ -49,7 +55,10 @@ def headlines(comparison: ComparisonResult) -> list[str]:
     for final, steps in zip(comparison.finals, comparison.steps, strict=True):
         if final.strategy == comparison.baseline or final.paired is None:
             continue
-        score = f"{final.strategy} ends {_points(final.paired.difference)} from {comparison.baseline}: {final.answer}"
+        score = (
+            f"{final.strategy} ends {_points(final.paired.difference)} from {comparison.baseline}:"
+            f" {final.answer}"
+        )
         lines.append(f"{score}; {_arrival(steps, comparison)}.")
     return lines
 
@@ -57,10 +66,21 @@ def headlines(comparison: ComparisonResult) -> list[str]:
 def columns(comparison: ComparisonResult, kind: str) -> tuple[str, ...]:
     """The header of the table of final scores or of steps."""
     if kind == "final":
-        what = [f"final {words(comparison.metric)}", *(["majority class"] if comparison.test_counts else [])]
+        what = [
+            f"final {words(comparison.metric)}",
+            *(["majority class"] if comparison.test_counts else []),
+        ]
     else:
         what = [f"steps to {comparison.threshold:.4g}"]
-    return ("start", *what, f"minus {comparison.baseline}, paired", "p (t)", "p (Holm)", "p (sign flip)", "answer")
+    return (
+        "start",
+        *what,
+        f"minus {comparison.baseline}, paired",
+        "p (t)",
+        "p (Holm)",
+        "p (sign flip)",
+        "answer",
+    )
 
 
 def final_rows(comparison: ComparisonResult) -> list[tuple[str, ...]]:
@@ -68,7 +88,9 @@ def final_rows(comparison: ComparisonResult) -> list[tuple[str, ...]]:
     beside = [f"{100 * comparison.majority:.2f} %"] if comparison.test_counts else []
     rows = []
     for row in comparison.finals:
-        name, score, *rest = _row(row, comparison.baseline, _percent(row.estimate) + _mark(row), _points)
+        name, score, *rest = _row(
+            row, comparison.baseline, _percent(row.estimate) + _mark(row), _points
+        )
         rows.append((name, score, *beside, *rest, row.answer))
     return rows
 
@@ -84,11 +106,19 @@ def collapsed_words(comparison: ComparisonResult) -> list[str]:
     for name, seeds in comparison.collapsed.items():
         runs = {run.seed: run.curve for run in comparison.of(name)}
         labels = sorted({label for seed in seeds for label in runs[seed].predicted_counts})
-        which = f"class {labels[0]}" if len(labels) == 1 else f"one class ({' or '.join(map(str, labels))})"
-        threshold = ", nor do the threshold and the differences from it" if name == comparison.baseline else ""
+        which = (
+            f"class {labels[0]}"
+            if len(labels) == 1
+            else f"one class ({' or '.join(map(str, labels))})"
+        )
+        threshold = (
+            ", nor do the threshold and the differences from it"
+            if name == comparison.baseline
+            else ""
+        )
         lines.append(
-            f"{name} has collapsed: it predicts {which} for every test image in {len(seeds)} of {_seeds(comparison)}. Its score there "
-            f"says nothing about what it learned{threshold}."
+            f"{name} has collapsed: it predicts {which} for every test image in {len(seeds)} of"
+            f" {_seeds(comparison)}. Its score there says nothing about what it learned{threshold}."
         )
     return lines
 
@@ -106,7 +136,11 @@ def counts_words(comparison: ComparisonResult) -> str:
         more = len(listed) - SHOWN_COUNTS
         sizes = ", ".join(listed[:SHOWN_COUNTS]) + (f" and {more} more classes" if more > 0 else "")
         which = f"the majority class ({most})"
-    below = "" if comparison.threshold > comparison.majority else ", which reaches the threshold without learning"
+    below = (
+        ""
+        if comparison.threshold > comparison.majority
+        else ", which reaches the threshold without learning"
+    )
     return (
         f"{sum(counts.values()):,} test images, {sizes}. Predicting {which} for all of them scores "
         f"{100 * comparison.majority:.2f} % {words(comparison.metric)}{below}."
@@ -118,9 +152,18 @@ def steps_rows(comparison: ComparisonResult) -> list[tuple[str, ...]]:
     rows = []
     for row in comparison.steps:
         missing = row.seeds - row.reached
-        said = f"not reached by {missing} of {row.seeds}" if row.estimate is None else row.estimate.shown(".0f")
+        said = (
+            f"not reached by {missing} of {row.seeds}"
+            if row.estimate is None
+            else row.estimate.shown(".0f")
+        )
         said += _mark(row)
-        rows.append((*_row(row, comparison.baseline, said, lambda difference: difference.shown("+.0f")), _speed(row)))
+        rows.append(
+            (
+                *_row(row, comparison.baseline, said, lambda difference: difference.shown("+.0f")),
+                _speed(row),
+            )
+        )
     return rows
 
 
@@ -129,9 +172,10 @@ def explained(comparison: ComparisonResult) -> str:
     seeds, share = _seeds(comparison), f"{100 - 100 * comparison.level:g} %"
     smallest = statistics.smallest_p(len(comparison.seeds))
     said = (
-        f"{seeds}; ± is the {share} t interval over seeds; the threshold {comparison.threshold:.4g} is "
-        f"{comparison.threshold_rule}. p (t): paired t test, which takes differences for normal; p (Holm): the same over all starts. "
-        f"p (sign flip): exact, and with {seeds} {smallest:.4g} at least"
+        f"{seeds}; ± is the {share} t interval over seeds; the threshold {comparison.threshold:.4g}"
+        f" is {comparison.threshold_rule}. p (t): paired t test, which takes differences for"
+        f" normal; p (Holm): the same over all starts. p (sign flip): exact, and with {seeds}"
+        f" {smallest:.4g} at least"
     )
     if smallest > comparison.level:
         needed = statistics.seeds_needed(comparison.level)
@@ -142,26 +186,43 @@ def explained(comparison: ComparisonResult) -> str:
 def kept_table(comparison: ComparisonResult) -> Table:
     """Similarity of start and end: a row a layer, a column a start, and the largest chance value."""
     kept = {name: comparison.kept(name) for name in comparison.strategies}
-    chance = {layer: max(found[layer][1] for found in kept.values() if layer in found) for layer in _layers(kept)}
-    rows = [(layer, *(_known(found, layer, 0) for found in kept.values()), _shown(chance[layer])) for layer in _layers(kept)]
+    chance = {
+        layer: max(found[layer][1] for found in kept.values() if layer in found)
+        for layer in _layers(kept)
+    }
+    rows = [
+        (layer, *(_known(found, layer, 0) for found in kept.values()), _shown(chance[layer]))
+        for layer in _layers(kept)
+    ]
     return (f"{_measure(comparison)} of start and end", *kept, "chance (95 %)"), rows
 
 
 def weights_table(comparison: ComparisonResult) -> Table:
     """Correlation of the weights before and after: a row a layer, a column a start."""
     kept = {name: comparison.kept(name) for name in comparison.strategies}
-    rows = [(layer, *(_known(found, layer, 2) for found in kept.values())) for layer in _layers(kept)]
+    rows = [
+        (layer, *(_known(found, layer, 2) for found in kept.values())) for layer in _layers(kept)
+    ]
     return ("correlation of weights", *kept), [row for row in rows if set(row[1:]) != {"-"}]
 
 
 def alike_table(comparison: ComparisonResult) -> Table:
-    """How alike runs of two seeds end: a row a layer, a column a start, its cells with itself / with the baseline."""
+    """How alike runs of two seeds end: a row a layer, a column a start, its cells with itself /
+    with the baseline.
+    """
     found: dict[str, dict[str, Alike]] = {name: {} for name in comparison.strategies}
     for row in comparison.alike:
         found[row.strategy][row.layer] = row
     cells = [(layer, [rows.get(layer) for rows in found.values()]) for layer in _layers(found)]
     rows = [
-        (layer, *("-" if one is None else f"{_shown(one.seeds.mean)} / {_shown(one.baseline.mean)}" for one in all)) for layer, all in cells
+        (
+            layer,
+            *(
+                "-" if one is None else f"{_shown(one.seeds.mean)} / {_shown(one.baseline.mean)}"
+                for one in all
+            ),
+        )
+        for layer, all in cells
     ]
     return (f"{_measure(comparison)} of two ends", *found), rows
 
@@ -181,11 +242,18 @@ def start_words(comparison: ComparisonResult, strategy: str) -> str:
     return ", ".join(f"{count:,} parameters {how}" for how, count in counts.items())
 
 
-def _row(row: Against, baseline: str, said: str, form: Callable[[Estimate], str]) -> tuple[str, ...]:
+def _row(
+    row: Against, baseline: str, said: str, form: Callable[[Estimate], str]
+) -> tuple[str, ...]:
     if row.paired is None:
         return (row.strategy, said, "the baseline" if row.strategy == baseline else "", "", "", "")
     figures = (row.paired.p, row.adjusted, row.paired.exact)
-    return (row.strategy, said, form(row.paired.difference), *("-" if math.isnan(p) else f"{p:.3g}" for p in figures))
+    return (
+        row.strategy,
+        said,
+        form(row.paired.difference),
+        *("-" if math.isnan(p) else f"{p:.3g}" for p in figures),
+    )
 
 
 def _percent(estimate: Estimate | None) -> str:
@@ -207,7 +275,9 @@ def _arrival(steps: Against, comparison: ComparisonResult) -> str:
     reached = f"it reaches {goal} in {steps.estimate.mean:.0f} steps"
     base = next(row.estimate for row in comparison.steps if row.strategy == comparison.baseline)
     return (
-        f"{reached}, {comparison.baseline} in {base.mean:.0f}: {_speed(steps)}" if base else f"{reached}, {comparison.baseline} not always"
+        f"{reached}, {comparison.baseline} in {base.mean:.0f}: {_speed(steps)}"
+        if base
+        else f"{reached}, {comparison.baseline} not always"
     )
 
 
@@ -224,14 +294,14 @@ def _measure(comparison: ComparisonResult) -> str:
 
 
 KEPT = (
-    "(Outputs of a layer on the probe before and after training, mean over seeds; positions as examples, channels as features. "
-    "Chance: with the images of one side shuffled.)"
+    "(Outputs of a layer on the probe before and after training, mean over seeds; positions as"
+    " examples, channels as features. Chance: with the images of one side shuffled.)"
 )
 
 
 ALIKE = (
-    "(At the end of training, two seeds of the same start / one of this start and one of the baseline. Where the second is as high as the "
-    "first, the baseline finds the same features.)"
+    "(At the end of training, two seeds of the same start / one of this start and one of the"
+    " baseline. Where the second is as high as the first, the baseline finds the same features.)"
 )
 
 

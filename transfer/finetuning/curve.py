@@ -11,25 +11,37 @@ from typing import Any
 from metalearn.runtime.files import Record
 from transfer.finetuning.scores import majority
 
-RECORDED = ("metric", "steps", "scores", "losses", "seconds", "best", "validation")  # of a curve, in every version
+RECORDED = (
+    "metric",
+    "steps",
+    "scores",
+    "losses",
+    "seconds",
+    "best",
+    "validation",
+)  # of a curve, in every version
 
 
 @dataclass(frozen=True, repr=False)
 class Curve:
-    """How a training went: every score on the test set at each of `steps`, the loss of every step, and the seconds spent training.
+    """How a training went: every score on the test set at each of `steps`, the loss of every step,
+    and the seconds spent training.
 
-    `steps` starts at 0, before the first update. `metric` names the score that `values` and `final` are. `best` is the index of the
-    evaluation that counts: the last, or with early stopping the one with the best validation score.
+    `steps` starts at 0, before the first update. `metric` names the score that `values` and `final`
+    are. `best` is the index of the evaluation that counts: the last, or with early stopping the one
+    with the best validation score.
 
-    `test_counts` has the number of test images of each class, and `predicted_counts` how many of them the network took for each class
-    at the evaluation that counts. Both are empty if whoever made the curve did not count.
+    `test_counts` has the number of test images of each class, and `predicted_counts` how many of
+    them the network took for each class at the evaluation that counts. Both are empty if whoever
+    made the curve did not count.
 
     Example:
         >>> curve = Curve("accuracy", (0, 10, 20), {"accuracy": (0.25, 0.5, 0.75)})
         >>> curve.final, curve.steps_to(0.625), curve.steps_to(0.95)
         (0.75, 15.0, None)
         >>> Curve("accuracy", (0,), {"accuracy": (0.75,)}, test_counts={0: 3, 1: 1}, predicted_counts={0: 4})
-        Curve(accuracy 0.7500 after 0 steps; majority class 0.7500; collapsed: class 0 for every test image)
+        Curve(accuracy 0.7500 after 0 steps; majority class 0.7500; collapsed: class 0 for every
+        test image)
     """
 
     metric: str
@@ -59,11 +71,15 @@ class Curve:
 
     @property
     def majority(self) -> float:
-        """The score of predicting the most frequent class for every test image; NaN if the classes were not counted."""
+        """The score of predicting the most frequent class for every test image; NaN if the classes
+        were not counted.
+        """
         return majority(self.metric, self.test_counts)
 
     def steps_to(self, threshold: float) -> float | None:
-        """The step at which `values` first reach `threshold`, linearly between evaluations; None where they never do."""
+        """The step at which `values` first reach `threshold`, linearly between evaluations; None
+        where they never do.
+        """
         for i, value in enumerate(self.values):
             if value >= threshold:
                 if i == 0:
@@ -77,16 +93,22 @@ class Curve:
         if self.test_counts:
             said.append(f"majority class {self.majority:.4f}")
         if self.collapsed:
-            said.append(f"collapsed: class {next(iter(self.predicted_counts))} for every test image")
+            said.append(
+                f"collapsed: class {next(iter(self.predicted_counts))} for every test image"
+            )
         return f"Curve({'; '.join(said)})"
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw the score and the loss against steps; the ending of `path` says how (.png, .svg, .pdf)."""
+        """Draw the score and the loss against steps; the ending of `path` says how (.png, .svg,
+        .pdf).
+        """
         from metalearn.analysis.plotting.style import save
 
         from .figures import training_curve
 
-        figure = training_curve(self.steps, self.values, self.losses, metric=self.metric, majority=self.majority)
+        figure = training_curve(
+            self.steps, self.values, self.losses, metric=self.metric, majority=self.majority
+        )
         save(figure, path)
 
     def to_dict(self) -> Record:
@@ -100,7 +122,9 @@ class Curve:
             "best": self.best,
             "validation": list(self.validation),
             "test_counts": {str(label): count for label, count in self.test_counts.items()},
-            "predicted_counts": {str(label): count for label, count in self.predicted_counts.items()},
+            "predicted_counts": {
+                str(label): count for label, count in self.predicted_counts.items()
+            },
             "majority": None if math.isnan(self.majority) else self.majority,
             "collapsed": self.collapsed,
         }
@@ -108,11 +132,24 @@ class Curve:
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Curve:
         """The curve that `to_dict` recorded."""
-        missing = [name for name in RECORDED if not isinstance(record, Mapping) or name not in record]
+        missing = [
+            name for name in RECORDED if not isinstance(record, Mapping) or name not in record
+        ]
         if missing:
-            raise ValueError(f"this is no record of a curve: it has no {missing[0]!r}; give what to_dict() returned")
+            raise ValueError(
+                f"this is no record of a curve: it has no {missing[0]!r}; give what to_dict()"
+                " returned"
+            )
         scores = {name: tuple(values) for name, values in record["scores"].items()}
-        own: dict[str, Any] = {name: tuple(record[name]) for name in ("steps", "losses", "validation")}
+        own: dict[str, Any] = {
+            name: tuple(record[name]) for name in ("steps", "losses", "validation")
+        }
         for name in ("test_counts", "predicted_counts"):
             own[name] = {int(label): count for label, count in record.get(name, {}).items()}
-        return cls(metric=record["metric"], scores=scores, seconds=record["seconds"], best=record["best"], **own)
+        return cls(
+            metric=record["metric"],
+            scores=scores,
+            seconds=record["seconds"],
+            best=record["best"],
+            **own,
+        )

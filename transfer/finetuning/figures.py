@@ -13,8 +13,17 @@ from metalearn.analysis.plotting.style import COLOURS, GRID, INK, LINES, MARKERS
 from transfer.finetuning.scores import words
 
 
-def training_curve(steps: Sequence[int], values: Sequence[float], losses: Sequence[float], *, metric: str, majority: float) -> Figure:
-    """A score at each of `steps`, and the loss of every step; `majority` is the score of the most frequent class."""
+def training_curve(
+    steps: Sequence[int],
+    values: Sequence[float],
+    losses: Sequence[float],
+    *,
+    metric: str,
+    majority: float,
+) -> Figure:
+    """A score at each of `steps`, and the loss of every step; `majority` is the score of the most
+    frequent class.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.2, 3.6), layout="constrained", facecolor="white")
         left, right = figure.subplots(1, 2)
@@ -34,7 +43,9 @@ MORE_COLOURS, MORE_MARKERS = ("#1c2733", "#a8791b", "#3aa0b5"), ("X", "*", "h")
 
 def look_of(i: int) -> dict[str, Any]:
     colours, markers = (*COLOURS, *MORE_COLOURS), (*MARKERS, *MORE_MARKERS)
-    marker = markers[(i + i // len(colours)) % len(markers)]  # a colour that comes again has another one
+    marker = markers[
+        (i + i // len(colours)) % len(markers)
+    ]  # a colour that comes again has another one
     return {"color": colours[i % len(colours)], "marker": marker, "ls": LINES[i % len(LINES)]}
 
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 def majority(metric: str, counts: Mapping[int, int]) -> float:
-    """The score of predicting the most frequent class for every image; `counts` has the number of images of each class.
+    """The score of predicting the most frequent class for every image; `counts` has the number of
+    images of each class.
 
     Example:
         >>> [majority(metric, {0: 30, 1: 10}) for metric in ("accuracy", "balanced_accuracy", "auc")]
@@ -48,14 +49,18 @@ def scores(logits: Tensor, targets: Tensor, classes: int | None = None) -> dict[
     right = (logits.argmax(1) == targets).double()
     per_class = [float(right[targets == label].mean()) for label in targets.unique()]
     found = {"accuracy": float(right.mean()), "balanced_accuracy": sum(per_class) / len(per_class)}
-    return {**found, "auc": auc(logits[:, :count], targets)} if len(per_class) == count > 1 else found
+    return (
+        {**found, "auc": auc(logits[:, :count], targets)} if len(per_class) == count > 1 else found
+    )
 
 
 def auc(logits: Tensor, targets: Tensor) -> float:
-    """Area under the ROC curve: the share of (positive, negative) pairs whose scores are in order, ties counting half.
+    """Area under the ROC curve: the share of (positive, negative) pairs whose scores are in order,
+    ties counting half.
 
-    For one class against the rest `(sum of the positives' ranks - p (p + 1) / 2) / (p n)`, with p positives and n negatives (Mann and
-    Whitney 1947). Two classes give the AUC of the second; more give the unweighted mean of each against the rest, scored by its softmax.
+    For one class against the rest `(sum of the positives' ranks - p (p + 1) / 2) / (p n)`, with p
+    positives and n negatives (Mann and Whitney 1947). Two classes give the AUC of the second; more
+    give the unweighted mean of each against the rest, scored by its softmax.
 
     Args:
         logits: (examples, classes).
@@ -70,13 +75,20 @@ def auc(logits: Tensor, targets: Tensor) -> float:
     """
     _check_scored(logits, targets)
     classes = logits.shape[1]
-    probabilities = logits.double().log_softmax(1) if classes > 2 else (logits[:, 1:] - logits[:, :1]).double().expand(-1, 2)
+    probabilities = (
+        logits.double().log_softmax(1)
+        if classes > 2
+        else (logits[:, 1:] - logits[:, :1]).double().expand(-1, 2)
+    )
     areas = []
     for label in range(classes) if classes > 2 else [1]:
         positive = (targets == label).numpy()
         p, n = int(positive.sum()), int((~positive).sum())
         if not p or not n:
-            raise ValueError(f"the AUC of class {label} is not defined: {p} of {p + n} test images are of it; use metric='accuracy'")
+            raise ValueError(
+                f"the AUC of class {label} is not defined: {p} of {p + n} test images are of it;"
+                " use metric='accuracy'"
+            )
         ranks = rankdata(probabilities[:, label].numpy())
         areas.append((ranks[positive].sum() - p * (p + 1) / 2) / (p * n))
     return float(np.mean(areas))
@@ -90,10 +102,15 @@ def _counts(labels: Tensor) -> dict[int, int]:
 
 def _check_scored(logits: object, targets: object) -> None:
     if not (isinstance(logits, Tensor) and isinstance(targets, Tensor)):
-        raise TypeError(f"scores are of two tensors, logits and labels, not {type(logits).__name__} and {type(targets).__name__}")
+        raise TypeError(
+            f"scores are of two tensors, logits and labels, not {type(logits).__name__} and"
+            f" {type(targets).__name__}"
+        )
     if logits.ndim != 2 or targets.shape != logits.shape[:1] or not len(targets):
         shapes = f"{tuple(logits.shape)} and {tuple(targets.shape)}"
-        raise ValueError(f"scores are of logits (examples, classes) and labels (examples,), not {shapes}")
+        raise ValueError(
+            f"scores are of logits (examples, classes) and labels (examples,), not {shapes}"
+        )
 
 
 def words(metric: str) -> str:

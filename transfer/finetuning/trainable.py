@@ -1,4 +1,6 @@
-"""What trains and at which rate: frozen layers, the linear probe, the frozen transformer, and a rate per layer for any optimizer."""
+"""What trains and at which rate: frozen layers, the linear probe, the frozen transformer, and a
+rate per layer for any optimizer.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,12 @@ from transfer.initialisation.strategies import check_network, through_layer
 
 
 def freeze(model: nn.Module, through: str | None = None, *, head: str | None = None) -> list[str]:
-    """Hold every layer up to and including `through` as it is, running statistics too -> the names of the parameters that are held.
+    """Hold every layer up to and including `through` as it is, running statistics too -> the names
+    of the parameters that are held.
 
-    Changes `model` in place: `requires_grad` is off, and batch norm with running statistics keeps them, in training mode as well
-    (`metalearn.frozen_statistics`). Batch norm on the current batch's statistics has none to keep. A tied parameter is held where
-    its first layer is.
+    Changes `model` in place: `requires_grad` is off, and batch norm with running statistics keeps
+    them, in training mode as well (`metalearn.frozen_statistics`). Batch norm on the current
+    batch's statistics has none to keep. A tied parameter is held where its first layer is.
 
     Args:
         through: a module path; None for all but the head.
@@ -45,9 +48,11 @@ def freeze(model: nn.Module, through: str | None = None, *, head: str | None = N
 
 
 def linear_probe(model: nn.Module, *, head: str | None = None) -> list[str]:
-    """Hold everything but the head, running statistics too -> the names of the parameters that are held.
+    """Hold everything but the head, running statistics too -> the names of the parameters that are
+    held.
 
-    What the head can read from features that do not change. The body stays in place and is run at every step.
+    What the head can read from features that do not change. The body stays in place and is run at
+    every step.
 
     Example:
         >>> linear_probe(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)))
@@ -57,11 +62,13 @@ def linear_probe(model: nn.Module, *, head: str | None = None) -> list[str]:
 
 
 def frozen_transformer(model: nn.Module, *, head: str | None = None) -> list[str]:
-    """Hold the attention and feed-forward weights of a transformer -> the names of the parameters that still train.
+    """Hold the attention and feed-forward weights of a transformer -> the names of the parameters
+    that still train.
 
-    Those are the normalisation layers' weights and biases, the input (the first layer), the output (the head), and the embeddings of
-    positions and classes, which are bare parameters outside of every block (Lu et al. 2021, arXiv:2103.05247). There input and output
-    start fresh: `initialize(model, {"": copied(weights), layers(model)[0]: fresh()})`.
+    Those are the normalisation layers' weights and biases, the input (the first layer), the output
+    (the head), and the embeddings of positions and classes, which are bare parameters outside of
+    every block (Lu et al. 2021, arXiv:2103.05247). There input and output start fresh:
+    `initialize(model, {"": copied(weights), layers(model)[0]: fresh()})`.
 
     Raises ValueError where the model has no normalisation layer in its blocks.
 
@@ -73,7 +80,10 @@ def frozen_transformer(model: nn.Module, *, head: str | None = None) -> list[str
     check_network("frozen_transformer()", model, head=head)
     norms = norm_parameters(model)
     if not norms:
-        raise ValueError(f"{type(model).__name__} has no normalisation layer to train; frozen_transformer is for transformers")
+        raise ValueError(
+            f"{type(model).__name__} has no normalisation layer to train; frozen_transformer is for"
+            " transformers"
+        )
     first, last, owner = layer_names(model)[0], find_head(model, head), owners(model)
     for name, parameter in model.named_parameters():
         inside = any(is_inside(name, path) for path in (first, last, *norms))
@@ -85,11 +95,11 @@ def parameter_groups(model: nn.Module, rates: Mapping[str, float]) -> list[dict[
     """A learning rate per layer, as the parameter groups that any torch optimizer takes.
 
     Args:
-        rates: module or parameter path -> rate, the longest match winning: `{"": 1e-3, "layer1": 1e-4}`. What has no rate, or is frozen,
-            is in no group and does not move.
+        rates: module or parameter path -> rate, the longest match winning: `{"": 1e-3, "layer1":
+            1e-4}`. What has no rate, or is frozen, is in no group and does not move.
 
-    Raises ValueError for a layer that does not exist, with near matches, for a rate that is negative or not finite, and where nothing is
-    left to train.
+    Raises ValueError for a layer that does not exist, with near matches, for a rate that is
+    negative or not finite, and where nothing is left to train.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
@@ -98,15 +108,25 @@ def parameter_groups(model: nn.Module, rates: Mapping[str, float]) -> list[dict[
     """
     check_network("parameter_groups()", model)
     if not isinstance(rates, Mapping):
-        raise TypeError(f"rates={rates!r} is a {type(rates).__name__}; give a dictionary, {{'': 1e-3, 'layer1': 1e-4}}")
+        raise TypeError(
+            f"rates={rates!r} is a {type(rates).__name__}; give a dictionary, {{'': 1e-3, 'layer1':"
+            " 1e-4}"
+        )
     for path, rate in rates.items():
         if not isinstance(rate, Real) or not 0 <= float(rate) < math.inf:
-            raise ValueError(f"the rate of {path!r} is {rate}; a rate is a finite number, zero or more")
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+            raise ValueError(
+                f"the rate of {path!r} is {rate}; a rate is a finite number, zero or more"
+            )
+    parameters = {
+        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
     groups: dict[float, list[nn.Parameter]] = {}
     for name, rate in assign(model, rates).items():
         if name in parameters:
             groups.setdefault(rate, []).append(parameters[name])
     if not groups:
-        raise ValueError(f"the rates {dict(rates)} reach no parameter that trains; name a layer that is not frozen")
+        raise ValueError(
+            f"the rates {dict(rates)} reach no parameter that trains; name a layer that is not"
+            " frozen"
+        )
     return [{"params": members, "lr": rate} for rate, members in groups.items()]

@@ -1,7 +1,9 @@
-"""What one tensor starts from: as built, copied, drawn with the same mean and variance, shuffled, or a Gabor filter.
+"""What one tensor starts from: as built, copied, drawn with the same mean and variance, shuffled,
+or a Gabor filter.
 
-A source is a callable from a `Slot` and a generator to a `Start`; one of your own is such a callable. Those here are small values that
-compare and print, and have names in lower case because they read as verbs: `copied(weights)`.
+A source is a callable from a `Slot` and a generator to a `Start`; one of your own is such a
+callable. Those here are small values that compare and print, and have names in lower case because
+they read as verbs: `copied(weights)`.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from .weights import Pretrained, Weights, read
 
 @dataclass(frozen=True)
 class Slot:
-    """A parameter or buffer that waits for its start: `tensor` as built, in `module`, and the tensor `given` for it by the weights.
+    """A parameter or buffer that waits for its start: `tensor` as built, in `module`, and the
+    tensor `given` for it by the weights.
 
     `first` says that it is the weight of the network's first convolution.
     """
@@ -34,14 +37,18 @@ class Slot:
 
     @property
     def drawable(self) -> bool:
-        """Whether it is a parameter outside of normalisation layers: what statistics-only sources draw."""
+        """Whether it is a parameter outside of normalisation layers: what statistics-only sources
+        draw.
+        """
         return isinstance(self.tensor, nn.Parameter) and not is_norm(self.module)
 
 
 class Start(NamedTuple):
-    """What a tensor starts from: `value` (None: as built), `how` ("copied", "drawn", "fresh" or "skipped"), and a note on why.
+    """What a tensor starts from: `value` (None: as built), `how` ("copied", "drawn", "fresh" or
+    "skipped"), and a note on why.
 
-    `mean` and `variance` are of the distribution that it was drawn from, where that is not the one of its values.
+    `mean` and `variance` are of the distribution that it was drawn from, where that is not the one
+    of its values.
     """
 
     value: Tensor | None
@@ -91,9 +98,10 @@ class copied(FromWeights):
 
     Arguments:
         weights: whatever `transfer.initialisation.weights.read` takes.
-        average_channels: where the first convolution reads another number of channels C than the pretrained one, start it from
-            `w[:, j] = (1/C) sum_c pretrained[:, c]` for every j: a grey image then gives what it gave repeated over the old channels.
-            Otherwise another number of channels is refused.
+        average_channels: where the first convolution reads another number of channels C than the
+            pretrained one, start it from `w[:, j] = (1/C) sum_c pretrained[:, c]` for every j: a
+            grey image then gives what it gave repeated over the old channels. Otherwise another
+            number of channels is refused.
     """
 
     average_channels: bool = False
@@ -114,37 +122,50 @@ class copied(FromWeights):
         if slot.first and _but_channels(given) == _but_channels(slot.tensor):
             if not self.average_channels:
                 raise Unfit(
-                    f"the first convolution {slot.name} reads {given.shape[1]} channels in the weights and {slot.tensor.shape[1]} here: "
-                    "build the model with the same channels (and repeat grey images), or ask for average_channels=True"
+                    f"the first convolution {slot.name} reads {given.shape[1]} channels in the"
+                    f" weights and {slot.tensor.shape[1]} here: build the model with the same"
+                    " channels (and repeat grey images), or ask for average_channels=True"
                 )
             value = (given.sum(1, keepdim=True) / slot.tensor.shape[1]).expand_as(slot.tensor)
-            return Start(value, "copied", f"{given.shape[1]} channels averaged into {slot.tensor.shape[1]}")
-        raise Unfit(f"{slot.name} is {tuple(given.shape)} in the weights and {tuple(slot.tensor.shape)} here")
+            return Start(
+                value, "copied", f"{given.shape[1]} channels averaged into {slot.tensor.shape[1]}"
+            )
+        raise Unfit(
+            f"{slot.name} is {tuple(given.shape)} in the weights and {tuple(slot.tensor.shape)}"
+            " here"
+        )
 
 
 @dataclass(frozen=True, init=False, repr=False)
 class mean_var(FromWeights):
-    """Start from independent normal draws with the pretrained tensor's mean and variance: its scale, none of its features.
+    """Start from independent normal draws with the pretrained tensor's mean and variance: its
+    scale, none of its features.
 
-    `w_i ~ N(mean(pretrained), var(pretrained))` for each tensor by itself (Mean-Var initialisation, Raghu et al. 2019,
-    arXiv:1902.07208); the variance divides by the number of values. Weights and biases of convolutions, linear layers and attention
-    are drawn, and whatever other parameter there is; normalisation layers, their parameters and their buffers, stay as built, where
-    the paper says nothing. A tensor of another shape is drawn at its own.
+    `w_i ~ N(mean(pretrained), var(pretrained))` for each tensor by itself (Mean-Var initialisation,
+    Raghu et al. 2019, arXiv:1902.07208); the variance divides by the number of values. Weights and
+    biases of convolutions, linear layers and attention are drawn, and whatever other parameter
+    there is; normalisation layers, their parameters and their buffers, stay as built, where the
+    paper says nothing. A tensor of another shape is drawn at its own.
     """
 
     def __call__(self, slot: Slot, generator: torch.Generator) -> Start:
         if not slot.drawable:
             return Start(None, "skipped", AS_BUILT)
         given = _given(slot)
-        mean, variance = (moment.item() for moment in (given.double().mean(), given.double().var(correction=0)))
-        value = mean + math.sqrt(variance) * torch.randn(slot.tensor.shape, generator=generator, dtype=torch.float64)
+        mean, variance = (
+            moment.item() for moment in (given.double().mean(), given.double().var(correction=0))
+        )
+        value = mean + math.sqrt(variance) * torch.randn(
+            slot.tensor.shape, generator=generator, dtype=torch.float64
+        )
         note = "" if given.shape == slot.tensor.shape else f"{tuple(given.shape)} in the weights"
         return Start(value, "drawn", note, mean, variance)
 
 
 @dataclass(frozen=True, init=False, repr=False)
 class permuted(FromWeights):
-    """Start from the pretrained tensor's own values in random places: exactly its distribution, none of its features.
+    """Start from the pretrained tensor's own values in random places: exactly its distribution,
+    none of its features.
 
     As with `mean_var`, normalisation layers stay as built.
     """
@@ -154,19 +175,25 @@ class permuted(FromWeights):
             return Start(None, "skipped", AS_BUILT)
         given = _given(slot)
         if given.numel() != slot.tensor.numel():
-            raise Unfit(f"{slot.name} is {tuple(given.shape)} in the weights and {tuple(slot.tensor.shape)} here")
+            raise Unfit(
+                f"{slot.name} is {tuple(given.shape)} in the weights and {tuple(slot.tensor.shape)}"
+                " here"
+            )
         order = torch.randperm(given.numel(), generator=generator)
         return Start(given.flatten()[order.to(given.device)].view(slot.tensor.shape), "drawn")
 
 
 @dataclass(frozen=True)
 class gabor:
-    """Start the first convolution from synthetic Gabor filters; every other tensor stays as built (Raghu et al. 2019).
+    """Start the first convolution from synthetic Gabor filters; every other tensor stays as built
+    (Raghu et al. 2019).
 
-    `g(x, y) = exp(-(u^2 + v^2) / (2 s^2)) cos(2 pi u / l + p)` with `u = x cos t + y sin t`, `v = -x sin t + y cos t`: orientation t and
-    phase p uniform, wavelength l log-uniform from max(2, k/4) to k pixels for a kernel of k, `s = 0.4 l` (a bandwidth of 1.5 octaves).
-    The same filter over all input channels. Each has mean 0, and all have the norm that gives the tensor the standard deviation it was
-    built with, so that only the shape of the filters changes, not their scale.
+    `g(x, y) = exp(-(u^2 + v^2) / (2 s^2)) cos(2 pi u / l + p)` with `u = x cos t + y sin t`, `v =
+    -x sin t + y cos t`: orientation t and phase p uniform, wavelength l log-uniform from max(2,
+    k/4) to k pixels for a kernel of k, `s = 0.4 l` (a bandwidth of 1.5 octaves). The same filter
+    over all input channels. Each has mean 0, and all have the norm that gives the tensor the
+    standard deviation it was built with, so that only the shape of the filters changes, not their
+    scale.
 
     Raises ValueError where the kernel is smaller than 3 x 3.
     """
@@ -176,7 +203,10 @@ class gabor:
             return Start(None, "skipped", "Gabor filters are for the first convolution")
         filters, channels, height, width = slot.tensor.shape
         if min(height, width) < 3:
-            raise ValueError(f"{slot.name} has a kernel of {height} x {width}; a Gabor filter needs at least 3 x 3")
+            raise ValueError(
+                f"{slot.name} has a kernel of {height} x {width}; a Gabor filter needs at least"
+                " 3 x 3"
+            )
         bank = _filters(filters, height, width, generator)[:, None].expand(-1, channels, -1, -1)
         return Start(bank * slot.tensor.detach().double().std(correction=0).cpu(), "drawn")
 
@@ -191,7 +221,9 @@ def _filters(count: int, height: int, width: int, generator: torch.Generator) ->
     y = torch.arange(height, dtype=torch.float64)[:, None] - (height - 1) / 2
     x = torch.arange(width, dtype=torch.float64) - (width - 1) / 2
     u, v = x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()
-    waves = torch.exp(-(u**2 + v**2) / (2 * (0.4 * wavelength) ** 2)) * torch.cos(2 * math.pi * (u / wavelength + phase))
+    waves = torch.exp(-(u**2 + v**2) / (2 * (0.4 * wavelength) ** 2)) * torch.cos(
+        2 * math.pi * (u / wavelength + phase)
+    )
     waves = waves - waves.mean((1, 2), keepdim=True)
     return waves / waves.square().mean((1, 2), keepdim=True).sqrt()
 

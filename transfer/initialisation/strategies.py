@@ -42,14 +42,17 @@ class everywhere:
 
 @dataclass(frozen=True, init=False, repr=False)
 class transfusion:
-    """Copy parameters and buffers of every layer up to and including `through`; the rest is fresh (Raghu et al. 2019, arXiv:1902.07208).
+    """Copy parameters and buffers of every layer up to and including `through`; the rest is fresh
+    (Raghu et al. 2019, arXiv:1902.07208).
 
     Layers are in order of registration. The paper's conv1 of a ResNet is `through="bn1"`.
 
     Arguments:
-        weights: a path, a state dict, a model or learner, or a torchvision `Weights` member; see `transfer.initialisation.weights.read`.
+        weights: a path, a state dict, a model or learner, or a torchvision `Weights` member; see
+            `transfer.initialisation.weights.read`.
         through: a module path. None copies all but the head; naming the head copies it too.
-        down_to: instead of `through`, copy from the top: every layer from this one to the last before the head.
+        down_to: instead of `through`, copy from the top: every layer from this one to the last
+            before the head.
         average_channels: see `copied`.
     """
 
@@ -58,25 +61,50 @@ class transfusion:
     down_to: str | None = None
     average_channels: bool = False
 
-    def __init__(self, weights: Weights, through: str | None = None, *, down_to: str | None = None, average_channels: bool = False) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        through: str | None = None,
+        *,
+        down_to: str | None = None,
+        average_channels: bool = False,
+    ) -> None:
         if through is not None and down_to is not None:
-            raise ValueError(f"through={through!r} copies from the bottom and down_to={down_to!r} from the top; name one of the two")
-        for name, value in (("weights", read(weights)), ("through", through), ("down_to", down_to), ("average_channels", average_channels)):
+            raise ValueError(
+                f"through={through!r} copies from the bottom and down_to={down_to!r} from the top;"
+                " name one of the two"
+            )
+        for name, value in (
+            ("weights", read(weights)),
+            ("through", through),
+            ("down_to", down_to),
+            ("average_channels", average_channels),
+        ):
             object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
-        options = {"through": self.through, "down_to": self.down_to, "average_channels": self.average_channels}
+        options = {
+            "through": self.through,
+            "down_to": self.down_to,
+            "average_channels": self.average_channels,
+        }
         return f"transfusion({', '.join([str(self.weights), *(f'{name}={value!r}' for name, value in options.items() if value)])})"
 
     def __call__(self, model: nn.Module, head: str) -> dict[str, Source]:
-        taken = set(through_layer(model, self.through, head) if self.down_to is None else down_to_layer(model, self.down_to, head))
+        taken = set(
+            through_layer(model, self.through, head)
+            if self.down_to is None
+            else down_to_layer(model, self.down_to, head)
+        )
         source = copied(self.weights, self.average_channels)
         return {name: source if name in taken else fresh() for name in ordered(model)}
 
 
 @dataclass(frozen=True)
 class Row:
-    """How one tensor started: `how` is "copied", "drawn" (from `mean` and `variance`), "fresh" or "skipped", and `note` says why."""
+    """How one tensor started: `how` is "copied", "drawn" (from `mean` and `variance`), "fresh" or
+    "skipped", and `note` says why.
+    """
 
     name: str
     layer: str
@@ -93,8 +121,8 @@ class Row:
 class Initialisation:
     """Every parameter and buffer of a network and what it started from; prints as a table.
 
-    Skipped is what a source reached and left as built. `weights` has, for each set of weights, its name, its digest, and the tensors that
-    nothing took.
+    Skipped is what a source reached and left as built. `weights` has, for each set of weights, its
+    name, its digest, and the tensors that nothing took.
     """
 
     rows: tuple[Row, ...]
@@ -105,10 +133,15 @@ class Initialisation:
         for row in self.rows:
             if row.name == name:
                 return row
-        raise KeyError(f"no tensor {name!r} was initialised; there are {', '.join(row.name for row in self.rows)}")
+        raise KeyError(
+            f"no tensor {name!r} was initialised; there are"
+            f" {', '.join(row.name for row in self.rows)}"
+        )
 
     def parameters(self, layer: str = "") -> dict[str, int]:
-        """Numbers of parameters by how they started, in one layer (or below one path) or in all; buffers count nothing."""
+        """Numbers of parameters by how they started, in one layer (or below one path) or in all;
+        buffers count nothing.
+        """
         counts = dict.fromkeys(("copied", "drawn", "fresh", "skipped"), 0)
         for row in self.rows:
             if is_inside(row.layer, layer):
@@ -116,7 +149,10 @@ class Initialisation:
         return {how: count for how, count in counts.items() if count}
 
     def __repr__(self) -> str:
-        return f"Initialisation({_counted(self.parameters())} parameters; seed {self.seed}; print it for the table)"
+        return (
+            f"Initialisation({_counted(self.parameters())} parameters; seed {self.seed}; print it"
+            " for the table)"
+        )
 
     def __str__(self) -> str:
         cells: list[tuple[str, ...]] = []
@@ -127,28 +163,48 @@ class Initialisation:
             cells.append((layer, "", _counted(self.parameters(layer)), "", "", "", source))
             cells += [_cells(row, named=bool(shared)) for row in rows]
         table = aligned(("layer", "shape", "parameters", "start", "mean", "variance", ""), cells)
-        notes = [f"({sum(self.parameters().values()):,} parameters: {_counted(self.parameters())}; seed {self.seed})"]
-        notes += [f"(not used of {found['name']}: {_listed(found['unused'])})" for found in self.weights if found["unused"]]
+        notes = [
+            f"({sum(self.parameters().values()):,} parameters: {_counted(self.parameters())}; seed"
+            f" {self.seed})"
+        ]
+        notes += [
+            f"(not used of {found['name']}: {_listed(found['unused'])})"
+            for found in self.weights
+            if found["unused"]
+        ]
         return "\n".join([table, *notes])
 
     def to_dict(self) -> dict[str, Any]:
         """The table as JSON-able values, with the counts per layer."""
         layers = {row.layer: self.parameters(row.layer) for row in self.rows}
-        return plain({"seed": self.seed, "parameters": self.parameters(), "layers": layers, "tensors": self.rows, "weights": self.weights})
+        return plain(
+            {
+                "seed": self.seed,
+                "parameters": self.parameters(),
+                "layers": layers,
+                "tensors": self.rows,
+                "weights": self.weights,
+            }
+        )
 
 
-def initialize(model: nn.Module, strategy: Strategy, seed: int = 0, *, head: str | None = None) -> Initialisation:
+def initialize(
+    model: nn.Module, strategy: Strategy, seed: int = 0, *, head: str | None = None
+) -> Initialisation:
     """Give every layer of `model` its start, in place -> a report of every tensor.
 
     Args:
-        strategy: `everywhere(...)`, `transfusion(...)`, or a mapping from module or tensor paths to sources, the longest match winning:
-            `{"layer1": copied(weights), "": fresh()}`. The head stays fresh unless a path reaches it and nothing else.
-        seed: what is drawn depends on it and on the tensor's name alone, not on the other tensors or on the device.
+        strategy: `everywhere(...)`, `transfusion(...)`, or a mapping from module or tensor paths to
+            sources, the longest match winning: `{"layer1": copied(weights), "": fresh()}`. The head
+            stays fresh unless a path reaches it and nothing else.
+        seed: what is drawn depends on it and on the tensor's name alone, not on the other tensors
+            or on the device.
         head: the path of the head; by default the last Linear or Conv2d.
 
     Raises:
-        ValueError: naming the layer, with near matches, that does not exist; the tensor that no source reaches; the tensors that are
-            missing in the weights or of another shape there, with how many match. The model is then as it was.
+        ValueError: naming the layer, with near matches, that does not exist; the tensor that no
+            source reaches; the tensors that are missing in the weights or of another shape there,
+            with how many match. The model is then as it was.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -163,7 +219,11 @@ def initialize(model: nn.Module, strategy: Strategy, seed: int = 0, *, head: str
     seed = whole_number("seed", seed, least=0)
     top = find_head(model, head)
     sources = _spread(model, _mapping(model, strategy, top), top)
-    matches = {weights: weights.matched(model) for weights in dict.fromkeys(map(_weights, sources.values())) if weights}
+    matches = {
+        weights: weights.matched(model)
+        for weights in dict.fromkeys(map(_weights, sources.values()))
+        if weights
+    }
     slots = _slots(model, sources, matches)
     starts = _starts(model, slots, sources, seed)
     with torch.no_grad():
@@ -171,20 +231,37 @@ def initialize(model: nn.Module, strategy: Strategy, seed: int = 0, *, head: str
             if start.value is not None:
                 slots[name].tensor.copy_(start.value)
     owner = owners(model)
-    rows = tuple(_row(slot, owner[name], sources[name], starts[name], top, matches) for name, slot in slots.items())
+    rows = tuple(
+        _row(slot, owner[name], sources[name], starts[name], top, matches)
+        for name, slot in slots.items()
+    )
     return Initialisation(rows, _used(matches, rows, sources), seed)
 
 
 def check_network(call: str, model: object, **paths: object) -> None:
-    """Raise TypeError if `model` is no module or a path is no string, and ValueError if weights are not there yet."""
+    """Raise TypeError if `model` is no module or a path is no string, and ValueError if weights are
+    not there yet.
+    """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"{call} got a {type(model).__name__} for a network; its first argument is a torch.nn.Module")
+        raise TypeError(
+            f"{call} got a {type(model).__name__} for a network; its first argument is a"
+            " torch.nn.Module"
+        )
     for name, path in paths.items():
         if not (path is None or isinstance(path, str)):
-            raise TypeError(f"{name}={path!r} is a {type(path).__name__}; name a layer by its path: {', '.join(layer_names(model))}")
-    lazy = [name for name, parameter in model.named_parameters() if isinstance(parameter, UninitializedParameter)]
+            raise TypeError(
+                f"{name}={path!r} is a {type(path).__name__}; name a layer by its path:"
+                f" {', '.join(layer_names(model))}"
+            )
+    lazy = [
+        name
+        for name, parameter in model.named_parameters()
+        if isinstance(parameter, UninitializedParameter)
+    ]
     if lazy:
-        raise ValueError(f"{lazy[0]} has no shape yet; run the network once on an example first: model(inputs)")
+        raise ValueError(
+            f"{lazy[0]} has no shape yet; run the network once on an example first: model(inputs)"
+        )
 
 
 def ordered(model: nn.Module) -> list[str]:
@@ -201,7 +278,8 @@ def ordered(model: nn.Module) -> list[str]:
 
 
 def through_layer(model: nn.Module, through: str | None, head: str) -> list[str]:
-    """The tensors of every layer up to and including `through` (None: all), without the head unless `through` is in it.
+    """The tensors of every layer up to and including `through` (None: all), without the head unless
+    `through` is in it.
 
     Example:
         >>> through_layer(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 1)), "0", head="2")
@@ -210,7 +288,11 @@ def through_layer(model: nn.Module, through: str | None, head: str) -> list[str]
     check_network("through_layer()", model, through=through)
     names = ordered(model)
     end = len(names) if through is None else _places(model, through, names)[-1] + 1
-    return [name for name in names[:end] if not is_inside(name, head) or (through is not None and is_inside(through, head))]
+    return [
+        name
+        for name in names[:end]
+        if not is_inside(name, head) or (through is not None and is_inside(through, head))
+    ]
 
 
 def down_to_layer(model: nn.Module, down_to: str, head: str) -> list[str]:
@@ -222,35 +304,54 @@ def down_to_layer(model: nn.Module, down_to: str, head: str) -> list[str]:
     """
     check_network("down_to_layer()", model, down_to=down_to)
     names = ordered(model)
-    return [name for name in names[_places(model, down_to, names)[0] :] if not is_inside(name, head) or is_inside(down_to, head)]
+    return [
+        name
+        for name in names[_places(model, down_to, names)[0] :]
+        if not is_inside(name, head) or is_inside(down_to, head)
+    ]
 
 
 def _mapping(model: nn.Module, strategy: Strategy, head: str) -> Mapping[str, Source]:
     if isinstance(strategy, fresh | FromWeights | gabor):
-        raise TypeError(f"{strategy} is a source, what one tensor starts from; write everywhere({strategy})")
+        raise TypeError(
+            f"{strategy} is a source, what one tensor starts from; write everywhere({strategy})"
+        )
     if not isinstance(strategy, Mapping) and (isinstance(strategy, type) or not callable(strategy)):
         raise TypeError(
-            f"the strategy is a {type(strategy).__name__}; write everywhere(fresh()), transfusion(weights), or {{path: source}}"
+            f"the strategy is a {type(strategy).__name__}; write everywhere(fresh()),"
+            " transfusion(weights), or {path: source}"
         )
     mapping = strategy if isinstance(strategy, Mapping) else strategy(model, head)
     for path, source in mapping.items():
         if not isinstance(path, str):
             raise TypeError(
-                f"the strategy names the layer {path!r}, a {type(path).__name__}; paths are strings: {', '.join(layer_names(model))}"
+                f"the strategy names the layer {path!r}, a {type(path).__name__}; paths are"
+                f" strings: {', '.join(layer_names(model))}"
             )
         if isinstance(source, type) or not callable(source):
-            raise TypeError(f"{path!r} has {source!r} for a source; write fresh(), copied(weights), mean_var(weights), ...")
+            raise TypeError(
+                f"{path!r} has {source!r} for a source; write fresh(), copied(weights),"
+                " mean_var(weights), ..."
+            )
     return mapping
 
 
 def _spread(model: nn.Module, mapping: Mapping[str, Source], head: str) -> dict[str, Source]:
-    """Tensor -> its source, layer by layer; the head's are fresh unless a path of the mapping reaches nothing else."""
+    """Tensor -> its source, layer by layer; the head's are fresh unless a path of the mapping
+    reaches nothing else.
+    """
     names = ordered(model)
     if mapping.keys() == set(names):
         return {name: mapping[name] for name in names}
     buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
-    asked = {path for path in mapping if all(is_inside(name, head) for name in names if is_inside(name, path))}
-    reached = assign(model, {path: source for path, source in mapping.items() if path not in buffers})
+    asked = {
+        path
+        for path in mapping
+        if all(is_inside(name, head) for name in names if is_inside(name, path))
+    }
+    reached = assign(
+        model, {path: source for path, source in mapping.items() if path not in buffers}
+    )
     for name in names:
         paths = [path for path in mapping if is_inside(name, path)]
         if name in buffers and paths:
@@ -259,7 +360,10 @@ def _spread(model: nn.Module, mapping: Mapping[str, Source], head: str) -> dict[
             reached[name] = fresh()
     missing = [name for name in names if name not in reached]
     if missing:
-        raise ValueError(f"the strategy leaves {_listed(missing)} without a source; give the rest one: {{..., '': fresh()}}")
+        raise ValueError(
+            f"the strategy leaves {_listed(missing)} without a source; give the rest one: {{...,"
+            " '': fresh()}"
+        )
     return {name: reached[name] for name in names}
 
 
@@ -267,9 +371,16 @@ def _places(model: nn.Module, path: str, names: Sequence[str]) -> list[int]:
     """Where in `names` the tensors of a layer are."""
     known = aliases(model)
     resolve(model, path)
-    places = [place for place, name in enumerate(names) if any(is_inside(alias, path) for alias in known[name])]
+    places = [
+        place
+        for place, name in enumerate(names)
+        if any(is_inside(alias, path) for alias in known[name])
+    ]
     if not places:
-        raise ValueError(f"{path!r} holds no tensors to copy; name a layer that does: {', '.join(layer_names(model))}")
+        raise ValueError(
+            f"{path!r} holds no tensors to copy; name a layer that does:"
+            f" {', '.join(layer_names(model))}"
+        )
     return places
 
 
@@ -278,17 +389,31 @@ def _weights(source: Source) -> Pretrained | None:
 
 
 def _slots(model: nn.Module, sources: Mapping[str, Source], matches: Matches) -> dict[str, Slot]:
-    first = next((path for path, module in model.named_modules() if isinstance(module, nn.Conv2d)), None)
+    first = next(
+        (path for path, module in model.named_modules() if isinstance(module, nn.Conv2d)), None
+    )
     slots = {}
     for name, source in sources.items():
         path, _, attribute = name.rpartition(".")
         module, weights = model.get_submodule(path), _weights(source)
-        given = weights.tensors[matches[weights][name]] if weights and name in matches[weights] else None
-        slots[name] = Slot(name, getattr(module, attribute), module, given, first=path == first and attribute == "weight")
+        given = (
+            weights.tensors[matches[weights][name]]
+            if weights and name in matches[weights]
+            else None
+        )
+        slots[name] = Slot(
+            name,
+            getattr(module, attribute),
+            module,
+            given,
+            first=path == first and attribute == "weight",
+        )
     return slots
 
 
-def _starts(model: nn.Module, slots: Mapping[str, Slot], sources: Mapping[str, Source], seed: int) -> dict[str, Start]:
+def _starts(
+    model: nn.Module, slots: Mapping[str, Slot], sources: Mapping[str, Source], seed: int
+) -> dict[str, Start]:
     starts: dict[str, Start] = {}
     wrong: dict[str, str] = {}
     for name, slot in slots.items():
@@ -300,16 +425,27 @@ def _starts(model: nn.Module, slots: Mapping[str, Slot], sources: Mapping[str, S
             continue
         value = starts[name].value
         if value is not None and not value.isfinite().all():
-            raise ValueError(f"{sources[name]} gives {name} values that are not finite; are its weights those of a run that diverged?")
+            raise ValueError(
+                f"{sources[name]} gives {name} values that are not finite; are its weights those of"
+                " a run that diverged?"
+            )
     if wrong:
         raise ValueError(_misfit(model, wrong, slots, sources))
     filtered = [slot.first for name, slot in slots.items() if isinstance(sources[name], gabor)]
     if filtered and not any(filtered):
-        raise ValueError("gabor() does not reach the first convolution; give it to the layer that reads the images")
+        raise ValueError(
+            "gabor() does not reach the first convolution; give it to the layer that reads the"
+            " images"
+        )
     return starts
 
 
-def _misfit(model: nn.Module, wrong: Mapping[str, str], slots: Mapping[str, Slot], sources: Mapping[str, Source]) -> str:
+def _misfit(
+    model: nn.Module,
+    wrong: Mapping[str, str],
+    slots: Mapping[str, Slot],
+    sources: Mapping[str, Source],
+) -> str:
     weights = _weights(sources[next(iter(wrong))])
     asked = [name for name in slots if _weights(sources[name]) is weights]
     failed = [name for name in asked if name in wrong]
@@ -320,16 +456,24 @@ def _misfit(model: nn.Module, wrong: Mapping[str, str], slots: Mapping[str, Slot
         reasons.append(wrong[name] + (f" (nearest there: {near})" if near else ""))
     more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
     return (
-        f"{weights} does not fit this {type(model).__name__}: {len(fitting)} of {len(asked)} tensors match. "
-        f"{'; '.join(reasons)}{more}. Build the network that the weights are of, or copy fewer layers: transfusion(weights, through=...)"
+        f"{weights} does not fit this {type(model).__name__}: {len(fitting)} of {len(asked)}"
+        f" tensors match. {'; '.join(reasons)}{more}. Build the network that the weights are of, or"
+        " copy fewer layers: transfusion(weights, through=...)"
     )
 
 
 def _row(slot: Slot, layer: str, source: Source, start: Start, head: str, matches: Matches) -> Row:
     notes = [start.note]
     if is_inside(slot.name, head) and start.how == "fresh":
-        there = [tuple(weights.tensors[match[slot.name]].shape) for weights, match in matches.items() if slot.name in match]
-        notes += ["the head", *(f"{shape} in the weights" for shape in there if shape != tuple(slot.tensor.shape))]
+        there = [
+            tuple(weights.tensors[match[slot.name]].shape)
+            for weights, match in matches.items()
+            if slot.name in match
+        ]
+        notes += [
+            "the head",
+            *(f"{shape} in the weights" for shape in there if shape != tuple(slot.tensor.shape)),
+        ]
     parameters = slot.tensor.numel() if isinstance(slot.tensor, nn.Parameter) else 0
     mean = variance = None
     if start.how == "drawn":
@@ -337,17 +481,36 @@ def _row(slot: Slot, layer: str, source: Source, start: Start, head: str, matche
         mean = values.mean().item() if start.mean is None else start.mean
         variance = values.var(correction=0).item() if start.variance is None else start.variance
     note = "; ".join(filter(None, notes))
-    return Row(slot.name, layer, tuple(slot.tensor.shape), parameters, start.how, repr(source), mean, variance, note)
+    return Row(
+        slot.name,
+        layer,
+        tuple(slot.tensor.shape),
+        parameters,
+        start.how,
+        repr(source),
+        mean,
+        variance,
+        note,
+    )
 
 
-def _used(matches: Matches, rows: Sequence[Row], sources: Mapping[str, Source]) -> tuple[dict[str, Any], ...]:
+def _used(
+    matches: Matches, rows: Sequence[Row], sources: Mapping[str, Source]
+) -> tuple[dict[str, Any], ...]:
     """What nothing took of each set of weights; one that several sources read is one."""
     left: dict[tuple[str, str], set[str]] = {}
     for weights, match in matches.items():
-        taken = {match[row.name] for row in rows if row.how in ("copied", "drawn") and _weights(sources[row.name]) is weights}
+        taken = {
+            match[row.name]
+            for row in rows
+            if row.how in ("copied", "drawn") and _weights(sources[row.name]) is weights
+        }
         unused = left.setdefault((weights.name, weights.digest), set(weights.tensors))
         unused -= taken
-    return tuple({"name": name, "digest": digest, "unused": sorted(unused)} for (name, digest), unused in left.items())
+    return tuple(
+        {"name": name, "digest": digest, "unused": sorted(unused)}
+        for (name, digest), unused in left.items()
+    )
 
 
 def _cells(row: Row, *, named: bool) -> tuple[str, ...]:

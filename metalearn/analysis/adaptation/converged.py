@@ -23,7 +23,7 @@ STARTS: tuple[Start, Start] = ("zeros", "initial")
 TOLERANCE = 0.01
 STEPS = 200
 CRITERION = (
-    f"Converged: the largest entry of the gradient of the support loss by the head is below "
+    "Converged: the largest entry of the gradient of the support loss by the head is below "
     f"{TOLERANCE:.0%} of what it is at a head of zeros, within {STEPS} steps of L-BFGS."
 )
 
@@ -49,7 +49,9 @@ class HeadFit(NamedTuple):
 
 
 class Convergence(NamedTuple):
-    """How many of so many heads did not converge, and the worst of them: its support loss and remaining gradient."""
+    """How many of so many heads did not converge, and the worst of them: its support loss and
+    remaining gradient.
+    """
 
     heads: int
     unconverged: int
@@ -85,13 +87,15 @@ class Convergence(NamedTuple):
         if math.isnan(self.loss):
             return f"{failed}: their support loss is not finite"
         return (
-            f"{failed}; the worst of those with a finite loss stopped at a support loss of {self.loss:.3g} with "
-            f"{self.gradient:.0%} of the gradient at zeros, so its readout understates what the features carry"
+            f"{failed}; the worst of those with a finite loss stopped at a support loss of"
+            f" {self.loss:.3g} with {self.gradient:.0%} of the gradient at zeros, so its readout"
+            " understates what the features carry"
         )
 
 
 class FixedBody:
-    """The body of a learner under given weights, and the features it gives on one task: what heads are trained on.
+    """The body of a learner under given weights, and the features it gives on one task: what heads
+    are trained on.
 
     Args:
         learner: whose loss is used.
@@ -100,7 +104,9 @@ class FixedBody:
         task: one task, without a task dimension.
     """
 
-    def __init__(self, learner: Learner, network: Functional, weights: Weights, task: Episode) -> None:
+    def __init__(
+        self, learner: Learner, network: Functional, weights: Weights, task: Episode
+    ) -> None:
         self.learner = learner
         self.network = network
         self.weights = {name: weight.detach() for name, weight in weights.items()}
@@ -137,8 +143,13 @@ class FixedBody:
     def starts(self) -> dict[str, Weights]:
         """The head's weights to begin with, by the name of the start."""
         weights = self.network.weights()
-        initial = {name: weights[name].detach() for name in weights if is_inside(name, self.network.head)}
-        return {"zeros": {name: torch.zeros_like(weight) for name, weight in initial.items()}, "initial": initial}
+        initial = {
+            name: weights[name].detach() for name in weights if is_inside(name, self.network.head)
+        }
+        return {
+            "zeros": {name: torch.zeros_like(weight) for name, weight in initial.items()},
+            "initial": initial,
+        }
 
     @cached_property
     def scale(self) -> float:
@@ -162,11 +173,15 @@ class FixedBody:
     def _gradients(self, head: Weights) -> list[Tensor]:
         with torch.enable_grad():
             leaves = {name: weight.detach().requires_grad_() for name, weight in head.items()}
-            gradients = torch.autograd.grad(self._loss(leaves), list(leaves.values()), allow_unused=True)
+            gradients = torch.autograd.grad(
+                self._loss(leaves), list(leaves.values()), allow_unused=True
+            )
         return [gradient for gradient in gradients if gradient is not None]
 
 
-def minimise(loss: Callable[[Weights], Tensor], start: Weights, tolerance: float, steps: int) -> Weights:
+def minimise(
+    loss: Callable[[Weights], Tensor], start: Weights, tolerance: float, steps: int
+) -> Weights:
     """Weights at which no entry of the gradient of `loss` is larger than `tolerance`, by L-BFGS.
 
     Args:

@@ -27,7 +27,9 @@ from .observe import query_score, settle
 
 @dataclass(frozen=True)
 class Condition:
-    """One way of adapting: its accuracy (for real targets, loss), and how much worse that is than with nothing frozen, paired."""
+    """One way of adapting: its accuracy (for real targets, loss), and how much worse that is than
+    with nothing frozen, paired.
+    """
 
     name: str
     score: Estimate
@@ -40,8 +42,9 @@ class Decomposition:
 
     The learner's own few head steps cannot tell whether features must change: a head may not be
     able to learn a task in three steps. So the head is also run to convergence on the support set
-    (`metalearn.analysis.adaptation.converged.CRITERION`), over the body before and after adaptation, from
-    zeros and from its initialisation. What the body's change is worth is the difference:
+    (`metalearn.analysis.adaptation.converged.CRITERION`), over the body before and after
+    adaptation, from zeros and from its initialisation. What the body's change is worth is the
+    difference:
 
         worth = accuracy(converged head, adapted body) - accuracy(converged head, body before)
 
@@ -124,7 +127,8 @@ def decompose(
     measure: str = "accuracy",
     progress: bool = False,
 ) -> tuple[Freezing, Decomposition]:
-    """Take a learner's accuracy apart -> the freezing table of Raghu et al. 2020, and the `Decomposition`.
+    """Take a learner's accuracy apart -> the freezing table of Raghu et al. 2020, and the
+    `Decomposition`.
 
     Args:
         learner: any learner with an inner loop and a head, in evaluation mode.
@@ -143,7 +147,9 @@ def decompose(
     tasks_scored: list[TaskScores] = []
     with (
         torch.no_grad(),
-        _progress.progress("heads run to convergence", len(tasks), unit="task", shown=progress) as advance,
+        _progress.progress(
+            "heads run to convergence", len(tasks), unit="task", shown=progress
+        ) as advance,
     ):
         for task in in_threads(learner, range(len(tasks)), work):
             tasks_scored.append(task)
@@ -160,7 +166,9 @@ def decompose(
     scores = {
         "own": own,
         "body_frozen": tables["steps"][0][-1],
-        "head_frozen": torch.tensor([task.head_frozen for task in tasks_scored], dtype=torch.float64),
+        "head_frozen": torch.tensor(
+            [task.head_frozen for task in tasks_scored], dtype=torch.float64
+        ),
         "headless_before": torch.as_tensor(headless[0]),
         "headless_after": torch.as_tensor(headless[1]),
     }
@@ -172,7 +180,9 @@ def decompose(
         cost = Estimate.of(worse(scores[key], own, measure))
         conditions.append(Condition(name, Estimate.of(scores[key]), cost))
     body_moves = len(learner.frozen(layers).rates) < len(learner.rates)
-    parts = Decomposition(tuple(conditions), tables["zeros"][1], tables["initial"][1], chance, measure, body_moves)
+    parts = Decomposition(
+        tuple(conditions), tables["zeros"][1], tables["initial"][1], chance, measure, body_moves
+    )
     return tables["steps"][1], parts
 
 
@@ -189,7 +199,9 @@ CONDITIONS = {
 }
 
 
-def score_task(learner: Learner, network: Functional, task: Any, layers: Sequence[str]) -> TaskScores:
+def score_task(
+    learner: Learner, network: Functional, task: Any, layers: Sequence[str]
+) -> TaskScores:
     """The scores of one task with its head run to convergence, and with its head frozen."""
     task = place(task, learner)
     support, query = task

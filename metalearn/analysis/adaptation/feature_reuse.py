@@ -11,7 +11,15 @@ import numpy as np
 import torch
 
 from metalearn.algorithms.base import Learner
-from metalearn.analysis.adaptation.results import Accuracies, BeforeAfter, Ceiling, LayerReuse, ReuseResult, judge, notes_on
+from metalearn.analysis.adaptation.results import (
+    Accuracies,
+    BeforeAfter,
+    Ceiling,
+    LayerReuse,
+    ReuseResult,
+    judge,
+    notes_on,
+)
 from metalearn.analysis.checks import check_draws, single_tasks
 from metalearn.analysis.measures.chance import Floor
 from metalearn.analysis.networks.layerwise import LayerSimilarity, compare_layers
@@ -44,7 +52,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reuse(ReuseResult, Pictured):
-    """The answer of `feature_reuse`: print it, `plot` it, write the page with `report`, or take `to_dict`."""
+    """The answer of `feature_reuse`: print it, `plot` it, write the page with `report`, or take
+    `to_dict`.
+    """
 
     def __str__(self) -> str:
         from .page import text
@@ -76,29 +86,38 @@ def feature_reuse(
     draws: int | None = None,
     progress: bool = False,
 ) -> Reuse:
-    """Does the inner loop change the features, or reuse them? -> `Reuse`, after Raghu et al. 2020 (arXiv:1909.09157).
+    """Does the inner loop change the features, or reuse them? -> `Reuse`, after Raghu et al. 2020
+    (arXiv:1909.09157).
 
-    Each layer's output on the query images is compared under the meta-initialisation and under the adapted weights: debiased linear CKA
-    per task, images flattened, and CCA, channels as features, per task as in the paper and with the tasks pooled. The floor is the same
-    measure with whole images (for pooled tasks: whole tasks) of one side shuffled. Beside it stand how far each layer's weights moved, how
-    long their first gradient was, and how close the features of one class and of two are. Then the body is frozen from the bottom up,
-    with the head adapted by its own few steps (the paper's table) and run to convergence, and the head is left out. What decides is what
-    the body's change is worth to a head that is given every chance (`Decomposition`, and the rule in `metalearn.analysis.verdict`).
+    Each layer's output on the query images is compared under the meta-initialisation and under the
+    adapted weights: debiased linear CKA per task, images flattened, and CCA, channels as features,
+    per task as in the paper and with the tasks pooled. The floor is the same measure with whole
+    images (for pooled tasks: whole tasks) of one side shuffled. Beside it stand how far each
+    layer's weights moved, how long their first gradient was, and how close the features of one
+    class and of two are. Then the body is frozen from the bottom up, with the head adapted by its
+    own few steps (the paper's table) and run to convergence, and the head is left out. What decides
+    is what the body's change is worth to a head that is given every chance (`Decomposition`, and
+    the rule in `metalearn.analysis.verdict`).
 
-    For regression (real targets) the learner's loss stands in place of the accuracy, and ridge regression in place of the cosine readout.
+    For regression (real targets) the learner's loss stands in place of the accuracy, and ridge
+    regression in place of the cosine readout.
 
     Args:
         learner: any learner; what it is made of does not matter.
-        episodes: a `FewShot` (or anything with a length and `[i]` giving single-task episodes), or one stack of tasks.
-        layers: the layers to look at, in order; by default all of `metalearn.layers(learner.model)`. One that puts out a tuple or runs
-            twice cannot be compared: name a module inside it instead.
-        ceiling: a learner of the same architecture trained from another seed: how similar the two are before adaptation says what two
-            trainings of one kind share (Raghu et al. 2020, table 3).
+        episodes: a `FewShot` (or anything with a length and `[i]` giving single-task episodes), or
+            one stack of tasks.
+        layers: the layers to look at, in order; by default all of
+            `metalearn.layers(learner.model)`. One that puts out a tuple or runs twice cannot be
+            compared: name a module inside it instead.
+        ceiling: a learner of the same architecture trained from another seed: how similar the two
+            are before adaptation says what two trainings of one kind share (Raghu et al. 2020,
+            table 3).
         name: what to call it; by default the algorithm's name.
         seed: what the floor's draws depend on.
-        rows: about how many rows CCA of the pooled tasks keeps, by taking some positions of every image.
-        draws: how often each floor shuffles; by default 200 times if that is cheap over all tasks and layers, else 20 (`chosen_draws`). The
-            table prints the numbers.
+        rows: about how many rows CCA of the pooled tasks keeps, by taking some positions of every
+            image.
+        draws: how often each floor shuffles; by default 200 times if that is cheap over all tasks
+            and layers, else 20 (`chosen_draws`). The table prints the numbers.
         progress: show the progress on standard error.
 
     Raises:
@@ -114,10 +133,14 @@ def feature_reuse(
 
     def work(network: Functional, i: int) -> Observed:
         sizes: Any = {"rows": rows // len(tasks), "draws": draws, "tasks": len(tasks)}
-        return observe(learner, network, seen.names, tasks[i], **sizes, seed=seed, index=i, other=other)
+        return observe(
+            learner, network, seen.names, tasks[i], **sizes, seed=seed, index=i, other=other
+        )
 
     with evaluation_mode([learner, *([other.learner] if other else [])]), torch.no_grad():
-        with _progress.progress("before and after adaptation", len(tasks), unit="task", shown=progress) as advance:
+        with _progress.progress(
+            "before and after adaptation", len(tasks), unit="task", shown=progress
+        ) as advance:
             for task in in_threads(learner, range(len(tasks)), work):
                 seen.tasks.append(task)
                 advance()
@@ -125,7 +148,9 @@ def feature_reuse(
         accuracies = seen.accuracies()
         frozen, parts = None, None
         # Tasks of several sizes are no stack.
-        evaluation = evaluate(learner, tasks, progress=progress, tasks_at_once=1 if len(seen.shapes()) > 1 else 16)
+        evaluation = evaluate(
+            learner, tasks, progress=progress, tasks_at_once=1 if len(seen.shapes()) > 1 else 16
+        )
         if not all(layer.unmoved for layer in found):
             frozen, parts = _taken_apart(learner, tasks, seen, evaluation, accuracies, progress)
     ways, shots, queries = seen.task_sizes()
@@ -172,7 +197,9 @@ def _taken_apart(
 
 
 class _OverTasks:
-    """What one layer's similarities, one a task, say together: the mean of those that are defined, and its chance level."""
+    """What one layer's similarities, one a task, say together: the mean of those that are defined,
+    and its chance level.
+    """
 
     def __init__(self, rows: Sequence[LayerSimilarity]) -> None:
         defined = [row for row in rows if not math.isnan(row.similarity)]
@@ -181,34 +208,48 @@ class _OverTasks:
         if defined and len(defined) < len(rows):
             undefined = next(row.note for row in rows if math.isnan(row.similarity))
             self.note = f"{len(rows) - len(defined)} of {len(rows)} tasks are left out: {undefined}"
-        # The draws of every task are averaged in the order in which they came, each average being one draw of the mean over tasks.
+        # The draws of every task are averaged in the order in which they came, each average being
+        # one draw of the mean over tasks.
         fewest = min(len(row.chance) for row in defined or rows)
         chance = np.mean([row.chance[:fewest] for row in defined or rows], axis=0)
         self.floor = Floor.of(chance)
-        self.p = p_value(self.estimate.mean, chance, math.prod(row.orders for row in defined or rows))
+        self.p = p_value(
+            self.estimate.mean, chance, math.prod(row.orders for row in defined or rows)
+        )
         self.size = (rows[0].examples, rows[0].features[0])
 
 
 class _Seen:
     """The tasks seen, and what they say together."""
 
-    def __init__(self, learner: Learner, names: Sequence[str] | None, draws: int | None, seed: int) -> None:
+    def __init__(
+        self, learner: Learner, names: Sequence[str] | None, draws: int | None, seed: int
+    ) -> None:
         self.names, self.draws, self.seed = list(names or layer_names(learner.model)), draws, seed
         self.body = [name for name in self.names if not is_inside(name, learner.head)]
-        self.weights = {name: weights_of(learner.model, resolve(learner.model, name)) for name in self.names}
-        self.sizes = {name: parameter.numel() for name, parameter in learner.model.named_parameters()}
+        self.weights = {
+            name: weights_of(learner.model, resolve(learner.model, name)) for name in self.names
+        }
+        self.sizes = {
+            name: parameter.numel() for name, parameter in learner.model.named_parameters()
+        }
         self.rated = set(learner.rates)
         self.tasks: list[Observed] = []
 
     def layers(self) -> list[LayerReuse]:
-        """Every layer's numbers: CKA and what was measured summed up over tasks, CCA from the pooled rows."""
+        """Every layer's numbers: CKA and what was measured summed up over tasks, CCA from the
+        pooled rows.
+        """
         return [self._layer(name) for name in self.names]
 
     def _layer(self, name: str) -> LayerReuse:
         cka = _OverTasks([task.profile[name] for task in self.tasks])
         cca = _OverTasks([task.cca[name] for task in self.tasks])
         pooled = self._pooled(name, 1)
-        measured = {key: Estimate.of([task.measured[name][key] for task in self.tasks]) for key in self.tasks[0].measured[name]}
+        measured = {
+            key: Estimate.of([task.measured[name][key] for task in self.tasks])
+            for key in self.tasks[0].measured[name]
+        }
         notes = (("CKA", cka.note), ("CCA", cca.note), ("CCA, pooled", pooled.note))
         return LayerReuse(
             layer=name,
@@ -240,17 +281,30 @@ class _Seen:
         cca = [task.ceiling_cca[name] for task in self.tasks if task.ceiling_cca]
         if not cka:
             return None
-        return Ceiling(_OverTasks(cka).estimate, _OverTasks(cca).estimate, self._pooled(name, 2, draws=0).similarity)
+        return Ceiling(
+            _OverTasks(cka).estimate,
+            _OverTasks(cca).estimate,
+            self._pooled(name, 2, draws=0).similarity,
+        )
 
     def _pooled(self, name: str, side: int, draws: int | None = None) -> LayerSimilarity:
-        """CCA of the pooled rows before adaptation with those after (side 1) or of the other network (side 2)."""
-        first, second = (torch.cat([task.sampled[name][i] for task in self.tasks]) for i in (0, side))
+        """CCA of the pooled rows before adaptation with those after (side 1) or of the other
+        network (side 2).
+        """
+        first, second = (
+            torch.cat([task.sampled[name][i] for task in self.tasks]) for i in (0, side)
+        )
         draws = self.draws if draws is None else draws
         units = len(self.tasks) if len(self.tasks) > 1 else None
         if len({len(task.sampled[name][0]) for task in self.tasks}) > 1:
             # Tasks of several sizes cannot change places, so there is no chance level.
             units, draws = None, 0
-        options: Any = {"measure": "cca", "units": units, "rows": first.shape[0] * first.shape[1], "seed": self.seed}
+        options: Any = {
+            "measure": "cca",
+            "units": units,
+            "rows": first.shape[0] * first.shape[1],
+            "seed": self.seed,
+        }
         return compare_layers({name: first}, {name: second}, **options, draws=draws)[name]
 
     def blocks(self, learner: Learner) -> list[str]:
@@ -268,11 +322,14 @@ class _Seen:
         ways = [task.sizes[0] for task in self.tasks]
         if len(self.shapes()) > 1:
             yield (
-                f"The tasks differ in size, from {min(ways)} to {max(ways)} ways; ways, shots and queries are those of the largest, and "
-                "chance is the mean over tasks."
+                f"The tasks differ in size, from {min(ways)} to {max(ways)} ways; ways, shots and"
+                " queries are those of the largest, and chance is the mean over tasks."
             )
         if 1 in ways:
-            yield f"The support set of {ways.count(1)} of {len(ways)} tasks holds one class, on which no head can be trained."
+            yield (
+                f"The support set of {ways.count(1)} of {len(ways)} tasks holds one class, on which"
+                " no head can be trained."
+            )
 
     def task_sizes(self) -> tuple[int, int, int]:
         """Ways, shots and queries a class, of the largest task."""
@@ -295,9 +352,19 @@ class _Seen:
 
 def _other(ceiling: Learner, learner: Learner) -> Other:
     ours, theirs = learner.model.state_dict(), ceiling.model.state_dict()
-    different = [name for name in {**ours, **theirs} if name not in ours or name not in theirs or ours[name].shape != theirs[name].shape]
+    different = [
+        name
+        for name in {**ours, **theirs}
+        if name not in ours or name not in theirs or ours[name].shape != theirs[name].shape
+    ]
     if different:
-        raise ValueError(f"the ceiling is another architecture: {different[0]} differs; give the same network trained from another seed")
+        raise ValueError(
+            f"the ceiling is another architecture: {different[0]} differs; give the same network"
+            " trained from another seed"
+        )
     if all(torch.equal(ours[name], theirs[name].to(ours[name])) for name in ours):
-        raise ValueError("the ceiling has the same weights as the learner, so that it would be 1; give one trained from another seed")
+        raise ValueError(
+            "the ceiling has the same weights as the learner, so that it would be 1; give one"
+            " trained from another seed"
+        )
     return Other(ceiling)

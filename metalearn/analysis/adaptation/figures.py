@@ -1,6 +1,8 @@
-"""Pictures of what adaptation changes. Each function returns a matplotlib `Figure`; nothing here touches pyplot or a display.
+"""Pictures of what adaptation changes. Each function returns a matplotlib `Figure`; nothing here
+touches pyplot or a display.
 
-Learners and measures differ in marker, line and hatch as well as colour, so that a picture reads in grey.
+Learners and measures differ in marker, line and hatch as well as colour, so that a picture reads in
+grey.
 """
 
 from __future__ import annotations
@@ -18,7 +20,20 @@ from matplotlib.ticker import FuncFormatter
 
 from metalearn.analysis.checks import check_all, check_kind
 from metalearn.analysis.plotting.layers import draw_frozen
-from metalearn.analysis.plotting.style import GRID, INK, MUTED, STYLE, beside, chance_band, finish, layer_ticks, look_of, mark, panels, say
+from metalearn.analysis.plotting.style import (
+    GRID,
+    INK,
+    MUTED,
+    STYLE,
+    beside,
+    chance_band,
+    finish,
+    layer_ticks,
+    look_of,
+    mark,
+    panels,
+    say,
+)
 from metalearn.analysis.scales import SCALES
 from metalearn.runtime.statistics import Estimate
 
@@ -30,12 +45,15 @@ if TYPE_CHECKING:
 
 
 def layer_profile(reuses: Sequence[ReuseResult]) -> Figure:
-    """Similarity before and after adaptation, layer by layer: one learner with CCA, floors and ceiling, or the CKA of several."""
+    """Similarity before and after adaptation, layer by layer: one learner with CCA, floors and
+    ceiling, or the CKA of several.
+    """
     return panels([lambda axes: _draw_profile(axes, reuses)], _width(reuses[0]))
 
 
 def freezing_curve(reuses: Sequence[ReuseResult]) -> Figure:
-    """Accuracy with the layers frozen from the bottom up, with its interval, of every learner that adapts.
+    """Accuracy with the layers frozen from the bottom up, with its interval, of every learner that
+    adapts.
 
     Solid: under a head run to convergence; dashed: the paper's table, the head by its own steps.
     """
@@ -43,36 +61,61 @@ def freezing_curve(reuses: Sequence[ReuseResult]) -> Figure:
 
 
 def decomposition_bars(reuses: Sequence[ReuseResult]) -> Figure:
-    """What every way of adapting gains or loses against nothing frozen, with its interval: a group of bars a learner."""
-    return panels([lambda axes: _draw_decomposition(axes, reuses)], 8.2, height=_decomposition_height(reuses))
+    """What every way of adapting gains or loses against nothing frozen, with its interval: a group
+    of bars a learner.
+    """
+    return panels(
+        [lambda axes: _draw_decomposition(axes, reuses)], 8.2, height=_decomposition_height(reuses)
+    )
 
 
 def weights_moved(reuses: Sequence[ReuseResult]) -> Figure:
-    """How far the inner loop moves each layer's weights, and how long their first gradient is; a layer without either is not drawn."""
-    return panels([lambda axes: _draw_distances(axes, reuses), lambda axes: _draw_gradients(axes, reuses)], 2 * _width(reuses[0]))
+    """How far the inner loop moves each layer's weights, and how long their first gradient is; a
+    layer without either is not drawn.
+    """
+    return panels(
+        [lambda axes: _draw_distances(axes, reuses), lambda axes: _draw_gradients(axes, reuses)],
+        2 * _width(reuses[0]),
+    )
 
 
 def class_cosines(reuses: Sequence[ReuseResult]) -> Figure:
-    """The mean cosine between query features of one class and of two, before and after adaptation: a panel a learner."""
-    width = _width(reuses[0]) if len(reuses) == 1 else max(3.9, 0.3 * len(reuses[0].layers) + 1) * min(len(reuses), 3)
+    """The mean cosine between query features of one class and of two, before and after adaptation:
+    a panel a learner.
+    """
+    width = (
+        _width(reuses[0])
+        if len(reuses) == 1
+        else max(3.9, 0.3 * len(reuses[0].layers) + 1) * min(len(reuses), 3)
+    )
     figure = panels([partial(_draw_cosines, reuse=reuse) for reuse in reuses], width, share=True)
     low, high = figure.axes[0].get_ylim()
-    figure.axes[0].set_ylim(max(low, -1.05), min(high, 1.05))  # two seeds may give an interval of several units
+    figure.axes[0].set_ylim(
+        max(low, -1.05), min(high, 1.05)
+    )  # two seeds may give an interval of several units
     return figure
 
 
 def paired_comparison(reuses: Sequence[ReuseResult]) -> Figure:
-    """Every two learners on the same test tasks: the difference in accuracy, in points, with its 95 % interval."""
+    """Every two learners on the same test tasks: the difference in accuracy, in points, with its 95
+    % interval.
+    """
     found = differences(reuses)
-    return panels([lambda axes: _draw_differences(axes, found)], 6.6, height=1.7 + 0.42 * len(found))
+    return panels(
+        [lambda axes: _draw_differences(axes, found)], 6.6, height=1.7 + 0.42 * len(found)
+    )
 
 
-def timeline(steps: Sequence[int], similarity: Mapping[str, Sequence[Estimate]], accuracy: Sequence[Estimate]) -> Figure:
-    """How similar each layer stays through the inner loop, and the accuracy, as training goes on; bands are the intervals.
+def timeline(
+    steps: Sequence[int], similarity: Mapping[str, Sequence[Estimate]], accuracy: Sequence[Estimate]
+) -> Figure:
+    """How similar each layer stays through the inner loop, and the accuracy, as training goes on;
+    bands are the intervals.
 
     Args:
         steps: outer steps at which the learner was looked at, ascending.
-        similarity: layer -> one estimate a step, such as `[reuse.layers[0].cka for reuse in reuses]`; layers in order.
+        similarity: layer -> one estimate a step, such as `[reuse.layers[0].cka for reuse in
+            reuses]`; layers in order.
         accuracy: one estimate a step, as fractions.
 
     Raises ValueError where a curve has another number of points than there are steps.
@@ -85,21 +128,44 @@ def timeline(steps: Sequence[int], similarity: Mapping[str, Sequence[Estimate]],
     """
     check_kind(similarity, Mapping, "similarity", "give {layer: [one Estimate a step]}")
     if not check_all(steps, int, "steps", "give the outer steps, such as [0, 100]"):
-        raise ValueError("steps is empty; give the outer steps at which the learner was looked at, such as [0, 100]")
+        raise ValueError(
+            "steps is empty; give the outer steps at which the learner was looked at, such as [0,"
+            " 100]"
+        )
     for name, curve in {**similarity, "accuracy": accuracy}.items():
         check_all(curve, Estimate, name, "give one Estimate a step")
         if len(curve) != len(steps):
-            raise ValueError(f"{name} has {len(curve)} points for {len(steps)} steps; give one estimate a step")
-    return panels([lambda axes: _draw_similarities(axes, steps, similarity), lambda axes: _draw_learning(axes, steps, accuracy)], 11.4)
+            raise ValueError(
+                f"{name} has {len(curve)} points for {len(steps)} steps; give one estimate a step"
+            )
+    return panels(
+        [
+            lambda axes: _draw_similarities(axes, steps, similarity),
+            lambda axes: _draw_learning(axes, steps, accuracy),
+        ],
+        11.4,
+    )
 
 
 def summary(reuses: Sequence[ReuseResult]) -> Figure:
     """The three pictures side by side, under the name and the verdict."""
     with matplotlib.rc_context(STYLE):
         height = max(4.7, 0.6 + _decomposition_height(reuses))
-        figure = Figure(figsize=(18, height), layout=ConstrainedLayoutEngine(wspace=0.06, w_pad=0.1), facecolor="white")
-        figure.suptitle("   ".join(f"{r.name}: {r.verdict.answer}" for r in reuses), x=0.01, ha="left", fontsize=14, fontweight="bold")
-        for axes, draw in zip(figure.subplots(1, 3), (_draw_profile, _draw_freezing, _draw_decomposition), strict=True):
+        figure = Figure(
+            figsize=(18, height),
+            layout=ConstrainedLayoutEngine(wspace=0.06, w_pad=0.1),
+            facecolor="white",
+        )
+        figure.suptitle(
+            "   ".join(f"{r.name}: {r.verdict.answer}" for r in reuses),
+            x=0.01,
+            ha="left",
+            fontsize=14,
+            fontweight="bold",
+        )
+        for axes, draw in zip(
+            figure.subplots(1, 3), (_draw_profile, _draw_freezing, _draw_decomposition), strict=True
+        ):
             draw(axes, reuses)
     return figure
 
@@ -116,20 +182,39 @@ def _draw_profile(axes: Axes, reuses: Sequence[ReuseResult]) -> None:
     if len(same) == 1:
         layers = same[0].layers
         cca, cca_widths = np.array([layer.cca for layer in layers]).T
-        chance_band(axes, x, [layer.cca_floor for layer in layers], "CCA by chance", hatch="////", colour="white")
-        chance_band(axes, x, [layer.cka_floor for layer in layers], "CKA by chance", colour="#c3cad3")
+        chance_band(
+            axes,
+            x,
+            [layer.cca_floor for layer in layers],
+            "CCA by chance",
+            hatch="////",
+            colour="white",
+        )
+        chance_band(
+            axes, x, [layer.cka_floor for layer in layers], "CKA by chance", colour="#c3cad3"
+        )
         mean_over = f"(mean over {'seeds' if same[0].seeds else 'tasks'})"
         axes.errorbar(x, cca, cca_widths, **look_of(1), capsize=3, label=f"CCA {mean_over}")
-        axes.plot(x, [layer.cca_pooled for layer in layers], **look_of(2), alpha=0.6, label="CCA (tasks pooled)")
+        axes.plot(
+            x,
+            [layer.cca_pooled for layer in layers],
+            **look_of(2),
+            alpha=0.6,
+            label="CCA (tasks pooled)",
+        )
         _draw_ceiling(axes, x, layers)
         curves = [(f"CKA {mean_over}", same[0])]
     else:
         curves = [(reuse.name, reuse) for reuse in same]
-        chance_band(axes, x, [layer.cka_floor for layer in same[0].layers], "by chance", colour="#c3cad3")
+        chance_band(
+            axes, x, [layer.cka_floor for layer in same[0].layers], "by chance", colour="#c3cad3"
+        )
     for i, (label, reuse) in enumerate(curves):
         means, widths = np.array([layer.cka for layer in reuse.layers]).T
         bottom = min(bottom, float(np.nanmin(np.append(means - np.nan_to_num(widths), 0))))
-        axes.errorbar(beside(x, i, len(curves)), means, widths, **look_of(i), capsize=3, label=label)
+        axes.errorbar(
+            beside(x, i, len(curves)), means, widths, **look_of(i), capsize=3, label=label
+        )
     mark(axes, 0.9, "0.9")
     _layer_axis(axes, reuses[0])
     axes.set(
@@ -145,7 +230,9 @@ def _draw_freezing(axes: Axes, reuses: Sequence[ReuseResult]) -> None:
     for i, reuse in enumerate(reuses):
         if reuse.decomposition:
             solid = look_of(i) | {"ls": "-"}
-            curves.append(reuse.decomposition.converged.curve(f"{reuse.name}, converged head", solid))
+            curves.append(
+                reuse.decomposition.converged.curve(f"{reuse.name}, converged head", solid)
+            )
         if reuse.freezing:
             dashed = look_of(i) | {"ls": "--", "mfc": "white"}
             curves.append(reuse.freezing.curve(f"{reuse.name}, own steps (the paper's)", dashed))
@@ -156,7 +243,9 @@ def _draw_freezing(axes: Axes, reuses: Sequence[ReuseResult]) -> None:
 
 
 def _draw_decomposition(axes: Axes, reuses: Sequence[ReuseResult]) -> None:
-    """Bars to the right are better than with nothing frozen, to the left worse; the numbers stand beside them."""
+    """Bars to the right are better than with nothing frozen, to the left worse; the numbers stand
+    beside them.
+    """
     axes.set(title="What each way of adapting gains or loses")
     ticks = []
     y = 0.0
@@ -167,9 +256,24 @@ def _draw_decomposition(axes: Axes, reuses: Sequence[ReuseResult]) -> None:
         ticks.append((y, reuse.name))
         y += 1
         for condition in reuse.decomposition.conditions[1:]:
-            gain, width = -scale.factor * condition.cost.mean, scale.factor * np.nan_to_num(condition.cost.interval)
-            axes.barh(y, gain, 0.64, xerr=width, color=look_of(i)["color"], error_kw={"ecolor": INK, "capsize": 2.5, "lw": 1.1})
-            place: Any = {"xycoords": ("axes fraction", "data"), "xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+            gain, width = (
+                -scale.factor * condition.cost.mean,
+                scale.factor * np.nan_to_num(condition.cost.interval),
+            )
+            axes.barh(
+                y,
+                gain,
+                0.64,
+                xerr=width,
+                color=look_of(i)["color"],
+                error_kw={"ecolor": INK, "capsize": 2.5, "lw": 1.1},
+            )
+            place: Any = {
+                "xycoords": ("axes fraction", "data"),
+                "xytext": (6, 0),
+                "textcoords": "offset points",
+                "va": "center",
+            }
             axes.annotate(scale.against(condition.cost), (1, y), **place, fontsize=8.5)
             ticks.append((y, condition.name))
             y += 1
@@ -198,7 +302,15 @@ def _draw_ceiling(axes: Axes, x: np.ndarray, layers: Sequence[LayerReuse]) -> No
     found = [layer.ceiling for layer in layers if layer.ceiling]
     if found:
         means, widths = np.array([one.cka for one in found]).T
-        look: Any = {"color": MUTED, "marker": "_", "ms": 15, "mew": 2, "ls": "", "capsize": 3, "lw": 1}
+        look: Any = {
+            "color": MUTED,
+            "marker": "_",
+            "ms": 15,
+            "mew": 2,
+            "ls": "",
+            "capsize": 3,
+            "lw": 1,
+        }
         axes.errorbar(x, means, widths, **look, label="CKA with another seed's network")
 
 
@@ -212,7 +324,9 @@ def _draw_gradients(axes: Axes, reuses: Sequence[ReuseResult]) -> None:
     _draw_lengths(axes, reuses, lambda layer: layer.gradient, "no layer has a rate")
 
 
-def _draw_lengths(axes: Axes, reuses: Sequence[ReuseResult], pick: Callable[[LayerReuse], Estimate], none: str) -> None:
+def _draw_lengths(
+    axes: Axes, reuses: Sequence[ReuseResult], pick: Callable[[LayerReuse], Estimate], none: str
+) -> None:
     """Lengths span decades, so that the axis is logarithmic and a length of zero is left out."""
     shown = False
     for i, reuse in enumerate(reuses):
@@ -220,15 +334,21 @@ def _draw_lengths(axes: Axes, reuses: Sequence[ReuseResult], pick: Callable[[Lay
         drawn = means > 0
         if drawn.any():
             x = beside(np.arange(len(means)), i, len(reuses))
-            axes.errorbar(x, np.where(drawn, means, np.nan), widths, **look_of(i), capsize=3, label=reuse.name)
+            axes.errorbar(
+                x, np.where(drawn, means, np.nan), widths, **look_of(i), capsize=3, label=reuse.name
+            )
             shown = True
     if not shown:
         return say(axes, none)
     axes.set_yscale("log", nonpositive="clip")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     low, high = axes.get_ylim()
-    read = "123456789" if high < 4 * low else "1235" if high < 40 * low else "1"  # so many ticks that one can read by them
-    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in read else ""))
+    read = (
+        "123456789" if high < 4 * low else "1235" if high < 40 * low else "1"
+    )  # so many ticks that one can read by them
+    axes.yaxis.set_minor_formatter(
+        FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in read else "")
+    )
     _layer_axis(axes, reuses[0])
     finish(axes, 3)
     return None
@@ -256,24 +376,38 @@ def _draw_differences(axes: Axes, found: Sequence[Difference]) -> None:
     names = [f"{one.first} minus {one.second}" for one in found]
     for y, one in enumerate(found):
         if one.note:
-            axes.annotate(f"not comparable: {one.note.split(';')[0].split(':')[0]}", (0, y), va="center", fontsize=8.5, color=MUTED)
+            axes.annotate(
+                f"not comparable: {one.note.split(';')[0].split(':')[0]}",
+                (0, y),
+                va="center",
+                fontsize=8.5,
+                color=MUTED,
+            )
             continue
         factor = SCALES[one.measure].factor
         mean, width = factor * one.estimate.mean, factor * one.estimate.interval
         axes.errorbar(mean, y, xerr=width, **look_of(0), capsize=4)
         form = ".1f" if one.measure == "accuracy" else ".3g"
         label = f"{mean:+{form}} ± {width:{form}}" if np.isfinite(width) else f"{mean:+{form}}"
-        axes.annotate(label, (mean, y), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8.5)
+        axes.annotate(
+            label, (mean, y), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8.5
+        )
     axes.axvline(0, color=MUTED, lw=1, ls=(0, (2, 2)))
     axes.set_yticks(range(len(names)), names)
     over = ", ".join(dict.fromkeys(f"{one.pairs} {one.unit}s" for one in found if one.pairs))
     kind = "loss" if any(one.measure == "loss" for one in found) else "accuracy, points"
-    axes.set(title="Compared in pairs", xlabel=f"difference in {kind} (paired over {over})", ylim=(len(names) - 0.5, -0.7))
+    axes.set(
+        title="Compared in pairs",
+        xlabel=f"difference in {kind} (paired over {over})",
+        ylim=(len(names) - 0.5, -0.7),
+    )
     axes.grid(axis="x", color=GRID, lw=0.8)
     axes.tick_params(length=0)
 
 
-def _draw_similarities(axes: Axes, steps: Sequence[int], similarity: Mapping[str, Sequence[Estimate]]) -> None:
+def _draw_similarities(
+    axes: Axes, steps: Sequence[int], similarity: Mapping[str, Sequence[Estimate]]
+) -> None:
     # Layers are an order, so that they go from dark to light.
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.82, len(similarity)))
     for i, (name, curve) in enumerate(similarity.items()):
@@ -299,11 +433,15 @@ def _band(axes: Axes, x: Sequence[int], estimates: np.ndarray, label: str, **loo
 
 def _step_axis(axes: Axes, steps: Sequence[int]) -> None:
     positive = [step for step in steps if step > 0]
-    if positive and max(positive) >= 20 * min(positive):  # points at 0, 100 and 10,000 steps would fall on each other
+    if positive and max(positive) >= 20 * min(
+        positive
+    ):  # points at 0, 100 and 10,000 steps would fall on each other
         axes.set_xscale("symlog", linthresh=min(positive))
     if min(steps) < max(steps):
         axes.set_xlim(min(steps), max(steps))
-        ends = axes.transData.inverted().transform(axes.transAxes.transform([(-0.05, 0), (1.05, 0)]))  # a margin on any scale
+        ends = axes.transData.inverted().transform(
+            axes.transAxes.transform([(-0.05, 0), (1.05, 0)])
+        )  # a margin on any scale
         axes.set_xlim(float(ends[0, 0]), float(ends[1, 0]))
     axes.set_xticks(steps, [f"{step:,}" for step in steps])
     axes.minorticks_off()

@@ -1,4 +1,6 @@
-"""What the inner loop's changes to each layer are worth: accuracy with the layers frozen from the bottom up."""
+"""What the inner loop's changes to each layer are worth: accuracy with the layers frozen from the
+bottom up.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,8 @@ class Freezing(Pictured):
 
     `head` says how the head was adapted on top of them (`HEADS`): "steps" is the table of Raghu et
     al. 2020. If `measure` is "loss", for real targets, each row's `accuracy` is the loss, and its
-    `cost` the loss added. `note` says whether heads did not converge, and `unconverged` what share of them.
+    `cost` the loss added. `note` says whether heads did not converge, and `unconverged` what share
+    of them.
     """
 
     rows: tuple[Frozen, ...]
@@ -99,7 +102,9 @@ class Freezing(Pictured):
         return FrozenCurve(label, layers, means, intervals, self.measure, look)
 
     @classmethod
-    def of(cls, names: Sequence[str], scores: Sequence[Tensor], measure: str, **about: Any) -> Freezing:
+    def of(
+        cls, names: Sequence[str], scores: Sequence[Tensor], measure: str, **about: Any
+    ) -> Freezing:
         """The table of these scores: one (tasks,) for each number of frozen layers."""
         rows = []
         for k, values in enumerate(scores):
@@ -118,7 +123,8 @@ def freezing(
     free: Evaluation | None = None,
     progress: bool = False,
 ) -> Freezing:
-    """Accuracy (for real targets, loss) on the queries with layers 1..k left out of the inner loop, for every k from 0 -> `Freezing`.
+    """Accuracy (for real targets, loss) on the queries with layers 1..k left out of the inner loop,
+    for every k from 0 -> `Freezing`.
 
     The weights are the trained ones throughout: only adaptation at test time is held back, and the
     head adapts by the learner's own few steps (Raghu et al. 2020, arXiv:1909.09157, table 1). What
@@ -130,13 +136,16 @@ def freezing(
         learner: any learner with an inner loop.
         episodes: what `evaluate` takes, giving the same tasks each time; a `FewShot` or one stack.
         layers: which to freeze, from the bottom; by default the body, layer by layer.
-        free: what `evaluate` gave for this learner on these episodes with nothing frozen, where that is known already.
+        free: what `evaluate` gave for this learner on these episodes with nothing frozen, where
+            that is known already.
         progress: show the progress on standard error.
     """
     names = body(learner.model, learner.head) if layers is None else list(layers)
     scores: list[Tensor] = []
     measure = "accuracy"
-    with _progress.progress("freezing", len(names) + 1, unit="evaluation", shown=progress) as advance:
+    with _progress.progress(
+        "freezing", len(names) + 1, unit="evaluation", shown=progress
+    ) as advance:
         for k, held in enumerate(frozen_learners(learner, names)):
             # Freezing what does not move changes nothing, so it need not be tried.
             if held is None:
@@ -150,7 +159,9 @@ def freezing(
 
 
 def frozen_learners(learner: Learner, names: Sequence[str]) -> Iterator[Learner | None]:
-    """The learner with the first k layers frozen, for every k from 0; None if that freezes nothing more than k - 1 does."""
+    """The learner with the first k layers frozen, for every k from 0; None if that freezes nothing
+    more than k - 1 does.
+    """
     moving = len(learner.rates)
     yield learner
     for k in range(1, len(names) + 1):

@@ -15,7 +15,9 @@ from metalearn.runtime.tables import aligned, plain
 
 @dataclass(frozen=True)
 class SeededFrozen:
-    """The `layers` that the inner loop could not move, the accuracy then, and what that cost on the same tasks, over seeds."""
+    """The `layers` that the inner loop could not move, the accuracy then, and what that cost on the
+    same tasks, over seeds.
+    """
 
     layers: tuple[str, ...]
     accuracy: Spread
@@ -24,7 +26,10 @@ class SeededFrozen:
 
 @dataclass(frozen=True)
 class SeededFreezing:
-    """Accuracy with the first k layers frozen, over seeds; prints as table 1 of Raghu et al. 2020. `runs` has each seed's own table."""
+    """Accuracy with the first k layers frozen, over seeds; prints as table 1 of Raghu et al. 2020.
+
+    `runs` has each seed's own table.
+    """
 
     rows: tuple[SeededFrozen, ...]
     runs: tuple[Freezing, ...]
@@ -38,8 +43,15 @@ class SeededFreezing:
             )
             for row in self.rows
         ]
-        spread = f"± is the standard deviation over {len(self.runs)} seeds" if len(self.runs) > 1 else "one seed: no spread over seeds"
-        return f"{aligned(('frozen', 'accuracy %', 'cost in points'), rows)}\n({self.runs[0].tasks} tasks; {spread})"
+        spread = (
+            f"± is the standard deviation over {len(self.runs)} seeds"
+            if len(self.runs) > 1
+            else "one seed: no spread over seeds"
+        )
+        return (
+            f"{aligned(('frozen', 'accuracy %', 'cost in points'), rows)}\n({self.runs[0].tasks}"
+            f" tasks; {spread})"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-able values; NaN is None."""
@@ -47,11 +59,17 @@ class SeededFreezing:
 
 
 def freezing_over_seeds(
-    learners: Sequence[Learner], episodes: Any, *, layers: Sequence[str] | None = None, progress: bool = False
+    learners: Sequence[Learner],
+    episodes: Any,
+    *,
+    layers: Sequence[str] | None = None,
+    progress: bool = False,
 ) -> SeededFreezing:
-    """`freezing` of the same learner trained from several seeds, on the same tasks -> `SeededFreezing`.
+    """`freezing` of the same learner trained from several seeds, on the same tasks ->
+    `SeededFreezing`.
 
-    Mean and standard deviation over seeds are what table 1 of Raghu et al. 2020 (arXiv:1909.09157) has.
+    Mean and standard deviation over seeds are what table 1 of Raghu et al. 2020 (arXiv:1909.09157)
+    has.
 
     Args:
         learners: one a seed, of one architecture.
@@ -62,14 +80,21 @@ def freezing_over_seeds(
     learners = check_all(learners, Learner, "learners", "give one learner for each seed")
     if not learners:
         raise ValueError("there is no learner: give one for each seed")
-    runs = tuple(freezing(learner, episodes, layers=layers, progress=progress) for learner in learners)
+    runs = tuple(
+        freezing(learner, episodes, layers=layers, progress=progress) for learner in learners
+    )
     names = [tuple(row.layers for row in run.rows) for run in runs]
     if len(set(names)) > 1:
         raise ValueError(
-            f"the learners have other layers ({names[0][-1]} and {next(n for n in names if n != names[0])[-1]}); compare one recipe"
+            f"the learners have other layers ({names[0][-1]} and"
+            f" {next(n for n in names if n != names[0])[-1]}); compare one recipe"
         )
     rows = [
-        SeededFrozen(same[0].layers, Spread.of([row.accuracy.mean for row in same]), Spread.of([row.cost.mean for row in same]))
+        SeededFrozen(
+            same[0].layers,
+            Spread.of([row.accuracy.mean for row in same]),
+            Spread.of([row.cost.mean for row in same]),
+        )
         for same in zip(*(run.rows for run in runs), strict=True)
     ]
     return SeededFreezing(tuple(rows), runs)

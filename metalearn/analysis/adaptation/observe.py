@@ -1,4 +1,6 @@
-"""What is observed of a learner on one task: features, weights and predictions before and after its inner loop."""
+"""What is observed of a learner on one task: features, weights and predictions before and after its
+inner loop.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,14 @@ from torch import Tensor, nn
 from metalearn.algorithms.base import Learner
 from metalearn.algorithms.features import cosine_readout
 from metalearn.analysis.measures.inputs import real_tensor
-from metalearn.analysis.networks.layerwise import Profile, cca_draws, cca_of_task, cka_draws, compare_layers, sample
+from metalearn.analysis.networks.layerwise import (
+    Profile,
+    cca_draws,
+    cca_of_task,
+    cka_draws,
+    compare_layers,
+    sample,
+)
 from metalearn.analysis.networks.probes import ridge_readout
 from metalearn.engine.execution import answer, solve
 from metalearn.engine.inner_loop import Weights, inner_step
@@ -30,14 +39,17 @@ Outputs = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Observed:
-    """What is kept of one task: CKA and CCA as numbers, sampled rows for CCA of pooled tasks, whether layers moved, and the query scores.
+    """What is kept of one task: CKA and CCA as numbers, sampled rows for CCA of pooled tasks,
+    whether layers moved, and the query scores.
 
-    `scores` are the share of queries that are right, or for real targets the loss. `sizes` are ways (0 for real targets), and support
-    and query examples a class (in all, for real targets). `constant` is what scores without features: 1 / ways, or the loss of
-    predicting the mean of the support targets.
+    `scores` are the share of queries that are right, or for real targets the loss. `sizes` are ways
+    (0 for real targets), and support and query examples a class (in all, for real targets).
+    `constant` is what scores without features: 1 / ways, or the loss of predicting the mean of the
+    support targets.
 
-    `measured` has the numbers of every layer by the names of `LayerReuse`'s fields; `ceiling` and the rows in it are None and empty
-    where there is no other network to compare with, and so is `ceiling_cca`.
+    `measured` has the numbers of every layer by the names of `LayerReuse`'s fields; `ceiling` and
+    the rows in it are None and empty where there is no other network to compare with, and so is
+    `ceiling_cca`.
     """
 
     profile: Profile
@@ -81,14 +93,21 @@ def observe(
     tasks: int,
     other: Other | None,
 ) -> Observed:
-    """Adapt to the `index`-th of the tasks, and look at its query images through the named layers before and after."""
+    """Adapt to the `index`-th of the tasks, and look at its query images through the named layers
+    before and after.
+    """
     check_examples(task, stacked=False)
     support, query = place(task, learner)
     regression = support.targets.is_floating_point()
     ways = 0 if regression else int(support.targets.max()) + 1
 
-    def run(predict: Callable[..., Tensor], *arguments: Any) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        with representations(network.module, names) as outputs, head_input(network.module, network.head) as at_head:
+    def run(
+        predict: Callable[..., Tensor], *arguments: Any
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        with (
+            representations(network.module, names) as outputs,
+            head_input(network.module, network.head) as at_head,
+        ):
             logits = predict(*arguments)
         return outputs, logits, at_head.features.flatten(1)
 
@@ -100,23 +119,41 @@ def observe(
         if not regression:
             return score(cosine_readout(Examples(shots, support.targets), features, ways))
         # Ridge regression of the support targets, its strength chosen by leaving one out.
-        outputs, _ = ridge_readout(shots, support.targets.reshape(len(shots), -1).double(), features)
+        outputs, _ = ridge_readout(
+            shots, support.targets.reshape(len(shots), -1).double(), features
+        )
         return score(outputs.reshape(query.targets.shape).to(query.targets.dtype))
 
     initial = network.weights()
     adapted = solve(learner, network, support)
     before, logits_before, features_before = run(network, initial, query.inputs)
     after, own, features_after = run(answer, learner, network, adapted, query.inputs)
-    uses_head = adapted.support is None  # the others predict from the support features that they keep
+    uses_head = (
+        adapted.support is None
+    )  # the others predict from the support features that they keep
     unmoved = {name: torch.equal(before[name], after[name]) for name in names}
     sides: list[Outputs] = [before, after, *([other.outputs(names, query.inputs)] if other else [])]
-    moved = weights_moved(network.module, names, initial, adapted.weights, first_gradients(learner, network, support))
+    moved = weights_moved(
+        network.module, names, initial, adapted.weights, first_gradients(learner, network, support)
+    )
     return Observed(
-        profile=compare_layers(before, after, draws=cka_draws(draws, before, names, tasks), seed=seed + index),
-        cca=cca_of_task(before, after, names, draws=cca_draws(draws, before, names, tasks), seed=seed + index),
-        sampled={name: tuple(sample(side[name], rows, seed).cpu() for side in sides) for name in names},
+        profile=compare_layers(
+            before, after, draws=cka_draws(draws, before, names, tasks), seed=seed + index
+        ),
+        cca=cca_of_task(
+            before, after, names, draws=cca_draws(draws, before, names, tasks), seed=seed + index
+        ),
+        sampled={
+            name: tuple(sample(side[name], rows, seed).cpu() for side in sides) for name in names
+        },
         unmoved=unmoved,
-        measured={name: {**moved[name], **_classes(before[name], after[name], query.targets, unmoved[name])} for name in names},
+        measured={
+            name: {
+                **moved[name],
+                **_classes(before[name], after[name], query.targets, unmoved[name]),
+            }
+            for name in names
+        },
         scores={
             "own": score(own),
             "head_before": score(logits_before) if uses_head else float("nan"),
@@ -125,14 +162,20 @@ def observe(
             "headless_after": headless(adapted.weights, features_after),
         },
         sizes=(ways, len(support.targets) // max(ways, 1), len(query.targets) // max(ways, 1)),
-        constant=score(support.targets.mean(0).expand_as(query.targets)) if regression else 1 / ways,
+        constant=(
+            score(support.targets.mean(0).expand_as(query.targets)) if regression else 1 / ways
+        ),
         ceiling=compare_layers(before, sides[2], layers=names, draws=0) if other else None,
-        ceiling_cca=cca_of_task(before, sides[2], names, draws=0, seed=seed + index) if other else None,
+        ceiling_cca=(
+            cca_of_task(before, sides[2], names, draws=0, seed=seed + index) if other else None
+        ),
     )
 
 
 def settle(learner: Learner, task: Episode) -> None:
-    """Find out on one task whether a guessed head makes the model's output, before tasks run in threads."""
+    """Find out on one task whether a guessed head makes the model's output, before tasks run in
+    threads.
+    """
     check_examples(task, stacked=False)
     learner.settle_head(place(task, learner).support.inputs)
 
@@ -150,7 +193,8 @@ def query_score(learner: Learner, network: Functional, logits: Tensor, targets: 
 
 
 def first_gradients(learner: Learner, network: Functional, support: Examples) -> Weights:
-    """The gradient of the inner loss on the support set at the meta-initialisation, by parameter name; of those that have a rate.
+    """The gradient of the inner loss on the support set at the meta-initialisation, by parameter
+    name; of those that have a rate.
 
     Example:
         >>> import torch
@@ -163,7 +207,9 @@ def first_gradients(learner: Learner, network: Functional, support: Examples) ->
         -12.0
     """
     gradients, _ = inner_step(
-        lambda weights: learner.task_loss(network, network(weights, support.inputs), support.targets),
+        lambda weights: learner.task_loss(
+            network, network(weights, support.inputs), support.targets
+        ),
         network.weights(),
         learner.rates,
         first_order=True,
@@ -173,23 +219,35 @@ def first_gradients(learner: Learner, network: Functional, support: Examples) ->
 
 
 def weights_of(model: nn.Module, layer: str) -> list[str]:
-    """The names of the parameters that belong to a layer: those inside it, and bare ones that `owners` gives to it."""
+    """The names of the parameters that belong to a layer: those inside it, and bare ones that
+    `owners` gives to it.
+    """
     owner = owners(model)
-    return [name for name, _ in model.named_parameters() if is_inside(name, layer) or owner[name] == layer]
+    return [
+        name
+        for name, _ in model.named_parameters()
+        if is_inside(name, layer) or owner[name] == layer
+    ]
 
 
 def weights_moved(
     model: nn.Module, layers: Iterable[str], before: Weights, after: Weights, gradients: Weights
 ) -> dict[str, dict[str, float]]:
-    """How far each layer's weights moved, that over the norm they had, and the norm of their gradient: Euclidean, all its weights in one.
+    """How far each layer's weights moved, that over the norm they had, and the norm of their
+    gradient: Euclidean, all its weights in one.
 
-    A layer that has no rate has gradient 0; one that moved all the same, by a rule of its own, has none that is known (NaN).
+    A layer that has no rate has gradient 0; one that moved all the same, by a rule of its own, has
+    none that is known (NaN).
     """
     found = {}
     for layer in layers:
         names = weights_of(model, layer)
         # Differences of narrow dtypes, and squares beyond their range, are taken in float64.
-        distance = _norm(after[name].double() - before[name].double() for name in names if after[name] is not before[name])
+        distance = _norm(
+            after[name].double() - before[name].double()
+            for name in names
+            if after[name] is not before[name]
+        )
         size = _norm(before[name] for name in names)
         known = [gradients[name] for name in names if name in gradients]
         found[layer] = {
@@ -201,10 +259,11 @@ def weights_moved(
 
 
 def class_cosines(features: Tensor, targets: Tensor) -> tuple[float, float]:
-    """The mean cosine between features of two different examples of one class, and of two classes -> (intra, inter).
+    """The mean cosine between features of two different examples of one class, and of two classes
+    -> (intra, inter).
 
-    Oh et al. 2021 (arXiv:2008.08882): each example flattened, not centred; every pair counts alike. The cosine to features that are all
-    zero is 0. NaN where there is no such pair.
+    Oh et al. 2021 (arXiv:2008.08882): each example flattened, not centred; every pair counts alike.
+    The cosine to features that are all zero is 0. NaN where there is no such pair.
 
     Args:
         features: (examples, ...).
@@ -217,8 +276,8 @@ def class_cosines(features: Tensor, targets: Tensor) -> tuple[float, float]:
     features, targets = real_tensor(features, "features"), real_tensor(targets, "targets")
     if not features.ndim or targets.shape != features.shape[:1] or targets.is_floating_point():
         raise ValueError(
-            f"features {tuple(features.shape)} and {targets.dtype} targets {tuple(targets.shape)} do not fit; give (examples, ...) and "
-            "an integer label for each"
+            f"features {tuple(features.shape)} and {targets.dtype} targets {tuple(targets.shape)}"
+            " do not fit; give (examples, ...) and an integer label for each"
         )
     units = F.normalize(features.reshape(len(features), -1).double(), dim=1)
     cosines, same = units @ units.mT, targets[:, None] == targets
@@ -228,10 +287,17 @@ def class_cosines(features: Tensor, targets: Tensor) -> tuple[float, float]:
 
 def _classes(before: Tensor, after: Tensor, targets: Tensor, unmoved: bool) -> dict[str, float]:
     if targets.is_floating_point():  # there are no classes
-        return dict.fromkeys(("intra_before", "intra_after", "inter_before", "inter_after"), math.nan)
+        return dict.fromkeys(
+            ("intra_before", "intra_after", "inter_before", "inter_after"), math.nan
+        )
     intra, inter = class_cosines(before, targets)
     intra_after, inter_after = (intra, inter) if unmoved else class_cosines(after, targets)
-    return {"intra_before": intra, "intra_after": intra_after, "inter_before": inter, "inter_after": inter_after}
+    return {
+        "intra_before": intra,
+        "intra_after": intra_after,
+        "inter_before": inter,
+        "inter_after": inter_after,
+    }
 
 
 def _norm(tensors: Iterable[Tensor]) -> float:

@@ -1,4 +1,6 @@
-"""Several answers of `feature_reuse` together: one algorithm over seeds, and learners compared on the same tasks."""
+"""Several answers of `feature_reuse` together: one algorithm over seeds, and learners compared on
+the same tasks.
+"""
 
 from __future__ import annotations
 
@@ -26,21 +28,26 @@ CURE = "pass the results of feature_reuse in a list"
 
 
 def over_seeds(reuses: Sequence[Answer]) -> Answer:
-    """The same learner trained from several seeds as one answer: every estimate is the mean over seeds with its interval over seeds.
+    """The same learner trained from several seeds as one answer: every estimate is the mean over
+    seeds with its interval over seeds.
 
-    The interval is Student's, `t(0.975, seeds - 1) std(ddof=1) / sqrt(seeds)`; the single answers stay in `seeds`, and the tables print
-    the standard deviation too, which is what the papers' ± is. The verdict is the rule on these means and intervals. Floors are means over
-    seeds, and a layer's p value is the largest of any seed.
+    The interval is Student's, `t(0.975, seeds - 1) std(ddof=1) / sqrt(seeds)`; the single answers
+    stay in `seeds`, and the tables print the standard deviation too, which is what the papers' ±
+    is. The verdict is the rule on these means and intervals. Floors are means over seeds, and a
+    layer's p value is the largest of any seed.
 
     Args:
         reuses: what `feature_reuse` returned for each seed, on the same tasks.
 
     Raises:
-        ValueError: none, one given twice, or learners that differ in settings, layers or tasks (what differs is named).
+        ValueError: none, one given twice, or learners that differ in settings, layers or tasks
+            (what differs is named).
     """
     reuses = check_all(reuses, ReuseResult, "reuses", CURE)
     _check(reuses)
-    layers = tuple(_layer([reuse.layers[i] for reuse in reuses]) for i in range(len(reuses[0].layers)))
+    layers = tuple(
+        _layer([reuse.layers[i] for reuse in reuses]) for i in range(len(reuses[0].layers))
+    )
     # The head's cost is there only where the head is used; a mean of NaN stays NaN.
     accuracies = Accuracies(
         **{
@@ -59,7 +66,11 @@ def over_seeds(reuses: Sequence[Answer]) -> Answer:
         parts = _decomposition([reuse.decomposition for reuse in reuses if reuse.decomposition])
     notes = [*notes_on(layers, parts, reuses[0].tasks)]
     if len(reuses) == 1:
-        notes.insert(0, "One seed gives no interval over seeds: nothing can be decided from it; the papers take three.")
+        notes.insert(
+            0,
+            "One seed gives no interval over seeds: nothing can be decided from it; the papers take"
+            " three.",
+        )
     return replace(
         reuses[0],
         verdict=judge(layers, parts, accuracies),
@@ -68,7 +79,9 @@ def over_seeds(reuses: Sequence[Answer]) -> Answer:
         decomposition=parts,
         accuracies=accuracies,
         evaluation=replace(
-            reuses[0].evaluation, per_episode=torch.stack([reuse.evaluation.per_episode for reuse in reuses]).mean(0), settings={}
+            reuses[0].evaluation,
+            per_episode=torch.stack([reuse.evaluation.per_episode for reuse in reuses]).mean(0),
+            settings={},
         ),
         notes=tuple(notes),
         seeds=tuple(reuses),
@@ -77,7 +90,8 @@ def over_seeds(reuses: Sequence[Answer]) -> Answer:
 
 @dataclass(frozen=True)
 class Difference:
-    """The accuracy (or loss) of `first` minus that of `second`, paired over `pairs` tasks or seeds (`unit`).
+    """The accuracy (or loss) of `first` minus that of `second`, paired over `pairs` tasks or seeds
+    (`unit`).
 
     `note` says why there is none.
     """
@@ -92,7 +106,8 @@ class Difference:
 
 
 def differences(reuses: Sequence[ReuseResult]) -> list[Difference]:
-    """Every two learners compared in pairs on the same tasks: the accuracy of the first minus that of the second.
+    """Every two learners compared in pairs on the same tasks: the accuracy of the first minus that
+    of the second.
 
     Pooled ones are paired seed by seed, in order; the interval is then over seeds.
     """
@@ -111,32 +126,63 @@ def difference(a: ReuseResult, b: ReuseResult) -> Difference:
     except ValueError as error:
         return Difference(a.name, b.name, Estimate(math.nan, math.nan), 0, unit, str(error))
     if unit == "task":
-        return Difference(a.name, b.name, Estimate(found[0].mean, found[0].interval), found[0].tasks, measure=found[0].measure)
-    return Difference(a.name, b.name, Estimate.of([one.mean for one in found]), len(found), unit, measure=found[0].measure)
+        return Difference(
+            a.name,
+            b.name,
+            Estimate(found[0].mean, found[0].interval),
+            found[0].tasks,
+            measure=found[0].measure,
+        )
+    return Difference(
+        a.name,
+        b.name,
+        Estimate.of([one.mean for one in found]),
+        len(found),
+        unit,
+        measure=found[0].measure,
+    )
 
 
 def _check(reuses: Sequence[ReuseResult]) -> None:
     if not reuses:
-        raise ValueError("over_seeds() got nothing to pool: pass the results of feature_reuse, one for each seed")
+        raise ValueError(
+            "over_seeds() got nothing to pool: pass the results of feature_reuse, one for each seed"
+        )
     first, shown = reuses[0], [reuse.to_dict() for reuse in reuses]
     if any(reuse.seeds for reuse in reuses):
-        raise ValueError("over_seeds() got an answer that is pooled already; pass the single ones of its .seeds")
+        raise ValueError(
+            "over_seeds() got an answer that is pooled already; pass the single ones of its .seeds"
+        )
     for number, reuse in enumerate(reuses[1:], 1):
         for what in ("settings", "tasks", "ways", "shots", "queries"):
             ours, theirs = getattr(first, what), getattr(reuse, what)
             if ours != theirs:
                 raise ValueError(
-                    f"{first.name} 0 and {reuse.name} {number} differ in {_what(what, ours, theirs)}; pool runs of one setting"
+                    f"{first.name} 0 and {reuse.name} {number} differ in"
+                    f" {_what(what, ours, theirs)}; pool runs of one setting"
                 )
         if reuse.evaluation.fingerprints != first.evaluation.fingerprints:
-            raise ValueError(f"{first.name} 0 and {reuse.name} {number} saw other tasks; give every seed the same episodes")
+            raise ValueError(
+                f"{first.name} 0 and {reuse.name} {number} saw other tasks; give every seed the"
+                " same episodes"
+            )
         if [layer.layer for layer in reuse.layers] != [layer.layer for layer in first.layers]:
-            raise ValueError(f"{first.name} 0 and {reuse.name} {number} differ in their layers; compare the same layers for every seed")
+            raise ValueError(
+                f"{first.name} 0 and {reuse.name} {number} differ in their layers; compare the same"
+                " layers for every seed"
+            )
         if (reuse.layers[0].ceiling is None) != (first.layers[0].ceiling is None):
-            raise ValueError("some seeds have a ceiling and some have none; give all of them one, or none")
-    twice = next(((i, j) for i, j in combinations(range(len(reuses)), 2) if shown[i] == shown[j]), None)
+            raise ValueError(
+                "some seeds have a ceiling and some have none; give all of them one, or none"
+            )
+    twice = next(
+        ((i, j) for i, j in combinations(range(len(reuses)), 2) if shown[i] == shown[j]), None
+    )
     if twice:
-        raise ValueError(f"runs {twice[0]} and {twice[1]} are the same to the last digit; pass one run for each seed")
+        raise ValueError(
+            f"runs {twice[0]} and {twice[1]} are the same to the last digit; pass one run for each"
+            " seed"
+        )
 
 
 def _what(name: str, ours: Any, theirs: Any) -> str:
@@ -169,15 +215,23 @@ def _layer(layers: Sequence[LayerReuse]) -> LayerReuse:
         distance=pool(lambda layer: layer.distance),
         relative_distance=pool(lambda layer: layer.relative_distance),
         gradient=pool(lambda layer: layer.gradient),
-        intra=BeforeAfter(pool(lambda layer: layer.intra.before), pool(lambda layer: layer.intra.after)),
-        inter=BeforeAfter(pool(lambda layer: layer.inter.before), pool(lambda layer: layer.inter.after)),
+        intra=BeforeAfter(
+            pool(lambda layer: layer.intra.before), pool(lambda layer: layer.intra.after)
+        ),
+        inter=BeforeAfter(
+            pool(lambda layer: layer.inter.before), pool(lambda layer: layer.inter.after)
+        ),
         ceiling=_ceiling(ceilings) if ceilings else None,
     )
 
 
 def _ceiling(ceilings: Sequence[Ceiling]) -> Ceiling:
     pooled = float(np.mean([ceiling.cca_pooled for ceiling in ceilings]))
-    return Ceiling(_pooled([ceiling.cka for ceiling in ceilings]), _pooled([ceiling.cca for ceiling in ceilings]), pooled)
+    return Ceiling(
+        _pooled([ceiling.cka for ceiling in ceilings]),
+        _pooled([ceiling.cca for ceiling in ceilings]),
+        pooled,
+    )
 
 
 def _floor(floors: Sequence[Floor]) -> Floor:
@@ -190,14 +244,21 @@ def _freezing(tables: Sequence[Freezing]) -> Freezing:
     """The same freezing table of several seeds as one."""
     rows = []
     for same in zip(*(table.rows for table in tables), strict=True):
-        pooled = {name: _pooled([getattr(row, name) for row in same]) for name in ("accuracy", "cost", "added")}
+        pooled = {
+            name: _pooled([getattr(row, name) for row in same])
+            for name in ("accuracy", "cost", "added")
+        }
         rows.append(Frozen(same[0].layers, **pooled))
     spread = f"Student's 95 % interval over {len(tables)} seeds"
     if len(tables) == 1:
         spread = "not given: one seed has no interval over seeds"
     notes = dict.fromkeys(table.note for table in tables if table.note)
     return replace(
-        tables[0], rows=tuple(rows), spread=spread, note="; ".join(notes), unconverged=max(table.unconverged for table in tables)
+        tables[0],
+        rows=tuple(rows),
+        spread=spread,
+        note="; ".join(notes),
+        unconverged=max(table.unconverged for table in tables),
     )
 
 

@@ -15,14 +15,16 @@ SIMILARITY_BOUND = 0.9
 UNCONVERGED_BOUND = 0.1
 
 RULE = (
-    "The rule. What adapting the body is worth: the accuracy of a head run to convergence on the adapted features, minus "
-    "that on the features before adaptation, paired. More than 2 points beyond the interval is rapid learning; less than 2 "
-    "points beyond the interval is feature reuse; anything else is undecided. Rapid learning is placed by freezing layers "
-    "from the bottom under a converged head: those that can be frozen for less than 2 points beyond the interval are reused. "
-    "A layer whose debiased CKA before and after adaptation is below 0.9 beyond its interval changes. A body that cannot move "
-    "is feature reuse by construction, and an accuracy that cannot be told from chance gets no verdict, nor do heads of which more than "
-    "one in ten did not converge. For real targets, "
-    "2 points are 2 % of the loss of predicting the mean of the support targets."
+    "The rule. What adapting the body is worth: the accuracy of a head run to convergence on the"
+    " adapted features, minus that on the features before adaptation, paired. More than 2 points"
+    " beyond the interval is rapid learning; less than 2 points beyond the interval is feature"
+    " reuse; anything else is undecided. Rapid learning is placed by freezing layers from the"
+    " bottom under a converged head: those that can be frozen for less than 2 points beyond the"
+    " interval are reused. A layer whose debiased CKA before and after adaptation is below 0.9"
+    " beyond its interval changes. A body that cannot move is feature reuse by construction, and an"
+    " accuracy that cannot be told from chance gets no verdict, nor do heads of which more than one"
+    " in ten did not converge. For real targets, 2 points are 2 % of the loss of predicting the"
+    " mean of the support targets."
 )
 
 NO_VERDICT = "no verdict"
@@ -41,7 +43,9 @@ MEANING = {
 
 @dataclass(frozen=True)
 class Criterion:
-    """One condition of feature reuse: what was measured, and whether it `holds`, `fails`, or is `open` at this interval."""
+    """One condition of feature reuse: what was measured, and whether it `holds`, `fails`, or is
+    `open` at this interval.
+    """
 
     text: str
     status: str
@@ -76,11 +80,13 @@ def verdict(
 
     Args:
         worth: the accuracy, as a fraction, that a converged head gains by adapting the body.
-        similarity: the debiased CKA before and after adaptation of every body layer, from the bottom.
+        similarity: the debiased CKA before and after adaptation of every body layer, from the
+            bottom.
         frozen: the accuracy lost by freezing every layer up to this one, under a converged head.
         added: the part of it that this layer adds to those below it.
         measure: "accuracy", or "loss", if costs are losses added.
-        whole: what costs are a share of: 1, or the loss of predicting the mean of the support targets.
+        whole: what costs are a share of: 1, or the loss of predicting the mean of the support
+            targets.
 
     Example:
         >>> same, changed = Estimate(0.99, 0.002), Estimate(0.5, 0.02)
@@ -129,8 +135,8 @@ def reused_by_construction(body: Sequence[str]) -> Verdict:
     """The verdict on a learner whose inner loop cannot move its body."""
     return Verdict(
         BY_CONSTRUCTION,
-        f"The inner loop cannot move {_names(body)}: the body's features are reused by construction, and no "
-        "measurement could have said otherwise.",
+        f"The inner loop cannot move {_names(body)}: the body's features are reused by"
+        " construction, and no measurement could have said otherwise.",
     )
 
 
@@ -143,8 +149,8 @@ def does_not_adapt() -> Verdict:
     """The verdict on a learner without an inner loop."""
     return Verdict(
         DOES_NOT_ADAPT,
-        "There is no inner loop that moves a weight: every layer is the same before and after, and there is nothing to compare "
-        "(similarity 1 by construction).",
+        "There is no inner loop that moves a weight: every layer is the same before and after, and"
+        " there is nothing to compare (similarity 1 by construction).",
     )
 
 
@@ -198,7 +204,9 @@ def _names(layers: Sequence[str]) -> str:
 
 
 def _status(margin: float, excess: float) -> str:
-    """Whether a condition holds (its margin is positive), fails (it is missed by an excess), or is open."""
+    """Whether a condition holds (its margin is positive), fails (it is missed by an excess), or is
+    open.
+    """
     if margin > 0:
         return "holds"
     return "fails" if excess > 0 else "open"

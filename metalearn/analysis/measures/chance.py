@@ -27,7 +27,8 @@ CHEAP = 2e9  # floating-point operations
 
 
 class Floor(NamedTuple):
-    """What unrelated features score: `median` and 95 % quantile `upper` of the measure with one side shuffled `draws` times.
+    """What unrelated features score: `median` and 95 % quantile `upper` of the measure with one
+    side shuffled `draws` times.
 
     Examples are shuffled, or neurons where the measure is `subspace`.
     """
@@ -45,7 +46,8 @@ class Floor(NamedTuple):
 
 
 def arrangements(units: int) -> float:
-    """How many orders of `units` the floor draws from: cycles through all of them, (units - 1)!; none for a single one.
+    """How many orders of `units` the floor draws from: cycles through all of them, (units - 1)!;
+    none for a single one.
 
     Example:
         >>> arrangements(1), arrangements(2), arrangements(4)
@@ -55,7 +57,8 @@ def arrangements(units: int) -> float:
 
 
 def operations(name: str, examples: int, features: tuple[int, int]) -> float:
-    """About how many floating-point operations one draw of the floor takes, with both sides decomposed already.
+    """About how many floating-point operations one draw of the floor takes, with both sides
+    decomposed already.
 
     Example:
         >>> operations("cca", 300, (32, 32)) * MANY_DRAWS < CHEAP < operations("cca", 30_000, (512, 512)) * MANY_DRAWS
@@ -64,18 +67,24 @@ def operations(name: str, examples: int, features: tuple[int, int]) -> float:
     x, y = features
     products = 2.0 * examples * x * y
     if name in CCA_FAMILY or name == "procrustes":
-        return products + 20.0 * min(x, y, examples) ** 3  # and the singular values of a square matrix
+        return (
+            products + 20.0 * min(x, y, examples) ** 3
+        )  # and the singular values of a square matrix
     if name == "subspace":
         return 2.0 * x * y
-    pairs = 2.0 * examples**2  # half of the pairs of examples, whose look-up takes longer than the product
+    pairs = (
+        2.0 * examples**2
+    )  # half of the pairs of examples, whose look-up takes longer than the product
     return min(products, pairs) if name == "linear_cka" else pairs
 
 
 def chosen_draws(draws: int | None, operations: float) -> int:
-    """How often the floor shuffles: `draws` if given; otherwise 200 times if that is cheap, and 20 times if not.
+    """How often the floor shuffles: `draws` if given; otherwise 200 times if that is cheap, and 20
+    times if not.
 
-    Cheap means at most 2e9 operations in all, which is about a second of one core. The rule counts operations instead of taking the time,
-    so the same call gives the same numbers everywhere. Of unrelated pairs, 8 % exceed the 95 % quantile of 20 draws and 5 % that of 200.
+    Cheap means at most 2e9 operations in all, which is about a second of one core. The rule counts
+    operations instead of taking the time, so the same call gives the same numbers everywhere. Of
+    unrelated pairs, 8 % exceed the 95 % quantile of 20 draws and 5 % that of 200.
 
     Args:
         draws: the number that was given, or None.
@@ -91,19 +100,29 @@ def chosen_draws(draws: int | None, operations: float) -> int:
 
 
 def measured(
-    name: str, x: Matrix, y: Matrix, *, units: int | None = None, draws: int | None = None, seed: int = 0, **options: Any
+    name: str,
+    x: Matrix,
+    y: Matrix,
+    *,
+    units: int | None = None,
+    draws: int | None = None,
+    seed: int = 0,
+    **options: Any,
 ) -> tuple[float, np.ndarray]:
     """A similarity and its values with whole units of `y` shuffled -> (similarity, (draws,)).
 
-    Rows of one image (or one task) are not independent, so shuffling rows would understate what chance scores: the rows are `units`
-    equal consecutive blocks, and no block keeps its place. Each matrix is decomposed once. A single unit has no other place: no draws.
-    `subspace` does not depend on the order of examples, so its neurons are shuffled instead.
+    Rows of one image (or one task) are not independent, so shuffling rows would understate what
+    chance scores: the rows are `units` equal consecutive blocks, and no block keeps its place. Each
+    matrix is decomposed once. A single unit has no other place: no draws. `subspace` does not
+    depend on the order of examples, so its neurons are shuffled instead.
 
     Args:
-        name: a measure by its function's name, such as "cca" or "linear_cka"; `options` are that function's.
+        name: a measure by its function's name, such as "cca" or "linear_cka"; `options` are that
+            function's.
         x, y: (examples, features), as many examples in both.
         units: how many blocks the rows are made of; each row is one by default.
-        draws: how often `y` is shuffled; by default 200 times if that is cheap, else 20 (`chosen_draws`).
+        draws: how often `y` is shuffled; by default 200 times if that is cheap, else 20
+            (`chosen_draws`).
         seed: what the draws depend on.
 
     Example:
@@ -118,7 +137,9 @@ def measured(
     units = rows if units is None else units
     draws, seed = check_draws(draws, seed)
     check_units(units, rows)
-    draws = chosen_draws(draws, operations(name, rows, (left.values.shape[1], right.values.shape[1])))
+    draws = chosen_draws(
+        draws, operations(name, rows, (left.values.shape[1], right.values.shape[1]))
+    )
     generator = torch.Generator().manual_seed(seed)
     orders = rearranged(rows, units, generator, draws if units > 1 else 0).to(left.values.device)
     chance = before.chance(after, orders, generator).clamp(max=1.0).cpu().numpy()
@@ -127,19 +148,25 @@ def measured(
 
 
 def forms(name: str, x: Activations, y: Activations, **options: Any) -> tuple[Form, Form]:
-    """Both matrices as the measure `name` needs them: decomposed or multiplied out once, then compared or shuffled at little cost."""
+    """Both matrices as the measure `name` needs them: decomposed or multiplied out once, then
+    compared or shuffled at little cost.
+    """
     check_options(name, options)
     return MEASURES[name](x, y, **options)
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Raise ValueError for a measure or an option that does not exist, or an option without which or with which there is no value."""
+    """Raise ValueError for a measure or an option that does not exist, or an option without which
+    or with which there is no value.
+    """
     if name not in MEASURES:
         raise ValueError(f"there is no measure {name!r}; there are {', '.join(MEASURES)}")
     known = list(signature(MEASURES[name]).parameters)[2:]
     unknown = [option for option in options if option not in known]
     if unknown:
-        raise ValueError(f"{name} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}")
+        raise ValueError(
+            f"{name} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}"
+        )
     if name == "subspace" and "k" not in options:
         raise ValueError("subspace needs k=, how many principal directions are compared")
     checks = {"k": check_k, "energy": check_energy, "fraction": check_fraction}
@@ -148,14 +175,20 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
             check(options[option])
 
 
-def rearranged(rows: int, units: int, generator: torch.Generator, draws: int | None = None) -> Tensor:
-    """An order of `rows` (rows,) in which none of its `units` equal consecutive blocks keeps its place, each kept whole.
+def rearranged(
+    rows: int, units: int, generator: torch.Generator, draws: int | None = None
+) -> Tensor:
+    """An order of `rows` (rows,) in which none of its `units` equal consecutive blocks keeps its
+    place, each kept whole.
 
-    With `draws` so many orders (draws, rows). With few units, plain permutations would leave some matched.
+    With `draws` so many orders (draws, rows). With few units, plain permutations would leave some
+    matched.
     """
     if draws is None:
         return rearranged(rows, units, generator, 1)[0]
-    turns = torch.rand(draws, units, generator=generator).argsort(1)  # (draws, units), a random permutation in each row
+    turns = torch.rand(draws, units, generator=generator).argsort(
+        1
+    )  # (draws, units), a random permutation in each row
     # Every unit is replaced by the one before it in that permutation.
     blocks = torch.empty_like(turns).scatter_(1, turns, turns.roll(1, 1))
     return torch.arange(rows).reshape(units, -1)[blocks].flatten(1)

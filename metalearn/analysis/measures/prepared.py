@@ -1,4 +1,6 @@
-"""A matrix prepared for a measure: decomposed or multiplied out once, then compared or shuffled at little cost."""
+"""A matrix prepared for a measure: decomposed or multiplied out once, then compared or shuffled at
+little cost.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,17 @@ class Form(Protocol):
         """The measure's value against the other side."""
 
     def chance(self, other: Any, orders: Tensor, generator: torch.Generator) -> Tensor:
-        """The values with the other side's examples in each of `orders` (draws, examples) -> (draws,).
+        """The values with the other side's examples in each of `orders` (draws, examples) ->
+        (draws,).
 
         If that changes nothing, its neurons are shuffled by the generator.
         """
 
 
 def _shuffled(rows: Tensor, orders: Tensor) -> Iterator[Tensor]:
-    """(examples, features) in each of `orders` (draws, examples) -> (draws, examples, features), some draws at a time."""
+    """(examples, features) in each of `orders` (draws, examples) -> (draws, examples, features),
+    some draws at a time.
+    """
     for some in orders.split(max(1, GATHERED // rows.numel())):
         yield rows[some]
 
@@ -36,7 +41,9 @@ def _joined(values: Iterable[Tensor], like: Tensor) -> Tensor:
     return torch.cat([like.new_zeros(0), *values])
 
 
-def compared(prepare: Callable[[Activations, Activations], tuple[Form, Form]], x: Matrix, y: Matrix) -> float:
+def compared(
+    prepare: Callable[[Activations, Activations], tuple[Form, Form]], x: Matrix, y: Matrix
+) -> float:
     """The similarity of two matrices (examples, features) that a measure has prepared.
 
     The same numbers are the same network: exactly 1, without the last bit of a square root.

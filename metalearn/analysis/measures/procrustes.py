@@ -12,10 +12,11 @@ from metalearn.analysis.measures.prepared import _joined, _shuffled, compared
 
 
 def procrustes(x: Matrix, y: Matrix) -> float:
-    """How well a rotation and a scale take one centred matrix to the other: `||X^T Y||_* / (||X||_F ||Y||_F)`.
+    """How well a rotation and a scale take one centred matrix to the other: `||X^T Y||_* / (||X||_F
+    ||Y||_F)`.
 
-    The nuclear norm over the product of Frobenius norms (Ding et al. 2021, arXiv:2108.01661, as a similarity). Any widths.
-    Raises ValueError as `linear_cka` does.
+    The nuclear norm over the product of Frobenius norms (Ding et al. 2021, arXiv:2108.01661, as a
+    similarity). Any widths. Raises ValueError as `linear_cka` does.
 
     Example:
         >>> x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
@@ -40,6 +41,10 @@ class _Shape:
 
 
 def _procrustes_forms(x: Activations, y: Activations) -> tuple[_Shape, _Shape]:
-    # More features than examples: a rotation takes the columns to as many as there are examples, and the measure ignores it.
-    left, right = (torch.linalg.qr(side.T, mode="r")[1].T if side.shape[1] > len(side) else side for side in _both(x, y))
+    # More features than examples: a rotation takes the columns to as many as there are examples,
+    # and the measure ignores it.
+    left, right = (
+        torch.linalg.qr(side.T, mode="r")[1].T if side.shape[1] > len(side) else side
+        for side in _both(x, y)
+    )
     return _Shape(left / left.norm()), _Shape(right / right.norm())

@@ -33,7 +33,10 @@ def loader_of(inputs: Any) -> Iterable[Any]:
     if is_one_batch(inputs):
         return [inputs]
     if not isinstance(inputs, Iterable) or isinstance(inputs, str | bytes):
-        raise TypeError(f"the inputs are {_described(inputs)}; give a tensor (examples, ...), a dictionary of them, or a loader of batches")
+        raise TypeError(
+            f"the inputs are {_described(inputs)}; give a tensor (examples, ...), a dictionary of"
+            " them, or a loader of batches"
+        )
     return inputs
 
 
@@ -41,8 +44,9 @@ def inputs_of(batch: Any, source: str, to_inputs: ToInputs | None = None) -> Inp
     """The inputs in a batch.
 
     Args:
-        batch: a tensor; a dictionary, of which all but `LABELS` are inputs by keyword; or a tuple or list that starts with the
-            inputs: a tensor, a dictionary, or a tuple of several inputs by position.
+        batch: a tensor; a dictionary, of which all but `LABELS` are inputs by keyword; or a tuple
+            or list that starts with the inputs: a tensor, a dictionary, or a tuple of several
+            inputs by position.
         source: what the batch is called in errors.
         to_inputs: used instead of this rule.
 
@@ -65,8 +69,8 @@ def inputs_of(batch: Any, source: str, to_inputs: ToInputs | None = None) -> Inp
     if not _sizes(inputs):
         held = _described(batch if to_inputs is None else inputs)
         raise ValueError(
-            f"{source} holds {held}; it must give a tensor of examples, a dictionary of inputs, or a tuple whose first entry is "
-            f"one; or {CURE}"
+            f"{source} holds {held}; it must give a tensor of examples, a dictionary of inputs, or"
+            f" a tuple whose first entry is one; or {CURE}"
         )
     return inputs
 
@@ -92,7 +96,8 @@ def place(inputs: Any, like: Tensor | None) -> Any:
 def running(network: nn.Module, inputs: Inputs, side: str) -> Iterator[None]:
     """Errors of the network say which one it is and what it was given.
 
-    Raises ValueError for inputs that its forward does not take, and for integers where it computes with real numbers.
+    Raises ValueError for inputs that its forward does not take, and for integers where it computes
+    with real numbers.
     """
     args, kwargs = arguments(inputs)
     given = f"{side} ({type(network).__name__}) was given {_described(inputs)}"
@@ -104,18 +109,29 @@ def running(network: nn.Module, inputs: Inputs, side: str) -> Iterator[None]:
         try:
             accepted.bind(*args, **kwargs)
         except TypeError as error:
-            raise ValueError(f"{given}, but its forward takes {accepted}: {error}; {CURE}") from None
+            raise ValueError(
+                f"{given}, but its forward takes {accepted}: {error}; {CURE}"
+            ) from None
     try:
         yield
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError) or _is_ours(error):
             raise
-        real = any(tensor.is_floating_point() for tensor in (*args, *kwargs.values()) if isinstance(tensor, Tensor))
+        real = any(
+            tensor.is_floating_point()
+            for tensor in (*args, *kwargs.values())
+            if isinstance(tensor, Tensor)
+        )
         if real or not isinstance(error, RuntimeError):
-            error.add_note(f"{given}; bring the inputs to the shape and dtype that it was built for")
+            error.add_note(
+                f"{given}; bring the inputs to the shape and dtype that it was built for"
+            )
             raise
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{given}, and failed ({reason}); convert images as in training, such as images.float() / 255") from error
+        raise ValueError(
+            f"{given}, and failed ({reason}); convert images as in training, such as images.float()"
+            " / 255"
+        ) from error
 
 
 def _is_ours(error: Exception) -> bool:
@@ -128,8 +144,16 @@ def _sizes(inputs: Any) -> list[int]:
     """The first dimension of every tensor in the inputs, in order; none where one is empty."""
     if isinstance(inputs, Tensor):
         return [len(inputs)] if inputs.ndim and len(inputs) else []
-    entries = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple | list) else ()
-    return [len(entry) for entry in entries if isinstance(entry, Tensor) and entry.ndim and len(entry)]
+    entries = (
+        inputs.values()
+        if isinstance(inputs, Mapping)
+        else inputs
+        if isinstance(inputs, tuple | list)
+        else ()
+    )
+    return [
+        len(entry) for entry in entries if isinstance(entry, Tensor) and entry.ndim and len(entry)
+    ]
 
 
 def _described(inputs: Any) -> str:
@@ -138,5 +162,8 @@ def _described(inputs: Any) -> str:
     if isinstance(inputs, Mapping):
         return f"a {type(inputs).__name__} of {', '.join(map(repr, inputs)) or 'nothing'}"
     if isinstance(inputs, tuple | list):
-        return f"a {type(inputs).__name__} of {', '.join(type(entry).__name__ for entry in inputs) or 'nothing'}"
+        return (
+            f"a {type(inputs).__name__} of"
+            f" {', '.join(type(entry).__name__ for entry in inputs) or 'nothing'}"
+        )
     return f"a {type(inputs).__name__}"

@@ -1,4 +1,6 @@
-"""One training recipe under several seeds: how much of a figure is chance, and how alike the networks are that it gives."""
+"""One training recipe under several seeds: how much of a figure is chance, and how alike the
+networks are that it gives.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +27,25 @@ from .layerwise import Profile, cca_draws, cca_of_task, compare_layers, sample
 
 MEASURES = {
     "cca": "mean CCA, positions as examples and channels as features, mean over tasks: the paper's",
-    "cca_pooled": "the same with the tasks pooled, so that one linear map must fit every task: not the paper's",
+    "cca_pooled": (
+        "the same with the tasks pooled, so that one linear map must fit every task: not the"
+        " paper's"
+    ),
     "cka": "debiased linear CKA, images flattened, mean over tasks",
-    "cka_biased": "biased linear CKA, images flattened, mean over tasks: high by chance where features outnumber images",
+    "cka_biased": (
+        "biased linear CKA, images flattened, mean over tasks: high by chance where features"
+        " outnumber images"
+    ),
 }
 
 
 @dataclass(frozen=True)
 class BetweenGroups:
-    """How alike the networks of two groups are: per layer and over the body, by measure (`MEASURES`), spread over `pairs` of networks.
+    """How alike the networks of two groups are: per layer and over the body, by measure
+    (`MEASURES`), spread over `pairs` of networks.
 
-    `floor` is the same with whole images (for pooled tasks whole tasks) of one side shuffled: the median, averaged over pairs and layers.
+    `floor` is the same with whole images (for pooled tasks whole tasks) of one side shuffled: the
+    median, averaged over pairs and layers.
     """
 
     groups: tuple[str, str]
@@ -47,7 +57,9 @@ class BetweenGroups:
 
 @dataclass(frozen=True)
 class Between:
-    """Similarity of independently trained networks, group by group; prints as table 3 of Raghu et al. 2020."""
+    """Similarity of independently trained networks, group by group; prints as table 3 of Raghu et
+    al. 2020.
+    """
 
     rows: tuple[BetweenGroups, ...]
     tasks: int
@@ -58,22 +70,35 @@ class Between:
         for row in self.rows:
             if row.groups in (groups, groups[::-1]):
                 return row
-        raise KeyError(f"{groups} were not compared; these were: {', '.join('-'.join(row.groups) for row in self.rows)}")
+        raise KeyError(
+            f"{groups} were not compared; these were:"
+            f" {', '.join('-'.join(row.groups) for row in self.rows)}"
+        )
 
     def __str__(self) -> str:
         rows = [
             (
                 "-".join(row.groups),
                 str(row.pairs),
-                *(f"{row.body[name].text(unit='pair')} (chance {row.floor[name]:.3f})" for name in MEASURES),
+                *(
+                    f"{row.body[name].text(unit='pair')} (chance {row.floor[name]:.3f})"
+                    for name in MEASURES
+                ),
             )
             for row in self.rows
         ]
         said = "after adaptation to each task" if self.adapted else "at the meta-initialisation"
         said = (
-            f"{self.tasks} tasks, {said}; mean over the body's layers; ± is the std over pairs of networks; {self.draws} draws for chance"
+            f"{self.tasks} tasks, {said}; mean over the body's layers; ± is the std over pairs of"
+            f" networks; {self.draws} draws for chance"
         )
-        return "\n".join([aligned(("networks", "pairs", *MEASURES), rows), f"({said})", *(f"{k}: {text}" for k, text in MEASURES.items())])
+        return "\n".join(
+            [
+                aligned(("networks", "pairs", *MEASURES), rows),
+                f"({said})",
+                *(f"{k}: {text}" for k, text in MEASURES.items()),
+            ]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-able values; NaN is None."""
@@ -92,21 +117,26 @@ def similarity_between(
     seed: int = 0,
     progress: bool = False,
 ) -> Between:
-    """How alike are networks that were trained independently, within a group and across groups? -> `Between`.
+    """How alike are networks that were trained independently, within a group and across groups? ->
+    `Between`.
 
-    Every pair of networks is compared on the query images of each task, layer by layer, by `compare_layers`: table 3 of Raghu et al.
-    2020 (arXiv:1909.09157), where MAML and ANIL are as alike as two MAMLs from other seeds.
+    Every pair of networks is compared on the query images of each task, layer by layer, by
+    `compare_layers`: table 3 of Raghu et al. 2020 (arXiv:1909.09157), where MAML and ANIL are as
+    alike as two MAMLs from other seeds.
 
     Args:
         groups: learners by name, one a seed: `{"MAML": [...], "ANIL": [...]}`.
         episodes: a `FewShot`, a list of tasks, or one stack.
         layers: which to average over; by default the body.
-        adapted: compare the networks as each learner's own inner loop adapts them to the task; False: at the meta-initialisation.
-        by_seed: the i-th learner of every group comes from seed i. Those share their initial weights, so that they are not independent
-            and not paired across groups; False pairs them too.
-        rows: about how many rows CCA of the pooled tasks keeps, by taking some positions of every image.
-        draws: how often the floor of each pair shuffles; by default 200 times if that is cheap over all tasks, pairs and layers, else 20
-            (`chosen_draws`).
+        adapted: compare the networks as each learner's own inner loop adapts them to the task;
+            False: at the meta-initialisation.
+        by_seed: the i-th learner of every group comes from seed i. Those share their initial
+            weights, so that they are not independent and not paired across groups; False pairs them
+            too.
+        rows: about how many rows CCA of the pooled tasks keeps, by taking some positions of every
+            image.
+        draws: how often the floor of each pair shuffles; by default 200 times if that is cheap over
+            all tasks, pairs and layers, else 20 (`chosen_draws`).
         seed: what the floor and the positions depend on.
         progress: show the progress on standard error.
 
@@ -121,13 +151,16 @@ def similarity_between(
     paired = {groups_of: found for groups_of, found in paired.items() if found}
     if not paired:
         raise ValueError(
-            "there are no two networks of different seeds to compare; give a group two or more learners (or by_seed=False, where networks "
-            "of two groups do not share their initial weights)"
+            "there are no two networks of different seeds to compare; give a group two or more"
+            " learners (or by_seed=False, where networks of two groups do not share their initial"
+            " weights)"
         )
     draws, seed = check_draws(draws, seed)
     names = list(layers) if layers is not None else body(members[0][1].model, members[0][1].head)
     if not names:
-        raise ValueError(f"{members[0][0]} has no layer but its head; name what to compare with layers=")
+        raise ValueError(
+            f"{members[0][0]} has no layer but its head; name what to compare with layers="
+        )
     tasks = single_tasks(episodes)
     every = sorted({pair for found in paired.values() for pair in found})
     per_task: dict[tuple[int, int], list[dict[str, Profile]]] = {pair: [] for pair in every}
@@ -135,7 +168,9 @@ def similarity_between(
     with (
         evaluation_mode([learner for _, learner in members]),
         torch.no_grad(),
-        _progress.progress("comparing networks", len(tasks), unit="task", shown=progress) as advance,
+        _progress.progress(
+            "comparing networks", len(tasks), unit="task", shown=progress
+        ) as advance,
     ):
         for i in range(len(tasks)):
             seen = [_outputs(learner, tasks[i], names, adapted) for _, learner in members]
@@ -150,21 +185,37 @@ def similarity_between(
                     {
                         "cca": cca_of_task(seen[a], seen[b], names, **options),
                         "cka": compare_layers(seen[a], seen[b], layers=names, **options),
-                        "cka_biased": compare_layers(seen[a], seen[b], layers=names, **options, debiased=False),
+                        "cka_biased": compare_layers(
+                            seen[a], seen[b], layers=names, **options, debiased=False
+                        ),
                     }
                 )
             advance()
     pooled = [{name: torch.cat(parts) for name, parts in kept.items()} for kept in sampled]
     units = len(tasks) if len(tasks) > 1 else None
     of_pooled = {
-        (a, b): compare_layers(pooled[a], pooled[b], layers=names, measure="cca", units=units, rows=10**9, draws=draws, seed=seed)
+        (a, b): compare_layers(
+            pooled[a],
+            pooled[b],
+            layers=names,
+            measure="cca",
+            units=units,
+            rows=10**9,
+            draws=draws,
+            seed=seed,
+        )
         for a, b in every
     }
-    found = [_between(pair, [(of_pooled[p], per_task[p]) for p in pairs], names) for pair, pairs in paired.items()]
+    found = [
+        _between(pair, [(of_pooled[p], per_task[p]) for p in pairs], names)
+        for pair, pairs in paired.items()
+    ]
     return Between(tuple(found), len(tasks), adapted, int(draws or 0))
 
 
-def _outputs(learner: Learner, task: Episode, names: Sequence[str], adapted: bool) -> dict[str, Tensor]:
+def _outputs(
+    learner: Learner, task: Episode, names: Sequence[str], adapted: bool
+) -> dict[str, Tensor]:
     check_examples(task, stacked=False)
     support, query = place(task, learner)
     network = learner.network
@@ -175,22 +226,38 @@ def _outputs(learner: Learner, task: Episode, names: Sequence[str], adapted: boo
 
 
 def _between(
-    groups: tuple[str, str], pairs: Sequence[tuple[Profile, Sequence[Mapping[str, Profile]]]], names: Sequence[str]
+    groups: tuple[str, str],
+    pairs: Sequence[tuple[Profile, Sequence[Mapping[str, Profile]]]],
+    names: Sequence[str],
 ) -> BetweenGroups:
-    """One row from the profiles of its pairs: each CCA over pooled tasks, and the other measures task by task."""
-    values: dict[str, dict[str, list[float]]] = {measure: {name: [] for name in names} for measure in MEASURES}
+    """One row from the profiles of its pairs: each CCA over pooled tasks, and the other measures
+    task by task.
+    """
+    values: dict[str, dict[str, list[float]]] = {
+        measure: {name: [] for name in names} for measure in MEASURES
+    }
     floors: dict[str, list[float]] = {measure: [] for measure in MEASURES}
     for pooled, tasks in pairs:
         for name in names:
             for measure in MEASURES:
-                found = [pooled[name]] if measure == "cca_pooled" else [task[measure][name] for task in tasks]
+                found = (
+                    [pooled[name]]
+                    if measure == "cca_pooled"
+                    else [task[measure][name] for task in tasks]
+                )
                 values[measure][name].append(sum(row.similarity for row in found) / len(found))
                 floors[measure].append(sum(row.floor.median for row in found) / len(found))
-    over_body = {m: [sum(column) / len(names) for column in zip(*by_layer.values(), strict=True)] for m, by_layer in values.items()}
+    over_body = {
+        m: [sum(column) / len(names) for column in zip(*by_layer.values(), strict=True)]
+        for m, by_layer in values.items()
+    }
     return BetweenGroups(
         groups,
         len(pairs),
-        {name: {measure: Spread.of(values[measure][name]) for measure in MEASURES} for name in names},
+        {
+            name: {measure: Spread.of(values[measure][name]) for measure in MEASURES}
+            for name in names
+        },
         {measure: Spread.of(over_body[measure]) for measure in MEASURES},
         {measure: sum(found) / len(found) for measure, found in floors.items()},
     )

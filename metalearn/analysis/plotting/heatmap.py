@@ -11,10 +11,17 @@ from matplotlib.figure import Figure
 from metalearn.analysis.plotting.style import INK, MUTED, STYLE
 
 
-def heatmap(values: np.ndarray, layers: tuple[Sequence[str], Sequence[str]], networks: tuple[str, str], chance: float) -> Figure:
-    """Every layer of one network (upwards) against every layer of another (to the right): darker is more similar, hatched has no value.
+def heatmap(
+    values: np.ndarray,
+    layers: tuple[Sequence[str], Sequence[str]],
+    networks: tuple[str, str],
+    chance: float,
+) -> Figure:
+    """Every layer of one network (upwards) against every layer of another (to the right): darker is
+    more similar, hatched has no value.
 
-    The scale is 0 to 1 in every picture, so that two of them compare; the 95 % quantile of chance is marked on it.
+    The scale is 0 to 1 in every picture, so that two of them compare; the 95 % quantile of chance
+    is marked on it.
     """
     rows, columns = values.shape
     cell = max(0.19, 2.6 / max(rows, columns))  # inches, as all that follows
@@ -30,17 +37,45 @@ def heatmap(values: np.ndarray, layers: tuple[Sequence[str], Sequence[str]], net
         figure = Figure(figsize=page, facecolor="white")
         axes = figure.add_axes(place(left, below, wide, high))
         axes.patch.set(hatch="////", edgecolor=MUTED)
-        image = axes.imshow(values, cmap="magma_r", vmin=0, vmax=1, origin="lower", interpolation="nearest", aspect="auto")
+        image = axes.imshow(
+            values,
+            cmap="magma_r",
+            vmin=0,
+            vmax=1,
+            origin="lower",
+            interpolation="nearest",
+            aspect="auto",
+        )
         axes.set_xticks(range(columns), layers[1], rotation=90, fontsize=size)
         axes.set_yticks(range(rows), layers[0], fontsize=size)
         axes.tick_params(length=0)
         axes.set(xlabel=f"layers of b ({networks[1]})", ylabel=f"layers of a ({networks[0]})")
         for i, j in np.argwhere(np.isfinite(values)) if max(rows, columns) <= 8 else ():
             value = values[i, j]
-            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if value > 0.5 else INK)
-        bar = figure.colorbar(image, cax=figure.add_axes(place(left + wide + 0.55, below, 0.16, scale)), label="debiased minibatch CKA")
+            axes.text(
+                j,
+                i,
+                f"{value:.2f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if value > 0.5 else INK,
+            )
+        bar = figure.colorbar(
+            image,
+            cax=figure.add_axes(place(left + wide + 0.55, below, 0.16, scale)),
+            label="debiased minibatch CKA",
+        )
         bar.ax.tick_params(length=0)
         if chance > 0:
             bar.ax.axhline(chance, color=INK, lw=1)
-            bar.ax.annotate("by\nchance", (0, chance), xytext=(-3, 0), textcoords="offset points", ha="right", va="center", fontsize=7)
+            bar.ax.annotate(
+                "by\nchance",
+                (0, chance),
+                xytext=(-3, 0),
+                textcoords="offset points",
+                ha="right",
+                va="center",
+                fontsize=7,
+            )
     return figure

@@ -28,7 +28,8 @@ class Chance(Protocol):
 
 @dataclass(frozen=True)
 class FrozenCurve:
-    """A score with the layers frozen from the bottom up: first with none, then up to each of `layers`.
+    """A score with the layers frozen from the bottom up: first with none, then up to each of
+    `layers`.
 
     Attributes:
         label: what the legend calls it.
@@ -47,14 +48,26 @@ class FrozenCurve:
     look: Mapping[str, Any]
 
 
-def similarities(layers: Sequence[str], values: Sequence[float], chance: Sequence[Chance], measure: str) -> Figure:
-    """The similarity of every layer of two networks, with the band of chance; a layer without one is not drawn."""
-    return panels([partial(_draw_similarities, layers=layers, values=values, chance=chance, measure=measure)], width_for(layers))
+def similarities(
+    layers: Sequence[str], values: Sequence[float], chance: Sequence[Chance], measure: str
+) -> Figure:
+    """The similarity of every layer of two networks, with the band of chance; a layer without one
+    is not drawn.
+    """
+    return panels(
+        [partial(_draw_similarities, layers=layers, values=values, chance=chance, measure=measure)],
+        width_for(layers),
+    )
 
 
-def probe_accuracies(layers: Sequence[str], means: Sequence[float], intervals: Sequence[float], chance: float) -> Figure:
+def probe_accuracies(
+    layers: Sequence[str], means: Sequence[float], intervals: Sequence[float], chance: float
+) -> Figure:
     """The accuracy of a linear probe on every layer, with its interval, and chance."""
-    return panels([partial(_draw_probes, layers=layers, means=means, intervals=intervals, chance=chance)], width_for(layers))
+    return panels(
+        [partial(_draw_probes, layers=layers, means=means, intervals=intervals, chance=chance)],
+        width_for(layers),
+    )
 
 
 def frozen_accuracies(curve: FrozenCurve) -> Figure:
@@ -72,7 +85,10 @@ def draw_frozen(axes: Axes, curves: Sequence[FrozenCurve]) -> None:
     first = curves[0]
     percent = first.measure == "accuracy"
     factor = SCALES[first.measure].factor
-    axes.set(title=f"{first.measure.capitalize()} with layers frozen", ylabel="accuracy, %" if percent else "loss")
+    axes.set(
+        title=f"{first.measure.capitalize()} with layers frozen",
+        ylabel="accuracy, %" if percent else "loss",
+    )
     ends: list[float] = []
     for curve in curves:
         if list(curve.layers) != list(first.layers):
@@ -80,7 +96,9 @@ def draw_frozen(axes: Axes, curves: Sequence[FrozenCurve]) -> None:
         means = factor * np.array(curve.means)
         widths = factor * np.array(curve.intervals)
         x = np.arange(len(means))
-        axes.fill_between(x, means - widths, means + widths, color=curve.look["color"], alpha=0.12, lw=0)
+        axes.fill_between(
+            x, means - widths, means + widths, color=curve.look["color"], alpha=0.12, lw=0
+        )
         axes.plot(x, means, **curve.look, label=curve.label)
         ends.extend(means - np.nan_to_num(widths))
         ends.extend(means + np.nan_to_num(widths))
@@ -93,21 +111,46 @@ def draw_frozen(axes: Axes, curves: Sequence[FrozenCurve]) -> None:
     finish(axes, 2)
 
 
-def _draw_similarities(axes: Axes, layers: Sequence[str], values: Sequence[float], chance: Sequence[Chance], measure: str) -> None:
+def _draw_similarities(
+    axes: Axes,
+    layers: Sequence[str],
+    values: Sequence[float],
+    chance: Sequence[Chance],
+    measure: str,
+) -> None:
     x = np.arange(len(layers))
     chance_band(axes, x, chance, "by chance", colour="#c3cad3")
     axes.plot(x, values, **look_of(0), label=measure)
     layer_ticks(axes, layers)
     bottom = float(np.nanmin(np.append(values, 0)))
-    axes.set(title="How similar each layer is", ylabel="similarity", ylim=(max(bottom, -1) - 0.04, 1.05))
+    axes.set(
+        title="How similar each layer is", ylabel="similarity", ylim=(max(bottom, -1) - 0.04, 1.05)
+    )
     axes.set_xlim(-0.5, len(x) - 0.5)
     finish(axes, 2)
 
 
-def _draw_probes(axes: Axes, layers: Sequence[str], means: Sequence[float], intervals: Sequence[float], chance: float) -> None:
+def _draw_probes(
+    axes: Axes,
+    layers: Sequence[str],
+    means: Sequence[float],
+    intervals: Sequence[float],
+    chance: float,
+) -> None:
     x = np.arange(len(layers))
-    axes.errorbar(x, 100 * np.array(means), 100 * np.array(intervals), **look_of(0), capsize=3, label="linear probe")
+    axes.errorbar(
+        x,
+        100 * np.array(means),
+        100 * np.array(intervals),
+        **look_of(0),
+        capsize=3,
+        label="linear probe",
+    )
     mark(axes, 100 * chance, "chance")
     layer_ticks(axes, layers)
-    axes.set(title="What a linear readout of each layer knows", ylabel="accuracy, %", xlim=(-0.5, len(layers) - 0.5))
+    axes.set(
+        title="What a linear readout of each layer knows",
+        ylabel="accuracy, %",
+        xlim=(-0.5, len(layers) - 0.5),
+    )
     finish(axes, 1)

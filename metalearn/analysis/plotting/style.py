@@ -53,11 +53,16 @@ STYLE: Any = {
 
 
 def save(figure: Figure, path: str | PathLike[str]) -> None:
-    """Write a figure, whole or not at all; the ending says how. Raises ValueError for an ending that matplotlib does not write."""
+    """Write a figure, whole or not at all; the ending says how.
+
+    Raises ValueError for an ending that matplotlib does not write.
+    """
     kind = Path(fspath(path)).suffix.lstrip(".").lower()
     known = figure.canvas.get_supported_filetypes()
     if kind not in known:
-        raise ValueError(f"{fspath(path)!r} does not end in a kind of picture; use .png, .svg or .pdf")
+        raise ValueError(
+            f"{fspath(path)!r} does not end in a kind of picture; use .png, .svg or .pdf"
+        )
     write_atomically(path, rendered(figure, kind))
 
 
@@ -70,7 +75,13 @@ def rendered(figure: Figure, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def panels(draws: Sequence[Callable[[Axes], None]], width: float, *, height: float = 4.2, share: bool = False) -> Figure:
+def panels(
+    draws: Sequence[Callable[[Axes], None]],
+    width: float,
+    *,
+    height: float = 4.2,
+    share: bool = False,
+) -> Figure:
     """A figure with one panel for each drawing, at most three in a row."""
     columns = min(len(draws), 3)
     rows = -(-len(draws) // columns)
@@ -95,20 +106,48 @@ def beside(x: np.ndarray, i: int, count: int) -> np.ndarray:
 def mark(axes: Axes, y: float, text: str) -> None:
     """A dotted line across, with its name at the right."""
     axes.axhline(y, color=MUTED, lw=1, ls=(0, (2, 2)))
-    place: Any = {"xycoords": ("axes fraction", "data"), "xytext": (3, 0), "textcoords": "offset points", "va": "center"}
+    place: Any = {
+        "xycoords": ("axes fraction", "data"),
+        "xytext": (3, 0),
+        "textcoords": "offset points",
+        "va": "center",
+    }
     axes.annotate(text, (1, y), **place, color=MUTED, fontsize=8.5)
 
 
-def chance_band(axes: Axes, x: np.ndarray, floors: Sequence[Any], label: str, *, colour: str, hatch: str = "") -> None:
-    low = np.array([min(floor.median, 0) if np.isfinite(floor.median) else np.nan for floor in floors])
+def chance_band(
+    axes: Axes, x: np.ndarray, floors: Sequence[Any], label: str, *, colour: str, hatch: str = ""
+) -> None:
+    low = np.array(
+        [min(floor.median, 0) if np.isfinite(floor.median) else np.nan for floor in floors]
+    )
     high = np.array([floor.upper for floor in floors])
-    axes.fill_between(x, low, high, facecolor=colour, hatch=hatch, edgecolor="#9aa4af", lw=0.6, label=label, step="mid", alpha=0.9)
+    axes.fill_between(
+        x,
+        low,
+        high,
+        facecolor=colour,
+        hatch=hatch,
+        edgecolor="#9aa4af",
+        lw=0.6,
+        label=label,
+        step="mid",
+        alpha=0.9,
+    )
 
 
 def layer_ticks(axes: Axes, names: Sequence[str]) -> None:
-    shown = [name if len(name) <= 20 else f"…{name[-19:]}" for name in names]  # the end tells layers apart
+    shown = [
+        name if len(name) <= 20 else f"…{name[-19:]}" for name in names
+    ]  # the end tells layers apart
     crowded = sum(map(len, shown)) > 42
-    axes.set_xticks(range(len(shown)), shown, rotation=40 if crowded else 0, ha="right" if crowded else "center", rotation_mode="anchor")
+    axes.set_xticks(
+        range(len(shown)),
+        shown,
+        rotation=40 if crowded else 0,
+        ha="right" if crowded else "center",
+        rotation_mode="anchor",
+    )
 
 
 def say(axes: Axes, text: str) -> None:
@@ -121,6 +160,14 @@ def finish(axes: Axes, columns: int) -> None:
     axes.tick_params(length=0)
     inches = 0.55 if axes.get_xlabel() else 0.4
     rotated = [len(label.get_text()) for label in axes.get_xticklabels() if label.get_rotation()]
-    inches += 0.051 * max(rotated, default=0)  # the height of a letter in a label turned by 40 degrees
+    inches += 0.051 * max(
+        rotated, default=0
+    )  # the height of a letter in a label turned by 40 degrees
     below = axes.transAxes + ScaledTranslation(0, -inches, axes.figure.dpi_scale_trans)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=below, ncols=columns, borderaxespad=0.2)
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        bbox_transform=below,
+        ncols=columns,
+        borderaxespad=0.2,
+    )

@@ -1,13 +1,23 @@
-"""learn2learn's names on this engine: `import metalearn.compat.learn2learn as l2l`, and a script written for learn2learn runs.
+"""learn2learn's names on this engine: `import metalearn.compat.learn2learn as l2l`, and a script
+written for learn2learn runs.
 
-Offered are the names that its examples for vision, regression and hypergradients use; any other raises an error with the nearest name, or
-with what serves instead. Batch norm with running statistics is accepted here, as learn2learn does: all clones update the statistics of the
-one network.
+Offered are the names that its examples for vision, regression and hypergradients use; any other
+raises an error with the nearest name, or with what serves instead. Batch norm with running
+statistics is accepted here, as learn2learn does: all clones update the statistics of the one
+network.
 """
 
 from . import algorithms, data, gym, nn, optim, text, utils, vision
 from ._missing import nearest
-from .utils import accuracy, clone_module, clone_named_parameters, clone_parameters, detach_module, magic_box, update_module
+from .utils import (
+    accuracy,
+    clone_module,
+    clone_named_parameters,
+    clone_parameters,
+    detach_module,
+    magic_box,
+    update_module,
+)
 
 __all__ = [
     "accuracy",

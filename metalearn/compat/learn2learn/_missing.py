@@ -11,7 +11,9 @@ from typing import NoReturn
 REAL = "The real learn2learn has an environment from benchmarks/peers/install.sh"
 
 
-def nearest(module: str, names: Iterable[str], instead: Mapping[str, str] | None = None) -> Callable[[str], NoReturn]:
+def nearest(
+    module: str, names: Iterable[str], instead: Mapping[str, str] | None = None
+) -> Callable[[str], NoReturn]:
     """A `__getattr__` for a module: an error that names what is missing and what to use.
 
     The error is AttributeError, or ImportError for `from module import name`.
@@ -35,7 +37,9 @@ def nearest(module: str, names: Iterable[str], instead: Mapping[str, str] | None
 
 
 def uncovered(module: str, instead: str) -> Callable[[str], NoReturn]:
-    """A `__getattr__` for a module of learn2learn that has no counterpart, with what serves instead."""
+    """A `__getattr__` for a module of learn2learn that has no counterpart, with what serves
+    instead.
+    """
 
     def __getattr__(name: str) -> NoReturn:
         _refuse(module, name, f": {instead}")

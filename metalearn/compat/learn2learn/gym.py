@@ -4,6 +4,7 @@ from ._missing import uncovered
 
 __getattr__ = uncovered(
     __name__,
-    "reinforcement learning is not covered; environments come from gymnasium, and "
-    "metalearn.engine.inner_loop.inner_loop takes any differentiable loss, such as a policy gradient",
+    "reinforcement learning is not covered; environments come from gymnasium, and"
+    " metalearn.engine.inner_loop.inner_loop takes any differentiable loss, such as a policy"
+    " gradient",
 )

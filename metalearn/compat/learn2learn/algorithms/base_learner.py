@@ -30,13 +30,16 @@ class BaseLearner(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module gives."""
-        # The choice of attention's kernel is made in the forward pass: only one of them can be differentiated twice.
+        # The choice of attention's kernel is made in the forward pass: only one of them can be
+        # differentiated twice.
         twice = torch.is_grad_enabled() and self._differentiates_twice()
         with attention.twice_differentiable(twice), Convolutions():
             return self.module(*args, **kwargs)
 
     def _differentiates_twice(self) -> bool:
-        """Whether the gradient of an inner step may be differentiated; a subclass that does not say so may."""
+        """Whether the gradient of an inner step may be differentiated; a subclass that does not say
+        so may.
+        """
         return not self.__dict__.get("first_order", False)
 
 
@@ -64,13 +67,19 @@ def gradients_of(loss: Tensor, moving: Weights, first_order: bool, allow_unused:
 def refuse_frozen(names: list[str]) -> None:
     """Raise RuntimeError for parameters that require no gradient, if there are any."""
     if names:
-        raise RuntimeError(f"{_first(names)} of the adapted module requires no gradient; leave it out with allow_nograd=True")
+        raise RuntimeError(
+            f"{_first(names)} of the adapted module requires no gradient; leave it out with"
+            " allow_nograd=True"
+        )
 
 
 def refuse_unused(names: list[str]) -> None:
     """Raise RuntimeError for parameters that the loss does not depend on, if there are any."""
     if names:
-        raise RuntimeError(f"the loss does not depend on {_first(names)} of the adapted module; leave it out with allow_unused=True")
+        raise RuntimeError(
+            f"the loss does not depend on {_first(names)} of the adapted module; leave it out with"
+            " allow_unused=True"
+        )
 
 
 def move(module: nn.Module, weights: Weights, gradients: Weights, rates: Rates) -> None:

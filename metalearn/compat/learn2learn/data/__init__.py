@@ -1,4 +1,6 @@
-"""learn2learn's data sets by class and tasks drawn from them, with its names; plain Python, nothing cached in pickles."""
+"""learn2learn's data sets by class and tasks drawn from them, with its names; plain Python, nothing
+cached in pickles.
+"""
 
 from metalearn.compat.learn2learn._missing import nearest
 

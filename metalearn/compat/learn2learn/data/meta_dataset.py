@@ -28,13 +28,19 @@ class MetaDataset(Dataset[Any]):
             raise TypeError(f"MetaDataset takes a torch Dataset, not a {type(dataset).__name__}")
         self.dataset = dataset
         if labels_to_indices is not None:
-            indices_to_labels = {index: label for label, indices in labels_to_indices.items() for index in indices}
-        self.indices_to_labels = dict(enumerate(_labels(dataset)) if indices_to_labels is None else indices_to_labels)
+            indices_to_labels = {
+                index: label for label, indices in labels_to_indices.items() for index in indices
+            }
+        self.indices_to_labels = dict(
+            enumerate(_labels(dataset)) if indices_to_labels is None else indices_to_labels
+        )
         self.labels_to_indices: dict[Any, list[int]] = {}
         for index, label in self.indices_to_labels.items():
             self.labels_to_indices.setdefault(label, []).append(index)
         if labels_to_indices is not None:
-            self.labels_to_indices = {label: list(indices) for label, indices in labels_to_indices.items()}
+            self.labels_to_indices = {
+                label: list(indices) for label, indices in labels_to_indices.items()
+            }
         self.labels = list(self.labels_to_indices)
 
     def __getitem__(self, item: int) -> Any:
@@ -94,7 +100,11 @@ def _labels(dataset: Any) -> list[Any]:
     if isinstance(dataset, LabelledImages):
         return dataset.labels.tolist()
     known = getattr(dataset, "targets", None)
-    if known is not None and type(dataset).__module__.startswith("torchvision.") and dataset.target_transform is None:
+    if (
+        known is not None
+        and type(dataset).__module__.startswith("torchvision.")
+        and dataset.target_transform is None
+    ):
         return torch.as_tensor(known).tolist()
     labels = [dataset[i][1] for i in range(len(dataset))]
     return [label.item() if hasattr(label, "item") else label for label in labels]

@@ -13,7 +13,8 @@ from .task_dataset import DataDescription, Taskset
 
 
 class TasksetSampler(Sampler[list[int]]):
-    """The indices of each task's examples in the data set, as the `batch_sampler` of a `DataLoader`.
+    """The indices of each task's examples in the data set, as the `batch_sampler` of a
+    `DataLoader`.
 
     The loader's workers then load the examples. Only the choice of examples is the taskset's: what
     its transforms do to an example, such as remapping its label, is left out.

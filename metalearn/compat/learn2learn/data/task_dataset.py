@@ -15,14 +15,17 @@ from .transforms import DataDescription, Task
 
 
 class Taskset(Dataset[Any]):
-    """Tasks (data, labels) drawn from a data set by a list of task transforms, with Python's `random`.
+    """Tasks (data, labels) drawn from a data set by a list of task transforms, with Python's
+    `random`.
 
-    `[i]` draws task i the first time and is the same task from then on; `sample()` gives one at random. With `num_tasks=-1` every task
-    is drawn anew, and the length is 1. Draws are those of learn2learn: the same seed of `random` gives the same tasks.
+    `[i]` draws task i the first time and is the same task from then on; `sample()` gives one at
+    random. With `num_tasks=-1` every task is drawn anew, and the length is 1. Draws are those of
+    learn2learn: the same seed of `random` gives the same tasks.
 
     Arguments:
         dataset: a `MetaDataset`, or what it takes.
-        task_transforms: from `transforms`, or one's own: each takes a list of `DataDescription` (the first one None) and returns one.
+        task_transforms: from `transforms`, or one's own: each takes a list of `DataDescription`
+            (the first one None) and returns one.
         num_tasks: how many tasks there are.
         task_collate: from the list of a task's examples to its batch; torch's by default.
 
@@ -39,7 +42,9 @@ class Taskset(Dataset[Any]):
     def __init__(
         self,
         dataset: Any,
-        task_transforms: Iterable[Callable[[Task | None], Task]] | Callable[[Task | None], Task] | None = None,
+        task_transforms: (
+            Iterable[Callable[[Task | None], Task]] | Callable[[Task | None], Task] | None
+        ) = None,
         num_tasks: int = -1,
         task_collate: Callable[[list[Any]], Any] | None = None,
     ) -> None:
@@ -80,7 +85,9 @@ class Taskset(Dataset[Any]):
         if self.num_tasks == -1:
             return self.get_task(self.sample_task_description())
         if not 0 <= i < self.num_tasks:
-            raise IndexError(f"task {i} does not exist: there are {self.num_tasks}, 0 to {self.num_tasks - 1}")
+            raise IndexError(
+                f"task {i} does not exist: there are {self.num_tasks}, 0 to {self.num_tasks - 1}"
+            )
         if i not in self.sampled_descriptions:
             self.sampled_descriptions[i] = self.sample_task_description()
         return self.get_task(self.sampled_descriptions[i])

@@ -1,4 +1,6 @@
-"""What turns a data set into tasks: each transform takes the examples of a task, or None for all of them, and returns those it leaves."""
+"""What turns a data set into tasks: each transform takes the examples of a task, or None for all of
+them, and returns those it leaves.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from metalearn.compat.learn2learn._missing import nearest
 
 
 class DataDescription:
-    """One example of a task: its index in the data set, and the transforms that make it from the index."""
+    """One example of a task: its index in the data set, and the transforms that make it from the
+    index.
+    """
 
     __slots__ = ("index", "transforms")
 
@@ -67,14 +71,21 @@ class FilterLabels(TaskTransform):
 
 
 class NWays(TaskTransform):
-    """Keeps the examples of `n` labels, drawn at random. Raises ValueError where there are fewer."""
+    """Keeps the examples of `n` labels, drawn at random.
+
+    Raises ValueError where there are fewer.
+    """
 
     def __init__(self, dataset: Any, n: int = 2) -> None:
         super().__init__(dataset)
         self.n = n
 
     def new_task(self) -> Task:
-        return [DataDescription(i) for label in _draw(self.dataset.labels, self.n) for i in self.dataset.labels_to_indices[label]]
+        return [
+            DataDescription(i)
+            for label in _draw(self.dataset.labels, self.n)
+            for i in self.dataset.labels_to_indices[label]
+        ]
 
     def __call__(self, task_description: Task | None) -> Task:
         return self.new_task() if task_description is None else self.apply(task_description)
@@ -85,7 +96,10 @@ class NWays(TaskTransform):
 
 
 class KShots(TaskTransform):
-    """Keeps `k` examples of every label, drawn at random, label by label. Raises ValueError naming a label that has fewer."""
+    """Keeps `k` examples of every label, drawn at random, label by label.
+
+    Raises ValueError naming a label that has fewer.
+    """
 
     def __init__(self, dataset: Any, k: int = 1, replacement: bool = False) -> None:
         super().__init__(dataset)
@@ -102,14 +116,24 @@ class KShots(TaskTransform):
         if self.replacement:
             return [copy.deepcopy(chosen) for chosen in random.choices(examples, k=self.k)]
         if len(examples) < self.k:
-            raise ValueError(f"label {label} has {len(examples)} examples but k={self.k}; ask for fewer, or for replacement=True")
+            raise ValueError(
+                f"label {label} has {len(examples)} examples but k={self.k}; ask for fewer, or for"
+                " replacement=True"
+            )
         return random.sample(examples, k=self.k)
 
 
 class FusedNWaysKShots(TaskTransform):
     """`FilterLabels`, `NWays` and `KShots` in one, without going through the whole data set."""
 
-    def __init__(self, dataset: Any, n: int = 2, k: int = 1, replacement: bool = False, filter_labels: list[Any] | None = None) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        n: int = 2,
+        k: int = 1,
+        replacement: bool = False,
+        filter_labels: list[Any] | None = None,
+    ) -> None:
         super().__init__(dataset)
         self.n, self.k, self.replacement = n, k, replacement
         self.filter_labels = dataset.labels if filter_labels is None else filter_labels
@@ -121,11 +145,19 @@ class FusedNWaysKShots(TaskTransform):
         return [DataDescription(i) for label in labels for i in self._rows(label)]
 
     def __call__(self, task_description: Task | None) -> Task:
-        return self.new_task() if task_description is None else self.kshots(self.nways(self.filter(task_description)))
+        return (
+            self.new_task()
+            if task_description is None
+            else self.kshots(self.nways(self.filter(task_description)))
+        )
 
     def _rows(self, label: Any) -> list[int]:
         own = self.dataset.labels_to_indices[label]
-        return [random.choice(own) for _ in range(self.k)] if self.replacement else self.kshots.of(label, own)
+        return (
+            [random.choice(own) for _ in range(self.k)]
+            if self.replacement
+            else self.kshots.of(label, own)
+        )
 
 
 class RemapLabels(TaskTransform):
@@ -151,7 +183,9 @@ class RemapLabels(TaskTransform):
 
 
 class ConsecutiveLabels(TaskTransform):
-    """Sorts the examples by the labels that the data set has for them, so that those of one label stand together."""
+    """Sorts the examples by the labels that the data set has for them, so that those of one label
+    stand together.
+    """
 
     def apply(self, task: Task) -> Task:
         return sorted(task, key=self.label)
@@ -165,5 +199,14 @@ def _draw(labels: list[Any], n: int) -> list[Any]:
 
 __getattr__ = nearest(
     __name__,
-    ["ConsecutiveLabels", "FilterLabels", "FusedNWaysKShots", "KShots", "LoadData", "NWays", "RemapLabels", "TaskTransform"],
+    [
+        "ConsecutiveLabels",
+        "FilterLabels",
+        "FusedNWaysKShots",
+        "KShots",
+        "LoadData",
+        "NWays",
+        "RemapLabels",
+        "TaskTransform",
+    ],
 )

@@ -44,7 +44,8 @@ class InfiniteIterator:
             return next(self.iterator)
         except StopIteration:
             raise ValueError(
-                "InfiniteIterator has nothing to repeat: pass a DataLoader or a list that is not empty, not an iterator that ends"
+                "InfiniteIterator has nothing to repeat: pass a DataLoader or a list that is not"
+                " empty, not an iterator that ends"
             ) from None
 
 
@@ -65,13 +66,15 @@ class OnDeviceDataset(TensorDataset):
         (torch.Size([1, 28, 28]), tensor(0))
     """
 
-    def __init__(self, dataset: Any, device: Any = None, transform: Callable[[Any], Any] | None = None) -> None:
+    def __init__(
+        self, dataset: Any, device: Any = None, transform: Callable[[Any], Any] | None = None
+    ) -> None:
         # By index: a data set without `__iter__` of its own need not raise IndexError at its end.
         examples = [dataset[index] for index in range(len(dataset))]
         if examples and not isinstance(examples[0][0], Tensor):
             raise TypeError(
                 f"OnDeviceDataset takes tensors, not a {type(examples[0][0]).__name__}; give the "
-                f"data set transform=torchvision.transforms.ToTensor()"
+                "data set transform=torchvision.transforms.ToTensor()"
             )
         inputs = torch.stack([example[0] for example in examples]).to(device=device)
         labels = torch.tensor([example[1] for example in examples]).to(device=device)
@@ -86,15 +89,22 @@ class OnDeviceDataset(TensorDataset):
         return inputs if self.transform is None else self.transform(inputs), label
 
 
-def partition_task(data: Tensor, labels: Tensor, shots: int = 1) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """A task -> (support data, support labels), (query data, query labels): the first `shots` examples of every label, and the others.
+def partition_task(
+    data: Tensor, labels: Tensor, shots: int = 1
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """A task -> (support data, support labels), (query data, query labels): the first `shots`
+    examples of every label, and the others.
 
-    Both come out by label. Raises ValueError where the labels are not equally many, or have no more than `shots` examples.
+    Both come out by label. Raises ValueError where the labels are not equally many, or have no more
+    than `shots` examples.
     """
     rows = [(labels == label).nonzero().flatten() for label in labels.unique()]
     counts = {len(r) for r in rows}
     if len(counts) != 1 or min(counts) <= shots:
-        raise ValueError(f"the labels of this task have {sorted(counts)} examples; shots={shots} needs one number above it for all")
+        raise ValueError(
+            f"the labels of this task have {sorted(counts)} examples; shots={shots} needs one"
+            " number above it for all"
+        )
     support, query = torch.cat([r[:shots] for r in rows]), torch.cat([r[shots:] for r in rows])
     return (data[support], labels[support]), (data[query], labels[query])
 

@@ -28,7 +28,9 @@ class KroneckerLinear(nn.Module):
         [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
     """
 
-    def __init__(self, n: int, m: int, bias: bool = True, psd: bool = False, device: Any = None) -> None:
+    def __init__(
+        self, n: int, m: int, bias: bool = True, psd: bool = False, device: Any = None
+    ) -> None:
         super().__init__()
         self.left = nn.Parameter(torch.eye(n, device=device))
         self.right = nn.Parameter(torch.eye(m, device=device))
@@ -45,7 +47,10 @@ class KroneckerLinear(nn.Module):
         if x.ndim == 1 and len(x) == n * m:
             return self._matrices(x.reshape(m, n).T).T.flatten()  # (n, m), and back to columns
         if x.ndim == 1 or x.shape[-2:] != (n, m):
-            raise ValueError(f"KroneckerLinear({n}, {m}) takes inputs of shape (..., {n}, {m}) or ({n * m},), not {tuple(x.shape)}")
+            raise ValueError(
+                f"KroneckerLinear({n}, {m}) takes inputs of shape (..., {n}, {m}) or ({n * m},),"
+                f" not {tuple(x.shape)}"
+            )
         return self._matrices(x)
 
     def _matrices(self, x: Tensor) -> Tensor:
@@ -64,7 +69,9 @@ class KroneckerRNN(nn.Module):
         sigma: The activation; tanh if left out.
     """
 
-    def __init__(self, n: int, m: int, bias: bool = True, sigma: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(
+        self, n: int, m: int, bias: bool = True, sigma: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         super().__init__()
         self.W_h = KroneckerLinear(n, m, bias=bias)
         self.U_h = KroneckerLinear(n, m, bias=bias)
@@ -86,7 +93,9 @@ class KroneckerLSTM(nn.Module):
         sigma: The activation of the gates; the logistic function if left out.
     """
 
-    def __init__(self, n: int, m: int, bias: bool = True, sigma: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(
+        self, n: int, m: int, bias: bool = True, sigma: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         super().__init__()
         for gate in "ifgo":
             for source in "ih":
@@ -94,7 +103,9 @@ class KroneckerLSTM(nn.Module):
         self.sigma = nn.Sigmoid() if sigma is None else sigma
         self.tanh = nn.Tanh()
 
-    def forward(self, x: Tensor, hidden: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(
+        self, x: Tensor, hidden: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """An input and the states (h, c) -> the new h, and the new states."""
         h, c = hidden
         c = self._gate("f", x, h) * c + self._gate("i", x, h) * self.tanh(self._sum("g", x, h))

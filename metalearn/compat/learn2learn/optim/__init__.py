@@ -5,7 +5,13 @@ from metalearn.compat.learn2learn._missing import nearest
 from . import transforms, update_rules
 from .learnable_optimizer import LearnableOptimizer
 from .parameter_update import ParameterUpdate
-from .transforms import KroneckerTransform, MetaCurvatureTransform, ModuleTransform, ReshapedTransform, TransformDictionary
+from .transforms import (
+    KroneckerTransform,
+    MetaCurvatureTransform,
+    ModuleTransform,
+    ReshapedTransform,
+    TransformDictionary,
+)
 from .update_rules import DifferentiableSGD
 
 __all__ = [

@@ -41,7 +41,9 @@ class LearnableOptimizer(nn.Module):
         True
     """
 
-    def __init__(self, model: nn.Module, transform: Callable[[Any], nn.Module | None], lr: float = 1.0) -> None:
+    def __init__(
+        self, model: nn.Module, transform: Callable[[Any], nn.Module | None], lr: float = 1.0
+    ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
             raise TypeError(f"the model must be an nn.Module, not a {type(model).__name__}")

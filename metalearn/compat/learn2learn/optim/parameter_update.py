@@ -33,7 +33,8 @@ class ParameterUpdate(nn.Module):
     ) -> None:
         super().__init__()
         self.transforms_modules = nn.ModuleList()
-        # For each parameter the position of its transform in `transforms_modules`, None without one.
+        # For each parameter the position of its transform in `transforms_modules`, None without
+        # one.
         self.transforms_indices: list[int | None] = []
         for parameter in parameters:
             module = transform(parameter)
@@ -44,7 +45,8 @@ class ParameterUpdate(nn.Module):
                 self.transforms_modules.append(module)
             else:
                 raise ValueError(
-                    f"a transform of a parameter must be an nn.Module or None, but `transform` returned a {type(module).__name__}"
+                    "a transform of a parameter must be an nn.Module or None, but `transform`"
+                    f" returned a {type(module).__name__}"
                 )
 
     def forward(
@@ -86,7 +88,7 @@ class ParameterUpdate(nn.Module):
         except RuntimeError as error:
             raise RuntimeError(
                 f"{error}\n(allow_nograd=True leaves out parameters that require no gradient, "
-                f"allow_unused=True those that the loss does not depend on)"
+                "allow_unused=True those that the loss does not depend on)"
             ) from error
         gradients = iter(computed)
         updates = []

@@ -63,7 +63,9 @@ class KroneckerTransform:
         torch.Size([2, 3])
     """
 
-    def __init__(self, kronecker_cls: Callable[..., nn.Module], bias: bool = False, psd: bool = True) -> None:
+    def __init__(
+        self, kronecker_cls: Callable[..., nn.Module], bias: bool = False, psd: bool = True
+    ) -> None:
         self.kronecker_cls = kronecker_cls
         self.bias = bias
         self.psd = psd
@@ -138,7 +140,10 @@ class TransformDictionary:
             elif isinstance(key, nn.Parameter):
                 self.param_to_transform[key] = transform
             else:
-                raise ValueError(f"a key of TransformDictionary must be a module or a parameter, not a {type(key).__name__}")
+                raise ValueError(
+                    "a key of TransformDictionary must be a module or a parameter, not a"
+                    f" {type(key).__name__}"
+                )
 
     def __call__(self, param: Tensor, *args: Any, **kwargs: Any) -> nn.Module | None:
         transform = self.param_to_transform.get(param)
@@ -159,7 +164,7 @@ def _matrix(parameter: Tensor) -> tuple[int, int]:
 def _unsupported(parameter: Tensor, name: str) -> str:
     return (
         f"{name} takes parameters of 1, 2 or 4 dimensions, not of shape {tuple(parameter.shape)}; "
-        f"give that parameter another transform, or none, with TransformDictionary"
+        "give that parameter another transform, or none, with TransformDictionary"
     )
 
 

@@ -12,7 +12,13 @@ from torch.utils.data import Dataset
 
 from metalearn.compat.learn2learn._missing import nearest
 from metalearn.compat.learn2learn.data import MetaDataset, Taskset
-from metalearn.compat.learn2learn.data.transforms import ConsecutiveLabels, FusedNWaysKShots, LoadData, RemapLabels, TaskTransform
+from metalearn.compat.learn2learn.data.transforms import (
+    ConsecutiveLabels,
+    FusedNWaysKShots,
+    LoadData,
+    RemapLabels,
+    TaskTransform,
+)
 from metalearn.data.images import LabelledImages
 from metalearn.tasks import cifar_fs, fc100, mini_imagenet, omniglot
 
@@ -48,11 +54,13 @@ def get_tasksets(
     data_augmentation: str | None = None,
     download: bool = True,
 ) -> BenchmarkTasksets:
-    """Task sets for training, validation and test, of tasks (data, labels) with `samples` examples for each of `ways` classes.
+    """Task sets for training, validation and test, of tasks (data, labels) with `samples` examples
+    for each of `ways` classes.
 
-    Images are decoded once and kept in memory. What is not in `root` is downloaded, and said, where torchvision has it, as learn2learn
-    does (miniImageNet has to be there). Omniglot's characters are cut 1,100 / 100 / 423 by a fixed seed, and every class of a task is
-    turned by a random multiple of 90 degrees.
+    Images are decoded once and kept in memory. What is not in `root` is downloaded, and said, where
+    torchvision has it, as learn2learn does (miniImageNet has to be there). Omniglot's characters
+    are cut 1,100 / 100 / 423 by a fixed seed, and every class of a task is turned by a random
+    multiple of 90 degrees.
 
     Arguments:
         name: "omniglot", "mini-imagenet", "fc100" or "cifarfs".
@@ -61,20 +69,33 @@ def get_tasksets(
         num_tasks: the tasks of each set; -1 for tasks without end.
         root: the folder with the data.
         device: where the images are kept.
-        data_augmentation: for miniImageNet, whose values run from 0 to 255 unless it is "normalize".
+        data_augmentation: for miniImageNet, whose values run from 0 to 255 unless it is
+            "normalize".
         download: False to download nothing.
-    Raises ValueError, naming the nearest, for a name that is not there, and FileNotFoundError where the data are not.
+    Raises ValueError, naming the nearest, for a name that is not there, and FileNotFoundError where
+    the data are not.
     """
     if name == "tiered-imagenet":
         raise ValueError(f"there are no task sets 'tiered-imagenet': {TIERED}")
     if name not in _READ:
         close = difflib.get_close_matches(name, _READ, n=1, cutoff=0.0)
-        raise ValueError(f"there are no task sets {name!r}; the nearest is {close[0]!r} of {', '.join(_READ)}")
+        raise ValueError(
+            f"there are no task sets {name!r}; the nearest is {close[0]!r} of {', '.join(_READ)}"
+        )
     _check_augmentation(data_augmentation)
-    options = {"data_augmentation": data_augmentation} if name == "mini-imagenet" else {"download": download}
+    options = (
+        {"data_augmentation": data_augmentation}
+        if name == "mini-imagenet"
+        else {"download": download}
+    )
     make = _TASKSETS[name]
-    datasets, transforms = make(train_ways, train_samples, test_ways, test_samples, root, device=device, **options)
-    sets = [Taskset(dataset, steps, num_tasks) for dataset, steps in zip(datasets, transforms, strict=True)]
+    datasets, transforms = make(
+        train_ways, train_samples, test_ways, test_samples, root, device=device, **options
+    )
+    sets = [
+        Taskset(dataset, steps, num_tasks)
+        for dataset, steps in zip(datasets, transforms, strict=True)
+    ]
     return BenchmarkTasksets(*sets)
 
 
@@ -163,10 +184,14 @@ class _In255(Dataset[Any]):
 
 def _check_augmentation(name: str | None) -> None:
     if name not in (None, "normalize"):
-        raise ValueError(f"data_augmentation={name!r} is not offered; leave it out, or give 'normalize'")
+        raise ValueError(
+            f"data_augmentation={name!r} is not offered; leave it out, or give 'normalize'"
+        )
 
 
-def _datasets(name: str, root: str, device: Any, download: bool, in_255: bool = False) -> list[MetaDataset]:
+def _datasets(
+    name: str, root: str, device: Any, download: bool, in_255: bool = False
+) -> list[MetaDataset]:
     splits = []
     for split in SPLITS:
         images = _read(name, Path(root).expanduser(), split, download)
@@ -178,13 +203,21 @@ def _datasets(name: str, root: str, device: Any, download: bool, in_255: bool = 
 
 
 def _transforms(
-    datasets: list[MetaDataset], train_ways: int, train_samples: int, test_ways: int, test_samples: int
+    datasets: list[MetaDataset],
+    train_ways: int,
+    train_samples: int,
+    test_ways: int,
+    test_samples: int,
 ) -> list[list[TaskTransform]]:
     transforms: list[list[TaskTransform]] = []
     for split, dataset in zip(SPLITS, datasets, strict=True):
-        ways, samples = (train_ways, train_samples) if split == "train" else (test_ways, test_samples)
+        ways, samples = (
+            (train_ways, train_samples) if split == "train" else (test_ways, test_samples)
+        )
         choose = FusedNWaysKShots(dataset, ways, samples)
-        transforms.append([choose, LoadData(dataset), RemapLabels(dataset), ConsecutiveLabels(dataset)])
+        transforms.append(
+            [choose, LoadData(dataset), RemapLabels(dataset), ConsecutiveLabels(dataset)]
+        )
     return transforms
 
 

@@ -1,4 +1,6 @@
-"""The data sets of learn2learn's Omniglot, miniImageNet and ANIL examples, read by `metalearn.tasks`: from what lies there, no pickles."""
+"""The data sets of learn2learn's Omniglot, miniImageNet and ANIL examples, read by
+`metalearn.tasks`: from what lies there, no pickles.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,21 @@ Transform = Callable[[Any], Any]
 class _Images(Dataset[Any]):
     """PIL images and labels, with a transform of each."""
 
-    def __init__(self, images: LabelledImages, transform: Transform | None, target_transform: Transform | None) -> None:
+    def __init__(
+        self,
+        images: LabelledImages,
+        transform: Transform | None,
+        target_transform: Transform | None,
+    ) -> None:
         self.images, self.transform, self.target_transform = images, transform, target_transform
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        return _transformed(self.image(index), int(self.images.labels[index]), self.transform, self.target_transform)
+        return _transformed(
+            self.image(index), int(self.images.labels[index]), self.transform, self.target_transform
+        )
 
     def image(self, index: int) -> Any:
         """What the transform gets."""
@@ -37,7 +46,9 @@ class _Images(Dataset[Any]):
 
 
 class FC100(_Images):
-    """FC100 as PIL images, cut from the CIFAR-100 in `root` (see `metalearn.tasks.fc100`); `mode` is train, validation or test."""
+    """FC100 as PIL images, cut from the CIFAR-100 in `root` (see `metalearn.tasks.fc100`); `mode`
+    is train, validation or test.
+    """
 
     def __init__(
         self,
@@ -47,11 +58,15 @@ class FC100(_Images):
         target_transform: Transform | None = None,
         download: bool = False,
     ) -> None:
-        super().__init__(fc100(Path(root).expanduser(), mode, download=download), transform, target_transform)
+        super().__init__(
+            fc100(Path(root).expanduser(), mode, download=download), transform, target_transform
+        )
 
 
 class CIFARFS(_Images):
-    """CIFAR-FS as PIL images, cut from the CIFAR-100 in `root` (see `metalearn.tasks.cifar_fs`); `mode` is train, validation or test."""
+    """CIFAR-FS as PIL images, cut from the CIFAR-100 in `root` (see `metalearn.tasks.cifar_fs`);
+    `mode` is train, validation or test.
+    """
 
     def __init__(
         self,
@@ -61,13 +76,17 @@ class CIFARFS(_Images):
         target_transform: Transform | None = None,
         download: bool = False,
     ) -> None:
-        super().__init__(cifar_fs(Path(root).expanduser(), mode, download=download), transform, target_transform)
+        super().__init__(
+            cifar_fs(Path(root).expanduser(), mode, download=download), transform, target_transform
+        )
 
 
 class MiniImagenet(_Images):
-    """miniImageNet as float tensors of 0 to 255, which is what learn2learn gives, from the folder of images `root`.
+    """miniImageNet as float tensors of 0 to 255, which is what learn2learn gives, from the folder
+    of images `root`.
 
-    It is read by `metalearn.tasks.mini_imagenet`, which says what has to lie there; nothing is downloaded.
+    It is read by `metalearn.tasks.mini_imagenet`, which says what has to lie there; nothing is
+    downloaded.
     """
 
     def __init__(
@@ -85,13 +104,19 @@ class MiniImagenet(_Images):
 
 
 class FullOmniglot(Dataset[Any]):
-    """All 1,623 characters of Omniglot as PIL images of 105 by 105 pixels with ink = 0; background characters first.
+    """All 1,623 characters of Omniglot as PIL images of 105 by 105 pixels with ink = 0; background
+    characters first.
 
-    `root` holds `omniglot-py`, as torchvision lays it out; `download` lets torchvision fetch what is not there.
+    `root` holds `omniglot-py`, as torchvision lays it out; `download` lets torchvision fetch what
+    is not there.
     """
 
     def __init__(
-        self, root: str, transform: Transform | None = None, target_transform: Transform | None = None, download: bool = False
+        self,
+        root: str,
+        transform: Transform | None = None,
+        target_transform: Transform | None = None,
+        download: bool = False,
     ) -> None:
         self.root = os.path.expanduser(root)
         self.transform, self.target_transform = transform, target_transform
@@ -103,20 +128,28 @@ class FullOmniglot(Dataset[Any]):
 
     def __getitem__(self, item: int) -> tuple[Any, Any]:
         with Image.open(self.paths[item]) as file:
-            return _transformed(file.convert("L"), self.labels[item], self.transform, self.target_transform)
+            return _transformed(
+                file.convert("L"), self.labels[item], self.transform, self.target_transform
+            )
 
 
-def _transformed(image: Any, label: Any, transform: Transform | None, target_transform: Transform | None) -> tuple[Any, Any]:
-    return image if transform is None else transform(image), label if target_transform is None else target_transform(label)
+def _transformed(
+    image: Any, label: Any, transform: Transform | None, target_transform: Transform | None
+) -> tuple[Any, Any]:
+    return image if transform is None else transform(image), (
+        label if target_transform is None else target_transform(label)
+    )
 
 
 _BY_CLASS = "wrap {} in l2l.data.MetaDataset; FilteredMetaDataset cuts it by class"
 _FOLDERS = (
-    "it is not read; put its images in a folder for each class, and wrap metalearn.tasks.image_folder(root, split) in l2l.data.MetaDataset"
+    "it is not read; put its images in a folder for each class, and wrap"
+    " metalearn.tasks.image_folder(root, split) in l2l.data.MetaDataset"
 )
 TIERED = (
-    "its published files are pickles, which are not read; put its images in folders "
-    "{train,val,test}/CLASS, and wrap metalearn.tasks.image_folder(root, split) in l2l.data.MetaDataset"
+    "its published files are pickles, which are not read; put its images in folders"
+    " {train,val,test}/CLASS, and wrap metalearn.tasks.image_folder(root, split) in"
+    " l2l.data.MetaDataset"
 )
 __getattr__ = nearest(
     __name__,

@@ -16,7 +16,8 @@ from metalearn.compat.learn2learn.data.transforms import Task, TaskTransform
 class RandomClassRotation(TaskTransform):
     """Turns all images of a class by one angle, drawn from `degrees` for every class of the task.
 
-    (learn2learn 0.2.0 draws an angle for every class too, but then turns all of them by the last one.)
+    (learn2learn 0.2.0 draws an angle for every class too, but then turns all of them by the last
+    one.)
     """
 
     def __init__(self, dataset: Any, degrees: Sequence[float]) -> None:

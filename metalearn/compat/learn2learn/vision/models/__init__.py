@@ -1,9 +1,21 @@
-"""learn2learn's networks: the same function, and the same names and shapes of weights, so that weights load both ways."""
+"""learn2learn's networks: the same function, and the same names and shapes of weights, so that
+weights load both ways.
+"""
 
 from metalearn.compat.learn2learn._missing import nearest
 
 from . import cnn4, resnet12, wrn28
-from .cnn4 import CNN4, CNN4Backbone, ConvBase, ConvBlock, MiniImagenetCNN, OmniglotCNN, OmniglotFC, fc_init_, maml_init_
+from .cnn4 import (
+    CNN4,
+    CNN4Backbone,
+    ConvBase,
+    ConvBlock,
+    MiniImagenetCNN,
+    OmniglotCNN,
+    OmniglotFC,
+    fc_init_,
+    maml_init_,
+)
 from .pretrained import get_pretrained_backbone
 from .resnet12 import ResNet12, ResNet12Backbone
 from .wrn28 import WRN28, WRN28Backbone

@@ -54,7 +54,9 @@ def get_pretrained_backbone(
     address = f"https://zenodo.org/record/5651278/files/{PUBLISHED[dataset, model]}"
     if not path.exists():
         if not download:
-            raise FileNotFoundError(f"there is no file {path}: put {address} there, or pass download=True")
+            raise FileNotFoundError(
+                f"there is no file {path}: put {address} there, or pass download=True"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(address, str(path))
     network = _BACKBONES[model]()

@@ -31,7 +31,9 @@ class BasicBlock(nn.Module):
     ) -> None:
         super().__init__()
         # Made first, as in learn2learn, so that a seed gives the same weights.
-        downsample = nn.Sequential(nn.Conv2d(inplanes, planes, 1, bias=False), nn.BatchNorm2d(planes))
+        downsample = nn.Sequential(
+            nn.Conv2d(inplanes, planes, 1, bias=False), nn.BatchNorm2d(planes)
+        )
         self.conv1 = _conv3x3(inplanes, planes)
         self.bn1 = nn.BatchNorm2d(planes)
         self.relu = nn.LeakyReLU(0.1)
@@ -84,7 +86,7 @@ def drop_blocks(maps: Tensor, share: float, size: int) -> Tensor:
     if min(height, width) < size:
         raise ValueError(
             f"maps of {height}x{width} are smaller than blocks of {size}x{size}: use larger images "
-            f"(84 pixels), dropblock_size=1 or dropblock_dropout=0"
+            "(84 pixels), dropblock_size=1 or dropblock_dropout=0"
         )
     # One corner in `size²` drops as many values as one value in one would, on the inner positions.
     corners = share / size**2 * height**2 / (height - size + 1) ** 2
@@ -144,7 +146,8 @@ class ResNet12Backbone(nn.Module):
 class ResNet12(nn.Module):
     """The residual network for images of 84 pixels: `features` and `classifier`.
 
-    `metalearn.models.resnet12.ResNet12` is the same kind of network without dropout, for any image size.
+    `metalearn.models.resnet12.ResNet12` is the same kind of network without dropout, for any image
+    size.
 
     Args:
         output_size: Outputs of the classifier.
@@ -169,7 +172,9 @@ class ResNet12(nn.Module):
         channels: int = 3,
     ) -> None:
         super().__init__()
-        self.features = ResNet12Backbone(avg_pool, wider, embedding_dropout, dropblock_dropout, dropblock_size, channels)
+        self.features = ResNet12Backbone(
+            avg_pool, wider, embedding_dropout, dropblock_dropout, dropblock_size, channels
+        )
         self.classifier = nn.Linear(hidden_size, output_size)
 
     def forward(self, x: Tensor) -> Tensor:
