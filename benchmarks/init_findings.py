@@ -280,18 +280,13 @@ def first_gain(steps: Mapping[str, Steps], ladder: Sequence[str], level: float) 
     claim = f"the first stage ({ladder[1]}) has the largest marginal gain"
     if missing := missed(steps, ladder):
         return Finding(claim, "steps", 0.0, note=missing)
-    gains = [
-        [a - b for a, b in zip(steps[one], steps[two], strict=True)]
-        for one, two in pairwise(ladder)
-    ]  # type: ignore[operator]
+    gains = [differences(steps[one], steps[two]) for one, two in pairwise(ladder)]
     others = [less(claim, gain, gains[0], 0.0, "steps", level) for gain in gains[1:]]
     worst = max(range(len(others)), key=lambda i: others[i].difference.mean)  # type: ignore[union-attr]
     nearest = others[worst]
-    p = (
-        min(1.0, nearest.p * len(others))
-        if nearest.difference.mean > 0
-        else max(one.p for one in others)
-    )  # type: ignore[union-attr]
+    p = max(one.p for one in others)
+    if nearest.difference.mean > 0:  # type: ignore[union-attr]
+        p = min(1.0, nearest.p * len(others))
     return replace(
         nearest,
         p=p,
@@ -317,9 +312,7 @@ def reuse_is_low(kept: Mapping[str, Kept], level: float) -> Finding:
     claim = "what is reused is in the lowest layers"
     if len(known) < 2:
         return Finding(claim, "similarity", 0.0, note="the measure can tell of one layer at most")
-    beyond = {
-        layer: [a - b for a, b in zip(full[layer], random[layer], strict=True)] for layer in known
-    }  # type: ignore[operator]
+    beyond = {layer: differences(full[layer], random[layer]) for layer in known}
     claim += f": {known[0]} is kept beyond random more than {known[-1]}"
     return less(claim, beyond[known[-1]], beyond[known[0]], 0.0, "similarity", level)
 
@@ -340,6 +333,11 @@ def by_layer(runs: Sequence[Sequence[KeptOfLayer]]) -> dict[str, list[float | No
         layer[0].layer: [None if math.isnan(one.similarity) else one.similarity for one in layer]
         for layer in zip(*runs, strict=True)
     }
+
+
+def differences(a: Sequence[float | None], b: Sequence[float | None]) -> list[float]:
+    """`a` minus `b`, seed by seed; neither may have a seed without a number."""
+    return [first - second for first, second in zip(a, b, strict=True)]  # type: ignore[operator]
 
 
 def missed(steps: Mapping[str, Steps], names: Sequence[str]) -> str:

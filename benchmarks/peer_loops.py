@@ -196,10 +196,11 @@ def _functional_torchopt(
             )
             updates, state = optimizer.update(gradients, state, inplace=False)
             weights = library.apply_updates(weights, updates, inplace=False)
-        yield (
-            task,
-            lambda inputs, weights=weights: functional_call(moving, weights, (body(inputs),)),
-        )  # type: ignore[misc]
+
+        def predict(inputs: Any, weights: Any = weights) -> Any:
+            return functional_call(moving, weights, (body(inputs),))
+
+        yield task, predict
 
 
 def by_hand(net: Plain, how: Recipe, tasks: Iterable[Any]) -> Iterator[tuple[Any, Predict]]:
@@ -217,10 +218,11 @@ def by_hand(net: Plain, how: Recipe, tasks: Iterable[Any]) -> Iterator[tuple[Any
                 name: w - how.lr * g
                 for (name, w), g in zip(weights.items(), gradients, strict=True)
             }
-        yield (
-            task,
-            lambda inputs, weights=weights: functional_call(moving, weights, (body(inputs),)),
-        )  # type: ignore[misc]
+
+        def predict(inputs: Any, weights: Any = weights) -> Any:
+            return functional_call(moving, weights, (body(inputs),))
+
+        yield task, predict
 
 
 LOOPS: dict[str, Loop] = {

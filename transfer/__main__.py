@@ -149,18 +149,20 @@ class Transfer:
         """The model's name."""
         return self.model or ("cbr-mini" if self.dataset == "glyphs" else "cbr-tiny")
 
+    def _sized(self, parts: Split, channels: int | None) -> Split:
+        """The parts in the size of this question, and with so many channels."""
+        train = labelled_sets.sized(parts.train, self.size, channels)
+        test = labelled_sets.sized(parts.test, self.size, channels)
+        validation = parts.validation
+        if validation is not None:
+            validation = labelled_sets.sized(validation, self.size, channels)
+        return Split(train, validation, test)
+
     def split(self, dataset: str, channels: int | None = None) -> Split:
         """The images of a data set, as this network takes them."""
         if dataset == "glyphs":
             found = divided(glyphs("test", classes=40, drawers=30), 0.5)
-            return Split(
-                *(
-                    labelled_sets.sized(part, self.size, channels or self.channels)
-                    if part
-                    else None
-                    for part in found
-                )
-            )  # type: ignore[arg-type]
+            return self._sized(found, channels or self.channels)
         options: dict[str, Any] = {
             "size": self.size,
             "channels": channels or self.channels,
@@ -183,12 +185,7 @@ class Transfer:
             else self.split(source, channels)
         )
         if source == "glyphs":
-            parts = Split(
-                *(
-                    labelled_sets.sized(part, self.size, channels) if part else None
-                    for part in parts
-                )
-            )  # type: ignore[arg-type]
+            parts = self._sized(parts, channels)
         train = finetune(
             parts.train,
             parts.test,

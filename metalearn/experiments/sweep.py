@@ -268,9 +268,8 @@ def _in_processes(jobs: list[Job], processes: int, progress: bool) -> Iterator[l
             while left and len(busy) < processes:
                 job = left.popleft()
                 ours, theirs = source.Pipe()
-                process: BaseProcess = source.Process(
-                    target=_worker, args=(theirs, job), daemon=True
-                )  # type: ignore[attr-defined]
+                start = source.Process  # type: ignore[attr-defined]
+                process: BaseProcess = start(target=_worker, args=(theirs, job), daemon=True)
                 process.start()
                 theirs.close()
                 busy[ours] = process, job
