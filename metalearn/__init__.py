@@ -9,10 +9,12 @@ from metalearn.training.loop import meta_train
 from .algorithms import ANIL, BOIL, MAML, NIL, MetaSGD, ProtoNet, Reptile
 from .episodes import Episode, Examples
 from .evaluation import evaluate
+from .runtime.installation import warn_of_others
 from .runtime.moved import announce_moved_modules
 from .runtime.version import __version__
 
 announce_moved_modules()
+warn_of_others()
 
 __all__ = [
     "ANIL",

@@ -24,6 +24,7 @@ from metalearn.experiments.experiment import Experiment, parse
 from metalearn.experiments.sweep import sweep as run_sweep
 from metalearn.experiments.sweep import table as sweep_table
 from metalearn.runtime import distributed, files, provenance
+from metalearn.runtime.installation import version_line
 from metalearn.runtime.options import Listed, Parser, command, listed, numbers
 from metalearn.runtime.options import device as usable
 from metalearn.runtime.progress import duration
@@ -285,6 +286,9 @@ def main(arguments: list[str] | None = None) -> int:
     from jsonargparse import auto_cli
 
     try:
+        if "--version" in (sys.argv[1:] if arguments is None else arguments):
+            print(version_line("metalearn"))
+            return 0
         auto_cli(
             {"reuse": reuse, "train": train, "evaluate": evaluate_checkpoint, "sweep": sweep},
             args=arguments,

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from scipy import stats
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
@@ -25,7 +24,7 @@ from metalearn.runtime import distributed, random_state
 from metalearn.runtime.checks import whole_number
 from metalearn.runtime.files import Record
 from metalearn.runtime.progress import progress as shown_progress
-from metalearn.runtime.statistics import half_width
+from metalearn.runtime.statistics import half_width, t_test
 from metalearn.tasks.few_shot import FewShot
 
 
@@ -171,12 +170,9 @@ def paired(a: Evaluation, b: Evaluation) -> Paired:
         )
     difference = a.per_episode - b.per_episode
     mean = float(difference.mean())
-    if float(difference.max() - difference.min()) <= 1e-12 * float(
-        difference.abs().max()
-    ):  # no spread: scipy would warn and give NaN
-        t, p = (math.copysign(math.inf, mean), 0.0) if mean else (0.0, 1.0)
-    else:
-        t, p = (float(x) for x in stats.ttest_1samp(difference.numpy(), 0.0))
+    t, p = t_test(difference.numpy())
+    if math.isnan(p):  # every task differs by the same, so there is no spread
+        t, p = math.copysign(math.inf, mean), 0.0
     return Paired(mean, half_width(difference), t, p, len(difference), a.measure)
 
 

@@ -109,7 +109,7 @@ def test_holm_by_hand() -> None:
     # 3 x 0.01 = 0.03; 2 x 0.02 = 0.04; 1 x 0.035 = 0.035, which may not fall below the one before
     assert holm([0.02, 0.01, 0.035]) == pytest.approx([0.04, 0.03, 0.04])
     assert holm([0.6, 0.7]) == [1.0, 1.0] and holm([]) == []
-    with_unknown = holm([math.nan, 0.01])
+    with_unknown = holm([math.nan, 0.01], tests=2)
     assert math.isnan(with_unknown[0]) and with_unknown[1] == pytest.approx(0.02)
 
 

@@ -30,8 +30,9 @@ from benchmarks.init_findings import (
 from metalearn import MAML
 from metalearn.models import Conv4
 from metalearn.runtime import files
+from metalearn.runtime.statistics import holm
 from metalearn.training import checkpoints
-from transfer.comparison.statistics import against, holm
+from transfer.comparison.statistics import against
 
 LADDER = ("random", "through bn1", "through layer1", "full")
 JITTER = (0.0, 1.0, -1.0, 2.0, 0.5, -0.5)

@@ -2,6 +2,17 @@
 believed.
 """
 
+try:
+    import metalearn.runtime.installation
+except ImportError as error:
+    import metalearn
+
+    raise ImportError(
+        f"the folder {metalearn.__path__[0]} is another project's 'metalearn', such as PyPI's, and"
+        " not that of metalearn-transfer; use an environment of its own:"
+        " python3 -m venv .venv && .venv/bin/pip install metalearn-transfer"
+    ) from error
+
 from transfer.comparison.compare import Comparison, compare
 from transfer.finetuning.finetune import finetune
 from transfer.finetuning.trainable import freeze, frozen_transformer, linear_probe, parameter_groups

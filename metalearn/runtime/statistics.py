@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor
-
-if TYPE_CHECKING:
-    pass
 
 
 class Estimate(NamedTuple):
@@ -130,20 +127,49 @@ def p_value(similarity: float, chance: np.ndarray, orders: float = math.inf) -> 
     return max((1 + reached) / (1 + len(chance)), 1 / (1 + orders))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """P values corrected for their number (Holm 1979): the chance of any false positive stays below
-    the level they are compared with.
+def holm(p_values: Sequence[float], *, tests: int | None = None) -> list[float]:
+    """P values corrected for their number, by Holm's step-down rule (1979).
 
-    NaN stays NaN and does not count.
+    The i-th smallest of m becomes `max over j <= i of (m - j + 1) p(j)`, at most 1. Rejecting
+    what is below a level then keeps the chance of any false positive below it.
+
+    Args:
+        p_values: the p values; NaN stays NaN.
+        tests: m, how many tests there were; by default those with a p value.
 
     Example:
         >>> holm([0.01, 0.04, float("nan"), 0.03])
         [0.03, 0.06, nan, 0.06]
+        >>> holm([0.01, 0.04, float("nan"), 0.03], tests=4)
+        [0.04, 0.08, nan, 0.08]
     """
     adjusted = [math.nan] * len(p_values)
     known = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
+    count = len(known) if tests is None else tests
     largest = 0.0
     for rank, (p, i) in enumerate(known):
-        largest = max(largest, min(1.0, (len(known) - rank) * p))
+        largest = max(largest, min(1.0, (count - rank) * p))
         adjusted[i] = largest
     return adjusted
+
+
+def t_test(differences: np.ndarray) -> tuple[float, float]:
+    """Student's test of a mean of zero, two-sided -> (t, p).
+
+    Differences that are all one number other than zero have no spread but rounding, which would
+    pass for certainty: t and p are NaN. If all are zero, t is 0 and p is 1.
+
+    Args:
+        differences: (pairs,) one a task or a seed.
+
+    Example:
+        >>> t, p = t_test(np.array([0.2, 0.1, 0.1]))
+        >>> round(t, 2), round(p, 3)
+        (4.0, 0.057)
+    """
+    if len(differences) < 2:
+        return math.nan, math.nan
+    if np.ptp(differences) <= 1e-12 * np.abs(differences).max():
+        return (0.0, 1.0) if not differences.any() else (math.nan, math.nan)
+    found = stats.ttest_1samp(differences, 0.0)
+    return float(found.statistic), float(found.pvalue)

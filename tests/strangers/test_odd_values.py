@@ -25,7 +25,7 @@ from transfer import (
     parameter_groups,
     transfusion,
 )
-from transfer.comparison.statistics import holm, over_seeds, paired, seeds_needed, sign_flip
+from transfer.comparison.statistics import over_seeds, paired, seeds_needed, sign_flip
 from transfer.finetuning.curve import Curve
 from transfer.finetuning.finetune import subset
 from transfer.finetuning.scores import auc, scores
@@ -133,7 +133,6 @@ CALLS: dict[str, Callable[[object], object]] = {
     "over_seeds": over_seeds,
     "paired": lambda value: paired(value, [1.0]),
     "paired level": lambda value: paired([1.0, 3.0], [1.0, 2.0], value),
-    "holm": holm,
     "sign_flip": sign_flip,
     "seeds_needed": seeds_needed,
     "scores": lambda value: scores(value, LABELS),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from metalearn.analysis import Estimate
+from metalearn.runtime.statistics import Estimate, holm, t_test
 
 ENUMERATED = 16  # seeds up to which all patterns of signs are tried
 
@@ -88,7 +88,7 @@ def paired(a: Sequence[float], b: Sequence[float], level: float = 0.05) -> Paire
         raise ValueError(
             f"paired() got a value that is not finite: {first.tolist()} against {second.tolist()}"
         )
-    t, p = _t_test(differences)
+    t, p = t_test(differences)
     count = len(differences)
     return Paired(
         over_seeds(differences, level), t, p, sign_flip(differences), smallest_p(count), count
@@ -136,27 +136,6 @@ def seeds_needed(level: float) -> int:
     return max(1, math.ceil(1 - math.log2(level)))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment (1979): the i-th smallest of m becomes `max over j <= i of (m - j
-    + 1) p(j)`, at most 1.
-
-    An adjusted p below a level rejects its hypothesis with that level kept over the whole family.
-    NaN counts in m and stays NaN.
-
-    Example:
-        >>> holm([0.01, 0.04, 0.03])
-        [0.03, 0.06, 0.06]
-    """
-    values = _per_seed("holm()", p_values)
-    adjusted = np.full(len(values), np.nan)
-    reached = 0.0
-    for rank, index in enumerate(np.argsort(values)):
-        if not np.isnan(values[index]):
-            reached = max(reached, min(1.0, (len(values) - rank) * values[index]))
-            adjusted[index] = reached
-    return adjusted.tolist()
-
-
 def against(
     values: Mapping[str, Sequence[float]], baseline: str, level: float = 0.05
 ) -> dict[str, tuple[Paired, float]]:
@@ -182,7 +161,7 @@ def against(
     tests = {
         name: paired(values[name], values[baseline], level) for name in values if name != baseline
     }
-    adjusted = holm([test.p for test in tests.values()])
+    adjusted = holm([test.p for test in tests.values()], tests=len(tests))
     return {name: (test, p) for (name, test), p in zip(tests.items(), adjusted, strict=True)}
 
 
@@ -220,14 +199,3 @@ def _per_seed(call: str, values: Any) -> np.ndarray:
 def _check_level(level: Any) -> None:
     if isinstance(level, bool) or not isinstance(level, Real) or not 0 < float(level) < 1:
         raise ValueError(f"level={level!r} must lie between 0 and 1, such as 0.05")
-
-
-def _t_test(differences: np.ndarray) -> tuple[float, float]:
-    if len(differences) < 2:
-        return math.nan, math.nan
-    if (
-        np.ptp(differences) <= 1e-12 * np.abs(differences).max()
-    ):  # a spread of rounding errors alone would pass for certainty
-        return (0.0, 1.0) if not differences.any() else (math.nan, math.nan)
-    found = stats.ttest_1samp(differences, 0.0)
-    return float(found.statistic), float(found.pvalue)
