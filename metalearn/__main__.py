@@ -23,7 +23,7 @@ from metalearn import __version__, experiments
 from metalearn.experiments.experiment import Experiment, parse
 from metalearn.experiments.sweep import sweep as run_sweep
 from metalearn.experiments.sweep import table as sweep_table
-from metalearn.runtime import distributed, files, provenance
+from metalearn.runtime import distributed, files, provenance, tables
 from metalearn.runtime.installation import version_line
 from metalearn.runtime.options import Listed, Parser, command, listed, numbers
 from metalearn.runtime.options import device as usable
@@ -36,6 +36,7 @@ def reuse(
     algorithms: Listed = "maml,anil,nil",
     checkpoint: str | None = None,
     report: str = "report.html",
+    table: str | None = None,
     analysed_tasks: int = 60,
     trust_model: bool = False,
     progress: bool = True,
@@ -54,18 +55,21 @@ def reuse(
         checkpoint: analyse this trained run instead of training; it fixes the settings it was
             trained with.
         report: the page to write.
+        table: also write the table of learners to this file: .csv, .md, .tex, .html or .txt.
         analysed_tasks: test tasks that the representations are compared on.
         trust_model: import and run the package.module:callable that the checkpoint names as its
             model (or name the same with --model).
         progress: show progress.
         settings: the few-shot problem and its training.
     """
+    from metalearn.analysis.adaptation.page import overview as overview_table
     from metalearn.analysis.adaptation.page import report as write_report
     from metalearn.analysis.adaptation.verdict import DOES_NOT_ADAPT
 
     from .analysis import feature_reuse
 
     started = time.monotonic()
+    tables.check_table(table)
     Path(report).absolute().parent.mkdir(
         parents=True, exist_ok=True
     )  # now, rather than after all the work
@@ -108,6 +112,9 @@ def reuse(
         for row in rows:
             answer = {} if learners[row["learner"]].steps else {"verdict": DOES_NOT_ADAPT}
             overview.append(row | {"learner": _title(row["learner"])} | answer)
+        if table:
+            columns, cells = overview_table(found, overview)
+            tables.Table(columns, cells).write(table)
         write_report(
             found,
             report,

@@ -9,7 +9,7 @@ import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from metalearn.runtime.checks import whole_number
 from metalearn.runtime.files import Record
 from metalearn.runtime.progress import progress as shown_progress
 from metalearn.runtime.statistics import half_width, t_test
+from metalearn.runtime.tables import Tabular
 from metalearn.tasks.few_shot import FewShot
 
 
@@ -36,7 +37,7 @@ class Tasks(Protocol):
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Tabular):
     """What a learner reached on test tasks: the mean, the half-width of its 95 % interval, and
     every task's figure.
 
@@ -90,6 +91,11 @@ class Evaluation:
             if self.measure == "accuracy"
             else f"loss {self.mean:.4g} {spread}"
         )
+
+    def records(self) -> list[dict[str, Any]]:
+        """A row for each task."""
+        values = self.per_episode.tolist()
+        return [{"task": task, self.measure: value} for task, value in enumerate(values)]
 
     def to_dict(self) -> Record:
         """A JSON-able record of all of it; the interval of a single task is None."""

@@ -25,9 +25,11 @@ from metalearn.runtime.installation import version_line
 from metalearn.runtime.options import Listed, Parser, command, device, listed, numbers
 from metalearn.runtime.progress import duration, progress
 from metalearn.runtime.provenance import machine
+from metalearn.runtime.tables import Table, check_table
 from metalearn.tasks import glyphs
 from transfer.comparison.compare import compare as compare_strategies
 from transfer.comparison.run import checked_seeds
+from transfer.comparison.text import columns, final_rows
 from transfer.finetuning.finetune import finetune
 from transfer.initialisation.sources import fresh, gabor, mean_var, permuted
 from transfer.initialisation.strategies import Strategy, everywhere, transfusion
@@ -307,6 +309,7 @@ class Transfer:
 
 def compare(
     report: str = "transfer.html",
+    table: str | None = None,
     folder: str | None = None,
     baseline: str = "random",
     threshold: float | None = None,
@@ -325,6 +328,7 @@ def compare(
 
     Args:
         report: the page to write.
+        table: also write the table of final scores to this file: .csv, .md, .tex, .html or .txt.
         folder: where runs are kept [runs/transfer-... by settings].
         baseline: the strategy that others are compared against.
         threshold: the score that steps are counted to [98 % of the baseline's final score].
@@ -338,6 +342,7 @@ def compare(
     """
     started = time.monotonic()
     question = Transfer(**settings)
+    check_table(table)
     Path(report).absolute().parent.mkdir(
         parents=True, exist_ok=True
     )  # now, rather than after all the work
@@ -380,6 +385,8 @@ def compare(
         "machine": machine(),
         "seconds": round(seconds),
     }
+    if table:
+        Table(columns(found, "final"), final_rows(found)).write(table)
     found.report(report, settings={**about, "processes": sharing})
     facts = {**found.to_dict(), "about": about, "question": asdict(question)}
     files.write_atomically(Path(report).with_suffix(".json"), json.dumps(facts, indent=1).encode())

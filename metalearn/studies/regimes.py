@@ -14,14 +14,14 @@ from metalearn.experiments.experiment import Experiment
 from metalearn.experiments.regimes import REGIMES, trained
 from metalearn.experiments.runs import Run
 from metalearn.runtime.statistics import Spread
-from metalearn.runtime.tables import aligned, plain
+from metalearn.runtime.tables import Tabular, aligned, plain
 
 if TYPE_CHECKING:
     pass
 
 
 @dataclass(frozen=True)
-class Regimes:
+class Regimes(Tabular):
     """Accuracy under NIL by what trained the body: over seeds, and each seed's evaluation; prints
     as table 5 of Raghu et al. 2020.
     """
@@ -43,6 +43,10 @@ class Regimes:
             ("training", "accuracy %, ± std over seeds", "each seed, ± 95 % over tasks"), rows
         )
         return f"{table}\n(NIL, rule {self.rule}, on the same test tasks)"
+
+    def records(self) -> list[dict[str, Any]]:
+        """The rows as dictionaries of numbers and names."""
+        return [{"training": name, "accuracy": spread} for name, spread in self.accuracy.items()]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-able values; NaN is None."""

@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
 from metalearn.analysis import Estimate
 from metalearn.runtime.files import Record
-from metalearn.runtime.tables import plain
+from metalearn.runtime.tables import Tabular, plain
 from transfer.comparison import statistics
 from transfer.comparison.statistics import Paired
 from transfer.finetuning.curve import Curve
@@ -80,7 +81,7 @@ class Alike:
 
 
 @dataclass(frozen=True, repr=False)
-class ComparisonResult:
+class ComparisonResult(Tabular):
     """The numbers of a comparison; `Comparison` prints, draws and reports them."""
 
     strategies: tuple[str, ...]
@@ -171,6 +172,22 @@ class ComparisonResult:
             f"Comparison({self.metric} over {len(self.seeds)} seeds: {scores}{collapsed}; print it"
             " for the tables)"
         )
+
+    def records(self) -> list[dict[str, Any]]:
+        """A row for each run."""
+        records = []
+        for run in self.runs:
+            curve = run.curve
+            records.append(
+                {
+                    "strategy": run.strategy,
+                    "seed": run.seed,
+                    "final": curve.final,
+                    "steps_to_threshold": curve.steps_to(self.threshold),
+                    "collapsed": curve.collapsed,
+                }
+            )
+        return records
 
     def to_dict(self) -> Record:
         """Everything but the pictures as JSON-able values; NaN is None."""

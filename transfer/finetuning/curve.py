@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from metalearn.runtime.files import Record
+from metalearn.runtime.tables import Tabular
 from transfer.finetuning.scores import majority
 
 RECORDED = (
@@ -23,7 +24,7 @@ RECORDED = (
 
 
 @dataclass(frozen=True, repr=False)
-class Curve:
+class Curve(Tabular):
     """How a training went: every score on the test set at each of `steps`, the loss of every step,
     and the seconds spent training.
 
@@ -110,6 +111,14 @@ class Curve:
             self.steps, self.values, self.losses, metric=self.metric, majority=self.majority
         )
         save(figure, path)
+
+    def records(self) -> list[dict[str, Any]]:
+        """A row for each evaluation."""
+        records = []
+        for place, step in enumerate(self.steps):
+            scores = {name: values[place] for name, values in self.scores.items()}
+            records.append({"step": step, **scores})
+        return records
 
     def to_dict(self) -> Record:
         """All of it as JSON-able values, which `Curve.from_dict` takes."""

@@ -17,7 +17,7 @@ from metalearn.network.layers import assign, is_inside, owners, resolve
 from metalearn.network.layers import head as find_head
 from metalearn.network.layers import layers as layer_names
 from metalearn.runtime.checks import whole_number
-from metalearn.runtime.tables import aligned, plain
+from metalearn.runtime.tables import Tabular, aligned, plain
 
 from .sources import FromWeights, Slot, Source, Start, Unfit, copied, fresh, gabor
 from .weights import Pretrained, Weights, aliases, read
@@ -118,7 +118,7 @@ class Row:
 
 
 @dataclass(frozen=True, repr=False)
-class Initialisation:
+class Initialisation(Tabular):
     """Every parameter and buffer of a network and what it started from; prints as a table.
 
     Skipped is what a source reached and left as built. `weights` has, for each set of weights, its
@@ -173,6 +173,10 @@ class Initialisation:
             if found["unused"]
         ]
         return "\n".join([table, *notes])
+
+    def records(self) -> list[dict[str, Any]]:
+        """A row for each tensor."""
+        return list(self.to_dict()["tensors"])
 
     def to_dict(self) -> dict[str, Any]:
         """The table as JSON-able values, with the counts per layer."""

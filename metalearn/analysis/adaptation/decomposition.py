@@ -18,7 +18,7 @@ from metalearn.evaluation import place
 from metalearn.network.functional import Functional
 from metalearn.runtime import progress as _progress
 from metalearn.runtime.statistics import Estimate
-from metalearn.runtime.tables import aligned, plain
+from metalearn.runtime.tables import Tabular, aligned, plain
 
 from .converged import STARTS, Convergence, FixedBody, HeadFit
 from .freezing import Freezing, frozen_learners
@@ -37,7 +37,7 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class Decomposition:
+class Decomposition(Tabular):
     """A learner's accuracy taken apart: what adapts, and how the head is trained on top of it.
 
     The learner's own few head steps cannot tell whether features must change: a head may not be
@@ -96,6 +96,10 @@ class Decomposition:
             rows.append((condition.name, condition.score.shown(form, scale.factor), against))
         rows.append(("chance", f"{scale.factor * self.chance:{form}}", ""))
         return aligned(("what adapts", scale.label, scale.against_label), rows)
+
+    def records(self) -> list[dict[str, Any]]:
+        """The rows as dictionaries of numbers and names."""
+        return list(self.to_dict()["conditions"])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-able values; NaN is None."""

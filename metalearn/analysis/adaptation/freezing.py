@@ -17,7 +17,7 @@ from metalearn.evaluation import Evaluation, evaluate
 from metalearn.network.layers import body
 from metalearn.runtime import progress as _progress
 from metalearn.runtime.statistics import Estimate
-from metalearn.runtime.tables import aligned, plain
+from metalearn.runtime.tables import Tabular, aligned, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +50,7 @@ class Frozen:
 
 
 @dataclass(frozen=True)
-class Freezing(Pictured):
+class Freezing(Pictured, Tabular):
     """Accuracy with the first k layers frozen, k from 0 on.
 
     `head` says how the head was adapted on top of them (`HEADS`): "steps" is the table of Raghu et
@@ -80,6 +80,10 @@ class Freezing(Pictured):
         if self.note:
             lines.append(f"({self.note})")
         return "\n".join(lines)
+
+    def records(self) -> list[dict[str, Any]]:
+        """The rows as dictionaries of numbers and names."""
+        return list(self.to_dict()["rows"])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-able values; NaN is None."""

@@ -10,7 +10,7 @@ from metalearn.algorithms.base import Learner
 from metalearn.analysis.adaptation.freezing import Freezing, freezing
 from metalearn.analysis.checks import check_all
 from metalearn.runtime.statistics import Spread
-from metalearn.runtime.tables import aligned, plain
+from metalearn.runtime.tables import Tabular, aligned, plain
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class SeededFrozen:
 
 
 @dataclass(frozen=True)
-class SeededFreezing:
+class SeededFreezing(Tabular):
     """Accuracy with the first k layers frozen, over seeds; prints as table 1 of Raghu et al. 2020.
 
     `runs` has each seed's own table.
@@ -52,6 +52,10 @@ class SeededFreezing:
             f"{aligned(('frozen', 'accuracy %', 'cost in points'), rows)}\n({self.runs[0].tasks}"
             f" tasks; {spread})"
         )
+
+    def records(self) -> list[dict[str, Any]]:
+        """The rows as dictionaries of numbers and names."""
+        return list(self.to_dict()["rows"])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-able values; NaN is None."""

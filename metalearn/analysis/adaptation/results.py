@@ -23,7 +23,7 @@ from metalearn.analysis.adaptation.verdict import (
 from metalearn.analysis.measures.chance import Floor
 from metalearn.evaluation import Evaluation
 from metalearn.runtime.statistics import Estimate
-from metalearn.runtime.tables import plain
+from metalearn.runtime.tables import Tabular, plain
 
 if TYPE_CHECKING:
     pass
@@ -119,7 +119,7 @@ class Accuracies:
 
 
 @dataclass(frozen=True)
-class ReuseResult:
+class ReuseResult(Tabular):
     """The numbers of one answer of `feature_reuse`; `Reuse` prints, draws and reports them.
 
     `evaluation` is the learner's accuracy task by task, by which learners are compared in pairs.
@@ -142,6 +142,10 @@ class ReuseResult:
     versions: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     seeds: tuple[ReuseResult, ...] = field(default=(), repr=False)
+
+    def records(self) -> list[dict[str, Any]]:
+        """The rows as dictionaries of numbers and names."""
+        return [{"learner": self.name, **layer} for layer in self.to_dict()["layers"]]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-able values; NaN is None."""

@@ -21,7 +21,7 @@ from metalearn.network.layers import body
 from metalearn.network.modes import evaluation_mode
 from metalearn.runtime import progress as _progress
 from metalearn.runtime.statistics import Spread
-from metalearn.runtime.tables import aligned, plain
+from metalearn.runtime.tables import Tabular, aligned, plain
 
 from .layerwise import Profile, cca_draws, cca_of_task, compare_layers, sample
 
@@ -56,7 +56,7 @@ class BetweenGroups:
 
 
 @dataclass(frozen=True)
-class Between:
+class Between(Tabular):
     """Similarity of independently trained networks, group by group; prints as table 3 of Raghu et
     al. 2020.
     """
@@ -99,6 +99,10 @@ class Between:
                 *(f"{k}: {text}" for k, text in MEASURES.items()),
             ]
         )
+
+    def records(self) -> list[dict[str, Any]]:
+        """The rows as dictionaries of numbers and names."""
+        return list(self.to_dict()["rows"])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-able values; NaN is None."""

@@ -34,7 +34,7 @@ from metalearn.network.layers import layers as layer_names
 from metalearn.network.modes import evaluation_mode
 from metalearn.runtime import progress as _progress
 from metalearn.runtime.statistics import holm, p_value
-from metalearn.runtime.tables import aligned, plain
+from metalearn.runtime.tables import Tabular, aligned, plain
 
 from .batches import ToInputs, count, inputs_of, is_one_batch, loader_of, place, running
 
@@ -89,7 +89,7 @@ class LayerSimilarity:
 
 
 @dataclass(frozen=True)
-class Profile(Pictured):
+class Profile(Pictured, Tabular):
     """Per-layer similarities of two networks under one measure and one convention; prints as a
     table.
 
@@ -136,6 +136,10 @@ class Profile(Pictured):
         chance = f"chance: one side's {shuffled} shuffled{within}"
         convention = f"{self.measure}: {CONVENTIONS[self.convention]}"
         return f"{table}\n({'; '.join(filter(None, (convention, p, self.streamed, chance)))})"
+
+    def records(self) -> list[dict[str, Any]]:
+        """The rows as dictionaries of numbers and names."""
+        return list(self.to_dict()["layers"])
 
     def to_dict(self) -> dict[str, Any]:
         """The table as JSON-able values; NaN is None."""

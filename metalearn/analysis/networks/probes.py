@@ -29,7 +29,7 @@ from metalearn.network.layers import layers as layer_names
 from metalearn.network.layers import resolve
 from metalearn.network.modes import evaluation_mode
 from metalearn.runtime.statistics import Estimate
-from metalearn.runtime.tables import aligned, plain
+from metalearn.runtime.tables import Tabular, aligned, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,7 +56,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Probes(Pictured):
+class Probes(Pictured, Tabular):
     """Accuracy of a linear probe on every layer; prints as a table.
 
     `chance` is the share of the most frequent class at test.
@@ -94,6 +94,10 @@ class Probes(Pictured):
             f" examples; {CONVENTIONS[self.convention]}; chance {100 * self.chance:.1f} %; ± is the"
             " 95 % interval over test examples)"
         )
+
+    def records(self) -> list[dict[str, Any]]:
+        """The rows as dictionaries of numbers and names."""
+        return list(self.to_dict()["layers"])
 
     def to_dict(self) -> dict[str, Any]:
         """The table as JSON-able values."""

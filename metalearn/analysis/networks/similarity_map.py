@@ -23,7 +23,7 @@ from metalearn.network.forward import Inputs, arguments
 from metalearn.network.layers import layers
 from metalearn.network.modes import evaluation_mode
 from metalearn.runtime import progress as _progress
-from metalearn.runtime.tables import plain
+from metalearn.runtime.tables import Tabular, plain
 
 from .batches import ToInputs, count, inputs_of, is_one_batch, loader_of, place, running
 
@@ -47,7 +47,7 @@ PAIRS = 1024  # of images at a time, in all draws at once
 
 
 @dataclass(frozen=True)
-class SimilarityMap(Pictured):
+class SimilarityMap(Pictured, Tabular):
     """The similarity of every pair of layers; `found["layer1.0", "encoder.ln"]` is one of them, and
     it prints as a table.
 
@@ -118,6 +118,15 @@ class SimilarityMap(Pictured):
             part for line in told for part in textwrap.wrap(line, 120, break_long_words=False)
         ]
         return "\n".join([header, *rows, *wrapped]).replace("\N{NO-BREAK SPACE}", " ")
+
+    def records(self) -> list[dict[str, Any]]:
+        """A row for each pair of layers."""
+        records = []
+        for i, layer_a in enumerate(self.layers_a):
+            for j, layer_b in enumerate(self.layers_b):
+                similarity = float(self.values[i, j])
+                records.append({"layer_a": layer_a, "layer_b": layer_b, "similarity": similarity})
+        return records
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON-able values, with the floor for the single draws; NaN is None."""
