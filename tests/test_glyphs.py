@@ -185,5 +185,6 @@ def test_val_is_another_name_of_validation_everywhere() -> None:
     assert torch.equal(one.images, other.images) and one.description == other.description
     experiment = Experiment()
     assert torch.equal(experiment.data("val").images, experiment.data("validation").images)
+    assert experiment.testing_tasks("val").seed == experiment.testing_tasks("validation").seed
     with pytest.raises(ValueError, match="split='dev' is not one of train, validation, test"):
         glyphs("dev")

@@ -283,6 +283,7 @@ class Experiment:
 
     def testing_tasks(self, split: str = "test", tasks: int | None = None) -> FewShot:
         """The tasks that every learner is tested on, or the first of them."""
+        split = split_named(split)
         count = tasks or self.test_tasks
         return FewShot(
             self.data(split), self.ways, self.shots, self.test_queries(), count, seed=SEEDS[split]

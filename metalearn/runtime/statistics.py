@@ -141,7 +141,7 @@ def holm(p_values: Sequence[float], *, tests: int | None = None) -> list[float]:
         >>> holm([0.01, 0.04, float("nan"), 0.03])
         [0.03, 0.06, nan, 0.06]
         >>> holm([0.01, 0.04, float("nan"), 0.03], tests=4)
-        [0.04, 0.08, nan, 0.08]
+        [0.04, 0.09, nan, 0.09]
     """
     adjusted = [math.nan] * len(p_values)
     known = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
