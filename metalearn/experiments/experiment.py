@@ -17,7 +17,6 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
-from torchvision.transforms.functional import resize, rgb_to_grayscale
 
 from metalearn import models, tasks
 from metalearn.algorithms import ANIL, BOIL, MAML, NIL, MetaSGD, ProtoNet, Reptile
@@ -579,6 +578,8 @@ def _fractions(ratio: Listed | None) -> tuple[float, ...] | None:
 
 def _as(found: LabelledImages, channels: int, size: int) -> LabelledImages:
     """The images with another number of channels or another size; which is recorded."""
+    from torchvision.transforms.functional import resize, rgb_to_grayscale  # takes long to import
+
     images, about = found.images, dict(found.description)
     if images.shape[1] != channels:
         images = images.expand(-1, 3, -1, -1) if channels == 3 else rgb_to_grayscale(images)

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-import torchvision
 from torch import nn
 
 TIMM = "timm:"
@@ -76,11 +75,15 @@ def build(
     options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
         options = {"aux_logits": False, "init_weights": True}
+    import torchvision  # here, since it takes long to import
+
     return torchvision.models.get_model(name, weights=None, num_classes=outputs, **options)
 
 
 def torchvision_names() -> list[str]:
     """The names of torchvision's classification networks."""
+    import torchvision
+
     return torchvision.models.list_models(module=torchvision.models)
 
 

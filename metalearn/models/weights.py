@@ -16,20 +16,21 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import safetensors
 import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.models import WeightsEnum
 
 from metalearn.network.layers import head, is_inside
 from metalearn.runtime.files import Damaged, Record, content, open_file, unreadable
 from metalearn.training import checkpoints
 
 from . import registry
+
+if TYPE_CHECKING:
+    from torchvision.models import WeightsEnum
 
 REFUSALS = (
     "Unsupported",
@@ -140,7 +141,7 @@ class Pretrained:
 
 Module = TypeVar("Module", bound=nn.Module)
 Weights: TypeAlias = (
-    Pretrained | Mapping[str, Any] | nn.Module | WeightsEnum | str | os.PathLike[str]
+    "Pretrained | Mapping[str, Any] | nn.Module | WeightsEnum | str | os.PathLike[str]"
 )
 
 
@@ -174,6 +175,8 @@ def read(weights: Weights, *, model: str | None = None, download: bool = False) 
         raise TypeError(f"model={model!r} is a {type(model).__name__}, not the name of a network")
     if isinstance(weights, Pretrained):
         return weights
+    from torchvision.models import WeightsEnum  # here, since it takes long to import
+
     if isinstance(weights, WeightsEnum):
         return _member(weights, download=True)
     if isinstance(weights, nn.Module):
@@ -532,6 +535,8 @@ def _reason(error: Exception) -> str:
 
 def _named(name: str, model: str | None, download: bool) -> Pretrained:
     """The weights that a name stands for; "DEFAULT" and the like are those of `model`."""
+    import torchvision
+
     if name.startswith(registry.TIMM):
         return _timm(name.removeprefix(registry.TIMM), download)
     if model in registry.torchvision_names():
@@ -560,11 +565,15 @@ def _named(name: str, model: str | None, download: bool) -> Pretrained:
 
 def _members() -> list[str]:
     """The full names of torchvision's weights."""
+    import torchvision
+
     kinds = [torchvision.models.get_model_weights(name) for name in registry.torchvision_names()]
     return [f"{kind.__name__}.{member}" for kind in kinds for member in kind.__members__]
 
 
 def _member(member: WeightsEnum, download: bool) -> Pretrained:
+    import torchvision
+
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(member.url).name
     if not download and not file.is_file():
         raise FileNotFoundError(

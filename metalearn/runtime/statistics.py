@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 
@@ -69,7 +68,11 @@ def half_width(values: Tensor) -> float:
     n = len(values)
     if n < 2:
         return math.nan
-    quantile = 1.96 if n >= 30 else float(stats.t.ppf(0.975, n - 1))
+    quantile = 1.96
+    if n < 30:
+        from scipy.special import stdtrit  # here, since scipy takes long to import
+
+        quantile = float(stdtrit(n - 1, 0.975))
     return quantile * float(values.double().std(correction=1)) / math.sqrt(n)
 
 
@@ -171,5 +174,7 @@ def t_test(differences: np.ndarray) -> tuple[float, float]:
         return math.nan, math.nan
     if np.ptp(differences) <= 1e-12 * np.abs(differences).max():
         return (0.0, 1.0) if not differences.any() else (math.nan, math.nan)
+    from scipy import stats  # here, since it takes long to import
+
     found = stats.ttest_1samp(differences, 0.0)
     return float(found.statistic), float(found.pvalue)

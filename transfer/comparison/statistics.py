@@ -9,7 +9,6 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from metalearn.runtime.statistics import Estimate, holm, t_test
 
@@ -30,6 +29,8 @@ def over_seeds(values: Sequence[float], level: float = 0.05) -> Estimate:
         raise ValueError("over_seeds() got no values; give one a seed")
     if len(array) < 2:
         return Estimate(float(array.mean()), math.nan)
+    from scipy import stats  # here, since it takes long to import
+
     return Estimate(
         float(array.mean()), float(stats.t.ppf(1 - level / 2, len(array) - 1) * stats.sem(array))
     )

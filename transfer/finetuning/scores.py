@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.stats import rankdata
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -73,6 +72,8 @@ def auc(logits: Tensor, targets: Tensor) -> float:
         >>> auc(torch.tensor([[0.0, 0.1], [0.0, 0.4], [0.0, 0.35], [0.0, 0.8]]), torch.tensor([0, 0, 1, 1]))
         0.75
     """
+    from scipy.stats import rankdata  # here, since it takes long to import
+
     _check_scored(logits, targets)
     classes = logits.shape[1]
     probabilities = (
