@@ -24,7 +24,7 @@ from metalearn.experiments.experiment import Experiment, parse
 from metalearn.experiments.sweep import sweep as run_sweep
 from metalearn.experiments.sweep import table as sweep_table
 from metalearn.runtime import distributed, files, provenance, tables
-from metalearn.runtime.installation import version_line
+from metalearn.runtime.installation import check_files
 from metalearn.runtime.options import Listed, Parser, command, listed, numbers
 from metalearn.runtime.options import device as usable
 from metalearn.runtime.progress import duration
@@ -294,8 +294,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         if "--version" in (sys.argv[1:] if arguments is None else arguments):
-            print(version_line("metalearn"))
-            return 0
+            check_files()
         auto_cli(
             {"reuse": reuse, "train": train, "evaluate": evaluate_checkpoint, "sweep": sweep},
             args=arguments,

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 import metalearn
-import transfer.__main__
 from metalearn.__main__ import main
 from metalearn.runtime import installation
 
@@ -66,15 +65,6 @@ def test_replaced_and_missing_files_are_found(
     error = capsys.readouterr().err
     assert "2 files are not those of metalearn-transfer" in error
     assert "metalearn/a.py" in error and "metalearn 0.0.7 is installed here too" in error
-
-
-@pytest.mark.parametrize(
-    ("run", "name"), [(main, "metalearn"), (transfer.__main__.main, "transfuse")]
-)
-def test_the_version_is_printed(run, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["--version"]) == 0
-    said = capsys.readouterr().out.strip()
-    assert said == f"{name} {metalearn.__version__} (metalearn-transfer)"
 
 
 def test_transfer_beside_another_projects_metalearn_says_so(tmp_path: Path) -> None:

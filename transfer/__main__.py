@@ -21,7 +21,7 @@ from metalearn.data import labelled_sets
 from metalearn.data.labelled_sets import Split, divided
 from metalearn.network.layers import layers
 from metalearn.runtime import distributed, files, parallel
-from metalearn.runtime.installation import version_line
+from metalearn.runtime.installation import check_files
 from metalearn.runtime.options import Listed, Parser, command, device, listed, numbers
 from metalearn.runtime.progress import duration, progress
 from metalearn.runtime.provenance import machine
@@ -399,8 +399,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         if "--version" in (sys.argv[1:] if arguments is None else arguments):
-            print(version_line("transfuse"))
-            return 0
+            check_files()
         with parallel.sigterm_exits():
             auto_cli(
                 {"compare": compare},

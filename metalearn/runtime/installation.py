@@ -73,18 +73,14 @@ def replaced_files() -> list[str]:
     return replaced
 
 
-def version_line(program: str) -> str:
-    """What `--version` prints.
-
-    Raises:
-        OSError: files of this distribution were replaced; the message names the first and the cure.
-    """
+def check_files() -> None:
+    """Raise OSError, with the cure, if files of this distribution were replaced or are gone."""
     replaced = replaced_files()
-    if replaced:
-        others = others_installed()
-        by = f" ({', '.join(others)} is installed here too)" if others else ""
-        raise OSError(
-            f"{len(replaced)} files are not those of {DISTRIBUTION} {__version__}, such as"
-            f" {replaced[0]}{by}; {CURE}"
-        )
-    return f"{program} {__version__} ({DISTRIBUTION})"
+    if not replaced:
+        return
+    others = others_installed()
+    by = f" ({', '.join(others)} is installed here too)" if others else ""
+    raise OSError(
+        f"{len(replaced)} files are not those of {DISTRIBUTION} {__version__}, such as"
+        f" {replaced[0]}{by}; {CURE}"
+    )

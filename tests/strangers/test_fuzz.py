@@ -797,7 +797,7 @@ def test_calls_give_a_number_or_say_what_is_wrong(part: str) -> None:
             "LabelledImages(matrix((4, 1, 2, 2), 'uint8', 'zeros'), None)",
             "labels=None is a NoneType; give a list",
         ),
-        ("glyphs({})", "split={} is not one of train, val, test"),
+        ("glyphs({})", "split={} is not one of train, validation, test"),
         ("frozen_transformer(nn.Identity())", "Identity has no normalisation layer to train"),
         (
             "trained(nn.Linear(4, 3), data_set(), data_set())",
