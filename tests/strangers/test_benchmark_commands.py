@@ -40,7 +40,7 @@ def printed() -> list[str]:
             re.M,
         ):
             commands.add(match[1].strip())
-    template = re.compile(r"[<>|…]|\.\.\.|[A-Z]{4,}|--help")
+    template = re.compile(r"[<>|…]|\.\.\.|[A-Z]{4,}|--help|--version")
     return sorted(command for command in commands if not template.search(command))
 
 
