@@ -41,7 +41,7 @@ from transfer.comparison.statistics import (
 from transfer.comparison.text import start_words
 from transfer.finetuning import finetune as finetuning
 from transfer.finetuning.curve import Curve
-from transfer.finetuning.figures import look_of
+from transfer.finetuning.figures import start_look
 
 
 def build() -> nn.Module:
@@ -228,7 +228,7 @@ def test_page_and_picture_hold_the_numbers_and_load_nothing(found, tmp_path: Pat
 
 
 def test_no_two_starts_are_drawn_alike() -> None:
-    styles = [look_of(i) for i in range(40)]
+    styles = [start_look(i) for i in range(40)]
     assert len({(style["color"], style["marker"]) for style in styles}) == 40
 
 

@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,6 @@ from metalearn.network.module_call import Weights, check_weights
 from metalearn.network.norm import check_statistics, statistics
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-Result = TypeVar("Result")
 
 
 def explained(method: Callable[..., Any]) -> Callable[..., Any]:

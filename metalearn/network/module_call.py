@@ -1,4 +1,4 @@
-"""A network as a function of its weights.
+"""Calling a module with other weights than its own.
 
 A call installs weights in a module, runs it, and puts the module's own back. Three habits of
 modules would make the result wrong. They are seen by what happens to tensors, not by class names:

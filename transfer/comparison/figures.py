@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from metalearn.analysis.plotting.style import GRID, INK, MUTED, STYLE
-from transfer.finetuning.figures import draw_majority, look_of
+from transfer.finetuning.figures import draw_majority, start_look
 from transfer.finetuning.scores import words
 
 from . import statistics
@@ -116,11 +116,11 @@ def _draw_curves(axes: Axes, comparison: ComparisonResult) -> None:
         values = np.array([_held(curve.steps, curve.values, curve.best, steps) for curve in curves])
         mean = values.mean(0)
         lowest += list(mean[1:])
-        axes.plot(steps, mean, **look_of(i), ms=4.5, lw=1.4, markevery=(i % 3, 3), label=name)
+        axes.plot(steps, mean, **start_look(i), ms=4.5, lw=1.4, markevery=(i % 3, 3), label=name)
         if len(curves) > 1:
             half, style = (
                 statistics.over_seeds(values[:, -1].tolist(), comparison.level).interval,
-                look_of(i),
+                start_look(i),
             )
             axes.errorbar(
                 steps[-1] * (1.012 + 0.012 * i),
@@ -179,7 +179,7 @@ def _draw_steps(axes: Axes, comparison: ComparisonResult) -> None:
 def _dots(axes: Axes, values: dict[str, list[Any]], rows: Sequence[Against]) -> None:
     for i, row in enumerate(rows):
         known = [value for value in values[row.strategy] if value is not None]
-        style = look_of(i)
+        style = start_look(i)
         axes.plot(
             known,
             [i] * len(known),
@@ -252,7 +252,7 @@ def _draw_kept(axes: Axes, comparison: ComparisonResult) -> None:
             x + shift,
             means,
             halves,
-            **look_of(i),
+            **start_look(i),
             ms=5.5,
             lw=1.3,
             capsize=2,

@@ -27,7 +27,7 @@ def training_curve(
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.2, 3.6), layout="constrained", facecolor="white")
         left, right = figure.subplots(1, 2)
-        left.plot(steps, values, **look_of(0), ms=4.5, lw=1.4)
+        left.plot(steps, values, **start_look(0), ms=4.5, lw=1.4)
         draw_majority(left.axhline, majority)
         left.set(title=words(metric), xlabel="steps of fine-tuning", ylabel="on test images")
         right.plot(range(1, len(losses) + 1), losses, color=INK, lw=0.9)
@@ -41,11 +41,11 @@ def training_curve(
 MORE_COLOURS, MORE_MARKERS = ("#1c2733", "#a8791b", "#3aa0b5"), ("X", "*", "h")
 
 
-def look_of(i: int) -> dict[str, Any]:
+def start_look(i: int) -> dict[str, Any]:
+    """Colour, marker and line of the i-th start; no two of the first 40 are alike."""
     colours, markers = (*COLOURS, *MORE_COLOURS), (*MARKERS, *MORE_MARKERS)
-    marker = markers[
-        (i + i // len(colours)) % len(markers)
-    ]  # a colour that comes again has another one
+    # A colour that comes again has another marker.
+    marker = markers[(i + i // len(colours)) % len(markers)]
     return {"color": colours[i % len(colours)], "marker": marker, "ls": LINES[i % len(LINES)]}
 
 

@@ -96,10 +96,12 @@ def panels(
 
 
 def look_of(i: int) -> dict[str, Any]:
+    """Colour, marker and line of the i-th curve, as `Axes.plot` takes them."""
     return {"color": COLOURS[i % 6], "marker": MARKERS[i % 6], "ls": LINES[i % 6], "ms": 6.5}
 
 
 def beside(x: np.ndarray, i: int, count: int) -> np.ndarray:
+    """The places (layers,) of the i-th of `count` curves, a little apart from each other."""
     return x + 0.06 * (i - (count - 1) / 2)
 
 
@@ -118,6 +120,10 @@ def mark(axes: Axes, y: float, text: str) -> None:
 def chance_band(
     axes: Axes, x: np.ndarray, floors: Sequence[Any], label: str, *, colour: str, hatch: str = ""
 ) -> None:
+    """A band at each of `x` (layers,), up to the 95 % quantile of what unrelated features score.
+
+    Each of `floors` has a `median` and an `upper`; a layer without numbers has no band.
+    """
     low = np.array(
         [min(floor.median, 0) if np.isfinite(floor.median) else np.nan for floor in floors]
     )
@@ -137,9 +143,9 @@ def chance_band(
 
 
 def layer_ticks(axes: Axes, names: Sequence[str]) -> None:
-    shown = [
-        name if len(name) <= 20 else f"…{name[-19:]}" for name in names
-    ]  # the end tells layers apart
+    """The names of the layers below the axis, turned if they would touch."""
+    # The end of a long name tells layers apart.
+    shown = [name if len(name) <= 20 else f"…{name[-19:]}" for name in names]
     crowded = sum(map(len, shown)) > 42
     axes.set_xticks(
         range(len(shown)),
@@ -151,11 +157,13 @@ def layer_ticks(axes: Axes, names: Sequence[str]) -> None:
 
 
 def say(axes: Axes, text: str) -> None:
+    """A text in the middle of an empty panel."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=MUTED)
     axes.set(xticks=[], yticks=[])
 
 
 def finish(axes: Axes, columns: int) -> None:
+    """Horizontal grid lines, no ticks, and a legend of so many columns below the labels."""
     axes.grid(axis="y", color=GRID, lw=0.8)
     axes.tick_params(length=0)
     inches = 0.55 if axes.get_xlabel() else 0.4
