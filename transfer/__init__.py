@@ -2,16 +2,14 @@
 believed.
 """
 
-try:
-    import metalearn.runtime.installation
-except ImportError as error:
-    import metalearn
+import metalearn
 
+if not hasattr(metalearn, "meta_train"):
     raise ImportError(
         f"the folder {metalearn.__path__[0]} is another project's 'metalearn', such as PyPI's, and"
         " not that of metalearn-transfer; use an environment of its own:"
         " python3 -m venv .venv && .venv/bin/pip install metalearn-transfer"
-    ) from error
+    )
 
 from transfer.comparison.compare import Comparison, compare
 from transfer.finetuning.finetune import finetune
