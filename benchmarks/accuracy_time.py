@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from metalearn import Learner, evaluate, meta_backward
-from metalearn.engine.execution import chosen
+from metalearn.engine.execution import choose_execution
 from metalearn.episodes import stack, unstack
 from metalearn.experiments.experiment import Experiment
 from metalearn.runtime.options import Listed, listed
@@ -71,12 +71,12 @@ class Racer:
 
     def train(self, seconds: float) -> None:
         """Go on for about so long."""
-        chosen = self.experiment.settings(self.algorithm)
+        settings = self.experiment.settings(self.algorithm)
         tasks, until = self.experiment.training_tasks(self.algorithm), self.seconds + seconds
         first = self.algorithm == "fomaml"
         how = Recipe(
-            chosen.lr,
-            chosen.inner_steps,
+            settings.lr,
+            settings.inner_steps,
             nn.functional.cross_entropy,
             self.algorithm == "anil",
             first,
@@ -84,7 +84,7 @@ class Racer:
         while self.seconds < until:
             started = time.perf_counter()
             episodes = stack(
-                tasks[self.steps * chosen.meta_batch + j] for j in range(chosen.meta_batch)
+                tasks[self.steps * settings.meta_batch + j] for j in range(settings.meta_batch)
             )
             self.optimizer.zero_grad()
             if self.side == "metalearn":
@@ -189,7 +189,7 @@ def _row(racer: Racer, test_tasks: int) -> dict[str, Any]:
         **racer.experiment.to_dict(racer.algorithm),
         "points": racer.points,
         "test_tasks": test_tasks,
-        "execution": chosen(racer.learner) if racer.side == "metalearn" else None,
+        "execution": choose_execution(racer.learner) if racer.side == "metalearn" else None,
         "threads": torch.get_num_threads(),
         "command": " ".join(["python -m benchmarks.accuracy_time", *sys.argv[1:]]),
         "versions": versions() | own,

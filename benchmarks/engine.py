@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 from metalearn import MAML, Episode, Examples, meta_backward
-from metalearn.engine.execution import chosen
+from metalearn.engine.execution import choose_execution
 from metalearn.episodes import unstack
 from metalearn.models import Conv4
 from metalearn.runtime.options import Listed, listed
@@ -129,7 +129,7 @@ def _time(rounds: int, count: int) -> None:
         {
             "seconds": seconds,
             "median_ratio": statistics.median(ratios),
-            "execution": chosen(learner),
+            "execution": choose_execution(learner),
             "threads": torch.get_num_threads(),
             "tasks": count,
         },

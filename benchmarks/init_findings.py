@@ -30,7 +30,7 @@ from rich.table import Table
 
 from metalearn.analysis import Estimate
 from transfer import Comparison
-from transfer.comparison.results import Kept as KeptOfLayer
+from transfer.comparison.results import LayerRetention
 from transfer.comparison.statistics import against, holm, paired
 
 POINT = 0.01  # of a final score
@@ -38,7 +38,7 @@ PART = 0.2  # of random's steps
 BLIND = 0.999  # a similarity that says that the measure cannot tell
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not decidable at this size"
 Steps = Sequence[float | None]
-Kept = Mapping[str, Sequence[float | None]]
+KeptByStart = Mapping[str, Sequence[float | None]]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Measured:
 
     finals: Mapping[str, Sequence[float]]
     steps: Mapping[str, Steps]
-    kept: Mapping[str, Kept]
+    kept: Mapping[str, KeptByStart]
     ladder: tuple[str, ...]
     learned: tuple[str, ...] = ()
 
@@ -294,7 +294,7 @@ def first_gain(steps: Mapping[str, Steps], ladder: Sequence[str], level: float) 
     )
 
 
-def reuse_is_low(kept: Mapping[str, Kept], level: float) -> Finding:
+def reuse_is_low(kept: Mapping[str, KeptByStart], level: float) -> Finding:
     """Whether what full keeps of its start beyond what random keeps of its own is larger in the
     lowest layer than in the highest.
 
@@ -327,7 +327,7 @@ def answered(rows: Sequence[Finding], level: float) -> list[Finding]:
     return [replace(row, answer=_answer(row, level)) for row in done]
 
 
-def by_layer(runs: Sequence[Sequence[KeptOfLayer]]) -> dict[str, list[float | None]]:
+def by_layer(runs: Sequence[Sequence[LayerRetention]]) -> dict[str, list[float | None]]:
     """Layer -> its similarity in every run, None where there is none."""
     return {
         layer[0].layer: [None if math.isnan(one.similarity) else one.similarity for one in layer]

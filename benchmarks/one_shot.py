@@ -27,7 +27,7 @@ from metalearn.experiments.runs import Run
 from metalearn.runtime import provenance
 from metalearn.runtime.options import Listed, numbers
 from metalearn.runtime.provenance import commit, versions
-from metalearn.runtime.statistics import half_width
+from metalearn.runtime.statistics import confidence_half_width
 from metalearn.runtime.tables import plain
 from metalearn.tasks import one_shot_runs
 
@@ -105,7 +105,7 @@ def described(name: str, runs: Sequence[Run], evaluations: Sequence[Evaluation])
             "training_seconds": [round(run.curve.seconds, 1) for run in runs],
             "training_commands": [run.command() for run in runs],
             "error": float(per_run.mean()),
-            "interval": half_width(per_run),
+            "interval": confidence_half_width(per_run),
             "interval_means": (
                 f"Student's 95 % over {len(per_run)} runs, each the mean over {len(runs)} seeds"
             ),

@@ -24,7 +24,7 @@ from metalearn.analysis.adaptation.freezing_over_seeds import freezing_over_seed
 from metalearn.analysis.networks.between import similarity_between
 from metalearn.analysis.networks.probes import linear_probes
 from metalearn.analysis.plotting.style import save
-from metalearn.evaluation import Evaluation, evaluate_together, place
+from metalearn.evaluation import Evaluation, evaluate_together, to_device
 from metalearn.experiments.experiment import Experiment
 from metalearn.experiments.regimes import REGIMES, at_test, restored, snapshots, trained
 from metalearn.experiments.runs import Run
@@ -32,7 +32,7 @@ from metalearn.network.layers import body
 from metalearn.runtime import provenance
 from metalearn.runtime.options import Listed, listed
 from metalearn.runtime.provenance import commit, versions
-from metalearn.runtime.statistics import Spread
+from metalearn.runtime.statistics import MeanStd
 from metalearn.runtime.tables import plain
 from metalearn.studies import (
     another_domain,
@@ -325,7 +325,7 @@ def cross(study: Study) -> None:
     data = another_domain(runs[chosen[0]][0], study.other, **changes).data("test").description
     for name in chosen:
         spreads = {
-            key: Spread.of([one.mean for one in found[name]])
+            key: MeanStd.of([one.mean for one in found[name]])
             for key, found in (("home", here), ("away", there))
         }
         print(
@@ -363,7 +363,7 @@ def probes(study: Study) -> None:
                 flush=True,
             )
         spreads = {
-            row.layer: Spread.of([one[row.layer].accuracy.mean for one in found])
+            row.layer: MeanStd.of([one[row.layer].accuracy.mean for one in found])
             for row in found[0].layers
         }
         study.record(
@@ -501,7 +501,7 @@ def biased_cka(learner: Learner, tasks: FewShot) -> dict[str, Estimate]:
     """
     found: dict[str, list[float]] = {}
     for i in range(len(tasks)):
-        support, query = place(tasks[i], learner)
+        support, query = to_device(tasks[i], learner)
         with torch.no_grad():
             weights = learner.adapt(support).weights
         rows = compare_layers(

@@ -168,12 +168,12 @@ def _in_turn(counts: list[int], rounds: int, meta_batch: int, hidden: int) -> li
     whatever else runs slows all of them.
     """
     distributed.join(torch.device("cpu"))
-    rank, learner, stacked = distributed.here()[0], _learner(5, 1, hidden), episodes(meta_batch)
+    rank, learner, stacked = distributed.rank(), _learner(5, 1, hidden), episodes(meta_batch)
     optimizer = SGD(learner.parameters(), lr=0.01)
     seconds: dict[int, list[float]] = {sharing: [] for sharing in counts}
     for number in range(rounds + 1):
         for sharing in counts:
-            distributed.gather(None)
+            distributed.all_gather(None)
             started = time.perf_counter()
             _outer_step(learner, optimizer, stacked, rank, sharing)
             if number:
@@ -199,12 +199,12 @@ def _tested(test_tasks: int) -> dict[str, Any]:
     learner, images = MAML(Conv4(5, hidden=32), 0.4), glyphs("test")
     evaluate(learner, FewShot(images, 5, 1, 15, tasks=4, seed=1), progress=False)
     tasks = FewShot(images, 5, 1, 15, tasks=test_tasks, seed=0)
-    distributed.gather(None)
+    distributed.all_gather(None)
     started = time.perf_counter()
     found = evaluate(learner, tasks, progress=False)
     seconds = time.perf_counter() - started
     return {
-        "processes": distributed.here()[1],
+        "processes": distributed.world_size(),
         "tasks": test_tasks,
         "seconds": [seconds],
         "per_episode": found.per_episode.tolist(),
@@ -236,7 +236,7 @@ def _outer_step(learner: MAML, optimizer: SGD, stacked: Episode, rank: int, shar
         mine = unstack(stacked)[rank::sharing]
         meta_backward(learner, stack(mine), scale=1 / len(stacked.query.inputs))
     if sharing > 1:
-        distributed.total_gradients(learner.trained().values())
+        distributed.all_reduce_gradients(learner.meta_parameters().values())
     if rank < sharing:
         optimizer.step()
 

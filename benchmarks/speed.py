@@ -46,7 +46,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metalearn import ANIL, BOIL, MAML, NIL, Episode, Examples, Learner, MetaSGD, meta_backward
-from metalearn.engine.execution import chosen, in_threads
+from metalearn.engine.execution import choose_execution, in_threads
 from metalearn.episodes import stack, unstack
 from metalearn.models import MLP, Conv4
 from metalearn.runtime.options import Listed, listed
@@ -277,7 +277,7 @@ class Session:
         """One meta-gradient, all sides in turn."""
         learner, episodes = case.learner(), case.episodes()
         runs = gradient_runs(case, self._peers(case), learner, episodes)
-        facts: dict[str, Any] = {"execution": chosen(learner)}
+        facts: dict[str, Any] = {"execution": choose_execution(learner)}
         if self.bfloat16:
             runs[f"{OURS}, bfloat16"] = lambda: _in_bfloat16(case.device, runs[OURS])
         if case.problem.ways and case.algorithm in WITH_PEERS:
@@ -323,7 +323,7 @@ class Session:
         self._report(
             case,
             "test",
-            {"seconds": seconds, "apart": apart, "execution": chosen(learner)},
+            {"seconds": seconds, "apart": apart, "execution": choose_execution(learner)},
             said_seconds(seconds),
         )
 

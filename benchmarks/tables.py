@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from metalearn.analysis import Spread
+from metalearn.analysis import MeanStd
 from metalearn.engine.memory import size
 from metalearn.runtime.progress import duration
 
@@ -102,7 +102,7 @@ def protocols() -> str:
     for (ways, shots, algorithm, split, queries, _), seeds in sorted(groups.items()):
         steps = sorted({f"{row['trained_steps']:,}" for row in seeds.values()})
         first = next(iter(seeds.values()))
-        accuracy = Spread.of([row["accuracy"] for row in seeds.values()]).text(100, 2, "seed")
+        accuracy = MeanStd.of([row["accuracy"] for row in seeds.values()]).text(100, 2, "seed")
         if len(seeds) == 1:
             accuracy += f", ± {100 * first['interval']:.2f} over tasks"
         training = duration(sum(row["training_seconds"] for row in seeds.values()) / len(seeds))

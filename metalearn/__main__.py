@@ -86,7 +86,7 @@ def reuse(
         experiment, names, runs = Experiment(**settings), parse(algorithms), {}
         _started(experiment, names)
     done = experiments.compare(experiment, names, runs=runs, progress=progress)
-    if distributed.here()[0]:
+    if distributed.rank():
         return
     learners, seconds = done.learners, {name: run.curve.seconds for name, run in done.runs.items()}
     rows = _rows(done.evaluations, seconds)
@@ -167,7 +167,7 @@ def train(
         )
     _started(experiment, [name])
     done = experiments.compare(experiment, [name], progress=progress, tensorboard=tensorboard)
-    if distributed.here()[0] == 0:
+    if distributed.rank() == 0:
         _print_table(_rows(done.evaluations, {name: done.runs[name].curve.seconds}), experiment)
         print(f"The trained weights: {experiment.checkpoint(experiments.trained_by(name))}")
 
@@ -229,7 +229,7 @@ def evaluate_checkpoint(
     distributed.join(torch.device(distributed.device(usable(device or "auto"))))
     run = experiments.restored(checkpoint, trust_model=trust_model, **changes)
     found = evaluate(run.tested(), run.experiment.testing_tasks(split), progress=progress)
-    if distributed.here()[0] == 0:
+    if distributed.rank() == 0:
         print(f"{run.algorithm} on {_problem(run.experiment)}, {split}: {found}")
 
 
@@ -274,7 +274,7 @@ def sweep(
     for dataset, way, shot, seed in itertools.product(*axes):
         problems.append(Experiment(dataset=dataset, ways=way, shots=shot, seed=seed, **settings))
     rows = run_sweep(problems, parse(algorithms), results, processes=processes, progress=progress)
-    if distributed.here()[0]:
+    if distributed.rank():
         return
     Console(width=None if sys.stdout.isatty() else 120).print(sweep_table(rows))
     failed = [row for row in rows if "error" in row]
@@ -351,7 +351,7 @@ def _at_test(settings: dict[str, Any], checkpoint: str) -> dict[str, Any]:
 def _started(experiment: Experiment, algorithms: Iterable[str]) -> None:
     """Meet the other processes where torchrun started this one, and say what is about to be done."""
     distributed.join(torch.device(distributed.device(experiment.device)))
-    if distributed.here()[0]:
+    if distributed.rank():
         return
     chosen = experiment.settings()
     print(f"{_problem(experiment)}; preset {experiment.preset}: {chosen.follows}")

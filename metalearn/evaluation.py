@@ -24,7 +24,7 @@ from metalearn.runtime import distributed, random_state
 from metalearn.runtime.checks import whole_number
 from metalearn.runtime.files import Record
 from metalearn.runtime.progress import progress as shown_progress
-from metalearn.runtime.statistics import half_width, t_test
+from metalearn.runtime.statistics import confidence_half_width, t_test
 from metalearn.runtime.tables import Tabular
 from metalearn.tasks.few_shot import FewShot
 
@@ -64,7 +64,7 @@ class Evaluation(Tabular):
 
     @property
     def interval(self) -> float:
-        return half_width(self.per_episode)
+        return confidence_half_width(self.per_episode)
 
     @property
     def at_chance(self) -> bool:
@@ -179,7 +179,7 @@ def paired(a: Evaluation, b: Evaluation) -> Paired:
     t, p = t_test(difference.numpy())
     if math.isnan(p):  # every task differs by the same, so there is no spread
         t, p = math.copysign(math.inf, mean), 0.0
-    return Paired(mean, half_width(difference), t, p, len(difference), a.measure)
+    return Paired(mean, confidence_half_width(difference), t, p, len(difference), a.measure)
 
 
 def evaluate(
@@ -225,19 +225,19 @@ def evaluate_together(
     scores: dict[str, list[Tensor]] = {name: [] for name in learners}
     marks, measure, seen = [], "accuracy", 0
     distributed.join(_like(next(iter(learners.values()), nn.Module())).device)
-    with distributed.together():
+    with distributed.failing_together():
         tasks_at_once = whole_number("tasks_at_once", tasks_at_once)
         check_tasks("test tasks", episodes)
     _check_same(learners, episodes, tasks_at_once)
     with (
-        distributed.together(),
+        distributed.failing_together(),
         torch.no_grad(),
         evaluation_mode(learners.values()),
         shown_progress(
             "evaluating",
             _count(episodes, tasks_at_once),
             unit="task",
-            shown=progress and distributed.here()[0] == 0,
+            shown=progress and distributed.rank() == 0,
         ) as advance,
     ):
         for count, tasks in _shared_out(episodes, tasks_at_once):
@@ -258,11 +258,11 @@ def evaluate_together(
         if not seen:
             raise ValueError("there are no episodes to evaluate on; ask for at least one task")
     distributed.check_same({"tasks": seen}, "Give every rank the same episodes")
-    checksums = tuple(int(mark) for mark in distributed.total(torch.cat(marks)).tolist())
-    measure = distributed.from_first(measure)
+    checksums = tuple(int(mark) for mark in distributed.all_reduce(torch.cat(marks)).tolist())
+    measure = distributed.broadcast(measure)
     return {
         name: Evaluation(
-            distributed.total(torch.cat(scores[name])),
+            distributed.all_reduce(torch.cat(scores[name])),
             measure,
             checksums,
             {"learner": learner.settings(), "episodes": describe(episodes)},
@@ -322,7 +322,7 @@ def _check_same(
     """Raise ValueError if ranks differ in settings, tasks or weights: their shares would not be of
     one result.
     """
-    if distributed.here()[1] == 1:
+    if distributed.world_size() == 1:
         return
     device = _like(next(iter(learners.values()))).device
     asked = {
@@ -343,7 +343,7 @@ def _check_same(
         name: [float(p.detach().double().norm()) for p in learner.parameters()]
         for name, learner in learners.items()
     }
-    gathered = distributed.gather(sizes)
+    gathered = distributed.all_gather(sizes)
     for rank, norms in enumerate(gathered):
         for name in learners:
             if len(norms[name]) != len(gathered[0][name]) or not all(
@@ -355,7 +355,7 @@ def _check_same(
                 )
 
 
-def place(episodes: Episode, learner: nn.Module) -> Episode:
+def to_device(episodes: Episode, learner: nn.Module) -> Episode:
     """Episodes on the learner's device and, where their inputs are real numbers, in its dtype."""
     like = _like(learner)
     real = all(tensor.is_floating_point() for tensor in tensors_of(episodes.support.inputs))
@@ -391,13 +391,13 @@ def check_examples(episodes: Episode, *, stacked: bool = True) -> None:
         )
 
 
-def drawn(episodes: Tasks, indices: Sequence[int], learner: nn.Module) -> Episode:
+def load(episodes: Tasks, indices: Sequence[int], learner: nn.Module) -> Episode:
     """A stack of tasks by index, on the learner's device and in its dtype."""
     if type(episodes) is FewShot:
-        return place(episodes.stack(indices, _like(learner).device), learner)
+        return to_device(episodes.stack(indices, _like(learner).device), learner)
     stacked = stack((episodes[i] for i in indices), indices=indices)
     check_examples(stacked)
-    return place(stacked, learner)
+    return to_device(stacked, learner)
 
 
 def accuracies(logits: Tensor, targets: Tensor) -> Tensor:
@@ -423,7 +423,7 @@ def describe(episodes: object) -> Record:
 
 
 def _score(learner: Learner, episodes: Episode, first: int) -> Tensor:
-    placed = place(episodes, learner)
+    placed = to_device(episodes, learner)
     targets = placed.query.targets
     if targets.ndim > 1 and not targets.shape[1]:
         raise ValueError(f"task {first} has no queries to score; give every task at least one")
@@ -471,7 +471,7 @@ def _shared_out(
     episodes: Tasks | DataLoader[Episode] | Episode, at_once: int
 ) -> Iterator[tuple[int, Episode | None]]:
     """(tasks, their stack) in order; None in place of a stack that another rank takes."""
-    rank, count = distributed.here()
+    rank, count = distributed.rank(), distributed.world_size()
     if isinstance(episodes, DataLoader):
         if count > 1 and isinstance(episodes.sampler, RandomSampler):
             raise ValueError(

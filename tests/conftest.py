@@ -86,7 +86,7 @@ def outer_loss(learner: ml.Learner, episodes: Episode) -> torch.Tensor:
 
 def gradients(learner: ml.Learner) -> torch.Tensor:
     """`.grad` of everything that the outer loop trains, as one vector."""
-    return torch.cat([parameter.grad.flatten() for parameter in learner.trained().values()])
+    return torch.cat([parameter.grad.flatten() for parameter in learner.meta_parameters().values()])
 
 
 @pytest.fixture

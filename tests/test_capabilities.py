@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 import metalearn as ml
-from metalearn.engine.execution import chosen, without_graphs
+from metalearn.engine.execution import choose_execution, without_graphs
 from metalearn.episodes import unstack
-from metalearn.experiments.regimes import Batches
+from metalearn.experiments.regimes import Minibatches
 from metalearn.models import MLP
 from metalearn.tasks import FewShot, OneShotRuns, Sinusoid
 from tests.conftest import FAMILY, made_up_tasks, smooth_network
 
 
-@pytest.mark.parametrize("kind", [FewShot, Sinusoid, OneShotRuns, Batches])
+@pytest.mark.parametrize("kind", [FewShot, Sinusoid, OneShotRuns, Minibatches])
 def test_tasks_that_depend_on_their_index_alone_say_so(kind: type) -> None:
     assert vars(kind)["draws_by_index"]
 
@@ -84,7 +84,7 @@ def test_a_learner_with_its_own_adapt_runs_one_task_at_a_time_and_is_called() ->
     torch.manual_seed(0)
     episodes = made_up_tasks(3, shape=(4,)).to(torch.float32)
     learner = Halved(MLP(4, 3), 0.1)
-    assert chosen(learner) == "loop"
+    assert choose_execution(learner) == "loop"
     expected = []
     for task in unstack(episodes):
         expected.append(learner.predict(learner.adapt(task.support), task.query.inputs))

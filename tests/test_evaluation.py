@@ -12,7 +12,7 @@ from metalearn.algorithms.base import Adapted, Learner
 from metalearn.episodes import Episode, Examples, stack
 from metalearn.evaluation import Evaluation, evaluate, evaluate_together, paired
 from metalearn.models import MLP
-from metalearn.runtime.statistics import half_width
+from metalearn.runtime.statistics import confidence_half_width
 
 
 class Tasks:
@@ -151,7 +151,7 @@ def test_paired_comparison_is_the_paired_t_test(learner):
     result, expected = paired(a, b), stats.ttest_rel(a.per_episode.numpy(), b.per_episode.numpy())
     assert (result.t, result.p) == pytest.approx((expected.statistic, expected.pvalue))
     assert result.mean == pytest.approx(a.mean - b.mean)
-    assert result.interval == pytest.approx(half_width(a.per_episode - b.per_episode))
+    assert result.interval == pytest.approx(confidence_half_width(a.per_episode - b.per_episode))
     assert paired(b, a).mean == -result.mean
 
 
@@ -209,7 +209,7 @@ def test_episodes_follow_the_learners_dtype(learner):
 )
 def test_fewer_than_thirty_values_have_students_interval(count, quantile):
     values = torch.arange(count, dtype=torch.float64)
-    assert half_width(values) == pytest.approx(
+    assert confidence_half_width(values) == pytest.approx(
         quantile * float(values.std()) / math.sqrt(count), rel=1e-4
     )
 
@@ -219,5 +219,7 @@ def test_the_interval_of_few_values_covers_the_mean_as_often_as_it_says(count):
     draws = torch.randn(
         4000, count, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
-    covered = sum(abs(float(row.mean())) <= half_width(row) for row in draws) / len(draws)
+    covered = sum(abs(float(row.mean())) <= confidence_half_width(row) for row in draws) / len(
+        draws
+    )
     assert covered == pytest.approx(0.95, abs=0.012)  # three and a half standard errors

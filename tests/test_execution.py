@@ -15,7 +15,7 @@ import torchvision
 from torch import nn
 
 import metalearn as ml
-from metalearn.engine.execution import chosen, in_threads
+from metalearn.engine.execution import choose_execution, in_threads
 from metalearn.episodes import stack, unstack
 from metalearn.models import MLP, Conv4
 from metalearn.network.functional import Functional
@@ -25,14 +25,14 @@ pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 def test_what_is_chosen_on_a_cpu() -> None:
-    assert chosen(ml.MAML(MLP(1, 1), 0.1)) == "vectorized"
-    assert chosen(ml.MAML(Conv4(5), 0.1)) == "threads"
-    assert chosen(ml.MAML(Conv4(5), 0.1, execution="loop")) == "loop"
+    assert choose_execution(ml.MAML(MLP(1, 1), 0.1)) == "vectorized"
+    assert choose_execution(ml.MAML(Conv4(5), 0.1)) == "threads"
+    assert choose_execution(ml.MAML(Conv4(5), 0.1, execution="loop")) == "loop"
     dropout = ml.MAML(nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.Linear(2, 2)), 0.1)
-    assert chosen(dropout) == "loop"
-    assert chosen(dropout.eval()) == "vectorized"
+    assert choose_execution(dropout) == "loop"
+    assert choose_execution(dropout.eval()) == "vectorized"
     torch.set_num_threads(1)
-    assert chosen(ml.MAML(Conv4(5), 0.1)) == "loop"
+    assert choose_execution(ml.MAML(Conv4(5), 0.1)) == "loop"
 
 
 def test_a_network_of_unknown_modules_is_not_vectorized_unasked() -> None:
@@ -47,7 +47,7 @@ def test_a_network_of_unknown_modules_is_not_vectorized_unasked() -> None:
             )  # control flow on data, which vmap refuses
 
     learner, episodes = ml.MAML(Own().double(), 0.1), made_up_tasks(shape=(2,))
-    assert chosen(learner) == "threads"
+    assert choose_execution(learner) == "threads"
     assert learner(episodes).shape == (3, 9, 3)
 
 

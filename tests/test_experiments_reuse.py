@@ -22,7 +22,7 @@ from metalearn.evaluation import evaluate
 from metalearn.experiments.experiment import Experiment
 from metalearn.experiments.regimes import trained
 from metalearn.models import Conv4
-from metalearn.runtime.statistics import Spread
+from metalearn.runtime.statistics import MeanStd
 from metalearn.studies import (
     another_domain,
     cross_domain,
@@ -56,11 +56,11 @@ def tasks(count: int = 3) -> FewShot:
 
 def test_the_spread_over_seeds_is_numpys() -> None:
     values = [0.3, 0.9, 0.4]
-    found = Spread.of(values)
+    found = MeanStd.of(values)
     assert found.mean == pytest.approx(np.mean(values))
     assert found.std == pytest.approx(np.std(values, ddof=1))
-    assert Spread.of([0.5]).text(100, 1) == "50.0 (one run)"
-    assert np.isnan(Spread.of([0.5]).std)
+    assert MeanStd.of([0.5]).text(100, 1) == "50.0 (one run)"
+    assert np.isnan(MeanStd.of([0.5]).std)
 
 
 def test_freezing_over_seeds_is_the_mean_and_deviation_of_each_seeds_table() -> None:

@@ -29,15 +29,15 @@ def along(
     of fourth order.
     """
     episodes, values = episodes or made_up_tasks(), {}
-    start = [parameter.detach().clone() for parameter in learner.trained().values()]
+    start = [parameter.detach().clone() for parameter in learner.meta_parameters().values()]
     for multiple in (-2, -1, 1, 2):
         with torch.no_grad():
             for parameter, origin, step in zip(
-                learner.trained().values(), start, direction, strict=True
+                learner.meta_parameters().values(), start, direction, strict=True
             ):
                 parameter.copy_(origin + multiple * epsilon * step)
             values[multiple] = outer_loss(learner, episodes).item()
-            for parameter, origin in zip(learner.trained().values(), start, strict=True):
+            for parameter, origin in zip(learner.meta_parameters().values(), start, strict=True):
                 parameter.copy_(origin)
     return (8 * (values[1] - values[-1]) - (values[2] - values[-2])) / (12 * epsilon)
 
@@ -48,11 +48,11 @@ def check(learner: ml.Learner) -> None:
     for _ in range(3):
         direction = [
             torch.randn(p.shape, generator=generator, dtype=p.dtype)
-            for p in learner.trained().values()
+            for p in learner.meta_parameters().values()
         ]
         exact = sum(
             (p.grad * d).sum().item()
-            for p, d in zip(learner.trained().values(), direction, strict=True)
+            for p, d in zip(learner.meta_parameters().values(), direction, strict=True)
         )
         assert exact == pytest.approx(along(learner, direction), rel=1e-8, abs=1e-9)
 
@@ -81,7 +81,7 @@ def test_meta_gradient_is_right_through_another_update_and_learned_rates(way: st
     learner = ml.MAML(
         smooth_network(), lr={"": 0.2, "6": rate}, steps=3, update=momentum, execution=way
     )
-    assert any(parameter is rate for parameter in learner.trained().values())
+    assert any(parameter is rate for parameter in learner.meta_parameters().values())
     check(learner)
 
 

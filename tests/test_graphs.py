@@ -14,7 +14,7 @@ from torch import nn
 
 import metalearn as ml
 from metalearn.engine import execution, recording
-from metalearn.engine.execution import chosen, in_flight, without_graphs
+from metalearn.engine.execution import choose_execution, in_flight, without_graphs
 from metalearn.episodes import Episode
 from metalearn.models import MLP, Conv4, ResNet12
 from metalearn.tasks import FewShot, Sinusoid, glyphs
@@ -145,11 +145,11 @@ def test_a_recorded_meta_gradient_is_the_derivative_of_the_outer_loss(
     generator = torch.Generator().manual_seed(5)
     direction = [
         torch.randn(p.shape, generator=generator, dtype=p.dtype).to(device)
-        for p in learner.trained().values()
+        for p in learner.meta_parameters().values()
     ]
     exact = sum(
         (p.grad * d).sum().item()
-        for p, d in zip(learner.trained().values(), direction, strict=True)
+        for p, d in zip(learner.meta_parameters().values(), direction, strict=True)
     )
     assert exact == pytest.approx(along(learner, direction, episodes=episodes), rel=1e-8, abs=1e-9)
 
@@ -211,8 +211,8 @@ def test_another_setting_is_another_recording(device: str, recordings: list[torc
     for steps in (1, 3):
         for _ in range(3):
             for ours, theirs in zip(
-                found(learner.taking(steps), episodes),
-                found(loop.taking(steps), episodes),
+                found(learner.with_steps(steps), episodes),
+                found(loop.with_steps(steps), episodes),
                 strict=True,
             ):
                 torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
@@ -238,18 +238,18 @@ def test_results_outlive_the_next_call(device: str) -> None:
 
 
 def test_what_is_chosen_and_why(device: str) -> None:
-    assert chosen(ml.MAML(Conv4(5).to(device), 0.1)) == "graphs"
+    assert choose_execution(ml.MAML(Conv4(5).to(device), 0.1)) == "graphs"
     assert in_flight(ml.MAML(MLP(1, 1).to(device), 0.1), 50) == ("graphs", execution.CHUNK)
 
     def mine(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return nn.functional.cross_entropy(logits, targets)
 
     own = ml.MAML(Conv4(5).to(device), 0.1, loss=mine)
-    assert chosen(own) == "vectorized"
+    assert choose_execution(own) == "vectorized"
     assert without_graphs(own).startswith("the loss mine is not known to do nothing but compute")
     hooked = ml.ANIL(Conv4(5).to(device), 0.1)
     hooked.model.block2.register_forward_hook(lambda *_: None)
-    assert chosen(hooked) == "loop"  # what a hook does under vmap is not known
+    assert choose_execution(hooked) == "loop"  # what a hook does under vmap is not known
     assert without_graphs(hooked) == "block2 has hooks, which a CUDA graph would not call"
 
 

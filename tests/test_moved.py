@@ -6,8 +6,9 @@ import importlib
 
 import pytest
 
-import metalearn  # noqa: F401
+import metalearn as ml
 import transfer  # noqa: F401
+from metalearn.models import MLP
 from metalearn.runtime.moved import MOVED
 
 
@@ -28,3 +29,16 @@ def test_importing_it_from_its_package_says_the_same() -> None:
 def test_a_name_that_never_was_is_not_found_as_usual() -> None:
     with pytest.raises(ModuleNotFoundError, match=r"No module named 'metalearn\.nothing'"):
         importlib.import_module("metalearn.nothing")
+
+
+def test_names_that_changed_still_work_and_warn_with_the_new_name() -> None:
+    learner = ml.MAML(MLP(1, 1), 0.1)
+    with pytest.warns(FutureWarning, match=r"Learner\.trained is Learner\.meta_parameters now"):
+        assert learner.trained().keys() == learner.meta_parameters().keys()
+    with pytest.warns(FutureWarning, match="taking is with_steps now"):
+        assert learner.taking(3).steps == 3
+    with pytest.warns(FutureWarning, match=r"metalearn\.analysis\.MeanStd"):
+        from metalearn.analysis import Spread
+    assert Spread.of([1.0, 3.0]).mean == 2.0
+    with pytest.raises(ImportError, match="cannot import name 'Spreads'"):
+        from metalearn.analysis import Spreads  # noqa: F401

@@ -222,13 +222,16 @@ def evaluations(rank: int, folder: Path) -> dict[str, Any]:
             evaluate(learner, tasks, tasks_at_once=8)
         except (ValueError, FloatingPointError) as error:
             found[name] = f"{type(error).__name__}: {error}"
-    with distributed.apart():
-        found["apart"] = (distributed.here(), len(evaluate(build(), Tasks(tasks=3)).per_episode))
+    with distributed.standalone():
+        found["apart"] = (
+            (distributed.rank(), distributed.world_size()),
+            len(evaluate(build(), Tasks(tasks=3)).per_episode),
+        )
     drawing = distributed.tickets("test")
     found["numbers"] = [next(drawing) for _ in range(3)]
     drawing = distributed.tickets("test")  # a second sweep of as many jobs
     found["numbers again"] = [next(drawing) for _ in range(3)]
-    distributed.gather(
+    distributed.all_gather(
         None
     )  # the first rank keeps the store: it may not leave before the others have drawn
     return found

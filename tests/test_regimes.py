@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from metalearn.algorithms import NIL
-from metalearn.algorithms.joint import Joint
+from metalearn.algorithms.joint import JointTraining
 from metalearn.episodes import Episode, Examples, stack
 from metalearn.experiments.experiment import Experiment
 from metalearn.experiments.regimes import (
-    Batches,
+    Minibatches,
     at_test,
     multiclass,
     multitask,
@@ -47,7 +47,7 @@ def images(classes: int = 6, each: int = 10) -> LabelledImages:
 
 def test_the_common_head_answers_every_task_alike_whatever_its_support_set() -> None:
     torch.manual_seed(0)
-    learner = Joint(Conv4(3, hidden=4, size=16), execution="loop")
+    learner = JointTraining(Conv4(3, hidden=4, size=16), execution="loop")
     query = Examples(torch.rand(6, 1, 16, 16), torch.arange(3).repeat(2))
     tasks = stack(
         [Episode(Examples(torch.rand(3, 1, 16, 16), torch.randperm(3)), query) for _ in range(3)]
@@ -83,17 +83,17 @@ def test_multitask_training_is_gradient_descent_on_the_mean_query_loss_of_all_ta
 
 def test_batches_are_different_images_under_their_own_labels_named_by_seed_and_index() -> None:
     data = images()
-    batches = Batches(data, 20, seed=3)
+    batches = Minibatches(data, 20, seed=3)
     query = batches[5].query
     assert query.inputs.shape == (20, 1, 16, 16)
     assert len(query.inputs.flatten(1).unique(dim=0)) == 20
     for image, label in zip(query.inputs, query.targets, strict=True):
         assert (image * 255 / 30).mean().floor() == label
-    assert torch.equal(Batches(data, 20, seed=3)[5].query.inputs, query.inputs)
-    assert not torch.equal(Batches(data, 20, seed=4)[5].query.targets, query.targets)
+    assert torch.equal(Minibatches(data, 20, seed=3)[5].query.inputs, query.inputs)
+    assert not torch.equal(Minibatches(data, 20, seed=4)[5].query.targets, query.targets)
     assert not torch.equal(batches[6].query.targets, query.targets)
     with pytest.raises(ValueError, match="size=61 but there are 60 images"):
-        Batches(data, 61)
+        Minibatches(data, 61)
 
 
 def test_multiclass_training_learns_the_classes_and_needs_an_output_for_each() -> None:
@@ -117,7 +117,9 @@ def test_multiclass_is_meta_training_of_a_common_head_on_batches() -> None:
     one, other = Conv4(6, hidden=4, size=16), Conv4(6, hidden=4, size=16)
     other.load_state_dict(one.state_dict())
     multiclass(one, images(), steps=2, batch=12, progress=False)
-    meta_train(Joint(other), Batches(images(), 12), steps=2, meta_batch=1, progress=False)
+    meta_train(
+        JointTraining(other), Minibatches(images(), 12), steps=2, meta_batch=1, progress=False
+    )
     for ours, theirs in zip(one.parameters(), other.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 

@@ -217,7 +217,7 @@ class Transfer:
             record = {"settings": settings, "accuracy": curve.final, "seconds": curve.seconds}
             record |= {"majority": curve.majority, "collapsed": curve.collapsed}
             files.save(path, tensors, record)
-        if distributed.here()[0] == 0:
+        if distributed.rank() == 0:
             right = (
                 f"{record['accuracy']:.1%} of its test images right, {duration(record['seconds'])}"
             )
@@ -350,10 +350,10 @@ def compare(
     parts = question.split(question.dataset, question.channels or (3 if question.weights else None))
     train = question.training(parts)
     distributed.join(torch.device(question.device))
-    rank, count = distributed.here()
+    rank, count = distributed.rank(), distributed.world_size()
     channels = parts.train.images.shape[1]
     build = question.build(len(parts.train.names), channels)
-    weights = distributed.first_alone(
+    weights = distributed.rank_zero_first(
         lambda: question.pretrained(place, channels, progress and rank == 0)
     )
     strategies = question.chosen(weights, build)

@@ -29,6 +29,7 @@ from metalearn.network.layers import assign
 from metalearn.network.layers import head as find_head
 from metalearn.network.module_call import Weights, check_weights
 from metalearn.network.norm import check_statistics, statistics
+from metalearn.runtime.renamed import warn_renamed
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -144,7 +145,7 @@ class Learner(nn.Module):
 
     def check_execution(self, execution: str) -> str:
         """How tasks are run, if there is such a way."""
-        return _execution.known(execution)
+        return _execution.check_execution(execution)
 
     def derive(self, name: str) -> None:
         """Make what follows from the setting `name`, which was just set."""
@@ -217,7 +218,7 @@ class Learner(nn.Module):
 
     def outer_gradient(self, network: Functional, episode: Episode) -> OuterGradient:
         """One task -> its outer loss, its query logits, and the gradient of the loss for each of
-        `trained()`.
+        `meta_parameters()`.
         """
 
         def gradient() -> OuterGradient:
@@ -227,7 +228,7 @@ class Learner(nn.Module):
                 logits = answered(self, network, episode)
                 self.check_labels(network, logits, episode.query.targets)
                 loss = self.task_loss(network, logits, episode.query.targets)
-                trained = list(self.trained().values())
+                trained = list(self.meta_parameters().values())
                 with self.backward(network):
                     gradients = torch.autograd.grad(loss.sum(), trained, allow_unused=True)
             return OuterGradient(loss.detach(), logits.detach(), list(gradients))
@@ -247,7 +248,7 @@ class Learner(nn.Module):
                 ) from error
             raise
 
-    def trained(self) -> dict[str, nn.Parameter]:
+    def meta_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that the outer loop trains, by name: those that require a gradient and
         that predictions depend on.
         """
@@ -256,6 +257,11 @@ class Learner(nn.Module):
             for name, parameter in self.named_parameters()
             if parameter.requires_grad
         }
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The former name of `meta_parameters`."""
+        warn_renamed("Learner.trained", "Learner.meta_parameters")
+        return self.meta_parameters()
 
     def frozen(self, layers: Iterable[str]) -> Self:
         """The same learner on the same parameters, with the named layers left out of the inner

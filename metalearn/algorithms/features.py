@@ -135,9 +135,9 @@ class FeatureLearner(Learner):
         """Features of support and queries (..., examples, features) -> logits (..., queries, ways)."""
         raise NotImplementedError
 
-    def trained(self) -> dict[str, nn.Parameter]:
+    def meta_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that the outer loop trains: all but the head's."""
-        trained = super().trained()
+        trained = super().meta_parameters()
         if not self.head:
             return trained
         return {

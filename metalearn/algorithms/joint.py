@@ -7,7 +7,7 @@ from metalearn.episodes import Examples
 from metalearn.network.functional import Functional
 
 
-class Joint(Learner):
+class JointTraining(Learner):
     """No inner loop: the head as it stands answers the queries of every task, so that all tasks are
     trained at once.
 
@@ -19,7 +19,7 @@ class Joint(Learner):
     Example:
         >>> import torch
         >>> from metalearn.models import MLP
-        >>> learner, task = Joint(MLP(4, 2)), Examples(torch.rand(6, 4), torch.tensor([0, 1] * 3))
+        >>> learner, task = JointTraining(MLP(4, 2)), Examples(torch.rand(6, 4), torch.tensor([0, 1] * 3))
         >>> torch.equal(learner.predict(learner.adapt(task), task.inputs), learner.model(task.inputs))
         True
     """

@@ -23,6 +23,7 @@ from metalearn.engine.inner_loop import (
 from metalearn.episodes import Examples
 from metalearn.network.functional import Functional
 from metalearn.network.layers import assign, is_wildcard, owners, reach
+from metalearn.runtime.renamed import warn_renamed
 
 from .base import Adapted, Learner, Loss, explained
 
@@ -194,24 +195,29 @@ class MAML(Learner):
         learned = dict(getattr(self, "learned_rates", {}))
         return {name: learned.get(_key(name), rate) for name, rate in self.rates.items()}
 
-    def trained(self) -> dict[str, nn.Parameter]:
+    def meta_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that the outer loop trains; not the learned rates of layers that are
         frozen.
         """
         moving = {id(rate) for rate in self.current_rates().values()}
         return {
             name: p
-            for name, p in super().trained().items()
+            for name, p in super().meta_parameters().items()
             if not name.startswith("learned_rates.") or id(p) in moving
         }
 
-    def taking(self, steps: int) -> Self:
+    def with_steps(self, steps: int) -> Self:
         """The same learner on the same parameters with another number of inner steps, as the papers
         take more at test.
         """
         other = self.sharing()
         other.steps = steps
         return other
+
+    def taking(self, steps: int) -> Self:
+        """The former name of `with_steps`."""
+        warn_renamed("taking", "with_steps")
+        return self.with_steps(steps)
 
     def settings(self) -> dict[str, Any]:
         """The settings as plain values; "frozen" lists the layers with parameters that have a rate

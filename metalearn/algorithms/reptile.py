@@ -99,7 +99,7 @@ class Reptile(MAML):
             loss = self.task_loss(network, logits, episode.query.targets)
             gradients: list[Tensor | None] = [
                 self._distance(name.removeprefix("model."), theta, adapted.weights)
-                for name, theta in self.trained().items()
+                for name, theta in self.meta_parameters().items()
             ]
         return OuterGradient(loss, logits, gradients)
 

@@ -19,7 +19,8 @@ from metalearn.analysis.networks.between import Between, similarity_between
 from metalearn.analysis.networks.layerwise import LayerSimilarity, Profile, compare_layers
 from metalearn.analysis.networks.probes import Probe, Probes, linear_probes
 from metalearn.analysis.networks.similarity_map import SimilarityMap, similarity_map
-from metalearn.runtime.statistics import Estimate, Spread
+from metalearn.runtime.renamed import renamed_attributes
+from metalearn.runtime.statistics import Estimate, MeanStd
 
 __all__ = [
     "Between",
@@ -29,13 +30,13 @@ __all__ = [
     "Estimate",
     "Freezing",
     "LayerSimilarity",
+    "MeanStd",
     "Probe",
     "Probes",
     "Profile",
     "Reuse",
     "SeededFreezing",
     "SimilarityMap",
-    "Spread",
     "Streaming",
     "Verdict",
     "canonical_correlations",
@@ -59,3 +60,5 @@ __all__ = [
     "svcca",
     "verdict",
 ]
+
+__getattr__ = renamed_attributes(__name__, {"Spread": MeanStd})

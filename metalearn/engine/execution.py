@@ -90,7 +90,7 @@ def meta_backward(
     """
     learner.prepare(episodes)
     factor = 1 / len(episodes.query.targets) if scale is None else scale
-    trained = learner.trained()
+    trained = learner.meta_parameters()
     if not trained:
         raise ValueError(
             "the learner has no parameter to train; set requires_grad_(True) on what the outer loop"
@@ -125,7 +125,7 @@ def predictions(learner: Solver, episodes: Episode) -> Tensor:
     return torch.cat(list(_each(learner, episodes, _predictions)))
 
 
-def chosen(learner: Solver) -> str:
+def choose_execution(learner: Solver) -> str:
     """How this learner's tasks will be run: "loop", "threads", "vectorized", "graphs" or
     "compiled".
 
@@ -218,7 +218,7 @@ def in_flight(learner: Solver, tasks: int) -> tuple[str, int]:
     """How so many of this learner's tasks will be run, and how many of them at once: memory grows
     with these alone.
     """
-    way = chosen(learner)
+    way = choose_execution(learner)
     if way in VECTORIZED:
         return way, min(CHUNK, tasks)
     on_cpu = _on(learner, "cpu")
@@ -226,7 +226,7 @@ def in_flight(learner: Solver, tasks: int) -> tuple[str, int]:
     return ("threads", threads) if threads > 1 else ("loop", 1)
 
 
-def known(way: str) -> str:
+def check_execution(way: str) -> str:
     """`way`, if there is such a way of running tasks; raises ValueError otherwise."""
     if way not in WAYS:
         raise ValueError(f"there is no execution {way!r}; choose one of {', '.join(WAYS)}")
@@ -392,7 +392,7 @@ def _each(learner: Solver, episodes: Episode, work: Work[Result]) -> Iterator[Re
             "the inner loop takes gradients, which torch.inference_mode() rules out; evaluate under"
             " torch.no_grad()"
         )
-    tasks, way = unstack(episodes), chosen(learner)
+    tasks, way = unstack(episodes), choose_execution(learner)
     if way in RECORDED and work is _predictions and torch.is_grad_enabled():
         way = "vectorized"  # a recording has no graph to differentiate
     if way in VECTORIZED:

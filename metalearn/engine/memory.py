@@ -85,8 +85,8 @@ def forecast(learner: Steps, episode: Episode, *, tasks: int = execution.CHUNK) 
         network, episode = network.stacked(1), stack([episode])
     if not learner.steps:
         return Forecast(_peak(learner, network, episode), 0, way, in_flight, free_memory(device))
-    one = _peak(_taking(learner, 1), network, episode)
-    two = _peak(_taking(learner, 2), network, episode)
+    one = _peak(_with_steps(learner, 1), network, episode)
+    two = _peak(_with_steps(learner, 2), network, episode)
     per_step = max(two - one, 0)
     return Forecast(
         one + per_step * (learner.steps - 1), per_step, way, in_flight, free_memory(device)
@@ -202,7 +202,7 @@ def _peak(learner: Steps, network: Functional, episode: Episode) -> int:
     return alive.most
 
 
-def _taking(learner: Steps, steps: int) -> Steps:
+def _with_steps(learner: Steps, steps: int) -> Steps:
     other = learner.sharing()
     other.steps = steps
     return other

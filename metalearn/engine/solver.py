@@ -29,7 +29,7 @@ class Adapted(NamedTuple):
 
 class OuterGradient(NamedTuple):
     """The outer loss of one task (or of a stack), its query logits, and the gradient for each of
-    `trained()`.
+    `meta_parameters()`.
     """
 
     loss: Tensor
@@ -86,7 +86,7 @@ class Solver(Protocol):
         """A task -> its outer loss, logits and gradients."""
         ...
 
-    def trained(self) -> dict[str, nn.Parameter]:
+    def meta_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that the outer loop trains, by name."""
         ...
 

@@ -23,7 +23,7 @@ from metalearn.algorithms import ANIL, BOIL, MAML, NIL, MetaSGD, ProtoNet, Repti
 from metalearn.algorithms.base import Learner
 from metalearn.data.decoding import split_named
 from metalearn.data.images import LabelledImages
-from metalearn.engine.execution import known
+from metalearn.engine.execution import check_execution
 from metalearn.models import registry
 from metalearn.models.registry import TIMM, near, runs_code, torchvision_names
 from metalearn.models.weights import PLAIN, Fit, Normalization, Pretrained, fit, normalize, read
@@ -213,7 +213,7 @@ class Experiment:
             )
         if self.normalize is not None:
             Normalization.parse(self.normalize)
-        known(self.execution)
+        check_execution(self.execution)
         object.__setattr__(self, "device", device(self.device))
         if (self.splits or self.split_ratio) and not Path(self.dataset).is_dir():
             raise ValueError(
@@ -245,8 +245,8 @@ class Experiment:
         """
         if self.normalize is not None:
             return Normalization.parse(self.normalize)
-        known = self.pretrained.normalization if self.pretrained else None
-        return None if known == PLAIN else known
+        normalization = self.pretrained.normalization if self.pretrained else None
+        return None if normalization == PLAIN else normalization
 
     @property
     def mixed(self) -> str | None:
@@ -393,7 +393,7 @@ class Experiment:
     def tested(self, algorithm: str, learner: Learner) -> Learner:
         """The learner as it is tested: with as many inner steps as the preset takes at test."""
         return (
-            learner.taking(self.settings(algorithm).test_steps)
+            learner.with_steps(self.settings(algorithm).test_steps)
             if isinstance(learner, MAML)
             else learner
         )

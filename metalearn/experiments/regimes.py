@@ -22,7 +22,7 @@ from torch import nn
 from metalearn import experiments
 from metalearn.algorithms import NIL
 from metalearn.algorithms.base import Learner
-from metalearn.algorithms.joint import Joint
+from metalearn.algorithms.joint import JointTraining
 from metalearn.data.images import LabelledImages
 from metalearn.episodes import Episode, Examples
 from metalearn.evaluation import Tasks
@@ -40,9 +40,9 @@ from .runs import Run
 REGIMES = ("maml", "anil", "multiclass", "multitask", "random", "nil-train")
 
 
-class Batches:
+class Minibatches:
     """Minibatches of labelled images under their own labels, each as one task without a support
-    set: what `Joint` trains on.
+    set: what `JointTraining` trains on.
 
     `[i]` holds `size` different images of all classes; it depends on (seed, i) alone.
 
@@ -50,7 +50,7 @@ class Batches:
 
     Example:
         >>> images = LabelledImages(torch.zeros(60, 1, 28, 28, dtype=torch.uint8), torch.arange(6).repeat_interleave(10))
-        >>> Batches(images, size=32)[0].query.inputs.shape
+        >>> Minibatches(images, size=32)[0].query.inputs.shape
         torch.Size([32, 1, 28, 28])
     """
 
@@ -129,7 +129,11 @@ def multiclass(
             " give it one for each"
         )
     return meta_train(
-        Joint(model), Batches(images, batch, seed=seed), steps=steps, meta_batch=1, **training
+        JointTraining(model),
+        Minibatches(images, batch, seed=seed),
+        steps=steps,
+        meta_batch=1,
+        **training,
     )
 
 
@@ -144,7 +148,7 @@ def multitask(
         tasks: training tasks by index, such as `FewShot`; their support sets are not used.
         steps, meta_batch, training: as for `meta_train`.
     """
-    return meta_train(Joint(model), tasks, steps=steps, meta_batch=meta_batch, **training)
+    return meta_train(JointTraining(model), tasks, steps=steps, meta_batch=meta_batch, **training)
 
 
 def trained(experiment: Experiment, regime: str, *, progress: bool = True) -> Run:
@@ -178,7 +182,7 @@ def trained(experiment: Experiment, regime: str, *, progress: bool = True) -> Ru
     else:
         meta_batch, tasks = (
             1,
-            Batches(images, chosen.meta_batch * experiment.ways * each, seed=seed),
+            Minibatches(images, chosen.meta_batch * experiment.ways * each, seed=seed),
         )
     checkpoint = experiment.checkpoint(regime)
     curve = meta_train(
@@ -220,7 +224,7 @@ def fresh_learner(experiment: Experiment, regime: str) -> Learner:
         experiment = replace(
             experiment, ways=len(experiment.data("train").names), channels=channels, size=size
         )
-    return Joint(experiment.fresh_model(), execution=experiment.execution)
+    return JointTraining(experiment.fresh_model(), execution=experiment.execution)
 
 
 def restored(path: str | os.PathLike[str], **changes: Any) -> Run:
@@ -234,7 +238,7 @@ def at_test(run: Run) -> Learner:
     """
     return (
         NIL(run.learner.model, execution=run.learner.execution)
-        if isinstance(run.learner, Joint)
+        if isinstance(run.learner, JointTraining)
         else run.tested()
     )
 

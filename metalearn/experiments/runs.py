@@ -122,7 +122,7 @@ def compare(
     done = dict(runs or {})
     for by in dict.fromkeys(map(trained_by, names)):
         if by not in done:
-            if progress and distributed.here()[0] == 0:
+            if progress and distributed.rank() == 0:
                 print(f"{by}: training ({experiment.checkpoint(by)})", file=sys.stderr, flush=True)
             done[by] = Run(experiment, by, *experiment.train(by, progress=progress, **options))
     learners = {name: done[trained_by(name)].tested(name) for name in names}

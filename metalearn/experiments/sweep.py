@@ -101,13 +101,13 @@ def sweep(
         raise ValueError(f"processes={processes} must be at least 1")
     parallel.check_startable("sweep()", processes)
     distributed.join(torch.device("cpu"))
-    rank, count = distributed.here()
+    rank, count = distributed.rank(), distributed.world_size()
     if count > 1 and processes > 1:
         raise ValueError(f"torchrun has started {count} processes already; leave processes out")
     path = Path(results)
     if path.is_dir():
         raise ValueError(f"results={str(path)!r} is a folder; name a file, such as sweep.jsonl")
-    jobs = distributed.from_first(_jobs(asked, names, _done(path)) if rank == 0 else [])
+    jobs = distributed.broadcast(_jobs(asked, names, _done(path)) if rank == 0 else [])
     if progress and rank == 0:
         print(
             f"sweep: {sum(len(job.algorithms) for job in jobs)} of {len(asked) * len(names)}"
@@ -131,7 +131,7 @@ def sweep(
                     )
     ordered = {
         key: row
-        for rows in distributed.gather(found)
+        for rows in distributed.all_gather(found)
         for row in rows
         if (key := _key(row["settings"]))
     }
@@ -250,8 +250,8 @@ def _performed(
         yield from _in_processes(jobs, processes, progress)
         return
     mine = distributed.tickets(f"sweep of {len(jobs)}")
-    alone = distributed.here()[1] == 1
-    with distributed.apart():
+    alone = distributed.world_size() == 1
+    with distributed.standalone():
         for number in mine:
             if number >= len(jobs):
                 return

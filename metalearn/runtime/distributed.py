@@ -37,22 +37,32 @@ SHOWN = 5  # differences between ranks that a message names
 CURE = "Start all of them again with the same command: training goes on from the last checkpoint"
 
 _store: dist.Store | None = None
-_apart = False
+_standalone = False
 _calls = 0  # how often this rank began or ended a wait for the others: odd while it waits
 
 
-def here() -> tuple[int, int]:
-    """This process's rank, and how many ranks there are; (0, 1) without torchrun.
+def rank() -> int:
+    """This process's rank; 0 without torchrun.
 
     Example:
-        >>> here()
-        (0, 1)
+        >>> rank()
+        0
     """
-    return (
-        (dist.get_rank(), dist.get_world_size())
-        if dist.is_available() and dist.is_initialized() and not _apart
-        else (0, 1)
-    )
+    return dist.get_rank() if _in_group() else 0
+
+
+def world_size() -> int:
+    """The number of ranks; 1 without torchrun.
+
+    Example:
+        >>> world_size()
+        1
+    """
+    return dist.get_world_size() if _in_group() else 1
+
+
+def _in_group() -> bool:
+    return dist.is_available() and dist.is_initialized() and not _standalone
 
 
 def device(name: str) -> str:
@@ -103,14 +113,14 @@ def join(device: torch.device) -> None:
 
 
 @contextmanager
-def apart() -> Iterator[None]:
+def standalone() -> Iterator[None]:
     """Let every rank work on its own meanwhile, as if there were no other."""
-    global _apart
-    before, _apart = _apart, True
+    global _standalone
+    before, _standalone = _standalone, True
     try:
         yield
     finally:
-        _apart = before
+        _standalone = before
 
 
 _tickets: Counter[str] = Counter()  # how often each name was used; the same on every rank
@@ -129,7 +139,7 @@ def tickets(name: str) -> Iterator[int]:
         (0, 1)
     """
     if _store is None:
-        return count_from(*here())
+        return count_from(rank(), world_size())
     _tickets[name] += 1
     series = f"{name}, {_tickets[name]}"
     return (_drawn(_store, series) for _ in count_from())
@@ -147,7 +157,7 @@ def check_same(settings: Record, cure: str) -> None:
     Example:
         >>> check_same({"learner": {"lr": 0.1}}, "Start every rank with the same settings")
     """
-    _refuse_differences(gather(settings), cure)
+    _refuse_differences(all_gather(settings), cure)
 
 
 def raise_together(error: Exception | None) -> None:
@@ -155,23 +165,23 @@ def raise_together(error: Exception | None) -> None:
 
     Every rank must call it.
     """
-    said = gather(None if error is None else (type(error).__name__, str(error)))
+    said = all_gather(None if error is None else (type(error).__name__, str(error)))
     if error is not None:
         raise error
-    for rank, failed in enumerate(said):
+    for number, failed in enumerate(said):
         if failed is not None:
             kind = getattr(builtins, failed[0], RuntimeError)
             known = isinstance(kind, type) and issubclass(kind, Exception)
-            raise (kind if known else RuntimeError)(f"rank {rank}: {failed[1]}")
+            raise (kind if known else RuntimeError)(f"rank {number}: {failed[1]}")
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def failing_together() -> Iterator[None]:
     """What goes wrong in here on any rank is raised on every one. Every rank must enter; none may
     call another rank in here.
 
     Example:
-        >>> with together():
+        >>> with failing_together():
         ...     number = int("3")
     """
     try:
@@ -181,24 +191,24 @@ def together() -> Iterator[None]:
     raise_together(None)
 
 
-def first_alone(work: Callable[[], T]) -> T:
+def rank_zero_first(work: Callable[[], T]) -> T:
     """What `work` returns. The first rank does it before the others, which then find what it kept;
     an error there is one on every rank.
 
     Example:
-        >>> first_alone(lambda: "trained once")
+        >>> rank_zero_first(lambda: "trained once")
         'trained once'
     """
     found = None
-    with together():
-        if here()[0] == 0:
+    with failing_together():
+        if rank() == 0:
             found = work()
-    return work() if here()[0] else found  # type: ignore[return-value]
+    return work() if rank() else found  # type: ignore[return-value]
 
 
-def total(tensor: Tensor) -> Tensor:
+def all_reduce(tensor: Tensor) -> Tensor:
     """The sum of `tensor` over all ranks."""
-    if here()[1] == 1:
+    if world_size() == 1:
         return tensor
     moved = tensor.cuda() if dist.get_backend() == "nccl" else tensor.cpu().clone()
     with _waiting():
@@ -208,18 +218,18 @@ def total(tensor: Tensor) -> Tensor:
 
 def anywhere(flag: bool) -> bool:
     """Whether `flag` is set on any rank, so that all of them stop at the same step."""
-    return bool(total(torch.tensor(float(flag))))
+    return bool(all_reduce(torch.tensor(float(flag))))
 
 
-def total_gradients(parameters: Iterable[nn.Parameter]) -> None:
+def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Set each `.grad` to its sum over all ranks: one all_reduce for each dtype; a rank that had no
     task counts as zero.
     """
-    if here()[1] == 1:
+    if world_size() == 1:
         return
     for _, group in groupby(sorted(parameters, key=lambda p: str(p.dtype)), key=lambda p: p.dtype):
         alike = list(group)
-        flat = total(
+        flat = all_reduce(
             torch.cat(
                 [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in alike]
             )
@@ -232,11 +242,11 @@ def same_weights(module: nn.Module) -> None:
     """Give every rank the first rank's parameters and buffers, with a warning on each rank that had
     others.
     """
-    if here()[1] > 1:
-        rank, marks = here()[0], gather(_checksum(module))
-        if marks[rank] != marks[0]:
+    if world_size() > 1:
+        marks = all_gather(_checksum(module))
+        if marks[rank()] != marks[0]:
             warnings.warn(
-                f"rank {rank} had other initial weights than rank 0, which every rank starts from"
+                f"rank {rank()} had other initial weights than rank 0, which every rank starts from"
                 " now; call torch.manual_seed with one seed on every rank before the network is"
                 " built",
                 stacklevel=3,
@@ -248,20 +258,20 @@ def same_weights(module: nn.Module) -> None:
                 tensor.copy_(whole)
 
 
-def from_first(thing: T) -> T:
+def broadcast(thing: T) -> T:
     """The first rank's `thing`, on every rank."""
     box = [thing]
-    if here()[1] > 1:
+    if world_size() > 1:
         with _waiting():
             dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
-def gather(thing: T) -> list[T]:
+def all_gather(thing: T) -> list[T]:
     """Every rank's `thing`, in the order of ranks."""
-    if here()[1] == 1:
+    if world_size() == 1:
         return [thing]
-    box: list[T] = [thing] * here()[1]
+    box: list[T] = [thing] * world_size()
     with _waiting():
         dist.all_gather_object(box, thing)
     return box

@@ -28,7 +28,7 @@ class Estimate(NamedTuple):
             Estimate(mean=0.6, interval=0.1299...)
         """
         tensor = torch.as_tensor(values, dtype=torch.float64)
-        return cls(float(tensor.mean()), half_width(tensor))
+        return cls(float(tensor.mean()), confidence_half_width(tensor))
 
     @property
     def low(self) -> float:
@@ -53,7 +53,7 @@ class Estimate(NamedTuple):
         return f"{mean} ± {format(scale * self.interval, form.lstrip('+')).strip()}{unit}"
 
 
-def half_width(values: Tensor) -> float:
+def confidence_half_width(values: Tensor) -> float:
     """Half the 95 % interval of the mean of `values` (n,): `q std(ddof=1) / sqrt(n)`.
 
     `q` is 1.96, or with fewer than 30 values Student's quantile `t(0.975, n - 1)`: 1.96 standard
@@ -62,7 +62,7 @@ def half_width(values: Tensor) -> float:
     Example:
         >>> round(half_width(torch.tensor([0.0, 1.0])), 2)  # 12.71 standard errors of 0.5
         6.35
-        >>> half_width(torch.tensor([1.0]))
+        >>> confidence_half_width(torch.tensor([1.0]))
         nan
     """
     n = len(values)
@@ -76,7 +76,7 @@ def half_width(values: Tensor) -> float:
     return quantile * float(values.double().std(correction=1)) / math.sqrt(n)
 
 
-class Spread(NamedTuple):
+class MeanStd(NamedTuple):
     """A mean over runs with their standard deviation (ddof=1), which is what Raghu et al. 2020
     write after ±; NaN for one run.
     """
@@ -86,12 +86,12 @@ class Spread(NamedTuple):
     runs: int
 
     @classmethod
-    def of(cls, values: Any) -> Spread:
+    def of(cls, values: Any) -> MeanStd:
         """The spread of one value a run (runs,).
 
         Example:
-            >>> Spread.of([0.0, 0.5, 1.0])
-            Spread(mean=0.5, std=0.5, runs=3)
+            >>> MeanStd.of([0.0, 0.5, 1.0])
+            MeanStd(mean=0.5, std=0.5, runs=3)
         """
         tensor = torch.as_tensor(values, dtype=torch.float64)
         std = float(tensor.std(correction=1)) if len(tensor) > 1 else float("nan")

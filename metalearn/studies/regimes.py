@@ -13,7 +13,7 @@ from metalearn.evaluation import Evaluation, Tasks, evaluate_together
 from metalearn.experiments.experiment import Experiment
 from metalearn.experiments.regimes import REGIMES, trained
 from metalearn.experiments.runs import Run
-from metalearn.runtime.statistics import Spread
+from metalearn.runtime.statistics import MeanStd
 from metalearn.runtime.tables import Tabular, aligned, plain
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Regimes(Tabular):
     as table 5 of Raghu et al. 2020.
     """
 
-    accuracy: Mapping[str, Spread]
+    accuracy: Mapping[str, MeanStd]
     evaluations: Mapping[str, tuple[Evaluation, ...]]
     rule: str
 
@@ -113,7 +113,7 @@ def training_regimes(
         ).items():
             found[name].append(evaluation)
     return Regimes(
-        {n: Spread.of([e.mean for e in found[n]]) for n in regimes},
+        {n: MeanStd.of([e.mean for e in found[n]]) for n in regimes},
         {n: tuple(found[n]) for n in regimes},
         rule,
     )

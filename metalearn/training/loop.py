@@ -39,9 +39,9 @@ from metalearn.evaluation import (
     check_learner,
     check_tasks,
     describe,
-    drawn,
     evaluate,
     first_task,
+    load,
 )
 from metalearn.runtime import distributed, files, provenance, random_state
 from metalearn.runtime.checks import positive_number, whole_number
@@ -109,8 +109,8 @@ class Run:
         self, path: str | os.PathLike[str], write: Callable[..., None] = checkpoints.save
     ) -> None:
         """Write a checkpoint. Every rank must call it; the first one writes."""
-        states = distributed.gather(random_state.generators(_device(self.learner)))
-        if distributed.here()[0] == 0:
+        states = distributed.all_gather(random_state.generators(_device(self.learner)))
+        if distributed.rank() == 0:
             tensors = {
                 checkpoints.WEIGHTS + name: tensor
                 for name, tensor in self.learner.state_dict().items()
@@ -140,14 +140,14 @@ class Run:
         Raises ValueError where it is another run's.
         """
         found = None
-        if distributed.here()[0] == 0:
+        if distributed.rank() == 0:
             with contextlib.suppress(FileNotFoundError):
                 tensors, record = checkpoints.load(path, set_aside=True)
                 found = (
                     safetensors.torch.save(tensors),
                     record,
                 )  # bytes, since only plain values go from rank to rank
-        found = distributed.from_first(found)
+        found = distributed.broadcast(found)
         if found is None:
             return
         tensors, record = safetensors.torch.load(found[0]), found[1]
@@ -167,7 +167,7 @@ class Run:
         self.optimizer.load_state_dict(checkpoints.unpack(record["optimizer"], tensors))
         if self.schedule:
             self.schedule.load_state_dict(checkpoints.unpack(record["schedule"], tensors))
-        states, (rank, _) = record["generators"], distributed.here()
+        states, rank = record["generators"], distributed.rank()
         if rank < len(states):
             random_state.set_generators(states[rank], _device(self.learner))
         self.curve = Curve(
@@ -260,7 +260,7 @@ def meta_train(
     """
     check_learner(learner)
     distributed.join(_device(learner))
-    with distributed.together():
+    with distributed.failing_together():
         steps = whole_number("steps", steps)
         meta_batch = whole_number("meta_batch", meta_batch)
         validate_every = whole_number("validate_every", validate_every)
@@ -281,7 +281,7 @@ def meta_train(
         )
         if learner.guessed and learner.needs_head:  # which decides what is trained
             states = random_state.generators(_device(learner))
-            learner.prepare(drawn(episodes, [0], learner))
+            learner.prepare(load(episodes, [0], learner))
             random_state.set_generators(states, _device(learner))
         run = Run(learner, *_outer(learner, optimizer, schedule, steps), settings={})
         chosen = {
@@ -300,8 +300,8 @@ def meta_train(
         decisive = _decisive(run, episodes, plan)
     distributed.check_same(decisive, "Start every rank with the same settings")
     distributed.same_weights(learner)
-    parameters = list(learner.trained().values())
-    first = distributed.here()[0] == 0
+    parameters = list(learner.meta_parameters().values())
+    first = distributed.rank() == 0
     with (
         contextlib.ExitStack() as opened,
         _resumed(run, checkpoint, steps),
@@ -362,7 +362,8 @@ def _meta_batches(
     For a GPU the next tasks are drawn while it works on these, in a thread, if their class declares
     with `draws_by_index` that a task depends on its index alone.
     """
-    (rank, count), device = distributed.here(), _device(run.learner)
+    rank, count = distributed.rank(), distributed.world_size()
+    device = _device(run.learner)
     stream = (
         torch.cuda.current_stream(device) if device.type == "cuda" else None
     )  # a thread has one of its own
@@ -371,7 +372,7 @@ def _meta_batches(
         tasks = [(step * meta_batch + j) % len(episodes) for j in range(meta_batch)]
         with torch.cuda.stream(stream):
             return tasks, (
-                drawn(episodes, tasks[rank::count], run.learner) if rank < len(tasks) else None
+                load(episodes, tasks[rank::count], run.learner) if rank < len(tasks) else None
             )
 
     left = range(run.step, steps)
@@ -393,20 +394,23 @@ def _backward(
     """Fill `.grad` with the mean over the tasks of all ranks -> losses and accuracies
     (meta_batch,), float64 on the CPU; whether finite.
     """
-    rank, count = distributed.here()
-    figures, trained = torch.zeros(2, tasks, dtype=torch.float64), list(learner.trained().values())
+    rank, count = distributed.rank(), distributed.world_size()
+    figures, trained = (
+        torch.zeros(2, tasks, dtype=torch.float64),
+        list(learner.meta_parameters().values()),
+    )
     found = torch.zeros(2, 0, dtype=torch.float64)
     if stacked is not None:
         with _computing_in(precision, learner):
             done = meta_backward(learner, stacked, scale=1 / tasks)
         found = torch.stack((done.losses.double(), accuracies(done.logits, stacked.query.targets)))
-    distributed.total_gradients(trained)
+    distributed.all_reduce_gradients(trained)
     norm = get_total_norm([p.grad for p in trained if p.grad is not None])
     read = torch.cat(
         (found.flatten(), norm.double().reshape(1).to(found.device))
     ).cpu()  # the one time that a GPU is waited for
     figures[:, rank::count] = read[:-1].view(2, -1)
-    losses, right = distributed.total(figures)
+    losses, right = distributed.all_reduce(figures)
     return losses, right, bool(losses.isfinite().all() and read[-1].isfinite())
 
 
@@ -416,7 +420,8 @@ def _foresee(
     """Say how tasks are run and what memory they are expected to need; warn where that exceeds what
     there is.
     """
-    learner, (rank, count) = run.learner, distributed.here()
+    learner = run.learner
+    rank, count = distributed.rank(), distributed.world_size()
     share, states = -(-meta_batch // count), random_state.generators(_device(learner))
     sharing = (
         int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -425,7 +430,7 @@ def _foresee(
     )
     said, advice = "tasks run in: {}, {} at once".format(*in_flight(learner, share)), None
     try:
-        task = unstack(drawn(episodes, [run.step * meta_batch % len(episodes)], learner))[0]
+        task = unstack(load(episodes, [run.step * meta_batch % len(episodes)], learner))[0]
         with _computing_in(precision, learner):
             expected = memory.forecast(learner, task, tasks=share)
             said, advice = (
@@ -455,7 +460,7 @@ def _resumed(run: Run, checkpoint: str | os.PathLike[str] | None, steps: int) ->
         return
     with contextlib.ExitStack() as held:
         refused = None
-        if distributed.here()[0] == 0:
+        if distributed.rank() == 0:
             try:
                 held.enter_context(files.locked(checkpoint))
             except OSError as error:
@@ -512,7 +517,7 @@ def _refuse(
     what = f"the loss of task {named}"
     if not named:
         gradients = {
-            name: p.grad for name, p in run.learner.trained().items() if p.grad is not None
+            name: p.grad for name, p in run.learner.meta_parameters().items() if p.grad is not None
         }
         broken = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
         of = ", ".join(broken) or "all parameters together (its norm overflows)"
@@ -529,22 +534,24 @@ def _without_gradient(
     learner: Learner, episodes: Tasks, tasks: list[int], precision: str | None
 ) -> list[int]:
     """Those of the tasks whose own gradient is not finite; every rank looks at its share again."""
-    rank, count = distributed.here()
+    rank, count = distributed.rank(), distributed.world_size()
     broken = []
     for task in tasks[rank::count]:
         learner.zero_grad(set_to_none=True)
         with _computing_in(precision, learner):
-            meta_backward(learner, drawn(episodes, [task], learner))
+            meta_backward(learner, load(episodes, [task], learner))
         if not all(
-            p.grad.isfinite().all() for p in learner.trained().values() if p.grad is not None
+            p.grad.isfinite().all()
+            for p in learner.meta_parameters().values()
+            if p.grad is not None
         ):
             broken.append(task)
-    return sorted(itertools.chain.from_iterable(distributed.gather(broken)))
+    return sorted(itertools.chain.from_iterable(distributed.all_gather(broken)))
 
 
 def _check_weights(run: Run) -> None:
     """Raise FloatingPointError naming the weights that an outer step has made infinite or NaN."""
-    broken = [name for name, p in run.learner.trained().items() if not p.isfinite().all()]
+    broken = [name for name, p in run.learner.meta_parameters().items() if not p.isfinite().all()]
     if broken:
         raise FloatingPointError(
             f"step {run.step}: the optimizer's step made {', '.join(broken)} not finite, though the"
@@ -591,7 +598,7 @@ def _outer(
     schedule: str | Callable[[Optimizer], LRScheduler] | None,
     steps: int,
 ) -> tuple[Optimizer, LRScheduler | None]:
-    trained = list(learner.trained().values())
+    trained = list(learner.meta_parameters().values())
     if not trained:
         raise ValueError(
             "the learner has no parameter to train; set requires_grad_(True) on what the outer loop"
@@ -713,9 +720,9 @@ def _decisive(run: Run, episodes: Tasks, plan: Record) -> Record:
     """All that decides the weights a run ends with and the calls that ranks make together, so that
     they can be compared.
     """
-    if distributed.here()[1] == 1:
+    if distributed.world_size() == 1:
         return {}
-    learner, trained = run.learner, run.learner.trained()
+    learner, trained = run.learner, run.learner.meta_parameters()
     names = {id(parameter): name for name, parameter in learner.named_parameters()}
     tensors = {
         name: (
@@ -791,10 +798,10 @@ def _agreed_stop(
 
     Raises ValueError if the ranks took this step at different rates.
     """
-    rank, count = distributed.here()
+    rank, count = distributed.rank(), distributed.world_size()
     rows = torch.zeros(count, 1 + len(rates), dtype=torch.float64)  # a row per rank
     rows[rank] = torch.tensor([received or 0, *rates])
-    rows = distributed.total(rows)
+    rows = distributed.all_reduce(rows)
     if not rows[:, 1:].equal(rows[:1, 1:].expand(count, -1)):
         distributed.check_same(
             {f"at step {run.step} the outer rate": rates}, "Give every rank the same schedule"
@@ -807,7 +814,7 @@ def _stop(received: signal.Signals, run: Run, steps: int) -> NoReturn:
     text = f"stopped after step {run.step} of {steps}; last checkpoint: {run.saved}"
     if received == signal.SIGINT:
         raise KeyboardInterrupt(text)
-    rank, count = distributed.here()
+    rank, count = distributed.rank(), distributed.world_size()
     if rank == 0:
         command = (
             distributed.CURE

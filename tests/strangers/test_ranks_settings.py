@@ -183,10 +183,10 @@ def terminated(rank: int, folder: Path) -> dict[str, Any]:
 def other_calls(rank: int, folder: Path) -> dict[str, Any]:
     """Rank 0 leaves out a call, so that each rank waits for the other."""
     distributed.join(torch.device("cpu"))
-    distributed.gather(None)
+    distributed.all_gather(None)
     if rank:
-        distributed.total(torch.zeros(1))
-    distributed.gather(None)
+        distributed.all_reduce(torch.zeros(1))
+    distributed.all_gather(None)
     return {}
 
 

@@ -53,7 +53,7 @@ def test_real_targets_under_cross_entropy_are_refused(
         lambda: ml.meta_backward(learner, stack(tasks)),
         lambda: ml.meta_train(learner, tasks, steps=1, progress=False),
         lambda: ml.evaluate(learner, tasks),
-        lambda: ml.evaluate(learner.taking(0), tasks),
+        lambda: ml.evaluate(learner.with_steps(0), tasks),
     ):
         with pytest.raises(ValueError, match=r"not torch\.float32; pass loss=F\.mse_loss"):
             run()

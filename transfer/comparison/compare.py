@@ -159,7 +159,7 @@ def compare(
         )
     parallel.check_startable("compare()", processes)
     distributed.join(torch.device("cpu"))
-    if distributed.here()[1] > 1 and folder is None:
+    if distributed.world_size() > 1 and folder is None:
         raise ValueError(
             "under torchrun compare() needs folder=, one that all ranks see: they share out the"
             " runs through it"
@@ -186,8 +186,8 @@ def compare(
         plan.try_out(numbers[0])
         with _workers(plan, processes) as pool:
             _perform(plan, wanted, pool, progress)
-            if distributed.here()[0]:
-                return distributed.from_first(None)  # type: ignore[return-value]
+            if distributed.rank():
+                return distributed.broadcast(None)  # type: ignore[return-value]
             runs = {key: plan.read(*key) for key in wanted}
             alike = _alike(plan, list(strategies), numbers, first, pool, progress)
     share = statistics.over_seeds([runs[first, seed].curve.final for seed in numbers]).mean
@@ -202,7 +202,7 @@ def compare(
         "versions": {**provenance.versions(), "threads": torch.get_num_threads()},
     }
     ordered = tuple(runs[name, seed] for name in strategies for seed in numbers)
-    return distributed.from_first(
+    return distributed.broadcast(
         Comparison(
             tuple(strategies),
             tuple(numbers),

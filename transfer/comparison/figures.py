@@ -22,7 +22,7 @@ from transfer.finetuning.scores import words
 from . import statistics
 
 if TYPE_CHECKING:
-    from .results import Against, ComparisonResult
+    from .results import BaselineTest, ComparisonResult
 
 SHOWN = 12  # strategies whose filters fit on a page
 
@@ -176,7 +176,7 @@ def _draw_steps(axes: Axes, comparison: ComparisonResult) -> None:
     axes.set_xlim(left=0)
 
 
-def _dots(axes: Axes, values: dict[str, list[Any]], rows: Sequence[Against]) -> None:
+def _dots(axes: Axes, values: dict[str, list[Any]], rows: Sequence[BaselineTest]) -> None:
     for i, row in enumerate(rows):
         known = [value for value in values[row.strategy] if value is not None]
         style = start_look(i)

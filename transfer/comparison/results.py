@@ -19,7 +19,7 @@ from transfer.finetuning.curve import Curve
 
 
 @dataclass(frozen=True)
-class Kept:
+class LayerRetention:
     """How much of its start one layer kept in one run: similarity of its outputs, its floor, and
     the correlation of its weights.
     """
@@ -44,12 +44,12 @@ class Run:
     seed: int
     curve: Curve
     initialisation: Record = field(repr=False)
-    kept: tuple[Kept, ...] = field(repr=False)
+    kept: tuple[LayerRetention, ...] = field(repr=False)
     filters: Tensor | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
-class Against:
+class BaselineTest:
     """One strategy's score, or its steps to the threshold, against the baseline's on the same
     seeds.
 
@@ -69,7 +69,7 @@ class Against:
 
 
 @dataclass(frozen=True)
-class Alike:
+class EndSimilarity:
     """How similar one layer ends in two runs of a strategy under different seeds, and in one of it
     and one of the baseline.
     """
@@ -92,7 +92,7 @@ class ComparisonResult(Tabular):
     threshold_rule: str
     level: float
     measure: str
-    alike: tuple[Alike, ...] = ()
+    alike: tuple[EndSimilarity, ...] = ()
     settings: Record = field(default_factory=dict, repr=False)
 
     def of(self, strategy: str) -> list[Run]:
@@ -133,14 +133,14 @@ class ComparisonResult(Tabular):
         return {name: some for name, some in seeds.items() if some}
 
     @cached_property
-    def finals(self) -> tuple[Against, ...]:
+    def finals(self) -> tuple[BaselineTest, ...]:
         """The final score of every strategy against the baseline."""
         return self._against(
             {name: [run.curve.final for run in self.of(name)] for name in self.strategies}
         )
 
     @cached_property
-    def steps(self) -> tuple[Against, ...]:
+    def steps(self) -> tuple[BaselineTest, ...]:
         """Steps to the threshold of every strategy against the baseline; fewer is faster."""
         return self._against(
             {
@@ -226,7 +226,7 @@ class ComparisonResult(Tabular):
             }
         )
 
-    def _against(self, measured: Mapping[str, Sequence[float | None]]) -> tuple[Against, ...]:
+    def _against(self, measured: Mapping[str, Sequence[float | None]]) -> tuple[BaselineTest, ...]:
         reached = {
             name: [value for value in values if value is not None]
             for name, values in measured.items()
@@ -240,5 +240,7 @@ class ComparisonResult(Tabular):
             test = (
                 (*tests[name], statistics.answer(*tests[name], self.level)) if name in tests else ()
             )
-            rows.append(replace(Against(*row, *test), collapsed=len(self.collapsed.get(name, ()))))
+            rows.append(
+                replace(BaselineTest(*row, *test), collapsed=len(self.collapsed.get(name, ())))
+            )
         return tuple(rows)

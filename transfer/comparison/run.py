@@ -35,7 +35,7 @@ from metalearn.runtime.files import Damaged, Record, _checksum
 from metalearn.runtime.progress import progress as shown_progress
 from metalearn.runtime.tables import plain
 from transfer.comparison import statistics
-from transfer.comparison.results import Alike, Kept, Run
+from transfer.comparison.results import EndSimilarity, LayerRetention, Run
 from transfer.finetuning.curve import Curve
 from transfer.finetuning.finetune import FineTuning, named_tensors
 from transfer.initialisation.strategies import initialize
@@ -183,7 +183,7 @@ class _Plan:
             {key: math.nan if value is None else value for key, value in row.items()}
             for row in record["kept"]
         ]
-        kept = tuple(Kept(**row) for row in rows)
+        kept = tuple(LayerRetention(**row) for row in rows)
         filters = (
             tensors["filters"].clone() if "filters" in tensors else None
         )  # else all of the file stays in memory with them
@@ -205,7 +205,7 @@ def _perform(
     plan: _Plan, wanted: list[tuple[str, int]], pool: Executor | None, progress: bool
 ) -> None:
     """All runs that are not there yet: this rank's share of them, here or in a pool."""
-    rank, count = distributed.here()
+    rank, count = distributed.rank(), distributed.world_size()
     mine = wanted[rank::count]
     left = [key for key in mine if not plan.done(*key)]
     steps = getattr(plan.train, "steps", 1)
@@ -335,7 +335,7 @@ def _alike(
     baseline: str,
     pool: Executor | None,
     progress: bool,
-) -> tuple[Alike, ...]:
+) -> tuple[EndSimilarity, ...]:
     """Every strategy's end against its own, and against the baseline's, under the next seed."""
     pairs = tuple(zip(seeds, seeds[1:] + seeds[:1], strict=True))[
         : len(seeds) if len(seeds) > 2 else len(seeds) - 1
@@ -354,7 +354,9 @@ def _alike(
     return tuple(row for rows in found for row in rows)
 
 
-def _ends(plan: _Plan, name: str, baseline: str, pairs: Sequence[tuple[int, int]]) -> list[Alike]:
+def _ends(
+    plan: _Plan, name: str, baseline: str, pairs: Sequence[tuple[int, int]]
+) -> list[EndSimilarity]:
     """One strategy's layers, each with how alike two of its ends are, and one of it and one of the
     baseline.
     """
@@ -374,7 +376,10 @@ def _ends(plan: _Plan, name: str, baseline: str, pairs: Sequence[tuple[int, int]
         layer: [[profile[layer].similarity for profile in profiles] for profiles in (own, base)]
         for layer in shared
     }
-    return [Alike(name, layer, *map(statistics.over_seeds, both)) for layer, both in values.items()]
+    return [
+        EndSimilarity(name, layer, *map(statistics.over_seeds, both))
+        for layer, both in values.items()
+    ]
 
 
 def _profile(ours: Weighted, theirs: Weighted, plan: _Plan, draws: int = 0) -> Profile:
@@ -407,11 +412,11 @@ def _digest(probe: Inputs) -> str:
 
 def _kept(
     model: nn.Module, before: dict[str, Tensor], after: dict[str, Tensor], plan: _Plan
-) -> list[Kept]:
+) -> list[LayerRetention]:
     profile = _profile((model, before), (model, after), plan, draws=10)
     correlations = _correlations(model, before, after)
     return [
-        Kept(
+        LayerRetention(
             row.layer,
             row.similarity,
             row.floor.upper,
@@ -494,7 +499,7 @@ def checked_seeds(seeds: Iterable[int]) -> list[int]:
 def _place(folder: str | os.PathLike[str] | None) -> Iterator[Path]:
     if folder is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        first = distributed.here()[0] == 0
+        first = distributed.rank() == 0
         with files.locked(Path(folder) / "comparison") if first else nullcontext():
             yield Path(folder)
     else:

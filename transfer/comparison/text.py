@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transfer.comparison.results import ComparisonResult
 
 if TYPE_CHECKING:
-    from transfer.comparison.results import Against, Alike, ComparisonResult
+    from transfer.comparison.results import BaselineTest, ComparisonResult, EndSimilarity
 
 
 def text(comparison: ComparisonResult) -> str:
@@ -95,7 +95,7 @@ def final_rows(comparison: ComparisonResult) -> list[tuple[str, ...]]:
     return rows
 
 
-def _mark(row: Against) -> str:
+def _mark(row: BaselineTest) -> str:
     """What is added to the score of a start whose networks have collapsed."""
     return f", collapsed in {row.collapsed} of {row.seeds}" if row.collapsed else ""
 
@@ -210,7 +210,7 @@ def alike_table(comparison: ComparisonResult) -> Table:
     """How alike runs of two seeds end: a row a layer, a column a start, its cells with itself /
     with the baseline.
     """
-    found: dict[str, dict[str, Alike]] = {name: {} for name in comparison.strategies}
+    found: dict[str, dict[str, EndSimilarity]] = {name: {} for name in comparison.strategies}
     for row in comparison.alike:
         found[row.strategy][row.layer] = row
     cells = [(layer, [rows.get(layer) for rows in found.values()]) for layer in _layers(found)]
@@ -243,7 +243,7 @@ def start_words(comparison: ComparisonResult, strategy: str) -> str:
 
 
 def _row(
-    row: Against, baseline: str, said: str, form: Callable[[Estimate], str]
+    row: BaselineTest, baseline: str, said: str, form: Callable[[Estimate], str]
 ) -> tuple[str, ...]:
     if row.paired is None:
         return (row.strategy, said, "the baseline" if row.strategy == baseline else "", "", "", "")
@@ -264,11 +264,11 @@ def _points(difference: Estimate) -> str:
     return difference.shown("+.2f", 100, " points")
 
 
-def _speed(row: Against) -> str:
+def _speed(row: BaselineTest) -> str:
     return {"lower": "faster", "higher": "slower"}.get(row.answer, row.answer)
 
 
-def _arrival(steps: Against, comparison: ComparisonResult) -> str:
+def _arrival(steps: BaselineTest, comparison: ComparisonResult) -> str:
     goal = f"{comparison.threshold:.4g}"
     if steps.estimate is None:
         return f"{goal} is not reached by {steps.seeds - steps.reached} of {steps.seeds} seeds"

@@ -14,7 +14,7 @@ from torch import Tensor
 from metalearn.algorithms.base import Learner
 from metalearn.analysis.scales import SCALES, worse
 from metalearn.engine.execution import answered, in_threads, solve
-from metalearn.evaluation import place
+from metalearn.evaluation import to_device
 from metalearn.network.functional import Functional
 from metalearn.runtime import progress as _progress
 from metalearn.runtime.statistics import Estimate
@@ -207,7 +207,7 @@ def score_task(
     learner: Learner, network: Functional, task: Any, layers: Sequence[str]
 ) -> TaskScores:
     """The scores of one task with its head run to convergence, and with its head frozen."""
-    task = place(task, learner)
+    task = to_device(task, learner)
     support, query = task
 
     def score(logits: Tensor) -> float:

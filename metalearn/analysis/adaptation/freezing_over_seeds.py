@@ -9,7 +9,7 @@ from typing import Any
 from metalearn.algorithms.base import Learner
 from metalearn.analysis.adaptation.freezing import Freezing, freezing
 from metalearn.analysis.checks import check_all
-from metalearn.runtime.statistics import Spread
+from metalearn.runtime.statistics import MeanStd
 from metalearn.runtime.tables import Tabular, aligned, plain
 
 
@@ -20,8 +20,8 @@ class SeededFrozen:
     """
 
     layers: tuple[str, ...]
-    accuracy: Spread
-    cost: Spread
+    accuracy: MeanStd
+    cost: MeanStd
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ def freezing_over_seeds(
     rows = [
         SeededFrozen(
             same[0].layers,
-            Spread.of([row.accuracy.mean for row in same]),
-            Spread.of([row.cost.mean for row in same]),
+            MeanStd.of([row.accuracy.mean for row in same]),
+            MeanStd.of([row.cost.mean for row in same]),
         )
         for same in zip(*(run.rows for run in runs), strict=True)
     ]

@@ -29,7 +29,7 @@ from metalearn.analysis.networks.probes import ridge_readout
 from metalearn.engine.execution import answer, solve
 from metalearn.engine.inner_loop import Weights, inner_step
 from metalearn.episodes import Episode, Examples
-from metalearn.evaluation import check_examples, place
+from metalearn.evaluation import check_examples, to_device
 from metalearn.network.activations import head_input, representations
 from metalearn.network.functional import Functional
 from metalearn.network.layers import is_inside, owners
@@ -97,7 +97,7 @@ def observe(
     before and after.
     """
     check_examples(task, stacked=False)
-    support, query = place(task, learner)
+    support, query = to_device(task, learner)
     regression = support.targets.is_floating_point()
     ways = 0 if regression else int(support.targets.max()) + 1
 
@@ -177,7 +177,7 @@ def settle(learner: Learner, task: Episode) -> None:
     threads.
     """
     check_examples(task, stacked=False)
-    learner.settle_head(place(task, learner).support.inputs)
+    learner.settle_head(to_device(task, learner).support.inputs)
 
 
 def query_score(learner: Learner, network: Functional, logits: Tensor, targets: Tensor) -> float:

@@ -15,7 +15,7 @@ from metalearn.analysis.measures.chance import Floor
 from metalearn.analysis.networks.layerwise import corrected, shown_p
 from metalearn.analysis.scales import SCALES
 from metalearn.runtime.files import write_atomically
-from metalearn.runtime.statistics import Estimate, Spread, holm
+from metalearn.runtime.statistics import Estimate, MeanStd, holm
 from metalearn.runtime.tables import aligned
 
 from .converged import CRITERION
@@ -425,7 +425,7 @@ def _draws_in_words(reuse: ReuseResult) -> str:
 def spread_line(reuse: ReuseResult) -> str:
     """What the table over seeds holds, and the accuracy as the papers write it."""
     scale = SCALES[reuse.accuracies.measure]
-    own = Spread.of([one.accuracies.own.mean for one in reuse.seeds]).text(
+    own = MeanStd.of([one.accuracies.own.mean for one in reuse.seeds]).text(
         scale.factor, 2 if scale.unit else 4
     )
     return f"{_over_seeds(reuse)}; {reuse.accuracies.measure} {own}{scale.unit}"
@@ -533,7 +533,7 @@ def seed_rows(reuse: ReuseResult) -> list[tuple[str, ...]]:
     """
 
     def shown(values: list[float], digits: int = 3) -> str:
-        return Spread.of(values).text(digits=digits) if all(map(_known, values)) else "-"
+        return MeanStd.of(values).text(digits=digits) if all(map(_known, values)) else "-"
 
     together = list(zip(*(one.layers for one in reuse.seeds), strict=True))
     return [

@@ -80,12 +80,12 @@ def count(inputs: Inputs) -> int:
     return _sizes(inputs)[0]
 
 
-def place(inputs: Any, like: Tensor | None) -> Any:
+def to_device(inputs: Any, like: Tensor | None) -> Any:
     """Inputs on the device of `like`; real numbers in its dtype too, if that is real."""
     if isinstance(inputs, Mapping):
-        return {name: place(value, like) for name, value in inputs.items()}
+        return {name: to_device(value, like) for name, value in inputs.items()}
     if isinstance(inputs, tuple | list):
-        return tuple(place(value, like) for value in inputs)
+        return tuple(to_device(value, like) for value in inputs)
     if not isinstance(inputs, Tensor) or like is None:
         return inputs
     both_real = inputs.is_floating_point() and like.is_floating_point()

@@ -15,12 +15,12 @@ from torch import Tensor
 from metalearn.algorithms.base import Learner
 from metalearn.analysis.checks import check_draws, single_tasks
 from metalearn.episodes import Episode
-from metalearn.evaluation import check_examples, place
+from metalearn.evaluation import check_examples, to_device
 from metalearn.network.activations import representations
 from metalearn.network.layers import body
 from metalearn.network.modes import evaluation_mode
 from metalearn.runtime import progress as _progress
-from metalearn.runtime.statistics import Spread
+from metalearn.runtime.statistics import MeanStd
 from metalearn.runtime.tables import Tabular, aligned, plain
 
 from .layerwise import Profile, cca_draws, cca_of_task, compare_layers, sample
@@ -50,8 +50,8 @@ class BetweenGroups:
 
     groups: tuple[str, str]
     pairs: int
-    layers: Mapping[str, Mapping[str, Spread]]
-    body: Mapping[str, Spread]
+    layers: Mapping[str, Mapping[str, MeanStd]]
+    body: Mapping[str, MeanStd]
     floor: Mapping[str, float]
 
 
@@ -221,7 +221,7 @@ def _outputs(
     learner: Learner, task: Episode, names: Sequence[str], adapted: bool
 ) -> dict[str, Tensor]:
     check_examples(task, stacked=False)
-    support, query = place(task, learner)
+    support, query = to_device(task, learner)
     network = learner.network
     weights = learner.adapt(support).weights if adapted else network.weights()
     with representations(network.module, names) as seen:
@@ -259,9 +259,9 @@ def _between(
         groups,
         len(pairs),
         {
-            name: {measure: Spread.of(values[measure][name]) for measure in MEASURES}
+            name: {measure: MeanStd.of(values[measure][name]) for measure in MEASURES}
             for name in names
         },
-        {measure: Spread.of(over_body[measure]) for measure in MEASURES},
+        {measure: MeanStd.of(over_body[measure]) for measure in MEASURES},
         {measure: sum(found) / len(found) for measure, found in floors.items()},
     )

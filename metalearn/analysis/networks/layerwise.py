@@ -36,7 +36,7 @@ from metalearn.runtime import progress as _progress
 from metalearn.runtime.statistics import holm, p_value
 from metalearn.runtime.tables import Tabular, aligned, plain
 
-from .batches import ToInputs, count, inputs_of, is_one_batch, loader_of, place, running
+from .batches import ToInputs, count, inputs_of, is_one_batch, loader_of, running, to_device
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -586,7 +586,7 @@ def _run(
             "inputs=None: networks that are not captured outputs need inputs (examples, ...) to"
             " run on"
         )
-    inputs = place(inputs, _like(network))
+    inputs = to_device(inputs, _like(network))
     args, kwargs = arguments(inputs)
     weights = dict(network[1]) if isinstance(network, tuple) else {}
     with (

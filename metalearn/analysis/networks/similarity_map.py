@@ -25,7 +25,7 @@ from metalearn.network.modes import evaluation_mode
 from metalearn.runtime import progress as _progress
 from metalearn.runtime.tables import Tabular, plain
 
-from .batches import ToInputs, count, inputs_of, is_one_batch, loader_of, place, running
+from .batches import ToInputs, count, inputs_of, is_one_batch, loader_of, running, to_device
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -336,7 +336,7 @@ class _Reader:
         self.like = next((tensor for tensor in (*network.parameters(), *network.buffers())), None)
 
     def __call__(self, inputs: Inputs) -> dict[str, Tensor]:
-        inputs = place(inputs, self.like)
+        inputs = to_device(inputs, self.like)
         with running(self.network, inputs, self.side):
             if (
                 self.channels_last

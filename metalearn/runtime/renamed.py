@@ -1,0 +1,33 @@
+"""Names of earlier versions that still work for one release, with a FutureWarning."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def warn_renamed(old: str, new: str) -> None:
+    """Warn, at the line that used it, that the name `old` is `new` now."""
+    warnings.warn(f"{old} is {new} now; the old name goes with the next release", FutureWarning, 3)
+
+
+def renamed_attributes(module: str, names: Mapping[str, Any]) -> Callable[[str], Any]:
+    """A module's `__getattr__` that gives each old name's value, with a FutureWarning.
+
+    Example:
+        >>> attribute = renamed_attributes("package", {"Old": int})
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore", FutureWarning)
+        ...     attribute("Old")
+        <class 'int'>
+    """
+
+    def attribute(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        value = names[name]
+        warn_renamed(f"{module}.{name}", f"{module}.{value.__name__}")
+        return value
+
+    return attribute
