@@ -60,7 +60,7 @@ def confidence_half_width(values: Tensor) -> float:
     errors of 3 or 5 values would cover 81 and 88 %. NaN for a single value.
 
     Example:
-        >>> round(half_width(torch.tensor([0.0, 1.0])), 2)  # 12.71 standard errors of 0.5
+        >>> round(confidence_half_width(torch.tensor([0.0, 1.0])), 2)  # 12.71 standard errors of 0.5
         6.35
         >>> confidence_half_width(torch.tensor([1.0]))
         nan
