@@ -1,0 +1,56 @@
+"""Drawings of what a vision transformer does: distances of heads, norms of the stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .layers import width_for
+from .style import COLOURS, MUTED, finish, layer_ticks, look_of, panels
+
+
+def head_distances(
+    layers: Sequence[str], distances: Sequence[np.ndarray], uniform: float
+) -> Figure:
+    """The mean distance of every head of every layer, beside that of uniform attention."""
+    draw = partial(_draw_heads, layers=layers, distances=distances, uniform=uniform)
+    return panels([draw], width_for(layers))
+
+
+def stream_ratios(
+    branches: Sequence[str], class_token: Sequence[float], patches: Sequence[float]
+) -> Figure:
+    """Norm of the stream over norm of the branch, over depth, on a logarithmic scale."""
+    draw = partial(_draw_ratios, branches=branches, class_token=class_token, patches=patches)
+    return panels([draw], width_for(branches))
+
+
+def _draw_heads(
+    axes: Axes, layers: Sequence[str], distances: Sequence[np.ndarray], uniform: float
+) -> None:
+    for place, heads in enumerate(distances):
+        at = np.full(len(heads), place)
+        label = "a head" if place == 0 else None
+        axes.scatter(at, np.sort(heads), s=22, color=COLOURS[0], alpha=0.8, label=label)
+    axes.axhline(uniform, color=MUTED, ls="--", lw=1, label="uniform attention")
+    layer_ticks(axes, layers)
+    axes.set(title="How far each head looks", ylabel="mean distance, pixels")
+    axes.set_ylim(bottom=0)
+    finish(axes, 2)
+
+
+def _draw_ratios(
+    axes: Axes, branches: Sequence[str], class_token: Sequence[float], patches: Sequence[float]
+) -> None:
+    x = np.arange(len(branches))
+    axes.plot(x, patches, **look_of(0), label="patches")
+    if np.isfinite(class_token).any():
+        axes.plot(x, class_token, **look_of(1), label="class token")
+    axes.set_yscale("log")
+    layer_ticks(axes, branches)
+    axes.set(title="What the skip connections carry", ylabel="norm of stream / norm of branch")
+    finish(axes, 2)
