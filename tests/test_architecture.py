@@ -23,6 +23,7 @@ FLOORS = (
     "metalearn.evaluation",
     "metalearn.training",
     "metalearn.models",
+    "metalearn.training.regularisers",
     "metalearn.analysis.checks",
     "metalearn.analysis.scales",
     "metalearn.analysis.plotting",
