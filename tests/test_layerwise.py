@@ -370,8 +370,8 @@ def test_what_is_no_loader_is_refused_with_the_cure() -> None:
     ]:
         with pytest.raises(ValueError, match=said):
             compare_layers(a, b, inputs)
-    with pytest.raises(ValueError, match="units=5: over a loader"):
-        compare_layers(a, b, loader(), units=5)
+    with pytest.raises(ValueError, match="groups=5: over a loader"):
+        compare_layers(a, b, loader(), groups=5)
     with pytest.raises(ValueError, match="captured earlier have no batches"):
         compare_layers(a, {"head": images()}, loader(), ["head"])
     with pytest.raises(ValueError, match="debiased=False: minibatch CKA"):

@@ -196,14 +196,14 @@ def similarity_between(
                 )
             advance()
     pooled = [{name: torch.cat(parts) for name, parts in kept.items()} for kept in sampled]
-    units = len(tasks) if len(tasks) > 1 else None
+    blocks = len(tasks) if len(tasks) > 1 else None
     of_pooled = {
         (a, b): compare_layers(
             pooled[a],
             pooled[b],
             layers=names,
             measure="cca",
-            units=units,
+            groups=blocks,
             rows=10**9,
             draws=draws,
             seed=seed,

@@ -199,7 +199,7 @@ def compare_layers(
     to_inputs: ToInputs | None = None,
     measure: str = "linear_cka",
     convention: str | None = None,
-    units: int | None = None,
+    groups: int | None = None,
     rows: int = 30_000,
     draws: int | None = None,
     seed: int = 0,
@@ -231,7 +231,7 @@ def compare_layers(
         convention: how (examples, channels, height, width), or tokens (examples, positions,
             features), become a matrix: "flatten" (the default, as Kornblith's and BOIL's CKA),
             "positions" (the default for the CCA family, as SVCCA and ANIL) or "pool".
-        units: how many equal consecutive blocks of examples the floor shuffles whole, such as
+        groups: how many equal consecutive blocks of examples the floor shuffles whole, such as
             tasks; each example is one by default, and always over a loader.
         rows: about how many rows "positions" keeps (over a loader: of its first batch), by taking
             the same random positions of every example.
@@ -270,10 +270,10 @@ def compare_layers(
                 "outputs captured earlier have no batches to run on: give two networks with a"
                 " loader, or no inputs"
             )
-        if units is not None:
+        if groups is not None:
             raise ValueError(
-                f"units={units}: over a loader the floor shuffles single examples within each"
-                " batch; leave units out"
+                f"groups={groups}: over a loader the floor shuffles single examples within each"
+                " batch; leave groups out"
             )
         streams = _Streams(measure, convention, pairs, draws=draws, seed=seed, **options)
         return streams.over(inputs, before, after, to_inputs, rows=rows, progress=progress)
@@ -287,9 +287,9 @@ def compare_layers(
     for a, b in pairs:
         with _named(a, b) as name:
             x, y = _matrices(left[a], right[b], convention, rows, seed)
-            blocks = len(left[a]) if units is None else units
+            blocks = len(left[a]) if groups is None else groups
             found.append(
-                _layer(name, x, y, measure, units=blocks, draws=draws, seed=seed, **options)
+                _layer(name, x, y, measure, groups=blocks, draws=draws, seed=seed, **options)
             )
     return Profile(measure, convention, tuple(found))
 
@@ -313,17 +313,17 @@ def _operations(measure: str, before: Tensor, after: Tensor, convention: str, ro
 
 
 def _layer(
-    name: str, x: Tensor, y: Tensor, measure: str, *, units: int, **options: Any
+    name: str, x: Tensor, y: Tensor, measure: str, *, groups: int, **options: Any
 ) -> LayerSimilarity:
     sizes = len(x), (x.shape[1], y.shape[1])
     try:
         with cautions() as notes:
-            value, chance = measured(measure, x, y, units=units, **options)
+            value, chance = measured(measure, x, y, groups=groups, **options)
     except Undefined as reason:
         return LayerSimilarity(
             name, float("nan"), np.full(options["draws"], np.nan), *sizes, note=str(reason)
         )
-    orders = arrangements(x.shape[1] if measure == "subspace" else units)
+    orders = arrangements(x.shape[1] if measure == "subspace" else groups)
     return LayerSimilarity(name, value, chance, *sizes, note="; ".join(notes), orders=orders)
 
 
@@ -423,7 +423,7 @@ class _Streams:
                         " draws"
                     )
                 try:
-                    stream.update(x, y, units=self.sizes[-1])
+                    stream.update(x, y, groups=self.sizes[-1])
                 except Undefined as reason:
                     self.undefined[a, b] = f"{reason} (in a batch)"
 
