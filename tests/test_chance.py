@@ -19,7 +19,7 @@ from metalearn.analysis.adaptation.feature_reuse import _OverTasks
 from metalearn.analysis.adaptation.over_seeds import over_seeds
 from metalearn.analysis.measures.chance import arrangements, chosen_draws, measured
 from metalearn.analysis.networks.between import similarity_between
-from metalearn.analysis.networks.layerwise import cca_of_task
+from metalearn.analysis.networks.per_task import cca_of_task
 from metalearn.models import Conv4
 from metalearn.runtime.statistics import holm, p_value
 from tests.test_reuse import net, tasks

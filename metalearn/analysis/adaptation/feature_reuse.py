@@ -22,7 +22,8 @@ from metalearn.analysis.adaptation.results import (
 )
 from metalearn.analysis.checks import check_draws, single_tasks
 from metalearn.analysis.measures.chance import Floor
-from metalearn.analysis.networks.layerwise import LayerSimilarity, compare_layers
+from metalearn.analysis.networks.layerwise import compare_layers
+from metalearn.analysis.networks.profile import LayerSimilarity
 from metalearn.analysis.plotting.pictured import Pictured
 from metalearn.analysis.scales import worse
 from metalearn.engine.execution import in_threads

@@ -115,7 +115,10 @@ def running(network: nn.Module, inputs: Inputs, side: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError) or _is_ours(error):
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        if _is_ours(error):
+            error.add_note(given)
             raise
         real = any(
             tensor.is_floating_point()
