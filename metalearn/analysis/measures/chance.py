@@ -87,7 +87,9 @@ def operations(name: str, examples: int, features: tuple[int, int]) -> float:
         return 2.0 * x * y
     # Half of the pairs of examples, but reading each takes longer than its product.
     pairs = 2.0 * examples**2
-    return min(products, pairs) if name == "linear_cka" else pairs
+    if name == "linear_cka":  # as columns or as Gram matrices
+        return min(products, pairs)
+    return pairs
 
 
 def chosen_draws(draws: int | None, operations: float) -> int:

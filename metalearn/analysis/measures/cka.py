@@ -140,7 +140,9 @@ class _Columns:
             ),
             self.columns,
         )  # (draws,)
-        return self._debiased(other, crosses, orders) if self.debiased else crosses
+        if not self.debiased:
+            return crosses
+        return self._debiased(other, crosses, orders)
 
     def _debiased(self, other: _Columns, crosses: Tensor, orders: Tensor) -> Tensor:
         """`hsic` for every order: of its terms, a shuffle changes the first two."""
@@ -165,7 +167,7 @@ def check_fraction(fraction: object) -> None:
 
 def linear_forms(x: Activations, y: Activations, *, debiased: bool = True) -> tuple[Form, Form]:
     """Both matrices for linear CKA: as columns, or as Gram matrices if those are smaller."""
-    left, right = both_centred(x, y, fewest=_fewest(debiased=debiased))
+    left, right = both_centred(x, y, fewest=fewest_examples(debiased=debiased))
     if len(left) > max(left.shape[1], right.shape[1]):
         return _columns(left, "x", debiased=debiased), _columns(right, "y", debiased=debiased)
     before = _gram(left @ left.T, "x", debiased=debiased)  # (examples, examples)
@@ -177,13 +179,13 @@ def rbf_forms(
     x: Activations, y: Activations, fraction: float = 0.5, *, debiased: bool = False
 ) -> tuple[_Gram, _Gram]:
     """The centred kernels of both matrices."""
-    left, right = both_centred(x, y, fewest=_fewest(debiased=debiased))
+    left, right = both_centred(x, y, fewest=fewest_examples(debiased=debiased))
     before = _gram(rbf_kernel(left, "x", fraction), "x", debiased=debiased)
     after = _gram(rbf_kernel(right, "y", fraction), "y", debiased=debiased)
     return before, after
 
 
-def _fewest(*, debiased: bool) -> int:
+def fewest_examples(*, debiased: bool) -> int:
     """The fewest examples with a value: the U-statistic divides by n - 3."""
     return 4 if debiased else 2
 

@@ -139,7 +139,7 @@ def activations(x: Any, name: str) -> Activations:
             f"{name} must be (examples, features), got {tuple(tensor.shape)}; flatten an image's"
             " features, or take positions as examples"
         )
-    tensor = tensor.cpu() if tensor.device.type == "mps" else tensor  # MPS has no float64
+    tensor = where_float64_exists(tensor)
     values = tensor.double()
     check_size(values, name, 1)
     if not bool(torch.stack(values.aminmax()).isfinite().all()):
@@ -218,6 +218,16 @@ def real_tensor(x: Any, name: str) -> Tensor:
         _check_dtype(tensor, name)
         return tensor
     return _exact_integers(tensor, name)
+
+
+def where_float64_exists(tensor: Tensor) -> Tensor:
+    """The tensor, on the CPU if its device has no float64, as MPS."""
+    return tensor.cpu() if tensor.device.type == "mps" else tensor
+
+
+def as_floats(tensor: Tensor) -> Tensor:
+    """Floats of any precision as they are, other numbers in float64."""
+    return tensor if tensor.is_floating_point() else tensor.double()
 
 
 def _exact_integers(tensor: Tensor, name: str) -> Tensor:

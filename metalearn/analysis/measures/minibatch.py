@@ -77,11 +77,17 @@ def batch_kernel(side: Activations, name: str, fraction: float | None) -> Tensor
     centred = side.values[:, varies] - side.values[:, varies].mean(0)
     if n < FEWEST or side.is_rounding(centred):
         return side.values.new_zeros(n, n)
-    kernel = centred @ centred.T if fraction is None else rbf_kernel(centred, name, fraction)
+    kernel = _kernel(centred, name, fraction)
     aligned = centred_kernel(kernel, debiased=True)
     if float(aligned.norm()) > 1e-12 * float(kernel.norm()):
         return aligned
     return torch.zeros_like(aligned)
+
+
+def _kernel(centred: Tensor, name: str, fraction: float | None) -> Tensor:
+    if fraction is None:
+        return centred @ centred.T
+    return rbf_kernel(centred, name, fraction)
 
 
 def minibatch_cka(terms: Terms, n: int) -> Callable[[Tensor], float]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .cca import directions_kept, mean_correlation, warn_if_certain, weighted_correlation
-from .cka import equally_far
+from .cka import equally_far, fewest_examples
 from .inputs import CONSTANT, SINGLE, Activations, Rounding, caution, no_variance
 from .subspace import Principal, check_leading
 
@@ -325,7 +325,7 @@ def _principal(side: Side) -> tuple[Tensor, Tensor]:
 
 
 def _linear_cka(moments: Moments, *, debiased: bool = True) -> Callable[[Products], float]:
-    fewest = 4 if debiased else 2  # the U-statistic divides by n - 3
+    fewest = fewest_examples(debiased=debiased)
     within = []
     for side, name in moments.sides:
         products = side.products

@@ -211,7 +211,9 @@ class Streaming:
 
     def _orders(self, rows: int, groups: int) -> Tensor:
         """The order of the second side's rows in every draw of this batch (draws, rows)."""
-        draws = 0 if self.measure == "subspace" else self.draws
+        draws = self.draws
+        if self.measure == "subspace":  # which shuffles neurons in `chance`
+            draws = 0
         if groups == 1:  # a single group has no other place
             return torch.arange(rows).expand(draws, -1)
         generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.batches)

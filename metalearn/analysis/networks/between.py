@@ -157,7 +157,7 @@ def similarity_between(
     pairs = _pairs(groups, by_seed=by_seed)
     draws, seed = check_draws(draws, seed)
     learners = list(chain.from_iterable(groups.values()))
-    names = list(layers) if layers is not None else _body(groups)
+    names = _body(groups) if layers is None else list(layers)
     tasks = single_tasks(episodes)
     every = sorted(set(chain.from_iterable(pairs.values())))
     comparison = _Comparison(learners, names, every, len(tasks), rows, draws, seed)

@@ -7,7 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from metalearn.analysis.measures.inputs import Rounding, real_tensor
+from metalearn.analysis.measures.inputs import (
+    Rounding,
+    as_floats,
+    real_tensor,
+    where_float64_exists,
+)
 from metalearn.network.activations import representations
 from metalearn.network.forward import Inputs, arguments
 
@@ -91,11 +96,12 @@ class GramReader:
     def _gram(self, name: str, output: Tensor, images: int) -> Tensor:
         """A layer's Gram matrix (n, n) in float32, or its centred pairs in float64."""
         label = f"layer {name!r} of {self.side}"
-        rows = _rows(real_tensor(output, label), images, label)
-        rows = rows if rows.is_floating_point() else rows.double()
+        rows = as_floats(_rows(real_tensor(output, label), images, label))
         if rows.dtype == torch.float64:
             self.in_float64.add(name)
-        return _pairs_in_float64(rows, label) if name in self.in_float64 else _product(rows)
+        if name in self.in_float64:
+            return _pairs_in_float64(rows, label)
+        return _product(rows)
 
 
 def _rows(output: Tensor, images: int, label: str) -> Tensor:
@@ -151,7 +157,7 @@ def _exact_product(rows: Tensor) -> tuple[Tensor, Tensor]:
         The Gram matrix (n, n), and the squared norm of what centring removed ().
     """
     n = len(rows)
-    rows = rows.cpu() if rows.device.type == "mps" else rows  # MPS has no float64
+    rows = where_float64_exists(rows)
     gram = rows.new_zeros(n, n, dtype=torch.float64)
     level = rows.new_zeros((), dtype=torch.float64)
     for part in rows.split(max(1, CHUNK // n), 1):  # (n, some features)
@@ -176,7 +182,7 @@ def centred_pairs(gram: Tensor) -> tuple[Tensor, Tensor]:
         The pairs (n (n - 1) / 2,), and the trace ().
     """
     n = len(gram)
-    gram = (gram.cpu() if gram.device.type == "mps" else gram).double()  # MPS has no float64
+    gram = where_float64_exists(gram).double()
     trace = gram.trace()
     gram = gram.tril(-1)
     # With row sums k_i of the matrix without its diagonal, and their sum k:

@@ -62,7 +62,10 @@ def _pair(layer: Any) -> Pair:
 
 
 def _layer_names(network: Network) -> list[str]:
-    return list(network) if isinstance(network, Mapping) else layer_names(_module(network))
+    if isinstance(network, Mapping):
+        return list(network)
+    module, _ = _module_and_weights(network)
+    return layer_names(module)
 
 
 def pair_name(pair: Pair) -> str:
@@ -80,14 +83,15 @@ def naming(layer: str) -> Iterator[None]:
         raise ValueError(f"layer {layer}: {error}") from error
 
 
-def _module(network: Network) -> nn.Module:
-    module = network[0] if isinstance(network, tuple) else network
+def _module_and_weights(network: Network) -> tuple[nn.Module, Mapping[str, Tensor]]:
+    """A network's module, and the weights that replace its own, if any."""
+    module, weights = network if isinstance(network, tuple) else (network, {})
     if not isinstance(module, nn.Module):
         raise TypeError(
             "a network is a module, (module, weights) or captured outputs {layer: tensor}, not"
             f" {type(network).__name__}"
         )
-    return module
+    return module, weights
 
 
 def check_same_device(before: Network, after: Network) -> None:
@@ -111,8 +115,7 @@ def _device(network: Network) -> torch.device | None:
 
 def _any_tensor(network: Network) -> Tensor | None:
     """A tensor on the network's device and in its precision; None if it holds none."""
-    module = _module(network)
-    weights = network[1] if isinstance(network, tuple) else {}
+    module, weights = _module_and_weights(network)
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         return weights.get(name, tensor)
     return None
@@ -174,7 +177,7 @@ def _captured(outputs: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, 
 def _run(
     network: Network, names: Sequence[str], inputs: Inputs | None, side: str
 ) -> Mapping[str, Tensor]:
-    module = _module(network)
+    module, weights = _module_and_weights(network)
     if inputs is None:
         raise ValueError(
             "inputs=None: networks that are not captured outputs need inputs (examples, ...) to"
@@ -182,14 +185,13 @@ def _run(
         )
     inputs = to_device(inputs, _any_tensor(network))
     args, kwargs = arguments(inputs)
-    weights = dict(network[1]) if isinstance(network, tuple) else {}
     with (
         evaluation_mode([module]),
         torch.no_grad(),
         running(module, inputs, side),
         representations(module, names) as outputs,
     ):
-        functional_call(module, weights, args, kwargs)
+        functional_call(module, dict(weights), args, kwargs)
     for name, output in outputs.items():
         if not output.ndim or len(output) != count(inputs):
             raise ValueError(

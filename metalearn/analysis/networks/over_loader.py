@@ -14,7 +14,7 @@ from metalearn.analysis.measures.inputs import Undefined, cautions
 from metalearn.analysis.measures.streaming import Streaming
 from metalearn.runtime import progress as _progress
 
-from .batches import ToInputs, count, inputs_of, loader_of
+from .batches import ToInputs, count, inputs_of, loader_of, shown_batches
 from .outputs import Network, Pair, layer_outputs, naming, pair_name
 from .positions import matrices, matrix_sizes
 from .profile import LayerSimilarity, Profile
@@ -169,10 +169,8 @@ class LoaderComparison:
     def _summary(self) -> str:
         """What was summed over which batches."""
         largest = max(self.sizes)
-        number = len(self.sizes)
-        plural = "es" if number > 1 else ""
         at_most = "up to " if min(self.sizes) < largest else ""
-        batches = f"{number} batch{plural} of {at_most}{largest}"
+        batches = f"{shown_batches(len(self.sizes))} of {at_most}{largest}"
         if self.minibatch:
             return f"minibatch CKA over {batches}, and depends on them"
         return f"moments summed over {batches}"

@@ -24,7 +24,7 @@ from metalearn.network.modes import evaluation_mode
 from metalearn.runtime import progress as _progress
 from metalearn.runtime.tables import Tabular, plain
 
-from .batches import ToInputs, count, inputs_of, is_one_batch, loader_of
+from .batches import ToInputs, count, inputs_of, is_one_batch, loader_of, shown_batches
 from .gram import GramReader, shuffled_pairs
 
 if TYPE_CHECKING:
@@ -103,8 +103,7 @@ class SimilarityMap(Pictured, Tabular):
         yield (
             f"hundredths; rows: a ({self.networks[0]}); columns: b ({self.networks[1]}), {columns}"
         )
-        plural = "es" if self.batches > 1 else ""
-        basis = f"{CONVENTION}; {self.examples} images in {self.batches} batch{plural}"
+        basis = f"{CONVENTION}; {self.examples} images in {shown_batches(self.batches)}"
         median, upper, draws = self.floor
         if np.isfinite(median):
             basis += (
