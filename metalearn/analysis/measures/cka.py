@@ -104,7 +104,7 @@ class _Gram:
 
 @dataclass(frozen=True)
 class _Columns:
-    """Centred columns (examples, features), scaled so that the HSIC with itself is 1.
+    """Centred columns (examples, features), scaled such that the HSIC with itself is 1.
 
     This form of linear CKA is cheaper than `_Gram` for more examples than features.
     """

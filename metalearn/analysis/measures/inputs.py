@@ -308,7 +308,7 @@ def both_centred(
         x: (examples, features).
         y: (examples, other features).
         fewest: how many examples the measure needs.
-        keep_constant: keep features that do not vary, so that feature i stays feature i.
+        keep_constant: keep features that do not vary, so feature i stays feature i.
 
     Raises:
         ValueError: too few examples, or different numbers of them.

@@ -48,7 +48,7 @@ class Principal:
     """Leading principal directions in neuron space.
 
     Attributes:
-        axes: (features, directions), scaled so that the overlap with itself is 1.
+        axes: (features, directions), scaled such that the overlap with itself is 1.
     """
 
     axes: Tensor
@@ -81,9 +81,10 @@ class Principal:
         """The overlaps with the neurons of the other side shuffled (draws,), one an order."""
         device = self.axes.device
         features = len(self.axes)
-        # All neurons are shuffled before the products, so that a seed keeps its values.
-        neurons = [torch.randperm(features, generator=generator).to(device) for _ in orders]
-        overlaps = [self.similarity(Principal(other.axes[order])) for order in neurons]
+        overlaps = []
+        for _ in orders:
+            neurons = torch.randperm(features, generator=generator).to(device)
+            overlaps.append(self.similarity(Principal(other.axes[neurons])))
         return self.axes.new_tensor(overlaps)
 
 

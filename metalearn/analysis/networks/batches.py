@@ -29,7 +29,7 @@ def is_one_batch(inputs: Any) -> bool:
 
 
 def loader_of(inputs: Any) -> Iterable[Any]:
-    """An iterable of batches, of one where `inputs` is a tensor, an array or a dictionary."""
+    """An iterable of batches; a tensor, an array or a dictionary is one batch."""
     if is_one_batch(inputs):
         return [inputs]
     if not isinstance(inputs, Iterable) or isinstance(inputs, str | bytes):

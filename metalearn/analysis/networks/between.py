@@ -29,8 +29,7 @@ from .profile import LayerSimilarity, Profile
 MEASURES = {
     "cca": "mean CCA, positions as examples and channels as features, mean over tasks: the paper's",
     "cca_pooled": (
-        "the same with the tasks pooled, so that one linear map must fit every task: not the"
-        " paper's"
+        "the same with the tasks pooled, so one linear map must fit every task: not the paper's"
     ),
     "cka": "debiased linear CKA, images flattened, mean over tasks",
     "cka_biased": (

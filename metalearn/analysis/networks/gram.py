@@ -56,7 +56,7 @@ class GramReader:
         """The pairs (n (n - 1) / 2,) of each layer, for inputs of n images."""
         inputs = to_device(inputs, self.any_tensor)
         with running(self.network, inputs, self.side):
-            if self._may_be_channels_last(inputs):
+            if isinstance(inputs, Tensor) and self._may_be_channels_last(inputs):
                 try:  # pooling and normalisation are faster in this order
                     return self._read(inputs.contiguous(memory_format=torch.channels_last))
                 except RuntimeError as error:
@@ -65,10 +65,8 @@ class GramReader:
                     self.channels_last = False  # the network views its activations
             return self._read(inputs)
 
-    def _may_be_channels_last(self, inputs: Inputs) -> bool:
-        if not self.channels_last or not isinstance(inputs, Tensor):
-            return False
-        return inputs.ndim == 4 and inputs.device.type == "cpu"
+    def _may_be_channels_last(self, inputs: Tensor) -> bool:
+        return self.channels_last and inputs.ndim == 4 and inputs.device.type == "cpu"
 
     def _read(self, inputs: Inputs) -> dict[str, Tensor]:
         images = count(inputs)
@@ -176,7 +174,7 @@ def centred_pairs(gram: Tensor) -> tuple[Tensor, Tensor]:
     2014).
 
     Args:
-        gram: (n, n), of which only the diagonal and the part below it are read.
+        gram: (n, n); what lies above its diagonal is ignored.
 
     Returns:
         The pairs (n (n - 1) / 2,), and the trace ().

@@ -367,7 +367,7 @@ def _batches(loader: Any, to_inputs: ToInputs | None) -> Iterator[Inputs]:
 
 
 def _names(network: nn.Module, names: Sequence[str] | None, side: str) -> list[str]:
-    """The layers to compare, all of which exist."""
+    """The names of the layers to compare. Raises if one does not exist or is named twice."""
     check_kind(network, nn.Module, side, "give a network (an nn.Module)")
     chosen = layers(network) if names is None else listed(names, f"layers_{side}")
     for name in chosen:
