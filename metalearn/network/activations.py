@@ -11,48 +11,68 @@ import torch
 from torch import Tensor, nn
 
 from .forward import select
-from .layers import heads, resolve
+from .layers import check_network, heads, resolve
 from .module_call import Weights
 
 
 @contextmanager
-def representations(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """A dictionary that fills with the outputs of the named layers while the model runs; the hooks
-    are gone afterwards.
+def representations(
+    model: nn.Module,
+    names: Iterable[str],
+    reduce: Callable[[str, Tensor], Tensor] | None = None,
+) -> Iterator[dict[str, Tensor]]:
+    """A dictionary that fills with the outputs of the named layers while the model runs.
 
-    One entry of a layer that puts out a tuple or a dictionary is named after a colon: "lstm:0",
-    "encoder:last_hidden_state".
+    The hooks are removed on leaving.
 
-    Raises ValueError, naming the layer, where one does not exist or puts out something else than a
-    tensor (the entries are listed); and on leaving, where one did not run or ran more than once.
+    Args:
+        model: any module.
+        names: the layers. One entry of a layer that outputs a tuple or a dictionary is named after
+            a colon: "lstm:0", "encoder:last_hidden_state".
+        reduce: from a layer's name and output to the tensor to store, while the layer runs; by
+            default a copy of the output. A small reduction saves the memory of all outputs.
+
+    Yields:
+        `{layer: output}`, in the order in which the layers ran.
+
+    Raises:
+        ValueError: a layer does not exist or outputs something else than a tensor (the entries are
+            listed); on leaving, a layer did not run, or ran more than once.
 
     Example:
         >>> import torch
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-        >>> with representations(model, ["0", "1"]) as seen:
+        >>> with representations(model, ["0", "1"]) as outputs:
         ...     _ = model(torch.ones(3, 4))
-        >>> {name: tuple(output.shape) for name, output in seen.items()}
+        >>> {name: tuple(output.shape) for name, output in outputs.items()}
         {'0': (3, 8), '1': (3, 8)}
+        >>> with representations(model, ["0"], lambda name, output: output.norm(dim=1)) as norms:
+        ...     _ = model(torch.ones(3, 4))
+        >>> norms["0"].shape
+        torch.Size([3])
     """
-    seen: dict[str, Tensor] = {}
-    paths = {name: _split(model, name) for name in names}
-    runs: dict[str, int] = dict.fromkeys(paths, 0)
+    outputs: dict[str, Tensor] = {}
+    entries = layer_entries(model, names)
+    runs: dict[str, int] = dict.fromkeys(entries, 0)
 
     def keep(name: str, path: str, entry: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             runs[name] += 1
-            seen[name] = layer_output(
-                output, path, entry
-            ).clone()  # what follows may write into it: torchvision's ReLUs do
+            tensor = _entry(output, path, entry)
+            if reduce is None:
+                # A copy, because later layers may write into it: torchvision's ReLUs do.
+                outputs[name] = tensor.clone()
+            else:
+                outputs[name] = reduce(name, tensor)
 
         return hook
 
-    hooks = [
-        model.get_submodule(path).register_forward_hook(keep(name, path, entry))
-        for name, (path, entry) in paths.items()
-    ]
+    hooks = []
+    for name, (path, entry) in entries.items():
+        module = model.get_submodule(path)
+        hooks.append(module.register_forward_hook(keep(name, path, entry)))
     try:
-        yield seen
+        yield outputs
     finally:
         for hook in hooks:
             hook.remove()
@@ -64,16 +84,31 @@ def representations(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str
             )
 
 
-def layer_output(output: Any, path: str, entry: str = "") -> Tensor:
+def _entry(output: Any, path: str, entry: str) -> Tensor:
     """The tensor that the layer `path` returned, or the named entry of what it returned."""
     return select(output, entry or None, f"layer {path!r}", lambda other: repr(f"{path}:{other}"))
 
 
-def _split(model: nn.Module, name: str) -> tuple[str, str]:
-    """A layer and the entry named after it, "" where there is none."""
-    path, colon, entry = name.rpartition(":")
-    whole = not colon or name in dict(model.named_modules(remove_duplicate=False))
-    return (resolve(model, name), "") if whole else (resolve(model, path), entry)
+def layer_entries(model: nn.Module, names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """For each name, the module and the entry of its output; "" for the output itself.
+
+    Raises ValueError for a layer that does not exist.
+
+    Example:
+        >>> layer_entries(nn.ModuleDict({"lstm": nn.LSTM(4, 4)}), ["lstm", "lstm:0"])
+        {'lstm': ('lstm', ''), 'lstm:0': ('lstm', '0')}
+    """
+    check_network(model)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    entries = {}
+    for name in names:
+        path, colon, entry = name.rpartition(":")
+        if name in modules or not colon:
+            path, entry = name, ""
+        if path not in modules:
+            resolve(model, path)  # raises, and lists near matches
+        entries[name] = (path, entry)
+    return entries
 
 
 class HeadRun:
