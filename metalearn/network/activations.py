@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .forward import select
-from .layers import check_network, heads, resolve
+from .layer_names import LayerOutput, named_output
+from .layers import heads
 from .module_call import Weights
 
 
@@ -28,7 +28,7 @@ def representations(
     Args:
         model: any module.
         names: the layers. One entry of a layer that outputs a tuple or a dictionary is named after
-            a colon: "lstm:0", "encoder:last_hidden_state".
+            a colon, positions after an @: "lstm:0", "blocks.5@0", see `layer_names`.
         reduce: from a layer's name and output to the tensor to store, while the layer runs; by
             default a copy of the output. A small reduction saves the memory of all outputs.
 
@@ -52,25 +52,25 @@ def representations(
         torch.Size([3])
     """
     outputs: dict[str, Tensor] = {}
-    entries = layer_entries(model, names)
-    runs: dict[str, int] = dict.fromkeys(entries, 0)
+    named = [named_output(model, name) for name in names]
+    runs: dict[str, int] = {output.name: 0 for output in named}
 
-    def keep(name: str, path: str, entry: str) -> Callable[[nn.Module, Any, Any], None]:
+    def keep(layer: LayerOutput) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            runs[name] += 1
-            tensor = _entry(output, path, entry)
+            runs[layer.name] += 1
+            tensor = layer.of(output)
             if reduce is None:
                 # A copy, because later layers may write into it: torchvision's ReLUs do.
-                outputs[name] = tensor.clone()
+                outputs[layer.name] = tensor.clone()
             else:
-                outputs[name] = reduce(name, tensor)
+                outputs[layer.name] = reduce(layer.name, tensor)
 
         return hook
 
     hooks = []
-    for name, (path, entry) in entries.items():
-        module = model.get_submodule(path)
-        hooks.append(module.register_forward_hook(keep(name, path, entry)))
+    for layer in named:
+        module = model.get_submodule(layer.path)
+        hooks.append(module.register_forward_hook(keep(layer)))
     try:
         yield outputs
     finally:
@@ -82,33 +82,6 @@ def representations(
                 f"layer {name!r} ran {count} times in the forward pass, so it has no one output;"
                 " name a layer that runs once"
             )
-
-
-def _entry(output: Any, path: str, entry: str) -> Tensor:
-    """The tensor that the layer `path` returned, or the named entry of what it returned."""
-    return select(output, entry or None, f"layer {path!r}", lambda other: repr(f"{path}:{other}"))
-
-
-def layer_entries(model: nn.Module, names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """For each name, the module and the entry of its output; "" for the output itself.
-
-    Raises ValueError for a layer that does not exist.
-
-    Example:
-        >>> layer_entries(nn.ModuleDict({"lstm": nn.LSTM(4, 4)}), ["lstm", "lstm:0"])
-        {'lstm': ('lstm', ''), 'lstm:0': ('lstm', '0')}
-    """
-    check_network(model)
-    modules = dict(model.named_modules(remove_duplicate=False))
-    entries = {}
-    for name in names:
-        path, colon, entry = name.rpartition(":")
-        if name in modules or not colon:
-            path, entry = name, ""
-        if path not in modules:
-            resolve(model, path)  # raises, and lists near matches
-        entries[name] = (path, entry)
-    return entries
 
 
 class HeadRun:

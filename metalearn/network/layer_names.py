@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .forward import select
-from .layers import resolve
+from .layers import check_network, resolve
 
 TOKENS = re.compile(r"(?P<start>-?\d+)?(?P<colon>:)?(?P<stop>-?\d+)?(?::?(?P<mean>mean))?")
 FORMS = "an index (@0), a slice (@1: or @1:5), @mean, or the mean of a slice (@1:mean)"
@@ -60,7 +60,7 @@ class LayerOutput:
                 f"layer {self.name!r}: {self.path!r} returned {tuple(output.shape)}, which has no"
                 f" positions; leave out @{self.tokens}"
             )
-        every = positions(output)
+        every = positions_of(output)
         count = every.shape[1]
         parts = _parsed(self.tokens, self.name)
         if parts["start"] and not parts["colon"] and not parts["mean"]:
@@ -80,7 +80,7 @@ class LayerOutput:
         return chosen.mean(1) if parts["mean"] else chosen
 
 
-def layer_output_named(model: nn.Module, name: str) -> LayerOutput:
+def named_output(model: nn.Module, name: str) -> LayerOutput:
     """What a name means in a model.
 
     A module whose own name contains ":" or "@" is meant by its whole name.
@@ -91,10 +91,11 @@ def layer_output_named(model: nn.Module, name: str) -> LayerOutput:
     Example:
         >>> import torch
         >>> model = nn.Sequential(nn.LSTM(2, 3, batch_first=True))
-        >>> last = layer_output_named(model, "0:0@-1")
+        >>> last = named_output(model, "0:0@-1")
         >>> last.of(model[0](torch.rand(4, 5, 2))).shape
         torch.Size([4, 3])
     """
+    check_network(model)
     known = dict(model.named_modules(remove_duplicate=False))
     if name in known:
         return LayerOutput(name, resolve(model, name))
@@ -113,7 +114,7 @@ def layer_output_named(model: nn.Module, name: str) -> LayerOutput:
     return LayerOutput(name, resolve(model, path), entry, tokens)
 
 
-def positions(output: Tensor) -> Tensor:
+def positions_of(output: Tensor) -> Tensor:
     """Images, tokens or vectors as (examples, positions, features).
 
     Args:
@@ -122,7 +123,7 @@ def positions(output: Tensor) -> Tensor:
 
     Example:
         >>> import torch
-        >>> positions(torch.rand(2, 3, 4, 4)).shape
+        >>> positions_of(torch.rand(2, 3, 4, 4)).shape
         torch.Size([2, 16, 3])
     """
     if output.ndim == 2:

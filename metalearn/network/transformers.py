@@ -130,9 +130,9 @@ def dot_product_weights(
     value: Tensor,
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
-    is_causal: bool = False,  # noqa: FBT001, FBT002 - the signature of torch's function
+    is_causal: bool = False,
     scale: float | None = None,
-    enable_gqa: bool = False,  # noqa: FBT001, FBT002
+    enable_gqa: bool = False,
 ) -> Tensor:
     """The weights `softmax(q k^T scale + mask)` that `F.scaled_dot_product_attention` applies.
 

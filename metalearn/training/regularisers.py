@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.models.weights import Weights, read
-from metalearn.network.activations import layer_output
-from metalearn.network.layers import assign, head, resolve
+from metalearn.network.layer_names import LayerOutput, named_output
+from metalearn.network.layers import assign, head
 from metalearn.network.layers import layers as layer_names
 
 Extra: TypeAlias = Callable[[], Tensor]
@@ -141,16 +141,16 @@ class leading_component:
         outputs: dict[str, Tensor] = {}
         vectors: dict[str, Tensor] = {}
 
-        def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def keep(layer: LayerOutput) -> Callable[[nn.Module, Any, Any], None]:
             def hook(module: nn.Module, inputs: Any, output: Any) -> None:
                 if torch.is_grad_enabled() and module.training:
-                    outputs[name] = layer_output(output, name).flatten(1)  # (images, features)
+                    outputs[layer.name] = layer.of(output).flatten(1)  # (images, features)
 
             return hook
 
+        layers = [named_output(model, name) for name in names]
         handles = [
-            model.get_submodule(resolve(model, name)).register_forward_hook(keep(name))
-            for name in names
+            model.get_submodule(layer.path).register_forward_hook(keep(layer)) for layer in layers
         ]
 
         def extra() -> Tensor:

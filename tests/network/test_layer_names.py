@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metalearn.network.layer_names import LayerOutput, layer_output_named
+from metalearn.network.layer_names import LayerOutput, named_output
 
 OUTPUT = torch.arange(24.0).reshape(2, 4, 3)
 
@@ -27,13 +27,13 @@ OUTPUT = torch.arange(24.0).reshape(2, 4, 3)
 )
 def test_tokens_are_positions(tokens: str, expected: Tensor) -> None:
     model = nn.Sequential(nn.Identity())
-    found = layer_output_named(model, f"0@{tokens}")
+    found = named_output(model, f"0@{tokens}")
     assert torch.equal(found.of(OUTPUT), expected)
 
 
 def test_images_have_positions_too() -> None:
     images = torch.rand(2, 3, 4, 5)
-    named = layer_output_named(nn.Sequential(nn.Identity()), "0@7")
+    named = named_output(nn.Sequential(nn.Identity()), "0@7")
     assert torch.equal(named.of(images), images[:, :, 1, 2])
 
 
@@ -49,11 +49,11 @@ class Odd(nn.Module):
 
 def test_a_module_is_meant_by_its_whole_name() -> None:
     model = Odd()
-    assert layer_output_named(model, "a@0") == LayerOutput("a@0", "a@0")
-    assert layer_output_named(model, "b:1").path == "b:1"
-    assert layer_output_named(model, "a@0@1:") == LayerOutput("a@0@1:", "a@0", "", "1:")
-    assert layer_output_named(model, "rnn:0@2") == LayerOutput("rnn:0@2", "rnn", "0", "2")
-    assert layer_output_named(model, "").path == ""
+    assert named_output(model, "a@0") == LayerOutput("a@0", "a@0")
+    assert named_output(model, "b:1").path == "b:1"
+    assert named_output(model, "a@0@1:") == LayerOutput("a@0@1:", "a@0", "", "1:")
+    assert named_output(model, "rnn:0@2") == LayerOutput("rnn:0@2", "rnn", "0", "2")
+    assert named_output(model, "").path == ""
 
 
 @pytest.mark.parametrize(
@@ -68,11 +68,11 @@ def test_positions_that_are_not_there_are_named(name: str, message: str) -> None
     model = Odd()
     output = model.rnn(torch.rand(2, 5, 2))
     with pytest.raises(ValueError, match=message):
-        layer_output_named(model, name).of(output)
+        named_output(model, name).of(output)
 
 
 def test_an_output_without_positions_has_no_tokens() -> None:
-    named = layer_output_named(nn.Sequential(nn.Linear(2, 2)), "0@0")
+    named = named_output(nn.Sequential(nn.Linear(2, 2)), "0@0")
     with pytest.raises(ValueError, match=r"has no positions; leave out @0"):
         named.of(torch.rand(3, 2))
 
@@ -80,10 +80,10 @@ def test_an_output_without_positions_has_no_tokens() -> None:
 @pytest.mark.parametrize("tokens", ["", "x", "1:2:3", "1.5", "1-2", "mean:1", "1 "])
 def test_tokens_that_cannot_be_read_are_refused(tokens: str) -> None:
     with pytest.raises(ValueError, match="after @ comes an index"):
-        layer_output_named(nn.Sequential(nn.Linear(2, 2)), f"0@{tokens}")
+        named_output(nn.Sequential(nn.Linear(2, 2)), f"0@{tokens}")
 
 
 def test_a_path_that_does_not_exist_is_refused_with_near_names() -> None:
     model = nn.ModuleDict({"encoder": nn.Linear(2, 2)})
     with pytest.raises(ValueError, match="encoder"):
-        layer_output_named(model, "encodr@0")
+        named_output(model, "encodr@0")

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from metalearn.analysis.measures.chance import chosen_draws
+from metalearn.network.layer_names import positions_of
 
 from .layerwise import compare_layers
-from .positions import draw_operations, tokens
+from .positions import draw_operations
 from .profile import Profile
 
 # How many positions of a task's images CCA takes for each channel, and at least in all, if there
@@ -88,5 +89,5 @@ def cka_draws(
 
 
 def _task_rows(output: Tensor) -> int:
-    channels = tokens(output).shape[2]
+    channels = positions_of(output).shape[2]
     return max(FEWEST_ROWS, ROWS_PER_FEATURE * channels)

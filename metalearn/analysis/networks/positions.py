@@ -7,6 +7,7 @@ from torch import Tensor
 
 from metalearn.analysis.measures.cca import CCA_FAMILY
 from metalearn.analysis.measures.chance import operations
+from metalearn.network.layer_names import positions_of
 
 CONVENTIONS = {
     "flatten": "an example a row, all its channels and positions as features",
@@ -59,40 +60,23 @@ def matrix(output: Tensor, convention: str, rows: int, seed: int) -> Tensor:
     if output.ndim < 2 or convention == "flatten":
         return output.reshape(len(output), -1)
     if convention == "pool":
-        pooled = tokens(output).to(torch.float64).mean(1)  # (examples, features)
+        pooled = positions_of(output).to(torch.float64).mean(1)  # (examples, features)
         return pooled.to(output.dtype) if output.is_floating_point() else pooled
     return sample(output, rows, seed).flatten(0, 1)  # (examples x positions, features)
-
-
-def tokens(output: Tensor) -> Tensor:
-    """An output with its positions in the second dimension.
-
-    Args:
-        output: images (examples, channels, height, width), tokens (examples, positions, features),
-            or vectors (examples, features).
-
-    Returns:
-        (examples, positions, features).
-    """
-    if output.ndim == 2:
-        return output[:, None]  # one position
-    if output.ndim == 3:
-        return output
-    return output.flatten(2).mT
 
 
 def sample(output: Tensor, rows: int, seed: int) -> Tensor:
     """The same random positions of every example, about `rows` in all.
 
     Args:
-        output: (examples, ...), as `tokens` takes it.
+        output: (examples, ...), as `positions_of` takes it.
         rows: how many rows, examples times positions, to keep.
         seed: determines the positions.
 
     Returns:
         (examples, some positions, features).
     """
-    every = tokens(output)
+    every = positions_of(output)
     positions = every.shape[1]
     count = min(positions, max(1, rows // len(every)))
     if count == positions:

@@ -25,8 +25,8 @@ from metalearn.analysis.measures.inputs import as_floats, real_tensor
 from metalearn.analysis.plotting.pictured import Pictured
 from metalearn.episodes import Examples
 from metalearn.network.activations import representations
+from metalearn.network.layer_names import named_output
 from metalearn.network.layers import layers as layer_names
-from metalearn.network.layers import resolve
 from metalearn.network.modes import evaluation_mode
 from metalearn.runtime.statistics import Estimate
 from metalearn.runtime.tables import Tabular, aligned, plain
@@ -203,7 +203,7 @@ def _names(network: nn.Module, layers: Sequence[str] | None) -> list[str]:
     if layers is None:
         return layer_names(network)
     names = check_all(listed(layers, "layers"), str, "layers", "give names of modules")
-    return [resolve(network, name) for name in names]
+    return [named_output(network, name).name for name in names]
 
 
 def _check_settings(convention: str, ridge: float | None) -> None:

@@ -6,7 +6,7 @@ networks Raghu et al. 2021 (arXiv:2108.08810).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from metalearn.analysis.checks import check_kind, check_seed, listed
 from metalearn.analysis.plotting.pictured import Pictured
-from metalearn.network.activations import layer_output
+from metalearn.network.activations import representations
 from metalearn.network.layers import layers as layer_names
-from metalearn.network.layers import resolve
 from metalearn.network.modes import evaluation_mode
 from metalearn.runtime.tables import Tabular, aligned, plain
 
@@ -133,27 +132,17 @@ def receptive_fields(
     names = layer_names(model) if layers is None else listed(layers, "layers")
     like = next((tensor for tensor in (*model.parameters(), *model.buffers())), None)
     inputs = to_device(images, like).detach().requires_grad_()
-    seen: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            seen[name] = layer_output(output, name).clone()  # what follows may write into it
-
-        return hook
-
-    handles = [
-        model.get_submodule(resolve(model, name)).register_forward_hook(keep(name))
-        for name in names
-    ]
-    try:
-        with evaluation_mode([model]), torch.enable_grad(), running(model, inputs, "the network"):
-            model(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with (
+        evaluation_mode([model]),
+        torch.enable_grad(),
+        representations(model, names) as outputs,
+        running(model, inputs, "the network"),
+    ):
+        model(inputs)
     generator = torch.Generator().manual_seed(seed) if signs else None
     found = []
-    for name, output in seen.items():
+    for name in names:
+        output = outputs[name]
         if output.ndim in (3, 4):
             cell = _centre(model, inputs, output)
             found.append(_field(name, cell, inputs, generator))

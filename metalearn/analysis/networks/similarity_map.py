@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from metalearn.analysis.checks import check_draws, check_kind, listed
 from metalearn.analysis.measures.chance import Floor, chosen_draws, rearranged
 from metalearn.analysis.plotting.pictured import Pictured
-from metalearn.network.activations import layer_entries
 from metalearn.network.forward import Inputs
+from metalearn.network.layer_names import named_output
 from metalearn.network.layers import layers
 from metalearn.network.modes import evaluation_mode
 from metalearn.runtime import progress as _progress
@@ -380,7 +380,9 @@ def _names(network: nn.Module, names: Sequence[str] | None, side: str) -> list[s
     repeated = [name for i, name in enumerate(chosen) if name in chosen[:i]]
     if repeated:
         raise ValueError(f"layers_{side} names {repeated[0]!r} twice")
-    return list(layer_entries(network, chosen))
+    for name in chosen:
+        named_output(network, name)  # raises, and lists near matches
+    return list(chosen)
 
 
 def _check_same_device(a: nn.Module, b: nn.Module) -> None:
