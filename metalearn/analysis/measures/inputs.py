@@ -144,7 +144,7 @@ def activations(x: Any, name: str) -> Activations:
     check_size(values, name, 1)
     if not bool(torch.stack(values.aminmax()).isfinite().all()):
         raise ValueError(
-            f"{name} holds {int((~values.isfinite()).sum())} values that are NaN or infinite; find"
+            f"{name} holds {count_not_finite(values)} values that are NaN or infinite; find"
             " the layer whose activations overflow"
         )
     return Activations(values, Rounding.of(original_dtype(tensor)))
@@ -228,6 +228,14 @@ def where_float64_exists(tensor: Tensor) -> Tensor:
 def as_floats(tensor: Tensor) -> Tensor:
     """Floats of any precision as they are, other numbers in float64."""
     return tensor if tensor.is_floating_point() else tensor.double()
+
+
+def count_not_finite(tensor: Tensor) -> int:
+    """How many values are NaN or infinite."""
+    # Floats of one byte have no isfinite of their own.
+    narrow = tensor.is_floating_point() and tensor.itemsize == 1
+    values = tensor.float() if narrow else tensor
+    return int((~values.isfinite()).sum())
 
 
 def _exact_integers(tensor: Tensor, name: str) -> Tensor:

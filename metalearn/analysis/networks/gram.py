@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from metalearn.analysis.measures.inputs import (
     Rounding,
     as_floats,
+    count_not_finite,
     real_tensor,
     where_float64_exists,
 )
@@ -132,10 +133,9 @@ def _pairs_in_float64(rows: Tensor, label: str) -> Tensor:
     gram, level = _exact_product(rows)
     pairs, trace = centred_pairs(gram)
     if not bool((trace + level).isfinite()):
-        wrong = int((~rows.isfinite()).sum())
         raise ValueError(
-            f"{label} outputs {wrong} values that are NaN or infinite; check its weights and what"
-            " enters it"
+            f"{label} outputs {count_not_finite(rows)} values that are NaN or infinite; check its"
+            " weights and what enters it"
         )
     arithmetic = 4 * torch.finfo(torch.promote_types(rows.dtype, torch.float32)).eps
     stored = max(arithmetic, Rounding.of(rows.dtype).relative)

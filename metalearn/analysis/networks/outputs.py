@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metalearn.analysis.checks import listed
-from metalearn.analysis.measures.inputs import real_tensor
+from metalearn.analysis.measures.inputs import count_not_finite, real_tensor
 from metalearn.network.activations import representations
 from metalearn.network.forward import Inputs, arguments
 from metalearn.network.layers import layers as layer_names
@@ -141,20 +141,13 @@ def layer_outputs(
     else:
         outputs = _run(network, names, inputs, side)
     for name in names:
-        wrong = _count_not_finite(outputs[name])
+        wrong = count_not_finite(outputs[name])
         if wrong:
             raise ValueError(
                 f"{side}: layer {name!r} outputs {wrong} values that are NaN or infinite; check its"
                 " weights and what enters it"
             )
     return outputs
-
-
-def _count_not_finite(output: Tensor) -> int:
-    # Floats of one byte have no isfinite of their own.
-    narrow = output.is_floating_point() and output.itemsize == 1
-    values = output.float() if narrow else output
-    return int((~values.isfinite()).sum())
 
 
 def _captured(outputs: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, Tensor]:
