@@ -25,6 +25,8 @@ from metalearn.network.modes import evaluation_mode
 from metalearn.runtime.tables import Tabular, aligned, plain
 
 from .batches import ToInputs, count, inputs_of, loader_of, running, to_device
+from .gram import GramReader
+from .similarity_map import SimilarityMap, sum_over_batches
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,11 +73,15 @@ class Components(Pictured, Tabular):
         layers: one `Component` for each layer, in order.
         images: how many images there were.
         notes: which layers are constant.
+        source: the network, the loader and `to_inputs`, for `similarity`.
     """
 
     layers: tuple[Component, ...]
     images: int
     notes: tuple[str, ...] = ()
+    source: tuple[nn.Module, Any, ToInputs | None] | None = field(
+        default=None, repr=False, compare=False
+    )
 
     def __getitem__(self, layer: str) -> Component:
         for row in self.layers:
@@ -127,6 +133,40 @@ class Components(Pictured, Tabular):
     def carried(self, layer: str, images: Sequence[int] | np.ndarray) -> float:
         """The share of the component that these images carry, `sum u_i^2` over them."""
         return float(np.square(self[layer].scores[np.asarray(images, dtype=int)]).sum())
+
+    def similarity(self, removed: int = 1) -> SimilarityMap:
+        """The similarity map of the network with itself, without the first component of each layer.
+
+        `A` becomes `A - lam_1^(1/2) u v^T`, that is `G` becomes `G - lam_1 u u^T`, before the
+        batches are compared.
+
+        Args:
+            removed: 1; 0 for the map of the layers as they are.
+
+        Raises:
+            ValueError: The components were not computed from a network, or `removed` is another
+                number.
+        """
+        if removed not in (0, 1):
+            raise ValueError(f"removed={removed}; components holds the first alone: give 0 or 1")
+        if self.source is None:
+            raise ValueError("these components have no network; call components(network, loader)")
+        model, loader, to_inputs = self.source
+        names = [row.layer for row in self.layers]
+        reader = GramReader(model, "the network", names, self._without if removed else None)
+        return sum_over_batches(
+            (reader, reader), (names, names), loader, to_inputs, draws=0, seed=0
+        )
+
+    def _without(self, layer: str, activations: Tensor) -> Tensor:
+        """Activations (images, features) less the mean, without what lies along the component."""
+        row = self[layer]
+        mean = torch.as_tensor(row.mean, device=activations.device)
+        direction = torch.as_tensor(row.direction, device=activations.device)
+        centred = activations.double() - mean
+        if math.isnan(row.share):
+            return centred
+        return centred - torch.outer(centred @ direction, direction)
 
     def records(self) -> list[dict[str, Any]]:
         """A row for each layer."""
@@ -214,7 +254,8 @@ def components(
             rows.append(row)
             if math.isnan(row.share):
                 notes.append(f"layer {name} is constant over the images (a dead layer?)")
-    return Components(tuple(rows), reader.images, tuple(notes))
+    source = (model, loader, to_inputs)
+    return Components(tuple(rows), reader.images, tuple(notes), source)
 
 
 def _names(model: nn.Module, layers: Sequence[str] | None) -> list[str]:

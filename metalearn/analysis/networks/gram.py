@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -42,12 +42,21 @@ class GramReader:
         network: a network in evaluation mode.
         side: what it is called in errors.
         names: the layers.
+        transform: from a layer's name and activations (n, features) to those whose Gram matrix is
+            computed, such as the activations without a component; by default as they are.
     """
 
-    def __init__(self, network: nn.Module, side: str, names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        side: str,
+        names: Sequence[str],
+        transform: Callable[[str, Tensor], Tensor] | None = None,
+    ) -> None:
         self.network = network
         self.side = side
         self.names = names
+        self.transform = transform
         self.in_float64: set[str] = set() if _float32_is_exact() else set(names)
         self.channels_last = True
         tensors = (*network.parameters(), *network.buffers())
@@ -95,7 +104,10 @@ class GramReader:
     def _gram(self, name: str, output: Tensor, images: int) -> Tensor:
         """A layer's Gram matrix (n, n) in float32, or its centred pairs in float64."""
         label = f"layer {name!r} of {self.side}"
-        rows = as_floats(_rows(real_tensor(output, label), images, label))
+        rows = _rows(real_tensor(output, label), images, label)
+        if self.transform is not None:
+            rows = self.transform(name, rows)
+        rows = as_floats(rows)
         if rows.dtype == torch.float64:
             self.in_float64.add(name)
         if name in self.in_float64:

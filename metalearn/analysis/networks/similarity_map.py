@@ -223,8 +223,39 @@ def similarity_map(
     names_b = _names(b, layers_b, "b")
     _check_same_device(a, b)
     both = list(dict.fromkeys([*names_a, *names_b]))
-    read_a = GramReader(a, "a", both if a is b else names_a)
-    read_b = GramReader(b, "b", names_b)
+    readers = (
+        GramReader(a, "a", both if a is b else names_a),
+        GramReader(b, "b", names_b),
+    )
+    return sum_over_batches(
+        readers, (names_a, names_b), loader, to_inputs, draws=draws, seed=seed, progress=progress
+    )
+
+
+def sum_over_batches(
+    readers: tuple[GramReader, GramReader],
+    names: tuple[list[str], list[str]],
+    loader: Any,
+    to_inputs: ToInputs | None,
+    *,
+    draws: int | None,
+    seed: int,
+    progress: bool = False,
+) -> SimilarityMap:
+    """The map from the Gram matrices of two readers; one reader is asked if both read one network.
+
+    Args:
+        readers: of a and of b.
+        names: the layers of a and of b.
+        loader: as in `similarity_map`, and so are the others.
+        to_inputs: from a batch to what the networks are called with.
+        draws: how often chance shuffles.
+        seed: determines the draws.
+        progress: show the progress.
+    """
+    read_a, read_b = readers
+    names_a, names_b = names
+    a, b = read_a.network, read_b.network
     total = 1 if is_one_batch(loader) else operator.length_hint(loader, 0)
     shown = progress and total > 0
     sums: _Sums | None = None

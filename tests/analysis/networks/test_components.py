@@ -70,6 +70,16 @@ def test_a_few_images_make_unrelated_layers_alike() -> None:
     assert linear_cka(*removed) == pytest.approx(-0.0013, abs=5e-5)
 
 
+def test_the_map_without_the_component_is_about_nothing() -> None:
+    x, y = spiked()
+    found = components(Layers(60, 60), torch.cat([x, y], 1), ["0", "1"])
+    assert found.similarity(removed=0).values[0, 1] == pytest.approx(0.9956, abs=5e-5)
+    assert found.similarity().values[0, 1] == pytest.approx(-0.0013, abs=5e-5)
+    np.testing.assert_allclose(np.diag(found.similarity().values), 1)
+    with pytest.raises(ValueError, match="give 0 or 1"):
+        found.similarity(removed=2)
+
+
 def test_without_as_many_other_images_they_stay_alike() -> None:
     x, y = spiked()
     left = torch.cat(list(without(torch.cat([x, y], 1), range(100, 105))))
