@@ -118,7 +118,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path, mark: str) -> N
 UNGUARDED = """
 from torch import nn
 from transfer import compare, everywhere, finetune, fresh
-from tests.test_finetuning import images
+from tests.transfer.finetuning.test_finetune import images
 
 def build():
     return nn.Sequential(nn.Flatten(), nn.Linear(36, 3))

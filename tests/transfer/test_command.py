@@ -14,7 +14,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from tests.test_transfer_data import arrays
+from tests.data.test_labelled_sets import arrays
 from transfer.__main__ import Transfer, main
 from transfer.models import build
 
@@ -106,7 +106,7 @@ def test_of_torchruns_ranks_one_pretrains_and_all_share_out_the_runs(here: Path)
     chosen = [*GLYPHS, "--strategies", "random,full", "--through", ""]
     environment = {
         **os.environ,
-        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(

@@ -515,7 +515,7 @@ def test_a_gradient_that_is_not_finite_names_its_parameters():
 
 def test_two_ranks_end_with_the_weights_of_one_process(tmp_path):
     environment = os.environ | {
-        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
         "OMP_NUM_THREADS": "1",
     }
     command = [

@@ -25,8 +25,8 @@ from scipy import stats
 from torch import nn
 
 from metalearn.runtime import files
-from tests.test_finetuning import images
-from tests.test_report import Page
+from tests.analysis.adaptation.test_report import Page
+from tests.transfer.finetuning.test_finetune import images
 from transfer import compare, everywhere, finetune, fresh, mean_var, transfusion
 from transfer.comparison import run as running
 from transfer.comparison.compare import Comparison
@@ -387,7 +387,7 @@ def test_runs_in_several_processes_give_the_same_table(found, tmp_path: Path) ->
 
 SCRIPT = """
 import os, time, torch
-from tests import test_comparison as t
+from tests.transfer.comparison import test_comparison as t
 from transfer import compare
 
 def train(model, seed):
@@ -404,7 +404,7 @@ print(found)
 
 
 def test_after_a_real_kill_the_same_table_comes_out(tmp_path: Path) -> None:
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[3])
     (tmp_path / "script.py").write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": root}
 
@@ -474,7 +474,7 @@ def test_ranks_of_torchrun_share_out_the_runs(tmp_path: Path) -> None:
     done = subprocess.run(
         command,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
         capture_output=True,
         text=True,
         check=False,

@@ -22,7 +22,7 @@ from metalearn.analysis.networks.between import similarity_between
 from metalearn.analysis.networks.layerwise import cca_of_task
 from metalearn.models import Conv4
 from metalearn.runtime.statistics import holm, p_value
-from tests.test_reuse import net, tasks
+from tests.analysis.adaptation.test_feature_reuse import net, tasks
 
 MEASURES = ("cca", "svcca", "pwcca", "linear_cka", "rbf_cka", "procrustes")
 

@@ -19,7 +19,7 @@ from metalearn.engine.memory import Forecast, forecast, size, ways_out
 from metalearn.models import MLP, Conv4
 from metalearn.tasks import FewShot, Sinusoid, glyphs
 
-TOP = Path(__file__).parents[1]
+TOP = Path(__file__).parents[2]
 FACTOR = 1.25  # measured over forecast, and the other way round
 PEAK = """
 import torch

@@ -28,7 +28,7 @@ from metalearn.analysis.adaptation.verdict import does_not_adapt, reused_by_cons
 from metalearn.analysis.plotting.style import rendered, save
 from metalearn.analysis.scales import SCALES
 from metalearn.models import Conv4
-from tests.test_reuse import tasks
+from tests.analysis.adaptation.test_feature_reuse import tasks
 
 
 @pytest.fixture(scope="module")

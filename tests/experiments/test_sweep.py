@@ -22,7 +22,7 @@ from metalearn.experiments.sweep import decisive, perform
 from metalearn.experiments.sweep import sweep as run_sweep
 from metalearn.runtime import files
 
-TOP = Path(__file__).parents[1]
+TOP = Path(__file__).parents[2]
 SMALL = {"steps": 2, "hidden": 4, "meta_batch": 2, "test_tasks": 5}
 
 
@@ -134,7 +134,7 @@ def test_a_run_that_was_interrupted_goes_on_from_its_checkpoint(tmp_path, monkey
 def test_several_processes_give_the_figures_of_one_and_a_dead_one_stops_nobody(tmp_path, capsys):
     asked = [
         *problems(tmp_path),
-        *problems(tmp_path, (0,), model="tests.test_sweep:dying"),
+        *problems(tmp_path, (0,), model="tests.experiments.test_sweep:dying"),
         *problems(tmp_path, (0,), dataset="nowhere"),
     ]
     rows = run_sweep(asked, ["protonet"], tmp_path / "rows.jsonl", processes=2)
