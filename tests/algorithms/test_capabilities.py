@@ -14,7 +14,7 @@ from metalearn.episodes import unstack
 from metalearn.experiments.regimes import Minibatches
 from metalearn.models import MLP
 from metalearn.tasks import FewShot, OneShotRuns, Sinusoid
-from tests.conftest import FAMILY, made_up_tasks, smooth_network
+from tests.helpers import FAMILY, made_up_tasks, smooth_network
 
 
 @pytest.mark.parametrize("kind", [FewShot, Sinusoid, OneShotRuns, Minibatches])
@@ -81,7 +81,6 @@ class Halved(ml.MAML):
 
 
 def test_a_learner_with_its_own_adapt_runs_one_task_at_a_time_and_is_called() -> None:
-    torch.manual_seed(0)
     episodes = made_up_tasks(3, shape=(4,)).to(torch.float32)
     learner = Halved(MLP(4, 3), 0.1)
     assert choose_execution(learner) == "loop"

@@ -15,7 +15,7 @@ import metalearn as ml
 from metalearn.engine.inner_loop import adam, inner_loop, momentum
 from metalearn.episodes import unstack
 from metalearn.models import MLP
-from tests.conftest import FAMILY, WAYS_TO_RUN, made_up_tasks, smooth_network
+from tests.helpers import FAMILY, WAYS_TO_RUN, made_up_tasks, smooth_network
 from transfer import freeze
 
 
@@ -69,10 +69,7 @@ def test_freezing_takes_effect_after_construction_too(algorithm: type[ml.MAML]) 
 
 def test_an_inner_loop_that_would_move_nothing_is_refused() -> None:
     model, episodes = smooth_network().requires_grad_(False), made_up_tasks()
-    with pytest.raises(
-        ValueError,
-        match=r"every parameter that lr reaches has requires_grad=False.*lr=\{'6': 0\.1\}",
-    ):
+    with pytest.raises(ValueError, match=r"requires_grad=False.*lr=\{'6': 0\.1\}"):
         ml.evaluate(ml.MAML(model, 0.5), unstack(episodes))
     assert moved(ml.MAML(model, {"6": 0.5})) == {"6"}
     assert moved(ml.ANIL(model, 0.5)) == {"6"}  # whose rate is the head's

@@ -17,9 +17,9 @@ import transfer.__main__ as transfuse
 from benchmarks import measures, rows
 from metalearn import __main__ as command_line
 from metalearn.runtime.options import Parser
+from tests.helpers import ROOT
 
-TOP = Path(__file__).parents[2]
-PAGES = [TOP / "README.md", TOP / "benchmarks" / "README.md"]
+PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md"]
 METALEARN = {
     "reuse": command_line.reuse,
     "train": command_line.train,
@@ -73,7 +73,7 @@ def test_every_printed_command_is_understood() -> None:
 def test_a_trial_run_keeps_nothing_unless_a_file_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kept = TOP / "benchmarks" / "results" / "measures.jsonl"
+    kept = ROOT / "benchmarks" / "results" / "measures.jsonl"
     before = kept.read_bytes()
     measures.measures(examples=60, features=3, batch=20, rounds=1, figures=["time"])
     said = capsys.readouterr()

@@ -10,8 +10,10 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks import accuracy_time, peer_loops, speed, speed_tables
 from benchmarks.speed import OURS, WITH_PEERS, Case
@@ -274,7 +276,10 @@ def test_a_race_notes_accuracy_over_seconds_and_draws_it(
         seconds, steps = ([point[key] for point in row["points"]] for key in ("seconds", "steps"))
         assert seconds == sorted(seconds) and seconds[0] == 0 and seconds[-1] >= 0.02
         assert steps[0] == 0 and steps[-1] >= 2
-    assert (tmp_path / "accuracy_time.png").stat().st_size > 5000
+    with Image.open(tmp_path / "accuracy_time.png") as picture:  # a panel an algorithm
+        assert picture.size == (round(120 * 3.6 * 2), round(120 * 3.2))
+        panels = np.asarray(picture.convert("L")).reshape(384, 2, 432)
+    assert (panels < 128).any(2).any(0).all()
     assert (
         "learn2learn not installed; benchmarks/peers/install.sh builds an environment with it"
         in capsys.readouterr().out

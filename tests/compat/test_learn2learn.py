@@ -20,7 +20,7 @@ import metalearn.compat.learn2learn as ours
 from metalearn.compat import copy_weights, from_learn2learn, to_learn2learn
 from metalearn.models import Conv4
 from metalearn.tasks import FewShot, glyphs
-from tests.conftest import WAYS_TO_RUN, gradients
+from tests.helpers import WAYS_TO_RUN, gradients
 
 if importlib.util.find_spec("learn2learn") is None:
     pytest.skip(
@@ -147,7 +147,6 @@ def test_running_statistics_and_weights_after_training_are_those_of_the_real_one
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 @pytest.mark.parametrize("first_order", [False, True])
 def test_meta_sgd_gradients_are_those_of_the_real_one(first_order: bool) -> None:
-    torch.manual_seed(0)
     tasks, found = taskset(real), []
     start = real.algorithms.MetaSGD(
         real.vision.models.OmniglotFC(784, WAYS, sizes=[8, 6]).double(),

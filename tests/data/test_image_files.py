@@ -15,16 +15,13 @@ from PIL import Image
 
 from metalearn.data.decoding import decode
 from metalearn.tasks import FewShot, image_folder
+from tests.helpers import Listed
 
 COLOURS = (
     np.array([[[200, 0, 0], [0, 200, 0]], [[0, 0, 200], [90, 90, 90]]], dtype=np.uint8)
     .repeat(8, 0)
     .repeat(12, 1)
 )
-
-
-class Listed(list):
-    """A data set of pairs in a list."""
 
 
 def read(path: Path, channels: int = 3) -> torch.Tensor:
@@ -94,10 +91,7 @@ def test_floating_point_images_are_read_from_zero_to_one_and_otherwise_refused(
     Image.fromarray(np.array([[0.0, 0.2, 1.0]], dtype=np.float32)).save(tmp_path / "unit.tif")
     assert read(tmp_path / "unit.tif", 1).flatten().tolist() == [0, 51, 255]
     Image.fromarray(np.array([[-4.0, 300.0]], dtype=np.float32)).save(tmp_path / "wide.tif")
-    with pytest.raises(
-        ValueError,
-        match=r"wide.tif has floating-point values from -4 to 300; bring them to the range 0 to 1",
-    ):
+    with pytest.raises(ValueError, match=r"wide.tif .* from -4 to 300; .* 0 to 1"):
         decode(tmp_path / "wide.tif", 1, None)
     with pytest.raises(ValueError, match="item 0 of Listed holds NaN or infinity"):
         FewShot(Listed([(torch.full((1, 2, 2), torch.nan), 0)] * 2), 1, 1, 1, tasks=1)

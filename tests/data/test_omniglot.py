@@ -183,8 +183,7 @@ def test_a_character_without_drawings_is_named(alphabets):
 def test_nothing_there_says_what_to_put_where_and_downloads_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.datasets, "Omniglot", never)
     with pytest.raises(
-        FileNotFoundError,
-        match=r"there is no Omniglot in .*images_background.*download=True.*--dataset glyphs",
+        FileNotFoundError, match=r"no Omniglot in .*download=True.*--dataset glyphs"
     ):
         omniglot(tmp_path)
 
@@ -197,9 +196,7 @@ def test_without_a_network_the_message_says_what_to_put_where(tmp_path, monkeypa
     monkeypatch.setattr(torchvision.datasets, "Omniglot", offline)
     with pytest.raises(
         FileNotFoundError,
-        match=(
-            rf"could not be downloaded \({error}\): put the folders .*omniglot-py.*--dataset glyphs"
-        ),
+        match=(rf"\({error}\): put .*omniglot-py.*--dataset glyphs"),
     ):
         omniglot(tmp_path, download=True)
 
@@ -212,8 +209,7 @@ def test_a_folder_that_is_there_is_not_downloaded_again(alphabets, monkeypatch):
 @pytest.mark.parametrize("protocol", ["vinyals", "lake"])
 def test_a_published_split_of_an_incomplete_folder_is_refused(alphabets, protocol):
     with pytest.raises(
-        ValueError,
-        match=rf"has 26 characters, which protocol='{protocol}' splits into .*protocol='finn'",
+        ValueError, match=f"26 characters, .*protocol='{protocol}'.*protocol='finn'"
     ):
         omniglot(alphabets, protocol=protocol)
 

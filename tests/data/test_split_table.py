@@ -131,8 +131,7 @@ def test_a_path_of_windows_on_another_system_is_named(folder: Path) -> None:
     if os.name == "nt":
         pytest.skip("it is a path of this system")
     with pytest.raises(
-        ValueError,
-        match=r"line 6 lists C:\\own\\owl\\1.png, a path of another machine; write it relative to",
+        ValueError, match=r"line 6 lists C:\\own\\owl\\1.png, .*; write it relative"
     ):
         names(folder, lines(*GOOD, "C:\\own\\owl\\1.png,owl,test"))
 
@@ -149,10 +148,7 @@ def test_three_tables_are_read_together(folder: Path) -> None:
     assert image_folder(folder, "test", splits=tables, cache=False).names == ("owl",)
     with (tables / "test.csv").open("a") as file:
         file.write("cat/1.png,cat\n")
-    with pytest.raises(
-        ValueError,
-        match=r"test.csv line 3 has class 'cat' in test, but .*train.csv line 2 has it in train",
-    ):
+    with pytest.raises(ValueError, match=r"test.csv line 3 .*'cat' in test.*train.csv line 2"):
         image_folder(folder, "train", splits=tables, cache=False)
 
 
@@ -163,10 +159,7 @@ def test_too_few_classes_speak_of_the_division(tmp_path: Path) -> None:
     test = image_folder(tmp_path, "test", cache=False)
     with pytest.raises(
         ValueError,
-        match=(
-            r"2 classes but ways=5.*The 12 classes .*64/16/20 by seed: 8 for train, 2 for"
-            r" validation"
-        ),
+        match=(r"2 classes but ways=5.*12 classes .*8 for train, 2 for validation"),
     ):
         FewShot(test, 5, 1, 1, tasks=1)
     assert len(image_folder(tmp_path, "test", splits=(4, 3, 5), cache=False).names) == 5

@@ -18,8 +18,8 @@ from metalearn.engine import execution, memory
 from metalearn.engine.memory import Forecast, forecast, size, ways_out
 from metalearn.models import MLP, Conv4
 from metalearn.tasks import FewShot, Sinusoid, glyphs
+from tests.helpers import ROOT
 
-TOP = Path(__file__).parents[2]
 FACTOR = 1.25  # measured over forecast, and the other way round
 PEAK = """
 import torch
@@ -59,11 +59,11 @@ def task():
 def test_the_forecast_is_what_a_step_then_takes(way, threads, steps):
     # Every larger block goes back to the system when it is freed, so that the peak is of what is in
     # use, not of what the heap holds.
-    environment = {**os.environ, "PYTHONPATH": str(TOP), "MALLOC_MMAP_THRESHOLD_": "65536"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536"}
     script = PEAK.format(way=way, threads=threads, steps=steps)
     said = subprocess.run(
         [sys.executable, "-c", script],
-        cwd=TOP,
+        cwd=ROOT,
         env=environment,
         capture_output=True,
         text=True,
@@ -125,10 +125,7 @@ def test_what_does_not_fit_is_warned_of_with_the_ways_out_before_the_first_step(
     with (
         pytest.warns(
             UserWarning,
-            match=(
-                r"more than there is.*first order \(.*fewer tasks in flight"
-                r" \(torch.set_num_threads\(1\)"
-            ),
+            match=(r"first order \(.*tasks in flight \(torch.set_num_threads\(1\)"),
         ) as seen,
         pytest.raises(ZeroDivisionError),
     ):
@@ -141,7 +138,6 @@ def test_ways_out_fit_the_way_and_name_their_figures(task):
         per_task=10 * 2**20, per_step=2**20, way="vectorized", in_flight=32, free=100 * 2**20
     )
     said = ways_out(MAML(Conv4(5, hidden=4), 0.1), task, expected)
-    assert said is not None
     assert "expected to need 320 MiB" in said
     assert "a smaller chunk (metalearn.engine.execution.CHUNK = 10)" in said
     assert "execution='loop': 10 MiB" in said
@@ -151,7 +147,6 @@ def test_ways_out_fit_the_way_and_name_their_figures(task):
         expected._replace(way="loop", in_flight=1),
         processes=20,
     )
-    assert again is not None
     assert "first order" not in again
     assert "fewer processes" in again
     assert (

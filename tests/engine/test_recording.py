@@ -18,8 +18,15 @@ from metalearn.engine.execution import choose_execution, in_flight, without_grap
 from metalearn.episodes import Episode
 from metalearn.models import MLP, Conv4, ResNet12
 from metalearn.tasks import FewShot, Sinusoid, glyphs
-from tests.conftest import EXACT, FAMILY, gradients, made_up_tasks, outer_loss, smooth_network
-from tests.test_gradients import along
+from tests.helpers import (
+    EXACT,
+    FAMILY,
+    central_difference,
+    gradients,
+    made_up_tasks,
+    outer_loss,
+    smooth_network,
+)
 
 cuda = pytest.param(
     "cuda",
@@ -151,7 +158,9 @@ def test_a_recorded_meta_gradient_is_the_derivative_of_the_outer_loss(
         (p.grad * d).sum().item()
         for p, d in zip(learner.meta_parameters().values(), direction, strict=True)
     )
-    assert exact == pytest.approx(along(learner, direction, episodes=episodes), rel=1e-8, abs=1e-9)
+    assert exact == pytest.approx(
+        central_difference(learner, direction, episodes=episodes), rel=1e-8, abs=1e-9
+    )
 
 
 def test_weights_that_the_outer_loop_moved_are_used(device: str) -> None:

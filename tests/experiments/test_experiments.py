@@ -22,6 +22,7 @@ from metalearn.__main__ import main
 from metalearn.experiments.experiment import Experiment, parse
 from metalearn.experiments.presets import PRESETS, preset
 from metalearn.runtime import files
+from tests.helpers import Page
 
 TINY = [
     "--steps",
@@ -41,12 +42,6 @@ TINY = [
 
 def run(*arguments: str) -> int:
     return main(list(arguments))
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture
@@ -74,7 +69,7 @@ def test_reuse_ends_with_a_verdict_a_page_and_its_numbers(
     )
     assert "± is 95 % over tasks" in printed
     page, facts = (here / "report.html").read_text(), json.loads((here / "report.json").read_text())
-    assert "<svg" in page or "data:image" in page
+    assert all(image.startswith("data:image/svg+xml;base64,") for image in Page(page).links)
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert [row["learner"] for row in facts["results"]] == ["maml", "anil", "nil"]
     assert "does not adapt" in page

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from torch import nn
@@ -16,13 +15,15 @@ from torch import nn
 import metalearn.training.loop as training
 from metalearn.__main__ import main
 from metalearn.data.images import LabelledImages
+from metalearn.evaluation import evaluate
 from metalearn.experiments import sweep
 from metalearn.experiments.experiment import Experiment
+from metalearn.experiments.runs import restored
 from metalearn.experiments.sweep import decisive, perform
 from metalearn.experiments.sweep import sweep as run_sweep
 from metalearn.runtime import files
+from tests.helpers import ROOT
 
-TOP = Path(__file__).parents[2]
 SMALL = {"steps": 2, "hidden": 4, "meta_batch": 2, "test_tasks": 5}
 
 
@@ -49,7 +50,9 @@ def test_a_row_for_every_algorithm_and_seed_with_all_that_is_behind_it(tmp_path)
     ]  # fmt: skip
     assert rows == lines(tmp_path)
     for row in rows:
-        assert 0 <= row["accuracy"] <= 1
+        run = restored(row["checkpoint"])
+        tested = evaluate(run.tested(row["algorithm"]), run.experiment.testing_tasks())
+        assert row["accuracy"] == pytest.approx(tested.mean)
         assert row["trained_steps"] == 2
         assert row["settings"]["outer_lr"] == 0.003
         assert files.load(row["checkpoint"])[1]["step"] == 2
@@ -195,7 +198,7 @@ def test_lines_of_several_processes_do_not_tear_each_other(tmp_path):
         "import sys, pathlib; from metalearn.experiments.sweep import append\nfor i in range(200):"
         " append(pathlib.Path('rows.jsonl'), [{'who': sys.argv[1], 'i': i, 'text': 'x' * 500}] * 2)"
     )
-    environment = {**os.environ, "PYTHONPATH": str(TOP)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     both = [
         subprocess.Popen([sys.executable, "-c", script, name], cwd=tmp_path, env=environment)
         for name in "ab"
@@ -220,7 +223,7 @@ def test_ranks_of_torchrun_share_out_the_runs(tmp_path):
         "sweep",
     ]
     command += ["--algorithms", "protonet", "--seeds", "0,1,2", *small]
-    environment = {**os.environ, "PYTHONPATH": str(TOP), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command,
         cwd=tmp_path,

@@ -28,8 +28,12 @@ def test_output_shapes() -> None:
 
 
 def test_they_use_batch_statistics() -> None:
-    for model in (Conv4(5), ResNet12(5)):
+    for model in (Conv4(5, channels=3, hidden=4, size=32), ResNet12(5, widths=(4, 8, 8, 8))):
         check_statistics(model)
+        images = torch.rand(4, 3, 32, 32)
+        with torch.no_grad():
+            together, apart = model.eval()(images)[:2], model.eval()(images[:2])
+        assert not torch.allclose(together, apart)
 
 
 def test_pooling_before_relu_is_the_same_function() -> None:

@@ -284,10 +284,7 @@ def test_a_norm_without_statistics_yet() -> None:
     model, batch = (
         nn.Sequential(nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(2)) for _ in range(2)
     )
-    with pytest.raises(
-        ValueError,
-        match=r"0 \(LazyBatchNorm2d\) has no statistics yet; call the model on one batch",
-    ):
+    with pytest.raises(ValueError, match=r"0 \(LazyBatchNorm2d\) .*call the model on one batch"):
         ml.frozen_statistics(model)
     images = torch.rand(2, 3, 4, 4)
     assert ml.batch_statistics(batch)(images).shape == (2, 2)

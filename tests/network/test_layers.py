@@ -149,7 +149,5 @@ def test_rates_reach_a_prefix_and_the_longest_path_wins() -> None:
 def test_a_name_that_does_not_exist_lists_near_ones() -> None:
     with pytest.raises(ValueError, match=r"no layer 'layer5'; did you mean layer\d"):
         assign(torchvision.models.resnet18(num_classes=5), {"layer5": 1.0})
-    with pytest.raises(
-        ValueError, match="no layer 'zzz'; its layers are block1, block2, block3, block4, head"
-    ):
+    with pytest.raises(ValueError, match=r"no layer 'zzz'; .*block1, block2, block3, block4, head"):
         ml.head(Conv4(5), "zzz")

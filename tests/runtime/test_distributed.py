@@ -31,6 +31,7 @@ from metalearn.runtime import distributed, provenance
 from metalearn.tasks import Sinusoid
 from metalearn.training import checkpoints
 from metalearn.training.loop import meta_train
+from tests.helpers import weights_vector
 
 Started = Callable[..., list[multiprocessing.process.BaseProcess]]
 OPTIONS: dict[str, Any] = {
@@ -65,10 +66,6 @@ class Spoilt(Tasks):
 def build(seed: int = 0) -> MAML:
     torch.manual_seed(seed)
     return MAML(MLP(1, 1).double(), 0.01, loss=torch.nn.functional.mse_loss)
-
-
-def weights(learner: MAML) -> torch.Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in learner.parameters()])
 
 
 def as_rank(
@@ -142,7 +139,7 @@ def train_and_die(
         tasks.at, tasks.happens = 16, happens  # type: ignore[method-assign]
     learner = build(rank)
     meta_train(learner, tasks, checkpoint=folder / "run", checkpoint_every=2, **OPTIONS)
-    return weights(learner).tolist()
+    return weights_vector(learner).tolist()
 
 
 def fall_silent(rank: int, folder: Path) -> list[float]:
@@ -167,7 +164,7 @@ def test_where_a_rank_is_killed_the_others_stop_with_a_message_and_the_checkpoin
     alone = build()
     meta_train(alone, Tasks(tasks=100), **OPTIONS)
     for result in said(tmp_path, "result"):
-        assert result == pytest.approx(weights(alone).tolist(), abs=1e-12)
+        assert result == pytest.approx(weights_vector(alone).tolist(), abs=1e-12)
 
 
 def test_where_a_rank_falls_silent_the_others_stop_once_their_patience_ends(

@@ -19,25 +19,15 @@ import torch
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
-from metalearn import ANIL, MAML, evaluate, meta_train
+from metalearn import ANIL, evaluate, meta_train
 from metalearn.algorithms.base import Learner
 from metalearn.episodes import Episode
-from metalearn.models import MLP
 from metalearn.runtime import distributed
 from metalearn.tasks import Sinusoid
 from metalearn.training import checkpoints
+from tests.helpers import ROOT, sinusoid_learner
 
 USUAL: dict[str, Any] = {"steps": 3, "meta_batch": 2, "progress": False}
-
-
-def build(
-    rate: float = 0.01,
-    algorithm: Callable[..., Learner] = MAML,
-    hidden: tuple[int, ...] = (8,),
-    **options: Any,
-) -> Learner:
-    torch.manual_seed(0)
-    return algorithm(MLP(1, 1, hidden), rate, loss=torch.nn.functional.mse_loss, **options)
 
 
 def sgd(**options: float) -> dict[str, Any]:
@@ -61,7 +51,7 @@ def other_ones() -> list[Episode]:
 
 
 def held_still() -> Learner:
-    learner = build()
+    learner = sinusoid_learner()
     learner.model.requires_grad_(False)
     learner.model.head.requires_grad_(True)
     return learner
@@ -70,23 +60,47 @@ def held_still() -> Learner:
 # What rank 0 has, what rank 1 has, and a part of the message. Each entry overrides the learner, the
 # tasks or the options.
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "inner rate": ({"learner": build()}, {"learner": build(0.02)}, "learner.lr 0.02"),
-    "inner steps": ({"learner": build()}, {"learner": build(steps=2)}, "learner.steps 2"),
+    "inner rate": (
+        {"learner": sinusoid_learner()},
+        {"learner": sinusoid_learner(0.02)},
+        "learner.lr 0.02",
+    ),
+    "inner steps": (
+        {"learner": sinusoid_learner()},
+        {"learner": sinusoid_learner(steps=2)},
+        "learner.steps 2",
+    ),
     "algorithm": (
-        {"learner": build()},
-        {"learner": build(algorithm=ANIL)},
+        {"learner": sinusoid_learner()},
+        {"learner": sinusoid_learner(algorithm=ANIL)},
         "learner.algorithm ANIL",
     ),
     "first order": (
-        {"learner": build()},
-        {"learner": build(first_order=True)},
+        {"learner": sinusoid_learner()},
+        {"learner": sinusoid_learner(first_order=True)},
         "learner.first_order true",
     ),
-    "frozen layers": ({"learner": build()}, {"learner": build().frozen(["head"])}, "moving"),
-    "trained layers": ({"learner": build()}, {"learner": held_still()}, "not trained"),
-    "network": ({"learner": build()}, {"learner": build(hidden=(9,))}, "(9, 1)"),
-    "evaluation mode": ({"learner": build()}, {"learner": build().eval()}, "in evaluation mode"),
-    "dtype": ({"learner": build()}, {"learner": build().double()}, "torch.float64"),
+    "frozen layers": (
+        {"learner": sinusoid_learner()},
+        {"learner": sinusoid_learner().frozen(["head"])},
+        "moving",
+    ),
+    "trained layers": ({"learner": sinusoid_learner()}, {"learner": held_still()}, "not trained"),
+    "network": (
+        {"learner": sinusoid_learner()},
+        {"learner": sinusoid_learner(hidden=(9,))},
+        "(9, 1)",
+    ),
+    "evaluation mode": (
+        {"learner": sinusoid_learner()},
+        {"learner": sinusoid_learner().eval()},
+        "in evaluation mode",
+    ),
+    "dtype": (
+        {"learner": sinusoid_learner()},
+        {"learner": sinusoid_learner().double()},
+        "torch.float64",
+    ),
     "task seed": (
         {"tasks": Sinusoid(tasks=9)},
         {"tasks": Sinusoid(tasks=9, seed=1)},
@@ -132,7 +146,10 @@ def refusal(call: Callable[[], object]) -> str:
 
 def train(case: dict[str, Any]) -> None:
     options = USUAL | case
-    learner, tasks = options.pop("learner", build()), options.pop("tasks", Sinusoid(tasks=9))
+    learner, tasks = (
+        options.pop("learner", sinusoid_learner()),
+        options.pop("tasks", Sinusoid(tasks=9)),
+    )
     meta_train(learner, tasks, **options)
 
 
@@ -141,17 +158,21 @@ def differences(rank: int, folder: Path) -> dict[str, str]:
     messages = {
         name: refusal(lambda sides=sides: train(sides[rank])) for name, sides in CASES.items()
     }
-    learner, tasks = build((0.01, 0.02)[rank]), Sinusoid(tasks=9)
+    learner, tasks = sinusoid_learner((0.01, 0.02)[rank]), Sinusoid(tasks=9)
     messages["evaluate: inner rate"] = refusal(lambda: evaluate(learner, tasks))
     messages["evaluate: tasks_at_once"] = refusal(
-        lambda: evaluate(build(), tasks, tasks_at_once=2 + rank)
+        lambda: evaluate(sinusoid_learner(), tasks, tasks_at_once=2 + rank)
     )
     messages["evaluate: task data"] = refusal(
-        lambda: evaluate(build(), other_ones() if rank else ones())
+        lambda: evaluate(sinusoid_learner(), other_ones() if rank else ones())
     )
-    messages["evaluate: nothing"] = refusal(lambda: evaluate(build(), tasks, tasks_at_once=rank))
+    messages["evaluate: nothing"] = refusal(
+        lambda: evaluate(sinusoid_learner(), tasks, tasks_at_once=rank)
+    )
     messages["number on one rank"] = refusal(lambda: train({"clip_norm": 1.0 - 2 * rank}))
-    messages["another call"] = refusal(lambda: evaluate(build(), tasks) if rank else train({}))
+    messages["another call"] = refusal(
+        lambda: evaluate(sinusoid_learner(), tasks) if rank else train({})
+    )
     return messages
 
 
@@ -191,11 +212,7 @@ def other_calls(rank: int, folder: Path) -> dict[str, Any]:
 
 
 def start(folder: Path, work: str, **settings: str) -> subprocess.Popen[str]:
-    environment = (
-        os.environ
-        | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-        | settings
-    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | settings
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*torchrun, __file__, work, str(folder)]
     return subprocess.Popen(

@@ -25,7 +25,7 @@ from metalearn.analysis import (
 )
 from metalearn.models import MLP
 from metalearn.runtime.tables import FORMS, Table, check_table, flat_record
-from tests.conftest import made_up_tasks
+from tests.helpers import made_up_tasks
 from transfer import copied, everywhere, initialize
 from transfer.finetuning.curve import Curve
 

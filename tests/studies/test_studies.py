@@ -32,6 +32,7 @@ from metalearn.studies import (
     under_nil,
 )
 from metalearn.tasks import FewShot, LabelledImages
+from tests.helpers import drawn_curves
 
 SMALL = {"steps": 2, "hidden": 4, "meta_batch": 2, "test_tasks": 4, "execution": "loop"}
 
@@ -131,7 +132,6 @@ def test_networks_of_one_seed_are_not_paired_across_groups() -> None:
 
 
 def test_under_nil_is_nil_whatever_the_head() -> None:
-    torch.manual_seed(0)
     wide = Conv4(40, hidden=4, size=16)
     narrow = Conv4(3, hidden=4, size=16)
     narrow.load_state_dict(
@@ -206,7 +206,13 @@ def test_the_timeline_looks_at_points_of_one_run_and_is_drawn(tmp_path: Path) ->
     assert points[1].reuse.tasks == 2
     again = timeline(experiment, "anil", [1, 2], analysed_tasks=2, progress=False)
     assert torch.equal(again[1].evaluation.per_episode, points[1].evaluation.per_episode)
-    assert len(timeline_figure(points).axes) == 2
+    similarity, accuracy = timeline_figure(points).axes
+    for i, layer in enumerate(points[0].reuse.layers):
+        expected = [point.reuse.layers[i].cka.mean for point in points]
+        assert drawn_curves(similarity)[layer.layer] == pytest.approx(expected)
+    shown = accuracy.get_lines()[0]
+    assert list(shown.get_xdata()) == [1, 2]
+    assert list(shown.get_ydata()) == pytest.approx([100 * p.evaluation.mean for p in points])
 
 
 def test_the_benchmark_writes_rows_with_everything_behind_them_and_tables_read_them(

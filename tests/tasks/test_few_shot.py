@@ -354,10 +354,7 @@ def test_more_ways_than_classes_and_too_few_images_are_refused_by_name():
     source.names = ("alpha", "beta", "gamma")
     with pytest.raises(
         ValueError,
-        match=(
-            r"class 'beta' has 8 images but shots=5 and queries=15 need 20 \(2 of 3 classes are too"
-            r" small\)"
-        ),
+        match=(r"class 'beta' has 8 images .*shots=5 and queries=15 need 20"),
     ):
         FewShot(source, 2, 5, 15, tasks=1)
 

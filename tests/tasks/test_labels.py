@@ -24,10 +24,7 @@ from metalearn.tasks import (
     mini_imagenet,
     omniglot,
 )
-
-
-class Listed(list):
-    """A data set of pairs in a list."""
+from tests.helpers import Listed
 
 
 def labelled(labels: list[Any]) -> Listed:
@@ -55,10 +52,7 @@ def labelled(labels: list[Any]) -> Listed:
 def test_labels_of_any_kind_are_numbered_and_recorded(labels: list[Any], record: Any) -> None:
     # sicara/easy-few-shot-learning#126: which class is label 0 of a task?
     if record is TypeError:
-        with pytest.raises(
-            TypeError,
-            match="the labels of Listed mix int and str; make all of them numbers or all strings",
-        ):
+        with pytest.raises(TypeError, match="labels of Listed mix int and str; make all"):
             FewShot(labelled(labels), 2, 1, 1, tasks=1)
         return
     tasks = FewShot(labelled(labels), 2, 1, 1, tasks=20)
@@ -81,10 +75,7 @@ def test_labels_of_any_kind_are_numbered_and_recorded(labels: list[Any], record:
     [0.5, math.nan, math.inf, None, (1, 2), torch.tensor([0, 1]), b"cat", 1j, torch.zeros(0)],
 )
 def test_what_names_no_class_is_named(label: Any) -> None:
-    with pytest.raises(
-        TypeError,
-        match=r"label of item 1 of Listed is .*, not an integer or a string; number the classes",
-    ):
+    with pytest.raises(TypeError, match=r"item 1 of Listed is .*; number the classes"):
         FewShot(labelled([0, label]), 1, 1, 1, tasks=1)
 
 
@@ -150,9 +141,7 @@ def test_medmnist_has_larger_images_by_name(tmp_path: Path) -> None:
         FileNotFoundError, match=r"there is no .*pneumoniamnist.npz; put MedMNIST's file there"
     ):
         medmnist("pneumoniamnist_28", tmp_path)
-    with pytest.raises(
-        ValueError, match=r"MedMNIST's images have 28, 64, 128, 224 pixels; write pneumoniamnist_64"
-    ):
+    with pytest.raises(ValueError, match="28, 64, 128, 224 pixels; write pneumoniamnist_64"):
         medmnist("pneumoniamnist_100", tmp_path)
     with pytest.raises(ValueError, match="holds volumes, which are not read here"):
         medmnist("organmnist3d_64", tmp_path)
@@ -174,10 +163,7 @@ def test_a_small_file_that_claims_much_is_refused_before_it_is_unpacked(tmp_path
         archive.writestr("train_images.npy", header.getvalue() + bytes(40_000))
     with pytest.raises(
         ValueError,
-        match=(
-            r"claims.npz is not a whole MedMNIST file \(train_images.npy claims 20,480,000,000"
-            r" bytes"
-        ),
+        match=(r"claims.npz .*claims 20,480,000,000 bytes"),
     ):
         medmnist_file(path)
     np.savez(path, **arrays())

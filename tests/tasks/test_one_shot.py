@@ -270,18 +270,14 @@ def test_a_file_that_is_twice_in_the_archive_is_named(published: Files, tmp_path
 
 
 def test_an_empty_archive_is_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError,
-        match=r"all_runs.zip.* must hold run01 to run20, but run01 is missing; take it from",
-    ):
+    with pytest.raises(ValueError, match=r"all_runs.zip.*run01 is missing; take it from"):
         one_shot_runs(pack({}, tmp_path / "all_runs.zip"))
 
 
 @pytest.mark.parametrize("root", ["", "missing", "missing/all_runs.zip"])
 def test_nothing_there_says_what_to_put_where(tmp_path: Path, root: str) -> None:
     with pytest.raises(
-        FileNotFoundError,
-        match=r"there are no one-shot runs in .*all_runs.zip of https.*omniglot-py",
+        FileNotFoundError, match=r"no one-shot runs in .*all_runs.zip of https.*omniglot-py"
     ):
         one_shot_runs(tmp_path / root)
 

@@ -129,10 +129,7 @@ def test_weights_of_another_network_are_refused_by_name(tmp_path):
     before = linear.weight.clone()
     with pytest.raises(
         ValueError,
-        match=(
-            r"bias is only in the model; extra is only in the file; weight is \(3, 4\) in the file"
-            r" and \(5, 4\)"
-        ),
+        match=(r"bias .*extra .*weight is \(3, 4\) in the file and \(5, 4\)"),
     ):
         checkpoints.restore(linear, tmp_path / "run")
     assert linear.weight.equal(before)
@@ -147,9 +144,6 @@ def test_settings_that_differ_are_named_with_both_values():
     )
     with pytest.raises(
         ValueError,
-        match=(
-            r"learner\.lr is 0\.4 but was 0\.1; run\.data is 'not set' but was 'glyphs'.*name"
-            r" another checkpoint"
-        ),
+        match=(r"learner\.lr is 0\.4 but was 0\.1; .*was 'glyphs'.*name another"),
     ):
         provenance.check_same({**stored, "learner": {"lr": 0.4}, "run": {}}, stored, "run")

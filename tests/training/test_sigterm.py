@@ -15,15 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from metalearn import MAML, meta_train
-from metalearn.algorithms.base import Learner
+from metalearn import meta_train
 from metalearn.episodes import Episode
 from metalearn.experiments.experiment import Experiment
-from metalearn.models import MLP
 from metalearn.tasks import Sinusoid
 from metalearn.training import checkpoints
+from tests.helpers import ROOT, sinusoid_learner, weights_vector
 
 OPTIONS: dict[str, Any] = {"steps": 6, "meta_batch": 2, "progress": False}
 
@@ -41,15 +39,6 @@ class Tasks(Sinusoid):
         return super().__getitem__(index)
 
 
-def build() -> Learner:
-    torch.manual_seed(0)
-    return MAML(MLP(1, 1, (8,)), 0.01, loss=torch.nn.functional.mse_loss)
-
-
-def weights(learner: Learner) -> torch.Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in learner.parameters()])
-
-
 def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -63,10 +52,10 @@ def twice() -> None:
 def test_sigterm_finishes_the_step_writes_a_checkpoint_and_exits_with_143(
     tmp_path: Path, happens: Callable[[], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole, resumed = build(), build()
+    whole, resumed = sinusoid_learner(), sinusoid_learner()
     meta_train(whole, Tasks(-1, terminate), **OPTIONS)
     with pytest.raises(SystemExit) as stopped:
-        meta_train(build(), Tasks(5, happens), checkpoint=tmp_path / "run", **OPTIONS)
+        meta_train(sinusoid_learner(), Tasks(5, happens), checkpoint=tmp_path / "run", **OPTIONS)
     assert stopped.value.code == 143
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     message = capsys.readouterr().err
@@ -75,14 +64,14 @@ def test_sigterm_finishes_the_step_writes_a_checkpoint_and_exits_with_143(
     assert checkpoints.load(tmp_path / "run")[1]["step"] == 3
     curve = meta_train(resumed, Tasks(-1, terminate), checkpoint=tmp_path / "run", **OPTIONS)
     assert len(curve.losses) == 6
-    assert weights(resumed).equal(weights(whole))
+    assert weights_vector(resumed).equal(weights_vector(whole))
 
 
 def test_without_a_checkpoint_the_message_says_how_to_keep_one(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit):
-        meta_train(build(), Tasks(5, terminate), **OPTIONS)
+        meta_train(sinusoid_learner(), Tasks(5, terminate), **OPTIONS)
     assert "Pass checkpoint= to keep what is trained" in capsys.readouterr().err
 
 
@@ -103,7 +92,9 @@ def test_sigterm_after_ctrl_c_and_ctrl_c_after_sigterm_stop_at_the_same_step(
     try:
         for name, happens in {"both": both, "turned": turned}.items():
             with pytest.raises(SystemExit):
-                meta_train(build(), Tasks(5, happens), checkpoint=tmp_path / name, **OPTIONS)
+                meta_train(
+                    sinusoid_learner(), Tasks(5, happens), checkpoint=tmp_path / name, **OPTIONS
+                )
             assert checkpoints.load(tmp_path / name)[1]["step"] == 3
     finally:
         signal.signal(signal.SIGINT, before)
@@ -114,7 +105,7 @@ def test_a_handler_of_the_program_stays_its_own() -> None:
     before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
     try:
         own = signal.getsignal(signal.SIGTERM)
-        assert len(meta_train(build(), Tasks(5, terminate), **OPTIONS).losses) == 6
+        assert len(meta_train(sinusoid_learner(), Tasks(5, terminate), **OPTIONS).losses) == 6
         assert received == [signal.SIGTERM]
         assert signal.getsignal(signal.SIGTERM) is own
     finally:
@@ -127,7 +118,7 @@ def test_an_error_in_training_leaves_the_handlers_as_they_were() -> None:
 
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(OSError, match="stop"):
-        meta_train(build(), Tasks(5, fail), **OPTIONS)
+        meta_train(sinusoid_learner(), Tasks(5, fail), **OPTIONS)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
@@ -135,7 +126,9 @@ def test_another_thread_trains_without_touching_signals() -> None:
     seen: list[Any] = []
     thread = threading.Thread(
         target=lambda: meta_train(
-            build(), Tasks(5, lambda: seen.append(signal.getsignal(signal.SIGTERM))), **OPTIONS
+            sinusoid_learner(),
+            Tasks(5, lambda: seen.append(signal.getsignal(signal.SIGTERM))),
+            **OPTIONS,
         )
     )
     thread.start()
@@ -152,7 +145,7 @@ def test_metalearn_train_goes_on_after_sigterm_with_the_command_that_it_names(
     for name, value in settings.items():
         command += [f"--{name}", str(value)]
     environment = os.environ | {
-        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
     }
     process = subprocess.Popen(

@@ -22,11 +22,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, ReduceLROnP
 import metalearn.runtime.progress
 from metalearn import ANIL, MAML, NIL, Reptile
 from metalearn.engine.execution import meta_backward
-from metalearn.episodes import Episode, Examples, stack
+from metalearn.episodes import stack
 from metalearn.evaluation import evaluate
 from metalearn.runtime import files, provenance
 from metalearn.training import checkpoints
 from metalearn.training.loop import meta_train
+from tests.helpers import ROOT, point_task, weights_vector
 
 
 class Tasks:
@@ -43,16 +44,7 @@ class Tasks:
     def __getitem__(self, index):
         if not 0 <= index < self.length:
             raise IndexError(index)
-        generator = torch.Generator().manual_seed(index)
-        centres = 2 * torch.randn(3, 4, generator=generator)
-
-        def examples(count):
-            labels = torch.arange(3).repeat(count)
-            return Examples(
-                centres[labels] + torch.randn(len(labels), 4, generator=generator), labels
-            )
-
-        episode = Episode(examples(1), examples(4))
+        episode = point_task(index, queries=4)
         if index in self.act:
             self.act[index](episode)
         return episode
@@ -69,10 +61,6 @@ def build(algorithm=MAML, dropout=0.0, dtype=torch.float32, **options):
 
 def train(learner, tasks=None, **options):
     return meta_train(learner, tasks or Tasks(), **({"steps": 6, "progress": False} | options))
-
-
-def weights(learner):
-    return torch.cat([parameter.detach().flatten() for parameter in learner.parameters()])
 
 
 def spoil(value, query=False):
@@ -146,7 +134,7 @@ def test_training_is_the_plain_loop_over_the_tasks_in_turn():
         loss.backward()
         outer.step()
         losses.append(loss.item())
-    torch.testing.assert_close(weights(ours), weights(plain))
+    torch.testing.assert_close(weights_vector(ours), weights_vector(plain))
     assert curve.losses == pytest.approx(losses, rel=1e-5)
 
 
@@ -163,29 +151,29 @@ def test_the_default_is_adam_and_an_optimizer_itself_is_taken():
     train(default)
     train(made, optimizer=lambda p: Adam(p, lr=1e-3))
     train(built, optimizer=Adam(built.parameters(), lr=1e-3))
-    assert weights(default).equal(weights(made))
-    assert weights(default).equal(weights(built))
+    assert weights_vector(default).equal(weights_vector(made))
+    assert weights_vector(default).equal(weights_vector(built))
 
 
 @pytest.mark.parametrize("algorithm", [ANIL, Reptile, NIL])
 def test_every_kind_of_learner_trains(algorithm):
     learner = NIL(build().model) if algorithm is NIL else build(algorithm)
-    before = weights(learner)
+    before = weights_vector(learner)
     curve = train(learner)
-    assert not weights(learner).equal(before)
+    assert not weights_vector(learner).equal(before)
     assert all(math.isfinite(loss) for loss in curve.losses)
 
 
 def test_clipping_by_value_and_by_norm():
     learner, gradient = build(), build()
-    before = weights(learner)
+    before = weights_vector(learner)
     train(learner, steps=1, optimizer=lambda p: SGD(p, lr=1.0), clip_value=0.01)
     meta_backward(gradient, stack(Tasks()[i] for i in range(4)))
     expected = torch.cat([p.grad.clamp(-0.01, 0.01).flatten() for p in gradient.parameters()])
-    torch.testing.assert_close(before - weights(learner), expected, atol=1e-7, rtol=0)
+    torch.testing.assert_close(before - weights_vector(learner), expected, atol=1e-7, rtol=0)
     learner = build()
     train(learner, steps=1, optimizer=lambda p: SGD(p, lr=1.0), clip_norm=0.01)
-    assert float((before - weights(learner)).norm()) == pytest.approx(0.01, rel=1e-3)
+    assert float((before - weights_vector(learner)).norm()) == pytest.approx(0.01, rel=1e-3)
 
 
 def test_the_schedule_is_stepped_once_a_step(tmp_path):
@@ -205,7 +193,7 @@ def test_bfloat16_trains_close_to_full_precision():
     a, b = train(full, steps=3), train(mixed, steps=3, precision="bfloat16")
     assert a.losses != b.losses
     assert b.losses == pytest.approx(a.losses, rel=0.05)
-    assert weights(mixed).dtype == torch.float32
+    assert weights_vector(mixed).dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -385,7 +373,7 @@ def test_ctrl_c_finishes_the_step_writes_a_checkpoint_and_stops(tmp_path):
     resumed = build(dropout=0.5)
     curve = train(resumed, meta_batch=2, checkpoint=tmp_path / "run")
     assert len(curve.losses) == 6
-    assert weights(resumed).equal(weights(whole))
+    assert weights_vector(resumed).equal(weights_vector(whole))
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path):
@@ -401,7 +389,7 @@ def test_a_finished_run_is_not_trained_again_and_can_be_prolonged(tmp_path):
     whole, learner = build(), build()
     train(whole, steps=8)
     train(learner, steps=5, checkpoint=tmp_path / "run")
-    stopped, again = weights(learner), build()
+    stopped, again = weights_vector(learner), build()
     assert (
         len(
             train(
@@ -410,9 +398,9 @@ def test_a_finished_run_is_not_trained_again_and_can_be_prolonged(tmp_path):
         )
         == 5
     )
-    assert weights(again).equal(stopped)
+    assert weights_vector(again).equal(stopped)
     train(again, steps=8, checkpoint=tmp_path / "run")
-    assert weights(again).equal(weights(whole))
+    assert weights_vector(again).equal(weights_vector(whole))
     with pytest.raises(ValueError, match="is at step 8 already, past steps=3"):
         train(build(), steps=3, checkpoint=tmp_path / "run")
 
@@ -424,7 +412,7 @@ def test_training_goes_on_from_the_previous_checkpoint_where_the_newest_is_damag
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.warns(UserWarning, match=r"truncated.*run\.previous \(step 3\) is used instead"):
         train(learner, checkpoint=path)
-    assert weights(learner).equal(weights(whole))
+    assert weights_vector(learner).equal(weights_vector(whole))
 
 
 @pytest.mark.parametrize(
@@ -455,9 +443,7 @@ def test_a_checkpoint_of_another_run_is_refused_naming_the_setting(tmp_path, opt
     learner, tasks = build(**options.pop("learner", {})), options.pop("tasks", Tasks())
     with pytest.raises(
         ValueError,
-        match=(
-            rf"run was written by a run with other settings: .*{message}.*name another checkpoint"
-        ),
+        match=rf"run was written by a run with other settings: .*{message}.*name another checkpoint",
     ):
         train(learner, tasks, **(usual | options))
 
@@ -497,16 +483,13 @@ def test_a_loss_that_is_not_finite_names_step_task_seed_and_last_good_checkpoint
     with pytest.raises(FloatingPointError, match=rf"step 3: {what} \(seed 7\).*run \(step 2\)"):
         train(learner, Tasks(act=act), checkpoint=tmp_path / "run", checkpoint_every=2)
     good = checkpoints.restore(build(), tmp_path / "run")
-    assert weights(learner).equal(weights(good))
+    assert weights_vector(learner).equal(weights_vector(good))
 
 
 def test_a_gradient_that_is_not_finite_names_its_parameters():
     learner = build()
     learner.model[0].bias.register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(
-        FloatingPointError,
-        match=r"step 1: the gradient of model\.0\.bias over tasks 0, 1, 2, 3 .*none was asked for",
-    ):
+    with pytest.raises(FloatingPointError, match=r"step 1: .*model\.0\.bias over tasks 0, 1, 2, 3"):
         train(learner)
 
 
@@ -515,7 +498,7 @@ def test_a_gradient_that_is_not_finite_names_its_parameters():
 
 def test_two_ranks_end_with_the_weights_of_one_process(tmp_path):
     environment = os.environ | {
-        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
     }
     command = [
@@ -536,7 +519,7 @@ def test_two_ranks_end_with_the_weights_of_one_process(tmp_path):
     alone = build(dtype=torch.float64)
     curve = train(alone, **RANKS)
     shared = checkpoints.restore(build(dtype=torch.float64), tmp_path / "run")
-    assert float((weights(alone) - weights(shared)).abs().max()) <= 1e-12
+    assert float((weights_vector(alone) - weights_vector(shared)).abs().max()) <= 1e-12
     for rank in range(2):
         said = json.loads((tmp_path / f"rank{rank}").read_text())
         assert said["losses"] == pytest.approx(curve.losses, abs=1e-12)

@@ -20,16 +20,12 @@ from metalearn.episodes import Episode, Examples
 from metalearn.experiments.experiment import Experiment
 from metalearn.models import MLP
 from metalearn.tasks import Sinusoid
-
-
-def build(rate: float = 0.01) -> Learner:
-    torch.manual_seed(0)
-    return MAML(MLP(1, 1, (8,)), rate, loss=nn.functional.mse_loss)
+from tests.helpers import sinusoid_learner
 
 
 def train(learner: Learner | None = None, tasks: Any = None, **options: Any) -> Any:
     return meta_train(
-        learner or build(),
+        learner or sinusoid_learner(),
         Sinusoid(tasks=9) if tasks is None else tasks,
         **({"steps": 4, "progress": False} | options),
     )
@@ -79,7 +75,7 @@ def test_meta_train_refuses_a_clip_value_that_would_climb_or_train_nothing(
 ) -> None:
     with pytest.raises(
         (TypeError, ValueError),
-        match=rf"(?s){name}=.*a finite number above 0; leave it out to train without",
+        match=f"(?s){name}=.*finite number above 0; leave it out",
     ):
         train(**{name: value})
 
@@ -89,7 +85,7 @@ def test_evaluate_refuses_what_is_no_count(value: object) -> None:
     with pytest.raises(
         (TypeError, ValueError), match=r"tasks_at_once=.*a whole number of at least 1"
     ):
-        evaluate(build(), Sinusoid(tasks=2), tasks_at_once=value)  # type: ignore[arg-type]
+        evaluate(sinusoid_learner(), Sinusoid(tasks=2), tasks_at_once=value)  # type: ignore[arg-type]
 
 
 COUNTS = [
@@ -195,7 +191,7 @@ def test_evaluate_names_what_has_no_tasks(episodes: Any) -> None:
     with pytest.raises(
         (TypeError, ValueError), match=r"give a FewShot|give an Episode|there are no test tasks"
     ):
-        evaluate(build(), episodes)
+        evaluate(sinusoid_learner(), episodes)
     with pytest.raises(TypeError, match="give a Learner"):
         evaluate(MLP(1, 1), Sinusoid(tasks=1))  # type: ignore[arg-type]
 
@@ -228,7 +224,7 @@ def test_tasks_without_a_target_for_each_input_are_named(
     with pytest.raises(ValueError, match=message):
         train(tasks=[task])
     with pytest.raises(ValueError, match=message):
-        evaluate(build(), [task])
+        evaluate(sinusoid_learner(), [task])
 
 
 # At the step and task at which it arises

@@ -15,19 +15,13 @@ from metalearn import ANIL, MAML, ProtoNet, Reptile, evaluate, meta_train
 from metalearn.algorithms.base import Learner
 from metalearn.episodes import Episode, Examples, stack
 from metalearn.evaluation import paired
+from tests.helpers import point_task
 
 SHOTS, QUERIES = (2, 3, 2, 5), (4, 4, 6, 1)
 
 
 def task(index: int, ways: int = 3) -> Episode:
-    generator = torch.Generator().manual_seed(index)
-    centres = 2 * torch.randn(ways, 4, generator=generator)
-
-    def examples(count: int) -> Examples:
-        labels = torch.arange(ways).repeat(count)
-        return Examples(centres[labels] + torch.randn(len(labels), 4, generator=generator), labels)
-
-    return Episode(examples(SHOTS[index % 4]), examples(QUERIES[index % 4]))
+    return point_task(index, SHOTS[index % 4], QUERIES[index % 4], ways)
 
 
 TASKS = [task(i) for i in range(8)]

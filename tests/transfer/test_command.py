@@ -14,7 +14,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from tests.data.test_labelled_sets import arrays
+from tests.helpers import ROOT, medmnist_arrays
 from transfer.__main__ import Transfer, main
 from transfer.models import build
 
@@ -40,14 +40,8 @@ def run(*arguments: str) -> int:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
 def medical(here: Path) -> str:
-    np.savez(here / "some.npz", **arrays())
+    np.savez(here / "some.npz", **medmnist_arrays())
     return "some.npz"
 
 
@@ -106,7 +100,7 @@ def test_of_torchruns_ranks_one_pretrains_and_all_share_out_the_runs(here: Path)
     chosen = [*GLYPHS, "--strategies", "random,full", "--through", ""]
     environment = {
         **os.environ,
-        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(

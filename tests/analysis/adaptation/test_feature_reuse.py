@@ -22,37 +22,19 @@ from metalearn.analysis import Estimate, compare_layers, feature_reuse, freezing
 from metalearn.analysis.adaptation.feature_reuse import Reuse
 from metalearn.analysis.adaptation.observe import class_cosines
 from metalearn.analysis.adaptation.over_seeds import differences, over_seeds
-from metalearn.episodes import stack, unstack
+from metalearn.episodes import unstack
 from metalearn.evaluation import evaluate, paired
 from metalearn.models import Conv4
-
-
-def net(ways: int = 3) -> nn.Module:
-    torch.manual_seed(0)
-    return Conv4(ways, channels=1, hidden=6, size=16)
-
-
-def tasks(count: int = 6, ways: int = 3, queries: int = 4) -> Episode:
-    generator = torch.Generator().manual_seed(0)
-
-    def part(prototypes: torch.Tensor, each: int) -> Examples:
-        images = prototypes.repeat_interleave(each, 0)
-        return Examples(
-            images + 0.3 * torch.randn(images.shape, generator=generator),
-            torch.arange(ways).repeat_interleave(each),
-        )
-
-    prototypes = [torch.rand(ways, 1, 16, 16, generator=generator) for _ in range(count)]
-    return stack(Episode(part(p, 2), part(p, queries)) for p in prototypes)
+from tests.helpers import prototype_tasks, small_conv4
 
 
 @pytest.fixture(scope="module")
 def maml():
-    return feature_reuse(MAML(net(), lr=0.3), tasks())
+    return feature_reuse(MAML(small_conv4(), lr=0.3), prototype_tasks())
 
 
 def test_layers_of_one_network_under_two_sets_of_weights():
-    model, inputs = net(), tasks().query.inputs[0]
+    model, inputs = small_conv4(), prototype_tasks().query.inputs[0]
     weights = {name: p.detach() for name, p in model.named_parameters()}
     moved = {
         **weights,
@@ -68,7 +50,7 @@ def test_layers_of_one_network_under_two_sets_of_weights():
 
 
 def test_compare_layers_is_the_measure_of_the_layers_outputs():
-    a, b, inputs = net(), Conv4(3, 1, 6, 16), tasks().query.inputs[0]
+    a, b, inputs = small_conv4(), Conv4(3, 1, 6, 16), prototype_tasks().query.inputs[0]
     with torch.no_grad():
         x, y = a.block1(inputs).flatten(1), b.block1(inputs).flatten(1)
     assert compare_layers(a, b, inputs, ["block1"])["block1"].similarity == pytest.approx(
@@ -117,9 +99,9 @@ def test_bad_comparisons_name_the_layer_and_the_cure():
     with pytest.raises(ValueError, match="no convention 'flat'"):
         compare_layers({"a": x}, {"a": x}, convention="flat")
     with pytest.raises(ValueError, match="need inputs"):
-        compare_layers(net(), net())
+        compare_layers(small_conv4(), small_conv4())
     with pytest.raises(ValueError, match="block9"):
-        compare_layers(net(), net(), torch.rand(5, 1, 16, 16), ["block9"])
+        compare_layers(small_conv4(), small_conv4(), torch.rand(5, 1, 16, 16), ["block9"])
     with pytest.raises(KeyError, match="no layer 'b'"):
         compare_layers({"a": x}, {"a": x})["b"]
 
@@ -135,7 +117,7 @@ def test_comparing_leaves_modes_statistics_and_hooks_as_they_were():
 
 
 def test_freezing_agrees_with_evaluating_frozen_learners_in_pairs():
-    learner, episodes = MAML(net(), lr=0.3), tasks()
+    learner, episodes = MAML(small_conv4(), lr=0.3), prototype_tasks()
     table = freezing(learner, episodes)
     free, held = (
         evaluate(learner, episodes),
@@ -170,7 +152,7 @@ def test_maml_is_measured_layer_by_layer(maml):
 
 
 def test_accuracies_agree_with_evaluate_and_the_untrained_head_is_not_adapted_before(maml):
-    learner, episodes = MAML(net(), lr=0.3), tasks()
+    learner, episodes = MAML(small_conv4(), lr=0.3), prototype_tasks()
     assert maml.accuracies.own.mean == pytest.approx(evaluate(learner, episodes).mean)
     assert maml.accuracies.head_after == maml.accuracies.own
     with torch.no_grad():
@@ -184,14 +166,16 @@ def test_accuracies_agree_with_evaluate_and_the_untrained_head_is_not_adapted_be
 
 
 def test_the_same_seed_gives_the_same_report_and_another_only_other_draws(maml):
-    again, other = (feature_reuse(MAML(net(), lr=0.3), tasks(), seed=seed) for seed in (0, 1))
+    again, other = (
+        feature_reuse(MAML(small_conv4(), lr=0.3), prototype_tasks(), seed=seed) for seed in (0, 1)
+    )
     assert again.to_dict() == maml.to_dict()
     assert [layer.cka for layer in other.layers] == [layer.cka for layer in maml.layers]
     assert other.layers[0].cka_floor != maml.layers[0].cka_floor
 
 
 def test_anil_keeps_its_body_by_construction():
-    reuse = feature_reuse(ANIL(net(), lr=0.5), tasks())
+    reuse = feature_reuse(ANIL(small_conv4(), lr=0.5), prototype_tasks())
     assert [layer.unmoved for layer in reuse.layers] == [True] * 4 + [False]
     assert all(
         layer.cka == layer.cca == (1.0, 0.0) and layer.cca_pooled == 1.0
@@ -203,7 +187,7 @@ def test_anil_keeps_its_body_by_construction():
 
 
 def test_boil_moves_its_features_and_needs_to():
-    reuse = feature_reuse(BOIL(net(), lr=2.0), tasks())
+    reuse = feature_reuse(BOIL(small_conv4(), lr=2.0), prototype_tasks())
     frozen = reuse.freezing.rows[-1].accuracy
     assert frozen.mean == pytest.approx(reuse.accuracies.head_before.mean)
     assert not any(layer.unmoved for layer in reuse.layers)
@@ -211,11 +195,13 @@ def test_boil_moves_its_features_and_needs_to():
 
 @pytest.mark.parametrize("learner", [NIL, ProtoNet])
 def test_a_learner_without_an_inner_loop_has_nothing_to_compare(learner):
-    reuse = feature_reuse(learner(net(ways=8)), tasks())
+    reuse = feature_reuse(learner(small_conv4(ways=8)), prototype_tasks())
     assert reuse.verdict.answer == "does not adapt" and "by construction" in reuse.verdict.evidence
     assert all(layer.cka == (1.0, 0.0) for layer in reuse.layers)
     assert reuse.freezing is None and math.isnan(reuse.accuracies.head_after.mean)
-    assert reuse.accuracies.own.mean == pytest.approx(evaluate(learner(net(ways=8)), tasks()).mean)
+    assert reuse.accuracies.own.mean == pytest.approx(
+        evaluate(learner(small_conv4(ways=8)), prototype_tasks()).mean
+    )
     assert json.loads(json.dumps(reuse.to_dict(), allow_nan=False))["accuracies"]["head_after"] == {
         "mean": None,
         "interval": None,
@@ -223,22 +209,21 @@ def test_a_learner_without_an_inner_loop_has_nothing_to_compare(learner):
 
 
 def test_one_task_is_undecided_and_says_that_it_has_no_interval():
-    reuse = feature_reuse(MAML(net(), lr=0.001), tasks(1))
+    reuse = feature_reuse(MAML(small_conv4(), lr=0.001), prototype_tasks(1))
     assert reuse.verdict.answer == "no verdict"
     assert "One task gives no interval" in reuse.notes[0]
 
 
 def test_a_learner_at_chance_is_pointed_out():
-    episodes = tasks()
+    episodes = prototype_tasks()
     shuffled = Examples(episodes.query.inputs, episodes.query.targets.roll(1, 1).flip(1).roll(2, 1))
-    reuse = feature_reuse(ANIL(net(), lr=1e-6), Episode(episodes.support, shuffled))
+    reuse = feature_reuse(ANIL(small_conv4(), lr=1e-6), Episode(episodes.support, shuffled))
     assert "cannot be told from chance" in reuse.verdict.evidence
 
 
 def test_too_few_images_for_cca_are_nan_with_the_reason_and_the_rest_stands():
-    torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(256, 40), nn.Tanh(), nn.Linear(40, 3))
-    reuse = feature_reuse(MAML(model, lr=0.1), tasks(2))
+    reuse = feature_reuse(MAML(model, lr=0.1), prototype_tasks(2))
     assert math.isnan(reuse.layers[0].cca.mean) and not math.isnan(reuse.layers[0].cka.mean)
     assert any(
         "n=12 examples and d=40" in note and "n=24 examples and d=40" in note
@@ -252,15 +237,15 @@ def test_too_few_images_for_cca_are_nan_with_the_reason_and_the_rest_stands():
 
 def test_what_feature_reuse_cannot_take_is_refused_with_the_cure():
     with pytest.raises(ValueError, match="no tasks"):
-        feature_reuse(MAML(net(), lr=0.1), [])
+        feature_reuse(MAML(small_conv4(), lr=0.1), [])
     with pytest.raises(TypeError, match="FewShot or one stack"):
-        feature_reuse(MAML(net(), lr=0.1), iter([]))
+        feature_reuse(MAML(small_conv4(), lr=0.1), iter([]))
 
 
 def test_the_learner_is_left_as_it_was():
-    learner = MAML(net(), lr=0.3).train()
+    learner = MAML(small_conv4(), lr=0.3).train()
     before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
-    feature_reuse(learner, tasks(2))
+    feature_reuse(learner, prototype_tasks(2))
     assert learner.training and all(parameter.grad is None for parameter in learner.parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in learner.state_dict().items())
 
@@ -296,22 +281,25 @@ def test_layers_may_be_named_where_the_default_ones_cannot_be_compared() -> None
 
 
 def double(learner: type[MAML], **options: Any) -> MAML:
-    return learner(net().double(), **options)
+    return learner(small_conv4().double(), **options)
 
 
 def test_one_sgd_step_moves_each_layer_by_its_rate_times_its_first_gradient():
-    reuse = feature_reuse(double(MAML, lr={"": 0.3, "head": 0.7, "block2": 0.0}), tasks(3))
+    reuse = feature_reuse(
+        double(MAML, lr={"": 0.3, "head": 0.7, "block2": 0.0}), prototype_tasks(3)
+    )
     for layer, rate in zip(reuse.layers, (0.3, 0.0, 0.3, 0.3, 0.7), strict=True):
         assert layer.distance.mean == pytest.approx(rate * layer.gradient.mean, rel=1e-12)
         assert layer.distance.interval == pytest.approx(rate * layer.gradient.interval, rel=1e-9)
     assert [layer.has_rate for layer in reuse.layers] == [True, False, True, True, True]
     assert [layer.weights for layer in reuse.layers] == [
-        sum(p.numel() for p in net().get_submodule(x.layer).parameters()) for x in reuse.layers
+        sum(p.numel() for p in small_conv4().get_submodule(x.layer).parameters())
+        for x in reuse.layers
     ]
 
 
 def test_the_gradient_norm_is_autograds_at_the_meta_initialisation():
-    learner, episodes = double(MAML, lr=0.3, steps=3), tasks(2)
+    learner, episodes = double(MAML, lr=0.3, steps=3), prototype_tasks(2)
     found = {layer.layer: layer.gradient.mean for layer in feature_reuse(learner, episodes).layers}
     norms = []
     for task in unstack(episodes):
@@ -324,7 +312,7 @@ def test_the_gradient_norm_is_autograds_at_the_meta_initialisation():
 
 
 def test_the_distance_is_that_of_the_adapted_weights_and_relative_to_their_norm():
-    learner, episodes = double(MAML, lr=0.3, steps=2), tasks(1)
+    learner, episodes = double(MAML, lr=0.3, steps=2), prototype_tasks(1)
     layer = feature_reuse(learner, episodes).layers[4]
     support = unstack(episodes)[0].support
     with torch.no_grad():
@@ -339,7 +327,8 @@ def test_the_distance_is_that_of_the_adapted_weights_and_relative_to_their_norm(
 
 def test_what_has_no_rate_neither_moves_nor_has_a_gradient():
     anil, boil = (
-        feature_reuse(learner(net(), lr=0.5), tasks(3)).layers for learner in (ANIL, BOIL)
+        feature_reuse(learner(small_conv4(), lr=0.5), prototype_tasks(3)).layers
+        for learner in (ANIL, BOIL)
     )
     for layer in (*anil[:4], boil[4]):
         assert (
@@ -355,12 +344,12 @@ def test_what_has_no_rate_neither_moves_nor_has_a_gradient():
 
 
 def test_no_inner_steps_move_nothing_though_there_is_a_gradient():
-    layers = feature_reuse(MAML(net(), lr=0.3, steps=0), tasks(3)).layers
+    layers = feature_reuse(MAML(small_conv4(), lr=0.3, steps=0), prototype_tasks(3)).layers
     assert all(layer.distance == (0, 0) and layer.gradient.mean > 0 for layer in layers)
 
 
 def test_learners_without_an_inner_loop_have_no_distance_and_no_gradient_by_construction():
-    reuse = feature_reuse(NIL(net()), tasks(3))
+    reuse = feature_reuse(NIL(small_conv4()), prototype_tasks(3))
     assert all(
         layer.distance == layer.gradient == (0, 0) and not layer.has_rate for layer in reuse.layers
     )
@@ -368,7 +357,6 @@ def test_learners_without_an_inner_loop_have_no_distance_and_no_gradient_by_cons
 
 
 def test_class_cosines_are_the_means_over_pairs():
-    torch.manual_seed(0)
     features, targets = (
         torch.randn(7, 2, 3, dtype=torch.float64),
         torch.tensor([0, 1, 0, 2, 1, 0, 2]),
@@ -407,9 +395,11 @@ def test_class_cosines_without_a_pair_are_nan_and_of_dead_features_zero():
 
 def test_tasks_in_threads_give_what_a_loop_gives(two_threads):
     other = MAML(Conv4(3, channels=1, hidden=6, size=16), lr=0.3)
-    threads = feature_reuse(MAML(net(), lr=0.3), tasks(3), ceiling=other).to_dict()
+    threads = feature_reuse(
+        MAML(small_conv4(), lr=0.3), prototype_tasks(3), ceiling=other
+    ).to_dict()
     torch.set_num_threads(1)
-    loop = feature_reuse(MAML(net(), lr=0.3), tasks(3), ceiling=other).to_dict()
+    loop = feature_reuse(MAML(small_conv4(), lr=0.3), prototype_tasks(3), ceiling=other).to_dict()
     for ours, theirs in zip(threads["layers"], loop["layers"], strict=True):
         for key in ("cka", "distance", "gradient", "intra", "inter", "ceiling"):
             assert flat_numbers(ours[key]) == pytest.approx(
@@ -430,10 +420,14 @@ def flat_numbers(value: Any) -> list[float]:
 
 def test_the_ceiling_is_the_similarity_of_the_two_initialisations():
     torch.manual_seed(1)
-    learner, other, episodes = MAML(net(), lr=0.3), MAML(Conv4(3, 1, 6, 16), lr=0.1), tasks(3)
+    learner, other, episodes = (
+        MAML(small_conv4(), lr=0.3),
+        MAML(Conv4(3, 1, 6, 16), lr=0.1),
+        prototype_tasks(3),
+    )
     reuse = feature_reuse(learner, episodes, ceiling=other)
     each = [
-        compare_layers(net(), other.model, task.query.inputs)["block2"].similarity
+        compare_layers(small_conv4(), other.model, task.query.inputs)["block2"].similarity
         for task in unstack(episodes)
     ]
     assert reuse.layers[1].ceiling.cka.mean == pytest.approx(Estimate.of(each).mean, rel=1e-5)
@@ -447,16 +441,22 @@ def test_the_ceiling_is_the_similarity_of_the_two_initialisations():
     assert reuse.layers[0].ceiling.cca_pooled == pytest.approx(
         compare_layers(*({"a": x} for x in outputs), measure="cca")["a"].similarity
     )
-    without = feature_reuse(MAML(net(), lr=0.3), episodes)
+    without = feature_reuse(MAML(small_conv4(), lr=0.3), episodes)
     assert without.layers[0].ceiling is None and without.layers[0].cka == reuse.layers[0].cka
     assert "other seed" in str(reuse) and "other seed" not in str(without)
 
 
 def test_a_ceiling_that_cannot_be_one_is_refused():
     with pytest.raises(ValueError, match="same weights"):
-        feature_reuse(MAML(net(), lr=0.3), tasks(2), ceiling=ANIL(net(), lr=0.1))
+        feature_reuse(
+            MAML(small_conv4(), lr=0.3), prototype_tasks(2), ceiling=ANIL(small_conv4(), lr=0.1)
+        )
     with pytest.raises(ValueError, match=r"another architecture: block1\.conv\.weight differs"):
-        feature_reuse(MAML(net(), lr=0.3), tasks(2), ceiling=MAML(Conv4(3, 1, 8, 16), lr=0.3))
+        feature_reuse(
+            MAML(small_conv4(), lr=0.3),
+            prototype_tasks(2),
+            ceiling=MAML(Conv4(3, 1, 8, 16), lr=0.3),
+        )
 
 
 # Several answers together
@@ -466,7 +466,7 @@ def test_a_ceiling_that_cannot_be_one_is_refused():
 def three():
     def one(seed: int) -> Reuse:
         torch.manual_seed(seed)
-        return feature_reuse(MAML(Conv4(3, 1, 6, 16), lr=0.3), tasks(3))
+        return feature_reuse(MAML(Conv4(3, 1, 6, 16), lr=0.3), prototype_tasks(3))
 
     return [one(seed) for seed in range(3)]
 
@@ -520,25 +520,27 @@ def test_seeds_that_do_not_belong_together_are_refused(three):
     with pytest.raises(ValueError, match="runs 0 and 1 are the same"):
         over_seeds([three[0], three[0]])
     with pytest.raises(ValueError, match=r"differ in lr \(0.3 against 0.5\)"):
-        over_seeds([three[0], feature_reuse(MAML(net(), lr=0.5), tasks(3))])
+        over_seeds([three[0], feature_reuse(MAML(small_conv4(), lr=0.5), prototype_tasks(3))])
     with pytest.raises(ValueError, match=r"differ in tasks \(3 against 2\)"):
-        over_seeds([three[0], feature_reuse(MAML(net(), lr=0.3), tasks(2))])
-    flipped = Episode(*(Examples(part.inputs.flip(-1), part.targets) for part in tasks(3)))
+        over_seeds([three[0], feature_reuse(MAML(small_conv4(), lr=0.3), prototype_tasks(2))])
+    flipped = Episode(
+        *(Examples(part.inputs.flip(-1), part.targets) for part in prototype_tasks(3))
+    )
     with pytest.raises(ValueError, match="saw other tasks"):
-        over_seeds([three[0], feature_reuse(MAML(net(), lr=0.3), flipped)])
+        over_seeds([three[0], feature_reuse(MAML(small_conv4(), lr=0.3), flipped)])
     with pytest.raises(ValueError, match="pooled already"):
         over_seeds([over_seeds(three[:2]), three[2]])
 
 
 def test_learners_are_compared_in_pairs_on_the_same_tasks(three):
-    learners = [MAML(net(), lr=0.3), ANIL(net(), lr=0.3)]
+    learners = [MAML(small_conv4(), lr=0.3), ANIL(small_conv4(), lr=0.3)]
     found = differences(
         [
-            feature_reuse(learner, tasks(), name=name)
+            feature_reuse(learner, prototype_tasks(), name=name)
             for learner, name in zip(learners, "ab", strict=True)
         ]
     )
-    expected = paired(*(evaluate(learner, tasks()) for learner in learners))
+    expected = paired(*(evaluate(learner, prototype_tasks()) for learner in learners))
     assert [(one.first, one.second, one.estimate, one.pairs) for one in found] == [
         ("a", "b", (expected.mean, expected.interval), 6)
     ]

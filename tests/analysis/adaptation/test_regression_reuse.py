@@ -12,6 +12,7 @@ from metalearn import ANIL, BOIL, MAML, evaluate
 from metalearn.analysis import differences, feature_reuse, freezing, over_seeds, report
 from metalearn.models import MLP
 from metalearn.tasks import Sinusoid
+from tests.helpers import drawn_curves
 
 
 def learner(algorithm=MAML, seed: int = 0, **options):
@@ -46,7 +47,8 @@ def test_losses_stand_in_place_of_accuracies(tmp_path: Path) -> None:
         and "accuracy %" not in printed
         and "points" not in printed.split("The rule.")[0]
     )
-    reuse.plot(tmp_path / "reuse.svg")
+    frozen = drawn_curves(reuse.figure().axes[1])["MAML, own steps (the paper's)"]
+    assert frozen == pytest.approx([row.accuracy.mean for row in reuse.freezing.rows])
     reuse.report(tmp_path / "reuse.html")
     assert "ridge regression" in (tmp_path / "reuse.html").read_text()
     assert reuse.to_dict()["accuracies"]["measure"] == "loss"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import warnings
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
 import torch
@@ -25,10 +24,10 @@ from metalearn.analysis.adaptation.figures import (
 from metalearn.analysis.adaptation.over_seeds import differences, over_seeds
 from metalearn.analysis.adaptation.page import html, layer_by_layer, overview
 from metalearn.analysis.adaptation.verdict import does_not_adapt, reused_by_construction, verdict
-from metalearn.analysis.plotting.style import rendered, save
+from metalearn.analysis.plotting.style import rendered
 from metalearn.analysis.scales import SCALES
 from metalearn.models import Conv4
-from tests.analysis.adaptation.test_feature_reuse import tasks
+from tests.helpers import Page, prototype_tasks
 
 
 @pytest.fixture(scope="module")
@@ -36,31 +35,9 @@ def reuses():
     torch.manual_seed(0)
     model = Conv4(3, channels=1, hidden=6, size=16)
     return [
-        feature_reuse(learner, tasks(3))
+        feature_reuse(learner, prototype_tasks(3))
         for learner in (MAML(model, lr=0.2), ANIL(model, lr=0.2), NIL(model))
     ]
-
-
-class Page(HTMLParser):
-    """The tags of a page, checked to be closed in order, with its links and words."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.links: list[str] = []
-        self.words: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.links += [value for name, value in attributes if name in ("src", "href")]
-        if tag not in ("meta", "img", "link", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
 
 
 def test_the_text_states_verdict_numbers_sizes_norm_and_rule(reuses):
@@ -314,10 +291,17 @@ def test_bars_to_the_right_are_gains_in_the_words_of_the_tables(reuses):
     assert "to take apart" in decomposition_bars(reuses[2:]).axes[0].texts[0].get_text()
 
 
-def test_pictures_of_a_learner_without_an_inner_loop_and_of_many(reuses, tmp_path):
-    save(summary(reuses[2:]), tmp_path / "nil.png")
-    save(summary(reuses), tmp_path / "all.png")
-    assert (tmp_path / "nil.png").stat().st_size > 10_000
+def test_pictures_of_a_learner_without_an_inner_loop_and_of_many(reuses):
+    title, panels = summary(reuses).get_suptitle(), summary(reuses).axes
+    assert title == "   ".join(f"{reuse.name}: {reuse.verdict.answer}" for reuse in reuses)
+    assert [bool(axes.has_data()) for axes in panels] == [True, True, True]
+    # NIL has no inner loop: nothing to freeze, and nothing to take apart.
+    nil = summary(reuses[2:])
+    assert nil.get_suptitle().startswith("NIL: ")
+    similarity, freezing, parts = nil.axes
+    assert similarity.get_lines()
+    for axes in (freezing, parts):
+        assert not axes.get_lines() and not axes.patches and axes.texts
 
 
 def test_the_tables_of_weights_and_classes_hold_the_numbers(reuses):
@@ -406,7 +390,7 @@ def test_a_page_on_pooled_seeds_has_their_table_and_says_what_the_interval_is_ov
     reuses, tmp_path
 ):
     torch.manual_seed(1)
-    other = feature_reuse(MAML(Conv4(3, channels=1, hidden=6, size=16), lr=0.2), tasks(3))
+    other = feature_reuse(MAML(Conv4(3, channels=1, hidden=6, size=16), lr=0.2), prototype_tasks(3))
     pooled = over_seeds([reuses[0], other])
     pooled.report(tmp_path / "page.html")
     words = " ".join(Page((tmp_path / "page.html").read_text(encoding="utf-8")).words)
@@ -421,10 +405,9 @@ def test_a_page_on_pooled_seeds_has_their_table_and_says_what_the_interval_is_ov
 
 
 def test_one_task_has_no_interval_anywhere_on_the_page(tmp_path):
-    torch.manual_seed(0)
     model = Conv4(3, channels=1, hidden=6, size=16)
     report(
-        [feature_reuse(learner(model, lr=0.2), tasks(1)) for learner in (MAML, ANIL)],
+        [feature_reuse(learner(model, lr=0.2), prototype_tasks(1)) for learner in (MAML, ANIL)],
         tmp_path / "page.html",
     )
     words = " ".join(Page((tmp_path / "page.html").read_text(encoding="utf-8")).words)

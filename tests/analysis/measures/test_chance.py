@@ -22,7 +22,7 @@ from metalearn.analysis.networks.between import similarity_between
 from metalearn.analysis.networks.layerwise import cca_of_task
 from metalearn.models import Conv4
 from metalearn.runtime.statistics import holm, p_value
-from tests.analysis.adaptation.test_feature_reuse import net, tasks
+from tests.helpers import prototype_tasks, small_conv4
 
 MEASURES = ("cca", "svcca", "pwcca", "linear_cka", "rbf_cka", "procrustes")
 
@@ -93,7 +93,7 @@ def test_tokens_vectors_and_single_channels_have_their_positions_as_examples() -
 
 
 def test_feature_reuse_has_both_with_sizes_floors_and_the_mean_over_tasks() -> None:
-    learner, episodes = MAML(net(), lr=0.3), tasks(3)
+    learner, episodes = MAML(small_conv4(), lr=0.3), prototype_tasks(3)
     layer = feature_reuse(learner, episodes).layers[1]
     expected = []
     for support, query in zip(
@@ -116,7 +116,7 @@ def test_report_and_seeds_hold_both() -> None:
     reuses = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        reuses.append(feature_reuse(MAML(Conv4(3, 1, 6, 16), lr=0.3), tasks(3), draws=19))
+        reuses.append(feature_reuse(MAML(Conv4(3, 1, 6, 16), lr=0.3), prototype_tasks(3), draws=19))
     printed = str(reuses[0])
     layer = reuses[0].layers[0]
     assert (
@@ -136,9 +136,8 @@ def test_report_and_seeds_hold_both() -> None:
 
 
 def test_too_few_positions_are_undefined_in_a_task_and_said_once() -> None:
-    torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(256, 30), nn.Tanh(), nn.Linear(30, 3))
-    reuse = feature_reuse(MAML(model, lr=0.1), tasks(4))
+    reuse = feature_reuse(MAML(model, lr=0.1), prototype_tasks(4))
     layer = reuse.layers[0]
     assert (
         math.isnan(layer.cca.mean)
@@ -159,19 +158,21 @@ def test_a_task_without_a_value_is_left_out_and_said() -> None:
     found = _OverTasks([dead, *alive])
     assert found.estimate.mean == pytest.approx(np.mean([row.similarity for row in alive]))
     assert found.note.startswith("1 of 3 tasks") and "no variance" in found.note
-    assert found.floor.draws == 5 and 0 < found.p <= 1
+    chance = np.mean([row.chance for row in alive], axis=0)
+    reached = sum(draw >= found.estimate.mean for draw in chance)
+    assert found.floor.draws == 5 and found.p == pytest.approx((1 + reached) / (1 + 5))
     assert math.isnan(_OverTasks([dead]).estimate.mean) and math.isnan(_OverTasks([dead]).p)
 
 
 def test_one_task_has_a_value_and_no_interval() -> None:
-    one = feature_reuse(MAML(net(), lr=0.3), tasks(1)).layers[0]
+    one = feature_reuse(MAML(small_conv4(), lr=0.3), prototype_tasks(1)).layers[0]
     assert not math.isnan(one.cca.mean) and math.isnan(one.cca.interval)
 
 
 def test_networks_are_compared_a_task_and_pooled() -> None:
     torch.manual_seed(1)
-    learners = [MAML(net(), lr=0.3), MAML(Conv4(3, 1, 6, 16), lr=0.3)]
-    found = similarity_between({"a": learners}, tasks(3), draws=4)
+    learners = [MAML(small_conv4(), lr=0.3), MAML(Conv4(3, 1, 6, 16), lr=0.3)]
+    found = similarity_between({"a": learners}, prototype_tasks(3), draws=4)
     body = found["a", "a"].body
     assert body["cca"].mean > body["cca_pooled"].mean
     assert "4 draws" in str(found) and "cca_pooled" in str(found)
@@ -304,9 +305,11 @@ def test_draws_that_are_no_count_are_refused(draws: Any) -> None:
         lambda: measured("cca", x, x, draws=draws),
         lambda: compare_layers({"a": x}, {"a": x}, draws=draws),
         lambda: similarity_map(model, model, x, draws=draws),
-        lambda: feature_reuse(MAML(net(), lr=0.3), tasks(2), draws=draws),
+        lambda: feature_reuse(MAML(small_conv4(), lr=0.3), prototype_tasks(2), draws=draws),
         lambda: similarity_between(
-            {"a": [MAML(net(), lr=0.3), MAML(net(), lr=0.3)]}, tasks(2), draws=draws
+            {"a": [MAML(small_conv4(), lr=0.3), MAML(small_conv4(), lr=0.3)]},
+            prototype_tasks(2),
+            draws=draws,
         ),
     )
     for call in calls:

@@ -23,6 +23,7 @@ from metalearn.analysis import (
 from metalearn.analysis.measures.chance import Floor, measured
 from metalearn.analysis.measures.inputs import cautions
 from metalearn.analysis.measures.subspace import subspace
+from tests.helpers import rotation
 
 
 def subspace_of_two(x, y) -> float:
@@ -48,10 +49,6 @@ def related(seed: int = 0, examples: int = 200) -> tuple[np.ndarray, np.ndarray]
 def invertible(width: int, seed: int = 1) -> np.ndarray:
     draws = np.random.default_rng(seed)
     return draws.normal(size=(width, width)) + 3 * np.diag(draws.uniform(1, 20, width))
-
-
-def rotation(width: int, seed: int = 1) -> np.ndarray:
-    return np.linalg.qr(np.random.default_rng(seed).normal(size=(width, width)))[0]
 
 
 def centred_kernel(kernel: np.ndarray) -> np.ndarray:
@@ -250,16 +247,12 @@ def test_subspace_similarity_refuses_other_widths_and_directions_that_are_not_th
     x, y = related()
     with pytest.raises(
         ValueError,
-        match=(
-            r"x has 6 features and y has 5: subspace compares .* use linear_cka, procrustes or cca"
-        ),
+        match=(r"6 features and y has 5: .* use linear_cka, procrustes or cca"),
     ):
         subspace(x, y, k=2)
     with pytest.raises(ValueError, match="k=0 must be at least 1"):
         subspace(x, x**2, k=0)
-    with pytest.raises(
-        ValueError, match="y varies in 2 directions, fewer than k=3; ask for at most k=2"
-    ):
+    with pytest.raises(ValueError, match="fewer than k=3; ask for at most k=2"):
         subspace(x, x[:, :2] @ np.ones((2, 6)) + x[:, :1] @ [[0, 1, 2, 3, 4, 5]], k=3)
     broken = x.copy()
     broken[3, 2] = np.nan
@@ -318,10 +311,7 @@ def test_too_few_examples_are_refused_with_the_cures(measure):
     arguments = {"energy": 1.0} if measure is svcca else {}
     with pytest.raises(
         ValueError,
-        match=(
-            r"x has n=30 examples and d=64 .*[Pp]ool examples over"
-            r" tasks.*positions.*svcca.*linear_cka"
-        ),
+        match=(r"n=30 examples and d=64 .*svcca.*linear_cka"),
     ):
         measure(x, y, **arguments)
     with pytest.raises(ValueError, match="y has n=30 examples and d=64"):

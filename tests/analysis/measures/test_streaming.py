@@ -214,9 +214,7 @@ def test_a_condition_number_that_moments_cannot_hold_is_said(measure: str) -> No
             measure, conditioned(np.random.default_rng(0), 400, 8, condition), y, [100] * 4
         ).compute()
     bad = conditioned(np.random.default_rng(0), 400, 8, 1e6)
-    with pytest.warns(
-        UserWarning, match=r"x has the condition number 1\.0e\+06.*Compare in memory, or use svcca"
-    ):
+    with pytest.warns(UserWarning, match=r"condition number 1\.0e\+06.*svcca"):
         streamed(measure, bad, y, [100] * 4).compute()
     with pytest.warns(UserWarning, match=r"y has the condition number 1\.0e\+06"):
         streamed(measure, x, bad, [100] * 4).compute()

@@ -12,12 +12,9 @@ import torch
 
 from metalearn.analysis import Streaming, cca, pwcca, subspace, svcca
 from metalearn.analysis.measures.cca import weighted_correlation
+from tests.helpers import rotation
 
 TURNS = range(4)
-
-
-def rotation(width: int, seed: int) -> np.ndarray:
-    return np.linalg.qr(np.random.default_rng(seed).normal(size=(width, width)))[0]
 
 
 def orthonormal(width: int, examples: int = 200) -> np.ndarray:

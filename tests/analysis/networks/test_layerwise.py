@@ -297,17 +297,12 @@ def test_a_layer_that_puts_out_several_things_lists_them_and_one_can_be_named(
         assert profile[name].similarity == 1.0 and profile[name].features == (5, 5)
     with pytest.raises(ValueError, match=r"of which 'other' is no tensor; its entries are"):
         compare_layers(model, model, images(), ["encoder:other"])
-    with pytest.raises(
-        ValueError, match="'head' puts out a Tensor, which has no entry '0'; name it without"
-    ):
+    with pytest.raises(ValueError, match=r"'head' .* no entry '0'"):
         compare_layers(model, model, images(), ["head:0"])
 
 
 def test_a_layer_without_output_is_named() -> None:
-    with pytest.raises(
-        ValueError,
-        match="'encoder' puts out a NoneType, not a tensor; name a layer inside or after it",
-    ):
+    with pytest.raises(ValueError, match=r"'encoder' .*NoneType.* inside or after it"):
         compare_layers(Around("nothing"), Around("nothing"), images())
 
 
@@ -339,10 +334,7 @@ def test_networks_on_different_devices_are_refused_naming_both() -> None:
     elsewhere = net(1).to("meta")
     weights = {name: parameter.to("meta") for name, parameter in net(1).named_parameters()}
     for other in (elsewhere, (net(1), weights)):
-        with pytest.raises(
-            ValueError,
-            match=r"before is on cpu and after is on meta; move one of them: after\.to\('cpu'\)",
-        ):
+        with pytest.raises(ValueError, match=r"cpu and .* meta; .*after\.to\('cpu'\)"):
             compare_layers(net(0), other, images())
 
 
@@ -380,10 +372,7 @@ def test_what_is_no_loader_is_refused_with_the_cure() -> None:
 
 def test_moments_that_would_fill_the_memory_are_refused_with_the_cures() -> None:
     wide = nn.Sequential(nn.Conv2d(1, 200, 1))
-    with pytest.raises(
-        ValueError,
-        match=r"layer 0: 12800 and 12800 features need 28 GiB of moments; take convention='pool'",
-    ):
+    with pytest.raises(ValueError, match=r"layer 0: 12800 and 12800 .*28 GiB.*convention='pool'"):
         compare_layers(wide, wide, loader(), measure="procrustes")
     assert (
         compare_layers(wide, wide, loader(), measure="procrustes", convention="pool")[

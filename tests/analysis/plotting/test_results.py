@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from metalearn.data.images import LabelledImages
 from metalearn.episodes import Episode, Examples, stack
 from metalearn.tasks import FewShot
 from metalearn.training.loop import Curve
+from tests.helpers import drawn_curves
 
 
 def tasks() -> FewShot:
@@ -83,6 +85,19 @@ def test_every_result_has_a_picture(kind: str, tmp_path: Path) -> None:
     }[kind]()
     result.plot(tmp_path / "picture.svg")
     assert (tmp_path / "picture.svg").read_bytes().startswith(b"<?xml")
+    axes = result.figure().axes[0]
+    ticks = [label.get_text() for label in axes.get_xticklabels()]
+    assert ticks == (["none", "1"] if kind == "freezing" else ["1", "3"])
+    if kind == "map":
+        assert np.array_equal(axes.images[0].get_array(), result.values)
+    else:
+        label, values = {
+            "profile": lambda: ("linear_cka", [row.similarity for row in result.layers]),
+            "freezing": lambda: ("the learner", [100 * row.accuracy.mean for row in result.rows]),
+            "probes": lambda: ("linear probe", [100 * row.accuracy.mean for row in result.layers]),
+            "reuse": lambda: ("CKA (mean over tasks)", [row.cka.mean for row in result.layers]),
+        }[kind]()
+        assert drawn_curves(axes)[label] == pytest.approx(values)
     with pytest.raises(ValueError, match=r"use \.png, \.svg or \.pdf"):
         result.plot(tmp_path / "picture.docx")
     assert result.to_dict()

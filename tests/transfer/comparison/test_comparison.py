@@ -25,11 +25,11 @@ from scipy import stats
 from torch import nn
 
 from metalearn.runtime import files
-from tests.analysis.adaptation.test_report import Page
-from tests.transfer.finetuning.test_finetune import images
+from tests.helpers import ROOT, Page, drawn_curves, striped_images
 from transfer import compare, everywhere, finetune, fresh, mean_var, transfusion
 from transfer.comparison import run as running
 from transfer.comparison.compare import Comparison
+from transfer.comparison.figures import summary
 from transfer.comparison.statistics import (
     holm,
     over_seeds,
@@ -75,7 +75,7 @@ def starts() -> dict:
     }
 
 
-TRAIN = finetune(images(), images(seed=1), steps=6, batch=8, evaluate_every=2)
+TRAIN = finetune(striped_images(), striped_images(seed=1), steps=6, batch=8, evaluate_every=2)
 
 
 def test_the_paired_t_test_and_its_interval_are_scipys() -> None:
@@ -177,9 +177,14 @@ def test_scores_and_steps_are_compared_seed_by_seed_with_the_baseline(found) -> 
 def test_kept_layers_are_those_of_compare_layers_and_copied_weights_correlate(found) -> None:
     kept = found.kept("through 0")
     assert set(kept) == {"0", "1", "4"}
-    assert all(-1 <= value.mean <= 1 for value, _, _ in kept.values()) and kept["0"][2].mean > 0.9
+    runs = found.of("through 0")
+    for i, layer in enumerate(kept):
+        assert kept[layer][0].mean == pytest.approx(
+            np.mean([run.kept[i].similarity for run in runs])
+        )
+    assert kept["0"][2].mean > 0.9
     assert math.isnan(kept["1"][2].mean)
-    run = found.of("through 0")[0]
+    run = runs[0]
     assert torch.equal(run.filters[0], pretrained()[0].weight.detach()) and not torch.equal(
         run.filters[0], run.filters[1]
     )
@@ -223,6 +228,13 @@ def test_page_and_picture_hold_the_numbers_and_load_nothing(found, tmp_path: Pat
     )
     found.plot(tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    curves, similarity, _, finals = summary(found).axes
+    for row in found.finals:
+        name = row.strategy
+        assert drawn_curves(curves)[name][-1] == pytest.approx(row.estimate.mean)
+        kept = [estimate.mean for estimate, _, _ in found.kept(name).values()]
+        assert drawn_curves(similarity)[name] == pytest.approx(kept)
+    assert [label.get_text() for label in finals.get_yticklabels()] == list(found.strategies)
     facts = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert facts["smallest_p"] == 0.25 and len(facts["runs"]) == 9
 
@@ -264,10 +276,12 @@ def test_a_comparison_goes_on_with_the_runs_that_are_missing_or_damaged(
 def test_changed_settings_are_not_silently_resumed(tmp_path: Path) -> None:
     pair = dict(list(starts().items())[:2])
     compare(pair, build, TRAIN, TRAIN.probe(36), seeds=[0], folder=tmp_path)
-    longer = finetune(images(), images(seed=1), steps=8, batch=8, evaluate_every=2)
+    longer = finetune(striped_images(), striped_images(seed=1), steps=8, batch=8, evaluate_every=2)
     with pytest.raises(ValueError, match=r"train\.steps is 8 but was 6"):
         compare(pair, build, longer, TRAIN.probe(36), seeds=[0], folder=tmp_path)
-    other = finetune(images(seed=3), images(seed=1), steps=6, batch=8, evaluate_every=2)
+    other = finetune(
+        striped_images(seed=3), striped_images(seed=1), steps=6, batch=8, evaluate_every=2
+    )
     with pytest.raises(ValueError, match=r"train\.data\.train is"):
         compare(pair, build, other, TRAIN.probe(36), seeds=[0], folder=tmp_path)
     torch.manual_seed(10)
@@ -351,7 +365,7 @@ def test_bad_input_is_refused_before_any_run(arguments: dict, message: str) -> N
 
 
 def test_what_fails_in_a_run_names_the_run() -> None:
-    wrong = finetune(images((9, 9, 9, 9)), images((3, 3, 3, 3)), steps=2)
+    wrong = finetune(striped_images((9, 9, 9, 9)), striped_images((3, 3, 3, 3)), steps=2)
     with pytest.raises(ValueError, match="random, seed 4: labels run to 3"):
         compare(starts(), build, wrong, TRAIN.probe(5), seeds=[4])
 
@@ -404,7 +418,7 @@ print(found)
 
 
 def test_after_a_real_kill_the_same_table_comes_out(tmp_path: Path) -> None:
-    root = str(Path(__file__).parents[3])
+    root = str(ROOT)
     (tmp_path / "script.py").write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": root}
 
@@ -474,7 +488,7 @@ def test_ranks_of_torchrun_share_out_the_runs(tmp_path: Path) -> None:
     done = subprocess.run(
         command,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,

@@ -14,8 +14,11 @@ from metalearn import MAML, evaluate
 from metalearn.data.images import LabelledImages
 from metalearn.evaluation import Evaluation
 from metalearn.tasks import FewShot, glyphs
+from tests.helpers import drawn_curves
 from transfer import compare, everywhere, finetune, fresh
+from transfer.comparison.figures import summary
 from transfer.finetuning.curve import Curve
+from transfer.finetuning.figures import training_curve
 from transfer.finetuning.finetune import FineTuning
 
 
@@ -145,5 +148,14 @@ def test_a_learner_at_exactly_chance_in_every_task_is_marked() -> None:
 
 def test_curves_and_comparisons_are_drawn(comparison, tmp_path: Path) -> None:
     comparison.plot(tmp_path / "all.png")
-    comparison.runs[0].curve.plot(tmp_path / "one.svg")
-    assert (tmp_path / "all.png").stat().st_size and b"<svg" in (tmp_path / "one.svg").read_bytes()
+    assert (tmp_path / "all.png").read_bytes().startswith(b"\x89PNG")
+    assert drawn_curves(summary(comparison).axes[0])["majority class"] == [0.75, 0.75]
+    curve = comparison.runs[0].curve
+    curve.plot(tmp_path / "one.svg")
+    assert b"<svg" in (tmp_path / "one.svg").read_bytes()
+    score, loss = training_curve(
+        curve.steps, curve.values, curve.losses, metric="accuracy", majority=0.75
+    ).axes
+    assert list(score.get_lines()[0].get_ydata()) == list(curve.values)
+    assert drawn_curves(score)["majority class"] == [0.75, 0.75]
+    assert list(loss.get_lines()[0].get_ydata()) == list(curve.losses)

@@ -192,10 +192,7 @@ def test_dictionary_and_tuple_batches_train_and_are_compared() -> None:
 def test_a_probe_or_a_set_that_does_not_fit_is_named() -> None:
     with pytest.raises(
         ValueError,
-        match=(
-            r"the training set has inputs.input_ids, inputs.attention_mask and the test set"
-            r" inputs.0"
-        ),
+        match=(r"inputs.input_ids, inputs.attention_mask .*inputs.0"),
     ):
         finetune(Sentences(), Sentences(as_tuple=True), steps=1)
     with pytest.raises(ValueError, match="entry 'input_ids' of item 1"):

@@ -226,10 +226,7 @@ def test_averaged_channels_give_a_grey_image_what_it_gave_repeated() -> None:
 
 
 def test_other_input_channels_are_refused_by_name_with_the_cure() -> None:
-    with pytest.raises(
-        ValueError,
-        match=r"0\.weight reads 3 channels in the weights and 1 here: .*average_channels=True",
-    ):
+    with pytest.raises(ValueError, match=r"0\.weight reads 3 channels .*average_channels=True"):
         initialize(network(channels=1), everywhere(copied(pretrained())))
     with pytest.raises(
         ValueError, match=r"3\.weight is \(16, 16, 5, 5\) in the weights"

@@ -97,10 +97,7 @@ def test_pickled_code_is_refused_and_not_run(
     for name in ("torch.pt", "plain.pkl"):
         with pytest.raises(
             ValueError,
-            match=(
-                rf"{name} holds more than tensors: pickled Python objects, .* not opened"
-                r" .*nsupported"
-            ),
+            match=(f"{name} holds more than tensors: .*not opened .*nsupported"),
         ):
             read(tmp_path / name)
     with pytest.raises(Damaged, match=r"arrays\.npz holds something else than whole arrays"):
@@ -110,9 +107,7 @@ def test_pickled_code_is_refused_and_not_run(
 
 def test_a_whole_pickled_model_is_refused_with_the_cure(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "model.pt")
-    with pytest.raises(
-        ValueError, match=r"Linear was not an allowed global.*save model\.state_dict\(\) alone"
-    ):
+    with pytest.raises(ValueError, match=r"not an allowed global.*save model\.state_dict\(\)"):
         read(tmp_path / "model.pt")
 
 
@@ -189,10 +184,7 @@ def test_a_torchvision_member_without_a_network_says_where_its_file_belongs(cach
     member = torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1
     with pytest.raises(
         OSError,
-        match=(
-            r"could not download SqueezeNet1_1_Weights\.IMAGENET1K_V1 .*put https://.* at"
-            r" .*checkpoints"
-        ),
+        match=(r"SqueezeNet1_1_Weights\.IMAGENET1K_V1 .*put https://.* at .*checkpoints"),
     ):
         read(member)
 
@@ -213,7 +205,6 @@ def test_real_weights_are_read_and_fit(data: Path) -> None:
     cifar = read(data / "weights" / "cifar10_resnet20-12fca82f.th")
     assert cifar.tensors["module.conv1.weight"].shape == (16, 3, 3, 3)
     with pytest.raises(
-        ValueError,
-        match=r"cifar10_resnet20-12fca82f\.th does not fit this ResNet: \d+ of \d+ tensors match",
+        ValueError, match=r"cifar10_resnet20-12fca82f\.th .*\d+ of \d+ tensors match"
     ):
         initialize(torchvision.models.resnet18(), transfusion(cifar))
