@@ -7,6 +7,11 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+# One thread a process, and threads that wait give their core away: tests run beside each other.
+# Both are read when torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import numpy as np
 import pytest
 import torch
