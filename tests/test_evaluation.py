@@ -13,6 +13,7 @@ from metalearn.episodes import Episode, Examples, stack
 from metalearn.evaluation import Evaluation, evaluate, evaluate_together, paired
 from metalearn.models import MLP
 from metalearn.runtime.statistics import confidence_half_width
+from tests.helpers import point_task
 
 
 class Tasks:
@@ -28,16 +29,7 @@ class Tasks:
         if not 0 <= index < self.length:
             raise IndexError(index)
         self.drawn.append(index)
-        generator = torch.Generator().manual_seed(1000 * self.seed + index)
-        centres = 2 * torch.randn(3, 4, generator=generator)
-
-        def examples(count):
-            labels = torch.arange(3).repeat(count)
-            return Examples(
-                centres[labels] + torch.randn(len(labels), 4, generator=generator), labels
-            )
-
-        return Episode(examples(1), examples(5))
+        return point_task(1000 * self.seed + index)
 
 
 class Echo(Learner):

@@ -31,12 +31,6 @@ OWN = (
 )
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def checkpoint(path: Path, **changes: Any) -> str:
     """A whole checkpoint, as `metalearn train` writes it, whose record somebody has changed."""
     experiment = Experiment(hidden=2, size=28, channels=1)
