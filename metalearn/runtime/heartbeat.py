@@ -1,0 +1,158 @@
+"""Tells a dead rank from one that is still at work.
+
+torch's own limit, `init_process_group(timeout=...)`, ends every wait that is longer than it. But
+ranks may wait for hours, for example while the first one trains a network for all of them. So each
+rank has a thread that counts beats in the store that all ranks share. A rank that waits stops when
+another one's beats have ended, or when every rank waits and none of them gets on.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Event, Thread
+
+import torch.distributed as dist
+
+CURE = "Start all of them again with the same command: training goes on from the last checkpoint"
+PATIENCE = 30.0  # seconds of silence after which a rank counts as dead
+
+
+@dataclass
+class _Report:
+    """The last report of one rank, and the times when its two numbers last changed."""
+
+    beats: int
+    calls: int
+    beats_changed: float
+    calls_changed: float
+
+    def update(self, beats: int, calls: int, now: float) -> None:
+        if beats != self.beats:
+            self.beats = beats
+            self.beats_changed = now
+        if calls != self.calls:
+            self.calls = calls
+            self.calls_changed = now
+
+
+class Heartbeat(Thread):
+    """Reports that this rank is alive, and ends the process if it waits in vain.
+
+    Args:
+        store: shared by all ranks. It needs a connection of its own: a thread that waits for a key
+            blocks all others that use the same connection.
+        rank: this rank.
+        world_size: the number of ranks.
+        patience: seconds of silence after which a rank counts as dead.
+    """
+
+    def __init__(self, store: dist.Store, rank: int, world_size: int, patience: float) -> None:
+        super().__init__(name="metalearn-heartbeat", daemon=True)
+        self.store = store
+        self.rank = rank
+        self.world_size = world_size
+        self.patience = patience
+        self.calls = 0  # how often a wait began or ended: odd while this rank waits
+        self.wait_began = 0.0
+        self.ended = Event()
+        now = time.monotonic()
+        self.reports = [_Report(0, 0, now, now) for _ in range(world_size)]
+        self._send(beats=0)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Everything that needs the other ranks runs in this context."""
+        self.wait_began = time.monotonic()
+        self.calls += 1
+        try:
+            yield
+        finally:
+            self.calls += 1
+
+    def run(self) -> None:
+        """Report and check ten times in every `patience` seconds, until `stop`."""
+        beats = 0
+        while not self.ended.wait(self.patience / 10):
+            beats += 1
+            try:
+                self._send(beats)
+                self._receive()
+            except RuntimeError:
+                pass  # the process that holds the store has ended: no report changes any more
+            reason = self._reason_to_stop()
+            if reason:
+                print(
+                    f"metalearn: rank {self.rank} of {self.world_size} stops: {reason}. {CURE}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(1)  # the main thread waits inside a library and cannot be interrupted
+
+    def stop(self) -> None:
+        """End the thread."""
+        self.ended.set()
+        self.join(self.patience)
+
+    def _send(self, beats: int) -> None:
+        self.store.set(f"rank {self.rank}", f"{beats} {self.calls}")
+
+    def _receive(self) -> None:
+        messages = self.store.multi_get([f"rank {other}" for other in range(self.world_size)])
+        now = time.monotonic()
+        for report, message in zip(self.reports, messages, strict=True):
+            beats, calls = message.split()
+            report.update(int(beats), int(calls), now)
+
+    def _reason_to_stop(self) -> str:
+        """Why waiting is in vain; "" if this rank does not wait or may go on waiting."""
+        if self.calls % 2 == 0:
+            return ""
+        now = time.monotonic()
+        silent = [
+            str(other)
+            for other, report in enumerate(self.reports)
+            if other != self.rank and now - report.beats_changed > self.patience
+        ]
+        # A lost store silences all ranks, but calls that still return show that they are alive.
+        if silent and now - self.wait_began > min(self.patience, 5):
+            return (
+                f"rank {', '.join(silent)} has not been heard of for {self.patience:g} s, so it"
+                " died or cannot be reached"
+            )
+        if all(
+            report.calls % 2 == 1 and now - report.calls_changed > self.patience
+            for report in self.reports
+        ):
+            return (
+                f"each rank has waited for another for {self.patience:g} s, so they do not make"
+                " the same calls"
+            )
+        return ""
+
+
+def patience() -> float:
+    """Seconds of silence after which a rank counts as dead: `METALEARN_RANK_TIMEOUT`, or 30.
+
+    Raises:
+        ValueError: `METALEARN_RANK_TIMEOUT` is not a number of seconds above 0.
+
+    Example:
+        >>> patience()
+        30.0
+    """
+    text = os.environ.get("METALEARN_RANK_TIMEOUT", str(PATIENCE))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ValueError(
+            f"METALEARN_RANK_TIMEOUT={text!r} must be a number of seconds above 0, such as"
+            f" {PATIENCE:g}"
+        )
+    return seconds
