@@ -8,11 +8,12 @@ another one's beats have ended, or when every rank waits and none of them gets o
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Event, Thread
 
@@ -40,8 +41,11 @@ class _Report:
             self.calls_changed = now
 
 
-class Heartbeat(Thread):
+class Heartbeat:
     """Reports that this rank is alive, and ends the process if it waits in vain.
+
+    Reports and checks have a thread each: a call to the store blocks if the process that holds the
+    store is silent.
 
     Args:
         store: shared by all ranks. It needs a connection of its own: a thread that waits for a key
@@ -52,7 +56,6 @@ class Heartbeat(Thread):
     """
 
     def __init__(self, store: dist.Store, rank: int, world_size: int, patience: float) -> None:
-        super().__init__(name="metalearn-heartbeat", daemon=True)
         self.store = store
         self.rank = rank
         self.world_size = world_size
@@ -60,13 +63,25 @@ class Heartbeat(Thread):
         self.calls = 0  # how often a wait began or ended: odd while this rank waits
         self.wait_began = 0.0
         self.ended = Event()
+        self.threads = [Thread(target=loop, daemon=True) for loop in (self._report, self._check)]
         now = time.monotonic()
         self.reports = [_Report(0, 0, now, now) for _ in range(world_size)]
         self._send(beats=0)
 
+    def start(self) -> None:
+        """Start both threads."""
+        for thread in self.threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End both threads."""
+        self.ended.set()
+        for thread in self.threads:
+            thread.join(self.patience)
+
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Everything that needs the other ranks runs in this context."""
+        """A context for everything that needs the other ranks."""
         self.wait_began = time.monotonic()
         self.calls += 1
         try:
@@ -74,16 +89,19 @@ class Heartbeat(Thread):
         finally:
             self.calls += 1
 
-    def run(self) -> None:
-        """Report and check ten times in every `patience` seconds, until `stop`."""
-        beats = 0
-        while not self.ended.wait(self.patience / 10):
-            beats += 1
-            try:
+    def _report(self) -> None:
+        """Exchange reports with the other ranks, ten times in every `patience` seconds."""
+        for beats in itertools.count(1):
+            if self.ended.wait(self.patience / 10):
+                return
+            # Without the process that holds the store no report changes any more.
+            with suppress(RuntimeError):
                 self._send(beats)
                 self._receive()
-            except RuntimeError:
-                pass  # the process that holds the store has ended: no report changes any more
+
+    def _check(self) -> None:
+        """End the process, with a message, once this rank waits in vain."""
+        while not self.ended.wait(self.patience / 10):
             reason = self._reason_to_stop()
             if reason:
                 print(
@@ -92,11 +110,6 @@ class Heartbeat(Thread):
                     flush=True,
                 )
                 os._exit(1)  # the main thread waits inside a library and cannot be interrupted
-
-    def stop(self) -> None:
-        """End the thread."""
-        self.ended.set()
-        self.join(self.patience)
 
     def _send(self, beats: int) -> None:
         self.store.set(f"rank {self.rank}", f"{beats} {self.calls}")
