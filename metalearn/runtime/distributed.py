@@ -229,10 +229,7 @@ def all_reduce(tensor: Tensor) -> Tensor:
     """The sum of `tensor` over all ranks."""
     if world_size() == 1:
         return tensor
-    if dist.get_backend() == "nccl":
-        total = tensor.cuda()
-    else:
-        total = tensor.cpu().clone()
+    total = tensor.cuda() if dist.get_backend() == "nccl" else tensor.cpu().clone()
     with _waiting():
         dist.all_reduce(total)
         return total.to(tensor.device)

@@ -55,12 +55,9 @@ class _Pace:
         self.unit = unit
         self.started = time.monotonic()
 
-    def seconds(self) -> float:
-        return time.monotonic() - self.started
-
-    def words(self, text: str) -> str:
+    def words(self, text: str, now: float) -> str:
         """The text, the rate, and the time left or taken."""
-        seconds = self.seconds()
+        seconds = now - self.started
         rate = (self.finished - self.before) / max(seconds, 1e-9)
         left = self.total - self.finished
         time_left = f"took {duration(seconds)}"
@@ -83,24 +80,24 @@ def _bar(console: Console, name: str, pace: _Pace) -> Iterator[Callable[..., Non
 
         def advance(count: int = 1, text: str = "") -> None:
             pace.finished += count
-            bar.update(task, completed=pace.finished, text=pace.words(text))
+            bar.update(task, completed=pace.finished, text=pace.words(text, time.monotonic()))
 
         yield advance
 
 
 @contextmanager
 def _lines(name: str, pace: _Pace) -> Iterator[Callable[..., None]]:
-    written = time.monotonic()
+    written = pace.started
 
     def advance(count: int = 1, text: str = "") -> None:
         nonlocal written
         pace.finished += count
         now = time.monotonic()
-        last = pace.finished >= pace.total and pace.seconds() > 1
+        last = pace.finished >= pace.total and now - pace.started > 1
         if last or now - written >= PLAIN_SECONDS:
             written = now
             print(
-                f"{name}  {pace.finished}/{pace.total}  {pace.words(text)}",
+                f"{name}  {pace.finished}/{pace.total}  {pace.words(text, now)}",
                 file=sys.stderr,
                 flush=True,
             )
