@@ -306,7 +306,7 @@ def test_a_layer_that_puts_out_several_things_lists_them_and_one_can_be_named(
 def test_a_layer_without_output_is_named() -> None:
     with pytest.raises(
         ValueError,
-        match="'encoder' puts out a NoneType, not a tensor; name a layer inside or after it",
+        match="'encoder' returned a NoneType, not a tensor; name a layer inside or after it",
     ):
         compare_layers(Around("nothing"), Around("nothing"), images())
 

@@ -19,19 +19,21 @@ from .files import write_atomically
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-}
+LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "&": r"\&",
+        "%": r"\%",
+        "$": r"\$",
+        "#": r"\#",
+        "_": r"\_",
+        "{": r"\{",
+        "}": r"\}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+    }
+)
 """Characters that LaTeX reads as commands, escaped."""
 
 FORMS = {
@@ -146,7 +148,7 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 
 def _latex_row(cells: Sequence[str]) -> str:
-    escaped = [str(cell).translate(str.maketrans(LATEX)) for cell in cells]
+    escaped = [str(cell).translate(LATEX) for cell in cells]
     return " & ".join(escaped) + r" \\"
 
 
