@@ -29,6 +29,7 @@ class Examples(NamedTuple):
 
     def to(self, *args: object, **kwargs: object) -> Examples:
         """Move inputs and targets as `torch.Tensor.to` does; integer labels keep their dtype."""
+        # A tensor of inputs takes the dtype; integers among several inputs are ids and masks.
         if isinstance(self.inputs, Tensor):
             inputs = self.inputs.to(*args, **kwargs)  # type: ignore[call-overload]
         else:
@@ -86,6 +87,7 @@ def stack(episodes: Iterable[Episode], *, indices: Sequence[int] | None = None) 
         supports, queries = zip(*tasks, strict=True)
         return Episode(_stack_examples(supports), _stack_examples(queries))
     except (RuntimeError, TypeError, ValueError):
+        # Looked for only now: checking every stack would cost time.
         numbers = range(len(tasks)) if indices is None else indices
         _refuse_unequal(tasks, numbers)
         raise
@@ -159,10 +161,11 @@ def unstack(episodes: Episode) -> list[Episode]:
         ValueError: the task dimension is missing, or differs between tensors.
     """
     check_episode(episodes, "the stack of tasks")
-    tensors: list[Tensor] = []
+    tensors: list[Tensor] = []  # support inputs, support targets, query inputs, query targets
     for inputs, targets in episodes:
         tensors += [*tensors_of(inputs), targets]
     sizes = [len(tensor) if tensor.ndim else 0 for tensor in tensors]
+    # Targets have two dimensions at least: (tasks, examples).
     if len(set(sizes)) != 1 or min(tensor.ndim for tensor in tensors) < 2:
         raise ValueError(
             "a stack of tasks needs one leading task dimension on every tensor; support inputs,"

@@ -89,6 +89,7 @@ class Evaluation(Tabular):
             chance = ""
             if self.at_chance:
                 chance = "; every task at exactly chance, as if one class is predicted everywhere"
+            # accuracy is in percent, its interval in points
             spread = f"± {interval} (95 % interval over {tasks} tasks{chance})"
         if self.measure == "accuracy":
             return f"{100 * self.mean:.2f} % {spread}"
@@ -263,6 +264,7 @@ def evaluate_together(
         check_tasks("test tasks", episodes)
     _check_same(learners, episodes, tasks_at_once)
     scores = _Scores(learners)
+    # An error on one rank stops all of them.
     with (
         distributed.failing_together(),
         torch.no_grad(),
@@ -402,6 +404,7 @@ def _check_same(
         "tasks_at_once": at_once,
         "first task": first_task(episodes, device),
     }
+    # As JSON, because settings may hold values of any type, such as a loss function.
     plain = json.loads(json.dumps(settings, default=str))
     distributed.check_same(plain, "Start every rank with the same settings")
     for name, learner in learners.items():
@@ -424,6 +427,7 @@ def _check_same_weights(name: str, learner: Learner) -> None:
 def to_device(episodes: Episode, learner: nn.Module) -> Episode:
     """Episodes on the learner's device, and with real inputs in its dtype."""
     like = _like(learner)
+    # Token ids and masks keep their dtype.
     if all(tensor.is_floating_point() for tensor in tensors_of(episodes.support.inputs)):
         return episodes.to(like.device, like.dtype)
     return episodes.to(like.device)
@@ -463,7 +467,7 @@ def check_examples(episodes: Episode, *, stacked: bool = True) -> None:
 
 def load(episodes: Tasks, indices: Sequence[int], learner: nn.Module) -> Episode:
     """A stack of tasks by index, on the learner's device and in its dtype."""
-    if type(episodes) is FewShot:
+    if type(episodes) is FewShot:  # gathers the images of all tasks at once
         return to_device(episodes.stack(indices, _like(learner).device), learner)
     stacked = stack((episodes[i] for i in indices), indices=indices)
     check_examples(stacked)
@@ -482,7 +486,8 @@ def accuracies(logits: Tensor, targets: Tensor) -> Tensor:
     """
     if targets.is_floating_point():
         return logits.new_full((len(logits),), math.nan, dtype=torch.float64)
-    return (logits.argmax(-1) == targets).flatten(1).double().mean(1)
+    correct = logits.argmax(-1) == targets  # (tasks, queries)
+    return correct.flatten(1).double().mean(1)
 
 
 def describe(episodes: object) -> Record:
@@ -519,7 +524,7 @@ def _score(learner: Learner, stack: Episode, first: int) -> Tensor:
     if targets.is_floating_point():
         network = learner.network
         losses = [learner.task_loss(network, *task) for task in zip(logits, targets, strict=True)]
-        return torch.stack(losses).cpu().double()
+        return torch.stack(losses).cpu().double()  # (tasks,)
     ways = logits.shape[-1]
     if int(targets.max()) >= ways:
         raise ValueError(
@@ -578,7 +583,7 @@ def _collated(loader: DataLoader[Episode]) -> Iterator[Episode]:
     try:
         yield from loader
     except RuntimeError as error:
-        if "equal size" not in str(error):
+        if "equal size" not in str(error):  # the message of torch's default_collate
             raise
         sizes = str(error).strip().splitlines()[-1]
         raise ValueError(

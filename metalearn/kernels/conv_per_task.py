@@ -103,7 +103,8 @@ def conv_norm_pool_relu(
     sign = torch.where(norm.weight.detach() < 0, -1.0, 1.0).to(norm.weight.dtype)  # (outputs,)
     weight = conv.weight * sign.view(-1, 1, 1, 1)
     bias = None if conv.bias is None else conv.bias * sign
-    maps = F.conv2d(maps, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)  # type: ignore[arg-type]
+    geometry: Any = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    maps = F.conv2d(maps, weight, bias, *geometry)  # (images, outputs, height, width)
     pooled, mean, variance, _ = _PooledMoments.apply(maps, pool)
     # s weight * (pooled - mean) / sqrt(variance + eps) + bias = factor * pooled + shift
     factor = norm.weight * sign * (variance + norm.eps).rsqrt()

@@ -188,6 +188,7 @@ def ending(model: nn.Module, path: str, run: Callable[[Weights], Tensor]) -> End
         parameters = [weight for weight in weights.values() if weight.requires_grad]
         gradients = torch.autograd.grad(output.sum(), [*replaced, *parameters], allow_unused=True)
     reached = [gradient is not None for gradient in gradients]
+    # A gradient of None means that the output does not depend on the source.
     by_module = any(reached[: len(replaced)])
     by_parameters = any(reached[len(replaced) :])
     last = replaced[-1].detach()
@@ -246,6 +247,7 @@ def is_raw(error: Exception) -> bool:
     if not isinstance(error, ValueError):
         return isinstance(error, RuntimeError | IndexError | TypeError)
     # A ValueError is raw if torch raised it, as the layers of torch.nn do.
+    # The last frame is the function that raised it.
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return bool(frames) and frames[-1].f_globals.get("__name__", "").startswith("torch.")
 
@@ -283,7 +285,7 @@ def failing_layer(model: nn.Module, run: Callable[[], Any]) -> str | None:
         try:
             run()
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
-            if running:
+            if running:  # the innermost module that has begun and not ended
                 return _failure(*running[-1], error)
     return None
 
@@ -326,4 +328,4 @@ def features(model: nn.Module, inputs: Tensor, head: str) -> Tensor:
     """
     with head_input(model, head) as record:
         model(inputs)
-    return record.features.flatten(1)
+    return record.features.flatten(1)  # (examples, features)

@@ -39,6 +39,7 @@ def forward(model: nn.Module, inputs: Inputs, output: str | None = None) -> Tens
     """
     args, kwargs = arguments(inputs)
     result = model(*args, **kwargs)
+    # A name that belongs to training mode must not fail in evaluation mode.
     if isinstance(result, Tensor) and not model.training:
         return result
     return select(
@@ -99,7 +100,7 @@ def select(result: Any, entry: str | None, source: str, name: Callable[[str], st
     Raises:
         ValueError: there is no such tensor. The message lists the entries.
     """
-    entries = _entries(result)
+    entries = _entries(result)  # none for a tensor
     selected = result if entry is None else entries.get(str(entry))
     if isinstance(selected, Tensor):
         return selected

@@ -122,7 +122,7 @@ class Functional:
         weights: Weights = dict(self.module.named_parameters())
         if self.tasks is not None:
             for name in moving:
-                weights[name] = weights[name].expand(self.tasks, *weights[name].shape)
+                weights[name] = weights[name].expand(self.tasks, *weights[name].shape)  # a view
         return weights
 
     def __call__(self, weights: Weights, inputs: Inputs) -> Tensor:
@@ -139,7 +139,7 @@ class Functional:
 
     def features(self, weights: Weights, inputs: Inputs) -> Features:
         """The input of the head under these weights."""
-        output_is_head = False
+        output_is_head = False  # vmap returns tensors alone, so `run` sets this flag
 
         def run(model: nn.Module, x: Inputs) -> tuple[Tensor, Tensor, Tensor]:
             nonlocal output_is_head
@@ -172,13 +172,13 @@ class Functional:
         A module that runs again in the backward pass needs copies that keep their weights. The
         second run uses them, and `known` remembers it.
         """
-        in_copies = self.known.recomputes
+        in_copies = self.known.recomputes  # copies keep their weights, so a read in them is a fault
         try:
             return work()
         except UnadaptedWeights as error:
             if in_copies:
                 raise
-            if self.tasks is not None:
+            if self.tasks is not None:  # under vmap the copies would keep dead activations
                 raise ValueError(f"{error}. {RECOMPUTES}") from error
         except RuntimeError as error:
             if "escaped from inside a function being vmapped" not in str(error):
@@ -192,6 +192,7 @@ class Functional:
 
     def explain(self, error: Exception, inputs: Any) -> None:
         """Raise an error that says why the module failed on these inputs, if one task shows it."""
+        # One task outside vmap: there the error names shapes without the task dimension.
         single = self.single()
         task = self.first_task(inputs)
         explain(error, self.module, lambda: single._output(single.weights(), task))

@@ -136,6 +136,7 @@ def body(model: nn.Module, head_name: str | None = None) -> list[str]:
         ['0']
     """
     last = head(model, head_name)
+    # A layer that holds the head and other tensors too belongs to the body.
     owner = owners(model)
     outside = {owner[tensor] for tensor in owner if not is_inside(tensor, last)}
     return [layer for layer in layers(model) if layer in outside]
@@ -208,6 +209,7 @@ def assign(model: nn.Module, values: Mapping[str, Value]) -> dict[str, Value]:
     """
     assigned: dict[str, Value] = {}
     for name, reached in reach(model, values).items():
+        # One entry for each name of the parameter: several only if it is tied.
         alias, path = reached[0]
         value = values[path]
         for other_alias, other_path in reached[1:]:
@@ -250,6 +252,7 @@ def reach(model: nn.Module, paths: Iterable[str]) -> dict[str, list[tuple[str, s
                 f"the wildcard {path!r} matches no parameter of {type(model).__name__}; its layers"
                 f" are {', '.join(layers(model))}"
             )
+    # A tied parameter has several aliases and one name, its first.
     names = {id(tensor): name for name, tensor in model.named_parameters()}
     reached: dict[str, list[tuple[str, str]]] = {}
     for alias, tensor in aliases:
@@ -263,6 +266,7 @@ def _matches(name: str, path: str) -> bool:
     """Whether a path or a wildcard reaches a parameter."""
     if not is_wildcard(path):
         return is_inside(name, path)
+    # A wildcard that matches a module reaches all below it.
     parts = name.split(".")
     prefixes = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
     return any(fnmatchcase(prefix, path) for prefix in prefixes)

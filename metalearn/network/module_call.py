@@ -197,7 +197,7 @@ def call(
         >>> call(module, doubled, lambda network: network(torch.ones(1, 1))).item()
         2.0
     """
-    if not keep and is_plain(module):
+    if not keep and is_plain(module):  # nothing to detect and nothing else to restore
         with _installed(module, weights):
             return function(module)
     network = replica(module) if keep else module
@@ -208,7 +208,7 @@ def call(
             result = function(network)
         written = [*state.written(), *watch.written()]
     finally:
-        if not keep:
+        if not keep:  # a copy keeps its weights for the backward pass
             state.restore()
     if written:
         raise ValueError(
@@ -295,9 +295,12 @@ def replica(module: nn.Module) -> nn.Module:
     Raises:
         TypeError: a part of the module cannot be copied.
     """
-    tensors = [tensor for part in module.modules() for tensor in _tensors(vars(part).values())]
+    # deepcopy returns the values of its memo in place of copies.
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        memo.update((id(tensor), tensor) for tensor in _tensors(vars(part).values()))
     try:
-        return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+        return copy.deepcopy(module, memo)
     except Exception as error:
         raise TypeError(
             f"{type(module).__name__} cannot be copied ({str(error).splitlines()[0]})"
@@ -341,6 +344,7 @@ class _State:
         self.parts = [
             self._install(path, part, weights, names) for path, part in network.named_modules()
         ]
+        # torch counts the writes into a tensor in `_version`; inference tensors have none.
         self.versions = {
             name: tensor._version
             for name, tensor in self.tensors.items()
@@ -368,7 +372,7 @@ class _State:
                 self.replaced[name] = parameter
                 module._parameters[key] = weight  # type: ignore[assignment]
         for key, buffer in buffers.items():
-            if buffer is None:
+            if buffer is None:  # registered and empty, such as a running mean that is switched off
                 continue
             if buffer.numel() == 1 and not buffer.is_floating_point():
                 module._buffers[key] = buffer.clone()  # a counter, which only this call changes

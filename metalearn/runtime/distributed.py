@@ -91,6 +91,7 @@ def join(device: torch.device) -> None:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return
+    # The setting is checked before the ranks meet, so that all of them report a wrong one.
     patience = heartbeat.patience()
     if device.type == "cuda":
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -137,7 +138,7 @@ def tickets(name: str) -> Iterator[int]:
         >>> next(numbers), next(numbers)
         (0, 1)
     """
-    if _store is None:
+    if _store is None:  # one rank, or a process group of the caller's: every rank has fixed numbers
         return itertools.count(rank(), world_size())
     key = f"metalearn tickets {next(_series)} for {name}"
     return _numbers(_store, key)
@@ -172,7 +173,7 @@ def raise_together(error: Exception | None) -> None:
     No rank then waits for one that has stopped.
     """
     failure = None if error is None else (type(error).__name__, str(error))
-    failures = all_gather(failure)
+    failures = all_gather(failure)  # the names and messages: an error may not be picklable
     if error is not None:
         raise error
     for number, failure in enumerate(failures):
@@ -232,7 +233,7 @@ def all_reduce(tensor: Tensor) -> Tensor:
     total = tensor.cuda() if dist.get_backend() == "nccl" else tensor.cpu().clone()
     with _waiting():
         dist.all_reduce(total)
-        return total.to(tensor.device)
+        return total.to(tensor.device)  # on CUDA the wait is here
 
 
 def anywhere(flag: bool) -> bool:  # noqa: FBT001 (the one argument)
@@ -381,6 +382,7 @@ def _waiting() -> Iterator[None]:
 
 def _refuse_differences(records: list[Record], cure: str) -> None:
     """Raise ValueError naming the differences between the ranks' records, if there are any."""
+    # Each value as JSON text, because lists cannot be compared as members of a set.
     settings = [
         {name: json.dumps(value).strip('"') for name, value in flat(record)} for record in records
     ]
@@ -388,6 +390,7 @@ def _refuse_differences(records: list[Record], cure: str) -> None:
     different = [name for name in names if len({record.get(name) for record in settings}) > 1]
     if not different:
         return
+    # Ranks with equal values share a line of the message.
     ranks_by_values: dict[str, list[str]] = {}
     for rank, record in enumerate(settings):
         values = [f"{name} {record.get(name, 'not set')}" for name in different[:SHOWN]]

@@ -166,15 +166,14 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # on the disk before the name points to it
         os.replace(temporary, path)
-    except BaseException as error:
-        if not isinstance(error, OSError):
-            temporary.unlink(missing_ok=True)
-            raise
+    except BaseException as error:  # Ctrl-C too leaves no temporary file behind
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise unwritable(path, error) from error
+        if isinstance(error, OSError):
+            raise unwritable(path, error) from error
+        raise
 
 
 def unwritable(path: Path, error: OSError) -> OSError:
@@ -213,6 +212,7 @@ def save(
         ({'weight': tensor([1., 1.])}, {'step': 3})
     """
     _check_named(tensors)
+    # Copies: safetensors refuses tensors that share memory.
     stored = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
@@ -295,6 +295,7 @@ def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
+        # the header keeps values of different tensors apart
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

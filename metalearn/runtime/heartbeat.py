@@ -1,9 +1,15 @@
 """Tells a dead rank from one that is still at work.
 
-torch's own limit, `init_process_group(timeout=...)`, ends every wait that is longer than it. But
-ranks may wait for hours, for example while the first one trains a network for all of them. So each
-rank has a thread that counts beats in the store that all ranks share. A rank that waits stops when
-another one's beats have ended, or when every rank waits and none of them gets on.
+torch's own limit, `init_process_group(timeout=...)`, also ends a wait for a living rank. But ranks
+may wait for hours, for example while the first one trains a network for all of them. torchrun's
+agent notices a process that ends, but not one that falls silent, and not ranks that wait for each
+other.
+
+So each rank reports two numbers to the store that all ranks share: its beats, which a thread of its
+own counts, and its calls of other ranks. A rank that waits stops if
+
+- the beats of another rank have not changed for `patience` seconds: it is dead or out of reach;
+- all ranks wait, and none of their calls has changed for so long: they make different calls.
 """
 
 from __future__ import annotations
@@ -13,7 +19,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event, Thread
 
@@ -94,10 +100,11 @@ class Heartbeat:
         for beats in itertools.count(1):
             if self.ended.wait(self.patience / 10):
                 return
-            # Without the process that holds the store no report changes any more.
-            with suppress(RuntimeError):
+            try:
                 self._send(beats)
                 self._receive()
+            except RuntimeError:
+                return  # the process that holds the store has ended: from now on all are silent
 
     def _check(self) -> None:
         """End the process, with a message, once this rank waits in vain."""
@@ -123,7 +130,7 @@ class Heartbeat:
 
     def _reason_to_stop(self) -> str:
         """Why waiting is in vain; "" if this rank does not wait or may go on waiting."""
-        if self.calls % 2 == 0:
+        if self.calls % 2 == 0:  # even: not waiting
             return ""
         now = time.monotonic()
         silent = [

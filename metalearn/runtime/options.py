@@ -45,7 +45,7 @@ def listed(value: Listed | Sequence[str | int] | None, name: str = "the list") -
     if isinstance(value, str):
         entries = value.split(",")
     elif isinstance(value, int | float):
-        entries = [value]
+        entries = [value]  # YAML reads `seeds: 5` as a number
     texts = [str(entry).strip() for entry in entries]
     return [text for text in texts if text]
 
@@ -116,9 +116,9 @@ def command(name: str, arguments: Sequence[str] | None = None) -> str:
 
 
 class Parser(ArgumentParser):
-    """jsonargparse's parser with hyphens for underscores, bare flags, and errors of one line."""
+    """A parser of jsonargparse with hyphens for underscores, bare flags, and errors of one line."""
 
-    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:  # type: ignore[override]
+    def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Any:
         """Parse a command line.
 
         `--meta-batch` is read as `--meta_batch`, and `--download` as `--download true`.
@@ -137,9 +137,11 @@ class Parser(ArgumentParser):
 
     def _in_words(self, message: str) -> str:
         """The parser's message in one line that names the option and its type."""
+        # "the following arguments are required: train.steps"
         required = re.search(r"arguments are required: ([\w.]+)", message)
         if required:
             return f"--{required[1].rpartition('.')[2]} is required"
+        # 'Parser key "train.steps": ... Given value: five'
         key = re.search(r'Parser key "([\w.]+)"', message)
         value = re.search(r"(?:Given|Got) value: (.*)", message, re.DOTALL)
         if not key or not value:
@@ -185,6 +187,7 @@ def _prepare(parser: Any) -> None:
             action.metavar = f"{{{','.join(choices)}}}"
             action._typehint = str | None if type(None) in kinds else str
         if bool in kinds:
+            # `--download` without a value means true
             action.nargs = "?"
             action.const = True
 

@@ -74,7 +74,7 @@ def end_with_parent(connection: Connection | None = None) -> None:
 
 def _end_after(closed: Connection | int) -> None:
     """Wait until `closed` is closed, interrupt the main thread, and later end the process."""
-    wait([closed])
+    wait([closed])  # a pipe is ready when its other end is closed, and a sentinel when it died
     interrupt_main()
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -58,6 +58,7 @@ class _Pace:
     def words(self, text: str, now: float) -> str:
         """The text, the rate, and the time left or taken."""
         seconds = now - self.started
+        # pieces of a run before this one took none of these seconds
         rate = (self.finished - self.before) / max(seconds, 1e-9)
         left = self.total - self.finished
         time_left = f"took {duration(seconds)}"
@@ -93,6 +94,7 @@ def _lines(name: str, pace: _Pace) -> Iterator[Callable[..., None]]:
         nonlocal written
         pace.finished += count
         now = time.monotonic()
+        # Work of less than a second needs no line.
         last = pace.finished >= pace.total and now - pace.started > 1
         if last or now - written >= PLAIN_SECONDS:
             written = now

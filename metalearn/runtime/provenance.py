@@ -47,6 +47,7 @@ def check_same(settings: Record, stored: Record, path: str | os.PathLike[str]) -
     different = []
     for name in sorted(current.keys() | earlier.keys()):
         in_both = name in current and name in earlier
+        # not compared; see above
         if name.startswith("run.notes.") or (name.startswith("training.") and not in_both):
             continue
         if not in_both or current[name] != earlier[name]:

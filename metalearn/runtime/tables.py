@@ -143,6 +143,7 @@ def check_table(path: str | PathLike[str] | None) -> None:
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
+    # A bar or a line break would end the cell.
     escaped = (str(cell).replace("|", r"\|").replace("\n", " ") for cell in cells)
     return "| " + " | ".join(escaped) + " |"
 
@@ -205,6 +206,7 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         layer  CKA
         conv1  0.99
     """
+    # Each column is as wide as its widest cell.
     columns = zip(header, *rows, strict=True)
     widths = [max(map(len, column)) for column in columns]
     lines = []
@@ -235,7 +237,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple | np.ndarray):
         return [plain(item) for item in value]
     if isinstance(value, float | np.floating):
-        return float(value) if np.isfinite(value) else None
+        return float(value) if np.isfinite(value) else None  # JSON has no NaN and no infinity
     if value is None or isinstance(value, str | int | bool):
         return value
     return str(value)
