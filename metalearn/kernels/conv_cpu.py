@@ -259,6 +259,8 @@ class _Convolution(Function):
 class _ConvolutionGradient(Function):
     """The gradients of `_Convolution` for the gradient g of its outputs.
 
+    With the transposed convolution conv^T and the correlation corr of inputs and gradients,
+
         x' = conv^T(g, w)      linear in g and w
         w' = corr(g, x)        linear in g and x
         b' = sum of g over examples and places

@@ -23,7 +23,7 @@ Pair = tuple[int, int]
 
 
 class StackedConvolutions(TorchFunctionMode):
-    """While it is active, `F.conv2d` under vmap is a matrix product if tasks have own weights."""
+    """While it is active, `F.conv2d` under vmap is a matrix product if weights differ by task."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         function = conv2d if func is torch.conv2d else func
@@ -154,7 +154,8 @@ class Window(NamedTuple):
 #
 #     f(x, w, g) = <conv(x, w), g>
 #
-# is linear in each of the three. Its derivatives are
+# is linear in each of the three. Its derivatives, with the transposed convolution conv^T and the
+# correlation corr of inputs and gradients, are
 #
 #     by g: conv(x, w)      _Convolution
 #     by x: conv^T(g, w)    _InputGradient
