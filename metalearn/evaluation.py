@@ -297,14 +297,14 @@ class _Scores:
         self.checksums: list[Tensor] = []  # (tasks of a stack,) for each stack
         self.per_learner: dict[str, list[Tensor]] = {name: [] for name in learners}
 
-    def add(self, stack: Episode) -> None:
+    def add(self, episodes: Episode) -> None:
         """Score a stack of tasks."""
-        check_examples(stack)
-        self.measure = "loss" if stack.query.targets.is_floating_point() else "accuracy"
-        self.checksums.append(fingerprints(stack))
+        check_examples(episodes)
+        self.measure = "loss" if episodes.query.targets.is_floating_point() else "accuracy"
+        self.checksums.append(fingerprints(episodes))
         for name, learner in self.learners.items():
-            self.per_learner[name].append(_score(learner, stack, self.tasks))
-        self.tasks += len(stack.query.targets)
+            self.per_learner[name].append(_score(learner, episodes, self.tasks))
+        self.tasks += len(episodes.query.targets)
 
     def leave_out(self, count: int) -> None:
         """Count a stack of tasks that another rank scores."""
@@ -500,26 +500,26 @@ def describe(episodes: object) -> Record:
     return {"source": type(episodes).__name__, "tasks": _count(episodes)}
 
 
-def _score(learner: Learner, stack: Episode, first: int) -> Tensor:
+def _score(learner: Learner, episodes: Episode, first: int) -> Tensor:
     """The score of each task of a stack, (tasks,) float64.
 
     Args:
         learner: the learner.
-        stack: the tasks.
+        episodes: a stack of tasks.
         first: the number of the first task, for messages.
     """
-    stack = to_device(stack, learner)
-    targets = stack.query.targets
+    episodes = to_device(episodes, learner)
+    targets = episodes.query.targets
     if targets.ndim > 1 and not targets.shape[1]:
         raise ValueError(f"task {first} has no queries to score; give every task at least one")
-    if isinstance(learner, FeatureLearner) and stack.support.targets.ndim == 2:
-        learner.check_stack(stack.support.targets, first)
-    logits = learner(stack)  # (tasks, queries, ways)
+    if isinstance(learner, FeatureLearner) and episodes.support.targets.ndim == 2:
+        learner.check_stack(episodes.support.targets, first)
+    logits = learner(episodes)  # (tasks, queries, ways)
     has_nan = logits.isnan().flatten(1).any(1)  # (tasks,)
     if has_nan.any():
         task = int(has_nan.nonzero()[0])
         raise FloatingPointError(
-            f"the predictions for task {first + task} are NaN: {_why_nan(learner, stack, task)}"
+            f"the predictions for task {first + task} are NaN: {_why_nan(learner, episodes, task)}"
         )
     if targets.is_floating_point():
         network = learner.network
