@@ -236,10 +236,9 @@ class _WeightGradient(Function):
         grouped = g.unflatten(1, (groups, -1)).transpose(2, 3)
         rows = grouped.reshape(tasks * groups, outputs, -1)
         # w' = sum over groups of g's rows times the transposed patches
-        parts = (
-            rows @ _patches(x, window, groups).mT
-        )  # (tasks * groups, outputs, channels * kernel)
-        total = parts.view(tasks, groups, -1).sum(1)
+        products = rows @ _patches(x, window, groups).mT
+        parts = products.view(tasks, groups, -1)  # (tasks, groups, outputs * channels * kernel)
+        total = parts.sum(1)
         return total.view(tasks, outputs, channels, *window.kernel)
 
     @staticmethod
