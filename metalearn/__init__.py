@@ -1,4 +1,4 @@
-"""Rapid learning or feature reuse? Few-shot learners, and one analysis of what adaptation changes."""
+"""Few-shot learners, and one analysis that compares representations before and after adaptation."""
 
 from metalearn.algorithms.base import Learner
 from metalearn.engine.execution import meta_backward

@@ -116,7 +116,7 @@ class ConvBlock(nn.Module):
             return torch.relu(self.pool(self.norm(self.conv(maps))))
         pool = isinstance(self.pool, nn.MaxPool2d)
         if maps.device.type == "cuda":
-            return conv_norm_pool_relu(maps, self.conv, self.norm, pool)
+            return conv_norm_pool_relu(maps, self.conv, self.norm, pool=pool)
         compute = self._pooled if pool else self._strided
         return in_fastest_format(compute, maps, self.conv.out_channels)
 

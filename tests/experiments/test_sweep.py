@@ -188,7 +188,7 @@ def test_the_command_prints_a_table_and_its_exit_code_tells_of_failures(
     assert main(["sweep", "--algorithms", "mmal"]) == 2
     assert main(["sweep", "--processes", "0"]) == 2
     said = capsys.readouterr().err
-    assert "seeds='0,one' are no whole numbers" in said
+    assert "seeds='0,one' are not whole numbers" in said
     assert "no algorithm 'mmal'" in said
     assert "processes=0 must be at least 1" in said
 

@@ -57,7 +57,7 @@ def draw(*shape: int) -> Tensor:
 
 def last(maps: Tensor) -> Tensor:
     """The maps with channels last in memory, which the written-out convolution is for."""
-    return conv_cpu._Reordered.apply(maps, True)
+    return conv_cpu._Reordered.apply(maps, torch.channels_last)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])

@@ -100,7 +100,7 @@ def test_blocks_of_stacked_tasks(pool: bool, shared: bool, device: str) -> None:
         return torch.func.functional_call(Block(), dict(zip(names, weights, strict=True)), (maps,))
 
     def ours(maps: Tensor) -> Tensor:
-        return conv_norm_pool_relu(maps, block.conv, block.norm, pool)
+        return conv_norm_pool_relu(maps, block.conv, block.norm, pool=pool)
 
     def native(maps: Tensor) -> Tensor:
         return torch.relu(block.pool(block.norm(block.conv(maps))))

@@ -56,7 +56,7 @@ def test_layers_that_never_ran_or_ran_twice_are_named() -> None:
 def test_a_layer_that_puts_out_a_tuple_is_named() -> None:
     model = nn.ModuleDict({"lstm": nn.LSTM(3, 4)})
     with (
-        pytest.raises(ValueError, match="'lstm' puts out a tuple"),
+        pytest.raises(ValueError, match="'lstm' returned a tuple"),
         representations(model, ["lstm"]),
     ):
         model["lstm"](torch.ones(2, 1, 3))
@@ -74,7 +74,7 @@ def test_entries_of_a_tuple_are_listed_and_can_be_named() -> None:
     ):
         model["lstm"](inputs)
     with (
-        pytest.raises(ValueError, match="of which '1' is no tensor"),
+        pytest.raises(ValueError, match="'1' is not a tensor"),
         representations(model, ["lstm:1"]),
     ):
         model["lstm"](inputs)

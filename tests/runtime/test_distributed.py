@@ -180,6 +180,24 @@ def test_where_a_rank_falls_silent_the_others_stop_once_their_patience_ends(
     assert checkpoints.load(tmp_path / "run")[1]["step"] == 4
 
 
+def first_falls_silent(rank: int, folder: Path) -> None:
+    """The first rank keeps the store that carries the ranks' reports."""
+    distributed.join(torch.device("cpu"))
+    distributed.all_gather(None)
+    if rank == 0:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    distributed.all_gather(None)
+
+
+def test_a_silent_first_rank_does_not_silence_the_others_with_its_store(
+    start: Started, tmp_path: Path
+) -> None:
+    _, survivor = start(first_falls_silent, METALEARN_RANK_TIMEOUT="2")
+    survivor.join(60)
+    assert survivor.exitcode == 1
+    assert "rank 0 has not been heard of for 2 s" in (tmp_path / "errors1").read_text()
+
+
 def other_versions(rank: int, folder: Path) -> None:
     own = {**provenance.versions(), **({"torch": "2.6.0"} if rank else {})}
     distributed.versions = lambda: own  # type: ignore[assignment]

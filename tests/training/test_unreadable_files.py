@@ -76,9 +76,7 @@ def test_training_stops_with_the_reason_and_does_not_start_again(
     train(checkpoint="run")
     before = whole(here)
     monkeypatch.setattr(os, "stat", _failing(os.stat, code, "run"))
-    with pytest.raises(
-        OSError, match=rf"could not read run \({os.strerror(code)}\).*left as it is"
-    ) as raised:
+    with pytest.raises(OSError, match=rf"could not read run \({os.strerror(code)}\)") as raised:
         train(steps=4, checkpoint="run")
     monkeypatch.undo()
     assert raised.value.errno == code

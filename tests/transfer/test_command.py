@@ -209,7 +209,7 @@ def test_a_network_of_ones_own(medical: str, here: Path) -> None:
     [
         (["--strategies", "random,best"], "there is no strategy 'best'"),
         (["--seeds", "0,0"], "has 0 twice"),
-        (["--seeds", "0,one"], "seeds='0,one' are no whole numbers"),
+        (["--seeds", "0,one"], "seeds='0,one' are not whole numbers"),
         (["--dataset", "nothing", "--weights", "w.pt"], "there is no data set 'nothing'"),
         (["--dataset", "some.npz"], "what was the network pretrained on?"),
         (["--dataset", "some.npz", "--weights", "none.pt"], "there is no file none.pt"),

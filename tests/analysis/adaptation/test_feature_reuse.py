@@ -270,7 +270,7 @@ def test_layers_may_be_named_where_the_default_ones_cannot_be_compared() -> None
     targets = torch.arange(2).repeat_interleave(10).repeat(4, 1)
     tasks = Episode(Examples(inputs, targets), Examples(inputs, targets))
     learner = MAML(Recurrent(), lr=0.3, execution="loop")
-    with pytest.raises(ValueError, match="'lstm' puts out a tuple"):
+    with pytest.raises(ValueError, match="'lstm' returned a tuple"):
         feature_reuse(learner, tasks)
     assert [
         layer.layer for layer in feature_reuse(learner, tasks, layers=["norm", "head"]).layers

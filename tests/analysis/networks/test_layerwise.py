@@ -268,19 +268,19 @@ class Around(nn.Module):
         (
             "tuple",
             (
-                r"puts out a tuple, not a tensor; its entries are 0 \(60 x 5\), 1 \(tuple\); name"
+                r"returned a tuple, not a tensor; its entries are 0 \(60 x 5\), 1 \(tuple\); name"
                 r" one as 'encoder:0'"
             ),
             "0",
         ),
         (
             "dictionary",
-            r"puts out a OrderedDict.* last \(60 x 5\), all \(list\); name one as 'encoder:last'",
+            r"returned a OrderedDict.* last \(60 x 5\), all \(list\); name one as 'encoder:last'",
             "last",
         ),
         (
             "named",
-            r"puts out a Pair.* hidden \(60 x 5\), weights \(list\); name one as 'encoder:hidden'",
+            r"returned a Pair.* hidden \(60 x 5\), weights \(list\); name one as 'encoder:hidden'",
             "hidden",
         ),
     ],
@@ -295,7 +295,7 @@ def test_a_layer_that_puts_out_several_things_lists_them_and_one_can_be_named(
     for inputs in (images(), loader()):
         profile = compare_layers(model, model, inputs, [name, "head"])
         assert profile[name].similarity == 1.0 and profile[name].features == (5, 5)
-    with pytest.raises(ValueError, match=r"of which 'other' is no tensor; its entries are"):
+    with pytest.raises(ValueError, match=r"'other' is not a tensor; its entries are"):
         compare_layers(model, model, images(), ["encoder:other"])
     with pytest.raises(ValueError, match=r"'head' .* no entry '0'"):
         compare_layers(model, model, images(), ["head:0"])

@@ -394,7 +394,7 @@ class Odd(nn.Module):
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        ("lstm", r"'lstm' puts out a tuple.*its entries are 0 \(6 x 8 x 4\), 1 \(tuple\)"),
+        ("lstm", r"'lstm' returned a tuple.*its entries are 0 \(6 x 8 x 4\), 1 \(tuple\)"),
         ("shared", "'shared' of a ran twice"),
         ("unused", "'unused' of a did not run"),
         ("turned", r"'turned' of a puts out \(8, 6, 4\) for 6 images"),
