@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, ReduceLROnP
 
 import metalearn.runtime.progress
 from metalearn import ANIL, MAML, NIL, Reptile
-from metalearn.engine.execution import meta_backward
+from metalearn.engine.meta_gradient import meta_backward
 from metalearn.episodes import Episode, Examples, stack
 from metalearn.evaluation import evaluate
 from metalearn.runtime import files, provenance

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import re
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -16,11 +15,12 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from metalearn.engine import execution as _execution
-from metalearn.engine.execution import answered
-from metalearn.engine.inner_loop import Rates, attention, nodes
+from metalearn.engine.attention import attention
+from metalearn.engine.derivatives import explain_missing_derivatives, missing_derivative
+from metalearn.engine.inner_loop import Rates
 from metalearn.engine.labels import RELABEL, absent_class, check_labels
 from metalearn.engine.recording import value
-from metalearn.engine.solver import Adapted, OuterGradient
+from metalearn.engine.solver import Adapted, OuterGradient, query_logits
 from metalearn.episodes import Episode, Examples, check_episode, unstack
 from metalearn.network.activations import ending, is_raw, output_of
 from metalearn.network.forward import Inputs, map_tensors, tensors_of
@@ -162,7 +162,9 @@ class Learner(nn.Module):
         self.prepare(episodes)
         logits = _execution.predictions(self, episodes)
         if self.rates and not self.first_order and not self.known.twice_differentiable:
-            self.known.twice_differentiable = logits.requires_grad and not _explain_backward(logits)
+            self.known.twice_differentiable = (
+                logits.requires_grad and not explain_missing_derivatives(logits)
+            )
         return logits
 
     @property
@@ -225,7 +227,7 @@ class Learner(nn.Module):
             # What recomputes in the backward pass has to find the kernels of attention that its
             # forward pass found.
             with attention.twice_differentiable(bool(self.rates) and not self.first_order):
-                logits = answered(self, network, episode)
+                logits = query_logits(self, network, episode)
                 self.check_labels(network, logits, episode.query.targets)
                 loss = self.task_loss(network, logits, episode.query.targets)
                 trained = list(self.meta_parameters().values())
@@ -238,7 +240,7 @@ class Learner(nn.Module):
         except RuntimeError as error:
             if self.first_order:
                 raise
-            missing = _missing_derivative(error)
+            missing = missing_derivative(error)
             if missing:
                 raise RuntimeError(missing) from error
             if "double backward" in str(error):
@@ -479,38 +481,6 @@ def ends_in_head(features: Features) -> bool:
     return features.head_output is not None and bool(
         value((features.head_output == features.output).all())
     )
-
-
-def _missing_derivative(error: RuntimeError) -> str:
-    """What to do about an operation without a second derivative; "" for other errors."""
-    missing = re.search(
-        r"derivative for (?:aten::)?(\w+?)(?:_backward)? is not implemented", str(error)
-    )
-    if missing is None:
-        return ""
-    return (
-        f"PyTorch has no second derivative of {missing[1]}, which the model uses ({error}); use"
-        " first_order=True"
-    )
-
-
-def _explain_backward(logits: Tensor) -> bool:
-    """Make the caller's own backward pass raise `_missing_derivative`; whether an operation lacks
-    its second derivative.
-    """
-    missing = ""
-
-    def refuse(_: Any) -> None:
-        raise RuntimeError(missing)
-
-    for node in nodes(logits):
-        if node.name() == "torch::autograd::NotImplemented":
-            try:
-                node(logits)  # type: ignore[operator]  # such a node does nothing but raise
-            except RuntimeError as error:
-                missing = _missing_derivative(error)
-            node.register_prehook(refuse)
-    return bool(missing)
 
 
 def _is_cross_entropy(loss: Loss) -> bool:

@@ -31,7 +31,8 @@ from torch.utils.data import DataLoader
 
 from metalearn.algorithms.base import Learner
 from metalearn.engine import memory
-from metalearn.engine.execution import in_flight, meta_backward, without_graphs
+from metalearn.engine.execution import in_flight, without_graphs
+from metalearn.engine.meta_gradient import meta_backward
 from metalearn.episodes import Episode, unstack
 from metalearn.evaluation import (
     Tasks,
