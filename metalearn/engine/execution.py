@@ -12,6 +12,7 @@ derivatives through batch, layer and instance norm with task-adapted weights are
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -23,8 +24,9 @@ from metalearn.network.functional import DrawsRandomNumbers, Functional
 from metalearn.network.module_call import is_plain
 
 from . import recording
+from .labels import class_count, labels_on_cpu
 from .randomness import TaskRandomness, random_part, refuse_draws
-from .solver import Solver, device_of, is_on, query_logits
+from .solver import OuterGradient, Solver, device_of, is_on, query_logits
 from .threads import in_order, in_threads, thread_count, tied_part
 
 WAYS = ("auto", "loop", "threads", "vectorized", "graphs", "compiled")
@@ -33,7 +35,7 @@ RECORDED = {"graphs": "cuda", "compiled": "cpu"}
 VECTORIZED = ("vectorized", *RECORDED)
 CHUNK = 32  # tasks that are vectorized at once
 
-Result = TypeVar("Result")
+Result = TypeVar("Result", Tensor, OuterGradient)
 Work: TypeAlias = Callable[[Solver, Functional, Episode], Result]
 
 # Layers that vmap takes, and that are faster vectorized on a CPU, too.
@@ -292,17 +294,36 @@ def _at_once(learner: Solver, network: Functional, chunk: Episode, work: Work[Re
 
 
 def _recorded(learner: Solver, network: Functional, chunk: Episode, work: Work[Result]) -> Result:
-    def run(*tensors: Tensor) -> Result:
-        return work(learner, network, Episode(Examples(*tensors[:2]), Examples(*tensors[2:])))
-
-    recorder = recording.compiled if learner.execution == "compiled" else recording.record
+    """Run a chunk in Python at first, record it the second time, and replay it from then on."""
     tensors = (*chunk.support, *chunk.query)
     if not all(isinstance(tensor, Tensor) for tensor in tensors):
         raise ValueError(
             f"execution={learner.execution!r} takes inputs that are one tensor; use"
             " execution='vectorized' or 'loop'"
         )
-    return recording.replayed(recorder, learner.model, (work, _decisive(learner)), run, *tensors)
+    # A recording reads no values: its labels are checked here, and its classes are part of the key.
+    support = labels_on_cpu(chunk.support.targets)
+    query = None if work is _predictions else labels_on_cpu(chunk.query.targets)
+    classes = class_count(support)
+    shapes = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
+    key = (work, classes, shapes, _decisive(learner))
+    known = recording.find(learner.model, key)
+    if known is None:
+        result = work(learner, network, chunk)
+        logits = result if isinstance(result, Tensor) else result.logits
+        recording.keep(learner.model, key, recording.Recording(logits.shape))
+        return result
+    learner.check_targets(network, support, query, known.logits)
+    if known.replay is None:
+        checked = replace(network, classes=classes)
+
+        def run(*tensors: Tensor) -> Result:
+            episode = Episode(Examples(*tensors[:2]), Examples(*tensors[2:]))
+            return work(learner, checked, episode)
+
+        recorder = recording.compiled if learner.execution == "compiled" else recording.record
+        known.replay = recorder(run, *tensors)
+    return known.replay(*tensors)
 
 
 def _decisive(learner: Solver) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""Random numbers inside a task, which repeat by the state of the generators and the task's number."""
+"""Random numbers inside a task, repeatable by the generators' state and the task's number."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, rand
 
 
 class TaskRandomness:
-    """Gives every task its own random numbers from the global generators of torch, numpy and Python.
+    """Gives every task its own random numbers from the global generators of torch, numpy, Python.
 
     The draws of a task depend on the state of torch's generator at the start and on the number of
     the task, not on the tasks before it. `finish` puts the generators back to the start. If a task

@@ -71,6 +71,19 @@ class Solver(Protocol):
         """Check a stack of tasks before any of them runs."""
         ...
 
+    def check_targets(
+        self, network: Functional, support: Tensor, query: Tensor | None, logits: torch.Size
+    ) -> None:
+        """Check the targets of a stack before recorded operations run on it.
+
+        Args:
+            network: the network of the stack.
+            support: the support targets.
+            query: the query targets; None for predictions alone.
+            logits: the shape of the logits of an earlier call.
+        """
+        ...
+
     def adapt(self, support: Examples) -> Adapted:
         """The support set of one task -> what was learned from it."""
         ...

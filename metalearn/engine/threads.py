@@ -10,7 +10,7 @@ import inspect
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import lru_cache, partial
 from itertools import islice
@@ -120,7 +120,7 @@ def _in_pool(
     replicas: list[Functional],
     items: Sequence[Item],
     work: Callable[[Functional, Item], Result],
-) -> Iterator[Result]:
+) -> Generator[Result]:
     """The results of `work` on every item, in order, with one item in flight for each replica."""
     pool = _pool(torch.get_num_threads())
     modes = _modes()

@@ -85,6 +85,7 @@ class HeadRun:
 
     def __init__(self) -> None:
         self.features = self.output = self.copy = torch.empty(0)
+        self.version = 0
         self.runs = 0
 
 
@@ -102,6 +103,7 @@ def head_input(model: nn.Module, head: str) -> Iterator[HeadRun]:
             output,
             output.clone(),
         )
+        seen.version = version(output)
         seen.runs += 1
 
     handle = model.get_submodule(head).register_forward_hook(hook)
@@ -114,6 +116,20 @@ def head_input(model: nn.Module, head: str) -> Iterator[HeadRun]:
             f"the head {head!r} did not run in the forward pass; name the last layer that does with"
             " head="
         )
+
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor was written into, under vmap, too; 0 for an inference tensor.
+
+    Example:
+        >>> tensor = torch.zeros(2)
+        >>> before = version(tensor)
+        >>> version(tensor.add_(1)) - before
+        1
+    """
+    while torch._C._functorch.is_batchedtensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return 0 if tensor.is_inference() else tensor._version
 
 
 class Ending(NamedTuple):

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
@@ -16,7 +17,7 @@ from metalearn.kernels.conv_cpu import Convolutions
 from metalearn.kernels.conv_per_task import StackedConvolutions
 
 from . import module_call
-from .activations import explain, head_input, is_raw
+from .activations import explain, head_input, is_raw, version
 from .forward import Inputs, forward, map_tensors
 from .layers import is_inside
 from .module_call import UnadaptedWeights, Weights
@@ -51,18 +52,15 @@ class DrawsRandomNumbers(RuntimeError):
 
 
 class Features(NamedTuple):
-    """What enters the head, and whether the model's output is what the head puts out.
+    """What enters the head, and whether the model ends in it.
 
     Attributes:
         values: (examples, ...) what enters the head, as it enters.
-        output: the model's output.
-        head_output: the head's output when the head had just run; None if the model's output is
-            another tensor.
+        ends_in_head: the model's output is the head's, unchanged.
     """
 
     values: Tensor
-    output: Tensor
-    head_output: Tensor | None
+    ends_in_head: bool
 
 
 @dataclass(frozen=True)
@@ -78,6 +76,8 @@ class Functional:
         tasks: how many tasks there are along the first dimension of inputs, and of weights that
             move; None for one task without that dimension.
         known: what running the module has shown; shared by all views of it.
+        classes: how many classes the support sets of a stack have, if all labels are checked and no
+            value may be read (in a recording); None otherwise.
 
     Example:
         >>> import torch
@@ -92,6 +92,7 @@ class Functional:
     output: str | None = None
     tasks: int | None = None
     known: Known = field(default_factory=Known)
+    classes: int | None = None
 
     @property
     def task_dims(self) -> int:
@@ -140,16 +141,22 @@ class Functional:
 
     def features(self, weights: Weights, inputs: Inputs) -> Features:
         """What enters the head under these weights."""
-        same = [False]
+        ends_in_head = False
 
         def run(model: nn.Module, x: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+            nonlocal ends_in_head
             with head_input(model, self.head) as at_head:
                 output = forward(model, x, self.output)
-            same[0] = bool(self.head) and at_head.runs == 1 and output is at_head.output
+            same = bool(self.head) and at_head.runs == 1 and output is at_head.output
+            # The model may still have written into it.
+            ends_in_head = same and version(output) == at_head.version
             return at_head.features, at_head.copy, output
 
         values, head_output, output = self._per_task(self.module, run, weights, inputs)
-        return Features(values, output, head_output if same[0] else None)
+        if ends_in_head and self.tasks is None:
+            # A write through `.data` changes the values alone. vmap refuses such writes.
+            ends_in_head = torch.equal(head_output, output)
+        return Features(values, ends_in_head)
 
     def call_head(self, weights: Weights, features: Tensor) -> Tensor:
         """The head's output for what enters it: (examples, ...) -> (examples, ways)."""
