@@ -505,7 +505,7 @@ def test_a_gradient_that_is_not_finite_names_its_parameters():
     learner.model[0].bias.register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(
         FloatingPointError,
-        match=r"step 1: the gradient of model\.0\.bias over tasks 0, 1, 2, 3 .*none was asked for",
+        match=r"step 1: the gradient of model\.0\.bias over tasks 0, 1, 2, 3 .*none was requested",
     ):
         train(learner)
 

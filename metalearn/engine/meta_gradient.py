@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -11,6 +13,7 @@ from metalearn.episodes import Episode
 from metalearn.network.functional import Functional
 
 from .execution import run_tasks
+from .memory import out_of_memory
 from .solver import OuterGradient, Solver
 
 
@@ -52,6 +55,7 @@ def meta_backward(
     Raises:
         ValueError: the learner has nothing to train, or no outer loss depends on a trained
             parameter, which is named.
+        torch.OutOfMemoryError: a GPU's memory does not suffice; the ways out are named.
 
     Example:
         >>> import torch, metalearn
@@ -76,7 +80,7 @@ def meta_backward(
     losses = []
     logits = []
     unreached = dict(trained)
-    with torch.enable_grad():
+    with torch.enable_grad(), _naming_the_ways_out(learner, len(episodes.query.targets)):
         for result in run_tasks(learner, episodes, _outer_gradient):
             losses.append(result.loss)
             logits.append(result.logits)
@@ -96,6 +100,15 @@ def meta_backward(
             " or exclude it with requires_grad_(False)"
         )
     return MetaBackward(torch.cat(losses), torch.cat(logits))
+
+
+@contextlib.contextmanager
+def _naming_the_ways_out(learner: Solver, tasks: int) -> Iterator[None]:
+    """Name what takes less memory if there is not enough."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(out_of_memory(learner, error, tasks)) from error
 
 
 def _outer_gradient(learner: Solver, network: Functional, episode: Episode) -> OuterGradient:
