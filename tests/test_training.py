@@ -215,7 +215,7 @@ def test_bfloat16_trains_close_to_full_precision():
         ({"checkpoint_every": -1}, "checkpoint_every=-1"),
         ({"precision": "float16"}, "float16.*bfloat16"),
         ({"precision": "half"}, "'half' is not one of"),
-        ({"precision": "tf32"}, "'tf32' is of CUDA devices, and the learner is on cpu"),
+        ({"precision": "tf32"}, "'tf32' needs a CUDA device, but the learner is on cpu"),
         ({"optimizer": SGD(nn.Linear(1, 1).parameters())}, "not the learner's"),
         ({"schedule": lambda o: ReduceLROnPlateau(o)}, "ReduceLROnPlateau"),
         ({"tasks": []}, "no training tasks"),

@@ -168,6 +168,7 @@ class Learner(nn.Module):
 
     def sharing(self) -> Self:
         """The same learner on the same parameters, to be given other settings."""
+        # A copy of the dictionary alone: modules and parameters are the same objects.
         other = copy.copy(self)
         other._modules = dict(self._modules)
         return other
@@ -223,6 +224,7 @@ class Learner(nn.Module):
         self.prepare(episodes)
         logits = _execution.predictions(self, episodes)
         if self.rates and not self.first_order and not self.known.twice_differentiable:
+            # The caller's backward pass is not in reach, so its nodes are watched instead.
             missing = explain_missing_derivatives(logits)
             self.known.twice_differentiable = logits.requires_grad and not missing
         return logits
@@ -304,8 +306,9 @@ class Learner(nn.Module):
         with attention.twice_differentiable(bool(self.rates) and not self.first_order):
             logits = query_logits(self, network, episode)
             self.check_labels(network, logits.shape, episode.query.targets)
-            loss = self.task_loss(network, logits, episode.query.targets)
+            loss = self.task_loss(network, logits, episode.query.targets)  # () or (tasks,)
             trained = list(self.meta_parameters().values())
+            # The sum over tasks adds their gradients.
             with self.backward(network):
                 gradients = torch.autograd.grad(loss.sum(), trained, allow_unused=True)
         return OuterGradient(loss.detach(), logits.detach(), list(gradients))
@@ -342,6 +345,7 @@ class Learner(nn.Module):
         """
         if not self.guessed or torch.is_inference_mode_enabled():
             return
+        # The model runs with other numbers in the place of the head's output.
         run = self._trial(inputs)
         if not ending(self.model, self.head, run).decides:
             other = output_of(self.model, run)
@@ -421,6 +425,7 @@ class Learner(nn.Module):
         owner = f"the head {self.head!r}" if self._head_has(outputs) else "the model"
         counts = f"{owner} has {outputs} outputs, but the support set has {classes} classes"
         cure = f"build the model with {classes} outputs, or name another head with head="
+        # Labels that do not start at 0 are the likely reason for too many classes.
         absent = absent_class(targets, classes) if classes > 0 else None
         if absent is not None:
             cure = (

@@ -39,6 +39,7 @@ class BOIL(MAML):
 
     def rates_of(self, lr: LR) -> dict[str, Rate]:
         """The rate of every parameter outside the head."""
+        # A parameter of the body that is tied to one of the head stays with it.
         tied = assign(self.model, {self.head: True})
         return {name: rate for name, rate in super().rates_of(lr).items() if name not in tied}
 
@@ -49,7 +50,7 @@ class BOIL(MAML):
             reached = assign(self.model, {path: True})
             if path and all(is_inside(name, self.head) for name in reached):
                 raise ValueError(
-                    f"BOIL leaves its head {self.head!r} unchanged, but lr gives a rate to"
+                    f"BOIL leaves its head {self.head!r} as it is, but lr gives a rate to"
                     f" {path!r}; use MAML for that"
                 )
         return paths

@@ -63,6 +63,7 @@ def cosine_scores(support: Examples, queries: Tensor, ways: int, rule: str) -> T
     if rule == "sum":
         return cosines @ members
     if rule == "softmax":
+        # log sum_i a_qi y_ik, with a_qi the softmax over the support set
         return (cosines.softmax(-1) @ members).log()
     raise ValueError(f"there is no rule {rule!r}; choose one of {', '.join(RULES)}")
 
@@ -81,6 +82,7 @@ def class_means(support: Examples, ways: int) -> Tensor:
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
     """The cosine of each row of `a` (..., n, features) and each of `b` (..., m, features)."""
+    # a b^T / (|a| |b|), (..., n, m)
     return F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).mT
 
 
@@ -112,6 +114,7 @@ class FeatureLearner(Learner):
 
         A head that was named is taken as it is.
         """
+        # Its features are the output if no layer makes it.
         if self.guessed:
             run = self._trial(inputs)
             if not ending(self.model, self.head, run).is_output:

@@ -100,6 +100,7 @@ class GradientLearner(Learner):
 
     def meta_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that the outer loop trains, without learned rates of frozen layers."""
+        # Without a use in the inner loop, a learned rate has no gradient.
         moving = {id(rate) for rate in self.current_rates().values()}
         return {
             name: parameter
@@ -112,6 +113,7 @@ class GradientLearner(Learner):
         if name == "lr":
             self._spread_rates()
         elif name == "head" and self.needs_head and "lr" in vars(self):
+            # ANIL and BOIL have rates by the head.
             self.check_lr(self.lr)
             self._spread_rates()
 
@@ -121,6 +123,7 @@ class GradientLearner(Learner):
         self.assigned = assigned
         # A parameter that a path names moves even if it is frozen.
         self.named = frozenset(name for name, by in reached.items() if _is_named(by))
+        # lr may be an nn.Parameter, or Meta-SGD made one of every rate.
         learned = {
             parameter_key(name): rate
             for name, rate in assigned.items()
@@ -137,6 +140,7 @@ class GradientLearner(Learner):
     ) -> Adapted:
         """Run the inner loop on the loss of these predictions for the support set."""
         self.check_support(network, support)
+        # The number of outputs is known after the first forward pass, and stays.
         checked = False
 
         def loss(weights: Weights) -> Tensor:

@@ -101,7 +101,7 @@ def _explain(
     """Raise ValueError in words if PyTorch's loss fails on one task, too."""
     if network.tasks is not None:
         task_loss(loss, network.single(), logits[0], targets[0])
-    elif is_raw(error):
+    elif is_raw(error):  # not a message of the loss's author
         outputs = f"{logits.dtype} of {tuple(logits.shape)}"
         labels = f"{targets.dtype} of {tuple(targets.shape)}"
         reason = str(error).strip().splitlines()[0]

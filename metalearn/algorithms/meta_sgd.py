@@ -35,6 +35,7 @@ class MetaSGD(MAML):
 
 def _learned(rate: Rate, weight: Tensor) -> nn.Parameter:
     """A rate to learn for every entry of a weight."""
+    # alpha has the shape of theta, so each entry learns its own rate.
     if isinstance(rate, Tensor):
         return nn.Parameter(rate.detach().to(weight).expand_as(weight).clone())
     return nn.Parameter(full_like(weight, rate))

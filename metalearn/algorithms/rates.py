@@ -61,6 +61,7 @@ def assign_rates(model: nn.Module, paths: Mapping[str, Rate]) -> dict[str, Rate]
     rates = assign(model, paths)
     for name, rate in rates.items():
         _check_rate(name, rate)
+    # A tensor stays even if it holds zeros, because a learned rate may leave them.
     return {name: rate for name, rate in rates.items() if isinstance(rate, Tensor) or rate > 0}
 
 

@@ -99,6 +99,7 @@ class Reptile(MAML):
             logits = self.answer(network, adapted, episode.query.inputs)
             self.check_labels(network, logits.shape, episode.query.targets)
             loss = self.task_loss(network, logits, episode.query.targets)
+            # The outer optimiser's step -lr (theta - phi) goes towards phi.
             gradients: list[Tensor | None] = [
                 self._distance(name.removeprefix("model."), theta, adapted.weights)
                 for name, theta in self.meta_parameters().items()

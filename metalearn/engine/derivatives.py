@@ -43,6 +43,7 @@ def has_reentrant_checkpoint(loss: Tensor) -> bool:
 
 def missing_derivative(error: RuntimeError) -> str:
     """What to do about an operation without a second derivative; "" for any other error."""
+    # As in "derivative for aten::hardsigmoid_backward is not implemented".
     missing = re.search(
         r"derivative for (?:aten::)?(\w+?)(?:_backward)? is not implemented", str(error)
     )

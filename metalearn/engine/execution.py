@@ -105,6 +105,7 @@ def choose_execution(learner: Solver) -> str:
     if learner.one_by_one:
         _check_one_by_one(learner)
         return "loop"
+    # Draws in several tasks at once would not be those of a loop.
     drawing = random_part(learner)
     if drawing and requested not in ("auto", "loop"):
         refuse_draws(requested, drawing)
@@ -121,6 +122,7 @@ def _fastest(learner: Solver) -> str:
     """The fastest way that is known to be right for this model and device."""
     on_cpu = is_on(learner, "cpu")
     kinds = _DENSE if on_cpu else (*_DENSE, *_CONVOLUTIONAL)
+    # Plain: its forward pass does nothing that vmap or a copy would lose.
     if is_plain(learner.model) and _vectorizes(learner.model, kinds):
         if is_on(learner, "cuda") and not without_graphs(learner):
             return "graphs"
@@ -216,6 +218,7 @@ def _module_vectorizes(module: nn.Module, kinds: tuple[type, ...]) -> bool:
     """Whether a module is a layer of these kinds, a plain container, or a model of this package."""
     if isinstance(module, kinds) or type(module) in (nn.Sequential, nn.ModuleList):
         return True
+    # The forward pass of a container may do anything, unless this package wrote it.
     is_ours = type(module).__module__.startswith("metalearn.")
     return is_ours and next(module.children(), None) is not None
 
@@ -276,6 +279,7 @@ def run_tasks(learner: Solver, episodes: Episode, work: Work[Result]) -> Iterato
 def _in_chunks(
     learner: Solver, episodes: Episode, work: Work[Result], run: Callable[..., Any]
 ) -> Iterator[Result]:
+    # Memory grows with the chunk, not with the stack.
     for start in range(0, len(episodes.query.targets), CHUNK):
         randomness = TaskRandomness(device_of(learner))
         chunk = part_of(episodes, slice(start, start + CHUNK))
@@ -284,6 +288,7 @@ def _in_chunks(
             result = run(learner, network, chunk, work)
         except DrawsRandomNumbers:
             refuse_draws(learner.execution, "the model")
+        # Draws of numpy and Python are not seen by vmap.
         if randomness.changed():
             refuse_draws(learner.execution, "the model")
         yield result
@@ -309,6 +314,8 @@ def _recorded(learner: Solver, network: Functional, chunk: Episode, work: Work[R
     key = (work, classes, shapes, _decisive(learner))
     known = recording.find(learner.model, key)
     if known is None:
+        # Python runs, and checks the labels as it meets them. It also initialises what a recording
+        # may not: handles of libraries, and choices among kernels.
         result = work(learner, network, chunk)
         logits = result if isinstance(result, Tensor) else result.logits
         recording.keep(learner.model, key, recording.Recording(logits.shape))
@@ -328,6 +335,7 @@ def _recorded(learner: Solver, network: Functional, chunk: Episode, work: Work[R
 
 def _decisive(learner: Solver) -> tuple[Any, ...]:
     """All that decides which operations a learner makes on given tasks, and on what memory."""
+    # Modes choose among kernels. A recording keeps those of the time when it was made.
     casts = tuple(
         (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
         for device in RECORDED.values()
@@ -344,6 +352,7 @@ def _decisive(learner: Solver) -> tuple[Any, ...]:
         for name, setting in vars(learner).items()
         if name != "known" and not name.startswith("_")
     )
+    # A recording reads parameters and buffers where they were. Their values may change.
     tensors = tuple(
         (name, _plain(tensor), tensor.requires_grad)
         for name, tensor in (*learner.named_parameters(), *learner.model.named_buffers())

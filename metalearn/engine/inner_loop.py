@@ -41,6 +41,7 @@ def sgd(weights: Weights, gradients: Weights, rates: Rates, state: Any) -> tuple
         ...     small = {name: gradient.clamp(-1, 1) for name, gradient in gradients.items()}
         ...     return sgd(weights, small, rates, state)
     """
+    # w' = w - rate * dL/dw
     return {name: weight - rates[name] * gradients[name] for name, weight in weights.items()}, state
 
 
@@ -61,6 +62,7 @@ def momentum(
     Returns:
         The new weights and the velocities.
     """
+    # v_1 = g_1, v_t = decay * v_{t-1} + g_t
     velocity = gradients
     if state is not None:
         velocity = {name: decay * state[name] + gradient for name, gradient in gradients.items()}
@@ -123,6 +125,7 @@ def adam(
         square = second[name] / second_share
         # The root has no derivative at 0, where it would turn second-order gradients into NaN.
         root = torch.where(square > 0, torch.where(square > 0, square, 1).sqrt(), 0)
+        # m_hat / (sqrt(v_hat) + eps), with the moments over their shares m_hat and v_hat
         directions[name] = first[name] / first_share / (root + eps)
     moved, _ = sgd(weights, directions, rates, None)
     return moved, (first, second, first_share, second_share)
@@ -248,10 +251,12 @@ def inner_step(
         return weights, state
     create_graph = torch.is_grad_enabled() and not first_order
     with torch.enable_grad(), attention.twice_differentiable(create_graph):
+        # With second order, `moving` stays connected to the weights of the step before.
         moving = {name: _leaf(weights[name], detach=not create_graph) for name in rates}
         loss = closure({**weights, **moving})
         with backward():
             gradients = _gradients(loss, moving, create_graph=create_graph)
+    # First order treats the gradient as a constant: dw'/dw is the identity.
     before = moving
     if not create_graph:
         before = {name: weights[name] for name in rates}
@@ -348,6 +353,7 @@ def _gradients(loss: Tensor, moving: Weights, *, create_graph: bool) -> Weights:
         raise ValueError(
             f"the inner loss does not depend on any parameter that has a rate ({', '.join(moving)})"
         )
+    # d(sum_t L_t)/dw_t = dL_t/dw_t: no task's loss depends on the weights of another.
     gradients = torch.autograd.grad(
         loss.sum(), list(moving.values()), create_graph=create_graph, allow_unused=True
     )

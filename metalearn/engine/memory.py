@@ -130,6 +130,7 @@ def ways_out(learner: Solver, expected: Forecast, *, processes: int = 1) -> str 
     """
     if expected.free is None or expected.total * processes <= expected.free:
         return None
+    # At least one task has to run.
     fitting = max(expected.free // processes // max(expected.per_task, 1), 1)
     ways = _ways_out(learner, expected.way, fitting)
     many = ""
@@ -213,6 +214,7 @@ class _Alive(TorchDispatchMode):
     def _count(self, storage: torch.UntypedStorage) -> None:
         if storage._cdata in self.known:
             return
+        # Views share a storage, which counts once.
         self.known.add(storage._cdata)
         self.now += storage.nbytes()
         self.most = max(self.most, self.now)

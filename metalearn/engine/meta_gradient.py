@@ -74,6 +74,7 @@ def meta_backward(
             "the learner has no parameter to train; set requires_grad_(True) on what the outer loop"
             " should move"
         )
+    # L = factor * sum_t L_t
     factor = scale
     if factor is None:
         factor = 1 / len(episodes.query.targets)
@@ -92,6 +93,7 @@ def meta_backward(
             }
             for name in gradients:
                 unreached.pop(name, None)
+            # theta.grad += factor * dL_t/dtheta
             _accumulate([trained[name] for name in gradients], list(gradients.values()), factor)
     if unreached:
         names = ", ".join(name.removeprefix("model.") for name in unreached)

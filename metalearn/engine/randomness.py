@@ -47,6 +47,7 @@ class TaskRandomness:
     @contextmanager
     def task(self, number: int) -> Iterator[None]:
         """Seed the global generators for the task of this number."""
+        # seed = hash(state at the start, number of the task)
         text = self.start[0].numpy().tobytes() + number.to_bytes(8, "little")
         seed = int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "little")
         torch.default_generator.manual_seed(seed)
@@ -73,6 +74,7 @@ class TaskRandomness:
             torch.cuda.set_rng_state(cuda, self.cuda)
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
+        # One draw is enough: the next seeds are hashes of another state.
         if self.drawn:
             torch.rand(())
             random.random()
@@ -105,6 +107,7 @@ def random_part(learner: Solver) -> str:
             if isinstance(value, _GENERATORS):
                 path = f"{name}.{attribute}" if name else attribute
                 return f"the generator {path}"
+    # A call such as F.dropout shows only when the model runs.
     if learner.known.drawing == training_modes(learner.model):
         return "the model"  # as it did the last time
     return ""

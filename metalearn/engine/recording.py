@@ -75,6 +75,7 @@ def record(work: Callable[..., Any], *inputs: Tensor) -> Replay:
     Returns:
         A function that makes the operations again, on other inputs.
     """
+    # A graph reads fixed memory, so later inputs are copied into these tensors.
     held = [tensor.clone() for tensor in inputs]
     device = inputs[0].device
     with torch.cuda.device(device):
@@ -115,6 +116,7 @@ def compiled(work: Callable[..., Any], *inputs: Tensor) -> Replay:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             return code(*inputs)
 
+    # The derivatives are traced as operations, because torch.compile has no second derivative.
     try:
         code = torch.compile(make_fx(work)(*inputs))
         replay(*inputs)

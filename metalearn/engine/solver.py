@@ -132,6 +132,9 @@ class Steps(Solver, Protocol):
         ...
 
 
+# One task, or a stack, on the network that the engine prepared.
+
+
 def solve(learner: Solver, network: Functional, support: Examples) -> Adapted:
     """A support set -> what the learner learns from it, on this network."""
     if learner.one_by_one:

@@ -82,6 +82,7 @@ def in_threads(
         ValueError: execution="threads" was requested and would be wrong.
     """
     threads = thread_count(learner, len(items))
+    # An `adapt` that a subclass wrote runs on the learner's own model, not on a replica.
     if learner.one_by_one:
         threads = 1
     drawing = random_part(learner)
@@ -97,6 +98,7 @@ def in_threads(
     finished = 0
     with contextlib.closing(_in_pool(replicas, items, work)) as results:
         for result in results:
+            # A draw shows only after a task. Results from here on may depend on the other threads.
             if randomness.changed():
                 break
             yield result
@@ -153,6 +155,7 @@ def _in_pool(
 
 def _replicas(learner: Solver, count: int) -> list[Functional]:
     """Copies of a learner's network; none if a copy would differ or cannot be made."""
+    # A replica whose hook calls the original would give results of the wrong weights.
     tied = tied_part(learner.model)
     if tied and learner.execution == "threads":
         raise ValueError(

@@ -28,6 +28,7 @@ def save(path: str | os.PathLike[str], tensors: dict[str, Tensor], record: Recor
         OSError: it cannot be written; the path is named.
     """
     path = Path(path)
+    # At every moment one of the three files is a whole checkpoint.
     following = Path(f"{path}.next")
     files.save(following, tensors, record)
     if path.exists():
@@ -124,6 +125,7 @@ def restore(module: Module, path: str | os.PathLike[str]) -> Module:
     """
     _check_module(module)
     weights = read_weights(path)
+    # The model inside a learner has the same names without the prefix.
     of_model = _with_prefix(weights, "model.")
     if module.state_dict().keys() <= of_model.keys():
         weights = of_model

@@ -30,6 +30,7 @@ def refuse_step(
         tasks: the numbers of the step's tasks.
         precision: of the step.
     """
+    # Weights that are not finite are the cause of all else.
     check_weights(state)
     broken = [task for task, loss in zip(tasks, losses, strict=True) if not loss.isfinite()]
     if broken:
@@ -56,6 +57,7 @@ def _without_gradient(
     learner: Learner, episodes: Tasks, tasks: list[int], precision: str | None
 ) -> list[int]:
     """The tasks whose own gradient is not finite; every rank looks at its share again."""
+    # Only the sum of the tasks' gradients is known, so each task runs again alone.
     broken = []
     parameters = learner.meta_parameters().values()
     for task in tasks[distributed.rank() :: distributed.world_size()]:

@@ -78,6 +78,7 @@ def _open_log(path: Path, step: int) -> FileIO:
         raise unwritable(path, error) from error
     if path.is_file() and step:
         lines = path.read_bytes().split(b"\n")
+        # Steps after the checkpoint run again. A line torn by a kill counts as one of them.
         done = [line + b"\n" for line in lines if _step_of(line) <= step]
         write_atomically(path, b"".join(done))
     elif path.is_file() and path.stat().st_size:

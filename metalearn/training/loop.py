@@ -11,12 +11,10 @@ import time
 import warnings
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
-from torch.utils.data import DataLoader
 
 from metalearn.algorithms.base import Learner
 from metalearn.engine import memory
@@ -28,20 +26,19 @@ from metalearn.evaluation import (
     Tasks,
     accuracies,
     check_learner,
-    check_tasks,
-    describe,
     evaluate,
     load,
 )
 from metalearn.runtime import distributed, files, random_state
-from metalearn.runtime.checks import positive_number, whole_number
+from metalearn.runtime.checks import whole_number
 from metalearn.runtime.files import Record
 from metalearn.runtime.progress import progress as shown_progress
 
 from .finite import check_weights, outer_rates, refuse_step
 from .log import records
 from .optimizers import OptimizerChoice, ScheduleChoice, build_optimizer
-from .precision import check_precision, computing_in
+from .plan import FilePath, Plan, check_arguments, clipping_bound
+from .precision import computing_in
 from .state import (
     Curve,
     TrainingState,
@@ -51,45 +48,6 @@ from .state import (
     resumed,
 )
 from .stopping import agreed_stop, stop, stop_signals
-
-Path = str | os.PathLike[str]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The settings of the outer loop (see `meta_train`), checked."""
-
-    episodes: Tasks
-    steps: int
-    meta_batch: int
-    clip_value: float | None
-    clip_norm: float | None
-    validation: Tasks | None
-    validate_every: int
-    checkpoint: Path | None
-    checkpoint_every: int
-    precision: str | None
-    shown: bool
-
-    def decisive(self) -> Record:
-        """The settings that must be the same on resume."""
-        return {
-            "meta_batch": self.meta_batch,
-            "clip_value": self.clip_value,
-            "clip_norm": self.clip_norm,
-            "precision": self.precision,
-        }
-
-    def schedule(self) -> Record:
-        """The settings that a resume may change, and that ranks must agree on."""
-        settings: Record = {
-            "steps": self.steps,
-            "checkpoint_every": self.checkpoint_every if self.checkpoint else None,
-        }
-        if self.validation is not None:
-            settings["validate_every"] = self.validate_every
-            settings["validation"] = describe(self.validation)
-        return settings
 
 
 def meta_train(
@@ -104,10 +62,10 @@ def meta_train(
     clip_norm: float | None = None,
     validation: Tasks | None = None,
     validate_every: int = 500,
-    checkpoint: Path | None = None,
+    checkpoint: FilePath | None = None,
     checkpoint_every: int = 200,
-    log: Path | None = None,
-    tensorboard: Path | None = None,
+    log: FilePath | None = None,
+    tensorboard: FilePath | None = None,
     precision: str | None = None,
     progress: bool = True,
     settings: Record | None = None,
@@ -183,6 +141,7 @@ def meta_train(
     """
     check_learner(learner)
     distributed.join(device_of(learner))
+    # An error on one rank before the first step is raised on all of them.
     with distributed.failing_together():
         plan = Plan(
             episodes=episodes,
@@ -190,53 +149,27 @@ def meta_train(
             meta_batch=whole_number("meta_batch", meta_batch),
             validate_every=whole_number("validate_every", validate_every),
             checkpoint_every=whole_number("checkpoint_every", checkpoint_every),
-            clip_value=_bound("clip_value", clip_value),
-            clip_norm=_bound("clip_norm", clip_norm),
+            clip_value=clipping_bound("clip_value", clip_value),
+            clip_norm=clipping_bound("clip_norm", clip_norm),
             validation=validation,
             checkpoint=checkpoint,
             precision=precision,
             shown=progress and distributed.rank() == 0,
         )
-        _check(learner, plan, settings, checkpoint=checkpoint, log=log, tensorboard=tensorboard)
+        check_arguments(
+            learner, plan, settings, checkpoint=checkpoint, log=log, tensorboard=tensorboard
+        )
         _settle_head(learner, episodes)
         state = TrainingState(learner, *build_optimizer(learner, optimizer, schedule, plan.steps))
         state.settings = record_settings(state, episodes, plan.decisive(), settings)
         decisive = decisive_settings(state, episodes, plan.schedule())
     distributed.check_same(decisive, "Start every rank with the same settings")
+    # Otherwise the ranks would train different models with one gradient.
     distributed.same_weights(learner)
     received = _train(state, plan, log, tensorboard)
     if received:
         stop(received, state, plan.steps)
     return state.curve
-
-
-def _bound(name: str, value: float | None) -> float | None:
-    if value is None:
-        return None
-    return positive_number(name, value, "leave it out to train without clipping")
-
-
-def _check(learner: Learner, plan: Plan, settings: Record | None, **paths: Path | None) -> None:
-    """Check the arguments of `meta_train` that are no numbers."""
-    check_tasks("training tasks", plan.episodes)
-    if plan.validation is not None:
-        check_tasks("validation tasks", plan.validation)
-    if isinstance(plan.episodes, DataLoader | Episode):
-        raise TypeError(
-            f"meta_train indexes tasks (`episodes[i]`), which {type(plan.episodes).__name__} does"
-            " not support; pass the data set itself, such as FewShot(...)"
-        )
-    if settings is not None and not isinstance(settings, dict):
-        raise TypeError(
-            f"settings={settings!r} is a {type(settings).__name__}; give a dictionary of what else"
-            " decides the run"
-        )
-    for name, path in paths.items():
-        if path is not None and not isinstance(path, str | os.PathLike):
-            raise TypeError(f"{name}={path!r} is a {type(path).__name__}; give a path, or omit it")
-        if path == "":
-            raise ValueError(f"{name}='' names no file; give a path, or omit it")
-    check_precision(plan.precision, device_of(learner))
 
 
 def _settle_head(learner: Learner, episodes: Tasks) -> None:
@@ -250,7 +183,7 @@ def _settle_head(learner: Learner, episodes: Tasks) -> None:
 
 
 def _train(
-    state: TrainingState, plan: Plan, log: Path | None, tensorboard: Path | None
+    state: TrainingState, plan: Plan, log: FilePath | None, tensorboard: FilePath | None
 ) -> signal.Signals | None:
     """Take the steps that are left; the signal that stopped them, or None."""
     if distributed.rank() != 0:
@@ -263,6 +196,7 @@ def _train(
         shown_progress("training", plan.steps, done=state.step, shown=plan.shown) as advance,
         contextlib.closing(_meta_batches(state, plan)) as meta_batches,
     ):
+        # `resumed` may have found a finished run.
         if state.step < plan.steps:
             _announce(state, plan)
         stopping: signal.Signals | None = None
@@ -270,11 +204,13 @@ def _train(
             rates = _step(state, plan, meta_batches)
             last = state.step == plan.steps
             stopping = agreed_stop(state, rates, received())
+            # Every rank takes part in a validation, and the first one logs it.
             validation = None
             if plan.validation is not None and (last or state.step % plan.validate_every == 0):
                 validation = _validate(state, plan.validation, plan.checkpoint)
             write(_record(state, rates[0], validation))
             if last or stopping or state.step % plan.checkpoint_every == 0:
+                # A checkpoint never holds weights that are not finite.
                 check_weights(state)
                 if plan.checkpoint:
                     state.save(plan.checkpoint)
@@ -298,6 +234,7 @@ def _step(state: TrainingState, plan: Plan, meta_batches: MetaBatches) -> list[f
         clip_grad_value_(parameters, plan.clip_value)
     if plan.clip_norm is not None:
         clip_grad_norm_(parameters, plan.clip_norm)
+    # The rates of this step, before the schedule changes them.
     rates = outer_rates(state)
     state.optimizer.step()
     if state.schedule:
@@ -322,6 +259,7 @@ def _meta_batches(state: TrainingState, plan: Plan) -> MetaBatches:
         stream = torch.cuda.current_stream(state.device)  # a thread has a stream of its own
 
     def draw(step: int) -> tuple[list[int], Episode | None]:
+        # tasks (s * meta_batch + j) mod len(episodes), of which this rank takes every count-th
         first = step * plan.meta_batch
         tasks = [(first + j) % len(episodes) for j in range(plan.meta_batch)]
         share = tasks[rank::count]
@@ -365,9 +303,11 @@ def fill_gradients(
         right = accuracies(done.logits, stacked.query.targets)
         figures = torch.stack((done.losses.double(), right))
     distributed.all_reduce_gradients(trained)
+    # One number tells whether every gradient is finite.
     norm = get_total_norm([p.grad for p in trained if p.grad is not None])
     norm = norm.double().reshape(1).to(figures.device)
     read = torch.cat((figures.flatten(), norm)).cpu()  # the only time that a GPU is waited for
+    # Each rank fills in its tasks, and the sum over ranks has all of them.
     everywhere = torch.zeros(2, tasks, dtype=torch.float64)
     everywhere[:, distributed.rank() :: distributed.world_size()] = read[:-1].view(2, -1)
     losses, right = distributed.all_reduce(everywhere)
@@ -414,7 +354,7 @@ def _forecast(state: TrainingState, plan: Plan, tasks: int) -> tuple[memory.Fore
     return expected, memory.ways_out(state.learner, expected, processes=processes)
 
 
-def _validate(state: TrainingState, tasks: Tasks, checkpoint: Path | None) -> Record:
+def _validate(state: TrainingState, tasks: Tasks, checkpoint: FilePath | None) -> Record:
     """Evaluate, and keep the checkpoint of the best validation so far."""
     result = evaluate(state.learner, tasks)
     record: Record = {

@@ -78,6 +78,7 @@ def _check_optimizer(learner: Learner, optimizer: Any) -> None:
             f"optimizer= gives a {type(optimizer).__name__}; give a function that returns a"
             " torch.optim.Optimizer"
         )
+    # LBFGS evaluates the loss several times a step.
     without_rate = any("lr" not in group for group in optimizer.param_groups)
     if isinstance(optimizer, torch.optim.LBFGS) or without_rate:
         raise ValueError(
@@ -113,6 +114,7 @@ def _build_schedule(
             f"schedule={name} needs more than the optimizer ({error}); pass lambda optimizer:"
             f" {name}(optimizer, ...)"
         ) from error
+    # In torch it is a schedule, but its step() needs a loss.
     if isinstance(scheduler, ReduceLROnPlateau):
         raise ValueError(
             "ReduceLROnPlateau waits for a validation loss, and schedules are stepped once a step;"

@@ -43,6 +43,7 @@ def computing_in(precision: str | None, device: torch.device) -> Iterator[None]:
     convolution = torch.backends.cudnn.allow_tf32
     try:
         if precision == "tf32":
+            # Products of matrices and convolutions have separate switches.
             torch.set_float32_matmul_precision("high")
             torch.backends.cudnn.allow_tf32 = True
         with cast:

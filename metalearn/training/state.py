@@ -57,6 +57,7 @@ class Curve:
         """The record of the best validation; None without any."""
         if not self.validation:
             return None
+        # A loss is best when it is low, an accuracy when it is high.
         better = min if self.validation[0]["measure"] == "loss" else max
         return better(self.validation, key=lambda record: record["mean"])
 
@@ -98,6 +99,7 @@ class TrainingState:
         generators = distributed.all_gather(random_state.generators(self.device))
         if distributed.rank() == 0:
             write(path, *self._packed(generators))
+        # On every rank: each may have to name it.
         self.saved = f"{os.fspath(path)} (step {self.step})"
 
     def _packed(self, generators: list[Any]) -> tuple[dict[str, Tensor], Record]:
@@ -144,6 +146,7 @@ class TrainingState:
         if self.schedule:
             self.schedule.load_state_dict(checkpoints.unpack(record["schedule"], tensors))
         rank = distributed.rank()
+        # A run may go on with more ranks than it had.
         if rank < len(record["generators"]):
             random_state.set_generators(record["generators"][rank], self.device)
         self.curve = Curve(
@@ -190,6 +193,7 @@ def resumed(
                 stack.enter_context(files.locked(checkpoint))
             except OSError as error:
                 refused = error
+        # The other ranks would wait for the first one for ever.
         distributed.raise_together(refused)
         state.resume(checkpoint)
         if state.step > steps:
@@ -238,6 +242,7 @@ def record_settings(
         "training": {**training, "optimizer": optimizer, "schedule": schedule},
         "run": settings or {},
     }
+    # As a checkpoint's record will have it when it is read.
     return json.loads(json.dumps(record, default=_plain))
 
 
@@ -269,6 +274,7 @@ def decisive_settings(state: TrainingState, episodes: Tasks, plan: Record) -> Re
     for name, tensor in learner.state_dict().items():
         is_trained = "trained" if name in trained else "not trained"
         weights[name] = f"{tuple(tensor.shape)} {tensor.dtype} {is_trained}"
+    # The order of an optimizer's parameters decides which state belongs to which.
     names = {id(parameter): name for name, parameter in learner.named_parameters()}
     groups = {}
     for number, group in enumerate(state.optimizer.param_groups):

@@ -76,6 +76,7 @@ def agreed_stop(
     rank = distributed.rank()
     count = distributed.world_size()
     rows = torch.zeros(count, 1 + len(rates), dtype=torch.float64)  # (ranks, signal and rates)
+    # 0 stands for no signal.
     rows[rank] = torch.tensor([received or 0, *rates])
     rows = distributed.all_reduce(rows)
     if not rows[:, 1:].equal(rows[:1, 1:].expand(count, -1)):
