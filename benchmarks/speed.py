@@ -46,7 +46,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metalearn import ANIL, BOIL, MAML, NIL, Episode, Examples, Learner, MetaSGD, meta_backward
-from metalearn.engine.execution import choose_execution, in_threads
+from metalearn.engine.execution import choose_execution
+from metalearn.engine.threads import in_threads
 from metalearn.episodes import stack, unstack
 from metalearn.models import MLP, Conv4
 from metalearn.runtime.options import Listed, listed

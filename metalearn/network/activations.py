@@ -103,6 +103,7 @@ class HeadRun:
 
     def __init__(self) -> None:
         self.features = self.output = self.copy = torch.empty(0)
+        self.version = 0
         self.runs = 0
 
 
@@ -119,6 +120,7 @@ def head_input(model: nn.Module, head: str) -> Iterator[HeadRun]:
         record.features = inputs[0] if head else output
         record.output = output
         record.copy = output.clone()
+        record.version = version(output)
         record.runs += 1
 
     with _removed_afterwards([model.get_submodule(head).register_forward_hook(hook)]):
@@ -128,6 +130,20 @@ def head_input(model: nn.Module, head: str) -> Iterator[HeadRun]:
             f"the head {head!r} did not run in the forward pass; name the last layer that does with"
             " head="
         )
+
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor was written into, under vmap, too; 0 for an inference tensor.
+
+    Example:
+        >>> tensor = torch.zeros(2)
+        >>> before = version(tensor)
+        >>> version(tensor.add_(1)) - before
+        1
+    """
+    while torch._C._functorch.is_batchedtensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return 0 if tensor.is_inference() else tensor._version
 
 
 class Ending(NamedTuple):

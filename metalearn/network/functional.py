@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
@@ -14,7 +15,7 @@ from metalearn.kernels.conv_cpu import Convolutions
 from metalearn.kernels.conv_per_task import StackedConvolutions
 
 from . import module_call
-from .activations import explain, head_input, is_raw
+from .activations import explain, head_input, is_raw, version
 from .forward import Inputs, forward, map_tensors
 from .layers import is_inside
 from .module_call import UnadaptedWeights, Weights
@@ -47,18 +48,15 @@ class DrawsRandomNumbers(RuntimeError):
 
 
 class Features(NamedTuple):
-    """The input of the head, and the outputs of the model and the head.
+    """The input of the head, and whether the model ends in the head.
 
     Attributes:
         values: (examples, ...) the head's input.
-        output: the model's output.
-        head_output: the head's output before any change in place; None if the model's output is
-            another tensor.
+        ends_in_head: the model's output is the head's, unchanged.
     """
 
     values: Tensor
-    output: Tensor
-    head_output: Tensor | None
+    ends_in_head: bool
 
 
 @dataclass(frozen=True)
@@ -75,6 +73,8 @@ class Functional:
         tasks: the number of tasks in the first dimension of inputs, and of weights that differ
             between tasks; None for one task without that dimension.
         known: what earlier runs have shown; shared by all views of the module.
+        classes: the number of classes in the support sets of a stack, if all labels are checked
+            and no value may be read (in a recording); None otherwise.
 
     Example:
         >>> import torch
@@ -89,6 +89,7 @@ class Functional:
     output: str | None = None
     tasks: int | None = None
     known: Known = field(default_factory=Known)
+    classes: int | None = None
 
     @property
     def task_dims(self) -> int:
@@ -139,17 +140,22 @@ class Functional:
 
     def features(self, weights: Weights, inputs: Inputs) -> Features:
         """The input of the head under these weights."""
-        output_is_head = False  # vmap returns tensors alone, so `run` sets this flag
+        ends_in_head = False  # vmap returns tensors alone, so `run` sets this flag
 
         def run(model: nn.Module, x: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-            nonlocal output_is_head
+            nonlocal ends_in_head
             with head_input(model, self.head) as record:
                 output = forward(model, x, self.output)
-            output_is_head = bool(self.head) and record.runs == 1 and output is record.output
+            same = bool(self.head) and record.runs == 1 and output is record.output
+            # The model may still have written into it.
+            ends_in_head = same and version(output) == record.version
             return record.features, record.copy, output
 
         values, head_output, output = self._per_task(self.module, run, weights, inputs)
-        return Features(values, output, head_output if output_is_head else None)
+        if ends_in_head and self.tasks is None:
+            # A write through `.data` changes the values alone. vmap refuses such writes.
+            ends_in_head = torch.equal(head_output, output)
+        return Features(values, ends_in_head)
 
     def call_head(self, weights: Weights, features: Tensor) -> Tensor:
         """The head's output for its input: (examples, ...) -> (examples, ways)."""

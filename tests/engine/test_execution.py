@@ -15,7 +15,8 @@ import torchvision
 from torch import nn
 
 import metalearn as ml
-from metalearn.engine.execution import choose_execution, in_threads
+from metalearn.engine.execution import choose_execution
+from metalearn.engine.threads import in_threads
 from metalearn.episodes import stack, unstack
 from metalearn.models import MLP, Conv4
 from metalearn.network.functional import Functional

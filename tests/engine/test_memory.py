@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from metalearn import ANIL, MAML, NIL, meta_train
+from metalearn import ANIL, MAML, NIL, meta_backward, meta_train
 from metalearn.engine import execution, memory
 from metalearn.engine.memory import Forecast, forecast, size, ways_out
+from metalearn.episodes import stack
 from metalearn.models import MLP, Conv4
 from metalearn.tasks import FewShot, Sinusoid, glyphs
 from tests.helpers import ROOT
@@ -119,13 +120,17 @@ def test_what_does_not_fit_is_warned_of_with_the_ways_out_before_the_first_step(
     steps = []
     monkeypatch.setattr(memory, "free_memory", lambda device: 2**18)
     monkeypatch.setattr(
-        "metalearn.training.loop._backward", lambda *arguments: steps.append(arguments) or 1 / 0
+        "metalearn.training.loop.fill_gradients",
+        lambda *arguments: steps.append(arguments) or 1 / 0,
     )
     tasks = FewShot(glyphs("train"), ways=5, shots=1, queries=5, tasks=100)
     with (
         pytest.warns(
             UserWarning,
-            match=(r"first order \(.*tasks in flight \(torch.set_num_threads\(1\)"),
+            match=(
+                r"more than there is.*first_order=True.*fewer tasks in flight"
+                r" \(torch.set_num_threads\(1\)"
+            ),
         ) as seen,
         pytest.raises(ZeroDivisionError),
     ):
@@ -133,26 +138,39 @@ def test_what_does_not_fit_is_warned_of_with_the_ways_out_before_the_first_step(
     assert len(seen) == len(steps) == 1
 
 
-def test_ways_out_fit_the_way_and_name_their_figures(task):
+def test_ways_out_fit_the_way_and_name_their_figures():
     expected = Forecast(
         per_task=10 * 2**20, per_step=2**20, way="vectorized", in_flight=32, free=100 * 2**20
     )
-    said = ways_out(MAML(Conv4(5, hidden=4), 0.1), task, expected)
+    said = ways_out(MAML(Conv4(5, hidden=4), 0.1), expected)
+    assert said is not None
     assert "expected to need 320 MiB" in said
     assert "a smaller chunk (metalearn.engine.execution.CHUNK = 10)" in said
-    assert "execution='loop': 10 MiB" in said
+    assert "10 MiB a task" in said
+    assert "execution='loop'" in said
     again = ways_out(
         MAML(Conv4(5, hidden=4), 0.1, first_order=True),
-        task,
         expected._replace(way="loop", in_flight=1),
         processes=20,
     )
-    assert "first order" not in again
+    assert again is not None
+    assert "first_order" not in again
     assert "fewer processes" in again
-    assert (
-        ways_out(MAML(Conv4(5, hidden=4), 0.1), task, expected._replace(free=320 * 2**20)) is None
-    )
-    assert ways_out(MAML(Conv4(5, hidden=4), 0.1), task, expected._replace(free=None)) is None
+    assert ways_out(MAML(Conv4(5, hidden=4), 0.1), expected._replace(free=320 * 2**20)) is None
+    assert ways_out(MAML(Conv4(5, hidden=4), 0.1), expected._replace(free=None)) is None
+
+
+@pytest.mark.parametrize("way", ["loop", "vectorized"])
+def test_a_gpu_without_memory_names_the_ways_out(way):
+    def loss(logits, targets):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    learner = MAML(MLP(1, 1), 0.01, loss=loss, execution=way)
+    with pytest.raises(
+        torch.OutOfMemoryError, match=r"allocate 2.00 GiB .*at once.*Ways out: first order"
+    ) as raised:
+        meta_backward(learner, stack([Sinusoid(tasks=1)[0]]))
+    assert ("a smaller chunk" in str(raised.value)) == (way == "vectorized")
 
 
 def test_a_smaller_chunk_is_what_is_then_in_flight(monkeypatch):

@@ -54,7 +54,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
     if request.param == "cpu":
         monkeypatch.setattr(recording, "record", run_again)
-        monkeypatch.setattr(execution, "_on", lambda learner, kind: kind == "cuda")
+        monkeypatch.setattr(execution, "is_on", lambda learner, kind: kind == "cuda")
     return str(request.param)
 
 
@@ -211,6 +211,35 @@ def test_another_number_of_classes_is_noticed(device: str, recordings: list[torc
         ml.meta_backward(learner, broken.to(device))
 
 
+@pytest.mark.parametrize("name", ["MAML", "ANIL", "NIL softmax", "NIL class_mean", "ProtoNet"])
+def test_labels_are_checked_before_a_replay(name: str, device: str) -> None:
+    learner = FAMILY[name](smooth_network(), execution="graphs").to(device)
+    for _ in range(3):
+        ml.meta_backward(learner, made_up_tasks().to(device))
+    beyond = made_up_tasks()
+    beyond.query.targets[1, 0] = 7
+    with pytest.raises(ValueError, match="labels run from 0 to 7, but there are 3 ways"):
+        ml.meta_backward(learner, beyond.to(device))
+    absent = made_up_tasks()
+    absent.support.targets[1].clamp_(min=1)
+    if name in ("MAML", "ANIL"):
+        with pytest.warns(UserWarning, match="no example of class 0, and labels count from 0"):
+            ml.meta_backward(learner, absent.to(device))
+    else:
+        with pytest.raises(ValueError, match="support set of task 1 has no example of class 0"):
+            ml.meta_backward(learner, absent.to(device))
+
+
+def test_query_labels_are_not_read_for_predictions(device: str) -> None:
+    learner = ml.MAML(smooth_network(), 0.4, execution="graphs").to(device)
+    episodes = made_up_tasks().to(device)
+    with torch.no_grad():
+        expected = learner(episodes)
+        episodes.query.targets.fill_(-1)
+        for _ in range(3):
+            assert torch.equal(learner(episodes), expected)
+
+
 def test_another_setting_is_another_recording(device: str, recordings: list[torch.device]) -> None:
     learner, episodes = (
         ml.MAML(smooth_network(), 0.4, steps=1, execution="graphs").to(device),
@@ -255,7 +284,7 @@ def test_what_is_chosen_and_why(device: str) -> None:
 
     own = ml.MAML(Conv4(5).to(device), 0.1, loss=mine)
     assert choose_execution(own) == "vectorized"
-    assert without_graphs(own).startswith("the loss mine is not known to do nothing but compute")
+    assert without_graphs(own).startswith("the loss mine may have side effects")
     hooked = ml.ANIL(Conv4(5).to(device), 0.1)
     hooked.model.block2.register_forward_hook(lambda *_: None)
     assert choose_execution(hooked) == "loop"  # what a hook does under vmap is not known

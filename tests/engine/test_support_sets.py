@@ -71,7 +71,7 @@ def test_real_targets_of_any_shape_under_cross_entropy_are_refused(name: str) ->
 
 
 def test_cross_entropy_of_one_output_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"single output is 0 whatever the weights.*F\.mse_loss"):
+    with pytest.raises(ValueError, match=r"single output is 0 .*F\.mse_loss"):
         ml.MAML(MLP(4, 1).double(), 0.1)(relabelled(made_up_tasks(shape=(4,)), torch.zeros_like))
     flat = nn.Sequential(MLP(4, 1), nn.Flatten(0)).double()
     with pytest.raises(ValueError, match="needs logits"):

@@ -108,7 +108,7 @@ def test_a_run_that_was_interrupted_goes_on_from_its_checkpoint(tmp_path, monkey
         progress=False,
     )
     asked, runs, stepped = problems(tmp_path, (0,), steps=6), [], []
-    recorded, backward = training._recorded, training._backward
+    recorded, backward = training.record_settings, training.fill_gradients
 
     def step(*arguments):
         stepped.append(runs[-1].step)
@@ -122,12 +122,12 @@ def test_a_run_that_was_interrupted_goes_on_from_its_checkpoint(tmp_path, monkey
         return result
 
     monkeypatch.setattr(
-        training, "_recorded", lambda run, *rest: runs.append(run) or recorded(run, *rest)
+        training, "record_settings", lambda run, *rest: runs.append(run) or recorded(run, *rest)
     )
-    monkeypatch.setattr(training, "_backward", killed_at_four)
+    monkeypatch.setattr(training, "fill_gradients", killed_at_four)
     with pytest.raises(KeyboardInterrupt):
         run_sweep(asked, ["maml"], tmp_path / "rows.jsonl", progress=False)
-    monkeypatch.setattr(training, "_backward", step)
+    monkeypatch.setattr(training, "fill_gradients", step)
     (resumed,) = run_sweep(asked, ["maml"], tmp_path / "rows.jsonl", progress=False)
     assert stepped == [0, 1, 2, 3, 3, 4, 5]
     assert resumed["accuracy"] == whole["accuracy"]

@@ -196,6 +196,38 @@ def test_what_follows_the_head_without_parameters_is_run_at_every_step(way: str)
     torch.testing.assert_close(anil(episodes), maml(episodes), rtol=1e-12, atol=1e-13)
 
 
+class WritesAfterTheHead(HeadFirst):
+    """A model that writes into its head's output, through autograd or past it."""
+
+    def __init__(self, past_autograd: bool) -> None:
+        super().__init__()
+        self.past_autograd = past_autograd
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        output = super().forward(inputs)
+        if self.past_autograd:
+            output.data.mul_(2)
+            return output
+        return output.mul_(2)
+
+
+@pytest.mark.parametrize("gradients_on", [True, False])
+@pytest.mark.parametrize(
+    ("way", "past_autograd"),
+    [("loop", False), ("loop", True), ("vectorized", False), ("compiled", False)],
+)
+def test_a_write_into_the_output_of_the_head_is_seen(
+    way: str, past_autograd: bool, gradients_on: bool
+) -> None:
+    model = WritesAfterTheHead(past_autograd).double()
+    episodes = made_up_tasks(shape=(4,))
+    anil = ml.ANIL(model, 0.4, 2, head="head", execution=way)
+    maml = ml.MAML(model, {"head": 0.4}, 2, execution="loop")
+    with torch.set_grad_enabled(gradients_on):
+        for _ in range(3):
+            torch.testing.assert_close(anil(episodes), maml(episodes), rtol=1e-12, atol=1e-13)
+
+
 def test_an_adapter_around_the_head_is_one_head() -> None:
     model, episodes = adapted_network(), made_up_tasks(shape=(4,))
     assert ml.head(model) == "2"

@@ -21,8 +21,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, ReduceLROnP
 
 import metalearn.runtime.progress
 from metalearn import ANIL, MAML, NIL, Reptile
-from metalearn.engine.execution import meta_backward
-from metalearn.episodes import stack
+from metalearn.engine.meta_gradient import meta_backward
+from metalearn.episodes import Episode, Examples, stack
 from metalearn.evaluation import evaluate
 from metalearn.runtime import files, provenance
 from metalearn.training import checkpoints
@@ -203,7 +203,7 @@ def test_bfloat16_trains_close_to_full_precision():
         ({"checkpoint_every": -1}, "checkpoint_every=-1"),
         ({"precision": "float16"}, "float16.*bfloat16"),
         ({"precision": "half"}, "'half' is not one of"),
-        ({"precision": "tf32"}, "'tf32' is of CUDA devices, and the learner is on cpu"),
+        ({"precision": "tf32"}, "'tf32' needs a CUDA device, but the learner is on cpu"),
         ({"optimizer": SGD(nn.Linear(1, 1).parameters())}, "not the learner's"),
         ({"schedule": lambda o: ReduceLROnPlateau(o)}, "ReduceLROnPlateau"),
         ({"tasks": []}, "no training tasks"),
@@ -489,7 +489,10 @@ def test_a_loss_that_is_not_finite_names_step_task_seed_and_last_good_checkpoint
 def test_a_gradient_that_is_not_finite_names_its_parameters():
     learner = build()
     learner.model[0].bias.register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(FloatingPointError, match=r"step 1: .*model\.0\.bias over tasks 0, 1, 2, 3"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"step 1: the gradient of model\.0\.bias over tasks 0, 1, 2, 3 .*none was requested",
+    ):
         train(learner)
 
 

@@ -172,7 +172,7 @@ def test_numbers_of_numpy_and_torch_are_taken_as_python_s(tmp_path: Any) -> None
         ({"tasks": [5]}, r"task 0 is a int; give an Episode"),
         ({"tasks": [torch.zeros(3, 2)]}, r"task 0 is a Tensor; give an Episode"),
         ({"tasks": torch.zeros(3, 2)}, "training tasks are a Tensor"),
-        ({"tasks": Sinusoid(tasks=1)[0]}, "draws tasks by index, which a Episode has not"),
+        ({"tasks": Sinusoid(tasks=1)[0]}, "Episode does not support; pass the data set itself"),
         ({"validation": []}, "there are no validation tasks"),
         ({"validation": 3}, "validation tasks are a int"),
         ({"learner": MLP(1, 1)}, "the learner is a MLP; give a Learner"),

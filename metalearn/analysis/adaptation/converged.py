@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from metalearn.algorithms.base import Learner, ends_in_head
+from metalearn.algorithms.base import Learner
 from metalearn.engine.inner_loop import Weights
 from metalearn.episodes import Episode
 from metalearn.network.forward import Inputs
@@ -115,7 +115,7 @@ class FixedBody:
             support = network.features(self.weights, task.support.inputs)
             self.query_features = network.features(self.weights, task.query.inputs).values
         self.support_features = support.values
-        self.ends_in_head = ends_in_head(support)
+        self.ends_in_head = support.ends_in_head
 
     def query_logits(self, weights: Weights) -> Tensor:
         """The logits (queries, ways) of the head in these weights, on the query features."""

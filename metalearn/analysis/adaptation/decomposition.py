@@ -13,7 +13,8 @@ from torch import Tensor
 
 from metalearn.algorithms.base import Learner
 from metalearn.analysis.scales import SCALES, worse
-from metalearn.engine.execution import answered, in_threads, solve
+from metalearn.engine.solver import query_logits, solve
+from metalearn.engine.threads import in_threads
 from metalearn.evaluation import to_device
 from metalearn.network.functional import Functional
 from metalearn.runtime import progress as _progress
@@ -229,5 +230,5 @@ def score_task(
             readout = score(body.query_logits(fit.weights)) if math.isfinite(fit.loss) else math.nan
             frozen[start].append(readout)
             fits[start].append(fit._replace(weights={}))  # which would be kept for every task
-    logits = answered(learner.frozen([learner.head]), network, task)
+    logits = query_logits(learner.frozen([learner.head]), network, task)
     return TaskScores(frozen, score(logits), fits)

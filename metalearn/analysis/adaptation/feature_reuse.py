@@ -25,7 +25,7 @@ from metalearn.analysis.measures.chance import Floor
 from metalearn.analysis.networks.layerwise import LayerSimilarity, compare_layers
 from metalearn.analysis.plotting.pictured import Pictured
 from metalearn.analysis.scales import worse
-from metalearn.engine.execution import in_threads
+from metalearn.engine.threads import in_threads
 from metalearn.episodes import Episode
 from metalearn.evaluation import Evaluation, evaluate
 from metalearn.network.functional import Functional

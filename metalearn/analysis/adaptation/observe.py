@@ -26,8 +26,8 @@ from metalearn.analysis.networks.layerwise import (
     sample,
 )
 from metalearn.analysis.networks.probes import ridge_readout
-from metalearn.engine.execution import answer, solve
 from metalearn.engine.inner_loop import Weights, inner_step
+from metalearn.engine.solver import answer, solve
 from metalearn.episodes import Episode, Examples
 from metalearn.evaluation import check_examples, to_device
 from metalearn.network.activations import head_input, representations

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from metalearn.compat.learn2learn._missing import nearest
 from metalearn.compat.learn2learn.utils import replace
-from metalearn.engine.inner_loop import Rates, Weights, attention, sgd
+from metalearn.engine.attention import attention
+from metalearn.engine.inner_loop import Rates, Weights, sgd
 from metalearn.kernels.conv_cpu import Convolutions
 
 
