@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from metalearn.data.images import _in_memory
+from metalearn.data.images import in_memory
 from metalearn.episodes import Episode, Examples
 from metalearn.runtime.checks import positive
 from metalearn.runtime.files import Record
@@ -69,7 +69,7 @@ class FewShot(Dataset[Episode]):
             ways=ways, shots=shots, queries=queries, tasks=tasks
         )
         self.seed = seeded(seed)
-        self._inputs, labels, names, self._numbered = _in_memory(dataset)
+        self._inputs, labels, names, self._numbered = in_memory(dataset)
         classes, sizes = np.unique(labels.numpy(), return_counts=True)
         present = set(classes.tolist())
         self._absent = [name for number, name in enumerate(names) if number not in present]

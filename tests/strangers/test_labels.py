@@ -175,7 +175,7 @@ def test_a_small_file_that_claims_much_is_refused_before_it_is_unpacked(tmp_path
     with pytest.raises(
         ValueError,
         match=(
-            r"claims.npz is not a whole MedMNIST file \(train_images.npy claims 20,480,000,000"
+            r"claims.npz is not a complete MedMNIST file \(train_images.npy claims 20,480,000,000"
             r" bytes"
         ),
     ):
