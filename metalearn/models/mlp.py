@@ -10,8 +10,14 @@ from metalearn.runtime.checks import positive, widths_of_layers
 
 
 class MLP(nn.Sequential):
-    """Linear layers with ReLU between them: `layer1` ... and `head`; (40, 40) hidden units are
-    MAML's sinusoid network.
+    """Linear layers with ReLU between them: layers layer1, layer2, ... and head.
+
+    (40, 40) hidden units are MAML's sinusoid network (Finn et al. 2017).
+
+    Args:
+        inputs: features of an example.
+        outputs: of the head.
+        hidden: units of each hidden layer.
 
     Example:
         >>> [name for name, _ in MLP(1, 1).named_children()]
