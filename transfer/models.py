@@ -218,7 +218,7 @@ def slim(name: str, through: str, outputs: int, width: float = 0.5, channels: in
     stages = ["bn1", "layer1", "layer2", "layer3", "layer4"]
     if through not in stages[:-1]:
         raise ValueError(
-            f"through={through!r}: there is no stage above it to make narrower; name one of"
+            f"through={through!r}: above it there is no stage to make narrower; name one of"
             f" {', '.join(stages[:-1])}"
         )
     if not isinstance(width, Real) or not 0 < float(width) <= 1:

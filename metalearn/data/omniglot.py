@@ -99,8 +99,8 @@ def omniglot(
     split = split_named(split)
     check_choice("protocol", protocol, COUNTS)
     (size,) = positive(size=size)
-    top = _find(checked_root(root), download=download)
-    drawings = _characters(top)
+    top = omniglot_folder(checked_root(root), download=download)
+    drawings = drawings_by_character(top)
     chosen = _split(list(drawings), top, protocol)[split]
     paths = [path for files in drawings.values() for path in files]
     images = cached(
@@ -151,7 +151,7 @@ def _decode(paths: list[Path], size: int, *, progress: bool) -> Tensor:
     return 255 - decode_all(paths, 1, size, title, progress=progress)
 
 
-def _find(root: Path, *, download: bool) -> Path:
+def omniglot_folder(root: Path, *, download: bool) -> Path:
     """The folder that holds Omniglot's parts or alphabets, downloaded if it may be."""
     for top in (root / "omniglot-py", root):
         has_parts = any((top / part).is_dir() for part in PARTS)
@@ -177,7 +177,7 @@ def _find(root: Path, *, download: bool) -> Path:
     return root / "omniglot-py"
 
 
-def _characters(top: Path) -> dict[str, list[Path]]:
+def drawings_by_character(top: Path) -> dict[str, list[Path]]:
     """The drawings of every character, by alphabet/character."""
     parts = [top / part for part in PARTS if (top / part).is_dir()] or [top]
     drawings: dict[str, list[Path]] = {}

@@ -64,11 +64,11 @@ def build(
     """
     if not isinstance(name, str):
         raise TypeError(f"{name!r} is a {type(name).__name__}, not the name of a network")
+    if name in networks:  # they check their arguments themselves
+        return networks[name](outputs, channels, **options)
     whole = isinstance(outputs, int) and not isinstance(outputs, bool)
     if not whole or not 1 <= outputs <= MOST_OUTPUTS:
         raise ValueError(f"outputs={outputs!r}; give a whole number from 1 to {MOST_OUTPUTS:,}")
-    if name in networks:
-        return networks[name](outputs, channels, **options)
     if options:
         raise TypeError(f"{name} takes no options, but {', '.join(options)} are given; omit them")
     if runs_code(name):
