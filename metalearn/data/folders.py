@@ -274,4 +274,4 @@ def _deal(top: Path, shares: tuple[float, ...], seed: int) -> dict[str, list[Pat
 
 
 def _is_positive(share: object) -> bool:
-    return isinstance(share, Real) and not isinstance(share, bool) and share > 0
+    return isinstance(share, Real) and not isinstance(share, bool) and float(share) > 0

@@ -544,8 +544,8 @@ def _as_labelled(dataset: Any, record: dict[str, Any]) -> LabelledImages:
     raw = getattr(dataset, "data", None)
     labels = getattr(dataset, "targets", getattr(dataset, "labels", None))
     # A transform is applied item by item only, so the raw arrays would miss it.
-    has_arrays = isinstance(raw, np.ndarray | Tensor) and labels is not None
-    if has_arrays and getattr(dataset, "transform", None) is None:
+    has_transform = getattr(dataset, "transform", None) is not None
+    if isinstance(raw, np.ndarray | Tensor) and labels is not None and not has_transform:
         names = [str(name) for name in getattr(dataset, "classes", ())]
         return LabelledImages(_channels_first(raw), torch.as_tensor(labels).long(), names, record)
     pixels, numbers, classes, record_of_labels = in_memory(dataset)

@@ -60,8 +60,8 @@ class KroneckerLinear(nn.Module):
 
     def _matrices(self, x: Tensor) -> Tensor:
         """Matrices (..., n, m) -> (..., n, m)."""
-        left = self.left
-        right = self.right
+        left: Tensor = self.left
+        right: Tensor = self.right
         if self.psd:
             left = left.T @ left
             right = right.T @ right

@@ -45,7 +45,7 @@ class MetaModule(nn.Module):
         self.wrapped_module = self._wrap(module)
         if freeze_module:
             for parameter in parameters:
-                parameter.requires_grad_(requires_grad=False)
+                parameter.requires_grad = False
 
     def _wrap(self, module: nn.Module) -> nn.Module:
         """The module with its submodules replaced, or its own replacement."""

@@ -65,7 +65,7 @@ def freeze(module: Module) -> Module:
         False
     """
     for parameter in module.parameters():
-        parameter.detach_().requires_grad_(requires_grad=False)
+        parameter.detach_().requires_grad = False
     return module
 
 
