@@ -26,6 +26,7 @@ class _Shape(NamedTuple):
     last_pool: bool = True
 
 
+# The parameter counts of the paper decide the widths (see `cbr`).
 FAMILY = {
     "large_t": _Shape(7, (32, 64, 128, 256, 512), last_pool=False),
     "large_w": _Shape(7, (64, 128, 256, 512)),
@@ -45,7 +46,7 @@ def cbr(name: str, outputs: int, channels: int = 3) -> CBR:
     The paper's parameter counts omit the first convolution and the batch norms, and hold exactly
     with 5 outputs. They imply the widths 32 to 256 for "tiny", although the text says 64 to 512;
     the counts are followed here. The paper does not mention padding. Here images of 224 pixels or
-    more are not padded; for smaller ones convolutions and pools are padded, so that the maps do not
+    more are not padded; for smaller ones convolutions and pools are padded, or the maps would
     vanish.
 
     Args:
@@ -235,6 +236,7 @@ def slim(name: str, through: str, outputs: int, width: float = 0.5, channels: in
     model.inplanes = _channels(getattr(model, through))
     for number in range(stages.index(through) + 1, len(stages)):
         blocks = getattr(model, stages[number])
+        # Stage n of a full ResNet has 64 * 2^(n - 1) planes.
         planes = max(1, round(width * 64 * 2 ** (number - 1)))
         stride = 1 if stages[number] == "layer1" else 2
         stage = model._make_layer(type(blocks[0]), planes, len(blocks), stride=stride)
@@ -284,6 +286,7 @@ def read_channels(model: nn.Module, channels: int) -> nn.Module:
         )
     values = conv.weight.detach().flatten()
     shape = (conv.out_channels, channels, *conv.kernel_size)
+    # With replacement: the new weight may be larger than the old one.
     chosen = torch.randint(values.numel(), (math.prod(shape),))
     conv.in_channels = channels
     conv.weight = nn.Parameter(values[chosen].view(shape))
@@ -292,6 +295,7 @@ def read_channels(model: nn.Module, channels: int) -> nn.Module:
 
 def _channels(stage: nn.Module) -> int:
     """The number of channels that a stage of a ResNet outputs."""
+    # The last batch norm of a stage has as many channels as its output.
     *_, last = (module for module in stage.modules() if isinstance(module, nn.BatchNorm2d))
     return last.num_features
 

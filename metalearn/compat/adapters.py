@@ -120,13 +120,14 @@ def copy_weights(source: nn.Module | Mapping[str, Tensor], target: Target) -> Ta
         >>> from metalearn import MAML
         >>> from metalearn.compat import learn2learn as l2l
         >>> from metalearn.models import Conv4
-        >>> theirs = l2l.algorithms.MAML(l2l.vision.models.OmniglotCNN(5), lr=0.5)
-        >>> ours = copy_weights(theirs, MAML(Conv4(5, pool=False), lr=0.5))
-        >>> torch.equal(ours.model.head.weight, theirs.module.classifier.weight)
+        >>> source = l2l.algorithms.MAML(l2l.vision.models.OmniglotCNN(5), lr=0.5)
+        >>> learner = copy_weights(source, MAML(Conv4(5, pool=False), lr=0.5))
+        >>> torch.equal(learner.model.head.weight, source.module.classifier.weight)
         True
     """
     sources = _tensors(source)
     targets = _tensors(target)
+    # Names differ: try those that Conv4 and learn2learn's networks share.
     if not _parameters(targets) <= sources.keys():
         sources = _as_conv4(sources)
         targets = _as_conv4(targets)
@@ -170,6 +171,7 @@ class TasksetEpisodes(Dataset[Episode]):
 
     def __getitem__(self, index: int) -> Episode:
         number = position(index, self.tasks)
+        # A draw must not change the generator of the script.
         before = random.getstate()
         random.seed(f"{self.seed}, {number}")
         try:
@@ -204,6 +206,7 @@ class TasksetEpisodes(Dataset[Episode]):
             else:
                 support.append(rows[: self.shots])
                 query.append(rows[self.shots : needed])
+        # Examples are grouped by class, so labels are runs of equal numbers.
         numbers = torch.arange(self.ways, device=labels.device)
         return Episode(
             Examples(data[torch.cat(support)], numbers.repeat_interleave(self.shots)),
@@ -285,6 +288,7 @@ def _parameters(tensors: Mapping[str, Tensor]) -> set[str]:
 
 def _tensors(source: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Parameters and buffers by their names in the network, and rates as `rate of <parameter>`."""
+    # keep_vars gives the parameters themselves, so copies into them change the network.
     state = source if isinstance(source, Mapping) else source.state_dict(keep_vars=True)
     network: dict[str, Tensor] = {}
     rates: dict[str, Tensor] = {}  # of our MetaSGD, by parameter
@@ -297,6 +301,7 @@ def _tensors(source: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
             numbered.append(state[f"lrs.{len(numbered)}"])
         else:
             network[name] = tensor
+    # learn2learn wraps the network as `module`, metalearn as `model`.
     for wrapper in ("module.", "model."):
         if all(name.startswith(wrapper) for name in network):
             network = {name.removeprefix(wrapper): tensor for name, tensor in network.items()}

@@ -10,6 +10,7 @@ import torch
 from .decoding import NO_FILES, checked_root, split_named
 from .images import LabelledImages
 
+# The 20 superclasses of CIFAR-100 and their classes (Krizhevsky 2009).
 SUPERCLASSES = {
     "aquatic_mammals": "beaver dolphin otter seal whale",
     "fish": "aquarium_fish flatfish ray shark trout",
@@ -47,6 +48,7 @@ def _within(*superclasses: str) -> str:
     return " ".join(SUPERCLASSES[superclass] for superclass in superclasses)
 
 
+# Bertinetto et al. 2019 drew the classes of each split at random.
 CIFAR_FS = _splits(
     validation=(
         "beaver otter flatfish shark lamp television beetle butterfly sea camel cattle crab"
@@ -57,6 +59,7 @@ CIFAR_FS = _splits(
         " snail worm baby man woman bicycle pickup_truck rocket"
     ),
 )
+# Oreshkin et al. 2018 split by superclass, so test classes differ more from those of training.
 FC100 = _splits(
     validation=_within(
         "large_carnivores",

@@ -22,6 +22,7 @@ from metalearn.runtime import files
 from metalearn.runtime.progress import progress as shown_progress
 
 log = logging.getLogger("metalearn")
+# The formats of Pillow that images of data sets come in.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 # Part of the cache keys of users' own images: change it when decoding yields other pixels.
 READING = "upright, opaque, 8 bits"
@@ -142,6 +143,7 @@ def as_tensor(image: Any, name: str) -> Tensor:
             " transform=ToTensor()"
         )
     values = torch.as_tensor(image)
+    # Integers are scaled to [0, 1] by their range, which is only clear for these types.
     if values.dtype == torch.uint16:
         return values.to(torch.float32) / 65535
     if values.dtype == torch.bool:
@@ -207,7 +209,7 @@ def convert(image: Image.Image, channels: int | None, name: str) -> Image.Image:
     grey = channels == 1 or (channels is None and upright.mode in ("1", "L", "LA", "La"))
     try:
         if upright.mode.endswith(("A", "a")) or "transparency" in upright.info:
-            visible = upright.convert("RGBA")
+            visible = upright.convert("RGBA")  # whatever the mode and its kind of transparency
             upright = Image.alpha_composite(Image.new("RGBA", visible.size, "white"), visible)
         return upright.convert("L" if grey else "RGB")
     except ValueError as error:
@@ -308,8 +310,10 @@ def decode_all(
             len(paths) * channels * size**2, f"{title} at size={size}", "give a smaller size"
         )
     notes: list[str] = []
+    # The first image decides the shape of all, and shows an error before the threads start.
     first = decode(paths[0], channels, size)
     check_memory(len(paths) * first.numel(), title, "give a smaller size=")
+    # (n, channels, height, width)
     images = torch.empty(len(paths), *first.shape, dtype=torch.uint8)
 
     def fill(i: int) -> None:
@@ -386,6 +390,7 @@ def fingerprint(paths: Iterable[Path], root: Path, settings: str) -> str:
     Raises:
         FileNotFoundError: for a link to a file that does not exist.
     """
+    # Names are relative to the root: a folder that is moved as a whole keeps its cache.
     digest = hashlib.sha256(settings.encode())
     skipped = len(str(root))
     for path in map(str, paths):
@@ -453,6 +458,7 @@ def cached(
 def _default_folders(root: Path) -> list[Path]:
     """Where decoded images are kept: beside the data, or in the user's cache folder."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    # All data sets share the user's cache folder, so each has a subfolder there.
     digest = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
     return [root / ".metalearn", home / "metalearn" / digest]
 
@@ -466,6 +472,7 @@ def _read(path: Path, key: str) -> Tensor | None:
     except files.Damaged as error:
         log.warning("the cache is damaged, so the images are decoded again: %s", error)
         return None
+    # The key covers the names, sizes and times of all files, and the settings.
     if record.get("key") != key or "images" not in tensors:
         log.warning(
             "the images have changed since %s was made (or this version reads them differently),"

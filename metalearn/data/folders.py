@@ -137,6 +137,7 @@ def mini_imagenet(
         FileNotFoundError: there is no miniImageNet in /nowhere: ...
     """
     split = split_named(split, FOLDERS)
+    # Either layout, in the folder itself or in its folder miniimagenet.
     for top in (checked_root(root) / "miniimagenet", Path(root)):
         listed = (top / "images").is_dir() and (top / "train.csv").is_file()
         if listed or folders_in(top / "train"):
@@ -202,6 +203,7 @@ def _counts(splits: Mapping[str, Sized]) -> dict[str, int]:
 def split_folders(top: Path) -> dict[str, Path]:
     """The folder of each split, by any of its names in any case, if it holds class folders."""
     folders = {folder.name.lower(): folder for folder in folders_in(top)}
+    # The usual name of a split comes first: of train and training, train is read.
     folder_of_split: dict[str, Path] = {}
     for split, aliases in FOLDERS.items():
         for alias in aliases:
@@ -257,6 +259,7 @@ def _deal(top: Path, shares: tuple[float, ...], seed: int) -> dict[str, list[Pat
     if counted:
         train, validation, test = map(int, shares)
     else:
+        # A small share still holds out one class.
         validation, test = (max(1, round(share * len(folders))) for share in shares[1:])
         train = len(folders) - validation - test
     if train < 1:
@@ -264,7 +267,7 @@ def _deal(top: Path, shares: tuple[float, ...], seed: int) -> dict[str, list[Pat
             f"splits={shares} leave no class to train on: of {len(folders)} classes {validation}"
             f" and {test} are held out"
         )
-    # A random order of the classes, of which each split takes the next part.
+    # The classes in random order; each split takes the next part.
     order = [folders[i] for i in np.random.default_rng(seed).permutation(len(folders))]
     return {
         "train": sorted(order[:train]),

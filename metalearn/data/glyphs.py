@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 SPLITS = {"train": range(0, 256), "validation": range(256, 320), "test": range(320, 400)}
 # Neighbouring characters of one alphabet: some alphabets are mostly curves, some mostly angles.
 ALPHABET = 20
-SKETCHES = 6  # of each character, of which the least clumsy is taken
+SKETCHES = 6  # of each character; the least clumsy one is taken
 PAPER = 0.8  # the longer side of a large character, as a share of the paper's side
 
 # The kinds of pieces of a stroke, (length, turn in radians), and how often an angular and a curved
@@ -201,6 +201,7 @@ def template(strokes: list[Stroke]) -> Array:
 def clumsiness(strokes: list[Stroke]) -> float:
     """A penalty for ink over other ink, for a shape far from square, and for too few pieces."""
     points = template(strokes)  # (points, 2)
+    # Ink over ink: points that are close in space but not neighbours along the strokes.
     order = np.arange(len(points))
     near = ((points[:, None] - points) ** 2).sum(-1) < 0.12**2  # (points, points)
     later = abs(order[:, None] - order) > 6
@@ -298,6 +299,7 @@ def drawings(split: str, classes: int, drawers: int, size: int, seed: int) -> ND
         extent = float(np.ptp(template(strokes), axis=0).max())
         # A slight character stays somewhat smaller.
         scale = PAPER * min(1.0, (extent / 1.6) ** 0.5) / extent
+        # (drawers, strokes + 1, ERRORS): the last row is the error of the placement
         errors = Draws(seed, ERRING | index).bell(drawers, len(STROKES) + 1, ERRORS)
         points = scale * trace(
             strokes, errors * hand.loose[:, None, None], spacing=0.5 / (scale * size)

@@ -151,6 +151,7 @@ def number_labels(labels: Any, source: str) -> tuple[Tensor, list[str], Record]:
         labels = labels.tolist()
     listed = sequence("labels", labels, "[0, 0, 1]")
     values = [_label(label, i, source) for i, label in enumerate(listed)]
+    # Numbers and strings cannot be put in one order.
     kinds = sorted({type(value).__name__ for value in values})
     if len(kinds) > 1:
         raise TypeError(
@@ -233,9 +234,10 @@ def in_memory_together(
         `number_labels`).
 
     Raises:
-        ValueError: if two classes have one name, so that they cannot be matched.
+        ValueError: if two classes have one name, since they are matched by name.
     """
     parts = [in_memory(dataset) for dataset in datasets]
+    # The joint list starts with the names of the first data set, so its numbers do not change.
     names = parts[0][2]
     for _, _, other_names, _ in parts:
         if other_names == names:
@@ -312,6 +314,7 @@ def _compact(values: Tensor) -> Tensor:
     if values.dtype == torch.uint8:
         return values
     values = values.to(torch.float32)
+    # k / 255 in float32 is exact for uint8: multiply, round, and compare with the way back.
     levels = values.mul(255).round()
     in_range = bool(((levels >= 0) & (levels <= 255)).all())
     if in_range and torch.equal(levels / 255, values):

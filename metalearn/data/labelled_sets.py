@@ -29,7 +29,7 @@ from .images import LabelledImages, in_memory, number_labels
 Path_ = str | os.PathLike[str]
 MEDMNIST_SIZES = (28, 64, 128, 224)
 MEDMNIST_NAME = re.compile(r"([a-z]+mnist(?:3d)?)(?:[_-]?(\d+))?")  # pneumoniamnist_64
-MEDMNIST_PARTS = {"train": "train", "val": "validation", "test": "test"}  # its names -> ours
+MEDMNIST_PARTS = {"train": "train", "val": "validation", "test": "test"}  # name -> split
 DEFLATE = 1032  # the most that a byte of zip's usual compression can stand for
 
 
@@ -80,6 +80,7 @@ def load(
     """
     if size is not None:
         (size,) = positive(size=size)
+    # Files and folders come first, then the names of torchvision, then those of MedMNIST.
     top = Path(root or os.environ.get("METALEARN_DATA", "data"))
     folder = _folder_of(dataset, top)
     if dataset == "glyphs":
@@ -238,6 +239,7 @@ def medmnist_file(path: Path_) -> Split:
         ) from error
     published = [part for part in MEDMNIST_PARTS if f"{part}_images" in arrays]
     counts = [_medmnist_count(arrays, part, place) for part in published]
+    # One numbering for all parts: a class may be missing from one of them.
     labels = np.concatenate([arrays[f"{part}_labels"].reshape(-1) for part in published])
     try:
         numbers, names, record = number_labels(labels, str(place))
@@ -257,6 +259,7 @@ def medmnist_file(path: Path_) -> Split:
 
 def _medmnist_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a file, by the names that MedMNIST gives them."""
+    # numpy would take most other files for a pickle, with a message about allow_pickle.
     if not zipfile.is_zipfile(path):
         raise ValueError("it is no npz archive, or its end is missing")
     with np.load(path, allow_pickle=False) as file:
@@ -429,7 +432,7 @@ def divided(images: LabelledImages, held_out: float, seed: int = 0) -> Split:
 
     Args:
         images: the images.
-        held_out: the share of each class to test on, of which at least one image.
+        held_out: the share of each class to test on; at least one image.
         seed: of the division.
 
     Raises:
@@ -488,10 +491,10 @@ def sized(images: LabelledImages, size: int | None, channels: int | None) -> Lab
     record = dict(images.description)
     if channels and pixels.shape[1] != channels:
         if channels == 3:
-            pixels = pixels.expand(-1, 3, -1, -1)
+            pixels = pixels.expand(-1, 3, -1, -1)  # (images, 1, ...) -> (images, 3, ...)
             record["channels"] = "grey, three times"
         else:
-            pixels = rgb_to_grayscale(pixels)
+            pixels = rgb_to_grayscale(pixels)  # (images, 3, ...) -> (images, 1, ...)
             record["channels"] = "colour as grey"
     if size and pixels.shape[2:] != (size, size):
         pixels = resize(pixels, [size, size], antialias=True)

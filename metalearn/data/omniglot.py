@@ -25,7 +25,9 @@ from .decoding import (
 )
 from .images import LabelledImages
 
+# The folders of the background and the evaluation alphabets.
 PARTS = ("images_background", "images_evaluation")
+# Characters for training, validation and test.
 COUNTS = {"vinyals": (1028, 172, 423), "finn": (1100, 100, 423), "lake": (813, 151, 659)}
 # The lists of Vinyals et al., as published with prototypical networks, are whole alphabets except
 # Gurmukhi, which is cut after character41.
@@ -197,6 +199,7 @@ def _split(names: list[str], top: Path, protocol: str) -> dict[str, set[str]]:
     """The characters of each split."""
     if protocol == "finn":
         shuffled = [names[i] for i in np.random.default_rng(1).permutation(len(names))]
+        # The proportions of 1,100 : 100 : 423 for any number of characters.
         first, second = (round(len(names) * count / 1623) for count in (1100, 1200))
         validation = set(shuffled[first:second])
         test = set(shuffled[second:])

@@ -134,9 +134,11 @@ def _row(header: list[str], fields: list[str], place: str, top: Path, named: str
             " mend this line"
         )
     values = {name: value.strip() for name, value in zip(header, fields, strict=True)}
+    # An empty field is an error also in the column split, not a missing split.
     empty = [name for name in COLUMNS if name in values and not values[name]]
     if empty:
         raise ValueError(f"{place} has no {empty[0]}; fill it in, or delete the line")
+    # The column decides, but must agree with a file that stands for one split.
     split = named
     if "split" in values:
         split = _split_named(values["split"])
@@ -161,6 +163,7 @@ def _file(top: Path, name: str, place: str) -> Path:
         raise ValueError(
             f"{place} lists {name}, a path of another machine; write it relative to {top}"
         )
+    # A backslash may be part of a name on other systems, so it is tried as it is first.
     path = _within(top, name)
     if "\\" in name and (path is None or not path.is_file()):
         path = _within(top, name.replace("\\", "/"))

@@ -52,6 +52,7 @@ class Conv4(nn.Module):
                 f"images of {size} pixels vanish in four 2x2 poolings; use at least 16 pixels, or"
                 " pool=False"
             )
+        # (examples, channels, size, size) -> (examples, hidden, size / 2, size / 2) and so on
         self.block1 = ConvBlock(channels, hidden, pool)
         self.block2 = ConvBlock(hidden, hidden, pool)
         self.block3 = ConvBlock(hidden, hidden, pool)
@@ -65,6 +66,7 @@ class Conv4(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (examples, channels, height, width) -> logits (examples, ways)."""
         self._check(images)
+        # Replaced parts and hooks see tensors in their usual memory format.
         plain = all(type(block) is ConvBlock and block.is_plain() for block in self._blocks())
         maps = in_channels_last(self._maps, images) if plain else self._maps(images)
         features = maps.flatten(1) if self.pool else maps.mean((2, 3))  # (examples, features)
@@ -78,6 +80,7 @@ class Conv4(nn.Module):
                 f" {tuple(images.shape)}"
             )
         _, channels, height, width = images.shape
+        # A user may have replaced a layer: only those of known kinds are checked.
         conv, head = self.block1.conv, self.head
         if isinstance(conv, nn.Conv2d) and channels != conv.in_channels:
             raise ValueError(
@@ -127,6 +130,8 @@ class ConvBlock(nn.Module):
         if not self.is_plain():
             return torch.relu(self.pool(self.norm(self.conv(maps))))
         has_pool = isinstance(self.pool, nn.MaxPool2d)
+        # On a GPU one autograd Function computes the block; elsewhere its layers run one by one, in
+        # the fastest memory format.
         if maps.device.type == "cuda":
             return conv_norm_pool_relu(maps, self.conv, self.norm, has_pool)
         compute = self._pooled if has_pool else self._strided

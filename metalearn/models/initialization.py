@@ -10,6 +10,7 @@ def xavier_(model: nn.Module) -> None:
 
     Their biases become zero.
     """
+    # The order of the modules is that of the draws.
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.xavier_uniform_(module.weight)

@@ -28,6 +28,7 @@ class MLP(nn.Sequential):
         super().__init__()
         inputs, outputs = positive(inputs=inputs, outputs=outputs)
         hidden = widths_of_layers("hidden", hidden, "(40, 40)")
+        # The inputs of layer n are the outputs of layer n - 1.
         widths = (inputs, *hidden)
         for number, (before, after) in enumerate(zip(widths, hidden, strict=False), start=1):
             self.add_module(f"layer{number}", nn.Linear(before, after))

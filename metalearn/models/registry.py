@@ -14,6 +14,7 @@ from .conv4 import Conv4
 from .resnet12 import ResNet12
 
 TIMM = "timm:"
+# Far more than any head has: a larger number is a mistake, or a file made to fill the memory.
 MOST_OUTPUTS = 10**8
 Builder = Callable[..., nn.Module]  # called with outputs, channels, and options by name
 OURS: dict[str, Builder] = {"conv4": Conv4, "resnet12": ResNet12}
@@ -86,6 +87,7 @@ def _from_torchvision(name: str, outputs: int, networks: Iterable[str]) -> nn.Mo
         hint = near(name, [*networks, *known]) or default
         raise ValueError(f"there is no network {name!r}; {hint}")
     options: dict[str, Any] = {}
+    # Their auxiliary heads return tuples in training mode; init_weights avoids a warning.
     if name in ("googlenet", "inception_v3"):
         options = {"aux_logits": False, "init_weights": True}
     import torchvision  # here, since importing it takes long
@@ -123,6 +125,7 @@ def timm_architecture(name: str) -> tuple[str, str]:
         raise ImportError(
             f"timm:{name} needs the extra: pip install 'metalearn-transfer[timm]'"
         ) from error
+    # timm writes "resnet50.a1_in1k": the architecture and the tag of its weights.
     architecture, _, tag = name.partition(".")
     known = timm.list_models()
     if architecture not in known:
@@ -143,6 +146,7 @@ def near(name: str, known: Iterable[str]) -> str:
         >>> near("resnet19", ["resnet18", "vgg11"])
         'did you mean resnet18?'
     """
+    # Names are compared without regard to case.
     folded = {candidate.lower(): candidate for candidate in known}
     matches = difflib.get_close_matches(name.lower(), folded, n=4, cutoff=0.5)
     if not matches:

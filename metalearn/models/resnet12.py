@@ -61,6 +61,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
+        # Convolutions need no bias before a batch norm.
         self.path = nn.Sequential(
             nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
             nn.BatchNorm2d(outputs),
@@ -71,10 +72,12 @@ class ResidualBlock(nn.Module):
             nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
             nn.BatchNorm2d(outputs),
         )
+        # The 1x1 convolution brings the input to the number of outputs.
         self.shortcut = nn.Sequential(
             nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
         )
         self.finish = nn.Sequential(nn.LeakyReLU(0.1), nn.MaxPool2d(2))
+        # Normalise by the current batch, as in the few-shot papers.
         batch_statistics(self)
 
     def forward(self, maps: Tensor) -> Tensor:

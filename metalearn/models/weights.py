@@ -115,6 +115,7 @@ class Pretrained:
     def digest(self) -> str:
         """Twelve hexadecimal digits of a SHA-256 over names and values, to record with a result."""
         sha = hashlib.sha256()
+        # The order of a state dict may differ between files of the same weights.
         for name in sorted(self.tensors):
             tensor = self.tensors[name].detach().cpu().contiguous()
             sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -136,6 +137,7 @@ class Pretrained:
         known: set[str] = set()
         for group in names.values():
             known.update(group)
+        # Of equally good prefixes max() takes the first, and none at all comes first.
         removed, added = max(
             _prefixes(known, set(self.tensors)),
             key=lambda pair: _agreeing(pair, known, self.tensors),
@@ -322,6 +324,7 @@ def _unfit(name: str, tensor: Tensor, names: Mapping[str, str], weights: Pretrai
 def aliases(model: nn.Module) -> dict[str, list[str]]:
     """All names of every parameter and saved buffer, by the first; tied tensors have several."""
     saved = model.state_dict().keys()
+    # Tied tensors are one object under several names.
     names: dict[int, list[str]] = {}
     for name, tensor in (
         *model.named_parameters(remove_duplicate=False),
@@ -363,6 +366,7 @@ def _agreeing(
 
 def _state_dict(entries: Mapping[Any, Any], source: str) -> dict[str, Tensor]:
     """The tensors of a state dict, or of the one state dict inside a training checkpoint."""
+    # A training checkpoint has the state dict beside epochs, optimizers and so on.
     inner = _inner(entries)
     if len(inner) > 1:
         names = ", ".join(map(repr, inner))
@@ -393,6 +397,7 @@ def _state_dict(entries: Mapping[Any, Any], source: str) -> dict[str, Tensor]:
 
 def _inner(entries: Mapping[Any, Any]) -> dict[str, Mapping[str, Any]]:
     """The state dicts inside a training checkpoint, by their place: the least deep ones."""
+    # Level by level, until one has state dicts.
     level = {str(name): value for name, value in entries.items() if isinstance(value, Mapping)}
     while level:
         inner = {place: value for place, value in level.items() if _is_state_dict(value)}
@@ -576,6 +581,7 @@ def _named(name: str, model: str | None, *, download: bool) -> Pretrained:
         return _timm(model.removeprefix(registry.TIMM), download=download)
     else:
         hint = "write ResNet18_Weights.IMAGENET1K_V1, timm:NAME, or the path of a file"
+    # Otherwise a full name, such as ResNet18_Weights.IMAGENET1K_V1.
     known = _members()
     if name in known:
         return _member(torchvision.models.get_weight(name), download=download)
@@ -658,6 +664,7 @@ def _timm(name: str, *, download: bool) -> Pretrained:
             f"{full} is not in the cache; add --download (download=True in a script), or fetch it"
             f" from {source} and name the file"
         )
+    # A file in the cache is read without a request to the hub.
     overlay = {} if path is None else {"file": str(path)}
     # The model is built with random weights first, which must not advance the caller's generator.
     with torch.random.fork_rng(devices=[]):
@@ -689,6 +696,7 @@ def _timm_file(config: Any) -> Path | None:
         from huggingface_hub import try_to_load_from_cache
     except ImportError:
         return None
+    # timm's order of preference.
     names = ["model.safetensors", "pytorch_model.bin"]
     if config.hf_hub_filename:
         names = [config.hf_hub_filename]

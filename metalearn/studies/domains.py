@@ -61,6 +61,7 @@ def cross_domain(
             "cross_domain compares runs on the same images, but they take"
             f" ({', '.join(listed) or 'there are none'}); call it for each shape"
         )
+    # Any run will do: the tasks depend on the shape of the images alone.
     tasks = another_domain(next(iter(runs.values())), dataset, **changes).testing_tasks()
     return evaluate_together(
         {name: at_test(run) for name, run in runs.items()}, tasks, progress=progress

@@ -32,6 +32,7 @@ class Regimes(Tabular):
     rule: str
 
     def __str__(self) -> str:
+        # One row a regime, in percent.
         header = ("training", "accuracy %, ± std over seeds", "each seed, ± 95 % over tasks")
         rows = []
         for name, evaluations in self.evaluations.items():
@@ -108,6 +109,7 @@ def training_regimes(
     Returns:
         The accuracy of each regime.
     """
+    # The test tasks are the same for all seeds and regimes.
     runs = runs or {}
     tasks = experiment.testing_tasks()
     evaluations: dict[str, list[Evaluation]] = {name: [] for name in regimes}
@@ -116,6 +118,7 @@ def training_regimes(
         bodies: dict[str, nn.Module] = {}
         for name in regimes:
             run = runs.get((name, seed)) or trained(of_seed, name, progress=progress)
+            # NIL uses no head, so bodies with heads of different widths can be compared.
             bodies[name] = run.learner.model
         for name, evaluation in under_nil(bodies, tasks, rule=rule, progress=progress).items():
             evaluations[name].append(evaluation)

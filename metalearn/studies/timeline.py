@@ -40,6 +40,7 @@ def timeline_figure(points: Sequence[Point]) -> Figure:
     Args:
         points: those of `timeline`.
     """
+    # Imported here, since matplotlib is only needed for a picture.
     from metalearn.analysis.adaptation.figures import timeline as draw
     from metalearn.runtime.statistics import Estimate
 
@@ -87,6 +88,7 @@ def timeline(
         }
         runs = [restored(path, **machine) for path in paths.values()]
     points = []
+    # The number of losses is the number of outer steps.
     for run in sorted(runs, key=lambda run: len(run.curve.losses)):
         step = len(run.curve.losses)
         learner = run.tested()

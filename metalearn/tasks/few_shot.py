@@ -78,6 +78,7 @@ class FewShot(Dataset[Episode]):
         in_order = (order[1:] > order[:-1]).all()
         self._order = None if in_order else order
         self._check([names[c] for c in classes])
+        # Equally many images a class, and few, allow a faster draw (changing this changes tasks).
         self._small = bool((sizes == sizes[0]).all() and sizes[0] <= 128)
         self._labels = [
             torch.arange(self.ways).repeat_interleave(n) for n in (self.shots, self.queries)
@@ -147,6 +148,7 @@ class FewShot(Dataset[Episode]):
         )
         images = self._inputs.index_select(0, torch.from_numpy(rows.ravel()))
         if torch.device(device).type == "cuda":
+            # Pinned memory lets the copy overlap with computing.
             images = images.pin_memory().to(device, non_blocking=True)
         # (tasks, ways, shots + queries, channels, height, width)
         images = images.to(device).view(*rows.shape, *images.shape[1:])
@@ -167,7 +169,7 @@ class FewShot(Dataset[Episode]):
             picks = rng.random((self.ways, sizes[0])).argsort(axis=1)[:, :needed]
         else:
             picks = np.stack([rng.choice(size, needed, replace=False) for size in sizes])
-        rows = picks + self._starts[classes, None]
+        rows = picks + self._starts[classes, None]  # (ways, shots + queries)
         return rows if self._order is None else self._order[rows]
 
     def settings(self) -> Record:

@@ -53,6 +53,7 @@ def philox(seed: int, index: int) -> np.random.Generator:
         >>> bool(philox(3, 4).random() == new.random())
         True
     """
+    # Threads draw tasks at the same time, and a generator has one state.
     rng = getattr(_threads, "generator", None)
     if rng is None:
         rng = _threads.generator = np.random.Generator(np.random.Philox(key=0))

@@ -98,6 +98,7 @@ def one_shot_runs(root: str | os.PathLike[str], *, size: int = 28) -> OneShotRun
     top = _find(checked_root(root))
     folders = {folder.name: folder for folder in _entries(top, _is_run)}
     expected = [f"run{number:02}" for number in range(1, RUNS + 1)]
+    # Missing runs and unknown ones.
     wrong = sorted(set(expected) ^ folders.keys())
     if wrong:
         kind = "is missing" if wrong[0] in expected else "is not one of them"
@@ -124,6 +125,7 @@ def _opened(path: Path) -> zipfile.Path:
     try:
         archive = zipfile.ZipFile(path)
         broken = archive.testzip()
+    # zipfile raises errors of all these kinds for damaged archives.
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"{path} is not a readable zip archive ({error}); {CURE}") from error
     twice = [name for name, count in Counter(archive.namelist()).items() if count > 1]
@@ -174,6 +176,7 @@ def _labels(folder: Place, training: list[str], test: list[str]) -> list[int]:
         raise ValueError(f"{path} is missing, so the classes of test images are unknown; {CURE}")
     items = {f"{folder.name}/test/{name}": number for number, name in enumerate(test)}
     classes = {f"{folder.name}/training/{name}": number for number, name in enumerate(training)}
+    # A one-to-one map of the 20 test images to the 20 training images.
     pairs: dict[int, int] = {}  # test image -> class
     lines = path.read_bytes().decode("utf-8-sig", errors="replace").splitlines()
     for line in filter(str.strip, lines):

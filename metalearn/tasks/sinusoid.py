@@ -84,6 +84,7 @@ class Sinusoid(Dataset[Episode]):
 
     def __getitem__(self, index: int) -> Episode:
         rng = philox(self.seed, position(index, self.tasks))
+        # The order of the draws is part of the task: amplitude, phase, then x.
         amplitude = rng.uniform(*self.amplitude)
         phase = rng.uniform(*self.phase)
         x = torch.from_numpy(rng.uniform(*self.inputs, (self.shots + self.queries, 1)))

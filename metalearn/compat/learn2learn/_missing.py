@@ -28,6 +28,7 @@ def nearest(
     def __getattr__(name: str) -> NoReturn:
         if instead is not None and name in instead:
             _refuse(module, name, f": {instead[name]}")
+        # Python itself asks modules for names such as __path__, which need no suggestion.
         near = difflib.get_close_matches(name, offered, n=1, cutoff=0.3)
         if near and not name.startswith("__"):
             _refuse(module, name, f"; the nearest name is {near[0]!r}")

@@ -40,6 +40,8 @@ def clone_module(module: Item, memo: dict[int, Any] | None = None) -> Item:
         memo = {}
     if id(module) in memo:
         return memo[id(module)]
+    # Without __init__, which may take any arguments. The entry in `memo` comes before the children,
+    # which may refer back to the module.
     copy = memo[id(module)] = module.__new__(type(module))
     copy.__dict__ = module.__dict__.copy()
     for kind in ("_parameters", "_buffers"):
@@ -64,7 +66,7 @@ def detach_module(module: nn.Module, keep_requires_grad: bool = False) -> None:
         keep_requires_grad: whether weights that required a gradient still do.
     """
     for tensor in _tensors(module):
-        required = tensor.requires_grad
+        required = tensor.requires_grad  # detach_() clears it
         tensor.detach_()
         if keep_requires_grad and required:
             tensor.requires_grad_()

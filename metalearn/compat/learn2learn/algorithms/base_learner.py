@@ -64,6 +64,7 @@ def gradients_of(
         RuntimeError: for a weight that requires no gradient, or that the loss does not depend on.
     """
     refuse_frozen([name for name, weight in moving.items() if not weight.requires_grad])
+    # Unused weights are always allowed here, to name them in the error below.
     computed = torch.autograd.grad(
         loss,
         list(moving.values()),

@@ -118,6 +118,7 @@ class GBML(BaseLearner):
         weights = dict(self.module.named_parameters())
         if not allow_nograd:
             refuse_frozen([name for name, p in weights.items() if not p.requires_grad])
+        # The first step has no earlier one that could train the transforms.
         of_transforms = list(self.compute_update.parameters())
         if self.adapt_transform and self._params_updated and of_transforms:
             gradients = torch.autograd.grad(
@@ -131,6 +132,7 @@ class GBML(BaseLearner):
         updates = self.compute_update(
             loss,
             weights.values(),
+            # A step on the transforms differentiates through this one.
             create_graph=second_order or self.adapt_transform,
             allow_unused=True,
             allow_nograd=allow_nograd,

@@ -88,6 +88,7 @@ class MAML(BaseLearner):
             RuntimeError: for a parameter without a gradient, unless that is allowed.
         """
         allow_nograd = value_or(allow_nograd, self.allow_nograd)
+        # Named parameters list a tied weight once.
         moving = {
             name: weight
             for name, weight in self.module.named_parameters()

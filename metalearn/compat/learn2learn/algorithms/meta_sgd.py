@@ -40,6 +40,7 @@ class MetaSGD(BaseLearner):
     ) -> None:
         super().__init__(model)
         if lrs is None:
+            # A rate for every single weight, in the order of `model.parameters()`.
             rates = [torch.full_like(parameter, lr) for parameter in model.parameters()]
             lrs = nn.ParameterList(map(nn.Parameter, rates))
         self.lrs = lrs

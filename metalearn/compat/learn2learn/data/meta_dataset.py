@@ -91,6 +91,7 @@ class UnionMetaDataset(MetaDataset):
         super().__init__(ConcatDataset(self.datasets), indices_to_labels=dict(enumerate(labels)))
 
     def __getitem__(self, item: int) -> Any:
+        # The label of the part is replaced by the new one.
         inputs, _, *more = self.dataset[item]
         return [inputs, self.indices_to_labels[item], *more]
 

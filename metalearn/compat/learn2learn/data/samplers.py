@@ -47,6 +47,7 @@ class TasksetSampler(Sampler[list[int]]):
         taskset = self.taskset
         while taskset.num_tasks == -1:
             yield self.description2indices(taskset.sample_task_description())
+        # A task that was drawn before is the same again.
         order = list(range(taskset.num_tasks))
         if self.shuffle:
             random.shuffle(order)

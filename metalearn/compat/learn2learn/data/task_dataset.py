@@ -57,10 +57,12 @@ class Taskset(Dataset[Any]):
         self.task_transforms = [] if task_transforms is None else task_transforms
         self.num_tasks = num_tasks
         self.task_collate = task_collate or default_collate
+        # Tasks that were drawn, which stay the same from then on.
         self.sampled_descriptions: dict[int, Task] = {}
 
     def sample_task_description(self) -> Task:
         """Draw a new task: its examples, each with the transforms to apply to it."""
+        # One function may make the whole task.
         if callable(self.task_transforms):
             return self.task_transforms(None)
         task: Task | None = None
@@ -80,6 +82,7 @@ class Taskset(Dataset[Any]):
         """The batch of a task."""
         examples = []
         for described in task_description:
+            # The first transform loads the example of this index.
             example: Any = described.index
             for transform in described.transforms:
                 example = transform(example)

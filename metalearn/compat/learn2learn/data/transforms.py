@@ -123,6 +123,7 @@ class KShots(TaskTransform):
 
     def apply(self, task: Task) -> Task:
         """`k` examples of every label."""
+        # Labels in the order in which they appear, as in learn2learn.
         by_label: dict[Any, Task] = {}
         for described in task:
             by_label.setdefault(self.label(described), []).append(described)
@@ -134,6 +135,7 @@ class KShots(TaskTransform):
     def of(self, label: Any, examples: list[Any]) -> list[Any]:
         """Draw `k` of a label's examples."""
         if self.replacement:
+            # An example that is chosen twice must have a list of transforms for each.
             return [copy.deepcopy(chosen) for chosen in random.choices(examples, k=self.k)]
         if len(examples) < self.k:
             raise ValueError(

@@ -107,6 +107,7 @@ def partition_task(
     Raises:
         ValueError: if the labels differ in their number of examples, or have no more than `shots`.
     """
+    # The rows of each label, in the order of the data.
     rows = [(labels == label).nonzero().flatten() for label in labels.unique()]
     counts = {len(rows_of_label) for rows_of_label in rows}
     if len(counts) != 1 or min(counts) <= shots:

@@ -111,6 +111,7 @@ class KroneckerLSTM(nn.Module):
         self, n: int, m: int, bias: bool = True, sigma: Callable[[Tensor], Tensor] | None = None
     ) -> None:
         super().__init__()
+        # Input, forget, cell and output gate: a map of the input and one of the hidden state each.
         for gate in "ifgo":
             for source in "ih":
                 self.add_module(f"W_{source}{gate}", KroneckerLinear(n, m, bias=bias))

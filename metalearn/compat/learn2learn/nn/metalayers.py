@@ -52,6 +52,7 @@ class MetaModule(nn.Module):
         for name, child in list(module._modules.items()):
             if child is not None:
                 module._modules[name] = self._wrap(child)
+        # Children first, so a substitute receives its module with all replacements inside.
         substitute = self.substitutions.get(type(module))
         return module if substitute is None else substitute(module)
 
@@ -101,6 +102,7 @@ class ParameterTransform(nn.Module):
         self.module = module
         self.transform = transform
         self.parameter_transforms = nn.ModuleDict()
+        # A ModuleDict allows no "." in its keys.
         for name, parameter in module.named_parameters():
             self.parameter_transforms[name.replace(".", "/")] = transform(parameter)
 

@@ -63,6 +63,7 @@ class PrototypicalClassifier(nn.Module):
         if isinstance(distance, str) and distance not in named:
             raise ValueError(f"there is no distance {distance!r}; use {', '.join(named)}")
         self.distance = named[distance] if isinstance(distance, str) else distance
+        # The cosine is the scalar product of rows of length 1.
         self.normalized = normalize or distance == "cosine"
         self.prototypes: Tensor | None = None
         if support is not None and labels is not None:

@@ -59,6 +59,7 @@ class LearnableOptimizer(nn.Module):
         model = self.info["model"]
         pairs = []
         for parameter, transform in zip(model.parameters(), self.transforms, strict=True):
+            # new weight = weight - lr * transform(gradient), where only the transform has a history
             gradient = _gradient(parameter)
             if gradient is not None:
                 gradient = gradient.detach()

@@ -141,7 +141,7 @@ class TransformDictionary:
     def __init__(self, dictionary: Mapping[Any, Callable[..., nn.Module | None]]) -> None:
         self.param_to_transform: dict[Tensor, Callable[..., nn.Module | None]] = {}
         for key, transform in dictionary.items():
-            if isinstance(key, nn.Module):
+            if isinstance(key, nn.Module):  # all of its parameters
                 self.param_to_transform.update(dict.fromkeys(key.parameters(), transform))
             elif isinstance(key, nn.Parameter):
                 self.param_to_transform[key] = transform
@@ -164,6 +164,7 @@ def _matrix(parameter: Tensor) -> tuple[int, int]:
         return shape[0], 1
     if len(shape) == 2:
         return shape[0], shape[1]
+    # (outputs, inputs, height, width) -> inputs x positions, for each output
     if len(shape) == 4:
         return shape[1], shape[2] * shape[3]
     raise NotImplementedError(_unsupported(parameter, "KroneckerTransform"))

@@ -199,6 +199,7 @@ def _datasets(
         images = _read(name, Path(root).expanduser(), split, download=download)
         if device is not None:
             images.images = images.images.to(device)
+        # The labels are known, so no image is loaded to read them.
         labels = dict(enumerate(images.labels.tolist()))
         dataset = _In255(images) if in_255 else images
         datasets.append(MetaDataset(dataset, indices_to_labels=labels))

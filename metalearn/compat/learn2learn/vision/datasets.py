@@ -126,6 +126,7 @@ class FullOmniglot(Dataset[Any]):
         self.transform = transform
         self.target_transform = target_transform
         folder = omniglot_folder(Path(self.root), download=download)
+        # All drawings of the first character, then of the second, ...
         self.paths: list[Path] = []
         self.labels: list[int] = []
         for label, drawings in enumerate(drawings_by_character(folder).values()):

@@ -25,6 +25,7 @@ class RandomClassRotation(TaskTransform):
 
     def apply(self, task: Task) -> Task:
         """Add the turn of its class to every example."""
+        # One turn for each class, drawn when its first example comes.
         turns: dict[Any, _Turn] = {}
         for described in task:
             label = self.label(described)

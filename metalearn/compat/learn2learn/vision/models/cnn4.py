@@ -50,6 +50,7 @@ class ConvBlock(nn.Module):
         stride = 1 if max_pool else factor
         self.max_pool = nn.MaxPool2d(factor) if max_pool else nn.Identity()
         self.normalize = nn.BatchNorm2d(out_channels)
+        # The order of the draws is learn2learn's: the scale of the norm, then the convolution.
         nn.init.uniform_(self.normalize.weight)
         self.relu = nn.ReLU()
         self.conv = maml_init_(
@@ -126,6 +127,7 @@ class OmniglotCNN(nn.Module):
         self.features = nn.Sequential(
             Lambda(_as_images), self.base, Lambda(_spatial_mean), Flatten()
         )
+        # (examples, hidden_size) after the mean over space
         self.classifier = nn.Linear(hidden_size, output_size)
         nn.init.normal_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)

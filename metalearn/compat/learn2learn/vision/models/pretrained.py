@@ -69,6 +69,7 @@ def get_pretrained_backbone(
 
 _BACKBONES: dict[str, Callable[[], nn.Module]] = {
     "cnn4": CNN4Backbone,
+    # Trained without the average: 16,000 features.
     "resnet12": lambda: ResNet12Backbone(avg_pool=False),
     "wrn28": WRN28Backbone,
 }

@@ -57,7 +57,7 @@ class BasicBlock(nn.Module):
         maps = self.relu(self.bn1(self.conv1(x)))
         maps = self.relu(self.bn2(self.conv2(maps)))
         maps = self.bn3(self.conv3(maps)) + self.downsample(x)
-        maps = self.maxpool(self.relu(maps))
+        maps = self.maxpool(self.relu(maps))  # (examples, planes, height / 2, width / 2)
         if not self.training or self.drop_rate == 0:
             return maps
         if not self.drop_block:
@@ -95,11 +95,12 @@ def drop_blocks(maps: Tensor, share: float, size: int) -> Tensor:
     # positions to those where a block may start.
     corners = share / size**2 * height**2 / (height - size + 1) ** 2
     shape = (examples, channels, height - size + 1, width - size + 1)
+    # (examples, channels, height - size + 1, width - size + 1): 1 where a block starts
     starts = torch.bernoulli(torch.full(shape, corners)).to(maps.device)
     # A value is dropped if a block starts up to size - 1 above and to the left of it.
     dropped = F.max_pool2d(F.pad(starts, [size - 1] * 4), size, stride=1)
-    kept = (1 - dropped).to(maps.dtype)
-    return kept * maps * (kept.numel() / kept.sum().clamp(min=1))
+    mask = (1 - dropped).to(maps.dtype)
+    return mask * maps * (mask.numel() / mask.sum().clamp(min=1))
 
 
 class ResNet12Backbone(nn.Module):
@@ -133,6 +134,7 @@ class ResNet12Backbone(nn.Module):
             block = BasicBlock(channels, width, dropblock_dropout, blocks, size)
             self.add_module(f"layer{number}", nn.Sequential(block))
             channels = width
+        # Images of 84 pixels leave 5 x 5 positions after four poolings.
         self.avgpool = nn.AvgPool2d(5, stride=1) if avg_pool else nn.Identity()
         self.flatten = Flatten()
         self.dropout = nn.Dropout(embedding_dropout)

@@ -25,7 +25,7 @@ class WideBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, stride=stride, padding=1)
-        self.shortcut = nn.Sequential()
+        self.shortcut = nn.Sequential()  # the identity, if the shape does not change
         if stride != 1 or inputs != outputs:
             self.shortcut.append(nn.Conv2d(inputs, outputs, 1, stride=stride))
 
@@ -70,6 +70,7 @@ class WideResNet(nn.Module):
         x = self.conv1(x)
         for number in range(1, 4):
             x = self.get_submodule(f"layer{number}")(x)
+        # Two of the groups halve the maps: 84 pixels -> 21 x 21 positions.
         return F.avg_pool2d(self.bn1(x).relu(), 21).flatten(1)
 
 
