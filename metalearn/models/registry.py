@@ -60,6 +60,8 @@ def build(
         ImportError: for a network of timm without timm, with the cure.
 
     Example:
+        >>> build("conv4", outputs=5, channels=1, size=28).head.out_features
+        5
         >>> build("squeezenet1_1", outputs=2).classifier[1].out_channels
         2
     """
