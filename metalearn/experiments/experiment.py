@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from metalearn import models, tasks
+from metalearn import tasks
 from metalearn.algorithms import ANIL, BOIL, MAML, NIL, MetaSGD, ProtoNet, Reptile
 from metalearn.algorithms.base import Learner
 from metalearn.data.decoding import split_named
@@ -72,7 +72,7 @@ POSITIVE = {
     "outer_lr": "the outer loop trains nothing without a rate",
     "clip_value": "leave it out to train without clipping",
 }
-OWN = ("conv4", "resnet12")
+OWN = tuple(registry.OURS)
 ELSEWHERE = (
     "root",
     "download",
@@ -522,9 +522,11 @@ class Experiment:
                 " use norm='batch'"
             )
         if name == "conv4":
-            return models.Conv4(self.ways, channels, chosen.hidden, size, chosen.pool)
-        if name == "resnet12":
-            return models.ResNet12(self.ways, channels)
+            return registry.build(
+                name, self.ways, channels, hidden=chosen.hidden, size=size, pool=chosen.pool
+            )
+        if name in OWN:
+            return registry.build(name, self.ways, channels)
         if self._is_registered() and not name.startswith(TIMM) and name not in torchvision_names():
             hint = near(name, [*OWN, *torchvision_names()]) or "such as resnet18, vgg11 or vit_b_16"
             raise ValueError(

@@ -425,7 +425,7 @@ def test_tasksets_that_do_not_fit_are_refused() -> None:
         from_learn2learn(taskset, 3, 1, 1, tasks=21)
     with pytest.raises(ValueError, match="use split='first'"):
         from_learn2learn(taskset, 3, 1, 2, split="alternating")
-    with pytest.raises(ValueError, match="no split 'odd'"):
+    with pytest.raises(ValueError, match="split='odd' is not one of alternating, first"):
         to_learn2learn([], split="odd")
     with pytest.raises(ValueError, match=r"\[1, 2\] examples"):
         l2l.data.partition_task(torch.rand(3, 1), torch.tensor([0, 1, 1]))
@@ -519,6 +519,22 @@ def test_weights_and_rates_of_meta_sgd_go_both_ways(tmp_path: Path) -> None:
     ]
     back = copy_weights(ours, l2l.algorithms.MetaSGD(smooth_network("batch", ways=3), lr=0.9))
     assert all(map(torch.equal, back.state_dict().values(), theirs.state_dict().values()))
+
+
+def test_a_rate_of_tied_weights_has_the_place_of_their_first_name() -> None:
+    def tied() -> nn.Sequential:
+        model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2), nn.Linear(2, 3), nn.Linear(3, 3))
+        model[3].weight = model[0].weight
+        return model
+
+    source = l2l.algorithms.MetaSGD(tied(), lr=0.1)
+    with torch.no_grad():
+        for number, rate in enumerate(source.lrs):
+            rate.fill_(number)
+    target = copy_weights(source, ml.MetaSGD(tied(), lr=0.5))
+    rates = target.current_rates()
+    numbers = [rates[name].flatten()[0].item() for name, _ in target.model.named_parameters()]
+    assert numbers == [*range(len(source.lrs))]
 
 
 def test_weights_that_do_not_fit_are_refused_and_change_nothing() -> None:

@@ -58,11 +58,11 @@ def test_a_truncated_medmnist_file_is_named(tmp_path: Path) -> None:
     for kept in (0, 100, len(content) // 2, len(content) - 10):
         path.write_bytes(content[:kept])
         with pytest.raises(
-            ValueError, match=r"some\.npz is not a whole MedMNIST file .* get it again"
+            ValueError, match=r"some\.npz is not a complete MedMNIST file .* download it again"
         ):
             medmnist_file(path)
     path.write_bytes(content[:200] + bytes(50) + content[250:])
-    with pytest.raises(ValueError, match=r"some\.npz is not a whole MedMNIST file"):
+    with pytest.raises(ValueError, match=r"some\.npz is not a complete MedMNIST file"):
         medmnist_file(path)
 
 
@@ -83,7 +83,7 @@ def test_missing_arrays_pickles_and_other_kinds_of_labels_are_named(tmp_path: Pa
         ),
         (
             medmnist_arrays(train_labels=np.array([{}] * 12, dtype=object)),
-            "not a whole MedMNIST file",
+            "not a complete MedMNIST file",
         ),
     ):
         np.savez(path, **stored)

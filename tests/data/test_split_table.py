@@ -96,7 +96,7 @@ def test_absolute_paths_within_the_folder_are_read(folder: Path) -> None:
         ),
         (
             lines(*GOOD, "../outside.png,owl,test"),
-            r"line 6 lists ../outside.png, which lies outside of .*; list files within it",
+            r"line 6 lists ../outside.png, which lies outside .*; list files within it",
         ),
         (lines(*GOOD, "/etc/hostname,owl,test"), r"line 6 lists /etc/hostname, which lies outside"),
         (lines(*GOOD, "owl/1.png\0,owl,test"), r"line 6 "),

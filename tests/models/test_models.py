@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from metalearn.models import MLP, Conv4, ResNet12
+from metalearn.models import MLP, Conv4, ResNet12, registry
 from metalearn.network.norm import check_statistics
 
 
@@ -59,3 +59,15 @@ def test_the_same_seed_gives_the_same_weights() -> None:
 def test_images_too_small_for_four_poolings() -> None:
     with pytest.raises(ValueError, match="images of 8 pixels vanish"):
         Conv4(5, size=8)
+
+
+def test_one_registry_builds_our_networks_and_those_of_a_callers_table() -> None:
+    network = registry.build("conv4", 5, 1, hidden=8, size=16)
+    assert isinstance(network, Conv4)
+    assert network(torch.rand(2, 1, 16, 16)).shape == (2, 5)
+    table = {"mlp": lambda outputs, channels: MLP(channels, outputs)}
+    assert isinstance(registry.build("mlp", 2, 3, networks=table), MLP)
+    with pytest.raises(ValueError, match="there is no network 'conv5'; did you mean conv4"):
+        registry.build("conv5", 5)
+    with pytest.raises(TypeError, match="squeezenet1_1 takes no options, but size"):
+        registry.build("squeezenet1_1", 5, size=16)

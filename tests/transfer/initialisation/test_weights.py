@@ -100,7 +100,7 @@ def test_pickled_code_is_refused_and_not_run(
             match=(f"{name} holds more than tensors: .*not opened .*nsupported"),
         ):
             read(tmp_path / name)
-    with pytest.raises(Damaged, match=r"arrays\.npz holds something else than whole arrays"):
+    with pytest.raises(Damaged, match=r"arrays\.npz holds something other than complete arrays"):
         read(tmp_path / "arrays.npz")
     assert not (tmp_path / "was run").exists()
 
