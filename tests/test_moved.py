@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib
 
 import pytest
+import torch
 
 import metalearn as ml
 import transfer  # noqa: F401
+from metalearn.analysis import Streaming, compare_layers
+from metalearn.analysis.measures.chance import measured
 from metalearn.models import MLP
 from metalearn.runtime.moved import MOVED
 
@@ -42,3 +45,18 @@ def test_names_that_changed_still_work_and_warn_with_the_new_name() -> None:
     assert Spread.of([1.0, 3.0]).mean == 2.0
     with pytest.raises(ImportError, match="cannot import name 'Spreads'"):
         from metalearn.analysis import Spreads  # noqa: F401
+
+
+def test_units_are_groups_now() -> None:
+    x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    y = x**3
+    with pytest.warns(FutureWarning, match=r"measured\(groups=\)"):
+        renamed = measured("cca", x, y, units=4, draws=3)[1]
+    assert (renamed == measured("cca", x, y, groups=4, draws=3)[1]).all()
+    with pytest.warns(FutureWarning, match=r"compare_layers\(groups=\)"):
+        profile = compare_layers({"a": x}, {"a": y}, measure="cca", units=4, draws=3)
+    assert (renamed == profile["a"].chance).all()
+    stream = Streaming("cca", draws=3)
+    with pytest.warns(FutureWarning, match=r"Streaming\.update\(groups=\)"):
+        stream.update(x, y, units=1)
+    assert not len(stream.chance())

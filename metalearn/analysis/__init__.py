@@ -16,8 +16,9 @@ from metalearn.analysis.measures.procrustes import procrustes
 from metalearn.analysis.measures.streaming import Streaming
 from metalearn.analysis.measures.subspace import subspace
 from metalearn.analysis.networks.between import Between, similarity_between
-from metalearn.analysis.networks.layerwise import LayerSimilarity, Profile, compare_layers
+from metalearn.analysis.networks.layerwise import compare_layers
 from metalearn.analysis.networks.probes import Probe, Probes, linear_probes
+from metalearn.analysis.networks.profile import LayerSimilarity, Profile
 from metalearn.analysis.networks.similarity_map import SimilarityMap, similarity_map
 from metalearn.runtime.renamed import renamed_attributes
 from metalearn.runtime.statistics import Estimate, MeanStd

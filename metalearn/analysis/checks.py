@@ -81,10 +81,13 @@ def check_seed(seed: int) -> int:
     return int(seed)
 
 
-def check_units(units: int, rows: int) -> None:
-    """Raise ValueError where `rows` examples are not `units` blocks of one size."""
-    if not is_whole(units) or units < 1 or rows % units:
-        raise ValueError(f"{rows} examples do not divide into units={units} equal blocks")
+def check_groups(groups: int, rows: int) -> None:
+    """Raise ValueError if `rows` examples do not divide into `groups` blocks of one size."""
+    if not is_whole(groups) or groups < 1 or rows % groups:
+        raise ValueError(
+            f"{rows} examples do not divide into groups={groups} equal blocks; choose a divisor of"
+            f" {rows}"
+        )
 
 
 def check_whole(value: int, name: str, least: int, meaning: str) -> int:

@@ -11,27 +11,33 @@ import torch
 from torch import Tensor, nn
 
 from .forward import select
-from .layers import heads, resolve
+from .layers import check_network, heads, resolve
 from .module_call import Weights
 
 
 @contextmanager
-def representations(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """A context that records the outputs of layers while the model runs.
+def representations(
+    model: nn.Module,
+    names: Iterable[str],
+    reduce: Callable[[str, Tensor], Tensor] | None = None,
+) -> Iterator[dict[str, Tensor]]:
+    """A dictionary that fills with the outputs of the named layers while the model runs.
 
-    If a layer returns a tuple or a dictionary, one entry of it is named after a colon: "lstm:0",
-    "encoder:last_hidden_state".
+    The hooks are removed on leaving.
 
     Args:
         model: any module.
-        names: the layers.
+        names: the layers. One entry of a layer that outputs a tuple or a dictionary is named after
+            a colon: "lstm:0", "encoder:last_hidden_state".
+        reduce: from a layer's name and output to the tensor to store, while the layer runs; by
+            default a copy of the output. A small reduction saves the memory of all outputs.
 
     Yields:
-        A dictionary that fills with the output of each layer, (examples, ...).
+        `{layer: output}`, in the order in which the layers ran.
 
     Raises:
-        ValueError: a layer does not exist, or its output is not a tensor (the message lists the
-            entries); on leaving, if a layer did not run exactly once.
+        ValueError: a layer does not exist or outputs something else than a tensor (the entries are
+            listed); on leaving, a layer did not run, or ran more than once.
 
     Example:
         >>> import torch
@@ -40,23 +46,31 @@ def representations(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str
         ...     _ = model(torch.ones(3, 4))
         >>> {name: tuple(output.shape) for name, output in outputs.items()}
         {'0': (3, 8), '1': (3, 8)}
+        >>> with representations(model, ["0"], lambda name, output: output.norm(dim=1)) as norms:
+        ...     _ = model(torch.ones(3, 4))
+        >>> norms["0"].shape
+        torch.Size([3])
     """
     outputs: dict[str, Tensor] = {}
-    paths = {name: _split(model, name) for name in names}
-    runs: dict[str, int] = dict.fromkeys(paths, 0)
+    entries = layer_entries(model, names)
+    runs: dict[str, int] = dict.fromkeys(entries, 0)
 
     def record(name: str, path: str, entry: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             runs[name] += 1
-            # Cloned because later layers may change it in place, as torchvision's ReLUs do.
-            outputs[name] = layer_output(output, path, entry).clone()
+            tensor = _entry(output, path, entry)
+            if reduce is None:
+                # A copy, because later layers may write into it: torchvision's ReLUs do.
+                outputs[name] = tensor.clone()
+            else:
+                outputs[name] = reduce(name, tensor)
 
         return hook
 
-    hooks = [
-        model.get_submodule(path).register_forward_hook(record(name, path, entry))
-        for name, (path, entry) in paths.items()
-    ]
+    hooks = []
+    for name, (path, entry) in entries.items():
+        module = model.get_submodule(path)
+        hooks.append(module.register_forward_hook(record(name, path, entry)))
     with _removed_afterwards(hooks):
         yield outputs
     for name, count in runs.items():
@@ -76,17 +90,31 @@ def _removed_afterwards(hooks: list[Any]) -> Iterator[None]:
             hook.remove()
 
 
-def layer_output(output: Any, path: str, entry: str = "") -> Tensor:
-    """The output of the layer `path` as a tensor, or the named entry of that output."""
+def _entry(output: Any, path: str, entry: str) -> Tensor:
+    """The tensor that the layer `path` returned, or the named entry of what it returned."""
     return select(output, entry or None, f"layer {path!r}", lambda other: repr(f"{path}:{other}"))
 
 
-def _split(model: nn.Module, name: str) -> tuple[str, str]:
-    """Split 'encoder:0' into the layer and its entry; without a colon the entry is ''."""
-    path, colon, entry = name.rpartition(":")
-    if not colon or name in dict(model.named_modules(remove_duplicate=False)):
-        return resolve(model, name), ""
-    return resolve(model, path), entry
+def layer_entries(model: nn.Module, names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """For each name, the module and the entry of its output; "" for the output itself.
+
+    Raises ValueError for a layer that does not exist.
+
+    Example:
+        >>> layer_entries(nn.ModuleDict({"lstm": nn.LSTM(4, 4)}), ["lstm", "lstm:0"])
+        {'lstm': ('lstm', ''), 'lstm:0': ('lstm', '0')}
+    """
+    check_network(model)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    entries = {}
+    for name in names:
+        path, colon, entry = name.rpartition(":")
+        if name in modules or not colon:
+            path, entry = name, ""
+        if path not in modules:
+            resolve(model, path)  # raises, and lists near matches
+        entries[name] = (path, entry)
+    return entries
 
 
 class HeadRun:

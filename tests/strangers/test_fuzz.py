@@ -423,7 +423,7 @@ CALLS: dict[str, dict[str, tuple[Arguments, Arguments]]] = {
         "subspace": ({"x": MATRIX, "y": MATRIX, "k": COUNT}, {}),
         "measured": (
             {"name": MEASURE, "x": MATRIX, "y": MATRIX},
-            {"units": COUNT, "draws": COUNT, "seed": SEED, "k": COUNT},
+            {"groups": COUNT, "draws": COUNT, "seed": SEED, "k": COUNT},
         ),
         "over_batches": (
             {"measure": MEASURE, "x": STREAM, "y": STREAM},
@@ -441,7 +441,7 @@ CALLS: dict[str, dict[str, tuple[Arguments, Arguments]]] = {
                 "layers": LAYERS,
                 "measure": MEASURE,
                 "convention": mostly(one_of("'flatten'", "'pool'", "'positions'"), ODD),
-                "units": COUNT,
+                "groups": COUNT,
             }
             | {"rows": COUNT, "draws": COUNT, "seed": SEED, "k": COUNT},
         ),

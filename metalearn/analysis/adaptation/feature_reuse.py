@@ -22,7 +22,8 @@ from metalearn.analysis.adaptation.results import (
 )
 from metalearn.analysis.checks import check_draws, single_tasks
 from metalearn.analysis.measures.chance import Floor
-from metalearn.analysis.networks.layerwise import LayerSimilarity, compare_layers
+from metalearn.analysis.networks.layerwise import compare_layers
+from metalearn.analysis.networks.profile import LayerSimilarity
 from metalearn.analysis.plotting.pictured import Pictured
 from metalearn.analysis.scales import worse
 from metalearn.engine.threads import in_threads
@@ -295,13 +296,13 @@ class _Seen:
             torch.cat([task.sampled[name][i] for task in self.tasks]) for i in (0, side)
         )
         draws = self.draws if draws is None else draws
-        units = len(self.tasks) if len(self.tasks) > 1 else None
+        groups = len(self.tasks) if len(self.tasks) > 1 else None
         if len({len(task.sampled[name][0]) for task in self.tasks}) > 1:
             # Tasks of several sizes cannot change places, so there is no chance level.
-            units, draws = None, 0
+            groups, draws = None, 0
         options: Any = {
             "measure": "cca",
-            "units": units,
+            "groups": groups,
             "rows": first.shape[0] * first.shape[1],
             "seed": self.seed,
         }

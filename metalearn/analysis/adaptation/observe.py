@@ -17,15 +17,11 @@ from torch import Tensor, nn
 from metalearn.algorithms.base import Learner
 from metalearn.algorithms.features import cosine_readout
 from metalearn.analysis.measures.inputs import real_tensor
-from metalearn.analysis.networks.layerwise import (
-    Profile,
-    cca_draws,
-    cca_of_task,
-    cka_draws,
-    compare_layers,
-    sample,
-)
+from metalearn.analysis.networks.layerwise import compare_layers
+from metalearn.analysis.networks.per_task import cca_draws, cca_of_task, cka_draws
+from metalearn.analysis.networks.positions import sample
 from metalearn.analysis.networks.probes import ridge_readout
+from metalearn.analysis.networks.profile import Profile
 from metalearn.engine.inner_loop import Weights, inner_step
 from metalearn.engine.solver import answer, solve
 from metalearn.episodes import Episode, Examples

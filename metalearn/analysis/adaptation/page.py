@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from metalearn.analysis.checks import check_all
 from metalearn.analysis.measures.chance import Floor
-from metalearn.analysis.networks.layerwise import corrected, shown_p
+from metalearn.analysis.networks.profile import corrected, shown_p
 from metalearn.analysis.scales import SCALES
 from metalearn.runtime.files import write_atomically
 from metalearn.runtime.statistics import Estimate, MeanStd, holm

@@ -1,11 +1,18 @@
-"""How alike two matrices of activations are, up to the maps that a measure calls the same.
+"""Similarity of two activation matrices, and the transformations each measure is invariant to.
 
-Every measure takes (examples, features) twice, as torch or numpy of any real dtype, computes in
-float64, and returns a similarity: 1 for the same, never a distance. What each one ignores, of
-either side: `cca` any invertible linear map (as `pwcca` does of its second side); `svcca`, CKA and
-Procrustes rotation and scale; `subspace` scale, and a rotation only where it is of both; and all of
-them the mean. Unrelated matrices score high at few examples and many features, so a number is read
-beside what chance scores.
+Every measure takes (examples, features) twice, as torch or numpy of any real dtype. It computes in
+float64 and returns a similarity: 1 for equal matrices, never a distance.
+
+All measures are invariant to translations of either side, and to isotropic scaling. They are also
+invariant to
+
+- `cca`: any invertible linear map of either side;
+- `pwcca`: any invertible linear map of its second argument;
+- `svcca`, `linear_cka`, `rbf_cka`, `procrustes`: a rotation or reflection of either side;
+- `subspace`: a rotation or reflection of both sides together.
+
+Unrelated matrices score high if there are few examples and many features, so read a similarity
+beside its chance level (`chance.measured`).
 """
 
 from .cca import canonical_correlations, cca, pwcca, svcca

@@ -1,6 +1,4 @@
-"""What a user gives as activations, as a matrix in float64 that knows how coarsely its values were
-stored.
-"""
+"""Activations as users give them, read as float64 matrices that know how they were rounded."""
 
 from __future__ import annotations
 
@@ -18,18 +16,30 @@ from torch import Tensor
 
 Matrix: TypeAlias = Tensor | np.ndarray
 
-# Networks compute in float32 at best, so constants and dependent features are off by a few
+# Networks compute in float32 at best, so constant and dependent features are off by a few
 # roundings.
 ARITHMETIC = 4 * 2.0**-24
-SINGLE = 1e-13**0.5
-WHOLE = 2**53  # the largest integer below which float64 holds every other
 
-_KINDS = "numbers: floats, integers or bools"
+# Share of the largest singular value below which a direction of single precision is rounding.
+SINGLE = 1e-13**0.5
+
+# Share of a feature's largest value that its range must exceed to count as varying.
+CONSTANT = 1e-12
+
+# The largest integer below which float64 represents every other integer.
+LARGEST_INTEGER = 2**53
+
+EXACT_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32)
+
+_NUMBERS = "numbers: floats, integers or bools"
 
 
 class Rounding(NamedTuple):
-    """How far a stored value is from the true one: `relative` to the value, and `absolute` near
-    zero.
+    """The distance of a stored value from the true one.
+
+    Attributes:
+        relative: the error as a share of the value.
+        absolute: the error near zero.
     """
 
     relative: float
@@ -37,11 +47,13 @@ class Rounding(NamedTuple):
 
     @classmethod
     def of(cls, dtype: torch.dtype) -> Rounding:
-        """The rounding of a dtype; integers and bools are exact, so theirs is that of float64.
+        """The rounding of a dtype; integers and bools are exact, so they count as float64.
 
         Example:
-            >>> Rounding.of(torch.float64).relative == 2**-53, 2**-8 < Rounding.of(torch.bfloat16).relative < 2**-7.99
-            (True, True)
+            >>> Rounding.of(torch.float64).relative == 2**-53
+            True
+            >>> 2**-8 < Rounding.of(torch.bfloat16).relative < 2**-7.99
+            True
         """
         if not dtype.is_floating_point or dtype == torch.float64:
             return cls(2.0**-53, 0.0)
@@ -55,67 +67,65 @@ class Rounding(NamedTuple):
 
     @property
     def share(self) -> float:
-        """The share of the largest singular value below which a direction is rounding, whatever the
-        sizes of the values.
-        """
+        """The share of the largest singular value below which a direction is rounding."""
         return 1e-10 if self.double else SINGLE
 
     @property
     def ties(self) -> float:
-        """How close two correlations, or two singular values as a share of them, are the same but
-        for rounding.
+        """The difference below which two correlations, or relative singular values, are equal.
 
-        Vectors of values that are further apart than the square root of the rounding are determined
-        to about that root.
+        Singular vectors are determined to about the square root of the rounding, if their values
+        are further apart than that root.
         """
         return min(self.relative**0.5, 1e-3)
 
     def noise(self, longest_row: float, longest_column: float, shape: tuple[int, int]) -> float:
-        """About the largest singular value of the rounding of a matrix whose rows and columns have
-        at most these norms.
+        """The approximate spectral norm of the rounding errors of a matrix.
 
-        Independent errors of at most e_ij have a spectral norm near `max_i |e_i.| + max_j |e_.j|`
+        Independent errors of size `e_ij` have a spectral norm near `max_i |e_i.| + max_j |e_.j|`
         (Bandeira and van Handel 2016).
+
+        Args:
+            longest_row: the largest norm of a row.
+            longest_column: the largest norm of a column.
+            shape: (examples, features).
         """
-        return self.relative * (longest_row + longest_column) + self.absolute * (
-            shape[0] ** 0.5 + shape[1] ** 0.5
-        )
+        relative_errors = self.relative * (longest_row + longest_column)
+        absolute_errors = self.absolute * (shape[0] ** 0.5 + shape[1] ** 0.5)
+        return relative_errors + absolute_errors
 
 
 @dataclass(frozen=True)
 class Activations:
-    """A matrix (examples, features) of finite values in float64, and how coarsely they were stored
-    before.
-    """
+    """A matrix (examples, features) of finite float64 values, and its original rounding."""
 
     values: Tensor
     rounding: Rounding
 
     @property
     def noise(self) -> float:
-        """About the largest singular value that rounding alone gives."""
-        rows, columns = (
-            float(torch.linalg.vector_norm(self.values, dim=dim).max()) for dim in (1, 0)
-        )
-        return self.rounding.noise(rows, columns, tuple(self.values.shape))  # type: ignore[arg-type]
+        """The approximate largest singular value of the rounding errors alone."""
+        longest_row = float(torch.linalg.vector_norm(self.values, dim=1).max())
+        longest_column = float(torch.linalg.vector_norm(self.values, dim=0).max())
+        examples, features = self.values.shape
+        return self.rounding.noise(longest_row, longest_column, (examples, features))
 
     def is_rounding(self, centred: Tensor) -> bool:
-        """Whether what centring leaves of the values is no more than their rounding."""
-        lost = self.rounding.relative * self.values.norm() + self.rounding.absolute * math.sqrt(
-            self.values.numel()
-        )
-        return bool(centred.norm() <= lost)
+        """Whether the values after centring are no larger than their rounding."""
+        relative_error = self.rounding.relative * self.values.norm()
+        absolute_error = self.rounding.absolute * math.sqrt(self.values.numel())
+        return bool(centred.norm() <= relative_error + absolute_error)
 
 
 def activations(x: Any, name: str) -> Activations:
-    """What a user gives as (examples, features), in float64.
+    """Activations (examples, features) in float64.
 
     Args:
         x: a tensor, an array or nested lists of numbers of any real dtype.
         name: what to call it in errors.
 
     Raises:
-        TypeError: no numbers.
+        TypeError: `x` does not hold numbers.
         ValueError: another shape, no examples, complex numbers, or a value that is not finite.
 
     Example:
@@ -129,43 +139,44 @@ def activations(x: Any, name: str) -> Activations:
             f"{name} must be (examples, features), got {tuple(tensor.shape)}; flatten an image's"
             " features, or take positions as examples"
         )
-    tensor = tensor.cpu() if tensor.device.type == "mps" else tensor  # it has no float64
+    tensor = where_float64_exists(tensor)
     values = tensor.double()
-    found = enough(Activations(values, Rounding.of(computed_in(tensor))), name, 1)
+    check_size(values, name, 1)
     if not bool(torch.stack(values.aminmax()).isfinite().all()):
         raise ValueError(
-            f"{name} holds {int((~values.isfinite()).sum())} values that are NaN or infinite; find"
-            " where activations overflow"
+            f"{name} holds {count_not_finite(values)} values that are NaN or infinite; find"
+            " the layer whose activations overflow"
         )
-    return found
+    return Activations(values, Rounding.of(original_dtype(tensor)))
 
 
-def enough(x: Activations, name: str, fewest: int) -> Activations:
-    """The same. Raises ValueError where there are fewer examples than `fewest`, or no features."""
-    shape = tuple(x.values.shape)
-    if shape[0] < fewest or not shape[1]:
+def check_size(values: Tensor, name: str, fewest: int) -> None:
+    """Raise ValueError if there are fewer examples than `fewest`, or no features."""
+    examples, features = values.shape
+    if examples < fewest or not features:
         raise ValueError(
-            f"{name} has shape {shape}; this measure needs at least {fewest} examples and one"
-            " feature"
+            f"{name} has shape {(examples, features)}; this measure needs at least {fewest}"
+            " examples and one feature"
         )
-    return x
 
 
-def computed_in(x: Tensor) -> torch.dtype:
-    """The dtype of (examples, features) before any cast to a wider one: the narrowest float that
-    holds every value.
+def original_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of (examples, features) before any cast to a wider one.
 
-    numpy has no bfloat16, so activations come as `.float().numpy()`. Whole numbers are not taken
-    for rounded ones.
+    This is the narrowest float that represents every value: numpy has no bfloat16, so such
+    activations come as `.float().numpy()`. Whole numbers are exact in every dtype, so they tell
+    nothing and keep theirs.
 
     Example:
-        >>> computed_in(torch.randn(9, 2).bfloat16().double()), computed_in(torch.arange(4.0)[:, None])
-        (torch.bfloat16, torch.float32)
+        >>> original_dtype(torch.randn(9, 2).bfloat16().double())
+        torch.bfloat16
+        >>> original_dtype(torch.arange(4.0)[:, None])
+        torch.float32
     """
-    parts = x[:16], x  # the first rows tell most matrices apart at little cost
-    if x.dtype not in (torch.float32, torch.float64) or all(
-        torch.equal(part, part.round()) for part in parts
-    ):
+    if x.dtype not in (torch.float32, torch.float64):
+        return x.dtype
+    parts = x[:16], x  # the first rows decide for most matrices, at little cost
+    if all(torch.equal(part, part.round()) for part in parts):
         return x.dtype
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         if all(torch.equal(part, part.to(dtype).to(x.dtype)) for part in parts):
@@ -174,9 +185,15 @@ def computed_in(x: Tensor) -> torch.dtype:
 
 
 def real_tensor(x: Any, name: str) -> Tensor:
-    """Numbers of any real dtype as a dense, detached tensor that keeps their precision.
+    """Numbers of any real dtype as a dense, detached tensor of the same precision.
 
-    Raises as `activations` does.
+    Args:
+        x: a tensor, an array or nested lists of numbers.
+        name: what to call it in errors.
+
+    Raises:
+        TypeError: `x` does not hold numbers, or is nested or quantized.
+        ValueError: `x` has no values, complex numbers, or integers beyond 2**53.
     """
     tensor = x.detach() if isinstance(x, Tensor) else _from_array(x, name)
     if tensor.is_nested:
@@ -197,30 +214,47 @@ def real_tensor(x: Any, name: str) -> Tensor:
             f"{name} holds complex numbers ({tensor.dtype}), which no measure compares; pass its"
             " abs(), or real and imaginary parts as features: torch.view_as_real(...).flatten(1)"
         )
-    if tensor.dtype.is_floating_point or tensor.dtype in (
-        torch.bool,
-        torch.uint8,
-        torch.int8,
-        torch.int16,
-        torch.int32,
-    ):
-        return _known(tensor, name)
-    whole = _known(tensor, name).long()
-    # uint64 beyond int64 wraps round to negative numbers.
-    wrapped = tensor.dtype == torch.uint64 and bool((whole < 0).any())
-    if wrapped or (whole.numel() and bool((whole.abs() > WHOLE).any())):
+    if tensor.dtype.is_floating_point or tensor.dtype in EXACT_DTYPES:
+        _check_dtype(tensor, name)
+        return tensor
+    return _exact_integers(tensor, name)
+
+
+def where_float64_exists(tensor: Tensor) -> Tensor:
+    """The tensor, on the CPU if its device has no float64, as MPS."""
+    return tensor.cpu() if tensor.device.type == "mps" else tensor
+
+
+def as_floats(tensor: Tensor) -> Tensor:
+    """Floats of any precision as they are, other numbers in float64."""
+    return tensor if tensor.is_floating_point() else tensor.double()
+
+
+def count_not_finite(tensor: Tensor) -> int:
+    """How many values are NaN or infinite."""
+    # Floats of one byte have no isfinite of their own.
+    narrow = tensor.is_floating_point() and tensor.itemsize == 1
+    values = tensor.float() if narrow else tensor
+    return int((~values.isfinite()).sum())
+
+
+def _exact_integers(tensor: Tensor, name: str) -> Tensor:
+    """Integers as int64. Raises ValueError for one that float64 would round."""
+    _check_dtype(tensor, name)
+    integers = tensor.long()
+    # uint64 values beyond int64 wrap round to negative numbers.
+    wrapped = tensor.dtype == torch.uint64 and bool((integers < 0).any())
+    too_large = integers.numel() and bool((integers.abs() > LARGEST_INTEGER).any())
+    if wrapped or too_large:
         raise ValueError(
-            f"{name} holds integers beyond 2**53, which float64 rounds; subtract what they have in"
-            " common first"
+            f"{name} holds integers beyond 2**53, which float64 rounds; subtract a common offset"
+            " first"
         )
-    return whole
+    return integers
 
 
-def _known(tensor: Tensor, name: str) -> Tensor:
-    """The tensor itself.
-
-    Raises TypeError for a dtype whose values torch cannot read, such as packed 4-bit floats.
-    """
+def _check_dtype(tensor: Tensor, name: str) -> None:
+    """Raise TypeError for a dtype that torch cannot convert, such as packed 4-bit floats."""
     try:
         tensor.reshape(-1)[:1].double()
         Rounding.of(tensor.dtype)
@@ -229,12 +263,11 @@ def _known(tensor: Tensor, name: str) -> Tensor:
             f"{name} has the dtype {tensor.dtype}, which torch does not turn into float64; convert"
             " it first"
         ) from None
-    return tensor
 
 
 def _from_array(x: Any, name: str) -> Tensor:
     if isinstance(x, str | bytes | dict | set) or x is None:
-        raise TypeError(f"{name} is a {type(x).__name__}; give a tensor or an array of {_KINDS}")
+        raise TypeError(f"{name} is a {type(x).__name__}; give a tensor or an array of {_NUMBERS}")
     if np.ma.is_masked(x):
         masked = int(np.ma.count_masked(x))
         raise ValueError(
@@ -245,18 +278,17 @@ def _from_array(x: Any, name: str) -> Tensor:
         array = np.asarray(x)
     except (ValueError, TypeError, RuntimeError) as error:
         raise TypeError(
-            f"{name} is a {type(x).__name__} that is no array ({error}); give rows of one length of"
-            f" {_KINDS}"
+            f"{name} is a {type(x).__name__}, which numpy does not turn into an array ({error});"
+            f" give rows of one length of {_NUMBERS}"
         ) from error
     if array.dtype.kind not in "fiubc":
-        raise TypeError(f"{name} is an array of {array.dtype}; give {_KINDS}")
-    return torch.from_numpy(
-        np.require(array, dtype=_torch_dtype(array.dtype), requirements=["C", "W"])
-    )
+        raise TypeError(f"{name} is an array of {array.dtype}; give {_NUMBERS}")
+    dtype = _torch_dtype(array.dtype)
+    return torch.from_numpy(np.require(array, dtype=dtype, requirements=["C", "W"]))
 
 
 def _torch_dtype(dtype: np.dtype) -> np.dtype:
-    """The dtype of this machine's byte order that torch has, of the same values."""
+    """A dtype for the same values that torch has, in this machine's byte order."""
     if dtype.kind == "f" and dtype.itemsize > 8:
         return np.dtype(np.float64)
     if dtype.kind == "c" and dtype.itemsize > 16:
@@ -264,30 +296,47 @@ def _torch_dtype(dtype: np.dtype) -> np.dtype:
     return dtype.newbyteorder("=")
 
 
-_collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)
-
-
 class Undefined(ValueError):
-    """The measure says nothing about these matrices: no variance, or too few examples for their
-    directions.
-    """
+    """The measure has no value: the matrices do not vary, or have too few examples."""
 
 
 def same(x: Activations, y: Activations) -> bool:
     """Whether two matrices hold the same numbers."""
-    return x.values.shape == y.values.shape and bool(
-        torch.equal(x.values, y.values.to(x.values.device))
-    )
+    if x.values.shape != y.values.shape:
+        return False
+    return bool(torch.equal(x.values, y.values.to(x.values.device)))
 
 
-def _centred(x: Activations, name: str, fewest: int = 2, constant: bool = False) -> Tensor:
-    """Centred columns, without those that do not vary unless `constant`."""
-    values = enough(x, name, fewest).values
-    varies = varying(values)
+def both_centred(
+    x: Activations, y: Activations, *, fewest: int = 2, keep_constant: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Both matrices with centred columns, on the device of the first.
+
+    Args:
+        x: (examples, features).
+        y: (examples, other features).
+        fewest: how many examples the measure needs.
+        keep_constant: keep features that do not vary, so feature i stays feature i.
+
+    Raises:
+        ValueError: too few examples, or different numbers of them.
+        Undefined: no feature of one side varies.
+    """
+    left = _centred(x, "x", fewest, keep_constant=keep_constant)
+    right = _centred(y, "y", fewest, keep_constant=keep_constant)
+    check_matched(left, right)
+    return left, right.to(left.device)
+
+
+def _centred(x: Activations, name: str, fewest: int, *, keep_constant: bool) -> Tensor:
+    check_size(x.values, name, fewest)
+    values = x.values
+    varies = varying(values)  # (features,)
     if not bool(varies.any()):
         raise no_variance(name, len(values))
-    centred = values if constant or bool(varies.all()) else values[:, varies]
-    centred = centred - centred.mean(0)
+    if not keep_constant and not bool(varies.all()):
+        values = values[:, varies]  # (examples, features that vary)
+    centred = values - values.mean(0)
     if x.is_rounding(centred):
         raise no_variance(name, len(values))
     return centred
@@ -296,54 +345,47 @@ def _centred(x: Activations, name: str, fewest: int = 2, constant: bool = False)
 def varying(x: Tensor) -> Tensor:
     """Which features of (examples, features) are not constant (features,)."""
     low, high = x.aminmax(dim=0)
-    return high - low > 1e-12 * torch.maximum(high.abs(), low.abs())
+    return high - low > CONSTANT * torch.maximum(high.abs(), low.abs())
 
 
 def no_variance(name: str, n: int) -> Undefined:
     """The error for a matrix whose features are all constant."""
     return Undefined(
-        f"{name} has no variance: every feature is constant over the {n} examples, but for rounding"
-        " (a dead layer?)"
+        f"{name} has no variance: apart from rounding, every feature is constant over the {n}"
+        " examples (a dead layer?)"
     )
 
 
-def _both(
-    x: Activations, y: Activations, fewest: int = 2, constant: bool = False
-) -> tuple[Tensor, Tensor]:
-    left, right = _centred(x, "x", fewest, constant), _centred(y, "y", fewest, constant)
-    matched(left, right)
-    return left, right.to(left.device)
-
-
-def matched(x: Tensor, y: Tensor) -> None:
-    """Raises ValueError where the two do not have as many examples."""
+def check_matched(x: Tensor, y: Tensor) -> None:
+    """Raise ValueError if the two have different numbers of examples."""
     if len(x) != len(y):
         raise ValueError(
             f"x has {len(x)} examples and y has {len(y)}; row i of both must be the same example"
         )
 
 
+_collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)
+
+
 def caution(message: str, stacklevel: int = 2) -> None:
-    """Warn of a value that has to be read with care, or keep the message for who collects
-    `cautions` in this thread.
-    """
-    kept = _collected.get()
-    if kept is None:
+    """Warn about a value, or add the message to the list of `cautions` in this thread."""
+    messages = _collected.get()
+    if messages is None:
         warnings.warn(message, stacklevel=stacklevel + 1)
-    elif message not in kept:
-        kept.append(message)
+    elif message not in messages:
+        messages.append(message)
 
 
 @contextmanager
 def cautions() -> Iterator[list[str]]:
-    """A list that gets what the measures of this thread warn of.
+    """A list that collects the warnings of the measures in this thread.
 
-    `warnings.catch_warnings` belongs to the whole process: it would take what other threads warn of
-    at the time, too.
+    `warnings.catch_warnings` acts on the whole process, so it would also take the warnings of
+    other threads.
     """
-    kept: list[str] = []
-    token = _collected.set(kept)
+    messages: list[str] = []
+    token = _collected.set(messages)
     try:
-        yield kept
+        yield messages
     finally:
         _collected.reset(token)

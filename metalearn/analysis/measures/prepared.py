@@ -1,6 +1,4 @@
-"""A matrix prepared for a measure: decomposed or multiplied out once, then compared or shuffled at
-little cost.
-"""
+"""Matrices prepared for a measure: decomposed once, then compared or shuffled at little cost."""
 
 from __future__ import annotations
 
@@ -12,7 +10,8 @@ from torch import Tensor
 
 from metalearn.analysis.measures.inputs import Activations, Matrix, activations, same
 
-GATHERED = 2**21  # entries of shuffled matrices that are held at a time
+# How many entries of shuffled matrices are in memory at a time.
+GATHERED = 2**21
 
 
 class Form(Protocol):
@@ -22,32 +21,50 @@ class Form(Protocol):
         """The measure's value against the other side."""
 
     def chance(self, other: Any, orders: Tensor, generator: torch.Generator) -> Tensor:
-        """The values with the other side's examples in each of `orders` (draws, examples) ->
-        (draws,).
+        """The values against the other side with its examples shuffled.
 
-        If that changes nothing, its neurons are shuffled by the generator.
+        Args:
+            other: the other side.
+            orders: (draws, examples), an order of the examples for each draw.
+            generator: shuffles neurons instead, for a measure that ignores the order of examples.
+
+        Returns:
+            The values (draws,).
         """
 
 
-def _shuffled(rows: Tensor, orders: Tensor) -> Iterator[Tensor]:
-    """(examples, features) in each of `orders` (draws, examples) -> (draws, examples, features),
-    some draws at a time.
+def shuffled(rows: Tensor, orders: Tensor) -> Iterator[Tensor]:
+    """The rows in each order, a few draws at a time.
+
+    Args:
+        rows: (examples, features).
+        orders: (draws, examples).
+
+    Yields:
+        (some draws, examples, features).
     """
-    for some in orders.split(max(1, GATHERED // rows.numel())):
-        yield rows[some]
+    for some_orders in orders.split(max(1, GATHERED // rows.numel())):
+        yield rows[some_orders]
 
 
-def _joined(values: Iterable[Tensor], like: Tensor) -> Tensor:
+def joined(values: Iterable[Tensor], like: Tensor) -> Tensor:
+    """Values (some draws,) as one tensor (draws,), which is empty without draws."""
     return torch.cat([like.new_zeros(0), *values])
 
 
 def compared(
     prepare: Callable[[Activations, Activations], tuple[Form, Form]], x: Matrix, y: Matrix
 ) -> float:
-    """The similarity of two matrices (examples, features) that a measure has prepared.
+    """The similarity of two matrices (examples, features).
 
-    The same numbers are the same network: exactly 1, without the last bit of a square root.
+    Args:
+        prepare: brings both matrices into the form that the measure needs.
+        x: (examples, features).
+        y: (examples, other features).
     """
-    left, right = activations(x, "x"), activations(y, "y")
+    left = activations(x, "x")
+    right = activations(y, "y")
     before, after = prepare(left, right)
-    return 1.0 if same(left, right) else before.similarity(after)
+    if same(left, right):
+        return 1.0  # exactly, without the rounding of the last bit
+    return before.similarity(after)

@@ -1,4 +1,4 @@
-"""What a batch gives to a network: its inputs, on the network's device and in its precision."""
+"""From a batch to the inputs of a network, on its device and in its precision."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from metalearn.network.forward import Inputs, arguments
 
 ToInputs: TypeAlias = Callable[[Any], Inputs]
 
-# Entries of a dictionary that are answers, not inputs.
+# Entries of a dictionary that are not inputs.
 LABELS = ("labels", "label", "targets", "target")
 
 CURE = "pass to_inputs=, a function from a batch to what the network is called with"
@@ -29,7 +29,7 @@ def is_one_batch(inputs: Any) -> bool:
 
 
 def loader_of(inputs: Any) -> Iterable[Any]:
-    """An iterable of batches, of one where `inputs` is a tensor, an array or a dictionary."""
+    """An iterable of batches; a tensor, an array or a dictionary is one batch."""
     if is_one_batch(inputs):
         return [inputs]
     if not isinstance(inputs, Iterable) or isinstance(inputs, str | bytes):
@@ -44,9 +44,9 @@ def inputs_of(batch: Any, source: str, to_inputs: ToInputs | None = None) -> Inp
     """The inputs in a batch.
 
     Args:
-        batch: a tensor; a dictionary, of which all but `LABELS` are inputs by keyword; or a tuple
-            or list that starts with the inputs: a tensor, a dictionary, or a tuple of several
-            inputs by position.
+        batch: a tensor; a dictionary, whose entries are inputs by keyword except those in `LABELS`;
+            or a tuple or list that starts with the inputs: a tensor, a dictionary, or a tuple of
+            several inputs by position.
         source: what the batch is called in errors.
         to_inputs: used instead of this rule.
 
@@ -54,7 +54,8 @@ def inputs_of(batch: Any, source: str, to_inputs: ToInputs | None = None) -> Inp
         ValueError: there is no tensor with examples among the inputs.
 
     Example:
-        >>> sorted(inputs_of({"ids": torch.ones(2, 3), "mask": torch.ones(2, 3), "labels": torch.ones(2)}, "the batch"))
+        >>> batch = {"ids": torch.ones(2, 3), "mask": torch.ones(2, 3), "labels": torch.ones(2)}
+        >>> sorted(inputs_of(batch, "the batch"))
         ['ids', 'mask']
         >>> len(inputs_of(((torch.ones(2, 3), torch.ones(2, 5)), torch.ones(2)), "the batch"))
         2
@@ -63,9 +64,12 @@ def inputs_of(batch: Any, source: str, to_inputs: ToInputs | None = None) -> Inp
         inputs: Any = to_inputs(batch)
     elif isinstance(batch, Mapping):
         inputs = {name: value for name, value in batch.items() if name not in LABELS}
+    elif isinstance(batch, tuple | list) and len(batch):
+        inputs = batch[0]
     else:
-        inputs = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
-    inputs = real_tensor(inputs, source) if isinstance(inputs, np.ndarray) else inputs
+        inputs = batch
+    if isinstance(inputs, np.ndarray):
+        inputs = real_tensor(inputs, source)
     if not _sizes(inputs):
         held = _described(batch if to_inputs is None else inputs)
         raise ValueError(
@@ -78,6 +82,16 @@ def inputs_of(batch: Any, source: str, to_inputs: ToInputs | None = None) -> Inp
 def count(inputs: Inputs) -> int:
     """How many examples there are: the first dimension of the first tensor."""
     return _sizes(inputs)[0]
+
+
+def shown_batches(number: int) -> str:
+    """A number of batches in words.
+
+    Example:
+        >>> shown_batches(1), shown_batches(3)
+        ('1 batch', '3 batches')
+    """
+    return "1 batch" if number == 1 else f"{number} batches"
 
 
 def to_device(inputs: Any, like: Tensor | None) -> Any:
@@ -94,34 +108,30 @@ def to_device(inputs: Any, like: Tensor | None) -> Any:
 
 @contextmanager
 def running(network: nn.Module, inputs: Inputs, side: str) -> Iterator[None]:
-    """Errors of the network say which one it is and what it was given.
+    """Errors of the network name it and what it was given.
 
-    Raises ValueError for inputs that its forward does not take, and for integers where it computes
-    with real numbers.
+    Args:
+        network: the network that runs inside.
+        inputs: what it is given.
+        side: what it is called in errors.
+
+    Raises:
+        ValueError: its forward does not take these inputs, or computes with real numbers and was
+            given integers.
     """
     args, kwargs = arguments(inputs)
     given = f"{side} ({type(network).__name__}) was given {_described(inputs)}"
-    try:
-        accepted = inspect.signature(network.forward)
-    except (TypeError, ValueError):  # a compiled or scripted module has none
-        accepted = None
-    if accepted is not None:
-        try:
-            accepted.bind(*args, **kwargs)
-        except TypeError as error:
-            raise ValueError(
-                f"{given}, but its forward takes {accepted}: {error}; {CURE}"
-            ) from None
+    _check_signature(network, args, kwargs, given)
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError) or _is_ours(error):
+        if _is_ours(error):
+            error.add_note(given)
             raise
-        real = any(
-            tensor.is_floating_point()
-            for tensor in (*args, *kwargs.values())
-            if isinstance(tensor, Tensor)
-        )
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        real = any(tensor.is_floating_point() for tensor in tensors)
         if real or not isinstance(error, RuntimeError):
             error.add_note(
                 f"{given}; bring the inputs to the shape and dtype that it was built for"
@@ -134,26 +144,38 @@ def running(network: nn.Module, inputs: Inputs, side: str) -> Iterator[None]:
         ) from error
 
 
+def _check_signature(
+    network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], given: str
+) -> None:
+    """Raise ValueError if the network's forward does not take these arguments."""
+    try:
+        signature = inspect.signature(network.forward)
+    except (TypeError, ValueError):  # a compiled or scripted module has none
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise ValueError(f"{given}, but its forward takes {signature}: {error}; {CURE}") from None
+
+
 def _is_ours(error: Exception) -> bool:
-    """Whether an error was raised by this project, about a layer, and not by the network."""
+    """Whether this project raised the error, about a layer, and not the network."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return str(frame.f_globals.get("__name__", "")).startswith("metalearn.")
 
 
 def _sizes(inputs: Any) -> list[int]:
-    """The first dimension of every tensor in the inputs, in order; none where one is empty."""
+    """The first dimension of every tensor in the inputs that has examples, in order."""
     if isinstance(inputs, Tensor):
-        return [len(inputs)] if inputs.ndim and len(inputs) else []
-    entries = (
-        inputs.values()
-        if isinstance(inputs, Mapping)
-        else inputs
-        if isinstance(inputs, tuple | list)
-        else ()
-    )
-    return [
-        len(entry) for entry in entries if isinstance(entry, Tensor) and entry.ndim and len(entry)
-    ]
+        entries = [inputs]
+    elif isinstance(inputs, Mapping):
+        entries = list(inputs.values())
+    elif isinstance(inputs, tuple | list):
+        entries = list(inputs)
+    else:
+        return []
+    tensors = [entry for entry in entries if isinstance(entry, Tensor) and entry.ndim]
+    return [len(tensor) for tensor in tensors if len(tensor)]
 
 
 def _described(inputs: Any) -> str:
@@ -162,8 +184,6 @@ def _described(inputs: Any) -> str:
     if isinstance(inputs, Mapping):
         return f"a {type(inputs).__name__} of {', '.join(map(repr, inputs)) or 'nothing'}"
     if isinstance(inputs, tuple | list):
-        return (
-            f"a {type(inputs).__name__} of"
-            f" {', '.join(type(entry).__name__ for entry in inputs) or 'nothing'}"
-        )
+        kinds = [type(entry).__name__ for entry in inputs]
+        return f"a {type(inputs).__name__} of {', '.join(kinds) or 'nothing'}"
     return f"a {type(inputs).__name__}"

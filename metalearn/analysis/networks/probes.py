@@ -1,11 +1,11 @@
-"""How much each layer knows of the labels: a linear readout of its features, solved in closed form."""
+"""Linear probes: a linear readout of each layer's features, solved in closed form."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from metalearn.analysis.checks import (
     is_number,
     listed,
 )
-from metalearn.analysis.measures.inputs import real_tensor
+from metalearn.analysis.measures.inputs import as_floats, real_tensor
 from metalearn.analysis.plotting.pictured import Pictured
 from metalearn.episodes import Examples
 from metalearn.network.activations import representations
@@ -38,15 +38,23 @@ CONVENTIONS = {
     "flatten": "all channels and positions as features",
     "pool": "channels averaged over positions as features",
 }
-RIDGES = tuple(
-    10.0**power for power in range(-5, 3)
-)  # times the mean eigenvalue, so that the scale of a layer does not matter
+
+# Ridges as multiples of the mean eigenvalue, so the scale of a layer does not matter.
+RIDGES = tuple(10.0**power for power in range(-5, 3))
+
+# Features in float64 in memory at a time.
+SLICE = 4096
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One layer: the probe's accuracy on the test examples with its interval, the number of
-    features, and the ridge that was taken.
+    """The probe of one layer.
+
+    Attributes:
+        layer: its name.
+        accuracy: on the test examples, with its interval.
+        features: how many features it has.
+        ridge: the ridge that was chosen, as a multiple of the mean eigenvalue.
     """
 
     layer: str
@@ -59,7 +67,13 @@ class Probe:
 class Probes(Pictured, Tabular):
     """Accuracy of a linear probe on every layer; prints as a table.
 
-    `chance` is the share of the most frequent class at test.
+    Attributes:
+        layers: the rows, in order.
+        convention: how outputs became features (`CONVENTIONS`).
+        train: how many training examples there are.
+        test: how many test examples there are.
+        classes: how many classes there are.
+        chance: the share of the most frequent class among the test examples.
     """
 
     layers: tuple[Probe, ...]
@@ -79,15 +93,10 @@ class Probes(Pictured, Tabular):
         )
 
     def __str__(self) -> str:
-        rows = [
-            (
-                p.layer,
-                f"{100 * p.accuracy.mean:6.2f} ± {100 * p.accuracy.interval:.2f}",
-                str(p.features),
-                f"{p.ridge:.3g}",
-            )
-            for p in self.layers
-        ]
+        rows = []
+        for probe in self.layers:
+            accuracy = f"{100 * probe.accuracy.mean:6.2f} ± {100 * probe.accuracy.interval:.2f}"
+            rows.append((probe.layer, accuracy, str(probe.features), f"{probe.ridge:.3g}"))
         table = aligned(("layer", "accuracy %", "features", "ridge"), rows)
         return (
             f"{table}\n({self.classes} classes, {self.train} training and {self.test} test"
@@ -124,34 +133,42 @@ def linear_probes(
     batch: int = 128,
     seed: int = 0,
 ) -> Probes:
-    """Accuracy of a linear classifier on each layer's features -> `Probes`.
+    """Accuracy of a linear classifier on each layer's features.
 
     Ridge regression of one-hot labels on the centred features, `W = (X^T X + r I)^-1 X^T Y`; the
     prediction is the largest output. After Alain and Bengio 2016 (arXiv:1610.01644), with a closed
-    form in place of logistic regression.
+    form instead of logistic regression. The layers are probed one after another, so memory is that
+    of the widest.
 
     Args:
-        model: a network, or a learner, whose trained weights are probed as they stand.
-        train, test: `Examples` or data sets of (input, integer label), such as `LabelledImages`:
-            the same classes, no example in both.
+        model: a network, or a learner, whose trained weights are probed without adaptation.
+        train: `Examples`, or a data set of (input, integer label) such as `LabelledImages`.
+        test: the same classes, without any of the training examples.
         layers: module paths; by default all of `metalearn.layers(model)`.
         shots: training examples per class, drawn by `seed`; None takes all.
-        convention: "flatten" or "pool" (channels averaged over positions: as many features early in
-            the network as late).
-        ridge: `r`, in units of the mean eigenvalue of X^T X; None takes that of 1e-5 to 1e2 whose
-            squared leave-one-out error is least.
-        batch: examples a forward pass. They are shuffled first: where batch norm takes the batch's
-            statistics, a batch of one class would hide the class. The layers are probed one after
-            another, so that memory is that of the widest.
+        convention: "flatten", or "pool" (channels averaged over positions, so early layers have no
+            more features than late ones).
+        ridge: `r`, in units of the mean eigenvalue of X^T X; None takes the one of 1e-5 to 1e2 with
+            the smallest squared leave-one-out error.
+        batch: examples a forward pass. They are shuffled first: if batch norm uses the statistics
+            of the batch, a batch of one class would hide the class.
+        seed: determines the shots and the order of examples.
 
-    Raises ValueError for a layer that does not exist, a test label that was not trained on, a class
-    with fewer than `shots` examples, inputs that the model does not take, and features that are not
-    finite (the layer is named).
+    Returns:
+        A `Probes`: a row a layer.
+
+    Raises:
+        TypeError: the data do not consist of pairs (input, integer label).
+        ValueError: a layer that does not exist; a test label without training examples; a class
+            with fewer than `shots` examples; inputs that the model does not take; or features that
+            are not finite (the layer is named).
 
     Example:
         >>> inputs = torch.cat([torch.randn(20, 4) - 3, torch.randn(20, 4) + 3])
-        >>> halves = [Examples(inputs[start::2], torch.arange(2).repeat_interleave(10)) for start in (0, 1)]
-        >>> linear_probes(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), *halves, layers=["0"])["0"].accuracy.mean
+        >>> labels = torch.arange(2).repeat_interleave(10)
+        >>> train, test = Examples(inputs[::2], labels), Examples(inputs[1::2], labels)
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> linear_probes(model, train, test, layers=["0"])["0"].accuracy.mean
         1.0
     """
     network = model.model if isinstance(model, Learner) else model
@@ -160,87 +177,102 @@ def linear_probes(
         batch, "batch", 1, "it is how many examples go through the network at a time"
     )
     seed = check_seed(seed)
-    shots = (
-        None
-        if shots is None
-        else check_whole(shots, "shots", 1, "it is how many training examples each class has")
-    )
-    chosen = (
-        layer_names(network)
-        if layers is None
-        else check_all(listed(layers, "layers"), str, "layers", "give names of modules")
-    )
-    names = [resolve(network, name) for name in chosen]
+    if shots is not None:
+        meaning = "it is how many training examples each class has"
+        shots = check_whole(shots, "shots", 1, meaning)
+    names = _names(network, layers)
+    _check_settings(convention, ridge)
+    training = _examples(train, shots, seed)
+    testing = _examples(test, None, seed)
+    classes, answers = training.targets.unique(return_inverse=True)
+    truth = _class_numbers(testing.targets, classes)
+    targets = F.one_hot(answers, len(classes)).double()  # (training examples, classes)
+    ridges = RIDGES if ridge is None else (ridge,)
+    rows = []
+    for name in names:
+        x = _features(network, name, training.inputs, convention, batch)
+        y = _features(network, name, testing.inputs, convention, batch)
+        outputs, chosen = ridge_readout(x, targets, y, ridges)
+        correct = (outputs.argmax(1) == truth).double()
+        rows.append(Probe(name, Estimate.of(correct), x.shape[1], chosen))
+    chance = float(torch.bincount(truth).max()) / len(truth)
+    return Probes(tuple(rows), convention, len(answers), len(truth), len(classes), chance)
+
+
+def _names(network: nn.Module, layers: Sequence[str] | None) -> list[str]:
+    if layers is None:
+        return layer_names(network)
+    names = check_all(listed(layers, "layers"), str, "layers", "give names of modules")
+    return [resolve(network, name) for name in names]
+
+
+def _check_settings(convention: str, ridge: float | None) -> None:
     if convention not in CONVENTIONS:
         raise ValueError(
             f"there is no convention {convention!r}; choose {' or '.join(CONVENTIONS)}"
         )
     if ridge is not None and not (is_number(ridge) and 0 < ridge < math.inf):
         raise ValueError(
-            f"ridge={ridge} must be above 0; without it features that repeat have no one solution"
+            f"ridge={ridge} must be above 0 and finite; without a ridge, repeated features have no"
+            " unique solution"
         )
-    fit, seen = _drawn(train, shots, seed), _drawn(test, None, seed)
-    classes, answers = fit.targets.unique(return_inverse=True)
-    if not torch.isin(seen.targets, classes).all():
-        strange = int(seen.targets[~torch.isin(seen.targets, classes)][0])
+
+
+def _class_numbers(labels: Tensor, classes: Tensor) -> Tensor:
+    """The position of each label among the sorted classes. Raises ValueError for another label."""
+    known = torch.isin(labels, classes)
+    if not known.all():
         raise ValueError(
-            f"the test examples have the label {strange}, which no training example has; probe"
-            " classes that both have"
+            f"the test examples have the label {int(labels[~known][0])}, which no training example"
+            " has; probe classes that both have"
         )
-    truth = torch.searchsorted(classes, seen.targets)
-    rows = []
-    for name in names:
-        x, y = (_features(network, name, part.inputs, convention, batch) for part in (fit, seen))
-        scores, taken = ridge_readout(
-            x, F.one_hot(answers, len(classes)).double(), y, RIDGES if ridge is None else (ridge,)
-        )
-        rows.append(
-            Probe(name, Estimate.of((scores.argmax(1) == truth).double()), x.shape[1], taken)
-        )
-    chance = float(torch.bincount(truth).max()) / len(truth)
-    return Probes(tuple(rows), convention, len(answers), len(truth), len(classes), chance)
+    return torch.searchsorted(classes, labels)
 
 
-def _drawn(data: Any, shots: int | None, seed: int) -> Examples:
-    """The examples that are taken, in a shuffled order."""
+def _examples(data: Any, shots: int | None, seed: int) -> Examples:
+    """The examples of a data set in random order; `shots` of each class, or all."""
     generator = torch.Generator().manual_seed(seed)
+    labels = _labels(data)
+    order = torch.randperm(len(labels), generator=generator)
+    if shots is not None:
+        order = _first_of_each_class(order, labels, shots)
+        order = order[torch.randperm(len(order), generator=generator)]
+    targets = labels[order.to(labels.device)].cpu()
+    if isinstance(data, Examples):
+        return Examples(data.inputs[order.to(data.inputs.device)], targets)
+    inputs = [torch.as_tensor(data[int(i)][0]) for i in order]
+    return Examples(torch.stack(inputs), targets)
+
+
+def _labels(data: Any) -> Tensor:
+    """The integer labels of a data set (examples,)."""
     labels = data.targets if isinstance(data, Examples) else getattr(data, "labels", None)
     if labels is None:
         labels = torch.tensor([_label(data, i) for i in range(_length(data))])
-    if (
-        not isinstance(labels, Tensor)
-        or labels.ndim != 1
-        or not len(labels)
-        or labels.is_floating_point()
-    ):
-        raise ValueError(
-            "linear_probes needs examples with integer labels, one each"
-            + (": there are none" if not len(labels) else "")
-        )
+    is_vector = isinstance(labels, Tensor) and labels.ndim == 1
+    if is_vector and not len(labels):
+        raise ValueError("linear_probes needs examples with integer labels: there are none")
+    if not is_vector or labels.is_floating_point():
+        raise ValueError("linear_probes needs examples with integer labels, one each")
     if isinstance(data, Examples) and len(data.inputs) != len(labels):
         raise ValueError(
             f"{len(data.inputs)} inputs have {len(labels)} labels; give one label for each"
         )
-    order = torch.randperm(len(labels), generator=generator)
-    if shots is not None:
-        picks = [order[labels[order] == label] for label in labels.unique()]
-        small = next((pick for pick in picks if len(pick) < shots), None)
-        if shots < 1 or small is not None:
-            few = (
-                f"class {int(labels[small[0]])} has {len(small)} training examples"
-                if small is not None
-                else "there is no such probe"
+    return labels
+
+
+def _first_of_each_class(order: Tensor, labels: Tensor, shots: int) -> Tensor:
+    """The first `shots` examples of each class in this order. Raises ValueError for too few."""
+    classes = labels.unique()
+    of_classes = [order[labels[order] == label] for label in classes]
+    fewest = min(map(len, of_classes))
+    for label, of_class in zip(classes, of_classes, strict=True):
+        if len(of_class) < shots:
+            raise ValueError(
+                f"shots={shots} but class {int(label)} has {len(of_class)} training examples; ask"
+                f" for 1 to {fewest} shots"
             )
-            raise ValueError(f"shots={shots} but {few}; ask for 1 to {min(map(len, picks))} shots")
-        order = torch.cat([pick[:shots] for pick in picks])
-        order = order[torch.randperm(len(order), generator=generator)]
-    if isinstance(data, Examples):
-        return Examples(
-            data.inputs[order.to(data.inputs.device)], labels[order.to(labels.device)].cpu()
-        )
-    return Examples(
-        torch.stack([torch.as_tensor(data[int(i)][0]) for i in order]), labels[order].cpu()
-    )
+    return torch.cat([of_class[:shots] for of_class in of_classes])
 
 
 def _length(data: Any) -> int:
@@ -265,73 +297,125 @@ def _label(data: Any, i: int) -> int:
 
 
 def _features(model: nn.Module, layer: str, inputs: Tensor, convention: str, batch: int) -> Tensor:
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    """A layer's output for all inputs, as a matrix (examples, features) on the CPU."""
+    floats = (weight for weight in model.parameters() if weight.is_floating_point())
+    like = next(floats, torch.empty(0))
+    batches = -(-len(inputs) // batch)
     pieces = []
     with evaluation_mode([model]), torch.no_grad():
-        for part in inputs.tensor_split(-(-len(inputs) // batch)):
-            with representations(model, [layer]) as seen:
-                try:
-                    model(part.to(like.device, like.dtype if part.is_floating_point() else None))
-                except (RuntimeError, ValueError) as error:
-                    raise ValueError(
-                        f"the model does not take inputs of {tuple(part.shape[1:])}"
-                        f" ({str(error).splitlines()[0]}); bring the images to its channels and"
-                        " size"
-                    ) from error
-            output = real_tensor(seen[layer], f"layer {layer}: its output")
-            output = output if output.is_floating_point() else output.double()
-            if convention == "pool" and output.ndim > 2:
-                output = output.mean(1) if output.ndim == 3 else output.flatten(2).mean(2)
-            pieces.append(output.flatten(1).cpu())
-    found = torch.cat(pieces)
-    if not found.isfinite().all():
+        for part in inputs.tensor_split(batches):
+            dtype = like.dtype if part.is_floating_point() else None
+            with representations(model, [layer]) as outputs:
+                _forward(model, part.to(like.device, dtype))
+            pieces.append(_matrix(outputs[layer], layer, convention).cpu())
+    features = torch.cat(pieces)
+    if not features.isfinite().all():
         raise ValueError(
-            f"layer {layer}: features that are not finite; look at the weights or at the inputs"
+            f"layer {layer}: features that are not finite; check the weights and the inputs"
         )
-    return found
+    return features
+
+
+def _forward(model: nn.Module, inputs: Tensor) -> None:
+    try:
+        model(inputs)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"the model does not take inputs of {tuple(inputs.shape[1:])}"
+            f" ({str(error).splitlines()[0]}); bring the images to its channels and size"
+        ) from error
+
+
+def _matrix(output: Tensor, layer: str, convention: str) -> Tensor:
+    """An output as (examples, features)."""
+    output = as_floats(real_tensor(output, f"layer {layer}: its output"))
+    if convention == "pool" and output.ndim == 3:  # (examples, positions, features)
+        return output.mean(1)
+    if convention == "pool" and output.ndim > 3:  # (examples, channels, height, width)
+        return output.flatten(2).mean(2)
+    return output.flatten(1)
+
+
+class _Decomposition(NamedTuple):
+    """The centred training features `X = U S V^T`, and the test features in the same axes.
+
+    Attributes:
+        basis: U (training examples, directions).
+        energy: the diagonal of S² (directions,).
+        projected: the test features minus the training mean, times V (test examples, directions).
+    """
+
+    basis: Tensor
+    energy: Tensor
+    projected: Tensor
 
 
 def ridge_readout(
     x: Tensor, targets: Tensor, y: Tensor, ridges: Sequence[float] = RIDGES
 ) -> tuple[Tensor, float]:
-    """Training features (n, d), targets (n, outputs), test features -> test outputs, and the ridge
-    that was taken.
+    """Ridge regression on training features, with the ridge chosen by the leave-one-out error.
+
+    `W = (X^T X + r I)^-1 X^T T` on centred features X and targets T.
+
+    Args:
+        x: training features (n, d).
+        targets: (n, outputs), float64.
+        y: test features (test examples, d).
+        ridges: the candidates, in units of the mean eigenvalue of X^T X.
+
+    Returns:
+        The outputs for the test features (test examples, outputs), and the chosen ridge.
     """
-    mean, middle = x.double().mean(0), targets.mean(0)
-    if (
-        len(x) < x.shape[1]
-    ):  # through the Gram matrix, in slices of features: float64 copies of all of them would not fit
-        gram, across = (
-            x.new_zeros(len(x), len(x), dtype=torch.float64),
-            y.new_zeros(len(y), len(x), dtype=torch.float64),
-        )
-        for part in range(0, x.shape[1], 4096):
-            columns = slice(part, part + 4096)
-            a, b = x[:, columns].double() - mean[columns], y[:, columns].double() - mean[columns]
-            gram, across = gram + a @ a.T, across + b @ a.T
-        energy, left = torch.linalg.eigh(gram)
-    else:
-        a, b = x.double() - mean, y.double() - mean
-        energy, right = torch.linalg.eigh(a.T @ a)
-    kept = energy > 1e-10 * energy.max().clamp(min=1e-300)
-    if not kept.any():  # constant features say nothing
+    middle = targets.mean(0)
+    basis, energy, projected = _decomposed(x, y)
+    if not len(energy):  # constant features predict the mean
         return middle.expand(len(y), -1), float(ridges[-1])
-    energy, root = energy[kept], energy[kept].sqrt()
-    if len(x) < x.shape[1]:
-        basis, projected = left[:, kept], across @ left[:, kept] / root
-    else:
-        basis, projected = a @ right[:, kept] / root, b @ right[:, kept]
-    loadings = basis.T @ (targets - middle)
-    best, taken = None, 0.0
-    for ridge in ridges:
-        strength = ridge * float(energy.mean())
-        shrink = energy / (energy + strength)
-        leverage = (1 / len(x) + basis.square() @ shrink).clamp(max=1 - 1e-9)
-        left_out = (targets - middle - basis @ (shrink[:, None] * loadings)) / (1 - leverage)[
-            :, None
-        ]
-        error = float(left_out.square().mean())
-        if best is None or error < best:
-            best, taken = error, ridge
-    strength = taken * float(energy.mean())
-    return middle + projected @ ((root / (energy + strength))[:, None] * loadings), taken
+    centred = targets - middle
+    loadings = basis.T @ centred  # U^T T (directions, outputs)
+
+    def left_out_error(ridge: float) -> float:
+        """The mean squared error of each example, predicted from all others."""
+        # The hat matrix is H = 1 / n + U S² (S² + r)^-1 U^T, and the error without example i is its
+        # residual divided by 1 - H_ii.
+        shrink = energy / (energy + ridge * float(energy.mean()))
+        leverage = (1 / len(x) + basis.square() @ shrink).clamp(max=1 - 1e-9)  # H_ii (n,)
+        residuals = centred - basis @ (shrink[:, None] * loadings)  # (n, outputs)
+        return float((residuals / (1 - leverage)[:, None]).square().mean())
+
+    chosen = min(ridges, key=left_out_error)
+    # Y W = (Y V) S (S² + r)^-1 U^T T
+    shrink = energy.sqrt() / (energy + chosen * float(energy.mean()))
+    return middle + projected @ (shrink[:, None] * loadings), chosen
+
+
+def _decomposed(x: Tensor, y: Tensor) -> _Decomposition:
+    """Training features (n, d) and test features, decomposed through the smaller square matrix."""
+    mean = x.double().mean(0)
+    if len(x) >= x.shape[1]:
+        a = x.double() - mean
+        b = y.double() - mean
+        # X^T X = V S² V^T, so U = X V S^-1.
+        energy, right = torch.linalg.eigh(a.T @ a)
+        varies = _more_than_rounding(energy)
+        energy = energy[varies]
+        right = right[:, varies]
+        return _Decomposition(a @ right / energy.sqrt(), energy, b @ right)
+    # X X^T = U S² U^T, so Y V = (Y X^T) U S^-1. In slices of features, because copies of all of
+    # them in float64 might not fit in memory.
+    gram = x.new_zeros(len(x), len(x), dtype=torch.float64)
+    across = y.new_zeros(len(y), len(x), dtype=torch.float64)
+    for first in range(0, x.shape[1], SLICE):
+        columns = slice(first, first + SLICE)
+        a = x[:, columns].double() - mean[columns]
+        b = y[:, columns].double() - mean[columns]
+        gram = gram + a @ a.T
+        across = across + b @ a.T
+    energy, left = torch.linalg.eigh(gram)
+    varies = _more_than_rounding(energy)
+    energy = energy[varies]
+    left = left[:, varies]
+    return _Decomposition(left, energy, across @ left / energy.sqrt())
+
+
+def _more_than_rounding(energy: Tensor) -> Tensor:
+    return energy > 1e-10 * energy.max().clamp(min=1e-300)

@@ -90,7 +90,7 @@ def test_a_layer_that_a_measure_cannot_judge_is_nan_with_the_reason():
 
 def test_bad_comparisons_name_the_layer_and_the_cure():
     x = torch.randn(10, 3, 4, 4)
-    with pytest.raises(ValueError, match="after: layer 'a' puts out 480 values"):
+    with pytest.raises(ValueError, match="after: layer 'a' outputs 480 values"):
         compare_layers({"a": x}, {"a": x / 0})
     with pytest.raises(ValueError, match=r"layer a: .*positions.*convention='pool'"):
         compare_layers({"a": x}, {"a": x[:, :, :2]}, convention="positions")

@@ -19,7 +19,7 @@ from metalearn.analysis.adaptation.feature_reuse import _OverTasks
 from metalearn.analysis.adaptation.over_seeds import over_seeds
 from metalearn.analysis.measures.chance import arrangements, chosen_draws, measured
 from metalearn.analysis.networks.between import similarity_between
-from metalearn.analysis.networks.layerwise import cca_of_task
+from metalearn.analysis.networks.per_task import cca_of_task
 from metalearn.models import Conv4
 from metalearn.runtime.statistics import holm, p_value
 from tests.helpers import prototype_tasks, small_conv4
@@ -251,7 +251,7 @@ def test_draws_are_the_measure_of_shuffled_rows(measure: str) -> None:
     x, y = random(40, 3, seed=1), random(40, 3, seed=2)
     orders = rearranged(40, 10, torch.Generator().manual_seed(5), 4)
     expected = [measured(measure, x, y[order], draws=0)[0] for order in orders]
-    assert measured(measure, x, y, units=10, draws=4, seed=5)[1] == pytest.approx(
+    assert measured(measure, x, y, groups=10, draws=4, seed=5)[1] == pytest.approx(
         expected, abs=1e-12
     )
     blocks = orders.reshape(4, 10, 4)
@@ -278,8 +278,8 @@ def test_tables_print_p_values_and_draws() -> None:
     assert compare_layers({"a": x["a"]}, {"a": x["a"]})["a"].p == 1 / 201  # the same network too
 
 
-def test_two_units_have_one_other_order_however_many_draws() -> None:
-    profile = compare_layers({"a": random(40, 2)}, {"a": 3 * random(40, 2)}, units=2, draws=200)
+def test_two_groups_have_one_other_order_however_many_draws() -> None:
+    profile = compare_layers({"a": random(40, 2)}, {"a": 3 * random(40, 2)}, groups=2, draws=200)
     assert profile["a"].p == 1 / 2
 
 

@@ -212,7 +212,7 @@ def test_what_is_no_matrix_of_real_numbers_is_refused_by_name() -> None:
         (np.array([[1, None]], dtype=object), "array of object"),
         (np.zeros(300, dtype=[("a", float), ("b", float)]), "array of"),
         (np.zeros((300, 6), dtype="datetime64[s]"), "array of datetime64"),
-        ([[1.0, 2.0], [3.0]], "list that is no array"),
+        ([[1.0, 2.0], [3.0]], "is a list, which numpy does not turn into an array"),
         ("activations", "is a str"),
         (None, "NoneType"),
         ({"layer": y}, "is a dict"),

@@ -252,7 +252,7 @@ def test_subspace_similarity_refuses_other_widths_and_directions_that_are_not_th
         subspace(x, y, k=2)
     with pytest.raises(ValueError, match="k=0 must be at least 1"):
         subspace(x, x**2, k=0)
-    with pytest.raises(ValueError, match="fewer than k=3; ask for at most k=2"):
+    with pytest.raises(ValueError, match=r"fewer than k=3; .*k=2"):
         subspace(x, x[:, :2] @ np.ones((2, 6)) + x[:, :1] @ [[0, 1, 2, 3, 4, 5]], k=3)
     broken = x.copy()
     broken[3, 2] = np.nan
@@ -358,31 +358,31 @@ def test_options_out_of_range_are_refused():
         rbf_cka(np.repeat([[0.0], [1.0]], [18, 2], axis=0), x[:20])
 
 
-def test_shuffling_whole_units_gives_a_higher_floor_than_shuffling_rows():
+def test_shuffling_whole_groups_gives_a_higher_floor_than_shuffling_rows():
     draws = np.random.default_rng(0)
     x, y = (
         np.repeat(draws.normal(size=(20, 4)), 30, axis=0) + 0.1 * draws.normal(size=(600, 4))
         for _ in range(2)
     )
     by_row, by_unit = (
-        Floor.of(measured("cca", x, y, units=units)[1]).median for units in (600, 20)
+        Floor.of(measured("cca", x, y, groups=groups)[1]).median for groups in (600, 20)
     )
     assert by_row < 0.15 < by_unit
 
 
-def test_one_unit_has_no_floor_and_uneven_units_are_refused():
+def test_one_group_has_no_floor_and_uneven_groups_are_refused():
     x, y = related()
-    assert measured("cca", x, y, units=1)[1].size == 0
+    assert measured("cca", x, y, groups=1)[1].size == 0
     assert np.isnan(Floor.of(np.array([])).median)
-    with pytest.raises(ValueError, match="200 examples do not divide into units=3"):
-        measured("cca", x, y, units=3)
+    with pytest.raises(ValueError, match="200 examples do not divide into groups=3"):
+        measured("cca", x, y, groups=3)
 
 
-def test_two_units_are_exchanged_never_left_in_place():
+def test_two_groups_are_exchanged_never_left_in_place():
     x, _ = related()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert measured("cca", x, x, units=2)[1].max() < 0.9
+        assert measured("cca", x, x, groups=2)[1].max() < 0.9
 
 
 def test_cautions_are_kept_for_who_collects_them_and_leave_other_threads_alone() -> None:

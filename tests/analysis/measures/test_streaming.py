@@ -249,19 +249,19 @@ def test_the_same_is_exactly_one_and_another_is_not() -> None:
     ("measure", "options"),
     [*EXACT[:-1], ("rbf_cka", {"minibatch": True}), ("linear_cka", {"minibatch": True})],
 )
-def test_chance_is_the_measure_of_units_shuffled_within_each_batch(
+def test_chance_is_the_measure_of_groups_shuffled_within_each_batch(
     measure: str, options: dict[str, object]
 ) -> None:
     x, y = sides()
     stream = Streaming(measure, draws=3, seed=5, **options)
-    stream.update(x, y, units=40)
+    stream.update(x, y, groups=40)
     plain = (
         {"debiased": True}
         if measure == "rbf_cka"
         else {name: value for name, value in options.items() if name != "minibatch"}
     )
     assert stream.chance() == pytest.approx(
-        measured(measure, x, y, units=40, draws=3, seed=5, **plain)[1], abs=1e-10
+        measured(measure, x, y, groups=40, draws=3, seed=5, **plain)[1], abs=1e-10
     )
     batches = Streaming(measure, draws=3, **options)
     for first in range(0, 400, 50):
@@ -269,7 +269,7 @@ def test_chance_is_the_measure_of_units_shuffled_within_each_batch(
     assert batches.chance().shape == (3,) and abs(batches.chance()).max() < batches.compute()
 
 
-def test_subspaces_have_the_floor_of_shuffled_neurons_and_single_units_none() -> None:
+def test_subspaces_have_the_floor_of_shuffled_neurons_and_single_groups_none() -> None:
     x, _ = sides(condition=10)
     stream = Streaming("subspace", k=2, draws=50)
     stream.update(x, x)
@@ -315,8 +315,8 @@ def test_a_bad_batch_is_refused_by_name_and_adds_nothing() -> None:
     ]:
         with pytest.raises(ValueError, match=said):
             stream.update(*bad)
-    with pytest.raises(ValueError, match="400 examples do not divide into units=3"):
-        stream.update(x, y, units=3)
+    with pytest.raises(ValueError, match="400 examples do not divide into groups=3"):
+        stream.update(x, y, groups=3)
     assert stream.compute() == value and stream.examples == 400
 
 

@@ -89,7 +89,7 @@ def test_flattened_images_stream_by_minibatch_cka_and_the_table_says_so(measure:
             stream.update(a.patches(batch).flatten(1), b.patches(batch).flatten(1))
     assert over["patches"].similarity == pytest.approx(stream.compute(), abs=1e-10)
     assert over["patches"].examples == 60 and over["patches"].features == (24, 24)
-    assert "minibatch CKA over 4 batches of up to 16, which it depends on" in str(over)
+    assert "minibatch CKA over 4 batches of up to 16" in str(over)
     assert over.to_dict()["streamed"].startswith("minibatch CKA")
     one = compare_layers(net(0), net(1), loader(size=60), measure="linear_cka")
     assert one["block"].similarity == pytest.approx(
@@ -181,7 +181,7 @@ def test_batches_of_one_image_have_values_but_no_floor() -> None:
     )
     assert (
         math.isnan(profile["block"].floor.median)
-        and "no floor: every batch holds one example" in profile["block"].note
+        and "every batch holds one example" in profile["block"].note
     )
     assert profile.to_dict()["layers"][0]["floor"] == {"median": None, "upper": None, "draws": 0}
     minibatch = compare_layers(net(0), net(1), loader(size=1))
@@ -221,10 +221,10 @@ def test_activations_that_are_not_finite_name_the_layer(inputs) -> None:
     broken = net(1)
     with torch.no_grad():
         broken.block.linear2.bias[0] = math.nan
-    with pytest.raises(ValueError, match=r"after: layer 'block' puts out \d+ values that are NaN"):
+    with pytest.raises(ValueError, match=r"after: layer 'block' outputs \d+ values that are NaN"):
         compare_layers(net(0), broken, inputs())
     with pytest.raises(
-        ValueError, match=r"before: layer 'block' puts out"
+        ValueError, match=r"before: layer 'block' outputs"
     ):  # not 'patches' after, which an inner loop then broke too
         compare_layers(broken, net(0), inputs())
 
@@ -351,7 +351,7 @@ def test_what_is_no_loader_is_refused_with_the_cure() -> None:
     a, b = net(0), net(1)
     for inputs, said in [
         ([], "the loader gave no batch"),
-        (iter(()), "iterator that was used up"),
+        (iter(()), "batches only once"),
         ([{"pixels": images()}], r"a dict of 'pixels', but its forward takes .*to_inputs="),
         (
             [{"labels": images()}],
@@ -362,8 +362,8 @@ def test_what_is_no_loader_is_refused_with_the_cure() -> None:
     ]:
         with pytest.raises(ValueError, match=said):
             compare_layers(a, b, inputs)
-    with pytest.raises(ValueError, match="units=5: over a loader"):
-        compare_layers(a, b, loader(), units=5)
+    with pytest.raises(ValueError, match="groups=5: over a loader"):
+        compare_layers(a, b, loader(), groups=5)
     with pytest.raises(ValueError, match="captured earlier have no batches"):
         compare_layers(a, {"head": images()}, loader(), ["head"])
     with pytest.raises(ValueError, match="debiased=False: minibatch CKA"):
@@ -391,7 +391,7 @@ def test_a_layer_that_does_not_put_examples_first_is_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.turn(x.squeeze(1).transpose(0, 1))[0].transpose(0, 1)
 
-    with pytest.raises(ValueError, match=r"layer 'turn:0' puts out \(8, 60, 4\) for 60 examples"):
+    with pytest.raises(ValueError, match=r"layer 'turn:0' outputs \(8, 60, 4\) for 60 examples"):
         compare_layers(Turned(), Turned(), images(), ["turn:0"])
 
 

@@ -395,9 +395,9 @@ class Odd(nn.Module):
     ("layer", "message"),
     [
         ("lstm", r"'lstm' returned a tuple.*its entries are 0 \(6 x 8 x 4\), 1 \(tuple\)"),
-        ("shared", "'shared' of a ran twice"),
-        ("unused", "'unused' of a did not run"),
-        ("turned", r"'turned' of a puts out \(8, 6, 4\) for 6 images"),
+        ("shared", "'shared' ran 2 times"),
+        ("unused", "'unused' ran 0 times"),
+        ("turned", r"'turned' of a outputs \(8, 6, 4\) for 6 images"),
         ("lats", "no layer 'lats'; did you mean last"),
     ],
 )
@@ -418,7 +418,7 @@ def test_activations_that_are_not_finite_name_the_layer_and_the_network(value):
     with torch.no_grad():
         network[4].bias[2] = value
     with pytest.raises(
-        ValueError, match=r"layer '4' of b puts out \d+ values that are NaN or infinite"
+        ValueError, match=r"layer '4' of b outputs \d+ values that are NaN or infinite"
     ):
         similarity_map(conv_network(), network, [images(6)])
 
