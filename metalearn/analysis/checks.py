@@ -39,6 +39,7 @@ def single_tasks(episodes: Any) -> Sequence[Episode]:
         ValueError: there are no tasks.
     """
     tasks = unstack(episodes) if isinstance(episodes, Episode) else episodes
+    # A DataLoader has a length, but no index.
     if not hasattr(tasks, "__len__") or not hasattr(tasks, "__getitem__"):
         raise TypeError(
             f"episodes must be a FewShot or one stack of tasks, not {type(tasks).__name__}; of a"
@@ -95,6 +96,7 @@ def check_seed(seed: int) -> int:
     Raises:
         ValueError: it does not fit a generator.
     """
+    # Seeds are added to the numbers of tasks, and a generator takes 64 bits.
     if not is_whole(seed) or not -(2**62) <= seed < 2**62:
         raise ValueError(f"seed={seed!r} must be a whole number below 2**62")
     return int(seed)

@@ -68,6 +68,7 @@ class Scale(NamedTuple):
             return "-"
         size = Estimate(abs(cost.mean), cost.interval)
         text = size.shown(self.cost_form, self.factor)
+        # A mean that is printed as zero is neither a gain nor a loss.
         if not float(format(self.factor * size.mean, self.cost_form)):
             return text
         verb = self.loss if cost.mean > 0 else self.gain

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,6 +97,7 @@ class Decomposition(Tabular):
     @property
     def converged(self) -> Freezing:
         """The freezing table under the start that serves the body before adaptation better."""
+        # The last row is the body before adaptation.
         zeros = self.zeros.rows[-1].accuracy.mean
         initial = self.initial.rows[-1].accuracy.mean
         if math.isnan(zeros) or worse(initial, zeros, self.measure) < 0:
@@ -126,6 +128,7 @@ class Decomposition(Tabular):
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-able values; NaN is None."""
+        # What follows from the fields is written too, for readers without this class.
         return plain(self) | {
             "zeros": self.zeros.to_dict(),
             "initial": self.initial.to_dict(),
@@ -176,9 +179,10 @@ def decompose(
     task_scores = _score_tasks(learner, tasks, layers, progress=progress)
     tables = {}
     for head in HEADS:
-        columns = list(_frozen_scores(task_scores, head))
-        fits = [fit for task in task_scores for fit in task.fits[head]]
-        reached = Convergence.of(fits)
+        columns = list(_frozen_scores(task_scores, head))  # one (tasks,) for each row
+        # The head by its own steps has no fits: none of it can fail to converge.
+        fits = chain.from_iterable(task.fits[head] for task in task_scores)
+        reached = Convergence.of(list(fits))
         tables[head] = Freezing.of(
             layers, columns, measure, head=head, note=reached.note, unconverged=reached.share
         )
@@ -268,6 +272,7 @@ def score_task(
             for head in HEADS:
                 frozen[head].append(frozen[head][-1])
             continue
+        # The inner loop moves the rest, and its head is the one "by its own steps".
         adapted = solve(held, network, task.support)
         body = FixedBody(held, network, adapted.weights, task)
         frozen["steps"].append(score(body.query_logits(adapted.weights)))
@@ -277,5 +282,6 @@ def score_task(
             frozen[start].append(readout)
             # Without the weights, which would be kept for every task.
             fits[start].append(fit._replace(weights={}))
+    # The other way round: the body adapts under the head as it was initialised.
     logits = answered(learner.frozen([learner.head]), network, task)
     return TaskScores(frozen, score(logits), fits)

@@ -83,6 +83,7 @@ def weights_moved(reuses: Sequence[ReuseResult]) -> Figure:
 def class_cosines(reuses: Sequence[ReuseResult]) -> Figure:
     """The mean cosine between query features of one class and of two: a panel a learner."""
     width = _width(reuses[0])
+    # Several panels are narrower, and at most three are in a row.
     if len(reuses) > 1:
         width = max(3.9, 0.3 * len(reuses[0].layers) + 1) * min(len(reuses), 3)
     figure = panels([partial(_draw_cosines, reuse=reuse) for reuse in reuses], width, share=True)
@@ -172,12 +173,12 @@ def _width(reuse: ReuseResult) -> float:
 
 
 def _draw_profile(axes: Axes, reuses: Sequence[ReuseResult]) -> None:
-    names = [layer.layer for layer in reuses[0].layers]
+    names = reuses[0].layer_names
     # Learners with other layers cannot share the axis.
-    same = [reuse for reuse in reuses if [layer.layer for layer in reuse.layers] == names]
+    same = [reuse for reuse in reuses if reuse.layer_names == names]
     x = np.arange(len(names))
     if len(same) == 1:
-        over = "seeds" if same[0].seeds else "tasks"
+        over = same[0].spread_over
         _draw_cca(axes, x, same[0].layers, over)
         labels = [f"CKA (mean over {over})"]
     else:
@@ -186,9 +187,11 @@ def _draw_profile(axes: Axes, reuses: Sequence[ReuseResult]) -> None:
         labels = [reuse.name for reuse in same]
     lowest = 0.0
     for i, reuse in enumerate(same):
+        # (layers, mean and interval) -> (layers,) each
         means, widths = np.array([layer.cka for layer in reuse.layers]).T
         places = beside(x, i, len(same))
         axes.errorbar(places, means, widths, **look_of(i), capsize=3, label=labels[i])
+        # One task has no interval (NaN), and its bar no length.
         ends = means - np.nan_to_num(widths)
         lowest = min(lowest, float(np.nanmin(np.append(ends, 0))))
     mark(axes, SIMILARITY_BOUND, str(SIMILARITY_BOUND))
@@ -203,11 +206,13 @@ def _draw_profile(axes: Axes, reuses: Sequence[ReuseResult]) -> None:
 
 def _draw_cca(axes: Axes, x: np.ndarray, layers: Sequence[LayerReuse], over: str) -> None:
     """Chance, CCA and the similarity to another seed of one learner, for CKA to be drawn over."""
+    # The hatched band lies behind the grey one.
     levels = [layer.cca_floor for layer in layers]
     chance_band(axes, x, levels, "CCA by chance", hatch="////", colour="white")
     chance_band(axes, x, [layer.cka_floor for layer in layers], "CKA by chance")
     means, widths = np.array([layer.cca for layer in layers]).T
     axes.errorbar(x, means, widths, **look_of(1), capsize=3, label=f"CCA (mean over {over})")
+    # Of the pooled tasks there is one number, without an interval.
     pooled = [layer.cca_pooled for layer in layers]
     axes.plot(x, pooled, **look_of(2), alpha=0.6, label="CCA (tasks pooled)")
     others = [layer.other_seed for layer in layers if layer.other_seed]
@@ -217,7 +222,7 @@ def _draw_cca(axes: Axes, x: np.ndarray, layers: Sequence[LayerReuse], over: str
 
 def _draw_other_seed(axes: Axes, x: np.ndarray, similarity: Sequence[Estimate]) -> None:
     """A dash at the similarity of every layer to another seed's network."""
-    means, widths = np.array(similarity).T
+    means, widths = np.array(similarity).T  # (layers,)
     axes.errorbar(
         x,
         means,
@@ -239,6 +244,7 @@ def _draw_other_seed(axes: Axes, x: np.ndarray, similarity: Sequence[Estimate]) 
 def _draw_freezing(axes: Axes, reuses: Sequence[ReuseResult]) -> None:
     curves = []
     for i, reuse in enumerate(reuses):
+        # One colour and marker a learner, one line a head.
         solid = look_of(i) | {"ls": "-"}
         dashed = look_of(i) | {"ls": "--", "mfc": "white"}
         if reuse.decomposition:
@@ -274,6 +280,7 @@ def _draw_decomposition(axes: Axes, reuses: Sequence[ReuseResult]) -> None:
         return
     axes.axvline(0, color=INK, lw=1)
     axes.set_yticks([tick for tick, _ in ticks], [name for _, name in ticks])
+    # The names of learners are the headings of their groups.
     names = {reuse.name for reuse in reuses}
     for label in axes.get_yticklabels():
         label.set_fontweight("bold" if label.get_text() in names else "normal")
@@ -286,6 +293,7 @@ def _draw_decomposition(axes: Axes, reuses: Sequence[ReuseResult]) -> None:
 
 
 def _draw_bar(axes: Axes, y: float, condition: Condition, scale: Scale, colour: str) -> None:
+    # A cost is a loss of accuracy, so its negative is the gain.
     gain = -scale.factor * condition.cost.mean
     width = scale.factor * np.nan_to_num(condition.cost.interval)
     whisker = {"ecolor": INK, "capsize": 2.5, "lw": 1.1}
@@ -319,6 +327,7 @@ def _draw_lengths(
     empty = True
     for i, reuse in enumerate(reuses):
         means, widths = np.array([pick(layer) for layer in reuse.layers]).T
+        # A logarithmic axis has no zero.
         positive = np.where(means > 0, means, np.nan)
         if np.isnan(positive).all():
             continue
@@ -366,6 +375,7 @@ def _draw_cosines(axes: Axes, reuse: ReuseResult) -> None:
         axes.errorbar(x, after, after_widths, **solid, capsize=3, label=f"{kind}, after")
     _layer_axis(axes, reuse)
     axes.set(title=f"{reuse.name}: query features", ylabel="mean cosine")
+    # Panels share the scale, and each has its layers below it.
     axes.label_outer()
     axes.xaxis.set_tick_params(labelbottom=True)
     finish(axes, 2)
@@ -377,6 +387,7 @@ def _draw_cosines(axes: Axes, reuse: ReuseResult) -> None:
 def _draw_differences(axes: Axes, compared: Sequence[Difference]) -> None:
     for y, pair in enumerate(compared):
         if pair.note:
+            # The note without its cure, which would not fit.
             reason = pair.note.split(";")[0].split(":")[0]
             text = f"not comparable: {reason}"
             axes.annotate(text, (0, y), va="center", fontsize=8.5, color=MUTED)
@@ -385,8 +396,11 @@ def _draw_differences(axes: Axes, compared: Sequence[Difference]) -> None:
     axes.axvline(0, color=MUTED, lw=1, ls=(0, (2, 2)))
     names = [f"{pair.first} minus {pair.second}" for pair in compared]
     axes.set_yticks(range(len(names)), names)
+    # Each number of pairs once, such as "60 tasks".
     over = ", ".join(dict.fromkeys(f"{pair.pairs} {pair.unit}s" for pair in compared if pair.pairs))
-    measure = "loss" if any(pair.measure == "loss" for pair in compared) else "accuracy"
+    measure = "accuracy"
+    if any(pair.measure == "loss" for pair in compared):
+        measure = "loss"
     axes.set(
         title="Compared in pairs",
         xlabel=f"difference in {SCALES[measure].difference} (paired over {over})",
@@ -437,7 +451,7 @@ def _draw_band(
     axes: Axes, x: Sequence[int], estimates: np.ndarray, label: str, look: Mapping[str, Any]
 ) -> None:
     """A curve through the means of `estimates` (points, 2), in the band of their intervals."""
-    means, widths = estimates.T
+    means, widths = estimates.T  # (points,)
     axes.fill_between(x, means - widths, means + widths, color=look["color"], alpha=0.16, lw=0)
     axes.plot(x, means, **look, label=label)
 
@@ -460,7 +474,7 @@ def _step_axis(axes: Axes, steps: Sequence[int]) -> None:
 
 def _layer_axis(axes: Axes, reuse: ReuseResult) -> None:
     """The layers from left to right; the head has a grey ground."""
-    names = [layer.layer for layer in reuse.layers]
+    names = reuse.layer_names
     heads = [i for i, layer in enumerate(reuse.layers) if layer.head]
     if heads:
         axes.axvspan(heads[0] - 0.5, len(names) - 0.5, color="#f3f5f8", zorder=-1, lw=0)

@@ -88,6 +88,7 @@ class Freezing(Pictured, Tabular):
         notes = [f"({HEADS[self.head]}; {self.tasks} tasks; ± is {self.spread})"]
         if self.runs:
             columns += [f"{scale.label}, ± std", "cost, ± std"]
+            # As in the paper: accuracy ± std, and what freezing costs ± std.
             for name in ("accuracy", "cost"):
                 for cells, value in zip(rows, self.mean_std(name), strict=True):
                     cells.append(value.text(scale.factor, scale.digits, "seed"))
@@ -106,8 +107,11 @@ class Freezing(Pictured, Tabular):
         Returns:
             One a row; none if this is the table of a single learner.
         """
-        same_rows = zip(*(run.rows for run in self.runs), strict=True)
-        return [MeanStd.of([getattr(row, name).mean for row in rows]) for rows in same_rows]
+        spreads = []
+        for rows in zip(*(run.rows for run in self.runs), strict=True):
+            means = [getattr(row, name).mean for row in rows]  # (seeds,)
+            spreads.append(MeanStd.of(means))
+        return spreads
 
     def records(self) -> list[dict[str, Any]]:
         """The rows as dictionaries of numbers and names."""
@@ -120,6 +124,7 @@ class Freezing(Pictured, Tabular):
         tables.
         """
         record: dict[str, Any] = plain(replace(self, runs=()))
+        # The table of a single learner has no such entry.
         del record["runs"]
         if not self.runs:
             return record
@@ -130,6 +135,7 @@ class Freezing(Pictured, Tabular):
 
     def figure(self) -> Figure:
         """The accuracy by the layers frozen, as a matplotlib `Figure`."""
+        # Importing this module does not load matplotlib.
         from metalearn.analysis.plotting.layers import frozen_accuracies
         from metalearn.analysis.plotting.style import look_of
 
@@ -157,6 +163,8 @@ class Freezing(Pictured, Tabular):
             about: more attributes of the table.
         """
         rows = []
+        # cost = mean(score(nothing frozen) - score(k frozen)), over the same tasks
+        # added = mean(score(k - 1 frozen) - score(k frozen))
         for k, values in enumerate(scores):
             below = scores[max(k - 1, 0)]
             cost = Estimate.of(worse(values, scores[0], measure))
@@ -209,6 +217,7 @@ def freezing(
         "freezing", len(names) + 1, unit="evaluation", shown=progress
     ) as advance:
         for k, held in enumerate(frozen_learners(learner, names)):
+            # Without a change, the scores are those of the row before.
             if held is None:
                 scores.append(scores[-1])
             else:
@@ -225,6 +234,7 @@ def frozen_learners(learner: Learner, names: Sequence[str]) -> Iterator[Learner 
     None if freezing layer k changes nothing, because the inner loop does not move it: the scores
     are those of k - 1, and need not be computed again.
     """
+    # What the inner loop moves are the weights with a rate.
     moving = len(learner.rates)
     yield learner
     for k in range(1, len(names) + 1):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -78,10 +79,9 @@ class Observations:
         cka = MeanOverTasks([task.similarity.cka[name] for task in self.tasks])
         cca = MeanOverTasks([task.similarity.cca[name] for task in self.tasks])
         pooled = self._pooled_cca(name, 1, self.draws)
-        measured = {
-            key: Estimate.of([task.measured[name][key] for task in self.tasks])
-            for key in self.tasks[0].measured[name]
-        }
+        # Every number that was measured, over tasks.
+        columns = _columns([task.measured[name] for task in self.tasks])
+        measured = {key: Estimate.of(values) for key, values in columns.items()}
         notes = (("CKA", cka.note), ("CCA", cca.note), ("CCA, pooled", pooled.note))
         return LayerReuse(
             layer=name,
@@ -109,6 +109,7 @@ class Observations:
         )
 
     def _other_seed(self, name: str) -> OtherSeed | None:
+        # All tasks have one, or none has.
         similarities = [task.other_seed for task in self.tasks if task.other_seed]
         if not similarities:
             return None
@@ -142,7 +143,7 @@ class Observations:
 
     def blocks(self, learner: Learner) -> list[str]:
         """The layers by which the body is frozen: those observed, or all if others move too."""
-        covered = {weight for name in self.body for weight in self.weights[name]}
+        covered = set(chain.from_iterable(self.weights[name] for name in self.body))
         outside = {name for name in learner.rates if not is_inside(name, learner.head)} - covered
         if outside or not self.body:
             return body(learner.model, learner.head)
@@ -172,14 +173,22 @@ class Observations:
 
     def scores(self) -> dict[str, np.ndarray]:
         """The scores of every task (tasks,), by the names of `Accuracies`' fields."""
-        names = self.tasks[0].scores
-        return {name: np.array([task.scores[name] for task in self.tasks]) for name in names}
+        return _columns([task.scores for task in self.tasks])
 
     def accuracies(self) -> Accuracies:
         """The scores over tasks."""
         measure = "accuracy" if self.tasks[0].sizes[0] else "loss"
         scores = self.scores()
         estimates = {key: Estimate.of(values) for key, values in scores.items()}
+        # Paired: the difference of each task, then the mean.
         cost = Estimate.of(worse(scores["headless_after"], scores["head_after"], measure))
         chance = float(np.mean([task.constant for task in self.tasks]))
         return Accuracies(**estimates, head_cost=cost, chance=chance, measure=measure)
+
+
+def _columns(rows: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
+    """The values of every name (rows,)."""
+    columns = {}
+    for name in rows[0]:
+        columns[name] = np.array([row[name] for row in rows])
+    return columns

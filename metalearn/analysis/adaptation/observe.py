@@ -184,11 +184,13 @@ def observe(
     support, query = to_device(episode, learner)
     task = _Task(learner, network, names, support, query)
 
+    # The query examples under the meta-initialisation, and under the adapted weights.
     initial = network.weights()
     adapted = solve(learner, network, support)
     before = task.run(network, initial, query.inputs)
     after = task.run(answer, learner, network, adapted, query.inputs)
 
+    # Another network is compared before adaptation; it needs no draws, as no table shows them.
     sides = [before.outputs, after.outputs]
     other_seed = None
     if other:
@@ -197,6 +199,7 @@ def observe(
             compare_layers(before.outputs, sides[2], layers=names, draws=0),
             cca_of_task(before.outputs, sides[2], names, draws=0, seed=seed + index),
         )
+    # What the inner loop did to the weights, and to the classes.
     gradients = first_gradients(learner, network, support)
     moved = weights_moved(network.module, names, initial, adapted.weights, gradients)
     unmoved = {name: torch.equal(sides[0][name], sides[1][name]) for name in names}
@@ -206,9 +209,7 @@ def observe(
     }
     return Observed(
         similarity=_similarities(sides[0], sides[1], names, draws, tasks, seed + index),
-        sampled={
-            name: tuple(sample(side[name], rows, seed).cpu() for side in sides) for name in names
-        },
+        sampled=_sampled(sides, names, rows, seed),
         unmoved=unmoved,
         measured={name: moved[name] | cosines[name] for name in names},
         # NIL and ProtoNet predict from the support features that they keep, without a head.
@@ -217,6 +218,17 @@ def observe(
         constant=task.constant_score(),
         other_seed=other_seed,
     )
+
+
+def _sampled(
+    sides: Sequence[Outputs], names: Sequence[str], rows: int, seed: int
+) -> dict[str, tuple[Tensor, ...]]:
+    """The same positions of every layer on every side, each (examples, positions, channels)."""
+    rows_of_layers = {}
+    for name in names:
+        # On the CPU, because they are kept for every task.
+        rows_of_layers[name] = tuple(sample(side[name], rows, seed).cpu() for side in sides)
+    return rows_of_layers
 
 
 def _similarities(
@@ -239,10 +251,15 @@ def _scores(
 ) -> dict[str, float]:
     """The query scores by the names of `Accuracies`' fields; NaN for a head that is not used."""
     own = task.score(after.logits)
+    head_before = math.nan
+    head_after = math.nan
+    if uses_head:
+        head_before = task.score(before.logits)
+        head_after = own
     return {
         "own": own,
-        "head_before": task.score(before.logits) if uses_head else math.nan,
-        "head_after": own if uses_head else math.nan,
+        "head_before": head_before,
+        "head_after": head_after,
         "headless_before": task.headless_score(task.network.weights(), before.features),
         "headless_after": task.headless_score(adapted, after.features),
     }
@@ -333,6 +350,7 @@ def weights_moved(
             if after[name] is not before[name]
         )
         size = _norm(before[name] for name in names)
+        # Weights without a rate have no gradient here.
         known = [gradients[name] for name in names if name in gradients]
         numbers[layer] = {
             "distance": distance,
@@ -370,9 +388,11 @@ def class_cosines(features: Tensor, targets: Tensor) -> tuple[float, float]:
             f"features {tuple(features.shape)} and {targets.dtype} targets {tuple(targets.shape)}"
             " do not fit; give (examples, ...) and an integer label for each"
         )
+    # cos(a, b) = a / |a| · b / |b|
     directions = F.normalize(features.reshape(len(features), -1).double(), dim=1)
     cosines = directions @ directions.mT  # (examples, examples)
-    same = targets[:, None] == targets
+    same = targets[:, None] == targets  # (examples, examples)
+    # An example and itself are no pair.
     itself = torch.eye(len(targets), dtype=torch.bool, device=targets.device)
     return float(cosines[same & ~itself].mean()), float(cosines[~same].mean())
 

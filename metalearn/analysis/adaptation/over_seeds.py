@@ -140,6 +140,7 @@ def difference(a: ReuseResult, b: ReuseResult) -> Difference:
         pairs = [paired(first.evaluation, second.evaluation) for first, second in runs]
     except ValueError as error:
         return Difference(a.name, b.name, Estimate(math.nan, math.nan), 0, unit, str(error))
+    # The interval is over seeds, or over the tasks of the only pair.
     if unit == "seed":
         estimate = Estimate.of([pair.mean for pair in pairs])
         count = len(pairs)
@@ -181,9 +182,10 @@ def _check_reuses(reuses: Sequence[ReuseResult]) -> None:
         _check_settings(first.settings, reuse.settings, names)
         for name in ("tasks", "ways", "shots", "queries"):
             _check_equal(name, getattr(first, name), getattr(reuse, name), names)
+        # The checksums of the tasks' data.
         if reuse.evaluation.fingerprints != first.evaluation.fingerprints:
             raise ValueError(f"{names} saw other tasks; give every seed the same episodes")
-        if [layer.layer for layer in reuse.layers] != [layer.layer for layer in first.layers]:
+        if reuse.layer_names != first.layer_names:
             raise ValueError(
                 f"{names} differ in their layers; compare the same layers for every seed"
             )
@@ -192,6 +194,7 @@ def _check_reuses(reuses: Sequence[ReuseResult]) -> None:
                 "some seeds were compared with another network and some were not; pass other_seed="
                 " for all of them, or for none"
             )
+    # A result that is passed twice would make the interval too small.
     records = [reuse.to_dict() for reuse in reuses]
     for i, j in combinations(range(len(reuses)), 2):
         if records[i] == records[j]:
@@ -217,7 +220,8 @@ def _check_equal(key: str, first: Any, second: Any, names: str) -> None:
 
 def _pool_reuses(reuses: Sequence[ReuseResult]) -> ReuseResult:
     first = reuses[0]
-    layers = tuple(_pool_layer(same) for same in zip(*(r.layers for r in reuses), strict=True))
+    same_layers = zip(*(reuse.layers for reuse in reuses), strict=True)
+    layers = tuple(_pool_layer(same) for same in same_layers)
     accuracies = _pool_accuracies([reuse.accuracies for reuse in reuses])
     frozen = None
     parts = None
@@ -227,6 +231,7 @@ def _pool_reuses(reuses: Sequence[ReuseResult]) -> ReuseResult:
         parts = _pool_decompositions(
             [reuse.decomposition for reuse in reuses if reuse.decomposition]
         )
+    # The notes are on the pooled numbers, not on those of a seed.
     notes = list(notes_on(layers, parts, first.tasks))
     if len(reuses) == 1:
         one_seed = (
@@ -234,6 +239,7 @@ def _pool_reuses(reuses: Sequence[ReuseResult]) -> ReuseResult:
             " three."
         )
         notes.insert(0, one_seed)
+    # Everything else is that of the first seed.
     return replace(
         first,
         verdict=judge(layers, parts, accuracies),
@@ -254,10 +260,14 @@ def _pool(estimates: Sequence[Estimate]) -> Estimate:
 
 def _pool_fields(values: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
     """The pooled estimates of objects, by the names of their attributes."""
-    return {name: _pool([getattr(value, name) for value in values]) for name in names}
+    pooled = {}
+    for name in names:
+        pooled[name] = _pool([getattr(value, name) for value in values])
+    return pooled
 
 
 def _pool_accuracies(accuracies: Sequence[Accuracies]) -> Accuracies:
+    # All fields are estimates, but for these two.
     names = [field.name for field in fields(Accuracies) if field.name not in ("chance", "measure")]
     return replace(accuracies[0], **_pool_fields(accuracies, names))
 
@@ -275,6 +285,7 @@ def _pool_layer(layers: Sequence[LayerReuse]) -> LayerReuse:
         **_pool_fields(layers, names),
         unmoved=all(layer.unmoved for layer in layers),
         cka_floor=_mean_floor([layer.cka_floor for layer in layers]),
+        # The largest p value of any seed: the one that says least.
         cka_p=float(np.max([layer.cka_p for layer in layers])),
         cca_floor=_mean_floor([layer.cca_floor for layer in layers]),
         cca_pooled=float(np.mean([layer.cca_pooled for layer in layers])),
@@ -302,13 +313,15 @@ def _mean_floor(floors: Sequence[Floor]) -> Floor:
 
 def _pool_freezing(tables: Sequence[Freezing]) -> Freezing:
     """The same freezing table of several seeds as one."""
+    same_rows = zip(*(table.rows for table in tables), strict=True)
     rows = [
         Frozen(same[0].layers, **_pool_fields(same, ("accuracy", "cost", "added")))
-        for same in zip(*(table.rows for table in tables), strict=True)
+        for same in same_rows
     ]
     spread = f"Student's 95 % interval over {len(tables)} seeds"
     if len(tables) == 1:
         spread = "not given: one seed has no interval over seeds"
+    # Each note once, in the order of the seeds.
     notes = dict.fromkeys(table.note for table in tables if table.note)
     return replace(
         tables[0],
@@ -321,9 +334,9 @@ def _pool_freezing(tables: Sequence[Freezing]) -> Freezing:
 
 def _pool_decompositions(answers: Sequence[Decomposition]) -> Decomposition:
     """The decompositions of several seeds as one."""
+    same_conditions = zip(*(answer.conditions for answer in answers), strict=True)
     conditions = [
-        replace(same[0], **_pool_fields(same, ("score", "cost")))
-        for same in zip(*(answer.conditions for answer in answers), strict=True)
+        replace(same[0], **_pool_fields(same, ("score", "cost"))) for same in same_conditions
     ]
     return replace(
         answers[0],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -89,6 +90,7 @@ def html(
     pictures: Mapping[str, Figure] | None = None,
 ) -> str:
     """The page that `report` writes."""
+    # Imported here, like the figures below, because it takes long.
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     pages = Environment(
@@ -98,7 +100,8 @@ def html(
         trim_blocks=True,
     )
     several = len(reuses) > 1
-    measured = [line for reuse in reuses for line in conventions(reuse)]
+    # Each paragraph once, in order.
+    measured = list(dict.fromkeys(chain.from_iterable(map(conventions, reuses))))
     about = [*flat_settings(settings or {}), *reuses[0].versions.items()]
     return pages.get_template("report.html").render(
         title=title,
@@ -116,7 +119,7 @@ def html(
         rule=RULE,
         criterion=CRITERION if any(reuse.decomposition for reuse in reuses) else "",
         frozen=any(reuse.freezing for reuse in reuses),
-        measured=list(dict.fromkeys(measured)),  # each paragraph once
+        measured=measured,
         meaning=MEANING if any(reuse.verdict.criteria for reuse in reuses) else {},
         spread=_spread_in_words(reuses),
         about=settings_table(about),
@@ -156,6 +159,7 @@ def picture(figure: Figure) -> str:
     """A figure as a data URI: an SVG that needs no font and no network."""
     from metalearn.analysis.plotting.style import rendered
 
+    # As an image of its own: the identifiers inside one SVG cannot clash with those of another.
     return "data:image/svg+xml;base64," + base64.b64encode(rendered(figure, "svg")).decode()
 
 
@@ -175,11 +179,13 @@ def _analysed(reuses: Sequence[ReuseResult], *, with_score: bool) -> list[str]:
         with_score: whether to say the score of the only learner, because no table has it.
     """
     if with_score:
+        # There is one learner, and no table of scores.
         (reuse,) = reuses
         accuracies = reuse.accuracies
         score = f"{accuracies.measure.capitalize()} {percent(accuracies.own, accuracies.measure)}"
         return [f"{score}{', ' if reuse.seeds else ' over '}{described(reuse)}"]
     lines = [f"Analysed: {described(reuse)}" for reuse in reuses]
+    # The same tasks for all need one line.
     if len(set(lines)) == 1:
         return lines[:1]
     return [f"{reuse.name}. {line}" for reuse, line in zip(reuses, lines, strict=True)]
@@ -262,6 +268,7 @@ def _details(reuse: ReuseResult, *, with_profile: bool) -> list[_Detail]:
         profile = [_profile([reuse])._replace(caption=f"The layers of {reuse.name}.")]
     similarity = similarity_table(reuse)
     details = [_Detail(similarity.title, similarity, profile), _detail(cca_table(reuse))]
+    # What the verdict rests on comes first.
     if reuse.verdict.criteria:
         details.insert(0, _detail(criteria_table(reuse.verdict)))
     if reuse.seeds:
@@ -279,7 +286,7 @@ def _detail(table: Table) -> _Detail:
 
 
 def _interval(reuses: Sequence[ReuseResult]) -> str:
-    return f"the 95 % interval over {'seeds' if reuses[0].seeds else 'tasks'}"
+    return f"the 95 % interval over {reuses[0].spread_over}"
 
 
 def _spread_in_words(reuses: Sequence[ReuseResult]) -> str:

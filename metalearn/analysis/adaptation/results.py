@@ -187,6 +187,18 @@ class ReuseResult(Tabular):
     notes: tuple[str, ...] = ()
     seeds: tuple[ReuseResult, ...] = field(default=(), repr=False)
 
+    @property
+    def layer_names(self) -> list[str]:
+        """The names of the layers, in order."""
+        return [layer.layer for layer in self.layers]
+
+    @property
+    def spread_over(self) -> str:
+        """What the intervals are over: "seeds" if several were pooled, else "tasks"."""
+        if self.seeds:
+            return "seeds"
+        return "tasks"
+
     def records(self) -> list[dict[str, Any]]:
         """The layers as dictionaries of numbers and names."""
         return [{"learner": self.name, **layer} for layer in self.to_dict()["layers"]]
@@ -194,6 +206,7 @@ class ReuseResult(Tabular):
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-able values; NaN is None."""
         record: dict[str, Any] = plain(replace(self, seeds=()))
+        # These have more in their dictionaries than their fields.
         record["layers"] = [layer.to_dict() for layer in self.layers]
         if self.freezing:
             record["freezing"] = self.freezing.to_dict()
@@ -206,6 +219,7 @@ def judge(
     layers: Sequence[LayerReuse], parts: Decomposition | None, accuracies: Accuracies
 ) -> Verdict:
     """The verdict on these layers, or the reason why there is none."""
+    # What needs no measurement, or has none that can be trusted.
     if all(layer.unmoved for layer in layers):
         return does_not_adapt()
     if math.isnan(accuracies.own.interval):
@@ -218,13 +232,16 @@ def judge(
         )
     if parts.converged.unconverged > UNCONVERGED_BOUND:
         return undecidable(f"The readout cannot be trusted: {parts.converged.note}.")
+    # The first row has nothing frozen.
     rows = parts.converged.rows[1:]
     if not rows:
         return undecidable(
             "The network is its head alone: there is no body whose features could change."
         )
+    # The body has no rate, so its features cannot change.
     if not parts.body_moves:
         return reused_by_construction(rows[-1].layers)
+    # Costs are a share of all that could be gained: an accuracy of 1, or the whole loss.
     return verdict(
         parts.worth,
         {layer.layer: layer.cka for layer in layers if not layer.head},
@@ -253,6 +270,7 @@ def notes_on(
     """What to know before believing the numbers."""
     if tasks == 1:
         yield "One task gives no interval: nothing can be decided from it; pass at least 20."
+    # If no layer moves at all, the verdict says so.
     unmoved = [layer.layer for layer in layers if layer.unmoved and not layer.head]
     if unmoved and not all(layer.unmoved for layer in layers):
         yield (
@@ -263,6 +281,7 @@ def notes_on(
         for start, table in (("zeros", parts.zeros), ("their initialisation", parts.initial)):
             if table.note:
                 yield f"Heads run from {start}: {table.note}."
+    # Layers without a value, or with one to be read with care.
     for layer in layers:
         if layer.note:
             yield f"{layer.layer}: {layer.note}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from metalearn.analysis.measures.chance import Floor
@@ -36,11 +37,15 @@ def overview(reuses: Sequence[ReuseResult], results: Sequence[Mapping[str, Any]]
         remaining = [reuse for reuse in remaining if reuse is not named]
         rows.append(_answer(named) | dict(row))
     rows += [_score(reuse, reuses[0]) | _answer(reuse) for reuse in remaining]
-    names = dict.fromkeys(name for row in rows for name in row)
+    # The columns in the order in which rows name them.
+    names = dict.fromkeys(chain.from_iterable(rows))
     # The answer comes after the numbers, and the time of training last.
     last = [name for name in (WORTH, "verdict", "training") if name in names]
     columns = [*(name for name in names if name not in last), *last]
-    return Table(columns, [tuple(str(row.get(name, "")) for name in columns) for row in rows])
+    cells = []
+    for row in rows:
+        cells.append(tuple(str(row.get(name, "")) for name in columns))
+    return Table(columns, cells)
 
 
 def _answer(reuse: ReuseResult | None) -> dict[str, Any]:
@@ -65,7 +70,9 @@ def _score(reuse: ReuseResult, first: ReuseResult) -> dict[str, Any]:
         compared = difference(reuse, first)
         scale = SCALES[compared.measure]
         minus = compared.estimate.shown(f"+{scale.cost_form}", scale.factor)
-        row[f"minus {first.name}, paired"] = "not comparable" if compared.note else minus
+        if compared.note:
+            minus = "not comparable"
+        row[f"minus {first.name}, paired"] = minus
     return row
 
 
@@ -115,6 +122,7 @@ def similarity_table(reuse: ReuseResult) -> Table:
     if has_other_seed(reuse):
         columns.append("CKA, other seed")
     rows = []
+    # As many tests as layers, so p is corrected for their number.
     adjusted = holm([layer.cka_p for layer in reuse.layers])
     for layer, p in zip(reuse.layers, adjusted, strict=True):
         cells = [_name(layer), _similarity(layer, layer.cka), _chance(layer.cka_floor)]
@@ -150,6 +158,7 @@ def seed_table(reuse: ReuseResult) -> Table:
     """The mean and standard deviation over seeds of every layer's numbers, as papers print them."""
     columns = ("layer", "CKA", "CCA", "CCA, pooled", "move by", "first gradient")
     rows = []
+    # The same layer of every seed.
     for layers in zip(*(seed.layers for seed in reuse.seeds), strict=True):
         rows.append(
             (
@@ -176,6 +185,7 @@ def weight_table(reuse: ReuseResult) -> Table:
     rows = []
     for layer in reuse.layers:
         gradient = _length(layer.gradient)
+        # A rule of its own may move a layer that has no rate.
         if not layer.has_rate and not layer.gradient.mean:
             gradient = "0, no rate"
         rows.append(
@@ -214,6 +224,7 @@ def accuracy_table(reuse: ReuseResult) -> Table:
         for name, (before, after) in scores.items()
         if _known(before.mean)
     ]
+    # A learner without a head predicts from features in a way of its own.
     if not _known(accuracies.head_after.mean):
         rows.append(("the learner itself", "", percent(accuracies.own, measure)))
     return Table((SCALES[measure].label, "before adaptation", "after adaptation"), rows)
@@ -246,6 +257,7 @@ def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[s
         if not isinstance(value, Mapping):
             pairs.append((f"{prefix}{key}", str(value)))
             continue
+        # One rate for all layers is one line.
         values = {str(item) for item in value.values()}
         if len(value) > 1 and len(values) == 1:
             names = ", ".join(value) if len(value) <= 4 else f"{len(value)} entries"

@@ -20,6 +20,7 @@ from .tables import (
 )
 from .verdict import RULE
 
+# How the numbers of the tables are measured.
 CKA_CONVENTION = (
     "CKA: debiased linear, per task on the query images, every image flattened, {mean}."
 )
@@ -50,16 +51,19 @@ CLASS_CONVENTION = (
 def text(reuse: ReuseResult) -> str:
     """The report of one learner as aligned plain text, the answer first."""
     parts = reuse.decomposition
+    # The answer and its evidence, then what was analysed.
     blocks = [
         f"{reuse.name}: {reuse.verdict.answer}\n{reuse.verdict.evidence}",
         f"{described(reuse)}\n{_settings_line(reuse)}",
     ]
+    # What the verdict rests on.
     if parts:
         blocks += [str(parts), str(parts.converged)]
     else:
         blocks.append(str(accuracy_table(reuse)))
     if reuse.freezing:
         blocks.append(str(reuse.freezing))
+    # Layer by layer.
     tables = [similarity_table(reuse), cca_table(reuse)]
     if reuse.seeds:
         tables.append(seed_table(reuse))
@@ -69,6 +73,7 @@ def text(reuse: ReuseResult) -> str:
     if reuse.verdict.criteria:
         tables.append(criteria_table(reuse.verdict))
     blocks += [str(table) for table in tables]
+    # What to know before believing the numbers, and how they are measured.
     blocks += [f"Note: {note}" for note in reuse.notes]
     explained = conventions(reuse)
     if parts:
@@ -110,6 +115,7 @@ def conventions(reuse: ReuseResult) -> list[str]:
 
 def _draws_in_words(reuse: ReuseResult) -> str:
     """How often chance shuffled each measure, and what the p values are."""
+    # Layers without a value have no draws.
     cka = max(layer.cka_floor.draws for layer in reuse.layers)
     cca = max(layer.cca_floor.draws for layer in reuse.layers)
     pooled = max(layer.cca_pooled_floor.draws for layer in reuse.layers)

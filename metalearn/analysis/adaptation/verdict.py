@@ -116,15 +116,18 @@ def verdict(
     status = _status(bound - worth.high, worth.low - bound)
     answer = {"holds": FEATURE_REUSE, "fails": RAPID_LEARNING, "open": UNDECIDED}[status]
     evidence = _plain(worth, status, measure, bound)
+    # The change is worth more than the bound: where does it happen?
     if status == "fails":
         answer = _placed(list(similarity), frozen, bound)
         most = _most(worth, added)
         if most and len(similarity) > 1:
             evidence = f"{evidence.removesuffix('.')}; most of that is {most}."
+    # A layer stays similar if even the lower end of its interval is above the bound.
     layers = {
         layer: _status(value.low - SIMILARITY_BOUND, SIMILARITY_BOUND - value.high)
         for layer, value in similarity.items()
     }
+    # Every condition that was tested, the one that decides first.
     criteria = [Criterion(f"adapting the body is worth {points(worth, measure)}", status)]
     for layer, value in similarity.items():
         criteria.append(Criterion(f"CKA of {layer} {number(value)}", layers[layer]))
@@ -160,6 +163,7 @@ def _plain(worth: Estimate, status: str, measure: str, bound: float) -> str:
     counted = f"a loss of {bound:.3g}"
     if measure == "accuracy":
         counted = f"{100 * bound:.0f} points"
+    # A negative worth reads better as a loss.
     if worth.mean < 0:
         loss = points(Estimate(-worth.mean, worth.interval), measure)
         lost = f"loses {loss}" if measure == "accuracy" else f"adds a loss of {loss}"
@@ -199,12 +203,14 @@ def _changes(layers: Mapping[str, str], measure: str, *, worthless: bool) -> str
 
 def _placed(body: Sequence[str], frozen: Mapping[str, Estimate], bound: float) -> str:
     """Rapid learning, and from which layer on."""
+    # The layers from the bottom that can be frozen at a cost below the bound.
     reused = 0
     for layer in body:
         cost = frozen.get(layer)
         if cost is None or not cost.high < bound:
             break
         reused += 1
+    # None of them, or all of them, has no place to name.
     if not reused or reused == len(body):
         return RAPID_LEARNING
     first = body[reused]

@@ -50,6 +50,7 @@ def heatmap(
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=page, facecolor="white")
         axes = figure.add_axes(place(left, below, wide, high))
+        # Seen where the image is transparent: at NaN.
         axes.patch.set(hatch="////", edgecolor=MUTED)
         image = axes.imshow(
             values,
@@ -66,6 +67,7 @@ def heatmap(
         axes.set(xlabel=f"layers of b ({networks[1]})", ylabel=f"layers of a ({networks[0]})")
         if max(rows, columns) <= MOST_LABELLED:
             _write_values(axes, values)
+        # The scale stands to the right of the matrix, and is at least 2 inches high.
         bar_axes = figure.add_axes(place(left + wide + 0.55, below, 0.16, bar_height))
         bar = figure.colorbar(image, cax=bar_axes, label="debiased minibatch CKA")
         bar.ax.tick_params(length=0)

@@ -84,12 +84,14 @@ def draw_frozen(axes: Axes, curves: Sequence[FrozenCurve]) -> None:
     for curve in curves:
         if list(curve.layers) != list(first.layers):
             continue
+        # (1 + layers,), in percent or as losses
         means = scale.factor * np.array(curve.means)
         widths = scale.factor * np.array(curve.intervals)
         x = np.arange(len(means))
         colour = curve.look["color"]
         axes.fill_between(x, means - widths, means + widths, color=colour, alpha=0.12, lw=0)
         axes.plot(x, means, **curve.look, label=curve.label)
+        # One task has no interval (NaN), and no band.
         ends.extend(means - np.nan_to_num(widths))
         ends.extend(means + np.nan_to_num(widths))
     layer_ticks(axes, ["none", *first.layers])

@@ -188,6 +188,7 @@ def finish(axes: Axes, columns: int) -> None:
     turned = [len(label.get_text()) for label in axes.get_xticklabels() if label.get_rotation()]
     below = 0.55 if axes.get_xlabel() else 0.4  # inches
     below += 0.051 * max(turned, default=0)  # the height of a letter turned by 40 degrees
+    # (0, 0) is the lower left corner of the panel, moved down by so many inches.
     place = axes.transAxes + ScaledTranslation(0, -below, axes.figure.dpi_scale_trans)
     axes.legend(
         loc="upper center",
