@@ -129,28 +129,25 @@ def feature_reuse(
     other = None
     if other_seed is not None:
         check_other_seed(other_seed, learner)
-        learners.append(other_seed)
         other = OtherNetwork(other_seed)
+        learners.append(other_seed)
 
     settle(learner, tasks[0])
     with evaluation_mode(learners), torch.no_grad():
         _observe_tasks(learner, tasks, observations, rows=rows, other=other, progress=progress)
-        rows_of_layers = observations.layers()
+        measured = observations.layers()
         accuracies = observations.accuracies()
         # Tasks of several sizes are no stack.
         at_once = 1 if len(observations.shapes()) > 1 else 16
         evaluation = evaluate(learner, tasks, progress=progress, tasks_at_once=at_once)
-        frozen = None
-        parts = None
-        if not all(layer.unmoved for layer in rows_of_layers):
-            frozen, parts = _take_apart(
-                learner, tasks, observations, evaluation, accuracies, progress=progress
-            )
+        frozen, parts = _take_apart(
+            learner, tasks, observations, evaluation, accuracies, progress=progress
+        )
     ways, shots, queries = observations.task_sizes()
     return Reuse(
         name=name or type(learner).__name__,
-        verdict=judge(rows_of_layers, parts, accuracies),
-        layers=tuple(rows_of_layers),
+        verdict=judge(measured, parts, accuracies),
+        layers=tuple(measured),
         freezing=frozen,
         decomposition=parts,
         accuracies=accuracies,
@@ -161,7 +158,7 @@ def feature_reuse(
         queries=queries,
         settings=learner.settings(),
         versions=versions(),
-        notes=(*observations.notes(), *notes_on(rows_of_layers, parts, len(tasks))),
+        notes=(*observations.notes(), *notes_on(measured, parts, len(tasks))),
     )
 
 
@@ -206,8 +203,13 @@ def _take_apart(
     accuracies: Accuracies,
     *,
     progress: bool,
-) -> tuple[Freezing, Decomposition | None]:
-    """The paper's freezing table, and the accuracy taken apart if the learner uses its head."""
+) -> tuple[Freezing | None, Decomposition | None]:
+    """The paper's freezing table, and the accuracy taken apart if the learner uses its head.
+
+    Neither if the inner loop changes nothing.
+    """
+    if not observations.moved:
+        return None, None
     names = observations.blocks(learner)
     scores = observations.scores()
     if np.isnan(scores["head_after"]).any():

@@ -141,6 +141,11 @@ class Observations:
         )
         return profile[name]
 
+    @property
+    def moved(self) -> bool:
+        """Whether the outputs of any layer changed in any task."""
+        return not all(all(task.unmoved.values()) for task in self.tasks)
+
     def blocks(self, learner: Learner) -> list[str]:
         """The layers by which the body is frozen: those observed, or all if others move too."""
         covered = set(chain.from_iterable(self.weights[name] for name in self.body))
