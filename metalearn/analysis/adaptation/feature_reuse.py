@@ -115,7 +115,8 @@ def feature_reuse(
         >>> from metalearn.models import Conv4
         >>> from metalearn.tasks import FewShot, glyphs
         >>> learner = ANIL(Conv4(5, channels=1, hidden=8, size=28), lr=0.1)
-        >>> reuse = feature_reuse(learner, FewShot(glyphs(20), 5, 1, 5, tasks=4), draws=5)
+        >>> tasks = FewShot(glyphs("test"), ways=5, shots=1, queries=5, tasks=3)
+        >>> reuse = feature_reuse(learner, tasks, draws=5)
         >>> [layer.layer for layer in reuse.layers if layer.unmoved]
         ['block1', 'block2', 'block3', 'block4']
     """

@@ -38,10 +38,10 @@ def over_seeds(reuses: Sequence[Any]) -> Any:
     `t(0.975, seeds - 1) std(ddof=1) / sqrt(seeds)`. The tables print the standard deviation too,
     because that is the ± of the papers.
 
-    Of `feature_reuse`, the verdict is the rule on these means and intervals; levels of chance are
-    means over seeds, a layer's p value is the largest of any seed, and the single results stay in
-    `seeds`. Of `freezing`, the result is table 1 of Raghu et al. 2020 (arXiv:1909.09157), and the
-    single tables stay in `runs`.
+    For results of `feature_reuse`, the verdict is the rule on these means and intervals. Levels of
+    chance are means over seeds, a layer's p value is the largest of any seed, and the single
+    results stay in `seeds`. For results of `freezing`, the pooled table is table 1 of Raghu et al.
+    2020 (arXiv:1909.09157), and the single tables stay in `runs`.
 
     Args:
         reuses: the results of `feature_reuse`, or of `freezing`, one for each seed, on the same
@@ -51,6 +51,7 @@ def over_seeds(reuses: Sequence[Any]) -> Any:
         One result of the same kind.
 
     Raises:
+        TypeError: `reuses` is not a list of results of one kind.
         ValueError: there are no results, one of them is passed twice or pooled already, or they
             differ in settings, layers or tasks (the difference is named).
 
@@ -70,7 +71,7 @@ def over_seeds(reuses: Sequence[Any]) -> Any:
     if all(isinstance(result, Freezing) for result in results):
         _check_tables(results)
         return replace(_pool_freezing(results), runs=tuple(results))
-    check_all(results, ReuseResult, "reuses", CURE)
+    check_all(results, ReuseResult, "reuses", "pass results of one kind")
     _check_reuses(results)
     return _pool_reuses(results)
 

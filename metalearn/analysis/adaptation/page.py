@@ -70,7 +70,8 @@ def report(
         >>> from metalearn.models import Conv4
         >>> from metalearn.tasks import FewShot, glyphs
         >>> learner = NIL(Conv4(5, channels=1, hidden=8, size=28))
-        >>> reuse = feature_reuse(learner, FewShot(glyphs(20), 5, 1, 5, tasks=2), draws=5)
+        >>> tasks = FewShot(glyphs("test"), ways=5, shots=1, queries=5, tasks=2)
+        >>> reuse = feature_reuse(learner, tasks, draws=5)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     report([reuse], f"{folder}/page.html", settings={"data": "glyphs"})
     """
