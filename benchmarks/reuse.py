@@ -20,7 +20,7 @@ import torch
 
 from metalearn.algorithms.base import Learner
 from metalearn.analysis import Estimate, Reuse, compare_layers, feature_reuse, over_seeds
-from metalearn.analysis.adaptation.freezing_over_seeds import freezing_over_seeds
+from metalearn.analysis.adaptation.freezing import freezing as freeze_layers
 from metalearn.analysis.networks.between import similarity_between
 from metalearn.analysis.networks.probes import linear_probes
 from metalearn.analysis.plotting.style import save
@@ -215,7 +215,9 @@ def freezing(study: Study) -> None:
     tasks = study.experiment.testing_tasks()
     for name in study.algorithms("maml"):
         runs = study.networks(name)
-        found = freezing_over_seeds([at_test(run) for run in runs], tasks, progress=study.progress)
+        found = over_seeds(
+            [freeze_layers(at_test(run), tasks, progress=study.progress) for run in runs]
+        )
         print(f"\n{name}: accuracy with layers frozen at test time\n{found}", flush=True)
         study.record("freezing", {name: runs}, {"algorithm": name, **found.to_dict()})
 

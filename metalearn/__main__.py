@@ -62,8 +62,8 @@ def reuse(
         progress: show progress.
         settings: the few-shot problem and its training.
     """
-    from metalearn.analysis.adaptation.page import overview as overview_table
     from metalearn.analysis.adaptation.page import report as write_report
+    from metalearn.analysis.adaptation.tables import overview as overview_table
     from metalearn.analysis.adaptation.verdict import DOES_NOT_ADAPT
 
     from .analysis import feature_reuse
@@ -113,8 +113,7 @@ def reuse(
             answer = {} if learners[row["learner"]].steps else {"verdict": DOES_NOT_ADAPT}
             overview.append(row | {"learner": _title(row["learner"])} | answer)
         if table:
-            columns, cells = overview_table(found, overview)
-            tables.Table(columns, cells).write(table)
+            overview_table(found, overview).write(table)
         write_report(
             found,
             report,

@@ -19,7 +19,7 @@ from metalearn.analysis import (
     compare_layers,
     feature_reuse,
     freezing,
-    freezing_over_seeds,
+    over_seeds,
     similarity_between,
     similarity_map,
 )
@@ -111,8 +111,8 @@ INPUTS = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
 RESULTS: dict[str, tuple[Callable[[], Any], set[str]]] = {
     "Evaluation": (lambda: ml.evaluate(learner(), tasks()), {"task", "accuracy"}),
     "Freezing": (lambda: freezing(learner(), tasks()), {"layers", "accuracy_mean", "cost_mean"}),
-    "SeededFreezing": (
-        lambda: freezing_over_seeds([learner(0), learner(1)], tasks()),
+    "Freezing over seeds": (
+        lambda: over_seeds([freezing(learner(seed), tasks()) for seed in (0, 1)]),
         {"layers", "accuracy_mean", "accuracy_std"},
     ),
     "Profile": (
@@ -144,7 +144,7 @@ def test_every_result_is_a_data_frame(name: str) -> None:
     make, columns = RESULTS[name]
     result = make()
     frame = result.to_frame()
-    assert type(result).__name__ == name
+    assert type(result).__name__ == name.split()[0]
     assert isinstance(frame, pandas.DataFrame) and len(frame) == len(result.records()) > 0
     assert columns <= set(frame.columns)
 

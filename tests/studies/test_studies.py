@@ -15,8 +15,13 @@ from PIL import Image
 from benchmarks import reuse as benchmark
 from benchmarks import reuse_tables
 from metalearn import ANIL, MAML, NIL
-from metalearn.analysis import freezing
-from metalearn.analysis.adaptation.freezing_over_seeds import freezing_over_seeds
+from metalearn.analysis import (
+    Estimate,
+    feature_reuse,
+    freezing,
+    freezing_over_seeds,
+    over_seeds,
+)
 from metalearn.analysis.networks.between import MEASURES, similarity_between
 from metalearn.evaluation import evaluate
 from metalearn.experiments.experiment import Experiment
@@ -64,26 +69,51 @@ def test_the_spread_over_seeds_is_numpys() -> None:
     assert np.isnan(MeanStd.of([0.5]).std)
 
 
-def test_freezing_over_seeds_is_the_mean_and_deviation_of_each_seeds_table() -> None:
-    learners = [learner(seed) for seed in range(3)]
-    found = freezing_over_seeds(learners, tasks())
-    single = [freezing(one, tasks()) for one in learners]
-    for k, row in enumerate(found.rows):
+def test_freezing_tables_over_seeds_have_the_mean_and_deviation_of_each_seeds_table() -> None:
+    single = [freezing(learner(seed), tasks()) for seed in range(3)]
+    pooled = over_seeds(single)
+    record = pooled.to_dict()
+    for k, row in enumerate(pooled.rows):
         for name in ("accuracy", "cost"):
-            values = [getattr(one.rows[k], name).mean for one in single]
-            assert getattr(row, name).mean == pytest.approx(np.mean(values), abs=1e-9)
-            assert getattr(row, name).std == pytest.approx(np.std(values, ddof=1), abs=1e-9)
-    assert found.rows[0].cost.mean == 0
-    assert "standard deviation over 3 seeds" in str(found)
-    assert found.to_dict()["rows"][4]["layers"] == ["block1", "block2", "block3", "block4"]
+            values = [getattr(table.rows[k], name).mean for table in single]
+            assert getattr(row, name) == Estimate.of(values)
+            std = pytest.approx(np.std(values, ddof=1), abs=1e-9)
+            assert pooled.mean_std(name)[k].std == std
+            assert record["rows"][k][name]["std"] == std
+    assert pooled.rows[0].cost.mean == 0
+    assert "standard deviation over 3 seeds" in str(pooled)
+    assert record["rows"][4]["layers"] == ["block1", "block2", "block3", "block4"]
+    assert record["runs"] == [table.to_dict() for table in single]
+
+
+def test_the_former_name_of_freezing_over_seeds_warns_and_works() -> None:
+    learners = [learner(seed) for seed in range(2)]
+    with pytest.warns(FutureWarning, match="over_seeds"):
+        pooled = freezing_over_seeds(learners, tasks(2))
+    assert pooled == over_seeds([freezing(one, tasks(2)) for one in learners])
+    with (
+        pytest.warns(FutureWarning, match="over_seeds"),
+        pytest.raises(ValueError, match="there is no learner"),
+    ):
+        freezing_over_seeds([], tasks(2))
+
+
+def test_freezing_tables_of_other_recipes_are_not_pooled() -> None:
+    table = freezing(learner(0), tasks(2))
+    with pytest.raises(ValueError, match=r"differ in tasks \(2 against 3\)"):
+        over_seeds([table, freezing(learner(1), tasks(3))])
+    with pytest.raises(ValueError, match="differ in their layers"):
+        over_seeds([table, freezing(learner(1), tasks(2), layers=["block1"])])
+    with pytest.raises(ValueError, match="pooled already"):
+        over_seeds([table, over_seeds([table])])
+    with pytest.raises(TypeError, match=r"reuses\[1\] is a Freezing"):
+        over_seeds([feature_reuse(learner(0), tasks(2), draws=0), table])
 
 
 def test_one_seed_has_no_spread_and_says_so() -> None:
-    found = freezing_over_seeds([learner(0)], tasks(2))
-    assert "one seed: no spread over seeds" in str(found)
-    assert found.to_dict()["rows"][0]["accuracy"]["std"] is None
-    with pytest.raises(ValueError, match="there is no learner"):
-        freezing_over_seeds([], tasks(2))
+    pooled = over_seeds([freezing(learner(0), tasks(2))])
+    assert "one seed has no interval over seeds" in str(pooled) and "(one seed)" in str(pooled)
+    assert pooled.to_dict()["rows"][0]["accuracy"]["std"] is None
 
 
 def test_a_network_is_like_itself_and_groups_may_be_named_in_either_order() -> None:

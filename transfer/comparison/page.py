@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from metalearn.analysis.adaptation.page import flat, picture
+from metalearn.analysis.adaptation.page import picture
+from metalearn.analysis.adaptation.tables import flat_settings
 from metalearn.runtime.files import write_atomically
 from transfer.comparison.text import (
     ALIKE,
@@ -82,6 +83,6 @@ def html(
         layers=picture(figures.what_is_kept(comparison)),
         filters=picture(filters) if filters else None,
         starts=[(name, start_words(comparison, name)) for name in comparison.strategies],
-        settings=[*flat(settings or {}), *flat(own)],
+        settings=[*flat_settings(settings or {}), *flat_settings(own)],
         versions=comparison.settings.get("versions", {}),
     )

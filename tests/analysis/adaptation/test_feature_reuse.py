@@ -396,12 +396,12 @@ def test_class_cosines_without_a_pair_are_nan_and_of_dead_features_zero():
 def test_tasks_in_threads_give_what_a_loop_gives(two_threads):
     other = MAML(Conv4(3, channels=1, hidden=6, size=16), lr=0.3)
     threads = feature_reuse(
-        MAML(small_conv4(), lr=0.3), prototype_tasks(3), ceiling=other
+        MAML(small_conv4(), lr=0.3), prototype_tasks(3), other_seed=other
     ).to_dict()
     torch.set_num_threads(1)
-    loop = feature_reuse(MAML(small_conv4(), lr=0.3), prototype_tasks(3), ceiling=other).to_dict()
+    loop = feature_reuse(MAML(small_conv4(), lr=0.3), prototype_tasks(3), other_seed=other).to_dict()
     for ours, theirs in zip(threads["layers"], loop["layers"], strict=True):
-        for key in ("cka", "distance", "gradient", "intra", "inter", "ceiling"):
+        for key in ("cka", "distance", "gradient", "intra", "inter", "other_seed"):
             assert flat_numbers(ours[key]) == pytest.approx(
                 flat_numbers(theirs[key]), rel=1e-4, abs=1e-5
             )
@@ -415,47 +415,47 @@ def flat_numbers(value: Any) -> list[float]:
     )
 
 
-# The ceiling
+# Another network
 
 
-def test_the_ceiling_is_the_similarity_of_the_two_initialisations():
+def test_other_seed_is_the_similarity_of_the_two_initialisations():
     torch.manual_seed(1)
     learner, other, episodes = (
         MAML(small_conv4(), lr=0.3),
         MAML(Conv4(3, 1, 6, 16), lr=0.1),
         prototype_tasks(3),
     )
-    reuse = feature_reuse(learner, episodes, ceiling=other)
+    reuse = feature_reuse(learner, episodes, other_seed=other)
     each = [
         compare_layers(small_conv4(), other.model, task.query.inputs)["block2"].similarity
         for task in unstack(episodes)
     ]
-    assert reuse.layers[1].ceiling.cka.mean == pytest.approx(Estimate.of(each).mean, rel=1e-5)
-    assert reuse.layers[1].ceiling.cka.interval == pytest.approx(
+    assert reuse.layers[1].other_seed.cka.mean == pytest.approx(Estimate.of(each).mean, rel=1e-5)
+    assert reuse.layers[1].other_seed.cka.interval == pytest.approx(
         Estimate.of(each).interval, rel=1e-4
     )
     outputs = [
         torch.cat([run(x) for x in episodes.query.inputs]).detach()
         for run in (learner.model.block1, other.model.block1)
     ]
-    assert reuse.layers[0].ceiling.cca_pooled == pytest.approx(
+    assert reuse.layers[0].other_seed.cca_pooled == pytest.approx(
         compare_layers(*({"a": x} for x in outputs), measure="cca")["a"].similarity
     )
     without = feature_reuse(MAML(small_conv4(), lr=0.3), episodes)
-    assert without.layers[0].ceiling is None and without.layers[0].cka == reuse.layers[0].cka
+    assert without.layers[0].other_seed is None and without.layers[0].cka == reuse.layers[0].cka
     assert "other seed" in str(reuse) and "other seed" not in str(without)
 
 
-def test_a_ceiling_that_cannot_be_one_is_refused():
+def test_another_network_that_is_no_comparison_is_refused():
     with pytest.raises(ValueError, match="same weights"):
         feature_reuse(
-            MAML(small_conv4(), lr=0.3), prototype_tasks(2), ceiling=ANIL(small_conv4(), lr=0.1)
+            MAML(small_conv4(), lr=0.3), prototype_tasks(2), other_seed=ANIL(small_conv4(), lr=0.1)
         )
     with pytest.raises(ValueError, match=r"another architecture: block1\.conv\.weight differs"):
         feature_reuse(
             MAML(small_conv4(), lr=0.3),
             prototype_tasks(2),
-            ceiling=MAML(Conv4(3, 1, 8, 16), lr=0.3),
+            other_seed=MAML(Conv4(3, 1, 8, 16), lr=0.3),
         )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from benchmarks.reuse_tables import mean_cca, pooled_cca, written_as
 from metalearn import MAML, Examples
 from metalearn.analysis import compare_layers, feature_reuse, similarity_map
-from metalearn.analysis.adaptation.feature_reuse import _OverTasks
+from metalearn.analysis.adaptation.observations import MeanOverTasks
 from metalearn.analysis.adaptation.over_seeds import over_seeds
 from metalearn.analysis.measures.chance import arrangements, chosen_draws, measured
 from metalearn.analysis.networks.between import similarity_between
@@ -155,13 +155,13 @@ def test_a_task_without_a_value_is_left_out_and_said() -> None:
         for i in (1, 2)
     ]
     dead = cca_of_task({"a": random(20, 3)}, {"a": torch.ones(20, 3)}, ["a"], draws=5, seed=0)["a"]
-    found = _OverTasks([dead, *alive])
+    found = MeanOverTasks([dead, *alive])
     assert found.estimate.mean == pytest.approx(np.mean([row.similarity for row in alive]))
     assert found.note.startswith("1 of 3 tasks") and "no variance" in found.note
     chance = np.mean([row.chance for row in alive], axis=0)
     reached = sum(draw >= found.estimate.mean for draw in chance)
     assert found.floor.draws == 5 and found.p == pytest.approx((1 + reached) / (1 + 5))
-    assert math.isnan(_OverTasks([dead]).estimate.mean) and math.isnan(_OverTasks([dead]).p)
+    assert math.isnan(MeanOverTasks([dead]).estimate.mean) and math.isnan(MeanOverTasks([dead]).p)
 
 
 def test_one_task_has_a_value_and_no_interval() -> None:
