@@ -89,6 +89,7 @@ def reuse(
     check_table(table)
     # Now, rather than after all the work.
     Path(report).absolute().parent.mkdir(parents=True, exist_ok=True)
+    # A trained run keeps its settings; otherwise everything is trained here.
     if checkpoint:
         changes = _changed_at_test(settings, checkpoint)
         run = experiments.restored(checkpoint, trust_model=trust_model, **changes)
@@ -108,6 +109,7 @@ def reuse(
     if distributed.rank():
         return
     rows = wording.accuracy_rows(compared)
+    # The first rank alone analyses and writes.
     print(f"\n{wording.accuracy_table(rows, experiment)}")
     reuses = _analysed(compared, experiment.testing_tasks(tasks=analysed_tasks), progress=progress)
     overview = _overview(rows, compared)
@@ -209,6 +211,7 @@ def evaluate_checkpoint(
         progress: show progress.
     """
     check_table(table)
+    # Settings left out are those of the checkpoint.
     settings: dict[str, Any] = {
         "dataset": dataset,
         "root": root,
@@ -223,6 +226,7 @@ def evaluate_checkpoint(
         "model": model,
     }
     changes = {name: value for name, value in settings.items() if value is not None}
+    # The ranks share out the test tasks, and each of them must restore the run.
     distributed.join(torch.device(distributed.device(usable(device or "auto"))))
     run = experiments.restored(checkpoint, trust_model=trust_model, **changes)
     evaluation = evaluate(run.tested(), run.experiment.testing_tasks(split), progress=progress)
@@ -269,6 +273,7 @@ def sweep(
         settings: the few-shot problem and its training.
     """
     check_table(table)
+    # Every combination is a problem; a typing error in any is found before the first run.
     axes = (
         listed(datasets, "datasets"),
         numbers(ways, "ways"),
@@ -287,6 +292,7 @@ def sweep(
     if table:
         summary.write(table)
     failed = [row for row in rows if "error" in row]
+    # Many runs often fail for one reason.
     for error in dict.fromkeys(row["error"] for row in failed):
         print(f"metalearn: {error}", file=sys.stderr)
     line = f"{len(rows) - len(failed)} figures in {results}"
@@ -303,11 +309,13 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 for input that cannot be used, 130 after Ctrl-C.
     """
-    from jsonargparse import auto_cli
+    from jsonargparse import auto_cli  # takes long to import
 
     try:
+        # A broken installation is reported with the version.
         if "--version" in (sys.argv[1:] if arguments is None else arguments):
             check_files()
+        # Options, help and types come from the signatures and docstrings above.
         auto_cli(
             {"reuse": reuse, "train": train, "evaluate": evaluate_checkpoint, "sweep": sweep},
             args=arguments,
@@ -331,6 +339,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _changed_at_test(settings: dict[str, Any], checkpoint: str) -> dict[str, Any]:
     """The settings that differ from their defaults; raises ValueError for one the run fixes."""
+    # jsonargparse fills in every default, so only a difference tells what was typed.
     defaults = {setting.name: setting.default for setting in fields(Experiment)}
     changed = {name: value for name, value in settings.items() if value != defaults[name]}
     fixed = [name for name in changed if name not in AT_TEST]
@@ -353,6 +362,7 @@ def _announce(experiment: Experiment, algorithms: Iterable[str]) -> None:
         print(f"Differences from the paper: {chosen.differs}")
     for line in experiment.start():
         print(line)
+    # NIL is tested on the body that ANIL trains, so the two are one line.
     for name in dict.fromkeys(map(experiments.trained_by, algorithms)):
         print(wording.plan(experiment, name))
 

@@ -67,6 +67,7 @@ def compare(
         settings: the images, the network and its fine-tuning.
     """
     started = time.monotonic()
+    # What is wrong with the settings is said before any image is read.
     question = Transfer(**settings)
     check_table(table)
     # Now, rather than after all the work.
@@ -78,17 +79,19 @@ def compare(
     rank = distributed.rank()
     channels = parts.train.images.shape[1]
     build = question.build(len(parts.train.names), channels)
+    # One rank pretrains, and the others read what it wrote.
     weights = distributed.rank_zero_first(
         lambda: question.pretrained(runs, channels, shown=progress and rank == 0)
     )
     strategies = question.starts(weights, build)
     if distributed.world_size() > 1:
-        processes = 1
+        processes = 1  # the ranks share out the runs already
     elif processes is None:
         processes = _processes(question.device)
     if rank == 0:
         for line in _announcement(question, parts, train, strategies, runs):
             print(line)
+    # Runs that are in the folder already are not repeated.
     comparison = compare_strategies(
         strategies,
         build,
@@ -128,11 +131,13 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 for input that cannot be used, 130 after Ctrl-C.
     """
-    from jsonargparse import auto_cli
+    from jsonargparse import auto_cli  # takes long to import
 
     try:
+        # A broken installation is reported with the version.
         if "--version" in (sys.argv[1:] if arguments is None else arguments):
             check_files()
+        # SIGTERM ends the workers too; runs that are done are kept.
         with parallel.sigterm_exits():
             auto_cli(
                 {"compare": compare},

@@ -122,6 +122,7 @@ class Transfer:
                 f"there is no strategy {unknown[0]!r}; choose from {', '.join(NAMES)}, and name"
                 " layers with --through"
             )
+        # Raises for seeds that repeat, long before they are used.
         checked_seeds(self.numbers)
         if self.normalize is not None:
             Normalization.parse(self.normalize)
@@ -156,6 +157,7 @@ class Transfer:
     def images_of(self, dataset: str, channels: int | None = None) -> Split:
         """The images of a data set, as this network takes them."""
         channels = channels or self.channels
+        # Glyphs to transfer to are of other classes than those to pretrain on.
         if dataset == "glyphs":
             return self._sized(divided(glyphs("test", classes=40, drawers=30), 0.5), channels)
         return labelled_sets.load(
@@ -163,8 +165,11 @@ class Transfer:
         )
 
     def parts(self) -> Split:
-        """The images to fine-tune and test on; in colour if weights are given, by default."""
-        return self.images_of(self.dataset, self.channels or (3 if self.weights else None))
+        """The images to fine-tune and test on."""
+        channels = self.channels
+        if channels is None and self.weights:
+            channels = 3  # as pretrained networks take them
+        return self.images_of(self.dataset, channels)
 
     def _sized(self, parts: Split, channels: int | None) -> Split:
         """The parts in the size of this question, with this number of channels."""
@@ -228,6 +233,7 @@ class Transfer:
         self, train: FineTuning, dataset: str, channels: int, *, shown: bool
     ) -> tuple[dict[str, Tensor], Record]:
         """Train the network on the data set to transfer from."""
+        # One network for all seeds of the comparison, as with weights from a file.
         torch.manual_seed(0)
         model = self.build(train.classes, channels)()
         with progress(f"pretraining on {dataset}", train.steps, shown=shown) as advance:
@@ -242,6 +248,7 @@ class Transfer:
 
     def starts(self, weights: Pretrained, build: Build) -> dict[str, Start]:
         """The strategies by name, for the network that `build` builds."""
+        # Functions, since making a strategy reads its weights and may raise.
         makers: dict[str, Callable[[], Start]] = {
             "random": lambda: everywhere(fresh()),
             "mean_var": lambda: everywhere(mean_var(weights)),
@@ -301,6 +308,7 @@ class Transfer:
     def _training_images(self) -> int | float | None:
         if self.images is None:
             return GLYPH_IMAGES if self.dataset == "glyphs" else None
+        # Up to 1.0 it is a fraction; the command line reads every number as a float.
         return self.images if self.images <= 1 else int(self.images)
 
     @cached_property
@@ -315,6 +323,7 @@ class Transfer:
         """How images are normalised: as --normalize says, or as in the training of the weights."""
         if self.normalize is not None:
             return Normalization.parse(self.normalize)
+        # Images in [0, 1] as they are need no normalisation.
         known = self.given.normalization if self.given else None
         return None if known == PLAIN else known
 

@@ -169,6 +169,7 @@ class Experiment:
     )
 
     def __post_init__(self) -> None:
+        # In this order: a number of numpy becomes a plain one before types are checked.
         self._check_numbers()
         self._check_types()
         for name, choices in CHOICES.items():
@@ -238,6 +239,7 @@ class Experiment:
         """How the network normalises its images: as set, or as in the training of its weights."""
         if self.normalize is not None:
             return Normalization.parse(self.normalize)
+        # Images in [0, 1] as they are need no normalisation.
         normalization = self.pretrained.normalization if self.pretrained else None
         return None if normalization == PLAIN else normalization
 
@@ -248,6 +250,7 @@ class Experiment:
 
     def settings(self, algorithm: str = "maml") -> Preset:
         """The preset for an algorithm, with the settings that override it."""
+        # A setting of this experiment that has the name of a preset's overrides it.
         base = preset(self.preset, self.dataset, self.ways, self.shots, algorithm)
         values = {name: getattr(self, name, None) for name in base.__dataclass_fields__}
         return replace(base, **{name: value for name, value in values.items() if value is not None})
@@ -267,13 +270,14 @@ class Experiment:
             self.root or os.environ.get("METALEARN_DATA", "data"),
             download=self.download,
             protocol=chosen.protocol,
+            # Turned characters are always classes in training.
             rotations=split == "train" or chosen.test_rotations,
             splits=self.splits,
             split_ratio=self.split_ratio,
         )
         _, own_channels, own_size, _ = images.images.shape
         if is_registered(chosen.model):
-            own_channels = 3
+            own_channels = 3  # as all networks of torchvision and timm take by default
         return converted(images, self.channels or own_channels, self.size or own_size)
 
     def training_tasks(self, algorithm: str = "maml") -> Tasks:
@@ -285,6 +289,7 @@ class Experiment:
         images = self.data("train")
         chosen = self.settings(algorithm)
         queries = chosen.train_queries or self.shots
+        # No seed of training meets the seed of another split's tasks.
         seed = SEEDS["train"] + len(SEEDS) * self.seed
         if algorithm in JOINT:
             queries += self.shots
@@ -339,6 +344,7 @@ class Experiment:
             ValueError: it cannot take the images, or does not return a score for each way.
         """
         channels, size = self.shape()
+        # Built on the CPU: the same seed gives the same weights on every device.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model, _ = self._build(channels, size)
@@ -350,6 +356,7 @@ class Experiment:
         """What the network starts from, in lines for a command's output; none without weights."""
         if self.pretrained is None:
             return []
+        # The network is built to see which weights fit it, and thrown away.
         with torch.random.fork_rng(devices=[]):
             _, taken = self._build(*self.shape())
         lines = [f"weights: {self.pretrained}: {taken}"]
@@ -411,6 +418,7 @@ class Experiment:
             learner,
             self.training_tasks(algorithm),
             steps=chosen.steps,
+            # A minibatch holds as many images as the tasks of a step.
             meta_batch=1 if algorithm == "multiclass" else chosen.meta_batch,
             optimizer=lambda parameters: torch.optim.Adam(parameters, lr=chosen.outer_lr),
             schedule=_schedule(chosen),
@@ -443,6 +451,7 @@ class Experiment:
     def checkpoint(self, algorithm: str) -> Path:
         """The file of an algorithm's run; its name holds a hash of all settings that decide it."""
         decisive = json.dumps({"algorithm": algorithm, **self.to_dict(algorithm)}, sort_keys=True)
+        # The dataset, ways, shots and seed are in the name for people; the hash decides.
         digest = hashlib.sha256(decisive.encode()).hexdigest()[:8]
         problem = f"{Path(self.dataset).name}-{self.ways}way-{self.shots}shot"
         return Path(self.runs) / f"{problem}-{algorithm}-seed{self.seed}-{digest}.safetensors"

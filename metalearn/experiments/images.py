@@ -53,6 +53,7 @@ def load(
         return tasks.fc100(root, split, download=download)
     if Path(dataset).is_dir():
         return tasks.image_folder(dataset, split, splits=splits or fractions(split_ratio))
+    # A misspelt name, or a folder that is not there.
     matches = difflib.get_close_matches(dataset, DATASETS, n=1)
     hint = f"; did you mean {matches[0]}?" if matches else ""
     raise ValueError(
@@ -102,5 +103,5 @@ def converted(images: LabelledImages, channels: int, size: int) -> LabelledImage
         pixels = resize(pixels, [size, size], antialias=True)
         description["resized"] = size
     if pixels is images.images:
-        return images
+        return images  # nothing changed, so the record does not either
     return LabelledImages(pixels, images.labels, images.names, description)

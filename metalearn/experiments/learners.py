@@ -14,6 +14,7 @@ from metalearn.runtime.options import Listed, listed
 
 from .presets import Preset
 
+# Learners with an inner loop of gradient steps.
 GRADIENT_BASED = {
     "maml": MAML,
     "fomaml": MAML,

@@ -50,12 +50,14 @@ def build_network(preset: Preset, ways: int, channels: int, size: int, norm: str
             f"there is no model {name!r}: conv4, resnet12, a torchvision model ({hint}),"
             " timm:NAME, or package.module:callable"
         )
+    # A network of torchvision's, timm's or the user's has running statistics.
     model = registry.build(name, ways, channels)
     return batch_statistics(model) if norm == "batch" else frozen_statistics(model)
 
 
 def check_scores(model: nn.Module, name: str, channels: int, size: int, ways: int) -> None:
     """Raise ValueError if a model does not take the images or return a score for each way."""
+    # Two black images are enough to see what it takes and returns.
     try:
         with torch.no_grad(), evaluation_mode([model]):
             output = model(torch.zeros(2, channels, size, size))
@@ -65,10 +67,12 @@ def check_scores(model: nn.Module, name: str, channels: int, size: int, ways: in
             f" ({str(error).splitlines()[0]}); try another --size (224 for most of torchvision) or"
             " --channels"
         ) from error
-    if isinstance(output, torch.Tensor) and output.shape == (2, ways):
-        return
-    shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    kind = type(output).__name__
+    if isinstance(output, torch.Tensor):
+        if output.shape == (2, ways):
+            return
+        kind = str(tuple(output.shape))
     raise ValueError(
-        f"{name} returns {shape} for 2 images, not one score for each of {ways} ways (2, {ways});"
+        f"{name} returns {kind} for 2 images, not one score for each of {ways} ways (2, {ways});"
         " choose another model"
     )

@@ -158,6 +158,7 @@ def snapshots(
     Raises:
         ValueError: a snapshot is missing, and training is already past it.
     """
+    # Each snapshot is the same training, stopped later.
     constant = replace(experiment, schedule="constant")
     checkpoint = constant.checkpoint(algorithm)
     paths = {

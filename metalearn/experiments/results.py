@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
+
 from metalearn.evaluation import Evaluation, paired
 from metalearn.runtime.progress import duration
 from metalearn.runtime.tables import Table
@@ -24,8 +26,8 @@ def protocol(experiment: Experiment) -> str:
         turned = ", turned characters too" if chosen.test_rotations else ""
         split = f"characters split by protocol {chosen.protocol}{turned}; "
     queries = experiment.test_queries()
-    plural = "y" if queries == 1 else "ies"
-    return f"{split}{queries} quer{plural} a class; norm: {experiment.norm} statistics"
+    word = "query" if queries == 1 else "queries"
+    return f"{split}{queries} {word} a class; norm: {experiment.norm} statistics"
 
 
 def plan(experiment: Experiment, algorithm: str) -> str:
@@ -52,6 +54,7 @@ def title(name: str) -> str:
 def accuracy(evaluation: Evaluation) -> str:
     """An accuracy with its interval in words."""
     tasks = len(evaluation.per_episode)
+    # A single task has no spread, and so no interval.
     interval = f" ± {100 * evaluation.interval:.2f}" if tasks > 1 else ""
     counted = f"{tasks} task{'s' * (tasks != 1)}{', exactly chance' * evaluation.at_chance}"
     return f"{100 * evaluation.mean:.2f}{interval} % ({counted})"
@@ -63,6 +66,7 @@ def accuracy_rows(compared: Compared) -> list[dict[str, str]]:
     rows = []
     for name, evaluation in compared.evaluations.items():
         row = {"learner": name, "accuracy": accuracy(evaluation)}
+        # The same tasks for all learners, so differences are taken task by task.
         difference = ""
         if name != first and len(evaluation.per_episode) > 1:
             test = paired(evaluation, reference)
@@ -75,9 +79,13 @@ def accuracy_rows(compared: Compared) -> list[dict[str, str]]:
 
 def accuracy_table(rows: list[dict[str, str]], experiment: Experiment) -> Table:
     """The rows as a table, without columns that say nothing."""
-    columns = [name for name in rows[0] if any(row[name] for row in rows)]
+    # A single learner has no difference from another, for example.
+    columns = [name for name in rows[0] if set(map(itemgetter(name), rows)) != {""}]
     heading = (
         f"{problem(experiment)}, {experiment.test_tasks} test tasks of unseen classes (± is 95 %"
         f" over tasks)\n{protocol(experiment)}"
     )
-    return Table(columns, [[row[name] for name in columns] for row in rows], title=heading)
+    cells = []
+    for row in rows:
+        cells.append([row[name] for name in columns])
+    return Table(columns, cells, title=heading)

@@ -24,12 +24,12 @@ from metalearn.runtime.files import Record
 from metalearn.training.checkpoints import load, restore
 from metalearn.training.loop import Curve
 
-# Settings that a checkpoint's record does not decide.
+# Settings that a checkpoint's record does not decide: they are of the machine and the user.
 ELSEWHERE = ("root", "download", "weights", "execution", "device", "runs")
 # Settings that a command names if they are not the defaults.
 NAMED = ("splits", "split_ratio", "seed", "precision", "norm", "weights", "normalize")
-LARGEST = 4096  # pixels
-SLACK = 10**7  # numbers
+LARGEST = 4096  # pixels of an image that a record may ask for
+SLACK = 10**7  # numbers that a network may have beyond twice those of its checkpoint
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class Run:
             experiment.shots,
             self.algorithm,
         )
+        # The preset and the settings that differ from it, then those that have no preset.
         options: dict[str, Any] = {
             "algorithm": self.algorithm,
             "dataset": experiment.dataset,
@@ -134,6 +135,7 @@ def compare(
     for trainer in dict.fromkeys(map(trained_by, names)):
         if trainer not in trained:
             trained[trainer] = train(experiment, trainer, progress=progress, **options)
+    # Several algorithms may be tested on one run: NIL on the body that ANIL trained.
     by_name = {name: trained[trained_by(name)] for name in names}
     learners = {name: run.tested(name) for name, run in by_name.items()}
     evaluations = evaluate_together(learners, tasks_at_test, progress=progress)
@@ -192,6 +194,7 @@ def restored(
             " recorded; in a script build the learner and call metalearn.training.restore(learner,"
             " path)"
         ) from error
+    # Before anything is built from the record.
     _check_trust(str(stored.get("model")), changes.get("model"), path, trusted=trust_model)
     experiment = _experiment(stored, changes, path)
     _check_size(experiment, tensors, path)
@@ -220,6 +223,7 @@ def _experiment(
             f"{path} was trained on the characters of protocol={trained_protocol!r}, some of"
             f" which protocol={values['protocol']!r} tests on; leave --protocol out"
         )
+    # A folder's classes are divided as in training, unless the call divides them otherwise.
     same_division = same_dataset and not {"splits", "split_ratio"} & changes.keys()
     if not same_division:
         values |= {name: changes.get(name) for name in ("splits", "split_ratio")}

@@ -95,6 +95,7 @@ def sweep(
         >>> [(row["algorithm"], row["seed"]) for row in rows]
         [('protonet', 0), ('protonet', 1)]
     """
+    # All that can be wrong with the call is found before the first run.
     names = parse(",".join(algorithms))
     problems = list(problems)
     if processes < 1:
@@ -109,6 +110,7 @@ def sweep(
     if path.is_dir():
         raise ValueError(f"results={str(path)!r} is a folder; name a file, such as sweep.jsonl")
 
+    # The first rank reads the file, so that all ranks agree on what is left.
     rows: list[Record] = []
     jobs: list[Job] = []
     if rank == 0:
@@ -130,6 +132,7 @@ def sweep(
                 for row in new_rows:
                     _print(f"sweep: {number} of {len(jobs)}: {_outcome(row)}")
 
+    # A figure that was repeated has its last row.
     by_key: dict[str, Record] = {}
     for rows_of_rank in distributed.all_gather(rows):
         by_key |= {_key(row["settings"]): row for row in rows_of_rank}
@@ -189,6 +192,7 @@ def append(path: Path, rows: Iterable[Record]) -> None:
 
 def table(rows: Iterable[Record]) -> Table:
     """The rows as a table; the seeds of one data set and algorithm share a line."""
+    # (problem, algorithm) -> the rows of all its seeds
     groups: dict[tuple[str, str], list[Record]] = {}
     for row in rows:
         groups.setdefault((_problem(row), row["algorithm"]), []).append(row)
@@ -203,6 +207,7 @@ def _summary(rows: list[Record]) -> tuple[str, str, str, str, str]:
     if not good:
         return "-", "-", "-", "-", failed
     accuracies = torch.tensor([row["accuracy"] for row in good], dtype=torch.float64)
+    # Between seeds it is a standard deviation, within one an interval over tasks.
     spread = "-"
     if len(good) > 1:
         spread = f"{100 * float(accuracies.std(correction=1)):.2f} (std over seeds)"
@@ -214,6 +219,7 @@ def _summary(rows: list[Record]) -> tuple[str, str, str, str, str]:
 
 
 def _key(settings: Record) -> str:
+    # A settings name with an underscore is a note, which decides nothing.
     public = {name: value for name, value in settings.items() if not name.startswith("_")}
     return json.dumps(public, sort_keys=True)
 
@@ -228,6 +234,7 @@ def _done(path: Path) -> dict[str, Record]:
             row = json.loads(line)
             if "error" not in row and _is_figure(row):
                 rows[_key(row["settings"])] = row
+        # Whatever else stands in the file is none of our rows.
         except (ValueError, TypeError, KeyError, RecursionError):
             continue
     return rows
@@ -257,6 +264,7 @@ def _performed(
     if processes > 1:
         yield from _in_processes(jobs, processes, progress=progress)
         return
+    # Under torchrun each number goes to one rank: the first one that is free.
     tickets = distributed.tickets(f"sweep of {len(jobs)}")
     several_ranks = distributed.world_size() > 1
     with distributed.standalone():
@@ -293,7 +301,7 @@ def perform(job: Job, *, progress: bool = False) -> list[Record]:
     try:
         compared = compare(job.experiment, job.algorithms, progress=progress)
         for name, evaluation in compared.evaluations.items():
-            interval = evaluation.interval
+            interval = evaluation.interval  # NaN for a single task, which JSON does not have
             row = {
                 **_about(job.experiment, name),
                 "accuracy": evaluation.mean,
@@ -325,6 +333,7 @@ def _failed(job: Job, error: str) -> list[Record]:
 
 def _about(experiment: Experiment, algorithm: str) -> Record:
     problem = {name: getattr(experiment, name) for name in ("dataset", "ways", "shots", "seed")}
+    # Two numbers of threads may add up a sum in two orders.
     provenance: dict[str, Any] = {
         "threads": torch.get_num_threads(),
         "versions": versions(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,9 +17,10 @@ from metalearn.network.forward import Inputs
 from metalearn.runtime import distributed, parallel, provenance
 from metalearn.runtime.checks import whole_number
 from metalearn.runtime.files import Record
-from transfer.comparison.results import ComparisonResult
+from transfer.comparison.results import ComparisonResult, EndSimilarity, Run
 from transfer.comparison.run import (
     Build,
+    Key,
     Plan,
     Train,
     checked_seeds,
@@ -141,6 +143,7 @@ def compare(
         >>> [row.answer for row in comparison.finals]
         ['', 'not decidable']
     """
+    # Errors in the arguments are found before hours of training.
     _check_strategies(strategies)
     _check_callables(build=build, train=train)
     numbers = checked_seeds(seeds)
@@ -157,6 +160,7 @@ def compare(
             "under torchrun compare() needs folder=, one that all ranks see: they share out the"
             " runs through it"
         )
+    # A run's file records these, so a run with other settings is not taken for this one.
     decisive: Record = {
         "train": getattr(train, "settings", {}),
         "probe": digest(probe),
@@ -165,20 +169,16 @@ def compare(
     if layers is not None:
         decisive["layers"] = list(layers)
     decisive["own"] = dict(settings or {})
-    keys = [(name, seed) for seed in numbers for name in strategies]
     with runs_folder(folder) as place:
         plan = Plan(dict(strategies), build, train, probe, layers, place, measure, decisive)
         plan.try_out(numbers[0])
-        with started_workers(plan, processes) as workers:
-            perform_runs(plan, keys, workers, progress=progress)
-            if distributed.rank():
-                return distributed.broadcast(None)  # type: ignore[return-value]
-            runs = {key: plan.read(*key) for key in keys}
-            alike = compare_ends(
-                plan, list(strategies), numbers, baseline, workers, progress=progress
-            )
+        runs, alike = _performed(plan, numbers, baseline, processes, progress=progress)
+    if distributed.rank():
+        # The first rank compares, and all return its result.
+        return distributed.broadcast(None)  # type: ignore[return-value]
     rule = "given"
     if threshold is None:
+        # The threshold is a share of the baseline's mean final score over seeds.
         finals = [runs[baseline, seed].curve.final for seed in numbers]
         threshold = SHARE * statistics.over_seeds(finals).mean
         rule = f"{100 * SHARE:g} % of the mean final score of {baseline}"
@@ -186,7 +186,7 @@ def compare(
     comparison = Comparison(
         strategies=tuple(strategies),
         seeds=tuple(numbers),
-        runs=tuple(runs[name, seed] for name in strategies for seed in numbers),
+        runs=tuple(runs[key] for key in itertools.product(strategies, numbers)),
         baseline=baseline,
         threshold=threshold,
         threshold_rule=rule,
@@ -196,6 +196,21 @@ def compare(
         settings={**decisive, "versions": versions},
     )
     return distributed.broadcast(comparison)
+
+
+def _performed(
+    plan: Plan, seeds: list[int], baseline: str, processes: int, *, progress: bool
+) -> tuple[dict[Key, Run], tuple[EndSimilarity, ...]]:
+    """Do the missing runs; read all of them, and compare their ends, on the first rank."""
+    names = list(plan.strategies)
+    # Seed by seed, so a comparison that is stopped early has whole seeds.
+    keys = [(name, seed) for seed, name in itertools.product(seeds, names)]
+    with started_workers(plan, processes) as workers:
+        perform_runs(plan, keys, workers, progress=progress)
+        if distributed.rank():
+            return {}, ()
+        runs = {key: plan.read(*key) for key in keys}
+        return runs, compare_ends(plan, names, seeds, baseline, workers, progress=progress)
 
 
 def _check_numbers(level: object, threshold: object) -> None:

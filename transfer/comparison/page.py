@@ -52,13 +52,16 @@ def html(
 
     from . import figures
 
+    # The style is that of the pages of metalearn reuse.
     loader = PrefixLoader(
         {
             "transfer": PackageLoader("transfer.comparison", "."),
             "analysis": PackageLoader("metalearn.analysis.adaptation", "."),
         }
     )
+    # autoescape: names and settings are text, never HTML.
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    # None if no network begins with a convolution.
     filters = figures.filters(comparison)
     recorded = {key: value for key, value in comparison.settings.items() if key != "versions"}
     return pages.get_template("transfer/report.html").render(

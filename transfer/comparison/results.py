@@ -200,6 +200,7 @@ class ComparisonResult(Tabular):
             correlation of weights over seeds.
         """
         layers = {}
+        # One layer of all seeds at a time.
         for rows in zip(*[run.kept for run in self.of(strategy)], strict=True):  # (seeds,) each
             layers[rows[0].layer] = (
                 statistics.over_seeds([row.similarity for row in rows], self.level),
@@ -236,6 +237,7 @@ class ComparisonResult(Tabular):
 
     def to_dict(self) -> Record:
         """Everything but the pictures as JSON-able values; NaN is None."""
+        # The fields of a run, without its filters.
         runs = [
             {
                 "strategy": run.strategy,
@@ -263,8 +265,10 @@ class ComparisonResult(Tabular):
         complete = {}
         for name, values in measured.items():
             reached[name] = [value for value in values if value is not None]
+            # A mean over some of the seeds would be of the lucky ones.
             if len(reached[name]) == len(self.seeds):
                 complete[name] = reached[name]
+        # One family of tests, corrected for their number.
         tests = statistics.against(complete, self.baseline, self.level)
         rows = []
         for name in self.strategies:

@@ -37,6 +37,7 @@ def profile(
     draws: int = 0,
 ) -> Profile:
     """Compare two networks layer by layer on the probe."""
+    # On the CPU, where the weights of starts and ends are.
     probe = map_tensors(Tensor.cpu, probe)
     options: dict[str, Any] = {"measure": measure, "rows": ROWS, "draws": draws}
     if isinstance(probe, Tensor):
@@ -94,6 +95,7 @@ def retained(
 def weight_correlations(model: nn.Module, before: Weights, after: Weights) -> dict[str, float]:
     """Pearson's correlation of each layer's weights before and after, without biases and norms."""
     owner = owners(model)
+    # Biases and the weights of norms have one dimension.
     matrices = [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
     correlations = {}
     for layer in layer_names(model):

@@ -65,6 +65,7 @@ class Plan:
         """The network as it is built."""
         strategy = self.strategies[name]
         build = strategy[0] if isinstance(strategy, tuple) else self.build
+        # The same fresh weights for every strategy under one seed.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = build()
@@ -119,6 +120,7 @@ class Plan:
         except Damaged as error:
             print(f"{error}: the run {name}, seed {seed}, is repeated", file=sys.stderr, flush=True)
             return False
+        # Other weights under the same name are another start.
         if (name, seed) not in self.starts:
             network, _ = self.start(name, seed)
             self.starts[name, seed] = _short_checksum(_state(network))
@@ -129,13 +131,14 @@ class Plan:
     def perform(self, name: str, seed: int, advance: Callable[..., None] | None = None) -> None:
         """Do the run and write its file."""
         path = self.path(name, seed)
+        # Files that a kill left half written.
         for torn in path.parent.glob(f".{path.name}.*"):
             torn.unlink(missing_ok=True)
         model, report = self.start(name, seed)
         before = _state(model)
         curve = self._trained(model, name, seed, advance)
         after = _state(model)
-        model.cpu()
+        model.cpu()  # as the probe is
         kept = retained(model, before, after, self.probe, layers=self.layers, measure=self.measure)
         tensors = {f"end.{key}": tensor for key, tensor in after.items()}
         filters = first_filters(model, before, after)
@@ -157,6 +160,7 @@ class Plan:
     ) -> Curve:
         """Train the network; errors name the run."""
         try:
+            # A user's own function shows no progress.
             if isinstance(self.train, FineTuning):
                 curve = self.train(model, seed, advance)
             else:
@@ -200,6 +204,7 @@ def perform_runs(
     plan: Plan, keys: list[Key], workers: parallel.Workers | None, *, progress: bool
 ) -> None:
     """Do all runs that are missing: this rank's share of them, here or in worker processes."""
+    # Every rank has its share of the runs by their numbers.
     rank = distributed.rank()
     share = keys[rank :: distributed.world_size()]
     left = [key for key in share if not plan.done(*key)]
@@ -217,7 +222,7 @@ def perform_runs(
         else:
             for name, seed in left:
                 plan.perform(name, seed, _prefixed(advance, f"{name}, seed {seed}: "))
-                if not isinstance(plan.train, FineTuning):
+                if not isinstance(plan.train, FineTuning):  # which advances by itself
                     advance(steps, f"{name}, seed {seed}")
     distributed.all_gather(None)  # wait until the other ranks have written their runs
 
@@ -232,6 +237,7 @@ def started_workers(plan: Plan, processes: int) -> Iterator[parallel.Workers | N
     if processes == 1:
         yield None
         return
+    # Packed once, and unpacked once in each process.
     try:
         packed = pickle.dumps((plan,))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -285,12 +291,14 @@ def compare_ends(
     progress: bool,
 ) -> tuple[EndSimilarity, ...]:
     """Each strategy's end against its own, and the baseline's, under the next seed."""
+    # Each seed with the next one, and the last with the first.
     pairs = list(zip(seeds, seeds[1:] + seeds[:1], strict=True))
     if len(seeds) < 3:
         pairs = pairs[: len(seeds) - 1]  # two seeds make one pair, and one seed none
     if not pairs:
         return ()
     jobs = [(name, baseline, pairs) for name in names]
+    # Workers finish in any order; the result has the order of `names`.
     rows: dict[str, list[EndSimilarity]] = {}
     with shown_progress("comparing ends", len(names), unit="start", shown=progress) as advance:
         if workers:
@@ -307,6 +315,7 @@ def _ends(
     plan: Plan, name: str, baseline: str, pairs: Sequence[tuple[int, int]]
 ) -> list[EndSimilarity]:
     """Similarity of two ends of one strategy, and of its end and the baseline's, by layer."""
+    # The modules are shells for the weights of the ends.
     model = plan.network(name, pairs[0][0])
     other = plan.network(baseline, pairs[0][0])
     with_itself: list[Profile] = []
@@ -318,6 +327,7 @@ def _ends(
             with_baseline.append(with_itself[-1])
         else:
             with_baseline.append(plan.profile(end, (other, plan.end(baseline, following))))
+    # Only layers that both networks have.
     rows = []
     for row in with_baseline[0].layers:
         layer = row.layer

@@ -101,7 +101,7 @@ def paired(a: Sequence[float], b: Sequence[float], level: float = 0.05) -> Paire
             f"paired() needs as many values of one as of the other, one for each seed, not"
             f" {first.shape} and {second.shape}"
         )
-    differences = first - second
+    differences = first - second  # (seeds,)
     if not np.isfinite(differences).all():
         raise ValueError(
             f"paired() got a value that is not finite: {first.tolist()} against {second.tolist()}"
@@ -194,6 +194,7 @@ def against(
     tests = {
         name: paired(values[name], values[baseline], level) for name in values if name != baseline
     }
+    # Corrected over all starts; the baseline has no test.
     adjusted = holm([test.p for test in tests.values()], tests=len(tests))
     return {name: (test, p) for (name, test), p in zip(tests.items(), adjusted, strict=True)}
 

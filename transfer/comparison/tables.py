@@ -13,6 +13,8 @@ from transfer.finetuning.scores import words
 if TYPE_CHECKING:
     from transfer.comparison.results import BaselineTest, ComparisonResult, EndSimilarity
 
+# Similarity, chance and correlation of a layer that a start's network does not have.
+NOTHING = (Estimate(math.nan, math.nan), -math.inf, Estimate(math.nan, math.nan))
 TESTS = ("p (t)", "p (Holm)", "p (sign flip)")
 KEPT = (
     "(Outputs of a layer on the probe before and after training, mean over seeds; positions as"
@@ -30,6 +32,7 @@ def final_table(comparison: ComparisonResult) -> Table:
     majority = [f"{100 * comparison.majority:.2f} %"] if counted else []
     rows = []
     for row in comparison.finals:
+        # A finished run always has a final score, so there is an estimate.
         score = f"{percent(row.estimate)}{_collapsed(row)}"
         tests = _test_cells(row, comparison.baseline, points)
         rows.append((row.strategy, score, *majority, *tests, row.answer))
@@ -52,11 +55,9 @@ def kept_table(comparison: ComparisonResult) -> Table:
     kept = {name: comparison.kept(name) for name in comparison.strategies}
     rows = []
     for layer in _layers(kept.values()):
-        cells = [
-            number(layers[layer][0].mean) if layer in layers else "-" for layers in kept.values()
-        ]
-        chance = max(layers[layer][1] for layers in kept.values() if layer in layers)
-        rows.append((layer, *cells, number(chance)))
+        values = [layers.get(layer, NOTHING) for layers in kept.values()]  # (starts,)
+        chance = max(level for _, level, _ in values)
+        rows.append((layer, *[number(each.mean) for each, _, _ in values], number(chance)))
     columns = (f"{measure_name(comparison)} of start and end", *kept, "chance (95 %)")
     return Table(columns, rows, note=KEPT)
 
@@ -66,9 +67,8 @@ def weights_table(comparison: ComparisonResult) -> Table:
     kept = {name: comparison.kept(name) for name in comparison.strategies}
     rows = []
     for layer in _layers(kept.values()):
-        cells = [
-            number(layers[layer][2].mean) if layer in layers else "-" for layers in kept.values()
-        ]
+        values = [layers.get(layer, NOTHING) for layers in kept.values()]  # (starts,)
+        cells = [number(each.mean) for _, _, each in values]
         if set(cells) != {"-"}:  # a layer without weights, such as batch norm, has no row
             rows.append((layer, *cells))
     return Table(("correlation of weights", *kept), rows)
@@ -84,14 +84,15 @@ def alike_table(comparison: ComparisonResult) -> Table:
         ends[row.strategy][row.layer] = row
     rows = []
     for layer in _layers(ends.values()):
-        cells = [_pair(layers[layer]) if layer in layers else "-" for layers in ends.values()]
-        rows.append((layer, *cells))
+        rows.append((layer, *[_pair(layers.get(layer)) for layers in ends.values()]))
     return Table((f"{measure_name(comparison)} of two ends", *ends), rows, note=ALIKE)
 
 
 def percent(estimate: Estimate | None) -> str:
     """A score in percent; nothing for None."""
-    return "" if estimate is None else estimate.shown(".2f", 100, " %")
+    if estimate is None:
+        return ""
+    return estimate.shown(".2f", 100, " %")
 
 
 def points(difference: Estimate) -> str:
@@ -130,19 +131,28 @@ def _test_cells(
     row: BaselineTest, baseline: str, form: Callable[[Estimate], str]
 ) -> tuple[str, ...]:
     """The difference from the baseline and the p values; empty if there is no test."""
-    if row.paired is None:
-        return ("the baseline" if row.strategy == baseline else "", "", "", "")
-    values = (row.paired.p, row.adjusted, row.paired.exact)
-    tests = ["-" if math.isnan(p) else f"{p:.3g}" for p in values]
+    if row.strategy == baseline:
+        return ("the baseline", "", "", "")
+    if row.paired is None:  # a seed of either did not reach the threshold
+        return ("", "", "", "")
+    tests = [_p(p) for p in (row.paired.p, row.adjusted, row.paired.exact)]
     return (form(row.paired.difference), *tests)
+
+
+def _p(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3g}"
 
 
 def _collapsed(row: BaselineTest) -> str:
     """Added to the score of a start whose networks predict one class for every image."""
-    return f", collapsed in {row.collapsed} of {row.seeds}" if row.collapsed else ""
+    if not row.collapsed:
+        return ""
+    return f", collapsed in {row.collapsed} of {row.seeds}"
 
 
-def _pair(row: EndSimilarity) -> str:
+def _pair(row: EndSimilarity | None) -> str:
+    if row is None:  # the start has a network of its own, without this layer
+        return "-"
     return f"{number(row.seeds.mean)} / {number(row.baseline.mean)}"
 
 

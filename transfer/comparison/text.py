@@ -43,6 +43,7 @@ def text(comparison: ComparisonResult) -> str:
 
 def overall(comparison: ComparisonResult) -> str:
     """The answer in a line: which starts end higher, and which are faster."""
+    # With few seeds no difference can be significant, however large it is.
     if statistics.smallest_p(len(comparison.seeds)) > comparison.level:
         return (
             f"Not decidable with {_seeds(comparison)} at the level {comparison.level:g}; the"
@@ -76,6 +77,7 @@ def _arrival(steps: BaselineTest, comparison: ComparisonResult) -> str:
     if steps.estimate is None:
         return f"{goal} is {not_reached(steps)} seeds"
     arrival = f"it reaches {goal} in {steps.estimate.mean:.0f} steps, {comparison.baseline}"
+    # None if a seed of the baseline does not reach the threshold.
     base = next(row.estimate for row in comparison.steps if row.strategy == comparison.baseline)
     if base is None:
         return f"{arrival} not always"
@@ -88,6 +90,7 @@ def collapsed_words(comparison: ComparisonResult) -> list[str]:
     for name, seeds in comparison.collapsed.items():
         labels: set[int] = set()
         for run in comparison.of(name):
+            # Different seeds may have collapsed to different classes.
             if run.seed in seeds:
                 labels |= set(run.curve.predicted_counts)
         classes = " or ".join(map(str, sorted(labels)))
@@ -105,7 +108,7 @@ def collapsed_words(comparison: ComparisonResult) -> list[str]:
 def counts_words(comparison: ComparisonResult) -> str:
     """The number of test images of each class, and the score of the most frequent one."""
     counts = comparison.test_counts
-    if not counts:
+    if not counts:  # a user's own training did not count
         return ""
     most = max(counts, key=lambda label: counts[label])
     if len(set(counts.values())) == 1:

@@ -91,6 +91,7 @@ class Curve(Tabular):
             return None
         if i == 0:
             return float(self.steps[0])
+        # Linear between the evaluation before and the first one that reaches it.
         share = (threshold - values[i - 1]) / (values[i] - values[i - 1])
         return self.steps[i - 1] + share * (self.steps[i] - self.steps[i - 1])
 

@@ -27,6 +27,7 @@ class Structured:
 
     def __init__(self, dataset: Any) -> None:
         self.name = type(dataset).__name__
+        # Each item is read once: reading may be slow, or augment at random.
         items = [dataset[i] for i in range(len(dataset))]
         self.labels = [label for _, label in items]
         first = items[0][0]
@@ -39,6 +40,7 @@ class Structured:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        # Stands in for an image where only labels are read.
         return torch.tensor([float(index)]), self.labels[index]
 
     def _stacked(self, items: list[Any], key: Any) -> Tensor:
@@ -146,6 +148,7 @@ def subset(targets: Tensor, images: int | float | None, seed: int) -> Tensor:
     labels = targets.numpy()
     counts = np.bincount(labels)  # (classes,)
     size = _subset_size(images, len(labels), int((counts > 0).sum()))
+    # Each class is shuffled by itself, and its first images are taken.
     generator = np.random.default_rng(seed)
     members = [
         generator.permutation(np.flatnonzero(labels == label))[:count]
@@ -160,6 +163,7 @@ def _subset_size(images: int | float, available: int, classes: int) -> int:
         raise ValueError(
             f"images={images}; give a number of training images, or a fraction up to 1.0"
         )
+    # 1.0 is all images, 1 is one image.
     is_fraction = isinstance(images, float) and images <= 1
     size = round(images * available) if is_fraction else int(images)
     if (size != images and not isinstance(images, float)) or size > available:
@@ -182,7 +186,7 @@ def _shares(counts: np.ndarray, size: int) -> np.ndarray:
         counts: (classes,) images there are.
         size: their sum in the result.
     """
-    exact = counts * size / counts.sum()
+    exact = counts * size / counts.sum()  # (classes,), not whole numbers
     shares = np.where(counts > 0, np.maximum(1, np.floor(exact)), 0).astype(int)
     while shares.sum() < size:  # one more for the class that is furthest below its exact share
         shares[np.where(shares < counts, exact - shares, -np.inf).argmax()] += 1

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from metalearn.data.images import in_memory_together
 from metalearn.network.forward import Inputs
 from metalearn.runtime.checks import whole_number
+from metalearn.runtime.files import Record
 from transfer.finetuning.data import Structured, named_tensors, order, structured, subset
 from transfer.finetuning.training import OPTIMIZERS, FineTuning, Transform
 
@@ -98,6 +99,7 @@ def finetune(
         >>> curve.steps, len(curve.losses)
         ((0, 10, 20), 20)
     """
+    # Settings are checked before any image is read.
     steps = whole_number("steps", steps)
     batch = whole_number("batch", batch)
     if evaluate_every is None:
@@ -108,38 +110,22 @@ def finetune(
     _check_choices(metric, optimizer, balance)
     _check_calls(transform=transform, augment=augment)
     _check_layers(lr, rates, frozen)
-    # The validation set, if there is one, comes last.
-    sets = [structured(dataset) for dataset in (train_set, test_set, validation)]
-    present = sets if validation is not None else sets[:2]
-    parts, names, labels = in_memory_together(*present)
     if early_stop is not None and validation is None:
         raise ValueError(
             "early_stop needs validation=: stopping by the test set would choose the result by what"
             " it is judged on"
         )
-    targets = [part[1] for part in parts]
-    _check_labels(targets[0], targets[1], metric, names)
     _check_device(device)
-    subset(targets[0], images, 0)
-    inputs = [
-        dataset.inputs if isinstance(dataset, Structured) else part[0]
-        for dataset, part in zip(present, parts, strict=True)
-    ]
-    _check_entries(*inputs)
-    absent = _absent(targets[0], names)
-    if absent:
-        log.warning(
-            "there is no training image of class %s: it is never predicted",
-            ", ".join(map(repr, absent[:5])),
-        )
-        labels["absent_classes"] = absent
+    (train, test, *held_out), labels = _parts(train_set, test_set, validation, metric)
+    inputs, targets = train
+    subset(targets, images, 0)  # raises if so many images cannot be had
     return FineTuning(
-        train_inputs=inputs[0],
-        train_targets=targets[0],
-        test_inputs=inputs[1],
-        test_targets=targets[1],
-        validation=(inputs[2], targets[2]) if validation is not None else None,
-        classes=int(targets[0].max()) + 1,
+        train_inputs=inputs,
+        train_targets=targets,
+        test_inputs=test[0],
+        test_targets=test[1],
+        validation=held_out[0] if held_out else None,
+        classes=int(targets.max()) + 1,
         steps=steps,
         batch=batch,
         lr=lr,
@@ -157,6 +143,38 @@ def finetune(
         output=output,
         labels=labels,
     )
+
+
+def _parts(
+    train_set: Any, test_set: Any, validation: Any, metric: str
+) -> tuple[list[tuple[Inputs, Tensor]], Record]:
+    """Read the data sets into memory, and check that they fit each other.
+
+    Returns:
+        Inputs and targets of the training set, the test set and, if there is one, the validation
+        set; and a record of the labels.
+    """
+    given = [train_set, test_set]
+    if validation is not None:
+        given.append(validation)
+    sets = [structured(dataset) for dataset in given]
+    # Labels have the same numbers in all parts; `names` are what they were.
+    read, names, labels = in_memory_together(*sets)
+    parts: list[tuple[Inputs, Tensor]] = []
+    for dataset, (images, targets) in zip(sets, read, strict=True):
+        # Of several inputs, only positions were read.
+        inputs = dataset.inputs if isinstance(dataset, Structured) else images
+        parts.append((inputs, targets))
+    _check_labels(parts[0][1], parts[1][1], metric, names)
+    _check_entries(*[inputs for inputs, _ in parts])
+    absent = _absent(parts[0][1], names)
+    if absent:
+        log.warning(
+            "there is no training image of class %s: it is never predicted",
+            ", ".join(map(repr, absent[:5])),
+        )
+        labels["absent_classes"] = absent
+    return parts, labels
 
 
 def _absent(targets: Tensor, names: Sequence[str]) -> list[str]:
@@ -223,12 +241,14 @@ def _check_labels(train: Tensor, test: Tensor, metric: str, names: Sequence[str]
             f"the training set has one class ({only}) in all its {len(train)} images; there is"
             " nothing to tell apart"
         )
+    # No training could ever predict such a class.
     untrained = tested - trained
     if untrained:
         raise ValueError(
             f"the test set has the class {names[min(untrained)]}, but there is no training image of"
             " it; add some, or drop the class"
         )
+    # The AUC of a class needs images of it.
     untested = set(range(max(trained) + 1)) - tested
     if metric == "auc" and untested:
         raise ValueError(

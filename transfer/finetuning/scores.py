@@ -52,11 +52,13 @@ def scores(logits: Tensor, targets: Tensor, classes: int | None = None) -> dict[
     _check_scored(logits, targets)
     count = classes or logits.shape[1]
     right = (logits.argmax(1) == targets).double()
+    # The recall of each class among the targets.
     per_class = [float(right[targets == label].mean()) for label in targets.unique()]
     results = {
         "accuracy": float(right.mean()),
         "balanced_accuracy": sum(per_class) / len(per_class),
     }
+    # The AUC of a class needs images of it and of others.
     if len(per_class) == count > 1:
         results["auc"] = auc(logits[:, :count], targets)
     return results
@@ -104,6 +106,7 @@ def auc(logits: Tensor, targets: Tensor) -> float:
                 f"the AUC of class {label} is not defined: {p} of {p + n} test images are of it;"
                 " use metric='accuracy'"
             )
+        # U / (p n), with U = sum of the positives' ranks - p (p + 1) / 2
         ranks = rankdata(values[:, label].numpy())
         areas.append((ranks[positive].sum() - p * (p + 1) / 2) / (p * n))
     return float(np.mean(areas))

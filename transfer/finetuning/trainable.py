@@ -144,6 +144,7 @@ def parameter_groups(model: nn.Module, rates: Mapping[str, float]) -> list[dict[
             raise ValueError(
                 f"the rate of {path!r} is {rate}; a rate is a finite number, zero or more"
             )
+    # A tied parameter has one name here, so it is in one group.
     parameters = {
         name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
     }

@@ -24,12 +24,13 @@ from transfer.finetuning.data import named_tensors, order, rows_at, subset
 from transfer.finetuning.scores import _counts, scores
 from transfer.finetuning.trainable import freeze, parameter_groups
 
+# By name; any other is passed as a callable.
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adam": Adam,
     "adamw": AdamW,
     "sgd": lambda groups, lr: SGD(groups, lr=lr, momentum=0.9),
 }
-TESTED_AT_ONCE = 256
+TESTED_AT_ONCE = 256  # test images in one forward pass
 # Settings that are recorded as they are, and those that are recorded by name.
 PLAIN_SETTINGS = (
     "steps",
@@ -110,11 +111,13 @@ class FineTuning:
         seed = whole_number("seed", seed, least=0)
         device = torch.device(self.device)
         model.to(device)
+        # Layers are frozen before the optimizer takes its parameters.
         if isinstance(self.frozen, str):
             freeze(model, self.frozen)
         elif self.frozen:
             self.frozen(model)
         optimizer = self._optimizer(model)
+        # Dropout and augmentation draw from torch's generators, which are left as they were.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             return self._train(model, optimizer, seed, advance or _silent)
@@ -138,6 +141,7 @@ class FineTuning:
         }
         if self.validation:
             parts["validation"] = self.validation
+        # Other images or labels are another training, even under the same name.
         checksums = {}
         for name, (inputs, targets) in parts.items():
             checksums[name] = _checksum({**named_tensors(inputs), "targets": targets}, "")[:16]
@@ -150,6 +154,7 @@ class FineTuning:
             count: how many, from the start of an order that mixes classes.
         """
         count = whole_number("probe", count)
+        # The same images for every model.
         generator = torch.Generator().manual_seed(0)
         index = torch.randperm(len(self.test_targets), generator=generator)[:count]
         return self._prepared(rows_at(self.test_inputs, index))
@@ -159,10 +164,12 @@ class FineTuning:
         return subset(self.train_targets, self.images, seed)
 
     def _optimizer(self, model: nn.Module) -> Optimizer:
+        # A rate of its own for each layer that `rates` names; "" is all the rest.
         make = OPTIMIZERS[self.optimizer] if isinstance(self.optimizer, str) else self.optimizer
         return make(parameter_groups(model, {"": self.lr, **(self.rates or {})}), lr=self.lr)
 
     def _train(self, model: nn.Module, optimizer: Optimizer, seed: int, advance: Advance) -> Curve:
+        # All training images of this seed are moved to the device at once.
         device = torch.device(self.device)
         index = self.chosen(seed)
         inputs = map_tensors(lambda tensor: tensor[index].to(device), self.train_inputs)
@@ -170,10 +177,11 @@ class FineTuning:
         weight = self._class_weights(targets)
         batches = order(targets.cpu(), self.batch, seed, balanced=self.balance == "batches")
         history = _History(self, model, advance)
-        history.evaluate(0)
+        history.evaluate(0)  # what the start scores before any training
         model.train()
         step = 0
         started = time.perf_counter()
+        # Between two evaluations losses stay on the device.
         while step < self.steps and not history.stopped:
             losses: list[Tensor] = []
             span = min(self.evaluate_every, self.steps - step)
@@ -197,6 +205,7 @@ class FineTuning:
         """Weights n / (classes * images of the class), (classes,); None if the loss has none."""
         if self.balance != "loss":
             return None
+        # (classes,); a class without images would be divided by zero.
         counts = torch.bincount(targets, minlength=self.classes).clamp(min=1)
         return len(targets) / (self.classes * counts.float())
 
@@ -223,6 +232,7 @@ class FineTuning:
         try:
             return forward(model, inputs, self.output)
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            # Raises an error that names the entries, if the output is a tuple or a dictionary.
             explain(error, model, lambda: forward(model, inputs, self.output))
             raise
 
@@ -245,6 +255,7 @@ class _History:
 
     @property
     def stopped(self) -> bool:
+        # Evaluations since the best one.
         patience = self.plan.early_stop
         return patience is not None and len(self.steps) - 1 - self.best >= patience
 
@@ -287,10 +298,12 @@ class _History:
     def finish(self) -> Curve:
         """The curve; a model that stopped early goes back to its best weights."""
         plan = self.plan
+        # Without early stopping the last evaluation counts.
         last = len(self.steps) - 1
         best = last if plan.early_stop is None else self.best
         if self.best_weights and best != last:
             self.model.load_state_dict(self.best_weights)
+        # The progress bar ends full, though training stopped before.
         if self.steps[-1] < plan.steps:
             self.advance(plan.steps - self.steps[-1], "stopped early")
         return Curve(
@@ -308,6 +321,7 @@ class _History:
     def _logits(self, inputs: Inputs, targets: Tensor) -> Tensor:
         """The model's logits (examples, classes or more); raises if they cannot be scored."""
         logits = self.plan._logits(self.model, inputs, len(targets))
+        # A test set of its own may have labels beyond those of training.
         classes = max(self.plan.classes, int(targets.max()) + 1)
         if logits.ndim != 2:
             raise ValueError(

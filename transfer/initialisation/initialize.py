@@ -62,6 +62,7 @@ def initialize(
     """
     check_network("initialize()", model, head=head)
     seed = whole_number("seed", seed, least=0)
+    # All starts are made before the first is taken: an error leaves the model unchanged.
     plan = _Plan.of(model, strategy, find_head(model, head))
     starts = plan.starts(seed)
     with torch.no_grad():
@@ -94,11 +95,13 @@ class _Plan:
     def of(cls, model: nn.Module, strategy: Strategy, head: str) -> _Plan:
         """Which source each tensor has under a strategy, and what the weights have for it."""
         sources = _spread(model, _mapping(model, strategy, head), head)
+        # Weights from another library may have other names, so each set is matched once.
         matches: dict[Pretrained, dict[str, str]] = {}
         for source in sources.values():
             weights = _weights(source)
             if weights and weights not in matches:
                 matches[weights] = weights.matched(model)
+        # Gabor filters and averaged channels are for the convolution that reads the images.
         first = next(
             (path for path, module in model.named_modules() if isinstance(module, nn.Conv2d)), None
         )
@@ -130,7 +133,7 @@ class _Plan:
             try:
                 starts[name] = self.sources[name](slot, generator)
             except Unfit as reason:
-                misfits[name] = str(reason)
+                misfits[name] = str(reason)  # one message names several of them
                 continue
             value = starts[name].value
             if value is not None and not value.isfinite().all():
@@ -158,11 +161,12 @@ class _Plan:
         ]
         reasons = []
         for name in failed[:MISFITS]:
-            reason = misfits[name]
+            reasons.append(misfits[name])
             near = ""
             if weights and self.slots[name].given is None:
                 near = weights.nearest(name)
-            reasons.append(f"{reason} (nearest there: {near})" if near else reason)
+            if near:
+                reasons[-1] += f" (nearest there: {near})"
         if len(failed) > MISFITS:
             reasons.append(f"and {len(failed) - MISFITS} more")
         network = type(self.model).__name__
@@ -188,6 +192,7 @@ class _Plan:
                     other = tuple(weights.tensors[match[name]].shape)
                     if other != shape:
                         notes.append(f"{other} in the weights")
+        # Of the distribution if the source knows it, else of the values.
         mean = None
         variance = None
         if start.how == "drawn":
@@ -213,6 +218,7 @@ class _Plan:
 
         The same weights in several sources count as one set.
         """
+        # (name, digest) -> tensors; each use takes one away.
         unused: dict[tuple[str, str], set[str]] = {}
         for weights, match in self.matches.items():
             names = unused.setdefault((weights.name, weights.digest), set(weights.tensors))
@@ -258,6 +264,7 @@ def _spread(model: nn.Module, mapping: Mapping[str, Source], head: str) -> dict[
     The head's are fresh unless a path of the mapping reaches the head and nothing else.
     """
     names = ordered(model)
+    # A strategy that names every tensor decides about the head itself.
     if mapping.keys() == set(names):
         return {name: mapping[name] for name in names}
     buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
@@ -270,7 +277,7 @@ def _spread(model: nn.Module, mapping: Mapping[str, Source], head: str) -> dict[
         if not paths:
             continue
         if name in buffers:
-            sources[name] = mapping[max(paths, key=len)]
+            sources[name] = mapping[max(paths, key=len)]  # the longest match wins
         if is_inside(name, head) and not any(_within(names, path, head) for path in paths):
             sources[name] = fresh()
     missing = [name for name in names if name not in sources]

@@ -36,6 +36,7 @@ def check_network(call: str, model: object, **paths: object) -> None:
                 f"{name}={path!r} is a {type(path).__name__}; name a layer by its path:"
                 f" {', '.join(layer_names(model))}"
             )
+    # A lazy layer has parameters without a shape until it has seen an input.
     for name, parameter in model.named_parameters():
         if isinstance(parameter, UninitializedParameter):
             raise ValueError(
@@ -50,6 +51,7 @@ def ordered(model: nn.Module) -> list[str]:
         >>> ordered(nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2)))
         ['0.weight', '1.weight', '1.bias']
     """
+    # By layer first: the state dict has a bare parameter before the layers that it belongs to.
     layer_numbers = {layer: number for number, layer in enumerate(layer_names(model))}
     numbers = {name: number for number, name in enumerate(model.state_dict())}
     owner = owners(model)
@@ -70,7 +72,7 @@ def through_layer(model: nn.Module, through: str | None, head: str) -> list[str]
         ['0.weight', '0.bias']
     """
     check_network("through_layer()", model, through=through)
-    names = ordered(model)
+    names = ordered(model)  # from the bottom to the top
     if through is not None:
         names = names[: _places(model, through, names)[-1] + 1]
         if is_inside(through, head):
@@ -101,7 +103,7 @@ def down_to_layer(model: nn.Module, down_to: str, head: str) -> list[str]:
 
 def _places(model: nn.Module, path: str, names: Sequence[str]) -> list[int]:
     """The positions in `names` of the tensors of a layer."""
-    known = aliases(model)
+    known = aliases(model)  # a tied tensor has several names
     resolve(model, path)  # raises with near matches if there is no such layer
     places = []
     for place, name in enumerate(names):

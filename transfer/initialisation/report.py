@@ -73,7 +73,7 @@ class Initialisation(Tabular):
         """
         counts = dict.fromkeys(("copied", "drawn", "fresh", "skipped"), 0)
         for row in self.rows:
-            if is_inside(row.layer, layer):
+            if is_inside(row.layer, layer):  # everything is inside ""
                 counts[row.how] += row.parameters
         return {how: count for how, count in counts.items() if count}
 
@@ -88,6 +88,7 @@ class Initialisation(Tabular):
 
     def table(self) -> Table:
         """A line for each layer, and one for each of its tensors."""
+        # Rows are in the order of layers, so those of a layer are neighbours.
         cells: list[tuple[str, ...]] = []
         for layer, group in groupby(self.rows, key=attrgetter("layer")):
             rows = list(group)
@@ -129,11 +130,13 @@ def listed(names: Sequence[str]) -> str:
 
 
 def _cells(row: Row, *, with_source: bool) -> tuple[str, ...]:
+    # Only a drawn tensor has a mean and a variance.
     moments = ["" if value is None else f"{value:.3g}" for value in (row.mean, row.variance)]
     notes = [row.note] if row.note else []
     if with_source and row.how != "fresh":
         notes.insert(0, row.source)
     return (
+        # Indented below the layer, without the layer's name.
         f"  {row.name.removeprefix(f'{row.layer}.')}",
         " x ".join(map(str, row.shape)) or "scalar",
         f"{row.parameters:,}" if row.parameters else "buffer",

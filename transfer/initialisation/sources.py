@@ -131,6 +131,7 @@ class copied(FromWeights):
         given = _given(slot)
         if given.shape == slot.tensor.shape:
             return Start(given, "copied")
+        # A convolution (filters, channels, height, width) may differ in its channels alone.
         if slot.first and _but_channels(given) == _but_channels(slot.tensor):
             if not self.average_channels:
                 raise Unfit(
@@ -193,6 +194,7 @@ class permuted(FromWeights):
                 f"{slot.name} is {tuple(given.shape)} in the weights and {tuple(slot.tensor.shape)}"
                 " here"
             )
+        # The numbers of values must agree, not the shapes.
         order = torch.randperm(given.numel(), generator=generator)
         return Start(given.flatten()[order.to(given.device)].view(slot.tensor.shape), "drawn")
 
@@ -233,6 +235,7 @@ def _filters(count: int, height: int, width: int, generator: torch.Generator) ->
     # log l uniform from log(shortest) to log(size)
     wavelength = shortest * (size / shortest) ** scale
     angle = math.pi * orientation
+    # Positions in pixels from the centre: (height, 1) and (width,).
     y = torch.arange(height, dtype=torch.float64)[:, None] - (height - 1) / 2
     x = torch.arange(width, dtype=torch.float64) - (width - 1) / 2
     u = x * angle.cos() + y * angle.sin()  # (count, height, width)
@@ -240,6 +243,7 @@ def _filters(count: int, height: int, width: int, generator: torch.Generator) ->
     waves = torch.exp(-(u**2 + v**2) / (2 * (0.4 * wavelength) ** 2)) * torch.cos(
         2 * math.pi * (u / wavelength + phase)
     )
+    # Mean 0 and mean square 1 over each filter's positions.
     waves = waves - waves.mean((1, 2), keepdim=True)
     return waves / waves.square().mean((1, 2), keepdim=True).sqrt()
 

@@ -43,7 +43,7 @@ class everywhere:
 
     def __call__(self, model: nn.Module, head: str) -> dict[str, Source]:
         """The mapping from paths to sources that `initialize` takes."""
-        sources = {"": self.source}
+        sources = {"": self.source}  # "" is a path above every tensor
         if self.head:
             sources[head] = self.source
         return sources
@@ -106,5 +106,6 @@ class transfusion:
             names = set(through_layer(model, self.through, head))
         else:
             names = set(down_to_layer(model, self.down_to, head))
+        # Every tensor is named, so the mapping decides about the head, too.
         source = copied(self.weights, self.average_channels)
         return {name: source if name in names else fresh() for name in ordered(model)}
