@@ -280,10 +280,10 @@ def sweep(
         numbers(shots, "shots"),
         numbers(seeds, "seeds"),
     )
-    problems = [
-        Experiment(dataset=dataset, ways=way, shots=shot, seed=seed, **settings)
-        for dataset, way, shot, seed in itertools.product(*axes)
-    ]
+    # Not a comprehension, in which jsonargparse would not find what takes the settings.
+    problems = []
+    for dataset, way, shot, seed in itertools.product(*axes):
+        problems.append(Experiment(dataset=dataset, ways=way, shots=shot, seed=seed, **settings))
     rows = run_sweep(problems, parse(algorithms), results, processes=processes, progress=progress)
     if distributed.rank():
         return
