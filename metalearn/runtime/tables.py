@@ -135,11 +135,21 @@ class Table:
 
 
 def check_table(path: str | PathLike[str] | None) -> None:
-    """Raise ValueError if the ending of `path` is not one of `FORMS`; None is no file."""
-    if path is not None and Path(fspath(path)).suffix.lower() not in FORMS:
+    """Raise ValueError if no table can be written to this path; None is no file."""
+    if path is None:
+        return
+    file = Path(fspath(path))
+    if file.suffix.lower() not in FORMS:
         raise ValueError(
             f"{fspath(path)!r} does not have the ending of a table; use {', '.join(FORMS)}"
         )
+    if not file.parent.is_dir():
+        raise ValueError(
+            f"there is no folder {str(file.parent)!r} for the table {file.name}; make it first, or"
+            " name another"
+        )
+    if file.is_dir():
+        raise ValueError(f"{fspath(path)!r} is a folder; name a file")
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

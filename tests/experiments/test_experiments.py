@@ -20,6 +20,7 @@ import metalearn as ml
 from metalearn import experiments
 from metalearn.__main__ import main
 from metalearn.experiments.experiment import Experiment, parse
+from metalearn.experiments.learners import WITHOUT_INNER_LOOP
 from metalearn.experiments.presets import PRESETS, preset
 from metalearn.runtime import files
 from tests.helpers import Page
@@ -130,7 +131,7 @@ def test_every_algorithm_trains_and_is_tested(algorithm: str, here: Path) -> Non
     done = experiments.compare(experiment, [algorithm], progress=False)
     assert len(done.evaluations[algorithm].per_episode) == 3
     assert done.learners[algorithm].steps == (
-        0 if algorithm in ("protonet", "nil-train") else experiment.settings(algorithm).test_steps
+        0 if algorithm in WITHOUT_INNER_LOOP else experiment.settings(algorithm).test_steps
     )
 
 

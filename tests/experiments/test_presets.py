@@ -69,7 +69,7 @@ def test_what_differs_from_the_paper_is_said_in_print_and_in_the_docstring(name,
         places = ["--root", str(root), "--runs", str(root / "runs")]
         assert main(["train", "--dataset", dataset, "--preset", name, *small.split(), *places]) == 0
         printed = capsys.readouterr().out
-        assert "What is not as in the paper: the head starts as torch draws" in printed
+        assert "from the paper: the head starts as torch draws" in printed
         assert (
             "characters split by protocol finn, turned characters too; 1 query a class; norm: batch"
             " statistics" in printed

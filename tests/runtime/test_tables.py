@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import metalearn as ml
+from metalearn.__main__ import main as metalearn
 from metalearn.analysis import (
     compare_layers,
     feature_reuse,
@@ -27,6 +28,7 @@ from metalearn.models import MLP
 from metalearn.runtime.tables import FORMS, Table, check_table, flat_record
 from tests.helpers import made_up_tasks
 from transfer import copied, everywhere, initialize
+from transfer.__main__ import main as transfuse
 from transfer.finetuning.curve import Curve
 
 HARD = Table(("layer & co", "a_b", "50 %"), (("<b>", "x|y", "0.9 ± 0.1"), ("$1", "{}", "a,b")))
@@ -157,3 +159,86 @@ def test_a_frame_without_pandas_names_the_extra(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_flat_record_has_no_number_that_json_lacks() -> None:
     assert flat_record({"a": {"b": math.nan}, "c": [1, 2]}) == {"a_b": None, "c": "1, 2"}
+
+
+TINY = "--steps 2 --hidden 4 --meta-batch 2 --test-tasks 5 --execution loop --progress false"
+COMMANDS = {
+    "reuse": (metalearn, f"reuse --algorithms protonet {TINY}"),
+    "train": (metalearn, f"train --algorithm protonet {TINY}"),
+    "evaluate": (metalearn, "evaluate --test-tasks 5 --progress false --checkpoint"),
+    "sweep": (metalearn, f"sweep --algorithms protonet --seeds 0,1 {TINY}"),
+    "compare": (
+        transfuse,
+        "compare --steps 2 --batch 8 --seeds 0 --processes 1 --progress false --probe 40"
+        " --pretrain-steps 2 --images 40 --strategies random,full --through=",
+    ),
+}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def arguments(name: str, table: str) -> list[str]:
+    words = COMMANDS[name][1].split()
+    if name == "evaluate":
+        words.append(str(*Path("runs").glob("*.safetensors")))
+    return [*words, "--table", table]
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_train_and_evaluate_write_the_accuracy(here: Path) -> None:
+    assert metalearn(arguments("train", "train.csv")) == 0
+    (trained,) = read(here / "train.csv")
+    assert trained["learner"] == "protonet" and "% (5 tasks)" in trained["accuracy"]
+    assert metalearn(arguments("evaluate", "evaluated.csv")) == 0
+    (evaluated,) = read(here / "evaluated.csv")
+    assert evaluated["accuracy"] == trained["accuracy"]
+    assert evaluated["data"] == "glyphs, 5-way 1-shot" and evaluated["split"] == "test"
+
+
+def test_a_sweep_writes_its_table_as_it_prints_it(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert metalearn(arguments("sweep", "sweep.txt")) == 0
+    assert (here / "sweep.txt").read_text() in capsys.readouterr().out
+    assert metalearn(arguments("sweep", "sweep.csv")) == 0
+    (row,) = read(here / "sweep.csv")
+    assert row["data"] == "glyphs 5-way 1-shot" and row["seeds"] == "0,1"
+
+
+def test_learners_without_an_inner_loop_have_a_table_too(here: Path) -> None:
+    assert metalearn(arguments("reuse", "reuse.csv")) == 0
+    assert read(here / "reuse.csv")[0]["learner"] == "protonet"
+
+
+def test_a_comparison_writes_its_final_scores(here: Path) -> None:
+    assert transfuse(arguments("compare", "final.csv")) == 0
+    assert [row["start"] for row in read(here / "final.csv")] == ["random", "full"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("results.xlsx", "use .txt, .csv, .md, .tex, .html"),
+        ("nowhere/results.csv", "there is no folder 'nowhere'"),
+        ("folder.csv", "'folder.csv' is a folder"),
+    ],
+)
+def test_a_table_that_cannot_be_written_is_refused_before_the_work(
+    here: Path, name: str, table: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "folder.csv").mkdir()
+    (here / "runs").mkdir()
+    (here / "runs" / "trained.safetensors").touch()
+    assert COMMANDS[name][0](arguments(name, table)) == 2
+    output = capsys.readouterr()
+    assert message in output.err and not output.out
+    assert [path.name for path in (here / "runs").iterdir()] == ["trained.safetensors"]

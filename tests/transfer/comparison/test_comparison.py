@@ -39,7 +39,7 @@ from transfer.comparison.statistics import (
     smallest_p,
 )
 from transfer.comparison.text import start_words
-from transfer.finetuning import finetune as finetuning
+from transfer.finetuning import training
 from transfer.finetuning.curve import Curve
 from transfer.finetuning.figures import start_look
 
@@ -514,13 +514,13 @@ def test_asking_whether_runs_are_done_builds_no_network_twice(
     pair = dict(list(starts().items())[:2])
     compare(pair, build, TRAIN, TRAIN.probe(36), seeds=[0], folder=tmp_path)
     started = []
-    original = running._Plan.start
+    original = running.Plan.start
     monkeypatch.setattr(
-        running._Plan,
+        running.Plan,
         "start",
         lambda plan, name, seed: started.append(name) or original(plan, name, seed),
     )
-    plan = running._Plan(pair, build, TRAIN, TRAIN.probe(36), None, tmp_path, "linear_cka", {})
+    plan = running.Plan(pair, build, TRAIN, TRAIN.probe(36), None, tmp_path, "linear_cka", {})
     for name in pair:
         for _ in range(3):
             with contextlib.suppress(
@@ -532,9 +532,9 @@ def test_asking_whether_runs_are_done_builds_no_network_twice(
 
 def test_the_images_of_a_training_are_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     hashed = []
-    original = finetuning._checksum
+    original = training._checksum
     monkeypatch.setattr(
-        finetuning, "_checksum", lambda *arguments: hashed.append(1) or original(*arguments)
+        training, "_checksum", lambda *arguments: hashed.append(1) or original(*arguments)
     )
     train = dataclasses.replace(TRAIN)
     assert train.settings == train.settings

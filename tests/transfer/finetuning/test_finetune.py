@@ -267,7 +267,7 @@ def test_any_data_set_of_floats_is_taken_as_it_is() -> None:
         ({"train": striped_images((9,))}, "one class \\(0\\) in all its 9 images"),
         (
             {"test": striped_images((3, 3, 3, 3))},
-            "test set has the class 3, of which there is no training image",
+            "test set has the class 3",
         ),
         ({"images": 2}, "2 training images of 3 classes"),
         ({"images": 37}, "there are 36 training images"),
