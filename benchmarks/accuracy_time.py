@@ -32,9 +32,9 @@ from metalearn.runtime.options import Listed, listed
 from metalearn.runtime.progress import progress as shown_progress
 from metalearn.runtime.provenance import commit, machine, now, versions
 
-from . import peer_loops
-from .peer_loops import Plain, Recipe
-from .rows import append, keep_in, run_benchmark
+from .peers import loops as peer_loops
+from .peers.loops import Plain, Recipe
+from .harness.rows import append, keep_in, run_benchmark
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "accuracy_time.jsonl"

@@ -21,7 +21,7 @@ import torch
 from metalearn.analysis import linear_cka
 
 from . import init_tables, reuse_tables, speed_tables
-from .papers import ACCURACY, RAGHU
+from .papers.figures import ACCURACY, RAGHU
 from .rows import run_benchmark
 from .tables import HERE, newest_few_shot, rows
 

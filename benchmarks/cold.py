@@ -55,7 +55,7 @@ def learn2learn(root: str, scratch: str, steps: int, tasks: int, queries: int) -
     import torch
     import torch.nn.functional as F
 
-    from .peer_loops import Plain
+    from .peers.loops import Plain
 
     imported = time.perf_counter()
     torch.manual_seed(0)

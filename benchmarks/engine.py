@@ -32,7 +32,7 @@ from metalearn.runtime.options import Listed, listed
 from metalearn.runtime.provenance import commit, machine, now, versions
 from metalearn.tasks import FewShot, LabelledImages, omniglot
 
-from .rows import append, keep_in, run_benchmark
+from .harness.rows import append, keep_in, run_benchmark
 
 
 def episodes(tasks: int, ways: int = 5, queries: int = 15) -> Episode:

@@ -24,8 +24,8 @@ from metalearn.runtime.options import Listed, listed
 from metalearn.runtime.progress import duration
 from metalearn.runtime.provenance import commit, versions
 
-from .papers import beside
-from .rows import append, keep_in, run_benchmark
+from .papers.figures import beside
+from .harness.rows import append, keep_in, run_benchmark
 
 
 def few_shot(

@@ -31,8 +31,8 @@ from transfer import compare, everywhere, finetune, fresh, transfusion
 from transfer.finetuning.finetune import FineTuning, order
 from transfer.models import build
 
-from .engine import _memory_now
-from .rows import append, keep_in, run_benchmark
+from .harness.memory import resident as _memory_now
+from .harness.rows import append, keep_in, run_benchmark
 
 SIZE, BATCH, RATE = 28, 32, 1e-3
 

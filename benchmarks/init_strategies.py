@@ -54,8 +54,8 @@ from transfer.finetuning.finetune import FineTuning, subset
 from transfer.initialisation.weights import IMAGENET, Pretrained, read
 from transfer.models import build, slim
 
-from .init_findings import Measured, findings, printed
-from .rows import append, keep_in, run_benchmark
+from .papers.findings import Measured, findings, printed
+from .harness.rows import append, keep_in, run_benchmark
 
 HIDDEN, POOL = 64, False  # Conv4 as Finn et al. 2017 have it for Omniglot
 SLIM_THROUGH = "layer2"

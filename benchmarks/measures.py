@@ -30,8 +30,8 @@ from metalearn.analysis.measures.streaming import Streaming
 from metalearn.runtime.options import Listed, listed
 from metalearn.runtime.provenance import commit, machine, now, versions
 
-from .engine import _memory_now
-from .rows import append, keep_in, run_benchmark
+from .harness.memory import resident as _memory_now
+from .harness.rows import append, keep_in, run_benchmark
 
 MEASURES = ("cca", "svcca", "pwcca", "linear_cka", "procrustes")
 

@@ -31,8 +31,8 @@ from metalearn.runtime.statistics import confidence_half_width
 from metalearn.runtime.tables import plain
 from metalearn.tasks import one_shot_runs
 
-from .papers import LAKE, ONE_SHOT
-from .rows import append, keep_in, run_benchmark
+from .papers.figures import LAKE, ONE_SHOT
+from .harness.rows import append, keep_in, run_benchmark
 
 
 def one_shot(

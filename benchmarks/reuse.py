@@ -43,7 +43,7 @@ from metalearn.studies import (
 )
 from metalearn.tasks import FewShot, LabelledImages
 
-from .rows import append, keep_in, run_benchmark
+from .harness.rows import append, keep_in, run_benchmark
 
 Row = dict[str, Any]
 

@@ -39,8 +39,9 @@ from metalearn.runtime.options import Listed, numbers
 from metalearn.runtime.provenance import commit, machine, now, versions
 from metalearn.tasks import FewShot, glyphs
 
-from .engine import _memory_now, episodes
-from .rows import append, keep_in, run_benchmark
+from .engine import episodes
+from .harness.memory import resident as _memory_now
+from .harness.rows import append, keep_in, run_benchmark
 
 BASE = {"tasks": 8, "ways": 5, "steps": 1}
 TOP = Path(__file__).parents[1]

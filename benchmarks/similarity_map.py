@@ -50,8 +50,8 @@ from metalearn.network.activations import representations
 from metalearn.runtime.options import Listed, listed, numbers
 from metalearn.runtime.provenance import commit, machine, now, versions
 
-from .engine import _memory_now
-from .rows import append, keep_in, run_benchmark
+from .harness.memory import resident as _memory_now
+from .harness.rows import append, keep_in, run_benchmark
 
 OURS = "similarity_map"
 Side = Callable[[nn.Module, nn.Module, Any, list[str]], np.ndarray]

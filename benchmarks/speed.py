@@ -54,10 +54,11 @@ from metalearn.runtime.options import device as usable
 from metalearn.runtime.provenance import commit, machine, now, versions
 from metalearn.tasks import FewShot, LabelledImages, Sinusoid
 
-from . import cold, peer_loops
-from .engine import _memory_now
-from .peer_loops import Plain, Recipe
-from .rows import append, keep_in, run_benchmark
+from . import cold
+from .peers import loops as peer_loops
+from .harness.memory import resident as _memory_now
+from .peers.loops import Plain, Recipe
+from .harness.rows import append, keep_in, run_benchmark
 
 OURS = "metalearn"
 BARE = "bare convolutions"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -26,23 +27,26 @@ class Recipe:
         name: the key in `results/recipes.json`.
         commands: what makes them, in order.
         files: a recorded file name to the one that the commands write.
+        options: what the run's own command needs besides, because a default has changed since.
         note: what a reader should know.
     """
 
     name: str
-    commands: tuple[str, ...]
+    commands: Sequence[str]
     files: dict[str, str]
+    options: str = ""
     note: str = ""
 
     def applied(self, command: str) -> str:
-        """The command with the names of the files that the recipe writes.
+        """The command with the names of the files that the recipe writes, and its options.
 
         Example:
             >>> recipe = Recipe("one", (), {"runs/a-12.safetensors": "runs/a-34.safetensors"})
             >>> recipe.applied("metalearn evaluate --checkpoint runs/a-12.safetensors")
             'metalearn evaluate --checkpoint runs/a-34.safetensors'
         """
-        return FILE.sub(lambda match: self.files.get(match[0], match[0]), command)
+        renamed = FILE.sub(lambda match: self.files.get(match[0], match[0]), command)
+        return f"{renamed} {self.options}".rstrip()
 
 
 def named_files(command: str) -> list[str]:
@@ -62,10 +66,8 @@ def _stored() -> dict[str, Any]:
 
 def recipes() -> dict[str, Recipe]:
     """All recipes by name."""
-    return {
-        name: Recipe(name, tuple(stored["commands"]), stored["files"], stored.get("note", ""))
-        for name, stored in _stored()["recipes"].items()
-    }
+    stored = _stored()["recipes"]
+    return {name: Recipe(name=name, **fields) for name, fields in stored.items()}
 
 
 def recipe_of(results: str, run: int) -> Recipe | None:

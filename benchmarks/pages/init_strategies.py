@@ -1,27 +1,29 @@
-"""The tables of `python -m benchmarks.init_strategies`, drawn from its result file."""
+"""The tables of the page on pretrained starts, drawn from the results of `init_strategies`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from benchmarks.harness.markdown import NONE, estimate, number, table
+from benchmarks.harness.rows import RESULTS as FOLDER
+from benchmarks.harness.rows import Row, load
+from benchmarks.papers.findings import Measured, smaller_data
+from benchmarks.papers.findings import findings as answers
 from metalearn.runtime.progress import duration
+from metalearn.runtime.tables import Table
 
-from .init_findings import Measured, smaller_data
-from .init_findings import findings as answers
-from .reuse_tables import head, line, number
+from .common import Runs
 
-RESULTS = Path(__file__).parent / "results" / "init_strategies.jsonl"
+RESULTS = FOLDER / "init_strategies.jsonl"
 LAYERS = ("random", "mean_var", "slim", "full")
-Row = dict[str, Any]
+FASTER = {"lower": "faster", "higher": "slower"}  # fewer steps to the threshold
+Line = tuple[str, ...]
 
 
-def starts() -> str:
-    """Every start: its final score, its steps to the threshold, and both against random on the same
-    seeds.
-    """
+def starts() -> Table:
+    """Every start: final score and steps to the threshold, and both against random."""
     columns = (
         "network, data",
         "start",
@@ -31,119 +33,130 @@ def starts() -> str:
         "steps to the threshold",
         "minus random",
         "faster?",
+        "run",
     )
-    lines = [head(*columns)]
+    runs = Runs(RESULTS)
+    lines: list[Line] = []
     for row in newest():
         about = (
             f"{problem(row)}; {len(row['seeds'])} seeds x {row['settings']['steps']} steps;"
             f" threshold {100 * row['threshold']:.1f}"
         )
+        rows = []
         for final, steps in zip(row["final_tests"], row["steps_tests"], strict=True):
             name = final["strategy"]
-            reached = (
-                estimate(steps["estimate"], 1, 1)
-                if steps["estimate"]
-                else f"reached under {steps['reached']} of {steps['seeds']} seeds"
+            rows.append(
+                (
+                    name,
+                    f"{row['parameters'][name]:,}",
+                    estimate(final["estimate"], 100, 2),
+                    against_random(final, 100, 2),
+                    steps_to_threshold(steps),
+                    against_random(steps, 1, 1),
+                    FASTER.get(steps["answer"], steps["answer"]),
+                    runs.of(row),
+                )
             )
-            faster = {"lower": "faster", "higher": "slower"}.get(steps["answer"], steps["answer"])
-            cells = (
-                estimate(final["estimate"], 100, 2),
-                against(final, 100, 2),
-                reached,
-                against(steps, 1, 1),
-                faster,
-            )
-            lines.append(line(about, name, f"{row['parameters'][name]:,}", *cells))
-            about = ""
-    return "\n".join(lines)
+        lines += under(about, rows)
+    return table(columns, lines)
 
 
-def findings() -> str:
-    """The paper's findings, a line each, under every comparison that can speak to them."""
-    lines = [head("network, data", "finding", "answer", "difference over paired seeds")]
+def findings() -> Table:
+    """The paper's findings under every comparison that can speak to them."""
+    lines: list[Line] = []
+    runs = Runs(RESULTS)
     for row in newest():
-        about = problem(row)
-        for one in answers(measured(row), few=row["images"] < row["whole"], level=row["level"]):
-            lines.append(
-                line(about, one.claim + ("" if one.paper else " (ours)"), one.answer, one.numbers())
-            )
-            about = ""
-    for few, whole in pairs():
-        found = smaller_data(measured(few), measured(whole), few["level"])
-        lines.append(
-            line(
-                f"{problem(few)} against {whole['images']:,}",
-                found.claim,
-                found.answer,
-                found.numbers(),
-            )
-        )
-    return "\n".join(lines)
+        few = row["images"] < row["whole"]
+        rows = []
+        for finding in answers(measured(row), few=few, level=row["level"]):
+            claim = finding.claim
+            if not finding.paper:
+                claim += " (ours)"
+            rows.append((claim, finding.answer, finding.numbers(), runs.of(row)))
+        lines += under(problem(row), rows)
+    for few_row, whole_row in pairs():
+        finding = smaller_data(measured(few_row), measured(whole_row), few_row["level"])
+        about = f"{problem(few_row)} against {whole_row['images']:,}"
+        cells = (finding.claim, finding.answer, finding.numbers())
+        lines.append((about, *cells, runs.of(few_row, whole_row)))
+    columns = ("network, data", "finding", "answer", "difference over paired seeds", "run")
+    return table(columns, lines)
 
 
-def layers() -> str:
-    """How alike each layer's outputs are at the start and at the end of fine-tuning."""
-    lines = [head("network, data", "layer", *LAYERS, "chance, 95 %")]
+def layers() -> Table:
+    """Similarity of each layer's outputs before and after fine-tuning."""
+    lines: list[Line] = []
+    runs = Runs(RESULTS)
     for row in newest():
-        about = f"{problem(row)}; {row['measure'].upper()}"
-        for one in row["layers"]:
-            similar = one["similarity"]
-            cells = [number(similar[name]["mean"]) if name in similar else "-" for name in LAYERS]
-            lines.append(line(about, one["layer"], *cells, number(one["chance"]["random"])))
-            about = ""
-    return "\n".join(lines)
+        rows = []
+        for layer in row["layers"]:
+            means = {name: number(value["mean"]) for name, value in layer["similarity"].items()}
+            cells = [means.get(name, NONE) for name in LAYERS]
+            chance = number(layer["chance"]["random"])
+            rows.append((layer["layer"], *cells, chance, runs.of(row)))
+        lines += under(f"{problem(row)}; {row['measure'].upper()}", rows)
+    return table(("network, data", "layer", *LAYERS, "chance, 95 %", "run"), lines)
 
 
-def costs() -> str:
-    """What was trained where, how long it took, and the command of each comparison."""
-    lines = [head("network, data", "starts from", "fine-tuning", "training", "in all", "command")]
+def under(about: str, rows: Iterable[Line]) -> list[Line]:
+    """The lines of a table under one heading, which stands in the first of them."""
+    headed = []
+    for number_of_line, row in enumerate(rows):
+        headed.append(("" if number_of_line else about, *row))
+    return headed
+
+
+def costs() -> Table:
+    """What was trained where, and how long it took."""
+    columns = ("network, data", "starts from", "fine-tuning", "training", "in all", "run")
+    runs = Runs(RESULTS)
+    lines = []
     for row in newest():
-        own = row["settings"]
-        said = (
-            f"{own['steps']} steps of {own['batch']}, lr {own['lr']:g}, tested on"
+        settings = row["settings"]
+        fine_tuning = (
+            f"{settings['steps']} steps of {settings['batch']}, lr {settings['lr']:g}, tested on"
             f" {row['test_images']:,}"
         )
         times = (duration(row["training_seconds"]), duration(row["seconds"]))
-        lines.append(
-            line(problem(row), origin(row["pretraining"]), said, *times, f"`{row['command']}`")
-        )
-    return "\n".join(lines)
+        source = pretrained_on(row["pretraining"])
+        lines.append((problem(row), source, fine_tuning, *times, runs.of(row)))
+    return table(columns, lines)
 
 
-def origin(found: Row) -> str:
+def pretrained_on(row: Row) -> str:
     """What the weights that are transferred were trained on, in words.
 
     Example:
-        >>> origin({"file": "squeezenet.npz", "trained_on": "ImageNet"})
+        >>> pretrained_on({"file": "squeezenet.npz", "trained_on": "ImageNet"})
         'ImageNet (`squeezenet.npz`)'
     """
-    if "file" in found:
-        return f"{found['trained_on']} (`{found['file']}`)"
-    kind = "grey" if found["channels"] == 1 else "colour"
-    how = f"{found['steps']:,} steps of {found['batch']}, {duration(found['seconds'])}"
+    if "file" in row:
+        return f"{row['trained_on']} (`{row['file']}`)"
+    colour = {1: "grey", 3: "colour"}[row["channels"]]
+    training = f"{row['steps']:,} steps of {row['batch']}, {duration(row['seconds'])}"
     return (
-        f"{found['trained_on']}, {kind}, {found['size']} px: {100 * found['accuracy']:.1f} % of its"
-        f" test images right ({how})"
+        f"{row['trained_on']}, {colour}, {row['size']} px: {100 * row['accuracy']:.1f} % of its"
+        f" test images right ({training})"
     )
 
 
 def newest() -> list[Row]:
-    """The last row of each comparison, in the order in which they first came."""
-    found: dict[str, Row] = {}
-    for row in map(json.loads, RESULTS.read_text().splitlines() if RESULTS.exists() else []):
-        found[json.dumps([*same_network(row), row["images"]])] = row
-    return list(found.values())
+    """The newest row of each comparison, in the order in which they first came."""
+    latest: dict[str, Row] = {}
+    for row in load(RESULTS):
+        latest[json.dumps([*same_network(row), row["images"]])] = row
+    return list(latest.values())
 
 
 def pairs() -> list[tuple[Row, Row]]:
-    """Comparisons of one network with some and with all of the training images, on the same seeds."""
+    """Comparisons of one network with some and with all of the images, on the same seeds."""
     rows = newest()
-    return [
-        (few, whole)
-        for few in rows
-        for whole in rows
-        if few["images"] < whole["images"] and same_network(few) == same_network(whole)
-    ]
+    found = []
+    for few in rows:
+        for whole in rows:
+            if few["images"] < whole["images"] and same_network(few) == same_network(whole):
+                found.append((few, whole))
+    return found
 
 
 def same_network(row: Row) -> list[Any]:
@@ -152,14 +165,11 @@ def same_network(row: Row) -> list[Any]:
 
 
 def measured(row: Row) -> Measured:
-    """The numbers of a row by seed; a line of JSON has its layers by name, and here they are in
-    order again.
-    """
-    order = [one["layer"] for one in row["layers"]]
-    kept = {
-        name: {layer: layers[layer] for layer in order if layer in layers}
-        for name, layers in row["kept"].items()
-    }
+    """The numbers of a row by seed, layers in their order, which a line of JSON does not keep."""
+    order = [layer["layer"] for layer in row["layers"]]
+    kept = {}
+    for name, similarities in row["kept"].items():
+        kept[name] = {layer: similarities[layer] for layer in order if layer in similarities}
     return Measured(row["finals"], row["steps"], kept, tuple(row["ladder"]), tuple(row["learned"]))
 
 
@@ -168,25 +178,32 @@ def problem(row: Row) -> str:
     return f"{row['network']}, {row['dataset']}, {row['images']:,} images"
 
 
-def estimate(one: Row, scale: float, digits: int) -> str:
-    """A mean with its interval over seeds."""
-    return number(one["mean"], scale, digits) + (
-        f" ± {scale * one['interval']:.{digits}f}" if one["interval"] is not None else ""
-    )
+def steps_to_threshold(test: Row) -> str:
+    """The mean steps, or under how many seeds the threshold was reached."""
+    if not test["estimate"]:
+        return f"reached under {test['reached']} of {test['seeds']} seeds"
+    return estimate(test["estimate"], 1, 1)
 
 
-def against(one: Row, scale: float, digits: int) -> str:
-    """The paired difference to random with p after Holm over the starts."""
-    if not one["paired"]:
+def against_random(test: Row, scale: float, digits: int) -> str:
+    """The paired difference from random, with p after Holm over the starts."""
+    if not test["paired"]:
         return ""
-    p = "" if one["adjusted"] is None else f" (p = {one['adjusted']:.2g})"
-    found = one["paired"]["difference"]
-    return ("+" if found["mean"] > 0 else "") + estimate(found, scale, digits) + p
+    difference = estimate(test["paired"]["difference"], scale, digits, sign=True)
+    if test["adjusted"] is None:
+        return difference
+    return f"{difference} (p = {test['adjusted']:.2g})"
 
 
-TABLES: dict[str, Callable[[], str]] = {
+def listing() -> str:
+    """The runs behind the tables."""
+    return Runs(RESULTS).listing()
+
+
+TABLES: dict[str, Callable[[], Table | str]] = {
     "init_starts": starts,
     "init_findings": findings,
     "init_layers": layers,
     "init_costs": costs,
+    "init_runs": listing,
 }

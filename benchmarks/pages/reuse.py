@@ -1,332 +1,376 @@
-"""The tables of `python -m benchmarks.reuse`, drawn from its result file."""
+"""The tables of the page on feature reuse, drawn from the results of `benchmarks.reuse`."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from .papers import BETWEEN, FREEZING, GRADIENTS, OH, PROFILE, RAGHU, REGIMES
+from benchmarks.harness.markdown import NONE, estimate, mean_std, number, over_seeds, table
+from benchmarks.harness.rows import RESULTS as FOLDER
+from benchmarks.harness.rows import Row, load
+from benchmarks.papers.figures import BETWEEN, FREEZING, GRADIENTS, OH, PROFILE, RAGHU, REGIMES
+from metalearn.runtime.tables import Table
 
-RESULTS = Path(__file__).parent / "results" / "reuse.jsonl"
-Row = dict[str, Any]
+from .common import Runs, problem, shown_and_superseded
+
+RESULTS = FOLDER / "reuse.jsonl"
+PROBLEM = ("dataset", "ways", "shots", "preset", "queries")
+Line = tuple[str, ...]
 
 
-def freezing() -> str:
+# Which rows
+
+
+def rows(experiment: str) -> list[Row]:
+    """The rows of one experiment, oldest first."""
+    return [row for row in load(RESULTS) if row["experiment"] == experiment]
+
+
+def parted(experiment: str, *keys: str) -> tuple[list[Row], list[Row]]:
+    """The rows of an experiment that are shown, and those that longer runs supersede.
+
+    Args:
+        experiment: freezing, similarity, ...
+        keys: what a row stands for besides its problem and its seeds.
+    """
+
+    def setting(row: Row) -> str:
+        seeds = row.get("seed", row["seeds"])
+        return json.dumps([problem_of(row), seeds, *(row[key] for key in keys)])
+
+    return shown_and_superseded(rows(experiment), setting, trained_steps)
+
+
+def problem_of(row: Row) -> list[Any]:
+    """What distinguishes two problems: data, protocol and preset, but not the length of training."""
+    return [*(row[name] for name in PROBLEM), row["data"].get("protocol")]
+
+
+def trained_steps(row: Row) -> int:
+    """Outer steps of all networks of a row together."""
+    groups = row["trained"].values()
+    return sum(sum(run["trained_steps"] for run in runs) for runs in groups)
+
+
+def newest(experiment: str, *keys: str) -> list[Row]:
+    """The shown rows of an experiment."""
+    return parted(experiment, *keys)[0]
+
+
+def grouped(experiment: str, *keys: str) -> list[list[Row]]:
+    """The shown rows of an experiment that has a row a seed: the seeds of one problem together."""
+    return by_problem(newest(experiment, *keys), *keys)
+
+
+def by_problem(chosen: Iterable[Row], *keys: str) -> list[list[Row]]:
+    """Rows of one problem and `keys` together."""
+    groups: dict[str, list[Row]] = {}
+    for row in chosen:
+        key = json.dumps([problem_of(row), *(row[key] for key in keys)])
+        groups.setdefault(key, []).append(row)
+    return list(groups.values())
+
+
+# Tables, each of the rows that it is given
+
+
+def freezing(chosen: Sequence[Row]) -> Table:
     """Accuracy with the first k layers frozen at test time, and the paper's beside it."""
-    found = newest("freezing", "algorithm")
-    layers = list(dict.fromkeys(one["layers"][-1] for row in found for one in row["rows"][1:]))
-    lines = [
-        head(
-            "data, ways, shots",
-            "network",
-            "seeds x steps",
-            "nothing",
-            *(f"to {name}" for name in layers),
-            "command",
-        )
-    ]
-    for row in found:
-        ours = {
-            one["layers"][-1] if one["layers"] else "": spread(one["accuracy"], 100, 2)
-            for one in row["rows"]
-        }
-        cells = [ours.get(name, "-") for name in ("", *layers)]
-        lines.append(line(problem(row), row["algorithm"], trained(row), *cells, command(row)))
-        theirs = FREEZING.get((row["dataset"], row["ways"], row["shots"], row["algorithm"]))
-        if theirs:
-            lines.append(
-                line(
-                    "", f"{RAGHU}", "3 seeds", *(f"{mean:g} ± {std:g}" for mean, std in theirs), ""
-                )
-            )
-    return "\n".join(lines)
+    runs = Runs(RESULTS)
+    steps = [step for row in chosen for step in row["rows"][1:]]
+    layers = list(dict.fromkeys(step["layers"][-1] for step in steps))
+    to = [f"to {name}" for name in layers]
+    columns = ("data, ways, shots", "network", "seeds x steps", "nothing", *to, "run")
+    lines: list[Line] = []
+    for row in chosen:
+        accuracies = {last_frozen(step): mean_std(step["accuracy"], 100, 2) for step in row["rows"]}
+        cells = [accuracies.get(name, NONE) for name in ("", *layers)]
+        named = (problem(row), row["algorithm"], seeds_and_steps(row))
+        lines.append((*named, *cells, runs.of(row)))
+        paper = FREEZING.get((row["dataset"], row["ways"], row["shots"], row["algorithm"]))
+        if paper:
+            published = [f"{mean:g} ± {std:g}" for mean, std in paper]
+            lines.append(("", RAGHU, "3 seeds", *published, ""))
+    return table(columns, lines)
 
 
-def similarity() -> str:
-    """How alike independently trained networks are, averaged over the body."""
-    lines = [
-        head(
-            "data",
-            "networks",
-            "pairs",
-            "CCA",
-            "its floor",
-            "CCA, pooled",
-            "its floor",
-            "CKA",
-            "its floor",
-            "CKA, biased",
-            "its floor",
-            f"{RAGHU}: CCA / CKA",
-            "command",
-        )
-    ]
-    for row in newest("similarity", "groups"):
+def last_frozen(step: Row) -> str:
+    """The last of the frozen layers; nothing if none is."""
+    if step["layers"]:
+        return str(step["layers"][-1])
+    return ""
+
+
+def similarity(chosen: Sequence[Row]) -> Table:
+    """Similarity of independently trained networks, averaged over the body."""
+    runs = Runs(RESULTS)
+    measures = {"cca": "CCA", "cca_pooled": "CCA, pooled", "cka": "CKA", "cka_biased": "CKA, biased"}
+    headers: list[str] = []
+    for name in measures.values():
+        headers += [name, "by chance"]
+    columns = ("data", "networks", "pairs", *headers, f"{RAGHU}: CCA / CKA", "run")
+    lines = []
+    for row in chosen:
         cells: list[str] = []
-        for measure in ("cca", "cca_pooled", "cka", "cka_biased"):
-            kept = written_as(measure, row["body"])
-            cells += (
-                [spread(row["body"][kept], unit="pair"), number(row["floor"][kept])]
-                if kept
-                else ["-", "-"]
-            )
-        theirs = BETWEEN.get(frozenset(row["groups"]))
-        said = f"{theirs[0]:.2f} / {theirs[1]:.2f}" if theirs else ""
-        groups = " - ".join(row["groups"]) + ("" if row["apart"] else " (same initial weights)")
-        lines.append(line(problem(row), groups, str(row["pairs"]), *cells, said, command(row)))
-    return "\n".join(lines)
+        for measure in measures:
+            key = written_as(measure, row["body"])
+            if key:
+                cells += [mean_std(row["body"][key], unit="pair"), number(row["floor"][key])]
+            else:
+                cells += [NONE, NONE]
+        published = ""
+        paper = BETWEEN.get(frozenset(row["groups"]))
+        if paper:
+            published = f"{paper[0]:.2f} / {paper[1]:.2f}"
+        groups = " - ".join(row["groups"])
+        if not row["apart"]:
+            groups += " (same initial weights)"
+        lines.append((problem(row), groups, str(row["pairs"]), *cells, published, runs.of(row)))
+    return table(columns, lines)
 
 
-def regimes() -> str:
+def regimes(chosen: Sequence[Row]) -> Table:
     """Accuracy under NIL by what trained the body."""
-    lines = [
-        head(
-            "data, ways, shots",
-            "body trained by",
-            "seeds x steps",
-            "NIL, %",
-            "training",
-            f"{RAGHU}, %",
-            "command",
-        )
-    ]
-    for row in newest("regimes", "algorithm"):
-        theirs = REGIMES.get((row["dataset"], row["ways"], row["shots"], row["algorithm"]))
-        said = f"{theirs[0]:g} ± {theirs[1]:g}" if theirs else ""
-        seconds = [run["training_seconds"] for run in row["trained"][row["algorithm"]]]
-        cells = (
-            trained(row),
-            spread(row["accuracy"], 100, 2),
-            f"{sum(seconds) / len(seconds) / 60:.1f} min a seed",
-            said,
-        )
-        lines.append(line(problem(row), row["algorithm"], *cells, command(row)))
-    return "\n".join(lines)
-
-
-def profile() -> str:
-    """What the inner loop changes, layer by layer, over seeds; and accuracy with and without the
-    head.
-    """
-    groups = grouped("profile", "algorithm")
-    names = layers_of(groups)
-    lines = [head("data", "network", "measure", *names, "command")]
-    for rows in groups:
-        first = rows[0]
-        for k, (said, pick) in enumerate(KINDS.items()):
-            values = [[pick(layer, row) for layer, row in of_layer(rows, name)] for name in names]
-            if said.startswith("CCA") and all(value is None for of in values for value in of):
-                continue  # rows of one kind alone have no line of the other
-            # A mean over some of the seeds would not be that of the line's number of seeds.
-            cells = ["-" if said.startswith("CCA") and None in of else over(of) for of in values]
-            cells.append("" if k else command(first))
-            lines.append(
-                line(problem(first), f"{first['algorithm']}, {len(rows)} seeds", said, *cells)
-            )
-        for said, theirs in (
-            ("the same, biased", PROFILE),
-            ("norm of the first inner gradient", GRADIENTS),
-        ):
-            if first["dataset"] == "mini-imagenet" and first["algorithm"] in theirs:
-                lines.append(
-                    line(
-                        "",
-                        f"{OH}, 5-shot",
-                        said,
-                        *(f"{value:g}" for value in theirs[first["algorithm"]]),
-                        "",
-                    )
-                )
-    return "\n".join(lines)
-
-
-def heads() -> str:
-    """Accuracy with and without the head, before and after adaptation, over seeds."""
-    columns = ("head_before", "head_after", "headless_before", "headless_after")
-    lines = [
-        head(
-            "data, ways, shots", "network", "seeds", *(name.replace("_", ", ") for name in columns)
-        )
-    ]
-    for rows in grouped("profile", "algorithm"):
-        cells = [
-            over((row["reuse"]["accuracies"][name]["mean"] for row in rows), 100, 1)
-            for name in columns
-        ]
-        lines.append(line(problem(rows[0]), rows[0]["algorithm"], str(len(rows)), *cells))
-    return "\n".join(lines)
-
-
-def decomposition() -> str:
-    """What adapting the body is worth under a head that is given every chance, beside what freezing
-    it costs.
-    """
+    runs = Runs(RESULTS)
     columns = (
+        "data, ways, shots",
+        "body trained by",
+        "seeds x steps",
+        "NIL, %",
+        "training",
+        f"{RAGHU}, %",
+        "run",
+    )
+    lines = []
+    for row in chosen:
+        published = ""
+        paper = REGIMES.get((row["dataset"], row["ways"], row["shots"], row["algorithm"]))
+        if paper:
+            published = f"{paper[0]:g} ± {paper[1]:g}"
+        seconds = [run["training_seconds"] for run in row["trained"][row["algorithm"]]]
+        lines.append(
+            (
+                problem(row),
+                row["algorithm"],
+                seeds_and_steps(row),
+                mean_std(row["accuracy"], 100, 2),
+                f"{sum(seconds) / len(seconds) / 60:.1f} min a seed",
+                published,
+                runs.of(row),
+            )
+        )
+    return table(columns, lines)
+
+
+def profile(chosen: Sequence[Row]) -> Table:
+    """What the inner loop changes, layer by layer, over seeds."""
+    runs = Runs(RESULTS)
+    groups = by_problem(chosen, "algorithm")
+    names = layers_of(groups)
+    lines: list[Line] = []
+    for group in groups:
+        first = group[0]
+        network = f"{first['algorithm']}, {len(group)} seed{'s' * (len(group) > 1)}"
+        for kind, pick in KINDS.items():
+            cells = profile_cells(group, names, kind, pick)
+            if cells:
+                lines.append((problem(first), network, kind, *cells, runs.of(*group)))
+        lines += published_profile(first)
+    return table(("data", "network", "measure", *names, "run"), lines)
+
+
+def profile_cells(
+    group: Sequence[Row], names: Sequence[str], kind: str, pick: Callable[[Row, Row], float | None]
+) -> list[str]:
+    """One measure of each layer over seeds; nothing if no row has it."""
+    values = [[pick(layer, row) for layer, row in of_layer(group, name)] for name in names]
+    if not kind.startswith("CCA"):
+        return [over_seeds(seeds) for seeds in values]
+    # Rows of one time have one kind of CCA alone.
+    if all(seeds.count(None) == len(seeds) for seeds in values):
+        return []
+    # A mean over some of the seeds would not be that of the line's number of seeds.
+    return [NONE if None in seeds else over_seeds(seeds) for seeds in values]
+
+
+def published_profile(row: Row) -> list[Line]:
+    """Oh et al.'s figures for a network on miniImageNet."""
+    lines: list[Line] = []
+    for kind, figures in (("the same, biased", PROFILE), ("norm of the first inner gradient", GRADIENTS)):
+        if row["dataset"] == "mini-imagenet" and row["algorithm"] in figures:
+            cells = [f"{value:g}" for value in figures[row["algorithm"]]]
+            lines.append(("", f"{OH}, 5-shot", kind, *cells, ""))
+    return lines
+
+
+def heads(chosen: Sequence[Row]) -> Table:
+    """Accuracy with and without the head, before and after adaptation, over seeds."""
+    runs = Runs(RESULTS)
+    names = ("head_before", "head_after", "headless_before", "headless_after")
+    headers = [name.replace("_", ", ") for name in names]
+    lines = []
+    for group in by_problem(chosen, "algorithm"):
+        accuracies = [row["reuse"]["accuracies"] for row in group]
+        cells = [over_seeds((seed[name]["mean"] for seed in accuracies), 100, 1) for name in names]
+        first = group[0]
+        named = (problem(first), first["algorithm"], str(len(group)))
+        lines.append((*named, *cells, runs.of(*group)))
+    return table(("data, ways, shots", "network", "seeds", *headers, "run"), lines)
+
+
+def decomposition(chosen: Sequence[Row]) -> Table:
+    """The worth of adapting the body under a converged head, beside the cost of freezing it."""
+    runs = Runs(RESULTS)
+    measures = (
         "nothing frozen",
         "body frozen, own steps",
         "body frozen, converged",
         "head frozen",
         "worth of adapting the body",
     )
-    lines = [
-        head(
-            "data, ways, shots",
-            "network",
-            "seeds x steps",
-            *columns,
-            "verdict over seeds",
-            "of each seed, over tasks",
-            "command",
-        )
-    ]
-    for row in newest("decomposition", "algorithm"):
-        pooled = row["pooled"]
-        name = (problem(row), row["algorithm"], trained(row))
-        verdicts = (
-            pooled["verdict"]["answer"],
-            "; ".join(dict.fromkeys(each["verdict"]["answer"] for each in row["each"])),
-        )
-        if pooled["decomposition"] is None:
-            lines.append(line(*name, *("-" for _ in columns), *verdicts, command(row)))
-            continue
-        parts = {part["name"]: part for part in pooled["decomposition"]["conditions"]}
-        start = {"zeros": "zeros", "initial": "its initialisation"}[
-            pooled["decomposition"]["start"]
-        ]
-        shown = (
-            parts["nothing frozen"]["score"],
-            parts["body frozen, head by its own steps"]["score"],
-            parts[f"body frozen, head converged from {start}"]["score"],
-            parts["head frozen, body adapted"]["score"],
-        )
-        cells = [estimate(score, 100, 1) for score in shown]
-        worth = estimate(pooled["decomposition"]["worth"], 100, 2)
-        lines.append(line(*name, *cells, worth, *verdicts, command(row)))
-    return "\n".join(lines)
+    columns = (
+        "data, ways, shots",
+        "network",
+        "seeds x steps",
+        *measures,
+        "verdict over seeds",
+        "of each seed, over tasks",
+        "run",
+    )
+    lines = []
+    for row in chosen:
+        each = dict.fromkeys(seed["verdict"]["answer"] for seed in row["each"])
+        verdicts = (row["pooled"]["verdict"]["answer"], "; ".join(each))
+        named = (problem(row), row["algorithm"], seeds_and_steps(row))
+        lines.append((*named, *decomposition_cells(row), *verdicts, runs.of(row)))
+    return table(columns, lines)
 
 
-def cross_domain() -> str:
-    """Accuracy at home and on another data set."""
-    lines = [
-        head(
-            "trained on",
-            "tested on",
-            "network",
-            "seeds x steps",
-            "at home, %",
-            "there, %",
-            "images there",
-            "command",
-        )
-    ]
-    for row in newest("cross_domain", "algorithm", "other"):
+def decomposition_cells(row: Row) -> list[str]:
+    """The score under each condition, then the worth of adapting the body."""
+    parts = row["pooled"]["decomposition"]
+    if parts is None:
+        return [NONE] * 5
+    scores = {part["name"]: part["score"] for part in parts["conditions"]}
+    start = {"zeros": "zeros", "initial": "its initialisation"}[parts["start"]]
+    names = (
+        "nothing frozen",
+        "body frozen, head by its own steps",
+        f"body frozen, head converged from {start}",
+        "head frozen, body adapted",
+    )
+    return [*(estimate(scores[name], 100, 1) for name in names), estimate(parts["worth"], 100, 2)]
+
+
+def cross_domain(chosen: Sequence[Row]) -> Table:
+    """Accuracy on the data set of training and on another one."""
+    runs = Runs(RESULTS)
+    columns = (
+        "trained on",
+        "tested on",
+        "network",
+        "seeds x steps",
+        "on the first, %",
+        "on the second, %",
+        "images of the second",
+        "run",
+    )
+    lines = []
+    for row in chosen:
         about = row["other_data"]
-        said = "; ".join(
-            str(about[key]) + (" px" if key == "resized" else "")
-            for key in ("channels", "resized")
-            if key in about
-        )
-        cells = (
-            row["algorithm"],
-            trained(row),
-            spread(row["home"], 100, 2),
-            spread(row["away"], 100, 2),
-            said,
-        )
-        lines.append(line(problem(row), row["other"], *cells, command(row)))
-    return "\n".join(lines)
-
-
-def probes() -> str:
-    """Accuracy of a linear probe on each layer."""
-    found = newest("probes", "algorithm")
-    names = list(dict.fromkeys(name for row in found for name in row["accuracy"]))
-    lines = [
-        head(
-            "data",
-            "network",
-            "seeds x steps",
-            *(f"{name}, %" for name in names),
-            "classes, training images",
-            "command",
-        )
-    ]
-    for row in found:
-        cells = [
-            spread(row["accuracy"][name], 100, 2) if name in row["accuracy"] else "-"
-            for name in names
-        ]
-        one = row["each"][0]
+        images = []
+        if "channels" in about:
+            images.append(str(about["channels"]))
+        if "resized" in about:
+            images.append(f"{about['resized']} px")
         lines.append(
-            line(
-                row["dataset"],
+            (
+                problem(row),
+                row["other"],
                 row["algorithm"],
-                trained(row),
-                *cells,
-                f"{one['classes']}, {one['train']:,}",
-                command(row),
+                seeds_and_steps(row),
+                mean_std(row["home"], 100, 2),
+                mean_std(row["away"], 100, 2),
+                "; ".join(images),
+                runs.of(row),
             )
         )
-    return "\n".join(lines)
+    return table(columns, lines)
 
 
-def timeline() -> str:
+def probes(chosen: Sequence[Row]) -> Table:
+    """Accuracy of a linear probe on each layer."""
+    runs = Runs(RESULTS)
+    names = list(dict.fromkeys(name for row in chosen for name in row["accuracy"]))
+    layers = [f"{name}, %" for name in names]
+    columns = ("data", "network", "seeds x steps", *layers, "classes, training images", "run")
+    lines = []
+    for row in chosen:
+        accuracies = {name: mean_std(value, 100, 2) for name, value in row["accuracy"].items()}
+        cells = [accuracies.get(name, NONE) for name in names]
+        first = row["each"][0]
+        images = f"{first['classes']}, {first['train']:,}"
+        named = (row["dataset"], row["algorithm"], seeds_and_steps(row))
+        lines.append((*named, *cells, images, runs.of(row)))
+    return table(columns, lines)
+
+
+def timeline(chosen: Sequence[Row]) -> Table:
     """Accuracy and similarity at several points of training."""
-    groups = grouped("timeline", "algorithm", "step")
+    runs = Runs(RESULTS)
+    groups = by_problem(chosen, "algorithm", "step")
     names = layers_of(groups)
-    lines = [
-        head(
-            "data",
-            "network",
-            "outer steps",
-            "seeds",
-            "accuracy, %",
-            *(f"CKA {name}" for name in names),
-            "freezing the body costs",
-            "command",
-        )
-    ]
-    for rows in groups:
-        first = rows[0]
-        cells = [over(layer["cka"]["mean"] for layer, _ in of_layer(rows, name)) for name in names]
-        cost = over(
-            (
-                (
-                    row["reuse"]["freezing"]["rows"][-1]["cost"]["mean"]
-                    if row["reuse"]["freezing"]
-                    else None
-                )
-                for row in rows
-            ),
-            100,
-            2,
-        )
-        accuracy = over((row["evaluation"]["mean"] for row in rows), 100, 2)
+    columns = (
+        "data",
+        "network",
+        "outer steps",
+        "seeds",
+        "accuracy, %",
+        *(f"CKA {name}" for name in names),
+        "freezing the body costs",
+        "run",
+    )
+    lines = []
+    for group in groups:
+        first = group[0]
+        layers = [[layer["cka"]["mean"] for layer, _ in of_layer(group, name)] for name in names]
         lines.append(
-            line(
+            (
                 problem(first),
                 first["algorithm"],
                 f"{first['step']:,}",
-                str(len(rows)),
-                accuracy,
-                *cells,
-                cost,
-                command(first),
+                str(len(group)),
+                over_seeds((row["evaluation"]["mean"] for row in group), 100, 2),
+                *(over_seeds(seeds) for seeds in layers),
+                over_seeds((cost_of_freezing(row) for row in group), 100, 2),
+                runs.of(*group),
             )
         )
-    return "\n".join(lines)
+    return table(columns, lines)
+
+
+def cost_of_freezing(row: Row) -> float | None:
+    """The accuracy that freezing the whole body costs; None if it was not measured."""
+    if not row["reuse"]["freezing"]:
+        return None
+    return float(row["reuse"]["freezing"]["rows"][-1]["cost"]["mean"])
+
+
+# What a row holds
 
 
 def written_as(measure: str, row: Row) -> str:
-    """The key of a measure in a row; empty if the row lacks it. Rows from before `cca_pooled` hold
-    pooled tasks under "cca".
+    """The key of a measure in a row; empty if the row lacks it.
+
+    Rows from before `cca_pooled` hold pooled tasks under "cca".
 
     Example:
-        >>> written_as("cca_pooled", {"cca": 0.5}), written_as("cca", {"cca": 0.5}), written_as("cca", {"cca": 0.7, "cca_pooled": 0.5})
-        ('cca', '', 'cca')
+        >>> written_as("cca_pooled", {"cca": 0.5}), written_as("cca", {"cca": 0.5})
+        ('cca', '')
+        >>> written_as("cca", {"cca": 0.7, "cca_pooled": 0.5})
+        'cca'
     """
     if "cca_pooled" in row:
         return measure
@@ -335,7 +379,9 @@ def written_as(measure: str, row: Row) -> str:
 
 def mean_cca(layer: Row) -> float | None:
     """CCA a task, averaged over tasks; None in rows from before it was measured."""
-    return layer["cca"]["mean"] if written_as("cca", layer) else None
+    if not written_as("cca", layer):
+        return None
+    return float(layer["cca"]["mean"])
 
 
 def pooled_cca(layer: Row) -> float | None:
@@ -359,124 +405,58 @@ KINDS: dict[str, Callable[[Row, Row], float | None]] = {
 
 def layers_of(groups: Sequence[Sequence[Row]]) -> list[str]:
     """The layers that any row has, in order."""
-    return list(
-        dict.fromkeys(layer["layer"] for same in groups for layer in same[0]["reuse"]["layers"])
-    )
+    layers = [layer for group in groups for layer in group[0]["reuse"]["layers"]]
+    return list(dict.fromkeys(layer["layer"] for layer in layers))
 
 
-def of_layer(rows: Sequence[Row], name: str) -> list[tuple[Row, Row]]:
-    """What each row says of a layer, and the row."""
-    return [
-        (layer, row) for row in rows for layer in row["reuse"]["layers"] if layer["layer"] == name
-    ]
+def of_layer(chosen: Iterable[Row], name: str) -> list[tuple[Row, Row]]:
+    """A layer in each row that has it, and the row."""
+    found = []
+    for row in chosen:
+        found += [(layer, row) for layer in row["reuse"]["layers"] if layer["layer"] == name]
+    return found
 
 
-def newest(experiment: str, *keys: str) -> list[Row]:
-    """The last row of each problem, seeds, training and `keys`, in the order in which they first
-    came.
-    """
-    found: dict[str, Row] = {}
-    for row in rows(experiment):
-        found[json.dumps([identity(row), row["seeds"], *(row[key] for key in keys)])] = row
-    return list(found.values())
-
-
-def grouped(experiment: str, *keys: str) -> list[list[Row]]:
-    """The last row of each seed, the seeds of one problem and `keys` together."""
-    found: dict[str, dict[int, Row]] = {}
-    for row in rows(experiment):
-        found.setdefault(json.dumps([identity(row), *(row[key] for key in keys)]), {})[
-            row["seed"]
-        ] = row
-    return [list(same.values()) for same in found.values()]
-
-
-def identity(row: Row) -> list[Any]:
-    """What distinguishes two problems.
-
-    At a constant outer rate a longer training is the same run gone on.
-    """
-    runs = [run for same in row["trained"].values() for run in same]
-    steps = sorted({run["trained_steps"] for run in runs if run["schedule"] != "constant"})
-    protocol = row["data"].get("protocol")
-    return [row[key] for key in ("dataset", "ways", "shots", "preset", "queries")] + [
-        protocol,
-        steps,
-    ]
-
-
-def rows(experiment: str) -> list[Row]:
-    """The lines of one experiment, oldest first."""
-    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
-    return [row for row in map(json.loads, lines) if row["experiment"] == experiment]
-
-
-def spread(one: Row, scale: float = 1, digits: int = 3, unit: str = "seed") -> str:
-    """A mean with its standard deviation over seeds; a single one has none."""
-    return number(one["mean"], scale, digits) + (
-        f" ± {scale * one['std']:.{digits}f}" if one["std"] is not None else f" (one {unit})"
-    )
-
-
-def estimate(value: Row, scale: float = 1, digits: int = 3) -> str:
-    """A mean with its 95 % interval over seeds; a single seed has none."""
-    mean = number(value["mean"], scale, digits)
-    return mean if value["interval"] is None else f"{mean} ± {scale * value['interval']:.{digits}f}"
-
-
-def over(values: Iterable[float | None], scale: float = 1, digits: int = 3) -> str:
-    """The mean and standard deviation (ddof=1) of one value a seed, in words."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return "-"
-    mean = sum(known) / len(known)
-    if len(known) == 1:
-        return f"{number(mean, scale, digits)} (one seed)"
-    return (
-        f"{number(mean, scale, digits)} ±"
-        f" {scale * math.sqrt(sum((v - mean) ** 2 for v in known) / (len(known) - 1)):.{digits}f}"
-    )
-
-
-def number(value: float | None, scale: float = 1, digits: int = 3) -> str:
-    """A number, or a dash where there is none."""
-    return "-" if value is None else f"{scale * value:.{digits}f}"
-
-
-def trained(row: Row) -> str:
+def seeds_and_steps(row: Row) -> str:
     """How many seeds, and for how many outer steps."""
     steps = sorted({run["trained_steps"] for run in row["trained"][row["algorithm"]]})
     return f"{len(row['seeds'])} x {' or '.join(f'{step:,}' for step in steps)}"
 
 
-def problem(row: Row) -> str:
-    """Data, ways and shots."""
-    return f"{row['dataset']} {row['ways']}-way {row['shots']}-shot"
+# What is drawn
 
-
-def command(row: Row) -> str:
-    """What writes the row anew."""
-    return f"`{row['command']}`"
-
-
-def head(*columns: str) -> str:
-    """The first two lines of a table."""
-    return f"{line(*columns)}\n{'|---' * len(columns)}|"
-
-
-def line(*cells: str) -> str:
-    """One line of a table."""
-    return f"| {' | '.join(cells)} |"
-
-
-TABLES: dict[str, Callable[[], str]] = {
-    "reuse_freezing": freezing,
-    "reuse_similarity": similarity,
-    "reuse_regimes": regimes,
-    "reuse_profile": profile,
-    "reuse_decomposition": decomposition,
-    "reuse_heads": heads,
-    "reuse_cross_domain": cross_domain,
-    "reuse_probes": probes,
-    "reuse_timeline": timeline,
+DRAWN: dict[str, tuple[Callable[[Sequence[Row]], Table], tuple[str, ...]]] = {
+    "freezing": (freezing, ("freezing", "algorithm")),
+    "similarity": (similarity, ("similarity", "groups")),
+    "regimes": (regimes, ("regimes", "algorithm")),
+    "profile": (profile, ("profile", "algorithm")),
+    "decomposition": (decomposition, ("decomposition", "algorithm")),
+    "heads": (heads, ("profile", "algorithm")),
+    "cross_domain": (cross_domain, ("cross_domain", "algorithm", "other")),
+    "probes": (probes, ("probes", "algorithm")),
+    "timeline": (timeline, ("timeline", "algorithm", "step")),
 }
+"""What draws a table, and the experiment and keys of its rows."""
+
+
+def shown(name: str) -> Table:
+    """A table of the rows that are shown."""
+    draw, keys = DRAWN[name]
+    return draw(parted(*keys)[0])
+
+
+def history(name: str) -> Table:
+    """A table of the rows that longer runs supersede."""
+    draw, keys = DRAWN[name]
+    return draw(parted(*keys)[1])
+
+
+def listing() -> str:
+    """The runs behind the tables."""
+    return Runs(RESULTS).listing()
+
+
+TABLES: dict[str, Callable[[], Table | str]] = {"reuse_runs": listing}
+for _name in DRAWN:
+    TABLES[f"reuse_{_name}"] = partial(shown, _name)
+    TABLES[f"reuse_{_name}_history"] = partial(history, _name)

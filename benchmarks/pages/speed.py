@@ -1,275 +1,274 @@
-"""The tables of `python -m benchmarks.speed`, drawn from its result file: the newest full-size row
-of each figure, device and threads.
-"""
+"""The tables of the page on speed: the newest full-size row of each figure, device and threads."""
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any
 
-from .reuse_tables import head, line
-from .speed import BARE, FILES, OURS, SETTINGS, said_time
+from benchmarks.harness.markdown import NONE, mebibytes, multiple, table
+from benchmarks.harness.markdown import seconds as said_time
+from benchmarks.harness.rows import RESULTS as FOLDER
+from benchmarks.harness.rows import Row, load
+from benchmarks.speed import BARE, FILES, OURS, SETTINGS, WITH_PEERS
+from metalearn.runtime.tables import Table
 
-RESULTS = Path(__file__).parent / "results" / "speed.jsonl"
+from .common import Runs
+
+RESULTS = FOLDER / "speed.jsonl"
 PEERS = ("learn2learn", "higher", "torchopt")
-Row = dict[str, Any]
+SCRIPT = "learn2learn's script after its import is changed"
+IMAGES = [name for name, setting in SETTINGS.items() if setting.ways]
+Line = tuple[str, ...]
 
 
-def seconds() -> str:
-    """One meta-gradient: ours in seconds, the peers as multiples of ours, ours as a multiple of the
-    bare convolutions.
-    """
-    found = newest("time")
-    halved = f"{OURS}, bfloat16"
-    columns = (
-        *PEERS,
-        "learn2learn's script after its import is changed",
-        "bfloat16",
-        "x bare convolutions",
-    )
-    lines = [
-        head("where", "setting", "algorithm", f"{OURS}, median (min)", "its tasks in", *columns)
-    ]
-    for row in found:
-        bare = (
-            f"{multiple(row, OURS, of=BARE)} ({said_time(median(row, BARE))})"
-            if BARE in row["seconds"]
-            else "-"
-        )
-        faster = f"{1 / ratio(row, halved):.2f} x as fast" if halved in row["seconds"] else "-"
-        lines.append(
-            line(
-                *named(row),
-                own(row),
-                row["execution"],
-                *(peer(row, name) for name in (*PEERS, "compat")),
-                faster,
-                bare,
-            )
-        )
-    return "\n".join([*lines, *(mean for where in places(found) for mean in means(found, where))])
+# Which rows
 
 
-def means(rows: Iterable[Row], where: str) -> list[str]:
-    """The geometric means over the image settings, an algorithm a line."""
-    images = [setting for setting, about in SETTINGS.items() if about.ways]
-    lines = []
-    for algorithm in ("maml", "fomaml", "anil"):
-        chosen = [
-            row
-            for row in rows
-            if place(row) == where and row["algorithm"] == algorithm and row["setting"] in images
-        ]
-        cells = []
-        for name in PEERS:
-            ratios = [ratio(row, name) for row in chosen if name in row["seconds"]]
-            whole = len(ratios) == len(images)
-            cells.append(
-                f"{math.exp(statistics.fmean(map(math.log, ratios))):.2f} x" if whole else "-"
-            )
-        if any(cell != "-" for cell in cells):
-            lines.append(
-                line(
-                    where,
-                    f"geometric mean of the {len(images)} image settings",
-                    algorithm,
-                    "",
-                    "",
-                    *cells,
-                    "",
-                    "",
-                    "",
-                )
-            )
-    return lines
+def full_rows() -> list[Row]:
+    """The full-size rows, oldest first: tasks, queries and width are the settings' own."""
+    return [row for row in load(RESULTS) if "setting" not in row or is_full(row)]
 
 
-def test() -> str:
-    """Adaptation and prediction at test time."""
-    second = "learn2learn, second order"
-    lines = [
-        head(
-            "where",
-            "setting",
-            "algorithm",
-            f"{OURS}, median (min)",
-            *PEERS,
-            "learn2learn as its examples evaluate",
-        )
-    ]
-    for row in newest("test"):
-        as_examples = multiple(row, second) if second in row["seconds"] else "-"
-        lines.append(line(*named(row), own(row), *(peer(row, name) for name in PEERS), as_examples))
-    return "\n".join(lines)
-
-
-def gradients() -> str:
-    """The largest difference of the meta-gradients, of the largest entry."""
-    lines = [
-        head(
-            "where",
-            "setting",
-            "algorithm",
-            "tasks",
-            *(f"{name}, {kind}" for name in PEERS for kind in ("float64", "float32")),
-        )
-    ]
-    for row in newest("gradients"):
-        cells = []
-        for name in PEERS:
-            for kind in ("float64", "float32"):
-                apart = [
-                    value
-                    for key, value in row["apart"][kind].items()
-                    if key.startswith(f"{name}, ")
-                ]
-                cells.append(f"{max(apart):.0e}" if apart else row["missing"].get(name, "-"))
-        lines.append(line(*named(row), str(row["compared_tasks"]), *cells))
-    return "\n".join(lines)
-
-
-def memory() -> str:
-    """Peak memory of one meta-gradient."""
-    lines = [head("where", "setting", "algorithm", "threads", OURS, *PEERS)]
-    for row in newest("memory"):
-        for threads, used in row["bytes"].items():
-            cells = (
-                f"{used[name] / 2**20:.0f} MiB" if name in used else row["missing"].get(name, "-")
-                for name in (OURS, *PEERS)
-            )
-            lines.append(line(*named(row), threads, *cells))
-    return "\n".join(lines)
-
-
-def rest() -> str:
-    """Sampling, and a whole run from a cold start."""
-    lines = [head("where", "figure", OURS, "learn2learn", "times")]
-    for row in newest("sampling"):
-        rates = {name: statistics.median(values) for name, values in row["rates"].items()}
-        what, where = (
-            "episodes per second, 5-way 1-shot, 15 queries a class",
-            f"{row['device']}, 1 thread",
-        )
-        for name, how in (
-            ("learn2learn", "the same images in memory"),
-            (FILES, "learn2learn's own Omniglot, from its files"),
-        ):
-            theirs = rates.get(name)
-            cells = (
-                (f"{theirs:,.0f}", f"{rates[OURS] / theirs:.0f}")
-                if theirs
-                else (row["missing"].get("learn2learn", "-"), "-")
-            )
-            lines.append(line(where, f"{what}; {how}", f"{rates[OURS]:,.0f}", *cells))
-    for row in newest("start"):
-        what = (
-            f"{row['steps']} outer steps of {row['tasks']} tasks on Omniglot in a fresh process,"
-            " nothing cached"
-        )
-        times = multiple(row, "learn2learn") if "learn2learn" in row["seconds"] else "-"
-        lines.append(line(place(row), what, split(row, OURS), split(row, "learn2learn"), times))
-    return "\n".join(lines)
-
-
-def split(row: Row, side: str) -> str:
-    """A whole run with its parts."""
-    if side not in row["seconds"]:
-        return str(row["missing"].get(side, "-"))
-    parts = {
-        part: statistics.median(run[part] for run in row["parts"][side])
-        for part in row["parts"][side][0]
-    }
-    return (
-        f"{said_time(median(row, side))}"
-        f" ({', '.join(f'{part} {said_time(value)}' for part, value in parts.items())})"
-    )
-
-
-def devices() -> str:
-    """Where the figures come from: a line a device and number of threads, with the versions."""
-    lines = [head("where", "machine", "versions", "commit", "command")]
-    found = {place(row): row for row in every()}
-    for where, row in found.items():
-        stated = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
-        gaps = "".join(f"; {name} {why}" for name, why in row["missing"].items())
-        lines.append(
-            line(where, row["machine"], stated + gaps, row["commit"], f"`{row['command']}`")
-        )
-    return "\n".join(lines)
-
-
-def every() -> list[Row]:
-    """The full-size rows, oldest first: those whose tasks, queries and width are the settings' own."""
-    listed = (
-        [json.loads(text) for text in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-    )
-    return [row for row in listed if "setting" not in row or _full(row)]
-
-
-def _full(row: Row) -> bool:
-    own = SETTINGS[row["setting"]]
-    asked = row["asked_execution"] in ("auto", "compiled")
-    return asked and (row["tasks"], row["queries"], row["hidden"]) == (own.tasks, 15, own.hidden)
+def is_full(row: Row) -> bool:
+    """Whether a row has the sizes of its setting, and our own choice of execution or compilation."""
+    setting = SETTINGS[row["setting"]]
+    sizes = (row["tasks"], row["queries"], row["hidden"])
+    as_set = sizes == (setting.tasks, 15, setting.hidden)
+    return as_set and row["asked_execution"] in ("auto", "compiled")
 
 
 def newest(figure: str) -> list[Row]:
-    """The newest row of a figure for every place, setting and algorithm, in the order of the
-    settings.
-    """
-    found = {
-        (place(row), row.get("setting"), row.get("algorithm")): row
-        for row in every()
-        if row["figure"] == figure
-    }
-    return sorted(
-        found.values(),
-        key=lambda row: (
-            place(row),
-            list(SETTINGS).index(row["setting"]) if "setting" in row else 0,
-        ),
-    )
+    """The newest row of a figure for every place, setting and algorithm, by place and setting."""
+    latest = {}
+    for row in full_rows():
+        if row["figure"] == figure:
+            latest[place(row), row.get("setting"), row.get("algorithm")] = row
+    order = list(SETTINGS)
+
+    def position(row: Row) -> tuple[str, int]:
+        return place(row), order.index(row.get("setting", order[0]))
+
+    return sorted(latest.values(), key=position)
 
 
 def place(row: Row) -> str:
     """A device, with how many threads, and whether in tf32 or compiled."""
-    how = ", tf32" * row.get("tf32", False) + ", compiled" * (row.get("execution") == "compiled")
-    return f"{row['device']}, {row['threads']} thread{'s' * (row['threads'] > 1)}{how}"
+    text = f"{row['device']}, {row['threads']} thread{'s' * (row['threads'] > 1)}"
+    if row.get("tf32", False):
+        text += ", tf32"
+    if row.get("execution") == "compiled":
+        text += ", compiled"
+    return text
 
 
-def places(rows: Iterable[Row]) -> list[str]:
-    """Each place once."""
-    return list(dict.fromkeys(place(row) for row in rows))
+# Tables
 
 
-def named(row: Row) -> tuple[str, str, str]:
-    """Place, setting, algorithm."""
-    return (
-        place(row),
-        f"{SETTINGS[row['setting']].title}, {row['tasks']} tasks, {row['inner_steps']} steps",
-        row["algorithm"],
+def seconds() -> Table:
+    """One meta-gradient: ours in seconds, and the peers as multiples of ours."""
+    runs = Runs(RESULTS)
+    rows = newest("time")
+    columns = (
+        "where",
+        "setting",
+        "algorithm",
+        f"{OURS}, median (min)",
+        "its tasks in",
+        *PEERS,
+        SCRIPT,
+        "bfloat16",
+        "x bare convolutions",
+        "run",
     )
+    lines: list[Line] = []
+    for row in rows:
+        peers = [peer(row, name) for name in (*PEERS, "compat")]
+        ours = (own_time(row), row["execution"])
+        rest = (bfloat16(row), bare_convolutions(row), runs.of(row))
+        lines.append((*named(row), *ours, *peers, *rest))
+    for where in dict.fromkeys(map(place, rows)):
+        lines += means([row for row in rows if place(row) == where], where)
+    return table(columns, lines)
+
+
+def means(rows: Iterable[Row], where: str) -> list[Line]:
+    """The geometric means over the image settings, an algorithm a line."""
+    runs = Runs(RESULTS)
+    setting = f"geometric mean of the {len(IMAGES)} image settings"
+    lines = []
+    for algorithm in WITH_PEERS:
+        chosen = [row for row in rows if row["algorithm"] == algorithm and row["setting"] in IMAGES]
+        cells = [geometric_mean(chosen, name) for name in PEERS]
+        if any(cell != NONE for cell in cells):
+            lines.append(
+                (where, setting, algorithm, "", "", *cells, "", "", "", runs.of(*chosen))
+            )
+    return lines
+
+
+def geometric_mean(rows: Iterable[Row], peer_name: str) -> str:
+    """The mean of a peer's multiples of our time; a dash unless every image setting has one."""
+    ratios = [ratio(row, peer_name) for row in rows if peer_name in row["seconds"]]
+    if len(ratios) != len(IMAGES):
+        return NONE
+    return multiple(statistics.geometric_mean(ratios))
+
+
+def test() -> Table:
+    """Adaptation and prediction at test time."""
+    runs = Runs(RESULTS)
+    second = "learn2learn, second order"
+    columns = (
+        "where",
+        "setting",
+        "algorithm",
+        f"{OURS}, median (min)",
+        *PEERS,
+        "learn2learn as its examples evaluate",
+        "run",
+    )
+    lines = []
+    for row in newest("test"):
+        as_examples = NONE
+        if second in row["seconds"]:
+            as_examples = multiple(ratio(row, second))
+        peers = [peer(row, name) for name in PEERS]
+        lines.append((*named(row), own_time(row), *peers, as_examples, runs.of(row)))
+    return table(columns, lines)
+
+
+def gradients() -> Table:
+    """The largest difference of the meta-gradients, as a share of the largest entry."""
+    runs = Runs(RESULTS)
+    kinds = []
+    for name in PEERS:
+        kinds += [(name, "float64"), (name, "float32")]
+    headers = [f"{name}, {precision}" for name, precision in kinds]
+    lines = []
+    for row in newest("gradients"):
+        cells = [difference(row, name, precision) for name, precision in kinds]
+        lines.append((*named(row), str(row["compared_tasks"]), *cells, runs.of(row)))
+    return table(("where", "setting", "algorithm", "tasks", *headers, "run"), lines)
+
+
+def difference(row: Row, name: str, precision: str) -> str:
+    """The largest difference from a peer over the ways to run tasks."""
+    apart = row["apart"][precision]
+    values = [value for way, value in apart.items() if way.startswith(f"{name}, ")]
+    if not values:
+        return row["missing"].get(name, NONE)
+    return f"{max(values):.0e}"
+
+
+def memory() -> Table:
+    """Peak memory of one meta-gradient."""
+    runs = Runs(RESULTS)
+    sides = (OURS, *PEERS)
+    lines = []
+    for row in newest("memory"):
+        for threads, peaks in row["bytes"].items():
+            cells = [peak(row, peaks, name) for name in sides]
+            lines.append((*named(row), threads, *cells, runs.of(row)))
+    return table(("where", "setting", "algorithm", "threads", *sides, "run"), lines)
+
+
+def peak(row: Row, peaks: dict[str, int], name: str) -> str:
+    """The peak of one side, or why there is none."""
+    if name in peaks:
+        return mebibytes(peaks[name])
+    return str(row["missing"].get(name, NONE))
+
+
+def rest() -> Table:
+    """Sampling, and a whole run from a cold start."""
+    columns = ("where", "figure", OURS, "learn2learn", "times", "run")
+    return table(columns, [*sampling_lines(), *start_lines()])
+
+
+def sampling_lines() -> list[Line]:
+    """Episodes per second of ours and of learn2learn's sampler."""
+    runs = Runs(RESULTS)
+    figure = "episodes per second, 5-way 1-shot, 15 queries a class"
+    sources = {
+        "learn2learn": "the same images in memory",
+        FILES: "learn2learn's own Omniglot, from its files",
+    }
+    lines = []
+    for row in newest("sampling"):
+        rates = {name: statistics.median(values) for name, values in row["rates"].items()}
+        for name, source in sources.items():
+            cells = (row["missing"].get("learn2learn", NONE), NONE)
+            if name in rates:
+                cells = (f"{rates[name]:,.0f}", f"{rates[OURS] / rates[name]:.0f}")
+            where = f"{row['device']}, 1 thread"
+            ours = f"{rates[OURS]:,.0f}"
+            lines.append((where, f"{figure}; {source}", ours, *cells, runs.of(row)))
+    return lines
+
+
+def start_lines() -> list[Line]:
+    """The time of a short run in a fresh process."""
+    runs = Runs(RESULTS)
+    lines = []
+    for row in newest("start"):
+        figure = (
+            f"{row['steps']} outer steps of {row['tasks']} tasks on Omniglot in a fresh process,"
+            " nothing cached"
+        )
+        times = NONE
+        if "learn2learn" in row["seconds"]:
+            times = multiple(ratio(row, "learn2learn"))
+        sides = (parts(row, OURS), parts(row, "learn2learn"))
+        lines.append((place(row), figure, *sides, times, runs.of(row)))
+    return lines
+
+
+def parts(row: Row, side: str) -> str:
+    """The time of a whole run with that of its parts."""
+    if side not in row["seconds"]:
+        return str(row["missing"].get(side, NONE))
+    measured = row["parts"][side]
+    shares = []
+    for part in measured[0]:
+        shares.append(f"{part} {said_time(statistics.median(run[part] for run in measured))}")
+    return f"{said_time(median(row, side))} ({', '.join(shares)})"
+
+
+def devices() -> Table:
+    """Where the figures come from: a line a device and number of threads, with the versions."""
+    runs = Runs(RESULTS)
+    lines = []
+    for where, row in {place(row): row for row in full_rows()}.items():
+        versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
+        gaps = "".join(f"; {name} {why}" for name, why in row["missing"].items())
+        lines.append((where, row["machine"], versions + gaps, row["commit"], runs.of(row)))
+    return table(("where", "machine", "versions", "commit", "run"), lines)
+
+
+# Cells
+
+
+def named(row: Row) -> Line:
+    """Place, setting, algorithm."""
+    title = SETTINGS[row["setting"]].title
+    steps = f"{row['inner_steps']} step{'s' * (row['inner_steps'] > 1)}"
+    return place(row), f"{title}, {row['tasks']} tasks, {steps}", row["algorithm"]
 
 
 def median(row: Row, side: str) -> float:
-    """Of the seconds of a side."""
+    """The median of the seconds of a side."""
     return statistics.median(row["seconds"][side])
 
 
 def ratio(row: Row, side: str, of: str = OURS) -> float:
-    """The median of one side over that of another."""
+    """The median of one side over that of another; NaN if one was not timed."""
+    if side not in row["seconds"] or of not in row["seconds"]:
+        return math.nan
     return median(row, side) / median(row, of)
 
 
-def multiple(row: Row, side: str, of: str = OURS) -> str:
-    """That in words."""
-    return f"{ratio(row, side, of):.2f} x"
-
-
-def own(row: Row) -> str:
+def own_time(row: Row) -> str:
     """Our median and minimum."""
     return f"{said_time(median(row, OURS))} ({said_time(min(row['seconds'][OURS]))})"
 
@@ -277,19 +276,38 @@ def own(row: Row) -> str:
 def peer(row: Row, name: str) -> str:
     """A peer's median as a multiple of ours, or why there is none."""
     if name in row["seconds"]:
-        return f"{multiple(row, name)} ({said_time(median(row, name))})"
-    return (
-        str(row["missing"].get(name, "-"))
-        if row["algorithm"] in ("maml", "fomaml", "anil")
-        else "-"
-    )
+        return f"{multiple(ratio(row, name))} ({said_time(median(row, name))})"
+    if row["algorithm"] in WITH_PEERS:
+        return str(row["missing"].get(name, NONE))
+    return NONE
 
 
-TABLES: dict[str, Callable[[], str]] = {
+def bfloat16(row: Row) -> str:
+    """How much faster ours is under bfloat16 autocast."""
+    faster = 1 / ratio(row, f"{OURS}, bfloat16")
+    if math.isnan(faster):
+        return NONE
+    return f"{faster:.2f} x as fast"
+
+
+def bare_convolutions(row: Row) -> str:
+    """Ours as a multiple of the bare convolutions."""
+    if BARE not in row["seconds"]:
+        return NONE
+    return f"{multiple(ratio(row, OURS, of=BARE))} ({said_time(median(row, BARE))})"
+
+
+def listing() -> str:
+    """The runs behind the tables."""
+    return Runs(RESULTS).listing()
+
+
+TABLES: dict[str, Callable[[], Table | str]] = {
     "speed": seconds,
     "speed_test": test,
     "speed_gradients": gradients,
     "speed_memory": memory,
     "speed_rest": rest,
     "speed_devices": devices,
+    "speed_runs": listing,
 }
