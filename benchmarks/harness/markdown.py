@@ -35,7 +35,9 @@ def number(value: float | None, scale: float = 1, digits: int = 3, *, sign: bool
     return format(scale * value, form)
 
 
-def mean_std(value: Mapping[str, Any], scale: float = 1, digits: int = 3, unit: str = "seed") -> str:
+def mean_std(
+    value: Mapping[str, Any], scale: float = 1, digits: int = 3, unit: str = "seed"
+) -> str:
     """A recorded mean with its standard deviation over units; a single one has none.
 
     Example:

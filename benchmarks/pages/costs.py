@@ -15,6 +15,7 @@ from metalearn.runtime.tables import Table
 from .common import Runs, figures
 
 ACCURACY_TIME = FOLDER / "accuracy_time.jsonl"
+MEASURES = FOLDER / "measures.jsonl"
 SCALE = FOLDER / "scale.jsonl"
 SIMILARITY_MAP = FOLDER / "similarity_map.jsonl"
 SIDES = ("torch_cka", "pytorch-cka", "the floor", "forward passes alone")

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from benchmarks.harness.markdown import NONE, estimate, multiple, number, percent, seconds, table
 from benchmarks.harness.rows import RESULTS, Row, load
 from benchmarks.papers.figures import ACCURACY, LAKE, ONE_SHOT, RAGHU, Figure
-from metalearn.engine.memory import size
 from metalearn.runtime.tables import Table
 
 from . import costs, few_shot, init_strategies, one_shot, reuse, speed
@@ -18,11 +17,19 @@ Line = tuple[str, ...]
 PAPERS_PRESETS = ("finn2017", "raghu2020", "boil2021")
 CPU = "cpu, 2 threads"
 H100 = "NVIDIA H100 80GB HBM3, 8 threads"
+STARTS = ("random", "mean_var", "gabor", "through bn1", "through layer2", "full")
 
 
 def accuracy() -> Table:
     """Each learner under the presets of the papers, with its longest training."""
-    columns = ("data, ways, shots", "learner", "accuracy, %", "minus MAML", "outer steps", "paper, %")
+    columns = (
+        "data, ways, shots",
+        "learner",
+        "accuracy, %",
+        "minus MAML",
+        "outer steps",
+        "paper, %",
+    )
     lines = []
     for row in few_shot.parted()[0]:
         if row["preset"] not in PAPERS_PRESETS or row["ways"] != 5:
@@ -51,51 +58,26 @@ def characters() -> Table:
     lines: list[Line] = []
     for row in load(one_shot.RESULTS):
         error = f"{percent(row['error'], 1)} ± {percent(row['interval'], 1)}"
-        lines.append((row["algorithm"], error, str(len(row["seeds"])), f"{row['trained_steps'][0]:,}"))
+        lines.append(
+            (row["algorithm"], error, str(len(row["seeds"])), f"{row['trained_steps'][0]:,}")
+        )
     for name, error in ONE_SHOT.items():
         lines.append((f"{name} ({LAKE})", f"{error:g}", "", ""))
     return table(("learner", "error, %", "seeds", "outer steps"), lines)
 
 
-def freezing() -> Table:
-    """The cost of freezing MAML's whole body, on the longest trained networks."""
-    columns = ("data", "outer steps", "seeds", "MAML, %", "body frozen, %", "CKA of block4")
-    lines = []
-    for row in reuse.newest("freezing", "algorithm"):
-        if row["algorithm"] != "maml":
-            continue
-        first, last = row["rows"][0], row["rows"][-1]
-        accuracies = (percent(first["accuracy"]["mean"], 1), percent(last["accuracy"]["mean"], 1))
-        steps = max(run["trained_steps"] for run in row["trained"]["maml"])
-        cells = (f"{steps:,}", str(len(row["seeds"])), *accuracies)
-        lines.append((problem(row), *cells, cka_of_block4(row)))
-    lines.append((f"mini-imagenet ({RAGHU})", "30,000", "3", "46.9", "46.3", ""))
-    return table(columns, lines)
-
-
-def cka_of_block4(row: Row) -> str:
-    """The mean similarity of MAML's last block before and after adaptation."""
-    for group in reuse.grouped("profile", "algorithm"):
-        first = group[0]
-        if first["algorithm"] == "maml" and reuse.problem_of(first) == reuse.problem_of(row):
-            values = [layer["cka"]["mean"] for layer, _ in reuse.of_layer(group, "block4")]
-            return number(sum(values) / len(values), digits=2)
-    return NONE
-
-
 def worth() -> Table:
-    """The worth of adapting the body, for MAML and BOIL."""
-    columns = ("data", "learner", "seeds x steps", "accuracy, %", "worth, points", "verdict")
+    """The worth of adapting MAML's body."""
+    columns = ("data", "seeds x steps", "accuracy, %", "worth, points", "verdict")
     lines = []
     for row in reuse.newest("decomposition", "algorithm"):
-        if row["algorithm"] == "anil":
+        if row["algorithm"] != "maml":
             continue
         parts = row["pooled"]["decomposition"]
         scores = {part["name"]: part["score"] for part in parts["conditions"]}
         lines.append(
             (
                 problem(row),
-                row["algorithm"],
                 reuse.seeds_and_steps(row),
                 estimate(scores["nothing frozen"], 100, 1),
                 estimate(parts["worth"], 100, 1),
@@ -106,25 +88,28 @@ def worth() -> Table:
 
 
 def layer_maps() -> Table:
-    """The time of a map of every layer against every layer, two networks, two threads."""
+    """The time of a map of every layer against every layer, smallest and largest batch."""
+    rows = [row for row in costs.map_times() if row["threads"] == 2]
+    ends = (min(row["batch"] for row in rows), max(row["batch"] for row in rows))
     lines = []
-    for row in costs.map_times():
-        networks, images = row["figure"].removeprefix("time, ").rsplit(", ", 1)
-        if row["threads"] == 2:
-            ratios = row["median_ratios"]
-            others = (multiple(ratios["torch_cka"]), multiple(ratios["pytorch-cka"]))
+    for row in rows:
+        if row["batch"] in ends:
+            networks = row["figure"].split(", ")[1]
             ours = seconds(statistics.median(row["seconds"]["similarity_map"]))
-            lines.append((networks, images.removeprefix("1 x "), ours, *others))
+            others = [multiple(row["median_ratios"][name]) for name in ("torch_cka", "pytorch-cka")]
+            lines.append((networks, str(row["batch"]), ours, *others))
     return table(("networks", "batch", "ours", "torch_cka", "pytorch-cka"), lines)
 
 
 def meta_gradients() -> Table:
     """One meta-gradient on the image settings: ours, and learn2learn as a multiple."""
     columns = ("setting", "learner", "CPU, ours", "learn2learn", "H100, ours", "learn2learn")
-    rows = {(speed.place(row), row["setting"], row["algorithm"]): row for row in speed.newest("time")}
+    rows = {
+        (speed.place(row), row["setting"], row["algorithm"]): row for row in speed.newest("time")
+    }
     lines = []
     for setting in speed.IMAGES:
-        for algorithm in speed.WITH_PEERS:
+        for algorithm in ("maml", "anil"):
             cells: list[str] = []
             for where in (CPU, H100):
                 row = rows[where, setting, algorithm]
@@ -135,47 +120,50 @@ def meta_gradients() -> Table:
 
 
 def starts() -> Table:
-    """The starts of ResNet-18 with 500 radiographs: steps to the threshold and final AUC."""
+    """Some starts of ResNet-18 with 500 radiographs: steps to the threshold and final AUC."""
     row = next(row for row in init_strategies.newest() if row["network"] == "resnet18")
     lines = []
     for final, steps in zip(row["final_tests"], row["steps_tests"], strict=True):
-        lines.append(
-            (
-                final["strategy"],
-                init_strategies.steps_to_threshold(steps),
-                init_strategies.against_random(steps, 1, 1),
-                estimate(final["estimate"], 100, 1),
-                init_strategies.against_random(final, 100, 1),
+        if final["strategy"] in STARTS:
+            lines.append(
+                (
+                    final["strategy"],
+                    init_strategies.steps_to_threshold(steps),
+                    init_strategies.against_random(steps, 1, 1),
+                    estimate(final["estimate"], 100, 1),
+                    init_strategies.against_random(final, 100, 1),
+                )
             )
-        )
     return table(("start", "steps", "minus random", "AUC, %", "minus random"), lines)
 
 
 def race() -> Table:
-    """The newest race: steps and accuracy after the same seconds."""
+    """The newest race: steps and accuracy of each side after the same seconds."""
+    ends = {(row["algorithm"], row["side"]): row["points"][-1] for row in costs.races()[0]}
+    columns = ("learner", "steps, ours", "learn2learn", "accuracy, ours, %", "learn2learn")
     lines = []
-    for row in costs.races()[0]:
-        last = row["points"][-1]
-        accuracy = f"{percent(last['accuracy'], 1)} ± {percent(last['interval'], 1)}"
-        lines.append((row["algorithm"], row["side"], f"{last['steps']:,}", accuracy))
-    return table(("learner", "side", "outer steps", "accuracy, %"), lines)
+    for algorithm in dict.fromkeys(name for name, _ in ends):
+        sides = [ends[algorithm, side] for side in ("metalearn", "learn2learn")]
+        steps = [f"{end['steps']:,}" for end in sides]
+        accuracies = [
+            f"{percent(end['accuracy'], 1)} ± {percent(end['interval'], 1)}" for end in sides
+        ]
+        lines.append((algorithm, *steps, *accuracies))
+    return table(columns, lines)
 
 
 def growth() -> Table:
-    """Time and memory at the ends of each range."""
+    """Time and memory at both ends of each range."""
     newest = {(row["changed"], row["value"]): row for row in load(costs.SCALE)}
-    ends: dict[str, list[int]] = {}
-    for changed, value in newest:
-        ends.setdefault(changed, []).append(value)
+    columns = ("changed", "from, to", "time from", "time to", "memory from", "memory to")
     lines = []
-    for changed, values in ends.items():
-        for value in (min(values), max(values)):
-            row = newest[changed, value]
-            memory = ""
-            if "peak_bytes" in row:
-                memory = size(row["peak_bytes"])
-            lines.append((changed, f"{value:,}", f"{row['median']:.2f} s", memory))
-    return table(("changed", "to", "time", "peak memory"), lines)
+    for changed in dict.fromkeys(name for name, _ in newest):
+        values = [value for name, value in newest if name == changed]
+        ends = [newest[changed, min(values)], newest[changed, max(values)]]
+        times = [f"{row['median']:.2f} s" for row in ends]
+        peaks = [costs.memory(row, "peak_bytes") for row in ends]
+        lines.append((changed, f"{min(values)}, {max(values)}", *times, *peaks))
+    return table(columns, lines)
 
 
 def stored_figures(name: str, *starts_with: str) -> Table:
@@ -191,7 +179,6 @@ def stored_figures(name: str, *starts_with: str) -> Table:
 TABLES: dict[str, Callable[[], Table | str]] = {
     "overview_accuracy": accuracy,
     "overview_characters": characters,
-    "overview_freezing": freezing,
     "overview_worth": worth,
     "overview_maps": layer_maps,
     "overview_speed": meta_gradients,

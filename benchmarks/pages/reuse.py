@@ -106,7 +106,12 @@ def last_frozen(step: Row) -> str:
 def similarity(chosen: Sequence[Row]) -> Table:
     """Similarity of independently trained networks, averaged over the body."""
     runs = Runs(RESULTS)
-    measures = {"cca": "CCA", "cca_pooled": "CCA, pooled", "cka": "CKA", "cka_biased": "CKA, biased"}
+    measures = {
+        "cca": "CCA",
+        "cca_pooled": "CCA, pooled",
+        "cka": "CKA",
+        "cka_biased": "CKA, biased",
+    }
     headers: list[str] = []
     for name in measures.values():
         headers += [name, "by chance"]
@@ -198,7 +203,10 @@ def profile_cells(
 def published_profile(row: Row) -> list[Line]:
     """Oh et al.'s figures for a network on miniImageNet."""
     lines: list[Line] = []
-    for kind, figures in (("the same, biased", PROFILE), ("norm of the first inner gradient", GRADIENTS)):
+    for kind, figures in (
+        ("the same, biased", PROFILE),
+        ("norm of the first inner gradient", GRADIENTS),
+    ):
         if row["dataset"] == "mini-imagenet" and row["algorithm"] in figures:
             cells = [f"{value:g}" for value in figures[row["algorithm"]]]
             lines.append(("", f"{OH}, 5-shot", kind, *cells, ""))

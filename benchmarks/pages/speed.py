@@ -101,9 +101,7 @@ def means(rows: Iterable[Row], where: str) -> list[Line]:
         chosen = [row for row in rows if row["algorithm"] == algorithm and row["setting"] in IMAGES]
         cells = [geometric_mean(chosen, name) for name in PEERS]
         if any(cell != NONE for cell in cells):
-            lines.append(
-                (where, setting, algorithm, "", "", *cells, "", "", "", runs.of(*chosen))
-            )
+            lines.append((where, setting, algorithm, "", "", *cells, "", "", "", runs.of(*chosen)))
     return lines
 
 
