@@ -90,11 +90,12 @@ def map_times() -> list[Row]:
 
 
 def ratio_to_ours(row: Row, side: str) -> str:
-    """The median over rounds of a side's time over ours, and of processor times."""
+    """A side's time: the median over rounds of its ratio to ours, its seconds, processor time."""
     if side not in row["median_ratios"]:
         return NONE
+    median = seconds(statistics.median(row["seconds"][side]))
     processor = row["median_processor_ratios"][side]
-    return f"{row['median_ratios'][side]:.2f} x (processor time {processor:.2f} x)"
+    return f"{row['median_ratios'][side]:.2f} x ({median}; processor time {processor:.2f} x)"
 
 
 def accuracy_time() -> Table:
