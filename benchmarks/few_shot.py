@@ -29,7 +29,7 @@ AT_TEST = ("root", "device", "execution", "test_tasks", "queries")
 def few_shot(
     algorithms: Listed = "maml,anil,nil",
     checkpoints: Listed = "",
-    progress: bool = True,  # noqa: FBT001, FBT002: a setting of the command line
+    progress: bool = True,  # noqa: FBT001, FBT002  # a command line setting
     note: str = "",
     results: str | None = None,
     **settings: Any,

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from transfer import compare, everywhere, finetune, fresh, transfusion
@@ -84,20 +84,29 @@ def plain_loop(model: nn.Module, train: FineTuning, seed: int) -> None:
 
 def _time(rounds: int, steps: int) -> None:
     train = training(steps)
-    models: list[nn.Module] = []
+    turn: list[nn.Module] = []  # the network of this turn
+    ends: list[Tensor] = []  # the weights after the first turn
 
     def start() -> None:
+        check_end()
         torch.manual_seed(0)
-        models.append(network())
+        turn.append(network())
+
+    def check_end() -> None:
+        # Every turn begins with the same weights and sees the same images, so all end alike.
+        if turn:
+            end = nn.utils.parameters_to_vector(turn.pop().parameters()).detach()
+            ends.append(end)
+        if len(ends) == 2:
+            assert torch.equal(*ends), "the two sides end with other weights"
+            ends.pop()
 
     sides = {
-        "finetune": lambda: train(models[-1], 0),
-        "plain loop": lambda: plain_loop(models[-1], train, 0),
+        "finetune": lambda: train(turn[0], 0),
+        "plain loop": lambda: plain_loop(turn[0], train, 0),
     }
     seconds = take_turns(sides, rounds, before=start)
-    # Every turn begins with the same weights and sees the same images, so all end alike.
-    ends = [nn.utils.parameters_to_vector(model.parameters()) for model in models]
-    assert all(torch.equal(end, ends[0]) for end in ends), "the two sides end with other weights"
+    check_end()
     ratio = median_ratio(seconds["finetune"], seconds["plain loop"])
     middle = medians(seconds)
     report(

@@ -34,7 +34,7 @@ def one_shot(
     algorithms: Listed = "protonet,anil",
     seeds: Listed = "0",
     archive: str | None = None,
-    progress: bool = True,  # noqa: FBT001, FBT002: a setting of the command line
+    progress: bool = True,  # noqa: FBT001, FBT002  # a command line setting
     note: str = "",
     results: str | None = None,
     **settings: Any,

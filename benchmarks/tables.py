@@ -29,7 +29,7 @@ TABLES: dict[str, Callable[[], Table | str]] = {
 END = "<!-- end -->"
 
 
-def tables(check: bool = False) -> None:  # noqa: FBT001, FBT002: a setting of the command line
+def tables(check: bool = False) -> None:  # noqa: FBT001, FBT002  # a command line setting
     """Draw the tables.
 
     Args:
@@ -45,10 +45,10 @@ def tables(check: bool = False) -> None:  # noqa: FBT001, FBT002: a setting of t
 
 
 def drawn(text: str) -> str:
-    """A page with the tables between its markers drawn anew.
+    r"""A page with the tables between its markers drawn anew.
 
     Example:
-        >>> drawn("<!-- table one_shot -->\\n<!-- end -->").splitlines()[1][:9]
+        >>> drawn("<!-- table one_shot -->\n<!-- end -->").splitlines()[1][:9]
         '| learner'
     """
     for name, draw in TABLES.items():
