@@ -21,7 +21,8 @@ from metalearn.analysis import linear_cka
 from .harness.rows import RESULTS, Row, load, run_benchmark
 from .pages import costs, few_shot, init_strategies, one_shot, reuse, speed
 from .papers.figures import ACCURACY, FINN, RAGHU
-from .tables import HERE, PAGES as RESULT_PAGES
+from .tables import HERE
+from .tables import PAGES as RESULT_PAGES
 
 PAGES = (HERE.parent / "README.md", *RESULT_PAGES)
 CPU = "cpu, 2 threads"
@@ -44,7 +45,7 @@ def claims() -> None:
 
 
 def sentences(text: str) -> Iterator[tuple[str, str]]:
-    """(name, sentence) of every claim of a page; a table ends a paragraph, as an empty line does."""
+    """(name, sentence) of every claim of a page; a table ends a paragraph."""
     for paragraph in re.split(r"\n\s*\n|<!-- end -->|<!-- table \w+ -->", text):
         parts = re.split(r"<!-- claim (\w+) -->", paragraph)
         # sentence, name, sentence, name, ..., the rest
@@ -243,7 +244,7 @@ def streaming() -> list[str]:
 
 @claim
 def anil_against_maml() -> list[str]:
-    """ANIL minus MAML on Omniglot 5-way after 10,000 steps and more, and its meta-gradient's time."""
+    """ANIL minus MAML on Omniglot 5-way after 10,000 steps and more, and its time."""
     below = [-100 * row["minus"]["mean"] for row in long_runs("anil")]
     seconds = {}
     for row in timed(CPU, images=True):
@@ -318,7 +319,7 @@ def transfusion_ends() -> list[str]:
 
 @claim
 def learn2learn_cpu() -> list[str]:
-    """learn2learn's meta-gradient as a multiple of ours on two cores: images, sinusoid, compiled."""
+    """learn2learn's time as a multiple of ours on a CPU: images, sinusoid, compiled."""
     return [
         *between(learn2learn_ratios(CPU, images=True), 1),
         *between(learn2learn_ratios(CPU, images=False), 0),
@@ -623,7 +624,7 @@ def same_seconds() -> list[str]:
 
 @claim
 def worth_at_five_ways() -> list[str]:
-    """The worth of the body at five ways, and the cost of freezing it under the head's own steps."""
+    """The worth of the body at five ways, and the cost of freezing it."""
     numbers = []
     for dataset in ("glyphs", "omniglot"):
         row = decomposition_row(dataset, 5, "maml")

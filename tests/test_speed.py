@@ -312,5 +312,7 @@ def test_both_sides_of_a_race_take_the_same_steps() -> None:
 
 
 def test_a_race_names_what_is_not_known() -> None:
-    with pytest.raises(ValueError, match="there is no 'reptile'; choose from maml, fomaml, anil"):
+    with pytest.raises(
+        ValueError, match="there is no algorithm 'reptile'; choose from maml, fomaml, anil"
+    ):
         accuracy_time.accuracy_time("reptile")

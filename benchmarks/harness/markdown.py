@@ -14,7 +14,7 @@ NONE = "-"  # a cell without a number
 
 
 def table(columns: Cells, rows: Iterable[Cells]) -> Table:
-    """A table; `str(table.to_markdown())` is what a page holds.
+    """A table; its `to_markdown()` is what a page holds.
 
     Raises:
         ValueError: a row has more or fewer cells than there are columns.
@@ -41,8 +41,10 @@ def mean_std(
     """A recorded mean with its standard deviation over units; a single one has none.
 
     Example:
-        >>> mean_std({"mean": 0.5, "std": 0.01}, 100, 1), mean_std({"mean": 0.5, "std": None}, 100, 1)
-        ('50.0 ± 1.0', '50.0 (one seed)')
+        >>> mean_std({"mean": 0.5, "std": 0.01}, 100, 1)
+        '50.0 ± 1.0'
+        >>> mean_std({"mean": 0.5, "std": None}, 100, 1)
+        '50.0 (one seed)'
     """
     mean = number(value["mean"], scale, digits)
     if value["std"] is None:

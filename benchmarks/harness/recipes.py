@@ -53,8 +53,8 @@ def named_files(command: str) -> list[str]:
     """The files that a command reads: checkpoints and weights.
 
     Example:
-        >>> named_files("python -m benchmarks.reuse --checkpoints runs/a.safetensors,runs/b.safetensors")
-        ['runs/a.safetensors', 'runs/b.safetensors']
+        >>> named_files("metalearn evaluate --checkpoint runs/a.safetensors")
+        ['runs/a.safetensors']
     """
     return FILE.findall(command)
 

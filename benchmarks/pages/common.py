@@ -76,7 +76,8 @@ def typed_command(row: Row) -> str:
     """The command of a row, without its note and the file that its rows went to.
 
     Example:
-        >>> typed_command({"command": "python -m benchmarks.speed --note two words --results a", "note": "two words"})
+        >>> row = {"command": "python -m benchmarks.speed --note a b --results c", "note": "a b"}
+        >>> typed_command(row)
         'python -m benchmarks.speed'
     """
     command, note = row["command"], row.get("note", "")
@@ -100,9 +101,9 @@ def shown_and_superseded(
         length: outer steps of training.
 
     Example:
-        >>> rows = [{"lr": 1, "steps": 5, "n": 0}, {"lr": 1, "steps": 9, "n": 1}, {"lr": 1, "steps": 9, "n": 2}]
+        >>> rows = [{"lr": 1, "steps": steps} for steps in (5, 9, 9)]
         >>> shown_and_superseded(rows, lambda row: row["lr"], lambda row: row["steps"])
-        ([{'lr': 1, 'steps': 9, 'n': 2}], [{'lr': 1, 'steps': 5, 'n': 0}])
+        ([{'lr': 1, 'steps': 9}], [{'lr': 1, 'steps': 5}])
     """
     newest: dict[tuple[Hashable, int], Row] = {}
     longest: dict[Hashable, int] = {}

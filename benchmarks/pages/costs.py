@@ -1,4 +1,4 @@
-"""The tables of the pages on cost: measures, maps of layers, fine-tuning, engine, scale, seconds."""
+"""The tables of the pages on cost: measures, maps, fine-tuning, engine, scale, seconds."""
 
 from __future__ import annotations
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 
-from benchmarks.harness.markdown import NONE, estimate, multiple, number, percent, seconds, table
+from benchmarks.harness.markdown import estimate, multiple, percent, seconds, table
 from benchmarks.harness.rows import RESULTS, Row, load
-from benchmarks.papers.figures import ACCURACY, LAKE, ONE_SHOT, RAGHU, Figure
+from benchmarks.papers.figures import ACCURACY, LAKE, ONE_SHOT, Figure
 from metalearn.runtime.tables import Table
 
 from . import costs, few_shot, init_strategies, one_shot, reuse, speed

@@ -44,7 +44,7 @@ def parted(experiment: str, *keys: str) -> tuple[list[Row], list[Row]]:
 
 
 def problem_of(row: Row) -> list[Any]:
-    """What distinguishes two problems: data, protocol and preset, but not the length of training."""
+    """What distinguishes two problems: data, protocol and preset, not the length of training."""
     return [*(row[name] for name in PROBLEM), row["data"].get("protocol")]
 
 

@@ -31,7 +31,7 @@ def full_rows() -> list[Row]:
 
 
 def is_full(row: Row) -> bool:
-    """Whether a row has the sizes of its setting, and our own choice of execution or compilation."""
+    """Whether a row has the sizes of its setting, and execution was ours to choose or compiled."""
     setting = SETTINGS[row["setting"]]
     sizes = (row["tasks"], row["queries"], row["hidden"])
     as_set = sizes == (setting.tasks, 15, setting.hidden)
