@@ -1,5 +1,4 @@
-"""The Transfusion paper's findings as rows: holds, does not hold, or not decidable at this size,
-each by a rule on paired seeds.
+"""The Transfusion paper's findings: each holds, does not hold, or is not decidable at this size.
 
 A finding compares two numbers of every seed, by the paired tests and intervals of
 `transfer.comparison.statistics`. Nothing is decided with fewer seeds than a sign-flip test needs to
@@ -25,30 +24,33 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from metalearn.analysis import Estimate
+from metalearn.runtime.tables import Table
 from transfer import Comparison
 from transfer.comparison.results import LayerRetention
 from transfer.comparison.statistics import against, holm, paired
 
 POINT = 0.01  # of a final score
 PART = 0.2  # of random's steps
-BLIND = 0.999  # a similarity that says that the measure cannot tell
-HOLDS, FAILS, OPEN = "holds", "does not hold", "not decidable at this size"
+BLIND = 0.999  # at this similarity the measure cannot distinguish layers
+HOLDS = "holds"
+FAILS = "does not hold"
+OPEN = "not decidable at this size"
+SCALES = {"points": (100, 2), "steps": (1, 1), "similarity": (1, 3)}  # factor and digits
 Steps = Sequence[float | None]
 KeptByStart = Mapping[str, Sequence[float | None]]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The final scores and the steps to the threshold of every start, seed by seed (None: not
-    reached).
+    """What a comparison measured, seed by seed.
 
-    `kept` is how alike each layer is at the start and at the end, seed by seed (None: too few
-    examples to say). `ladder` is the starts that copy more and more layers, from "random" to
-    "full"; `learned` those that were meta-learned.
+    Args:
+        finals: the final scores of every start.
+        steps: the steps of every start to the threshold; None if it was not reached.
+        kept: the similarity of each layer at the start and at the end; None for too few examples.
+        ladder: the starts that copy more and more layers, from "random" to "full".
+        learned: the starts that were meta-learned.
     """
 
     finals: Mapping[str, Sequence[float]]
@@ -58,27 +60,28 @@ class Measured:
     learned: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, found: Comparison, places: Sequence[str], learned: Sequence[str] = ()) -> Measured:
+    def of(
+        cls, comparison: Comparison, places: Sequence[str], learned: Sequence[str] = ()
+    ) -> Measured:
         """What a comparison measured; `places` are the layers that it copied through."""
-        finals = {name: [run.curve.final for run in found.of(name)] for name in found.strategies}
-        steps = {
-            name: [run.curve.steps_to(found.threshold) for run in found.of(name)]
-            for name in found.strategies
-        }
-        kept = {name: by_layer([run.kept for run in found.of(name)]) for name in found.strategies}
-        return cls(
-            finals,
-            steps,
-            kept,
-            ("random", *(f"through {place}" for place in places), "full"),
-            tuple(learned),
-        )
+        finals: dict[str, list[float]] = {}
+        steps: dict[str, list[float | None]] = {}
+        kept: dict[str, KeptByStart] = {}
+        for name in comparison.strategies:
+            runs = comparison.of(name)
+            finals[name] = [run.curve.final for run in runs]
+            steps[name] = [run.curve.steps_to(comparison.threshold) for run in runs]
+            kept[name] = by_layer([run.kept for run in runs])
+        ladder = ("random", *(f"through {place}" for place in places), "full")
+        return cls(finals, steps, kept, ladder, tuple(learned))
 
     @property
     def margin(self) -> float:
-        """A difference in steps that is none: a part of random's mean."""
+        """The largest difference in steps that counts as none: a part of random's mean."""
         reached = [value for value in self.steps["random"] if value is not None]
-        return PART * sum(reached) / len(reached) if reached else math.nan
+        if not reached:
+            return math.nan
+        return PART * sum(reached) / len(reached)
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers by name."""
@@ -87,12 +90,20 @@ class Measured:
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim, its answer, and what decides it: a difference with its interval, and for a test p
-    before and after Holm.
+    """A claim, its answer, and what decides it.
 
-    `unit` is "points", "steps" or "similarity"; `margin` is in it, of points a score. `test` says
-    that it is `less`, with a p, and not `same`. `smallest` is the least p that so many seeds can
-    reach. `paper` says whether the claim is the paper's or ours.
+    Args:
+        claim: in words.
+        unit: "points", "steps" or "similarity".
+        margin: in the unit; of points a score.
+        answer: holds, does not hold, or not decidable.
+        difference: with its interval over paired seeds.
+        p: of a test.
+        adjusted: the same after Holm.
+        smallest: the least p that so many seeds can reach.
+        note: what else is behind the answer.
+        test: whether it is `less`, with a p, and not `same`.
+        paper: whether the claim is the paper's or ours.
     """
 
     claim: str
@@ -111,117 +122,119 @@ class Finding:
         """The difference and what is behind the answer, in words.
 
         Example:
-            >>> Finding("full ends higher", "points", 0.01, HOLDS, Estimate(-0.02, 0.01), 0.004, 0.012, test=True).numbers()
+            >>> difference = Estimate(-0.02, 0.01)
+            >>> finding = Finding("a", "points", 0.01, HOLDS, difference, adjusted=0.012, test=True)
+            >>> finding.numbers()
             '-2.00 ± 1.00 points, p = 0.012 (Holm)'
         """
         if self.difference is None:
             return self.note
-        scale, digits = {"points": (100, 2), "steps": (1, 1), "similarity": (1, 3)}[self.unit]
-        said = (
-            f"{scale * self.difference.mean:+.{digits}f} ±"
-            f" {scale * self.difference.interval:.{digits}f} {self.unit}"
-        )
-        judged = (
-            f"p = {self.adjusted:.2g} (Holm)"
-            if self.test
-            else f"margin {scale * self.margin:.{digits}f}"
-        )
-        return f"{said}, {judged}" + (f"; {self.note}" if self.note else "")
+        scale, digits = SCALES[self.unit]
+        text = f"{self.difference.shown(f'+.{digits}f', scale)} {self.unit}"
+        if self.test:
+            text += f", p = {self.adjusted:.2g} (Holm)"
+        else:
+            text += f", margin {scale * self.margin:.{digits}f}"
+        if self.note:
+            text += f"; {self.note}"
+        return text
 
 
 def findings(measured: Measured, *, few: bool, level: float = 0.05) -> list[Finding]:
-    """The paper's findings that these starts can speak to, then ours about meta-learned ones, each
-    answered.
+    """The paper's findings that these starts can speak to, then ours about meta-learned ones.
 
-    `few` says that only some of the training images were used: then the paper has full end higher
-    than random, and else the same.
+    Args:
+        measured: the numbers of a comparison.
+        few: whether only some of the training images were used. Then the paper has full end higher
+            than random, and else the same.
+        level: of the tests.
     """
-    finals, steps, ladder, margin = (
-        measured.finals,
-        measured.steps,
-        measured.ladder,
-        measured.margin,
-    )
-
-    def sooner(claim: str, a: str, b: str, rule: Callable[..., Finding] = less) -> Finding:
-        missing = missed(steps, (a, b))
-        return (
-            Finding(claim, "steps", margin, note=missing)
-            if missing
-            else rule(claim, steps[a], steps[b], margin, "steps", level)
-        )
-
-    def faster(claim: str, start: str) -> Finding:
-        """Whether a start is faster than random, by the test of the table of starts."""
-        return judged(sooner(claim, start, "random"), steps, start, level)
-
-    def higher(claim: str, start: str) -> Finding:
-        """Whether a start ends higher than random, by the test of the table of starts."""
-        return judged(
-            less(claim, finals["random"], finals[start], POINT, "points", level),
-            finals,
-            start,
-            level,
-        )
-
-    ends = (finals["random"], finals["full"], POINT, "points", level)
+    questions = Questions(measured, level)
+    ladder = measured.ladder
+    if few:
+        end = questions.higher("few images: full ends higher than random", "full")
+    else:
+        end = questions.ends_alike("all images: full ends where random does", "random", "full")
     rows = [
-        (
-            higher("few images: full ends higher than random", "full")
-            if few
-            else same("all images: full ends where random does", *ends)
+        end,
+        questions.faster("full is faster than random", "full"),
+        questions.faster("mean_var is faster than random (scale alone helps)", "mean_var"),
+        questions.sooner(
+            "full is faster than mean_var (features help beyond scale)", "full", "mean_var"
         ),
-        faster("full is faster than random", "full"),
-        faster("mean_var is faster than random (scale alone helps)", "mean_var"),
-        sooner("full is faster than mean_var (features help beyond scale)", "full", "mean_var"),
-        lowest_layers(steps, ladder, level),
-        first_gain(steps, ladder, level),
-        sooner(f"gabor is as fast as {ladder[1]}", "gabor", ladder[1], same),
+        lowest_layers(measured.steps, ladder, level),
+        first_gain(measured.steps, ladder, level),
+        questions.sooner(f"gabor is as fast as {ladder[1]}", "gabor", ladder[1], same),
         reuse_is_low(measured.kept, level),
     ]
-    if "slim" in finals:
-        rows.append(
-            same(
-                "slim ends where full does", finals["slim"], finals["full"], POINT, "points", level
-            )
-        )
-        rows.append(sooner("slim is as fast as full", "slim", "full", same))
+    if "slim" in measured.finals:
+        rows.append(questions.ends_alike("slim ends where full does", "slim", "full"))
+        rows.append(questions.sooner("slim is as fast as full", "slim", "full", same))
     for name in measured.learned:
-        own = [
-            higher(f"{name} ends higher than random", name),
-            faster(f"{name} is faster than random", name),
-            less(
-                f"{name} ends higher than full",
-                finals["full"],
-                finals[name],
-                POINT,
-                "points",
-                level,
-            ),
-        ]
-        rows += [replace(row, paper=False) for row in own]
+        rows += questions.of_learned(name)
     return answered(rows, level)
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Findings about the starts of one comparison, not answered yet.
+
+    Args:
+        measured: its numbers.
+        level: of the tests.
+    """
+
+    measured: Measured
+    level: float
+
+    def sooner(
+        self, claim: str, a: str, b: str, rule: Callable[..., Finding] | None = None
+    ) -> Finding:
+        """Whether one start reaches the threshold before another, by `less` or by `rule`."""
+        steps = self.measured.steps
+        margin = self.measured.margin
+        missing = missed(steps, (a, b))
+        if missing:
+            return Finding(claim, "steps", margin, note=missing)
+        return (rule or less)(claim, steps[a], steps[b], margin, "steps", self.level)
+
+    def faster(self, claim: str, start: str) -> Finding:
+        """Whether a start is faster than random, by the test of the table of starts."""
+        finding = self.sooner(claim, start, "random")
+        return judged(finding, self.measured.steps, start, self.level)
+
+    def higher(self, claim: str, start: str) -> Finding:
+        """Whether a start ends higher than random, by the test of the table of starts."""
+        finding = self.ends_below(claim, "random", start)
+        return judged(finding, self.measured.finals, start, self.level)
+
+    def ends_below(self, claim: str, a: str, b: str) -> Finding:
+        """Whether one start ends below another."""
+        finals = self.measured.finals
+        return less(claim, finals[a], finals[b], POINT, "points", self.level)
+
+    def ends_alike(self, claim: str, a: str, b: str) -> Finding:
+        """Whether two starts end within a point."""
+        finals = self.measured.finals
+        return same(claim, finals[a], finals[b], POINT, "points", self.level)
+
+    def of_learned(self, name: str) -> list[Finding]:
+        """Our questions about a meta-learned start."""
+        rows = [
+            self.higher(f"{name} ends higher than random", name),
+            self.faster(f"{name} is faster than random", name),
+            self.ends_below(f"{name} ends higher than full", "full", name),
+        ]
+        return [replace(row, paper=False) for row in rows]
 
 
 def smaller_data(few: Measured, whole: Measured, level: float = 0.05) -> Finding:
     """Whether full gains more over random with few images than with all, on the same seeds."""
-    gains = [
-        [full - none for full, none in zip(one.finals["full"], one.finals["random"], strict=True)]
-        for one in (few, whole)
-    ]
-    return answered(
-        [
-            less(
-                "full gains more with few images than with all",
-                gains[1],
-                gains[0],
-                POINT,
-                "points",
-                level,
-            )
-        ],
-        level,
-    )[0]
+    few_gains = differences(few.finals["full"], few.finals["random"])
+    whole_gains = differences(whole.finals["full"], whole.finals["random"])
+    claim = "full gains more with few images than with all"
+    finding = less(claim, whole_gains, few_gains, POINT, "points", level)
+    return answered([finding], level)[0]
 
 
 def less(
@@ -237,36 +250,41 @@ def less(
 
 
 def judged(finding: Finding, values: Mapping[str, Steps], start: str, level: float) -> Finding:
-    """A finding of a start against random with the p that it has among all starts (those that have
-    a value for every seed).
+    """A finding of a start against random, with the p that it has among all starts.
+
+    Those starts count that have a value for every seed.
     """
-    whole: dict[str, Any] = {
-        name: numbers for name, numbers in values.items() if None not in numbers
-    }
+    whole: dict[str, Any] = {}
+    for name, numbers in values.items():
+        if None not in numbers:
+            whole[name] = numbers
     tests = against(whole, "random", level)
-    return replace(finding, adjusted=tests[start][1]) if start in tests else finding
+    if start not in tests:
+        return finding
+    return replace(finding, adjusted=tests[start][1])
 
 
 def same(
     claim: str, a: Sequence[float], b: Sequence[float], margin: float, unit: str, level: float
 ) -> Finding:
     """Whether a is b within the margin, seed by seed; `answered` decides it."""
-    found = paired(a, b, level)
-    note = f"{found.seeds} seeds cannot reach p < {level:g}" if found.smallest > level else ""
-    return Finding(
-        claim, unit, margin, difference=found.difference, smallest=found.smallest, note=note
-    )
+    test = paired(a, b, level)
+    note = ""
+    if test.smallest > level:
+        note = f"{test.seeds} seeds cannot reach p < {level:g}"
+    difference = test.difference
+    return Finding(claim, unit, margin, difference=difference, smallest=test.smallest, note=note)
 
 
 def lowest_layers(steps: Mapping[str, Steps], ladder: Sequence[str], level: float) -> Finding:
-    """Whether the lowest third of the stages (rounded up) saves more than half of the steps that
-    full saves.
-    """
+    """Whether the lowest third of the stages (rounded up) saves more than half of full's steps."""
     place = ladder[math.ceil((len(ladder) - 1) / 3)]
     claim = f"the lowest layers ({place}) give more than half of full's speed-up"
     if missing := missed(steps, ("random", place, "full")):
         return Finding(claim, "steps", 0.0, note=missing)
-    half = [(none + full) / 2 for none, full in zip(steps["random"], steps["full"], strict=True)]  # type: ignore[operator]
+    # Half of what full saves: the middle between its steps and random's.
+    pairs = zip(steps["random"], steps["full"], strict=True)
+    half = [(none + full) / 2 for none, full in pairs]  # type: ignore[operator]
     return less(claim, steps[place], half, 0.0, "steps", level)  # type: ignore[arg-type]
 
 
@@ -280,35 +298,34 @@ def first_gain(steps: Mapping[str, Steps], ladder: Sequence[str], level: float) 
     claim = f"the first stage ({ladder[1]}) has the largest marginal gain"
     if missing := missed(steps, ladder):
         return Finding(claim, "steps", 0.0, note=missing)
-    gains = [differences(steps[one], steps[two]) for one, two in pairwise(ladder)]
+    # The steps that each stage saves beyond the one before it.
+    gains = [differences(steps[lower], steps[upper]) for lower, upper in pairwise(ladder)]
     others = [less(claim, gain, gains[0], 0.0, "steps", level) for gain in gains[1:]]
     worst = max(range(len(others)), key=lambda i: others[i].difference.mean)  # type: ignore[union-attr]
     nearest = others[worst]
-    p = max(one.p for one in others)
+    p = max(other.p for other in others)
     if nearest.difference.mean > 0:  # type: ignore[union-attr]
         p = min(1.0, nearest.p * len(others))
-    return replace(
-        nearest,
-        p=p,
-        note="; ".join(filter(None, (f"the nearest other is {ladder[worst + 2]}", nearest.note))),
-    )
+    notes = [f"the nearest other is {ladder[worst + 2]}"]
+    if nearest.note:
+        notes.append(nearest.note)
+    return replace(nearest, p=p, note="; ".join(notes))
 
 
 def reuse_is_low(kept: Mapping[str, KeptByStart], level: float) -> Finding:
-    """Whether what full keeps of its start beyond what random keeps of its own is larger in the
-    lowest layer than in the highest.
+    """Whether full keeps more beyond random in the lowest layer than in the highest.
 
-    Layers are those that the measure can tell of in every run. The head, which starts fresh in
-    both, is none of them, and neither is one that is the same at any two ends: CCA ignores linear
-    maps, and so a first convolution with more filters than its patches have pixels.
+    Layers count if the measure has a value in every run. The head starts fresh in both and does not
+    count, nor does a layer that is the same at any two ends: CCA ignores linear maps, and so a
+    first convolution with more filters than its patches have pixels.
     """
-    full, random = kept["full"], kept["random"]
-    said = [
-        layer
-        for layer in list(full)[:-1]
-        if layer in random and None not in (*full[layer], *random[layer])
-    ]
-    known = [layer for layer in said if max(random[layer]) < BLIND]  # type: ignore[type-var, operator]
+    full = kept["full"]
+    random = kept["random"]
+    known = []
+    for layer in list(full)[:-1]:
+        measured = layer in random and None not in (*full[layer], *random[layer])
+        if measured and max(random[layer]) < BLIND:  # type: ignore[type-var, operator]
+            known.append(layer)
     claim = "what is reused is in the lowest layers"
     if len(known) < 2:
         return Finding(claim, "similarity", 0.0, note="the measure can tell of one layer at most")
@@ -318,9 +335,7 @@ def reuse_is_low(kept: Mapping[str, KeptByStart], level: float) -> Finding:
 
 
 def answered(rows: Sequence[Finding], level: float) -> list[Finding]:
-    """The findings with their answers; the p of those that test and are of no other family are
-    adjusted over them.
-    """
+    """The findings with their answers; the p of tests of no other family are adjusted together."""
     testing = [i for i, row in enumerate(rows) if row.test and math.isnan(row.adjusted)]
     adjusted = dict(zip(testing, holm([rows[i].p for i in testing]), strict=True))
     done = [replace(row, adjusted=adjusted.get(i, row.adjusted)) for i, row in enumerate(rows)]
@@ -328,11 +343,14 @@ def answered(rows: Sequence[Finding], level: float) -> list[Finding]:
 
 
 def by_layer(runs: Sequence[Sequence[LayerRetention]]) -> dict[str, list[float | None]]:
-    """Layer -> its similarity in every run, None where there is none."""
-    return {
-        layer[0].layer: [None if math.isnan(one.similarity) else one.similarity for one in layer]
-        for layer in zip(*runs, strict=True)
-    }
+    """Layer -> its similarity in every run, None if there is none."""
+    similarities: dict[str, list[float | None]] = {}
+    for run in runs:
+        for layer in run:
+            value = layer.similarity
+            values = similarities.setdefault(layer.layer, [])
+            values.append(None if math.isnan(value) else value)
+    return similarities
 
 
 def differences(a: Sequence[float | None], b: Sequence[float | None]) -> list[float]:
@@ -347,40 +365,37 @@ def missed(steps: Mapping[str, Steps], names: Sequence[str]) -> str:
         >>> missed({"random": [3.0, None], "full": [1.0, 2.0]}, ["random", "full"])
         'threshold reached by random under 1 of 2 seeds'
     """
-    counts = {
-        name: (sum(value is not None for value in steps[name]), len(steps[name])) for name in names
-    }
-    said = ", ".join(
-        f"{name} under {count} of {seeds} seeds"
-        for name, (count, seeds) in counts.items()
-        if count < seeds
-    )
-    return f"threshold reached by {said}" if said else ""
+    parts = []
+    for name in names:
+        seeds = len(steps[name])
+        reached = seeds - list(steps[name]).count(None)
+        if reached < seeds:
+            parts.append(f"{name} under {reached} of {seeds} seeds")
+    if not parts:
+        return ""
+    return f"threshold reached by {', '.join(parts)}"
 
 
 def printed(rows: Sequence[Finding]) -> str:
     """The findings as a table of text."""
-    table = Table(title="findings of the paper")
-    for column in ("claim", "answer", "difference"):
-        table.add_column(column)
+    lines = []
     for row in rows:
-        table.add_row(row.claim + ("" if row.paper else " (ours)"), row.answer, row.numbers())
-    console = Console(width=170)
-    with console.capture() as captured:
-        console.print(table)
-    return captured.get().rstrip()
+        claim = row.claim
+        if not row.paper:
+            claim += " (ours)"
+        lines.append((claim, row.answer, row.numbers()))
+    return str(Table(("claim", "answer", "difference"), lines, title="findings of the paper"))
 
 
 def _answer(row: Finding, level: float) -> str:
     if row.difference is None or row.smallest > level:
         return OPEN
-    low, high = (
-        row.difference.mean - row.difference.interval,
-        row.difference.mean + row.difference.interval,
-    )
+    low = row.difference.low
+    high = row.difference.high
     if not row.test:
-        outside = low > row.margin or high < -row.margin
-        return FAILS if outside else HOLDS if -row.margin <= low and high <= row.margin else OPEN
+        if low > row.margin or high < -row.margin:
+            return FAILS
+        return HOLDS if -row.margin <= low and high <= row.margin else OPEN
     if math.isnan(row.adjusted):  # all differences are one number: the t test has none
         return OPEN
     if row.adjusted < level:
