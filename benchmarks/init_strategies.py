@@ -5,8 +5,7 @@
 The questions of the Transfusion paper, on public images. Fine-tunes every start under every seed on
 the same batches (a comparison that was stopped continues in `--folder`), after pretraining the
 network if that is not there yet; prints curves' figures, tests and the paper's findings, and adds
-one row with all numbers to the file that `--results` names (benchmarks/results/init_strategies.jsonl
-holds those of the page). Tables:
+one row with all numbers to the file that `--results` names. Tables:
 
 - a: ResNet-18 pretrained here, with its slim hybrid
 - conv4: Conv4 pretrained here, and meta-learned starts of the same network (`--checkpoints`, of
@@ -52,8 +51,8 @@ from transfer.finetuning.finetune import FineTuning, subset
 from transfer.initialisation.weights import IMAGENET, Pretrained, read
 from transfer.models import build, slim
 
-from .papers.findings import Measured, findings, printed
 from .harness.rows import Row, append, keep_in, origin, run_benchmark
+from .papers.findings import Measured, findings, printed
 
 HIDDEN, POOL = 64, False  # Conv4 as Finn et al. 2017 have it for Omniglot
 SLIM_THROUGH = "layer2"
@@ -83,14 +82,11 @@ class Plan:
 
 
 BLOCKS = ("block1", "block2", "block3")
+FIRES = tuple(f"features.{number}" for number in (0, 3, 4, 5, 7, 8, 9, 10))
 TABLES: dict[str, tuple[Plan, ...]] = {
     "a": (Plan("resnet18", ("bn1", "layer1", "layer2", "layer3")),),
     "conv4": (Plan("conv4", BLOCKS),),
-    "b": (
-        Plan(
-            "squeezenet1_0", tuple(f"features.{i}" for i in (0, 3, 4, 5, 7, 8, 9, 10)), 64, 3, False
-        ),
-    ),
+    "b": (Plan("squeezenet1_0", FIRES, size=64, channels=3, pretrained_here=False),),
     "c": (Plan("cbr_tiny", BLOCKS), Plan("cbr_small", BLOCKS)),
 }
 

@@ -289,11 +289,11 @@ def lowest_layers(steps: Mapping[str, Steps], ladder: Sequence[str], level: floa
 
 
 def first_gain(steps: Mapping[str, Steps], ladder: Sequence[str], level: float) -> Finding:
-    """Whether the first stage saves more steps than each later one: the difference to the nearest
-    other.
+    """Whether the first stage saves more steps than each later one.
 
-    Every test must say so, hence their largest p (intersection-union). Where another saves more on
-    average, p of that counts, times the number of others.
+    The difference is that to the nearest other. Every test must reject, hence their largest p
+    (intersection-union). If another saves more on average, p of that counts, times the number of
+    others.
     """
     claim = f"the first stage ({ladder[1]}) has the largest marginal gain"
     if missing := missed(steps, ladder):
@@ -335,7 +335,7 @@ def reuse_is_low(kept: Mapping[str, KeptByStart], level: float) -> Finding:
 
 
 def answered(rows: Sequence[Finding], level: float) -> list[Finding]:
-    """The findings with their answers; the p of tests of no other family are adjusted together."""
+    """The findings with their answers; p of tests of no other family are adjusted together."""
     testing = [i for i, row in enumerate(rows) if row.test and math.isnan(row.adjusted)]
     adjusted = dict(zip(testing, holm([rows[i].p for i in testing]), strict=True))
     done = [replace(row, adjusted=adjusted.get(i, row.adjusted)) for i, row in enumerate(rows)]
