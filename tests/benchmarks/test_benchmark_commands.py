@@ -8,18 +8,27 @@ import importlib
 import json
 import re
 import shlex
+from collections.abc import Sequence
+from dataclasses import fields
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jsonargparse import auto_parser
 
 import transfer.__main__ as transfuse
-from benchmarks import measures, rows
+from benchmarks import measures, tables
+from benchmarks.harness import rows
+from benchmarks.harness.recipes import FILE, named_files, recipe_of, recipes
+from benchmarks.harness.rows import RESULTS, load
 from metalearn import __main__ as command_line
-from metalearn.runtime.options import Parser
+from metalearn.experiments.experiment import Experiment
+from metalearn.runtime.options import Parser, listed
+
 from tests.helpers import ROOT
 
-PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md"]
+PAGES = [ROOT / "README.md", *tables.PAGES]
 METALEARN = {
     "reuse": command_line.reuse,
     "train": command_line.train,
@@ -44,30 +53,129 @@ def printed() -> list[str]:
     return sorted(command for command in commands if not template.search(command))
 
 
+@cache
+def parser(name: str) -> Parser:
+    """The real parser of metalearn, transfuse, or a benchmark."""
+    commands = {"metalearn": METALEARN, "transfuse": {"compare": transfuse.compare}}
+    if name in commands:
+        return auto_parser(commands[name], prog=name, as_positional=False, parser_class=Parser)
+    benchmark = getattr(importlib.import_module(name), name.partition(".")[2])
+    return auto_parser(benchmark, parser_class=Parser)
+
+
+def parsed(command: str) -> Any:
+    """The settings of a command, from the parser that it will meet."""
+    words = shlex.split(command)
+    if words[:2] == ["python", "-m"]:
+        words = words[2:]
+    try:
+        return parser(words[0]).parse_args(words[1:])
+    except SystemExit:
+        pytest.fail(f"not understood: {command}")
+
+
 def test_every_printed_command_is_understood() -> None:
-    parsers = {
-        "metalearn": auto_parser(
-            METALEARN, prog="metalearn", as_positional=False, parser_class=Parser
-        )
-    }
-    parsers["transfuse"] = auto_parser(
-        {"compare": transfuse.compare}, prog="transfuse", as_positional=False, parser_class=Parser
-    )
     commands = printed()
-    assert len(commands) > 20
+    assert len(commands) > 100
     for command in commands:
-        words = shlex.split(command)
-        if words[0] == "python":
-            name = words[2].partition(".")[2]
-            benchmark = getattr(importlib.import_module(words[2]), name)
-            parsers.setdefault(name, auto_parser(benchmark, parser_class=Parser))
-            words = [name, *words[3:]]
-        try:
-            parsers[words[0]].parse_args(words[1:])
-        except SystemExit:
-            pytest.fail(f"not understood: {command}")
+        parsed(command)
         if "--precision tf32" in command:
             assert "--device cuda" in command
+
+
+def runs() -> list[tuple[str, int, str, list[dict[str, Any]]]]:
+    """(file of results, number, command, rows) of every run."""
+    found = []
+    for path in sorted(RESULTS.glob("*.jsonl")):
+        commands: dict[str, list[dict[str, Any]]] = {}
+        for row in load(path):
+            commands.setdefault(row["command"], []).append(row)
+        for number, (command, rows_of_run) in enumerate(commands.items(), 1):
+            found.append((path.stem, number, command, rows_of_run))
+    return found
+
+
+def test_every_command_that_names_a_file_has_a_recipe_for_it() -> None:
+    checked = 0
+    for results, number, command, _ in runs():
+        recipe = recipe_of(results, number)
+        files = named_files(command)
+        assert (recipe is None) == (not files), (results, number)
+        if recipe is not None:
+            checked += 1
+            assert set(files) <= recipe.files.keys(), (results, number)
+    assert checked > 30
+
+
+def test_a_recipe_trains_as_long_as_the_rows_say() -> None:
+    for results, number, _, rows_of_run in runs():
+        recipe = recipe_of(results, number)
+        if recipe is None or results == "init_strategies":
+            continue
+        trained = lengths(recipe.commands)
+        for row in rows_of_run:
+            if results == "few_shot":
+                networks = [(row["body_trained_by"], row["trained_steps"])]
+            else:
+                networks = [
+                    (name, run["trained_steps"])
+                    for name, group in row["trained"].items()
+                    for run in group
+                    if name != "random"
+                ]
+            assert set(networks) <= trained, (results, number)
+
+
+def lengths(commands: Sequence[str]) -> set[tuple[str, int]]:
+    """(learner, outer steps) of all that some commands train."""
+    found = set()
+    for command in commands:
+        if command.startswith("metalearn train"):
+            settings = parsed(command).train
+            found.add((settings.algorithm, settings.steps))
+        elif command.startswith("python -m benchmarks.reuse"):
+            settings = parsed(command)
+            points = listed(settings.points) or [str(settings.steps)]
+            for name in listed(settings.algorithms):
+                found |= {(name, int(point)) for point in points}
+    return found
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_a_recipe_writes_the_files_that_it_names(name: str) -> None:
+    recipe = recipes()[name]
+    written = set()
+    for command in recipe.commands:
+        if command.startswith("python -c"):
+            written |= set(FILE.findall(command))
+        else:
+            written |= checkpoints(command)
+    assert set(recipe.files.values()) == written
+
+
+def checkpoints(command: str) -> set[str]:
+    """The checkpoints that a training command writes, by the code that names them."""
+    if command.startswith("metalearn"):
+        settings = parsed(command).train
+        return {str(experiment(settings).checkpoint(settings.algorithm))}
+    settings = parsed(command)
+    points = listed(settings.points)
+    found = set()
+    for algorithm in listed(settings.algorithms):
+        path = experiment(settings).checkpoint(algorithm)
+        found.add(str(path))
+        # The last point is the run itself.
+        found |= {
+            str(path.with_name(f"{path.stem}-step{point}.safetensors")) for point in points[:-1]
+        }
+    return found
+
+
+def experiment(settings: Any) -> Experiment:
+    """The problem of a command, on this machine's device; the data are not read."""
+    names = {field.name for field in fields(Experiment)} & vars(settings).keys()
+    values = {name: getattr(settings, name) for name in names}
+    return Experiment(**{**values, "device": "cpu"})
 
 
 def test_a_trial_run_keeps_nothing_unless_a_file_is_named(
@@ -100,6 +208,7 @@ def test_a_trial_run_keeps_nothing_unless_a_file_is_named(
         "finetuning",
         "init_strategies",
         "measures",
+        "one_shot",
         "reuse",
         "scale",
         "similarity_map",

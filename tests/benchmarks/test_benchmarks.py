@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import engine, few_shot, papers, tables
+from benchmarks import engine, few_shot, tables
+from benchmarks.papers import figures as papers
 
 
 def test_few_shot_prints_a_table_and_appends_rows_with_everything_behind_them(
@@ -52,9 +53,37 @@ def test_few_shot_prints_a_table_and_appends_rows_with_everything_behind_them(
     assert "minus maml" in capsys.readouterr().out
 
 
-def test_the_page_says_what_the_results_say() -> None:
-    page = (Path(tables.HERE) / "README.md").read_text()
-    assert tables.drawn(page) == page
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda path: path.stem)
+def test_a_page_has_what_the_results_have(page: Path) -> None:
+    assert tables.drawn(page.read_text()) == page.read_text()
+
+
+def test_the_overview_is_short_and_links_every_page() -> None:
+    text = (tables.HERE / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    assert len(text.split()) <= 2000
+    blocks = re.findall(r"<!-- table \w+ -->\n(.*?)<!-- end -->", text, re.S)
+    assert len(blocks) == text.count("<!-- table ")
+    for block in blocks:
+        lines = block.splitlines()
+        assert len(lines) - 2 <= 10, lines[0]
+        assert lines[0].count("|") - 1 <= 6, lines[0]
+    for page in (tables.HERE / "pages").glob("*.md"):
+        assert f"(pages/{page.name})" in text, page
+
+
+def test_no_cell_holds_a_command() -> None:
+    for page in tables.PAGES:
+        for line in page.read_text().splitlines():
+            if line.startswith("|"):
+                assert "python -m" not in line
+                assert "metalearn train" not in line
+
+
+def test_every_table_of_a_page_is_known() -> None:
+    for page in tables.PAGES:
+        for name in re.findall(r"<!-- table (\w+) -->", page.read_text()):
+            assert name in tables.TABLES, (page, name)
 
 
 def test_the_papers_figures_are_accuracies_with_their_source() -> None:

@@ -15,7 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import accuracy_time, peer_loops, speed, speed_tables
+from benchmarks import accuracy_time, speed
+from benchmarks.harness import clock
+from benchmarks.pages import speed as speed_tables
+from benchmarks.peers import loops as peer_loops
 from benchmarks.speed import OURS, WITH_PEERS, Case
 from metalearn.episodes import unstack
 
@@ -127,7 +130,7 @@ def test_bare_convolutions_are_made_again_as_they_were() -> None:
 
 def test_sides_take_turns_each_round_beginning_with_another() -> None:
     order: list[str] = []
-    seconds = speed.in_turn(
+    seconds = clock.take_turns(
         {name: lambda name=name: order.append(name) for name in "abc"}, rounds=2
     )
     assert "".join(order) == "abcbcacab"
@@ -139,7 +142,7 @@ def test_a_peer_that_is_not_there_is_said_and_the_run_goes_on(
 ) -> None:
     monkeypatch.setitem(sys.modules, "higher", None)  # what an import then finds is nothing
     monkeypatch.setattr(speed_tables, "RESULTS", tmp_path / "speed.jsonl")
-    monkeypatch.setattr(speed_tables, "_full", lambda row: True)
+    monkeypatch.setattr(speed_tables, "is_full", lambda row: True)
     asked = {
         "settings": "sinusoid",
         "algorithms": "maml,boil,nil",
@@ -168,7 +171,11 @@ def test_a_peer_that_is_not_there_is_said_and_the_run_goes_on(
     assert printed[0].startswith("time, sinusoid 10-shot, maml: metalearn ") and printed[
         0
     ].endswith("; higher not installed")
-    tables = {name: table() for name, table in speed_tables.TABLES.items()}
+    tables = {
+        name: table().to_markdown()
+        for name, table in speed_tables.TABLES.items()
+        if name != "speed_runs"
+    }
     for name in ("speed", "speed_test", "speed_gradients", "speed_devices"):
         assert "not installed" in tables[name], name
     assert " x |" in tables["speed"] or "- |" in tables["speed"]
@@ -202,15 +209,17 @@ def test_tables_show_what_a_row_says(tmp_path: Path, monkeypatch: pytest.MonkeyP
                 speed.BARE: [0.5] * 3,
             },
             "execution": "threads",
+            "command": "python -m benchmarks.speed",
         }
     rows.append({**rows[0], "tasks": 2, "seconds": {OURS: [7.0]}})  # not a full one
     speed_tables.RESULTS.write_text("\n".join(map(json.dumps, rows)))
-    drawn = speed_tables.seconds().splitlines()
+    drawn = speed_tables.seconds().to_markdown().splitlines()
     first = (
-        "| cpu, 2 threads | Omniglot 5-way 1-shot, 32 tasks, 1 steps | maml | 2.00 s (1.00 s) |"
+        "| cpu, 2 threads | Omniglot 5-way 1-shot, 32 tasks, 1 step | maml | 2.00 s (1.00 s) |"
         " threads |"
     )
-    assert drawn[2] == f"{first} 1.00 x (2.00 s) | not installed | - | - | - | 4.00 x (500.0 ms) |"
+    rest = "1.00 x (2.00 s) | not installed | - | - | - | 4.00 x (500.0 ms) | 1 |"
+    assert drawn[2] == f"{first} {rest}"
     assert "7.00" not in "".join(drawn)
     assert drawn[-1].startswith(
         "| cpu, 2 threads | geometric mean of the 3 image settings | maml |  |  | 2.00 x |"
@@ -308,5 +317,7 @@ def test_both_sides_of_a_race_take_the_same_steps() -> None:
 
 
 def test_a_race_names_what_is_not_known() -> None:
-    with pytest.raises(ValueError, match="there is no 'reptile'; choose from maml, fomaml, anil"):
+    with pytest.raises(
+        ValueError, match="there is no algorithm 'reptile'; choose from maml, fomaml, anil"
+    ):
         accuracy_time.accuracy_time("reptile")

@@ -24,7 +24,8 @@ from tests.helpers import ROOT
 FACTOR = 1.25  # measured over forecast, and the other way round
 PEAK = """
 import torch
-from benchmarks.engine import _memory_now, episodes
+from benchmarks.engine import episodes
+from benchmarks.harness.memory import resident
 from metalearn import MAML, meta_backward
 from metalearn.episodes import unstack
 from metalearn.engine.memory import forecast
@@ -39,9 +40,9 @@ print(forecast(learner, unstack(stacked)[0], tasks=4).total)
 for parameter in learner.parameters():
     parameter.grad = torch.zeros_like(parameter)
 Path("/proc/self/clear_refs").write_text("5")
-before = _memory_now("VmRSS")
+before = resident()
 meta_backward(learner, stacked)
-print(_memory_now("VmHWM") - before)
+print(resident("VmHWM") - before)
 """
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from benchmarks import reuse as benchmark
-from benchmarks import reuse_tables
+from benchmarks.pages import reuse as reuse_tables
 from metalearn import ANIL, MAML, NIL
 from metalearn.analysis import (
     Estimate,
@@ -284,7 +284,10 @@ def test_the_benchmark_writes_rows_with_everything_behind_them_and_tables_read_t
     assert [one["seed"] for one in rows[0]["trained"]["anil"]] == [0, 1]
     assert "standard deviation over 2 seeds" in capsys.readouterr().out
     for name, table in reuse_tables.TABLES.items():
-        lines = table().splitlines()
+        drawn = table()
+        if isinstance(drawn, str):
+            continue  # the list of runs
+        lines = drawn.to_markdown().splitlines()
         assert len({line.count("|") for line in lines}) == 1, name
         assert (len(lines) > 2) == (
             name
@@ -330,10 +333,10 @@ def test_all_experiments_take_networks_that_were_trained_elsewhere(
 
 
 @pytest.mark.parametrize(
-    ("schedule", "steps", "lines"), [("cosine", 3, 1), ("constant", 5, 1), ("cosine", 5, 2)]
+    ("schedule", "steps", "superseded"), [("cosine", 3, 0), ("constant", 5, 1), ("cosine", 5, 1)]
 )
-def test_a_newer_row_takes_the_place_of_an_older_one_of_the_same_run(
-    schedule: str, steps: int, lines: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_longer_run_of_the_same_setting_takes_the_place_of_a_shorter_one(
+    schedule: str, steps: int, superseded: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reuse_tables, "RESULTS", tmp_path / "reuse.jsonl")
     row = {
@@ -355,8 +358,11 @@ def test_a_newer_row_takes_the_place_of_an_older_one_of_the_same_run(
         for n, mean in ((3, 0.1), (steps, 0.2))
     ]
     (tmp_path / "reuse.jsonl").write_text("".join(json.dumps(one) + "\n" for one in found))
-    drawn = reuse_tables.probes().splitlines()[2:]
-    assert len(drawn) == lines and "20.00 (one seed)" in drawn[-1]
+    (shown,) = reuse_tables.shown("probes").rows
+    assert "20.00 (one seed)" in shown
+    history = reuse_tables.history("probes").rows
+    assert len(history) == superseded
+    assert all("10.00 (one seed)" in line for line in history)
 
 
 def test_the_benchmark_refuses_what_it_does_not_know(tmp_path: Path) -> None:

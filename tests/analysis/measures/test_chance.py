@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from benchmarks.reuse_tables import mean_cca, pooled_cca, written_as
+from benchmarks.pages.reuse import mean_cca, pooled_cca, written_as
 from metalearn import MAML, Examples
 from metalearn.analysis import compare_layers, feature_reuse, similarity_map
 from metalearn.analysis.adaptation.observations import MeanOverTasks

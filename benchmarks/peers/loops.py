@@ -1,10 +1,9 @@
-"""MAML, first-order MAML and ANIL as learn2learn, higher and torchopt have their users write them,
-on a network of plain modules.
+"""MAML, first-order MAML and ANIL as the other libraries' documentation writes them.
 
-Each loop is a generator over tasks: it adapts to one, hands over the adapted function from inputs
-to logits, and after the caller has used it goes on to the next. Nothing of this project is imported
-here (but for `compat`, learn2learn's names on it), so that a peer's fresh process holds the peer
-alone.
+The network is of plain modules. Each loop is a generator over tasks: it adapts to one, yields the
+adapted function from inputs to logits, and continues with the next after the caller has used it.
+Nothing of this project is imported here (except `compat`, which has learn2learn's names), so a
+peer's fresh process holds the peer alone.
 """
 
 from __future__ import annotations
@@ -26,8 +25,9 @@ Loop = Callable[["Plain", "Recipe", Iterable[Any]], Iterator[tuple[Any, Predict]
 
 
 class Plain(nn.Module):
-    """A body and a linear head, of modules that torch has: the function of `metalearn.models`, with
-    parameters in the same order.
+    """A body and a linear head of torch's modules.
+
+    It is the function of `metalearn.models`, with parameters in the same order.
     """
 
     def __init__(self, features: nn.Sequential, head: nn.Linear) -> None:
@@ -41,33 +41,33 @@ class Plain(nn.Module):
 
     @classmethod
     def conv4(cls, ways: int, channels: int = 1, hidden: int = 64, size: int = 28) -> Plain:
-        """Four times convolution, batch norm on the current batch, ReLU and max-pool, in the order
-        of the papers.
-        """
+        """Four times convolution, norm of the current batch, ReLU, max-pool, as in the papers."""
         modules: list[nn.Module] = []
         for inputs in (channels, hidden, hidden, hidden):
             norm = nn.BatchNorm2d(hidden, track_running_stats=False)
             modules += [nn.Conv2d(inputs, hidden, 3, padding=1), norm, nn.ReLU(), nn.MaxPool2d(2)]
-        return cls(
-            nn.Sequential(*modules, nn.Flatten()), nn.Linear(hidden * (size // 16) ** 2, ways)
-        )
+        head = nn.Linear(hidden * (size // 16) ** 2, ways)
+        return cls(nn.Sequential(*modules, nn.Flatten()), head)
 
     @classmethod
     def mlp(cls) -> Plain:
         """MAML's sinusoid network."""
-        return cls(
-            nn.Sequential(nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU()),
-            nn.Linear(40, 1),
-        )
+        body = nn.Sequential(nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU())
+        return cls(body, nn.Linear(40, 1))
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is done with a task: inner steps of a rate on a loss, by all weights or by the head's
-    alone (ANIL).
+    """What is done with a task.
 
-    `test` is how an adapted network is only asked: no second derivatives, and no graph of the body
-    that does not move.
+    Args:
+        lr: the inner rate.
+        steps: inner steps.
+        loss: of logits and targets.
+        head_only: whether the head alone moves (ANIL), or all weights.
+        first_order: whether second derivatives are left out.
+        test: whether the adapted network only predicts: no second derivatives, and no graph of a
+            body that does not move.
     """
 
     lr: float
@@ -79,24 +79,26 @@ class Recipe:
 
     def parts(self, net: Plain) -> tuple[nn.Module, nn.Module]:
         """What stays and what moves in the inner loop."""
-        return (net.features, net.head) if self.head_only else (nn.Identity(), net)
+        if self.head_only:
+            return net.features, net.head
+        return nn.Identity(), net
 
     def encoded(self, body: nn.Module, inputs: Tensor) -> Tensor:
-        """What the support set is to the part that moves."""
+        """The support set as the moving part sees it."""
         with torch.set_grad_enabled(not self.test):
             return body(inputs)
 
     @property
     def second_order(self) -> bool:
+        """Whether second derivatives are taken."""
         return not (self.first_order or self.test)
 
 
 def learn2learn(net: Plain, how: Recipe, tasks: Iterable[Any]) -> Iterator[tuple[Any, Predict]]:
     """`clone` and `adapt`, as in its README; ANIL is MAML on the head, as in its example.
 
-    (Its ANIL example sends support and query through the body in one batch, and so normalises them
-    together. Here they go one after the other, which is what MAML does and what the others
-    compute.)
+    Its ANIL example sends support and query through the body in one batch, and so normalises them
+    together. Here they go one after the other, as in MAML and in the other libraries.
     """
     yield from _clones("learn2learn", net, how, tasks)
 
@@ -110,11 +112,11 @@ def _clones(
     library: str, net: Plain, how: Recipe, tasks: Iterable[Any]
 ) -> Iterator[tuple[Any, Predict]]:
     body, moving = how.parts(net)
-    maml = importlib.import_module(library).algorithms.MAML(
-        moving, lr=how.lr, first_order=not how.second_order
-    )
+    algorithms = importlib.import_module(library).algorithms
+    maml = algorithms.MAML(moving, lr=how.lr, first_order=not how.second_order)
     for task in tasks:
-        support, learner = how.encoded(body, task.support.inputs), maml.clone()
+        support = how.encoded(body, task.support.inputs)
+        learner = maml.clone()
         for _ in range(how.steps):
             learner.adapt(how.loss(learner(support), task.support.targets))
         yield task, lambda inputs, learner=learner: learner(body(inputs))  # type: ignore[misc]
@@ -123,7 +125,7 @@ def _clones(
 def higher(net: Plain, how: Recipe, tasks: Iterable[Any]) -> Iterator[tuple[Any, Predict]]:
     """`innerloop_ctx` with an SGD of torch, as in its MAML example.
 
-    Without higher gradients it cuts the adapted weights off the initial ones, so that a first-order
+    Without higher gradients it detaches the adapted weights from the initial ones, so a first-order
     gradient is carried over by hand.
     """
     import higher as library
@@ -139,21 +141,25 @@ def higher(net: Plain, how: Recipe, tasks: Iterable[Any]) -> Iterator[tuple[Any,
                 steps.step(how.loss(fast(support), task.support.targets))
             yield task, lambda inputs, fast=fast: fast(body(inputs))  # type: ignore[misc]
             if not how.second_order:
-                for parameter, adapted in zip(moving.parameters(), fast.parameters(), strict=True):
-                    if adapted.grad is not None:
-                        parameter.grad = (
-                            adapted.grad
-                            if parameter.grad is None
-                            else parameter.grad + adapted.grad
-                        )
+                _add_gradients(moving.parameters(), fast.parameters())
+
+
+def _add_gradients(parameters: Iterable[Tensor], adapted: Iterable[Tensor]) -> None:
+    for parameter, fast in zip(parameters, adapted, strict=True):
+        if fast.grad is None:
+            continue
+        if parameter.grad is None:
+            parameter.grad = fast.grad
+        else:
+            parameter.grad = parameter.grad + fast.grad
 
 
 def torchopt(net: Plain, how: Recipe, tasks: Iterable[Any]) -> Iterator[tuple[Any, Predict]]:
-    """`MetaSGD` with the network's state put back after every task, as in its MAML example; its
-    functional way without second order.
+    """`MetaSGD` with the network's state restored after every task, as in its MAML example.
 
-    (`MetaSGD` always keeps the graph. Its example sums the losses of all tasks before it goes
-    backward; here each task goes backward by itself, which needs the memory of one.)
+    `MetaSGD` always keeps the graph, so without second order its functional way is used. Its
+    example sums the losses of all tasks before it goes backward; here each task goes backward by
+    itself, which needs the memory of one.
     """
     if not how.second_order:
         yield from _functional_torchopt(net, how, tasks)
@@ -184,16 +190,13 @@ def _functional_torchopt(
     optimizer = library.sgd(lr=how.lr)
     initial: dict[str, Tensor] = dict(moving.named_parameters())
     for task in tasks:
-        support, weights, state = (
-            how.encoded(body, task.support.inputs),
-            initial,
-            optimizer.init(initial),
-        )
+        support = how.encoded(body, task.support.inputs)
+        weights = initial
+        state = optimizer.init(initial)
         for _ in range(how.steps):
             loss = how.loss(functional_call(moving, weights, (support,)), task.support.targets)
-            gradients = dict(
-                zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True)
-            )
+            values = torch.autograd.grad(loss, list(weights.values()))
+            gradients = dict(zip(weights, values, strict=True))
             updates, state = optimizer.update(gradients, state, inplace=False)
             weights = library.apply_updates(weights, updates, inplace=False)
 
@@ -208,16 +211,18 @@ def by_hand(net: Plain, how: Recipe, tasks: Iterable[Any]) -> Iterator[tuple[Any
     body, moving = how.parts(net)
     initial: dict[str, Tensor] = dict(moving.named_parameters())
     for task in tasks:
-        support, weights = how.encoded(body, task.support.inputs), initial
+        support = how.encoded(body, task.support.inputs)
+        weights = initial
         for _ in range(how.steps):
             loss = how.loss(functional_call(moving, weights, (support,)), task.support.targets)
             gradients = torch.autograd.grad(
                 loss, list(weights.values()), create_graph=how.second_order
             )
-            weights = {
-                name: w - how.lr * g
-                for (name, w), g in zip(weights.items(), gradients, strict=True)
-            }
+            # theta' = theta - lr grad L_support(theta)
+            moved = {}
+            for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
+                moved[name] = weight - how.lr * gradient
+            weights = moved
 
         def predict(inputs: Any, weights: Any = weights) -> Any:
             return functional_call(moving, weights, (body(inputs),))
@@ -241,36 +246,34 @@ def meta_backward(peer: str, net: Plain, how: Recipe, tasks: list[Any]) -> None:
 
 
 def predictions(peer: str, net: Plain, how: Recipe, tasks: list[Any]) -> Tensor:
-    """Query outputs (tasks, queries, outputs) of networks that are adapted and only asked."""
-    found = []
+    """Query outputs (tasks, queries, outputs) of the adapted networks."""
+    outputs = []
     for task, adapted in LOOPS[peer](net, how, tasks):
         with torch.no_grad():
-            found.append(adapted(task.query.inputs))
-    return torch.stack(found)
+            outputs.append(adapted(task.query.inputs))
+    return torch.stack(outputs)
 
 
 def missing(peer: str) -> str:
-    """Why a peer cannot be used here, in words; nothing where it can.
+    """Why a peer cannot be used here, in words; nothing if it can.
 
-    Raises ValueError for one that is not known.
+    Raises:
+        ValueError: the peer is not known.
     """
     if peer not in LOOPS:
         raise ValueError(f"there is no peer {peer!r}; choose from {', '.join(LOOPS)}")
     if peer == "compat":
         return ""  # ours
     try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):  # what they say of their age
+        # Old libraries warn about their age.
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             importlib.import_module(peer)
     except ModuleNotFoundError as error:
         if error.name == peer:
             return "not installed"
         return f"does not import ({error})"
-    except (
-        Exception
-    ) as error:  # whatever an old library raises on a new Python, the others still run
+    except Exception as error:
+        # Whatever an old library raises on a new Python, the others still run.
         return f"does not import ({type(error).__name__}: {error})"
     return ""
