@@ -236,11 +236,6 @@ def all_reduce(tensor: Tensor) -> Tensor:
         return total.to(tensor.device)  # on CUDA the wait is here
 
 
-def anywhere(flag: bool) -> bool:  # noqa: FBT001 (the one argument)
-    """Whether `flag` is set on any rank; all ranks get the same answer."""
-    return bool(all_reduce(torch.tensor(float(flag))))
-
-
 def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Set each `.grad` to its sum over all ranks. A missing gradient counts as zero.
 
