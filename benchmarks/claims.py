@@ -4,7 +4,8 @@
 
 A sentence with numbers is followed by a comment, `<!-- claim NAME -->`. The function of that name
 here gives its numbers, as printed and in the order of the sentence; the two are compared by
-`tests/benchmarks/test_claims.py`. A sentence reaches back to the comment before it, or to the start of its paragraph.
+`tests/benchmarks/test_claims.py`. A sentence reaches back to the comment before it, or to the start
+of its paragraph.
 """
 
 from __future__ import annotations

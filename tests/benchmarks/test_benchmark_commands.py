@@ -25,7 +25,6 @@ from benchmarks.harness.rows import RESULTS, load
 from metalearn import __main__ as command_line
 from metalearn.experiments.experiment import Experiment
 from metalearn.runtime.options import Parser, listed
-
 from tests.helpers import ROOT
 
 PAGES = [ROOT / "README.md", *tables.PAGES]

@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, ReduceLROnP
 import metalearn.runtime.progress
 from metalearn import ANIL, MAML, NIL, Reptile
 from metalearn.engine.meta_gradient import meta_backward
-from metalearn.episodes import Episode, Examples, stack
+from metalearn.episodes import stack
 from metalearn.evaluation import evaluate
 from metalearn.runtime import files, provenance
 from metalearn.training import checkpoints
@@ -393,7 +393,10 @@ def test_a_finished_run_is_not_trained_again_and_can_be_prolonged(tmp_path):
     assert (
         len(
             train(
-                again, Tasks(act={i: fail for i in range(40)}), steps=5, checkpoint=tmp_path / "run"
+                again,
+                Tasks(act=dict.fromkeys(range(40), fail)),
+                steps=5,
+                checkpoint=tmp_path / "run",
             ).losses
         )
         == 5

@@ -399,7 +399,9 @@ def test_tasks_in_threads_give_what_a_loop_gives(two_threads):
         MAML(small_conv4(), lr=0.3), prototype_tasks(3), other_seed=other
     ).to_dict()
     torch.set_num_threads(1)
-    loop = feature_reuse(MAML(small_conv4(), lr=0.3), prototype_tasks(3), other_seed=other).to_dict()
+    loop = feature_reuse(
+        MAML(small_conv4(), lr=0.3), prototype_tasks(3), other_seed=other
+    ).to_dict()
     for ours, theirs in zip(threads["layers"], loop["layers"], strict=True):
         for key in ("cka", "distance", "gradient", "intra", "inter", "other_seed"):
             assert flat_numbers(ours[key]) == pytest.approx(
