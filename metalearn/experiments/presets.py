@@ -182,8 +182,8 @@ def _raghu(dataset: str, ways: int, shots: int, algorithm: str) -> Preset | None
 
     Their rates, steps, meta-batches and splits are in an appendix that could not be checked, so
     Finn et al.'s are used, with 15 queries a class on miniImageNet. What differs is what differs
-    from Finn et al. (see `_finn`). The paper's ± is a standard deviation over 3 seeds, so three seeds
-    have to be trained.
+    from Finn et al. (see `_finn`). The paper's ± is a standard deviation over 3 seeds, so three
+    seeds have to be trained.
     """
     settings = _finn(dataset, ways, shots, algorithm)
     if settings is None:
