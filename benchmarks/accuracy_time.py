@@ -157,11 +157,10 @@ def accuracy_time(
     experiment = Experiment(
         dataset=dataset, root=root, hidden=hidden, seed=seed, schedule="constant"
     )
-    racers = [
-        Racer.of(side, name, experiment)
-        for name in choose("algorithm", algorithms, ALGORITHMS)
-        for side in installed(choose("side", sides, SIDES))
-    ]
+    present = installed(choose("side", sides, SIDES))
+    racers = []
+    for name in choose("algorithm", algorithms, ALGORITHMS):
+        racers += [Racer.of(side, name, experiment) for side in present]
     race(racers, max(1, round(seconds / slice)), seconds, test_tasks, progress=progress)
     for racer in racers:
         last = racer.points[-1]

@@ -14,6 +14,7 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 
@@ -97,11 +98,15 @@ def between(values: Iterable[float], digits: int) -> list[str]:
 # Rows
 
 
+def matching(rows: Iterable[Row], **values: Any) -> list[Row]:
+    """The rows that have these values."""
+    return [row for row in rows if values.items() <= row.items()]
+
+
 def few_shot_run(dataset: str, algorithm: str, preset: str, seed: int = 0) -> Row:
     """The longest run of an algorithm on 5-way 1-shot tasks of 15 queries a class."""
-    keys = ("dataset", "ways", "queries", "algorithm", "preset", "seed")
-    wanted = (dataset, 5, 15, algorithm, preset, seed)
-    rows = [row for row in few_shot_rows() if tuple(row[key] for key in keys) == wanted]
+    problem = {"dataset": dataset, "ways": 5, "queries": 15, "seed": seed}
+    rows = matching(few_shot_rows(), **problem, algorithm=algorithm, preset=preset)
     return max(rows, key=lambda row: row["trained_steps"])
 
 
@@ -112,9 +117,8 @@ def few_shot_rows() -> list[Row]:
 
 def long_runs(algorithm: str) -> list[Row]:
     """The runs on Omniglot 5-way of 10,000 steps and more."""
-    keys = ("dataset", "ways", "queries", "algorithm")
-    wanted = ("omniglot", 5, 15, algorithm)
-    rows = [row for row in few_shot_rows() if tuple(row[key] for key in keys) == wanted]
+    problem = {"dataset": "omniglot", "ways": 5, "queries": 15}
+    rows = matching(few_shot_rows(), **problem, algorithm=algorithm)
     return [row for row in rows if row["trained_steps"] >= 10_000]
 
 
@@ -127,10 +131,8 @@ def published(dataset: str, algorithm: str, source: str) -> str:
 
 def reuse_row(experiment: str, dataset: str, preset: str, algorithm: str = "maml") -> Row:
     """The row of an experiment on feature reuse for one learner."""
-    keys = ("dataset", "preset", "algorithm")
-    wanted = (dataset, preset, algorithm)
     rows = reuse.newest(experiment, "algorithm")
-    (row,) = [row for row in rows if tuple(row[key] for key in keys) == wanted]
+    (row,) = matching(rows, dataset=dataset, preset=preset, algorithm=algorithm)
     return row
 
 
@@ -143,18 +145,16 @@ def body_cost(dataset: str, preset: str) -> tuple[str, str, str]:
 
 def profiles(dataset: str, algorithm: str, preset: str) -> list[Row]:
     """The rows of what the inner loop changes, a seed each."""
-    keys = ("dataset", "algorithm", "preset")
     for group in reuse.grouped("profile", "algorithm"):
-        if tuple(group[0][key] for key in keys) == (dataset, algorithm, preset):
+        if matching(group, dataset=dataset, algorithm=algorithm, preset=preset):
             return group
     raise LookupError(f"there is no profile of {algorithm} on {dataset} under {preset}")
 
 
 def timeline(dataset: str, preset: str) -> list[Row]:
     """MAML's rows at points of training, one seed."""
-    keys = ("dataset", "preset", "algorithm")
     firsts = [group[0] for group in reuse.grouped("timeline", "algorithm", "step")]
-    return [row for row in firsts if tuple(row[key] for key in keys) == (dataset, preset, "maml")]
+    return matching(firsts, dataset=dataset, preset=preset, algorithm="maml")
 
 
 def cka(row: Row, name: str) -> float:
@@ -165,10 +165,8 @@ def cka(row: Row, name: str) -> float:
 
 def decomposition_row(dataset: str, ways: int, algorithm: str) -> Row:
     """The newest row that splits an accuracy into the parts of head and body."""
-    keys = ("dataset", "ways", "algorithm")
     rows = reuse.newest("decomposition", "algorithm")
-    wanted = (dataset, ways, algorithm)
-    return [row for row in rows if tuple(row[key] for key in keys) == wanted][-1]
+    return matching(rows, dataset=dataset, ways=ways, algorithm=algorithm)[-1]
 
 
 def conditions(row: Row) -> dict[str, Row]:
@@ -473,12 +471,11 @@ def second_seed() -> list[str]:
 @claim
 def bfloat16() -> list[str]:
     """Accuracy after 1,200 steps in bfloat16 beside float32."""
-    keys = ("algorithm", "precision", "trained_steps")
-    rows = {tuple(row[key] for key in keys): row for row in few_shot_rows()}
+    rows = matching(few_shot_rows(), trained_steps=1200)
     numbers = ["1,200"]
     for algorithm in ("maml", "anil"):
         for precision in ("bfloat16", "float32"):
-            row = rows[algorithm, precision, 1200]
+            (row,) = matching(rows, algorithm=algorithm, precision=precision)
             numbers += [points(row["accuracy"], 2), points(row["interval"], 2)]
     return numbers
 

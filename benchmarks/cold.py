@@ -17,7 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-WAYS, LR, HIDDEN = 5, 0.4, 64
+# Finn et al.'s Omniglot 5-way, with max-pools.
+WAYS = 5
+LR = 0.4
+HIDDEN = 64
 
 
 def metalearn(root: str, scratch: str, steps: int, tasks: int, queries: int) -> dict[str, float]:
@@ -70,7 +73,8 @@ def learn2learn(root: str, scratch: str, steps: int, tasks: int, queries: int) -
     for _ in range(steps):
         optimizer.zero_grad()
         for _ in range(tasks):
-            learner, (data, labels) = maml.clone(), train.sample()
+            learner = maml.clone()
+            data, labels = train.sample()
             labels, order = labels.sort()
             data = data[order]
             learner.adapt(F.cross_entropy(learner(data[support]), labels[support]))

@@ -54,7 +54,9 @@ from transfer.models import build, slim
 from .harness.rows import Row, append, keep_in, origin, run_benchmark
 from .papers.findings import Measured, findings, printed
 
-HIDDEN, POOL = 64, False  # Conv4 as Finn et al. 2017 have it for Omniglot
+# Conv4 as Finn et al. 2017 have it for Omniglot.
+HIDDEN = 64
+POOL = False
 SLIM_THROUGH = "layer2"
 PRETRAINING: dict[str, Any] = {"batch": 64, "lr": 1e-3}
 TESTED = 2000  # test images at most: of CIFAR-10 the first by class
@@ -135,8 +137,9 @@ class Study:
 
     def split(self, dataset: str, plan: Plan) -> Split:
         """The images of a data set as a network takes them, with at most `TESTED` to test on."""
-        sizes = {"size": plan.size, "channels": plan.channels}
-        parts = load(dataset, self.root, **sizes, progress=self.progress)
+        parts = load(
+            dataset, self.root, size=plan.size, channels=plan.channels, progress=self.progress
+        )
         return parts._replace(test=fewer(parts.test, TESTED))
 
     def training(self, parts: Split, plan: Plan) -> FineTuning:

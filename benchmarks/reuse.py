@@ -117,7 +117,7 @@ class Study:
             "queries": problem.test_queries(),
             "follows": problem.settings().follows,
             "seeds": self.seeds,
-            "trained": {name: [described(run) for run in group] for name, group in runs.items()},
+            "trained": {name: list(map(described, group)) for name, group in runs.items()},
             "data": problem.data("test").description,
             "analysed_tasks": self.analysed_tasks,
             "note": self.note,
@@ -227,7 +227,7 @@ def similarity(study: Study) -> None:
     """Similarity of networks of other seeds and algorithms (Raghu et al. 2020, table 3)."""
     runs = {name: study.networks(name) for name in study.algorithms("maml,anil,random")}
     tasks = study.experiment.testing_tasks(tasks=study.analysed_tasks)
-    learners = {name: [at_test(run) for run in group] for name, group in runs.items()}
+    learners = {name: list(map(at_test, group)) for name, group in runs.items()}
     apart = len(study.seeds) > 1
     result = similarity_between(learners, tasks, by_seed=apart, progress=study.progress)
     print(f"\n{result}", flush=True)

@@ -82,8 +82,8 @@ def scale(
             lines.append(recorded(name, value, in_fresh_processes(settings)[0]))
     counts = numbers(processes, "processes")
     if counts:
-        settings = {"rounds": rounds, "meta_batch": meta_batch, "hidden": hidden, "counts": counts}
-        sharing = in_fresh_processes(settings, max(counts))
+        settings = {"rounds": rounds, "meta_batch": meta_batch, "hidden": hidden}
+        sharing = in_fresh_processes({**settings, "counts": counts}, max(counts))
         for figures in sorted(sharing, key=lambda row: row["processes"]):
             lines.append(recorded("processes", figures["processes"], figures))
     if counts and test_tasks:
@@ -176,11 +176,11 @@ def shared_meta_batch(counts: list[int], rounds: int, meta_batch: int, hidden: i
         return []
     first = statistics.median(seconds[str(counts[0])])
     figures = []
-    for sharing, values in seconds.items():
+    for count, values in seconds.items():
         faster = first / statistics.median(values)
         figures.append(
             {
-                "processes": int(sharing),
+                "processes": int(count),
                 "seconds": values,
                 "tasks": meta_batch,
                 "times_faster": faster,

@@ -42,6 +42,7 @@ class Runs:
     def listing(self) -> str:
         """Every run with its command, machine and versions, then the recipes that they need."""
         lines = [self._line(command) for command in self.rows]
+        # Several runs may need the same recipe, which stands once.
         recipes = {}
         for command in self.rows:
             recipe = self.recipe(command)
@@ -63,13 +64,15 @@ class Runs:
         if recipe is not None:
             typed = recipe.applied(typed)
             before = f"after recipe **{recipe.name}**: "
+        # A run may span commits, and its rows say at which commit each was measured.
         commits = list(dict.fromkeys(row["commit"][:8] for row in rows))
         versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
         note = first.get("note", "")
         parts = [first["machine"], versions, f"commit {', '.join(commits)}", first["time"][:10]]
-        return f"- **{self.numbers[command]}** {before}`{typed}`. {'; '.join(parts)}" + (
-            f". Note: {note}." if note else "."
-        )
+        line = f"- **{self.numbers[command]}** {before}`{typed}`. {'; '.join(parts)}."
+        if note:
+            line += f" Note: {note}."
+        return line
 
 
 def typed_command(row: Row) -> str:
@@ -80,7 +83,8 @@ def typed_command(row: Row) -> str:
         >>> typed_command(row)
         'python -m benchmarks.speed'
     """
-    command, note = row["command"], row.get("note", "")
+    command = row["command"]
+    note = row.get("note", "")
     # Older rows have notes without quotes.
     for form in (note, shlex.quote(note)):
         command = command.replace(f" --note {form}", "")
@@ -108,7 +112,8 @@ def shown_and_superseded(
     newest: dict[tuple[Hashable, int], Row] = {}
     longest: dict[Hashable, int] = {}
     for row in rows:
-        key, steps = setting(row), length(row)
+        key = setting(row)
+        steps = length(row)
         newest[key, steps] = row
         longest[key] = max(steps, longest.get(key, 0))
     shown = [row for (key, steps), row in newest.items() if steps == longest[key]]

@@ -36,7 +36,8 @@ def scale() -> Table:
     )
     lines = []
     for (changed, value), row in newest.items():
-        peak, forecast = memory(row, "peak_bytes"), memory(row, "forecast_bytes")
+        peak = memory(row, "peak_bytes")
+        forecast = memory(row, "forecast_bytes")
         time = f"{row['median']:.3f} s"
         lines.append((changed, f"{value:,}", time, faster(row), peak, forecast, runs.of(row)))
     return table(columns, lines)
@@ -84,6 +85,7 @@ def map_times() -> list[Row]:
     """The newest time of each size and number of threads."""
     newest = {}
     for row in load(SIMILARITY_MAP):
+        # Figures are named "time, two networks, 1 x 64 images".
         if row["figure"].startswith("time, "):
             newest[row["figure"], row["threads"]] = row
     return list(newest.values())

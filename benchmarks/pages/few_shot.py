@@ -67,6 +67,7 @@ def accuracies(rows: Iterable[Row]) -> Table:
         minus = ""
         if row["minus"]:
             minus = estimate(row["minus"], 100, 2, sign=True)
+        # float32 is the default and goes without saying.
         preset = row["preset"]
         if row["precision"] != "float32":
             preset += f", {row['precision']}"
@@ -150,6 +151,7 @@ def characters(row: Row) -> str:
 
 def accuracy_over_seeds(group: list[Row]) -> str:
     """Mean and standard deviation over seeds; of one seed the interval over its tasks."""
+    # ± over seeds is a standard deviation; over tasks it is a 95 % interval.
     text = MeanStd.of([row["accuracy"] for row in group]).text(100, 2, "seed")
     if len(group) == 1:
         text += f", ± {percent(group[0]['interval'])} over tasks"

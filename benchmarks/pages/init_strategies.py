@@ -154,6 +154,7 @@ def pairs() -> list[tuple[Row, Row]]:
     found = []
     for few in rows:
         for whole in rows:
+            # Same table, network, data and seeds: only the number of images differs.
             if few["images"] < whole["images"] and same_network(few) == same_network(whole):
                 found.append((few, whole))
     return found

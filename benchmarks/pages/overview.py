@@ -32,6 +32,7 @@ def accuracy() -> Table:
     )
     lines = []
     for row in few_shot.parted()[0]:
+        # The page has our own preset, and 20 ways.
         if row["preset"] not in PAPERS_PRESETS or row["ways"] != 5:
             continue
         minus = ""
@@ -57,10 +58,9 @@ def characters() -> Table:
     """The error on Lake et al.'s runs, beside theirs."""
     lines: list[Line] = []
     for row in load(one_shot.RESULTS):
-        error = f"{percent(row['error'], 1)} ± {percent(row['interval'], 1)}"
-        lines.append(
-            (row["algorithm"], error, str(len(row["seeds"])), f"{row['trained_steps'][0]:,}")
-        )
+        text = f"{percent(row['error'], 1)} ± {percent(row['interval'], 1)}"
+        steps = f"{row['trained_steps'][0]:,}"
+        lines.append((row["algorithm"], text, str(len(row["seeds"])), steps))
     for name, error in ONE_SHOT.items():
         lines.append((f"{name} ({LAKE})", f"{error:g}", "", ""))
     return table(("learner", "error, %", "seeds", "outer steps"), lines)
@@ -90,6 +90,7 @@ def worth() -> Table:
 def layer_maps() -> Table:
     """The time of a map of every layer against every layer, smallest and largest batch."""
     rows = [row for row in costs.map_times() if row["threads"] == 2]
+    # The smallest and the largest batch; the page has those between.
     ends = (min(row["batch"] for row in rows), max(row["batch"] for row in rows))
     lines = []
     for row in rows:
@@ -109,6 +110,7 @@ def meta_gradients() -> Table:
     }
     lines = []
     for setting in speed.IMAGES:
+        # First-order MAML is on the page.
         for algorithm in ("maml", "anil"):
             cells: list[str] = []
             for where in (CPU, H100):

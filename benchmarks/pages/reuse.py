@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import chain, starmap
 from typing import Any
 
 from benchmarks.harness.markdown import NONE, estimate, mean_std, number, over_seeds, table
@@ -37,6 +38,7 @@ def parted(experiment: str, *keys: str) -> tuple[list[Row], list[Row]]:
     """
 
     def setting(row: Row) -> str:
+        # Some experiments have a row a seed, others a row for all seeds.
         seeds = row.get("seed", row["seeds"])
         return json.dumps([problem_of(row), seeds, *(row[key] for key in keys)])
 
@@ -50,8 +52,8 @@ def problem_of(row: Row) -> list[Any]:
 
 def trained_steps(row: Row) -> int:
     """Outer steps of all networks of a row together."""
-    groups = row["trained"].values()
-    return sum(sum(run["trained_steps"] for run in runs) for runs in groups)
+    runs = chain.from_iterable(row["trained"].values())
+    return sum(run["trained_steps"] for run in runs)
 
 
 def newest(experiment: str, *keys: str) -> list[Row]:
@@ -79,7 +81,8 @@ def by_problem(chosen: Iterable[Row], *keys: str) -> list[list[Row]]:
 def freezing(chosen: Sequence[Row]) -> Table:
     """Accuracy with the first k layers frozen at test time, and the paper's beside it."""
     runs = Runs(RESULTS)
-    steps = [step for row in chosen for step in row["rows"][1:]]
+    # The first step freezes nothing; each later one freezes a layer more.
+    steps = chain.from_iterable(row["rows"][1:] for row in chosen)
     layers = list(dict.fromkeys(step["layers"][-1] for step in steps))
     to = [f"to {name}" for name in layers]
     columns = ("data, ways, shots", "network", "seeds x steps", "nothing", *to, "run")
@@ -125,6 +128,7 @@ def similarity(chosen: Sequence[Row]) -> Table:
                 cells += [mean_std(row["body"][key], unit="pair"), number(row["floor"][key])]
             else:
                 cells += [NONE, NONE]
+        # The paper has these pairs on miniImageNet alone, whatever our data.
         published = ""
         paper = BETWEEN.get(frozenset(row["groups"]))
         if paper:
@@ -190,7 +194,8 @@ def profile_cells(
     group: Sequence[Row], names: Sequence[str], kind: str, pick: Callable[[Row, Row], float | None]
 ) -> list[str]:
     """One measure of each layer over seeds; nothing if no row has it."""
-    values = [[pick(layer, row) for layer, row in of_layer(group, name)] for name in names]
+    # (layers, seeds)
+    values = [list(starmap(pick, of_layer(group, name))) for name in names]
     if not kind.startswith("CCA"):
         return [over_seeds(seeds) for seeds in values]
     # Rows of one time have one kind of CCA alone.
@@ -220,9 +225,11 @@ def heads(chosen: Sequence[Row]) -> Table:
     headers = [name.replace("_", ", ") for name in names]
     lines = []
     for group in by_problem(chosen, "algorithm"):
-        accuracies = [row["reuse"]["accuracies"] for row in group]
-        cells = [over_seeds((seed[name]["mean"] for seed in accuracies), 100, 1) for name in names]
         first = group[0]
+        cells = []
+        for name in names:
+            seeds = [row["reuse"]["accuracies"][name]["mean"] for row in group]
+            cells.append(over_seeds(seeds, 100, 1))
         named = (problem(first), first["algorithm"], str(len(group)))
         lines.append((*named, *cells, runs.of(*group)))
     return table(("data, ways, shots", "network", "seeds", *headers, "run"), lines)
@@ -262,6 +269,7 @@ def decomposition_cells(row: Row) -> list[str]:
     if parts is None:
         return [NONE] * 5
     scores = {part["name"]: part["score"] for part in parts["conditions"]}
+    # The condition is named by what the converged head starts from.
     start = {"zeros": "zeros", "initial": "its initialisation"}[parts["start"]]
     names = (
         "nothing frozen",
@@ -311,7 +319,7 @@ def cross_domain(chosen: Sequence[Row]) -> Table:
 def probes(chosen: Sequence[Row]) -> Table:
     """Accuracy of a linear probe on each layer."""
     runs = Runs(RESULTS)
-    names = list(dict.fromkeys(name for row in chosen for name in row["accuracy"]))
+    names = list(dict.fromkeys(chain.from_iterable(row["accuracy"] for row in chosen)))
     layers = [f"{name}, %" for name in names]
     columns = ("data", "network", "seeds x steps", *layers, "classes, training images", "run")
     lines = []
@@ -343,7 +351,8 @@ def timeline(chosen: Sequence[Row]) -> Table:
     lines = []
     for group in groups:
         first = group[0]
-        layers = [[layer["cka"]["mean"] for layer, _ in of_layer(group, name)] for name in names]
+        # (layers, seeds)
+        layers = [list(starmap(KINDS[CKA], of_layer(group, name))) for name in names]
         lines.append(
             (
                 problem(first),
@@ -397,8 +406,10 @@ def pooled_cca(layer: Row) -> float | None:
     return layer[written_as("cca_pooled", layer)]
 
 
+CKA = "CKA before and after, debiased"
+# What a line of the profile shows: a number of a layer in a row.
 KINDS: dict[str, Callable[[Row, Row], float | None]] = {
-    "CKA before and after, debiased": lambda layer, row: layer["cka"]["mean"],
+    CKA: lambda layer, row: layer["cka"]["mean"],
     "the same, biased": lambda layer, row: row["cka_biased"][layer["layer"]]["mean"],
     "CCA, mean over tasks": lambda layer, row: mean_cca(layer),
     "CCA, tasks pooled": lambda layer, row: pooled_cca(layer),
@@ -413,7 +424,7 @@ KINDS: dict[str, Callable[[Row, Row], float | None]] = {
 
 def layers_of(groups: Sequence[Sequence[Row]]) -> list[str]:
     """The layers that any row has, in order."""
-    layers = [layer for group in groups for layer in group[0]["reuse"]["layers"]]
+    layers = chain.from_iterable(group[0]["reuse"]["layers"] for group in groups)
     return list(dict.fromkeys(layer["layer"] for layer in layers))
 
 

@@ -87,6 +87,7 @@ def seconds() -> Table:
         ours = (own_time(row), row["execution"])
         rest = (bfloat16(row), bare_convolutions(row), runs.of(row))
         lines.append((*named(row), *ours, *peers, *rest))
+    # The means stand below all settings, place by place.
     for where in dict.fromkeys(map(place, rows)):
         lines += means([row for row in rows if place(row) == where], where)
     return table(columns, lines)
@@ -165,6 +166,7 @@ def memory() -> Table:
     sides = (OURS, *PEERS)
     lines = []
     for row in newest("memory"):
+        # A row has one thread and all threads.
         for threads, peaks in row["bytes"].items():
             cells = [peak(row, peaks, name) for name in sides]
             lines.append((*named(row), threads, *cells, runs.of(row)))
@@ -192,7 +194,7 @@ def sampling_lines() -> list[Line]:
         "learn2learn": "the same images in memory",
         FILES: "learn2learn's own Omniglot, from its files",
     }
-    lines = []
+    lines: list[Line] = []
     for row in newest("sampling"):
         rates = {name: statistics.median(values) for name, values in row["rates"].items()}
         for name, source in sources.items():
@@ -208,7 +210,7 @@ def sampling_lines() -> list[Line]:
 def start_lines() -> list[Line]:
     """The time of a short run in a fresh process."""
     runs = Runs(RESULTS)
-    lines = []
+    lines: list[Line] = []
     for row in newest("start"):
         figure = (
             f"{row['steps']} outer steps of {row['tasks']} tasks on Omniglot in a fresh process,"
@@ -237,6 +239,7 @@ def devices() -> Table:
     """Where the figures come from: a line a device and number of threads, with the versions."""
     runs = Runs(RESULTS)
     lines = []
+    # The newest row of each place has its versions.
     for where, row in {place(row): row for row in full_rows()}.items():
         versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
         gaps = "".join(f"; {name} {why}" for name, why in row["missing"].items())
@@ -282,6 +285,7 @@ def peer(row: Row, name: str) -> str:
 
 def bfloat16(row: Row) -> str:
     """How much faster ours is under bfloat16 autocast."""
+    # NaN if it was not timed.
     faster = 1 / ratio(row, f"{OURS}, bfloat16")
     if math.isnan(faster):
         return NONE

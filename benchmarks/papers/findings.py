@@ -196,7 +196,8 @@ class Questions:
         missing = missed(steps, (a, b))
         if missing:
             return Finding(claim, "steps", margin, note=missing)
-        return (rule or less)(claim, steps[a], steps[b], margin, "steps", self.level)
+        compare: Callable[..., Finding] = rule or less
+        return compare(claim, steps[a], steps[b], margin, "steps", self.level)
 
     def faster(self, claim: str, start: str) -> Finding:
         """Whether a start is faster than random, by the test of the table of starts."""
