@@ -183,7 +183,9 @@ class GradientLearner(Learner):
         self, network: Functional, support: Tensor, query: Tensor | None, logits: torch.Size
     ) -> None:
         """Check the labels of a stack against logits of this shape (see `Learner`)."""
-        self.check_outputs(network, logits, support)
+        # Without an inner step the support set is not used.
+        if self.steps and self.rates:
+            self.check_outputs(network, logits, support)
         super().check_targets(network, support, query, logits)
 
     # Settings.

@@ -122,7 +122,7 @@ def _fastest(learner: Solver) -> str:
     """The fastest way that is known to be right for this model and device."""
     on_cpu = is_on(learner, "cpu")
     kinds = _DENSE if on_cpu else (*_DENSE, *_CONVOLUTIONAL)
-    # Plain: its forward pass does nothing that vmap or a copy would lose.
+    # Plain: made of known modules without hooks.
     if is_plain(learner.model) and _vectorizes(learner.model, kinds):
         if is_on(learner, "cuda") and not without_graphs(learner):
             return "graphs"
