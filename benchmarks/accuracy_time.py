@@ -1,4 +1,4 @@
-"""How accurate is each learner after so many seconds of training, ours beside learn2learn?
+"""How accurate is each learner after so many seconds, ours beside learn2learn?
 
     python -m benchmarks.accuracy_time --seconds 300
     python -m benchmarks.accuracy_time --draw true      # the picture alone, from the result file
@@ -14,9 +14,8 @@ run to that file and draws `benchmarks/accuracy_time.png`.
 from __future__ import annotations
 
 import importlib.metadata
-import json
-import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,19 +27,18 @@ from metalearn import Learner, evaluate, meta_backward
 from metalearn.engine.execution import choose_execution
 from metalearn.episodes import stack, unstack
 from metalearn.experiments.experiment import Experiment
-from metalearn.runtime.options import Listed, listed
 from metalearn.runtime.progress import progress as shown_progress
-from metalearn.runtime.provenance import commit, machine, now, versions
 
-from . import peer_loops
-from .peer_loops import Plain, Recipe
-from .rows import append, keep_in, run_benchmark
+from .harness.rows import Row, append, choose, keep_in, load, origin, run_benchmark
+from .peers import loops
+from .peers.loops import Plain, Recipe
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "accuracy_time.jsonl"
 PICTURE = HERE / "accuracy_time.png"
 ALGORITHMS = ("maml", "fomaml", "anil")
 SIDES = ("metalearn", "learn2learn")
+LINES = {True: ("-", "#1f4e79"), False: ("--", "#c05020")}  # of ours, and of a peer
 
 
 @dataclass
@@ -70,46 +68,50 @@ class Racer:
         return cls(side, algorithm, experiment, learner, net, optimizer)
 
     def train(self, seconds: float) -> None:
-        """Go on for about so long."""
+        """Continue for about so long."""
         settings = self.experiment.settings(self.algorithm)
-        tasks, until = self.experiment.training_tasks(self.algorithm), self.seconds + seconds
-        first = self.algorithm == "fomaml"
-        how = Recipe(
-            settings.lr,
-            settings.inner_steps,
-            nn.functional.cross_entropy,
-            self.algorithm == "anil",
-            first,
-        )
+        tasks = self.experiment.training_tasks(self.algorithm)
+        until = self.seconds + seconds
         while self.seconds < until:
             started = time.perf_counter()
-            episodes = stack(
-                tasks[self.steps * settings.meta_batch + j] for j in range(settings.meta_batch)
-            )
+            first = self.steps * settings.meta_batch
+            episodes = stack(tasks[first + number] for number in range(settings.meta_batch))
             self.optimizer.zero_grad()
-            if self.side == "metalearn":
-                meta_backward(self.learner, episodes)
+            if isinstance(self.net, Plain):
+                loops.meta_backward(self.side, self.net, self.recipe(), unstack(episodes))
             else:
-                peer_loops.meta_backward(self.side, self.net, how, unstack(episodes))  # type: ignore[arg-type]
+                meta_backward(self.learner, episodes)
             self.optimizer.step()
             self.steps += 1
             self.seconds += time.perf_counter() - started
+
+    def recipe(self) -> Recipe:
+        """What a peer's loop is told."""
+        settings = self.experiment.settings(self.algorithm)
+        return Recipe(
+            settings.lr,
+            settings.inner_steps,
+            nn.functional.cross_entropy,
+            head_only=self.algorithm == "anil",
+            first_order=self.algorithm == "fomaml",
+        )
 
     def test(self, tasks: int) -> None:
         """Note what it reaches now."""
         if self.net is not self.learner.model:
             _copy(self.net, self.learner.model)
-        found = evaluate(
+        evaluation = evaluate(
             self.experiment.tested(self.algorithm, self.learner),
             self.experiment.testing_tasks(tasks=tasks),
         )
-        point = {
-            "seconds": self.seconds,
-            "steps": self.steps,
-            "accuracy": found.mean,
-            "interval": found.interval,
-        }
-        self.points.append(point)
+        self.points.append(
+            {
+                "seconds": self.seconds,
+                "steps": self.steps,
+                "accuracy": evaluation.mean,
+                "interval": evaluation.interval,
+            }
+        )
 
 
 def accuracy_time(
@@ -123,9 +125,9 @@ def accuracy_time(
     seed: int = 0,
     threads: int | None = None,
     root: str | None = None,
-    draw: bool = False,
+    draw: bool = False,  # noqa: FBT001, FBT002  # a command line setting
     results: str | None = None,
-    progress: bool = True,
+    progress: bool = True,  # noqa: FBT001, FBT002  # a command line setting
 ) -> None:
     """Race the learners.
 
@@ -146,7 +148,8 @@ def accuracy_time(
         progress: show progress.
     """
     if draw:
-        picture(newest(Path(results or RESULTS)), drawn_beside(results or RESULTS))
+        path = Path(results or RESULTS)
+        picture(newest(path), picture_path(path))
         return
     keep_in(results)
     if threads:
@@ -154,12 +157,27 @@ def accuracy_time(
     experiment = Experiment(
         dataset=dataset, root=root, hidden=hidden, seed=seed, schedule="constant"
     )
-    racers = [
-        Racer.of(side, name, experiment)
-        for name in _among(algorithms, ALGORITHMS)
-        for side in _present(_among(sides, SIDES))
-    ]
-    turns = max(1, round(seconds / slice))
+    present = installed(choose("side", sides, SIDES))
+    racers = []
+    for name in choose("algorithm", algorithms, ALGORITHMS):
+        racers += [Racer.of(side, name, experiment) for side in present]
+    race(racers, max(1, round(seconds / slice)), seconds, test_tasks, progress=progress)
+    for racer in racers:
+        last = racer.points[-1]
+        print(
+            f"{racer.side} {racer.algorithm}: {last['accuracy']:.2%} after {racer.seconds:.0f} s"
+            f" and {racer.steps:,} steps",
+            flush=True,
+        )
+        append(described(racer, test_tasks))
+    if results:
+        picture(newest(Path(results)), picture_path(Path(results)))
+
+
+def race(
+    racers: Sequence[Racer], turns: int, seconds: float, test_tasks: int, *, progress: bool
+) -> None:
+    """Let the racers train in turns, each for `seconds` together, and test them after each turn."""
     with shown_progress("racing", turns * len(racers), shown=progress, unit="turn") as advance:
         for racer in racers:
             racer.test(test_tasks)
@@ -168,54 +186,42 @@ def accuracy_time(
                 racer.train(seconds / turns)
                 racer.test(test_tasks)
                 advance(text=f"{racer.side} {racer.algorithm} {racer.points[-1]['accuracy']:.1%}")
-    for racer in racers:
-        last = racer.points[-1]
-        print(
-            f"{racer.side} {racer.algorithm}: {last['accuracy']:.2%} after {racer.seconds:.0f} s"
-            f" and {racer.steps:,} steps",
-            flush=True,
-        )
-        append(_row(racer, test_tasks))
-    if results:
-        picture(newest(Path(results)), drawn_beside(results))
 
 
-def _row(racer: Racer, test_tasks: int) -> dict[str, Any]:
-    own = {racer.side: importlib.metadata.version(racer.side)} if racer.side != "metalearn" else {}
-    return {
+def described(racer: Racer, test_tasks: int) -> Row:
+    """All that is behind a race."""
+    execution = None
+    row = {
         "benchmark": "accuracy_time",
         "side": racer.side,
         "algorithm": racer.algorithm,
         **racer.experiment.to_dict(racer.algorithm),
         "points": racer.points,
         "test_tasks": test_tasks,
-        "execution": choose_execution(racer.learner) if racer.side == "metalearn" else None,
         "threads": torch.get_num_threads(),
-        "command": " ".join(["python -m benchmarks.accuracy_time", *sys.argv[1:]]),
-        "versions": versions() | own,
-        "machine": machine(),
-        "commit": commit(),
-        "time": now(),
+        **origin("accuracy_time"),
     }
+    if racer.side == "metalearn":
+        execution = choose_execution(racer.learner)
+    else:
+        row["versions"] |= {racer.side: importlib.metadata.version(racer.side)}
+    return {**row, "execution": execution}
 
 
-def drawn_beside(results: str | Path) -> Path:
+def picture_path(results: Path) -> Path:
     """Where the picture of these results goes: the page's, or beside the file."""
-    return (
-        PICTURE
-        if Path(results).resolve() == RESULTS.resolve()
-        else Path(results).with_suffix(".png")
-    )
+    if results.resolve() == RESULTS.resolve():
+        return PICTURE
+    return results.with_suffix(".png")
 
 
-def newest(results: Path) -> list[dict[str, Any]]:
+def newest(results: Path) -> list[Row]:
     """The newest row of every algorithm and side."""
-    rows = [json.loads(line) for line in results.read_text().splitlines()]
-    return list({(row["algorithm"], row["side"]): row for row in rows}.values())
+    return list({(row["algorithm"], row["side"]): row for row in load(results)}.values())
 
 
-def picture(rows: list[dict[str, Any]], path: Path) -> None:
-    """Accuracy against seconds of training: a panel an algorithm, ours solid and the peer dashed."""
+def picture(rows: list[Row], path: Path) -> None:
+    """Accuracy against seconds of training: a panel an algorithm, ours solid and peers dashed."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -231,33 +237,29 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
         layout="constrained",
     )
     for axis, name in zip(axes[0], names, strict=True):
-        for row in (row for row in rows if row["algorithm"] == name):
-            ours = row["side"] == "metalearn"
-            seconds = [point["seconds"] for point in row["points"]]
-            mean, half = (
-                [100 * point[key] for point in row["points"]] for key in ("accuracy", "interval")
-            )
-            colour = "#1f4e79" if ours else "#c05020"
-            axis.plot(
-                seconds,
-                mean,
-                "-" if ours else "--",
-                color=colour,
-                label=f"{row['side']} ({row['points'][-1]['steps']:,} steps)",
-            )
-            low, high = (
-                [m + sign * h for m, h in zip(mean, half, strict=True)] for sign in (-1, 1)
-            )
-            axis.fill_between(seconds, low, high, color=colour, alpha=0.2, linewidth=0)
+        for row in rows:
+            if row["algorithm"] == name:
+                _draw_race(axis, row)
         axis.set(title=name.upper(), xlabel="seconds of training")
         axis.legend(loc="lower right", fontsize="small")
         axis.grid(alpha=0.3)
     first = rows[0]
-    axes[0][0].set_ylabel(
-        f"test accuracy, %\n({first['dataset']} {first['ways']}-way {first['shots']}-shot)"
-    )
+    problem = f"{first['dataset']} {first['ways']}-way {first['shots']}-shot"
+    axes[0][0].set_ylabel(f"test accuracy, %\n({problem})")
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _draw_race(axis: Any, row: Row) -> None:
+    style, colour = LINES[row["side"] == "metalearn"]
+    points = row["points"]
+    seconds = [point["seconds"] for point in points]
+    mean = [100 * point["accuracy"] for point in points]
+    low = [100 * (point["accuracy"] - point["interval"]) for point in points]
+    high = [100 * (point["accuracy"] + point["interval"]) for point in points]
+    label = f"{row['side']} ({points[-1]['steps']:,} steps)"
+    axis.plot(seconds, mean, style, color=colour, label=label)
+    axis.fill_between(seconds, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
 def _copy(source: nn.Module, target: nn.Module) -> None:
@@ -266,25 +268,19 @@ def _copy(source: nn.Module, target: nn.Module) -> None:
             to.copy_(value)
 
 
-def _among(names: Listed, known: tuple[str, ...]) -> list[str]:
-    chosen_names = listed(names)
-    unknown = [name for name in chosen_names if name not in known]
-    if unknown or not chosen_names:
-        raise ValueError(
-            f"there is no {unknown[0] if unknown else names!r}; choose from {', '.join(known)}"
-        )
-    return chosen_names
-
-
-def _present(sides: list[str]) -> list[str]:
-    why = {side: peer_loops.missing(side) for side in sides if side != "metalearn"}
-    for side, reason in why.items():
+def installed(sides: list[str]) -> list[str]:
+    """The sides that can run here; the others are named with the cure."""
+    present = []
+    for side in sides:
+        reason = ""
+        if side != "metalearn":
+            reason = loops.missing(side)
         if reason:
-            print(
-                f"{side} {reason}; benchmarks/peers/install.sh builds an environment with it",
-                flush=True,
-            )
-    return [side for side in sides if not why.get(side)]
+            message = "benchmarks/peers/install.sh builds an environment with it"
+            print(f"{side} {reason}; {message}", flush=True)
+        else:
+            present.append(side)
+    return present
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The numbers of the sentences in README.md and benchmarks/README.md, computed from the rows that
-they rest on.
+"""The numbers of the pages' sentences, computed from the rows that they rest on.
 
     python -m benchmarks.claims         # print them
 
 A sentence with numbers is followed by a comment, `<!-- claim NAME -->`. The function of that name
-here gives its numbers, as printed and in the order of the sentence; `tests/test_claims.py` compares
-the two. A sentence reaches back to the comment before it, or to the start of its paragraph.
+here gives its numbers, as printed and in the order of the sentence; the two are compared by
+`tests/benchmarks/test_claims.py`. A sentence reaches back to the comment before it, or to the start
+of its paragraph.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ import torch
 
 from metalearn.analysis import linear_cka
 
-from . import init_tables, reuse_tables, speed_tables
-from .papers import ACCURACY, RAGHU
-from .rows import run_benchmark
-from .tables import HERE, newest_few_shot, rows
+from .harness.rows import RESULTS, Row, load, run_benchmark
+from .pages import costs, few_shot, init_strategies, one_shot, reuse, speed
+from .papers.figures import ACCURACY, FINN, RAGHU
+from .tables import HERE
+from .tables import PAGES as RESULT_PAGES
 
-PAGES = (HERE.parent / "README.md", HERE / "README.md")
-Row = dict[str, Any]
+PAGES = (HERE.parent / "README.md", *RESULT_PAGES)
+CPU = "cpu, 2 threads"
+H100 = "NVIDIA H100 80GB HBM3, 8 threads"
+SPLITS = (None, "vinyals")  # of the first table on accuracy, other data sets having none
 Claim = Callable[[], list[str]]
 CLAIMS: dict[str, Claim] = {}
 
@@ -44,8 +47,8 @@ def claims() -> None:
 
 
 def sentences(text: str) -> Iterator[tuple[str, str]]:
-    """(name, sentence) of every claim of a page."""
-    for paragraph in re.split(r"\n\s*\n", text):
+    """(name, sentence) of every claim of a page; a table ends a paragraph."""
+    for paragraph in re.split(r"\n\s*\n|<!-- end -->|<!-- table \w+ -->", text):
         parts = re.split(r"<!-- claim (\w+) -->", paragraph)
         # sentence, name, sentence, name, ..., the rest
         yield from zip(parts[1::2], parts[::2], strict=False)
@@ -55,18 +58,169 @@ def missing(sentence: str, numbers: Iterable[str]) -> str:
     """The first of the numbers that the sentence does not have in this order, or "".
 
     Example:
-        >>> missing("it costs 17.7 ± 1.1 points", ["17.7", "1.1"]), missing("it costs 17.7 points", ["7.7"])
-        ('', '7.7')
+        >>> missing("it costs 17.7 ± 1.1 points", ["17.7", "1.1"])
+        ''
+        >>> missing("it costs 17.7 points", ["7.7"])
+        '7.7'
     """
     place = 0
     text = " ".join(sentence.split())
     for number in numbers:
-        # not within another number: neither 7.7 in 17.7 or -7.7, nor 17 in 17.7 or 17,000
-        found = re.compile(rf"(?<![\d.,+-]){re.escape(number)}(?![.,]?\d)").search(text, place)
-        if found is None:
+        # Not within another number: neither 7.7 in 17.7 or -7.7, nor 17 in 17.7 or 17,000.
+        pattern = rf"(?<![\d.,+-]){re.escape(number)}(?![.,]?\d)"
+        match = re.compile(pattern).search(text, place)
+        if match is None:
             return number
-        place = found.end()
+        place = match.end()
     return ""
+
+
+# How numbers are printed
+
+
+def points(share: float, digits: int = 1) -> str:
+    """A share in per cent."""
+    return f"{100 * share:.{digits}f}"
+
+
+def in_points(estimate: Row, digits: int = 1) -> list[str]:
+    """A mean and its interval in percentage points."""
+    return [points(estimate["mean"], digits), points(estimate["interval"], digits)]
+
+
+def between(values: Iterable[float], digits: int) -> list[str]:
+    """The smallest and the largest, as printed."""
+    known = list(values)
+    assert all(map(math.isfinite, known))
+    return [f"{value:.{digits}f}" for value in (min(known), max(known))]
+
+
+# Rows
+
+
+def matching(rows: Iterable[Row], **values: Any) -> list[Row]:
+    """The rows that have these values."""
+    return [row for row in rows if values.items() <= row.items()]
+
+
+def few_shot_run(dataset: str, algorithm: str, preset: str, seed: int = 0) -> Row:
+    """The longest run of an algorithm on 5-way 1-shot tasks of 15 queries a class."""
+    problem = {"dataset": dataset, "ways": 5, "queries": 15, "seed": seed}
+    rows = matching(few_shot_rows(), **problem, algorithm=algorithm, preset=preset)
+    return max(rows, key=lambda row: row["trained_steps"])
+
+
+def few_shot_rows() -> list[Row]:
+    """The newest row of each run on the splits of the first table."""
+    return [row for row in few_shot.newest() if row["data"].get("protocol") in SPLITS]
+
+
+def long_runs(algorithm: str) -> list[Row]:
+    """The runs on Omniglot 5-way of 10,000 steps and more."""
+    problem = {"dataset": "omniglot", "ways": 5, "queries": 15}
+    rows = matching(few_shot_rows(), **problem, algorithm=algorithm)
+    return [row for row in rows if row["trained_steps"] >= 10_000]
+
+
+def published(dataset: str, algorithm: str, source: str) -> str:
+    """The accuracy that a paper has for 5-way 1-shot tasks."""
+    figures = ACCURACY[dataset, 5, 1, algorithm]
+    (mean,) = [mean for mean, _, _, paper in figures if paper == source]
+    return f"{mean:g}"
+
+
+def reuse_row(experiment: str, dataset: str, preset: str, algorithm: str = "maml") -> Row:
+    """The row of an experiment on feature reuse for one learner."""
+    rows = reuse.newest(experiment, "algorithm")
+    (row,) = matching(rows, dataset=dataset, preset=preset, algorithm=algorithm)
+    return row
+
+
+def body_cost(dataset: str, preset: str) -> tuple[str, str, str]:
+    """The cost of freezing MAML's body for one network, its interval, and how many tasks."""
+    (run,) = reuse_row("freezing", dataset, preset)["runs"]
+    cost = run["rows"][-1]["cost"]
+    return points(cost["mean"]), points(cost["interval"]), str(run["tasks"])
+
+
+def profiles(dataset: str, algorithm: str, preset: str) -> list[Row]:
+    """The rows of what the inner loop changes, a seed each."""
+    for group in reuse.grouped("profile", "algorithm"):
+        if matching(group, dataset=dataset, algorithm=algorithm, preset=preset):
+            return group
+    raise LookupError(f"there is no profile of {algorithm} on {dataset} under {preset}")
+
+
+def timeline(dataset: str, preset: str) -> list[Row]:
+    """MAML's rows at points of training, one seed."""
+    firsts = [group[0] for group in reuse.grouped("timeline", "algorithm", "step")]
+    return matching(firsts, dataset=dataset, preset=preset, algorithm="maml")
+
+
+def cka(row: Row, name: str) -> float:
+    """Debiased CKA of a layer before and after adaptation."""
+    ((layer, _),) = reuse.of_layer([row], name)
+    return float(layer["cka"]["mean"])
+
+
+def decomposition_row(dataset: str, ways: int, algorithm: str) -> Row:
+    """The newest row that splits an accuracy into the parts of head and body."""
+    rows = reuse.newest("decomposition", "algorithm")
+    return matching(rows, dataset=dataset, ways=ways, algorithm=algorithm)[-1]
+
+
+def conditions(row: Row) -> dict[str, Row]:
+    """The conditions of a decomposition by name."""
+    return {part["name"]: part for part in row["pooled"]["decomposition"]["conditions"]}
+
+
+def worth(row: Row) -> list[str]:
+    """The worth of adapting the body."""
+    return in_points(row["pooled"]["decomposition"]["worth"])
+
+
+def resnets() -> tuple[Row, Row]:
+    """The comparisons of ResNet-18 with 500 and with all radiographs."""
+    few, whole = (row for row in init_strategies.newest() if row["network"] == "resnet18")
+    return few, whole
+
+
+def test_of(tests: Iterable[Row], name: str) -> Row:
+    """The test of one start."""
+    (test,) = [test for test in tests if test["strategy"] == name]
+    return test
+
+
+def steps(row: Row, name: str) -> float:
+    """Mean steps of a start to the threshold."""
+    return float(test_of(row["steps_tests"], name)["estimate"]["mean"])
+
+
+def timed(where: str, *, images: bool) -> list[Row]:
+    """The times of a meta-gradient in one place, of images or of the sinusoid."""
+    rows = [row for row in speed.newest("time") if speed.place(row) == where]
+    return [row for row in rows if (row["setting"] in speed.IMAGES) == images]
+
+
+def learn2learn_ratios(where: str, *, images: bool) -> list[float]:
+    """learn2learn's times as multiples of ours."""
+    rows = [row for row in timed(where, images=images) if "learn2learn" in row["seconds"]]
+    return [speed.ratio(row, "learn2learn") for row in rows]
+
+
+def streamed_distance() -> list[str]:
+    """The largest distance of a streamed measure from that in memory, to a condition of 1e5."""
+    (row,) = [row for row in load(costs.MEASURES) if "size" in row]
+    distances: list[float] = []
+    for condition in ("1e0", "1e1", "1e2", "1e3", "1e4", "1e5"):
+        distances += row["apart"][condition].values()
+    return [f"{max(distances):.0e}", "1e5"]
+
+
+def map_ratios(kind: str) -> dict[int, float]:
+    """How many times as long as ours torch_cka takes, by batch: the newest row of each."""
+    rows = [row for row in load(costs.SIMILARITY_MAP) if row["figure"].startswith(f"time, {kind}")]
+    return {row["batch"]: row["median_ratios"]["torch_cka"] for row in rows}
 
 
 # README.md
@@ -83,58 +237,44 @@ def noise() -> list[str]:
 
 @claim
 def streaming() -> list[str]:
-    """The largest distance of a streamed measure from the one in memory, up to a condition number
-    of 1e5.
-    """
-    (row,) = [row for row in rows("measures") if "apart" in row and "size" in row]
-    apart = [
-        value
-        for number in ("1e0", "1e1", "1e2", "1e3", "1e4", "1e5")
-        for value in row["apart"][number].values()
-    ]
-    return [f"{max(apart):.0e}", "1e5"]
+    """The largest distance of a streamed measure from that in memory, to a condition of 1e5."""
+    return streamed_distance()
 
 
 @claim
 def anil_against_maml() -> list[str]:
-    """ANIL minus MAML on Omniglot 5-way, of the runs of 10,000 steps and more; and its time of a
-    meta-gradient.
-    """
+    """ANIL minus MAML on Omniglot 5-way after 10,000 steps and more, and its time."""
     below = [-100 * row["minus"]["mean"] for row in long_runs("anil")]
-    seconds = {
-        (row["setting"], row["algorithm"]): speed_tables.median(row, "metalearn")
-        for row in timed("cpu, 2 threads", images=True)
-    }
-    shares = [
-        seconds[setting, "anil"] / seconds[setting, "maml"]
-        for setting, name in seconds
-        if name == "anil"
-    ]
+    seconds = {}
+    for row in timed(CPU, images=True):
+        seconds[row["setting"], row["algorithm"]] = speed.median(row, "metalearn")
+    shares = [seconds[name, "anil"] / seconds[name, "maml"] for name in speed.IMAGES]
     return [*between(below, 1), str(len(below)), *between(shares, 2)]
 
 
 @claim
 def freezing_mini_imagenet() -> list[str]:
-    """What freezing MAML's body costs on miniImageNet, over all test tasks."""
+    """The cost of freezing MAML's body on miniImageNet, over all test tasks."""
     run = few_shot_run("mini-imagenet", "maml", "raghu2020")
-    (paper,) = [
-        mean for mean, _, _, source in ACCURACY["mini-imagenet", 5, 1, "maml"] if source == RAGHU
-    ]
-    return [f"{100 * run['accuracy']:.1f}", f"{paper:g}", *body_cost("mini-imagenet", "raghu2020")]
+    paper = published("mini-imagenet", "maml", RAGHU)
+    return [points(run["accuracy"]), paper, *body_cost("mini-imagenet", "raghu2020")]
 
 
 @claim
 def freezing_omniglot() -> list[str]:
-    """What happens to MAML's last block on Omniglot, after the whole of MAML's protocol."""
+    """MAML's last block on Omniglot, after the whole of MAML's protocol."""
     (row,) = profiles("omniglot", "maml", "finn2017")
+    trained = few_shot_run("omniglot", "maml", "finn2017")["trained_steps"]
     anil = few_shot_run("omniglot", "anil", "finn2017")["minus"]
-    return [
-        f"{few_shot_run('omniglot', 'maml', 'finn2017')['trained_steps']:,}",
-        f"{similarity(row, 'block4'):.2f}",
-        *body_cost("omniglot", "finn2017"),
-        f"{100 * anil['mean']:.1f}",
-        f"{100 * anil['interval']:.1f}",
-    ]
+    block4 = f"{cka(row, 'block4'):.2f}"
+    return [f"{trained:,}", block4, *body_cost("omniglot", "finn2017"), *in_points(anil)]
+
+
+@claim
+def share_of_the_body() -> list[str]:
+    """The worth of the body and its cost in whole points, at five ways."""
+    _, glyphs, _, glyphs_cost, _, omniglot, _, omniglot_cost, _ = map(float, worth_at_five_ways())
+    return [f"{value:.0f}" for value in (glyphs, glyphs_cost, omniglot, omniglot_cost)]
 
 
 @claim
@@ -142,12 +282,9 @@ def transfusion_steps() -> list[str]:
     """Steps to the threshold of ResNet-18 from CIFAR-10, with 500 and with all radiographs."""
     few, whole = resnets()
     numbers = ["500", *(f"{steps(few, name):.0f}" for name in ("full", "random"))]
-    return [
-        *numbers,
-        f"{whole['images']:,}",
-        *(f"{steps(whole, name):.0f}" for name in ("full", "random")),
-        str(len(few["seeds"])),
-    ]
+    numbers += [f"{whole['images']:,}"]
+    numbers += [f"{steps(whole, name):.0f}" for name in ("full", "random")]
+    return [*numbers, str(len(few["seeds"]))]
 
 
 @claim
@@ -159,7 +296,7 @@ def transfusion_first_layers() -> list[str]:
 @claim
 def transfusion_scale() -> list[str]:
     """How much sooner than random Mean-Var reaches the threshold, and p after Holm."""
-    tests = [of_start(row["steps_tests"], "mean_var") for row in resnets()]
+    tests = [test_of(row["steps_tests"], "mean_var") for row in resnets()]
     assert {test["answer"] for test in tests} == {"no difference shown"}
     numbers = []
     for test in tests:
@@ -170,42 +307,36 @@ def transfusion_scale() -> list[str]:
 
 @claim
 def transfusion_ends() -> list[str]:
-    """Where full ends against random."""
-    tests = [of_start(row["final_tests"], "full") for row in resnets()]
+    """The final score of full against random's."""
+    tests = [test_of(row["final_tests"], "full") for row in resnets()]
     assert {test["answer"] for test in tests} == {"no difference shown"}
-    return [
-        f"{100 * test['paired']['difference'][part]:.2f}"
-        for test in tests
-        for part in ("mean", "interval")
-    ]
+    numbers = []
+    for test in tests:
+        numbers += in_points(test["paired"]["difference"], 2)
+    return numbers
 
 
 @claim
 def learn2learn_cpu() -> list[str]:
-    """A meta-gradient of learn2learn's as a multiple of ours on two CPU cores: images, sinusoid,
-    and compiled.
-    """
+    """learn2learn's time as a multiple of ours on a CPU: images, sinusoid, compiled."""
     return [
-        *between(ratios("cpu, 2 threads", images=True), 1),
-        *between(ratios("cpu, 2 threads", images=False), 0),
-        *between(ratios("cpu, 2 threads, compiled", images=False), 0),
+        *between(learn2learn_ratios(CPU, images=True), 1),
+        *between(learn2learn_ratios(CPU, images=False), 0),
+        *between(learn2learn_ratios(f"{CPU}, compiled", images=False), 0),
     ]
 
 
 @claim
 def learn2learn_gpu() -> list[str]:
-    """The same on a GPU, and how far apart the gradients are anywhere."""
-    where = "NVIDIA H100 80GB HBM3, 8 threads"
-    apart = [
-        value
-        for row in speed_tables.newest("gradients")
-        for name, value in row["apart"]["float64"].items()
-        if name.startswith("learn2learn")
-    ]
+    """The same on a GPU, and the largest difference of the gradients anywhere."""
+    differences: list[float] = []
+    for row in speed.newest("gradients"):
+        sides = row["apart"]["float64"].items()
+        differences += [value for name, value in sides if name.startswith("learn2learn")]
     return [
-        *between(ratios(where, images=True), 0),
-        *between(ratios(where, images=False), 0),
-        f"{max(apart):.0e}",
+        *between(learn2learn_ratios(H100, images=True), 0),
+        *between(learn2learn_ratios(H100, images=False), 0),
+        f"{max(differences):.0e}",
     ]
 
 
@@ -213,18 +344,120 @@ def learn2learn_gpu() -> list[str]:
 
 
 @claim
+def overview_maml() -> list[str]:
+    """MAML's accuracy under the papers' presets, beside theirs."""
+    omniglot = few_shot_run("omniglot", "maml", "finn2017")
+    mini = few_shot_run("mini-imagenet", "maml", "raghu2020")
+    assert mini["trained_steps"] < 30_000  # in words: fewer steps than the papers'
+    papers = [published(name, "maml", FINN) for name in ("omniglot", "mini-imagenet")]
+    return [points(omniglot["accuracy"]), papers[0], points(mini["accuracy"]), papers[1]]
+
+
+@claim
+def overview_one_shot() -> list[str]:
+    """The errors on Lake et al.'s runs."""
+    rows = {row["algorithm"]: row for row in load(one_shot.RESULTS)}
+    assert {len(row["seeds"]) for row in rows.values()} == {1}  # in words: one seed
+    (trained,) = {row["trained_steps"][0] for row in rows.values()}
+    numbers = [f"{trained:,}"]
+    for name in ("protonet", "anil"):
+        numbers += [points(rows[name]["error"]), points(rows[name]["interval"])]
+    return numbers
+
+
+@claim
+def overview_worth() -> list[str]:
+    """The worth of MAML's body at five ways."""
+    rows = [decomposition_row(name, 5, "maml") for name in ("glyphs", "omniglot")]
+    (seeds,) = {len(row["seeds"]) for row in rows}
+    return [str(seeds), *worth(rows[0]), *worth(rows[1])]
+
+
+@claim
+def overview_reuse() -> list[str]:
+    """The cost of freezing the body of the longest trained networks."""
+    run = few_shot_run("mini-imagenet", "maml", "raghu2020")
+    mini_cost = body_cost("mini-imagenet", "raghu2020")[:2]
+    trained = f"{few_shot_run('omniglot', 'maml', 'finn2017')['trained_steps']:,}"
+    return [points(run["accuracy"]), *mini_cost, trained, *body_cost("omniglot", "finn2017")[:2]]
+
+
+@claim
+def overview_streaming() -> list[str]:
+    """The largest distance of a streamed measure from that in memory, to a condition of 1e5."""
+    return streamed_distance()
+
+
+@claim
+def overview_maps() -> list[str]:
+    """The other libraries' times as multiples of ours, over all sizes on two threads."""
+    rows = [row["median_ratios"] for row in costs.map_times() if row["threads"] == 2]
+    numbers = between([row["torch_cka"] for row in rows], 1)
+    return [*numbers, *between([row["pytorch-cka"] for row in rows], 1)]
+
+
+@claim
+def overview_speed() -> list[str]:
+    """learn2learn's meta-gradient as a multiple of ours, images, on a CPU and on a GPU."""
+    numbers = between(learn2learn_ratios(CPU, images=True), 1)
+    return [*numbers, *between(learn2learn_ratios(H100, images=True), 0)]
+
+
+@claim
+def overview_starts() -> list[str]:
+    """Steps of three starts to the threshold, with 500 radiographs."""
+    few, _ = resnets()
+    assert {test["answer"] for test in few["final_tests"][1:]} == {"no difference shown"}
+    assert test_of(few["steps_tests"], "mean_var")["answer"] == "no difference shown"
+    return [f"{steps(few, name):.1f}" for name in ("through bn1", "full", "random")]
+
+
+@claim
+def overview_finetuning() -> list[str]:
+    """The ratio to a plain loop, and how many runs share the memory."""
+    rows = {row["figure"].split(" ")[0]: row for row in load(RESULTS / "finetuning.jsonl")}
+    assert abs(rows["peak"]["ratio"] - 1) < 0.01  # in words: the memory of 2
+    runs = [str(2 * seeds) for seeds in reversed(rows["peak"]["seeds"])]
+    return [f"{rows['time']['ratio']:.3f}", *runs]
+
+
+@claim
+def overview_race() -> list[str]:
+    """How many more outer steps ours makes in the same seconds, in per cent."""
+    ends = {}
+    for row in costs.races()[0]:
+        ends[row["algorithm"], row["side"]] = row["points"][-1]["steps"]
+    names = dict.fromkeys(name for name, _ in ends)
+    more = [ends[name, "metalearn"] / ends[name, "learn2learn"] - 1 for name in names]
+    return between([100 * share for share in more], 0)
+
+
+@claim
+def overview_growth() -> list[str]:
+    """Memory of one task and of 32, and the speed of two processes."""
+    newest = {(row["changed"], row["value"]): row for row in load(costs.SCALE)}
+    sizes = [costs.memory(newest["tasks", count], "peak_bytes") for count in (1, 32)]
+    faster = newest["processes", 2]["times_faster"]
+    return [*(text.removesuffix(" MiB") for text in sizes), f"{faster:.2f}"]
+
+
+@claim
+def overview_engine() -> list[str]:
+    """The plain loop's time as a multiple of ours."""
+    rows = [row for row in load(RESULTS / "engine.jsonl") if row["figure"].startswith("time")]
+    return [f"{rows[-1]['median_ratio']:.2f}"]
+
+
+# The pages
+
+
+@claim
 def maml_over_anil() -> list[str]:
     """The time of a meta-gradient on miniImageNet and a GPU, MAML's and ANIL's."""
-    found = timed("NVIDIA H100 80GB HBM3, 8 threads", images=True)
-    seconds = {
-        row["algorithm"]: speed_tables.median(row, "metalearn")
-        for row in found
-        if row["setting"] == "mini-imagenet"
-    }
-    return [
-        f"{seconds['maml'] / seconds['anil']:.1f}",
-        *(f"{1000 * seconds[name]:.1f}" for name in ("maml", "anil")),
-    ]
+    rows = [row for row in timed(H100, images=True) if row["setting"] == "mini-imagenet"]
+    seconds = {row["algorithm"]: speed.median(row, "metalearn") for row in rows}
+    milliseconds = [f"{1000 * seconds[name]:.1f}" for name in ("maml", "anil")]
+    return [f"{seconds['maml'] / seconds['anil']:.1f}", *milliseconds]
 
 
 @claim
@@ -238,81 +471,72 @@ def second_seed() -> list[str]:
 @claim
 def bfloat16() -> list[str]:
     """Accuracy after 1,200 steps in bfloat16 beside float32."""
-    numbers = []
+    rows = matching(few_shot_rows(), trained_steps=1200)
+    numbers = ["1,200"]
     for algorithm in ("maml", "anil"):
         for precision in ("bfloat16", "float32"):
-            (row,) = [
-                row
-                for row in on_the_shown_split()
-                if (row["algorithm"], row["precision"], row["trained_steps"])
-                == (algorithm, precision, 1200)
-            ]
-            numbers += [f"{100 * row['accuracy']:.2f}", f"{100 * row['interval']:.2f}"]
-    return ["1,200", *numbers]
+            (row,) = matching(rows, algorithm=algorithm, precision=precision)
+            numbers += [points(row["accuracy"], 2), points(row["interval"], 2)]
+    return numbers
 
 
 @claim
 def finn_rises() -> list[str]:
     """Test accuracy of MAML's protocol at points of training, and its time."""
-    points = timeline("omniglot", "finn2017")
     seconds = few_shot_run("omniglot", "maml", "finn2017")["training_seconds"]
     assert 11.25 < seconds / 60 < 11.75  # in words: 11 and a half minutes
-    accuracies = [
-        (f"{100 * row['evaluation']['mean']:.1f}", f"{row['step']:,}")
-        for row in points
-        if row["step"] != 18_200
-    ]
-    return [number for pair in accuracies for number in pair]
+    numbers = []
+    for row in timeline("omniglot", "finn2017"):
+        if row["step"] != 18_200:
+            numbers += [points(row["evaluation"]["mean"]), f"{row['step']:,}"]
+    return numbers
 
 
 @claim
 def analysed_networks() -> list[str]:
     """The miniImageNet networks that are analysed."""
-    own = [few_shot_run("mini-imagenet", name, "quick") for name in ("maml", "anil")]
+    quick = [few_shot_run("mini-imagenet", name, "quick") for name in ("maml", "anil")]
     papers = [few_shot_run("mini-imagenet", name, "raghu2020") for name in ("maml", "anil")]
     boil = few_shot_run("mini-imagenet", "boil", "boil2021")
     nil = few_shot_run("mini-imagenet", "nil-train", "raghu2020")
-    numbers = [f"{100 * row['accuracy']:.1f}" for row in own]
+    numbers = [points(row["accuracy"]) for row in quick]
     for row in papers:
-        numbers += [f"{100 * row['accuracy']:.1f}", f"{row['trained_steps']:,}"]
-    return [*numbers, *(f"{100 * row['accuracy']:.1f}" for row in (boil, nil))]
+        numbers += [points(row["accuracy"]), f"{row['trained_steps']:,}"]
+    return [*numbers, points(boil["accuracy"]), points(nil["accuracy"])]
 
 
 @claim
 def reuse_mini_imagenet() -> list[str]:
     """CKA of MAML's blocks at all points of training."""
-    points = timeline("mini-imagenet", "raghu2020")
-    lower = [similarity(row, name) for row in points for name in ("block1", "block2")]
-    assert len(points) == 4
+    rows = timeline("mini-imagenet", "raghu2020")
+    assert len(rows) == 4
+    lower = [cka(row, "block1") for row in rows] + [cka(row, "block2") for row in rows]
     numbers = [f"{min(lower):.2f}"]
     for name in ("block3", "block4"):
-        numbers += between([similarity(row, name) for row in points], 2)
+        numbers += between([cka(row, name) for row in rows], 2)
     return numbers
 
 
 @claim
 def freezing_at_points() -> list[str]:
-    """What freezing MAML's body costs on miniImageNet: at the end over all test tasks, and at the
-    points of training.
-    """
-    cost, interval, tasks = body_cost("mini-imagenet", "raghu2020")
-    points = timeline("mini-imagenet", "raghu2020")
-    costs = [row["reuse"]["freezing"]["rows"][-1]["cost"] for row in points]
-    numbers = [cost, interval, tasks]
-    for one in costs:
-        numbers += [f"{100 * one['mean']:.1f}", f"{100 * one['interval']:.1f}"]
-    return [*numbers, str(points[0]["analysed_tasks"])]
+    """The cost of freezing MAML's body on miniImageNet, at the end and at points of training."""
+    rows = timeline("mini-imagenet", "raghu2020")
+    numbers = list(body_cost("mini-imagenet", "raghu2020"))
+    for row in rows:
+        numbers += in_points(row["reuse"]["freezing"]["rows"][-1]["cost"])
+    return [*numbers, str(rows[0]["analysed_tasks"])]
 
 
 @claim
 def regimes_rank() -> list[str]:
     """The order of bodies under NIL on miniImageNet."""
-    rows_of = [
-        row
-        for row in reuse_tables.newest("regimes", "algorithm")
+    rows = reuse.newest("regimes", "algorithm")
+    accuracies = {
+        row["algorithm"]: row["accuracy"]["mean"]
+        for row in rows
         if row["dataset"] == "mini-imagenet"
-    ]
-    order = [row["algorithm"] for row in sorted(rows_of, key=lambda row: -row["accuracy"]["mean"])]
+    }
+    order = sorted(accuracies, key=accuracies.__getitem__, reverse=True)
     assert set(order[:2]) == {"maml", "anil"}
     return [name.replace("nil-train", "NIL training") for name in order[2:]]
 
@@ -321,37 +545,32 @@ def regimes_rank() -> list[str]:
 def boil_moves() -> list[str]:
     """CKA of BOIL's last block on miniImageNet."""
     (row,) = profiles("mini-imagenet", "boil", "raghu2020")
-    return [f"{similarity(row, 'block4'):.2f}"]
+    return [f"{cka(row, 'block4'):.2f}"]
 
 
 @claim
 def rapid_after_minutes() -> list[str]:
     """MAML's last block on Omniglot after 1,200 steps, three seeds."""
-    found = profiles("omniglot", "maml", "quick")
-    (row,) = freezing_rows("omniglot", "quick")
+    row = reuse_row("freezing", "omniglot", "quick")
     cost = row["rows"][0]["accuracy"]["mean"] - row["rows"][-1]["accuracy"]["mean"]
     (trained,) = {run["trained_steps"] for run in row["trained"]["maml"]}
-    block4 = statistics.fmean(similarity(one, "block4") for one in found)
-    return [f"{trained:,}", f"{block4:.2f}", f"{100 * cost:.1f}"]
+    seeds = profiles("omniglot", "maml", "quick")
+    block4 = statistics.fmean(cka(seed, "block4") for seed in seeds)
+    return [f"{trained:,}", f"{block4:.2f}", points(cost)]
 
 
 @claim
 def rapid_after_all() -> list[str]:
     """MAML's last block on Omniglot after the whole protocol, one seed."""
     (row,) = profiles("omniglot", "maml", "finn2017")
-    cost, interval, tasks = body_cost("omniglot", "finn2017")
+    trained = few_shot_run("omniglot", "maml", "finn2017")["trained_steps"]
     analysed = row["reuse"]["freezing"]["rows"][-1]["cost"]
-    fewer = [
-        f"{100 * analysed['mean']:.1f}",
-        f"{100 * analysed['interval']:.1f}",
-        str(row["analysed_tasks"]),
-    ]
-    headless = [
-        f"{100 * row['reuse']['accuracies'][name]['mean']:.1f}"
-        for name in ("headless_before", "headless_after")
-    ]
-    steps = f"{few_shot_run('omniglot', 'maml', 'finn2017')['trained_steps']:,}"
-    return [steps, f"{similarity(row, 'block4'):.2f}", cost, interval, tasks, *fewer, *headless]
+    accuracies = row["reuse"]["accuracies"]
+    numbers = [f"{trained:,}", f"{cka(row, 'block4'):.2f}", *body_cost("omniglot", "finn2017")]
+    numbers += [*in_points(analysed), str(row["analysed_tasks"])]
+    for name in ("headless_before", "headless_after"):
+        numbers.append(points(accuracies[name]["mean"]))
+    return numbers
 
 
 @claim
@@ -360,280 +579,101 @@ def accurate_without() -> list[str]:
     numbers = []
     for name in ("anil", "nil"):
         minus = few_shot_run("omniglot", name, "finn2017")["minus"]
-        numbers += [f"{100 * minus['mean']:+.1f}", f"{100 * minus['interval']:.1f}"]
+        numbers += [f"{100 * minus['mean']:+.1f}", points(minus["interval"])]
     return numbers
 
 
 @claim
 def similarity_map_batches() -> list[str]:
-    """From which batch on torch_cka takes 8 times as long for two networks, and 20 times for one
-    against itself.
-    """
-    found: dict[tuple[str, int], float] = {}
-    for row in rows("similarity_map"):
-        if row["figure"].startswith("time, "):
-            found[row["figure"].split(",")[1].strip(), row["batch"]] = row["median_ratios"][
-                "torch_cka"
-            ]
-    two = {batch: ratio for (kind, batch), ratio in found.items() if kind == "two networks"}
-    single = {
-        batch: ratio for (kind, batch), ratio in found.items() if kind == "one against itself"
-    }
-    assert 19 < single[256] < 20  # in words: all but at 256
-    reached = min(batch for batch, ratio in two.items() if ratio >= 8)
-    return [
-        "8",
-        str(reached),
-        "20",
-        str(min(batch for batch, ratio in single.items() if ratio >= 20)),
-        "256",
-    ]
+    """From which batch on torch_cka takes 8 times as long, and 20 for one network."""
+    two = map_ratios("two networks")
+    single = map_ratios("one against itself")
+    assert 19 < single[256] < 20  # in words: almost at 256
+    eight = min(batch for batch, ratio in two.items() if ratio >= 8)
+    twenty = min(batch for batch, ratio in single.items() if ratio >= 20)
+    return ["8", str(eight), "20", str(twenty), "256"]
 
 
 @claim
 def small_networks() -> list[str]:
-    """Random's steps to the threshold of the small networks, and what CBR-Small gains."""
-    small = [
-        row for row in init_tables.newest() if row["network"] in ("cbr_tiny", "cbr_small", "conv4")
-    ]
-    tests = [test for row in small for test in row["steps_tests"] if test["strategy"] != "random"]
-    assert "lower" not in {test["answer"] for test in tests}  # no start can be shown to be faster
-    (gain,) = [
-        of_start(row["final_tests"], "full") for row in small if row["network"] == "cbr_small"
-    ]
+    """Random's steps to the threshold of the small networks, and the gain of CBR-Small."""
+    small = ("cbr_tiny", "cbr_small", "conv4")
+    rows = {row["network"]: row for row in init_strategies.newest() if row["network"] in small}
+    for row in rows.values():
+        # In words: no start can be shown to be faster.
+        assert "lower" not in {test["answer"] for test in row["steps_tests"]}
+    gain = test_of(rows["cbr_small"]["final_tests"], "full")
     assert gain["answer"] == "higher"
-    return [
-        *between([steps(row, "random") for row in small], 0),
-        f"{100 * gain['paired']['difference']['mean']:.2f}",
-    ]
+    random = between([steps(row, "random") for row in rows.values()], 0)
+    return [*random, points(gain["paired"]["difference"]["mean"], 2)]
 
 
 @claim
 def same_seconds() -> list[str]:
     """Outer steps in 24 seconds, of the newest turns."""
-    newest = {
-        (row["side"], row["algorithm"]): row["points"][-1]["steps"] for row in rows("accuracy_time")
-    }
-    return [
-        "24",
-        *(
-            str(newest[side, name])
-            for side in ("metalearn", "learn2learn")
-            for name in ("maml", "fomaml", "anil")
-        ),
-    ]
+    made = {}
+    for row in costs.races()[0]:
+        made[row["side"], row["algorithm"]] = row["points"][-1]["steps"]
+    numbers = ["24"]
+    for side in ("metalearn", "learn2learn"):
+        numbers += [str(made[side, name]) for name in ("maml", "fomaml", "anil")]
+    return numbers
 
 
 @claim
 def worth_at_five_ways() -> list[str]:
-    """What adapting the body is worth on glyphs and on Omniglot 5-way, beside what freezing it
-    costs under the head's own steps.
-    """
+    """The worth of the body at five ways, and the cost of freezing it."""
     numbers = []
     for dataset in ("glyphs", "omniglot"):
         row = decomposition_row(dataset, 5, "maml")
-        parts = {part["name"]: part for part in row["pooled"]["decomposition"]["conditions"]}
-        own_steps = parts["body frozen, head by its own steps"]["cost"]
-        numbers += [*in_points(row["pooled"]["decomposition"]["worth"]), *in_points(own_steps)]
+        cost = conditions(row)["body frozen, head by its own steps"]["cost"]
+        numbers += [*worth(row), *in_points(cost)]
     return [str(len(row["seeds"])), *numbers]
 
 
 @claim
 def worth_at_twenty_ways() -> list[str]:
-    """The same on Omniglot 20-way."""
+    """The same at 20 ways, after how many steps and at which accuracy."""
     row = decomposition_row("omniglot", 20, "maml")
-    parts = {part["name"]: part for part in row["pooled"]["decomposition"]["conditions"]}
-    accuracy = f"{100 * parts['nothing frozen']['score']['mean']:.1f}"
-    own_steps = parts["body frozen, head by its own steps"]["cost"]
-    return [
-        "20",
-        accuracy,
-        *in_points(row["pooled"]["decomposition"]["worth"]),
-        *in_points(own_steps),
-    ]
-
-
-@claim
-def share_of_the_body() -> list[str]:
-    """The same in whole points."""
-    _, glyphs, _, glyphs_cost, _, omniglot, _, omniglot_cost, _ = map(float, worth_at_five_ways())
-    return [f"{value:.0f}" for value in (glyphs, glyphs_cost, omniglot, omniglot_cost)]
+    (trained,) = {run["trained_steps"] for run in row["trained"]["maml"]}
+    parts = conditions(row)
+    accuracy = points(parts["nothing frozen"]["score"]["mean"])
+    cost = in_points(parts["body frozen, head by its own steps"]["cost"])
+    return ["20", str(trained), accuracy, *worth(row), *cost]
 
 
 @claim
 def worth_of_boil() -> list[str]:
-    """What adapting the body is worth to BOIL on glyphs."""
-    return in_points(decomposition_row("glyphs", 5, "boil")["pooled"]["decomposition"]["worth"])
+    """The worth of adapting BOIL's body on glyphs."""
+    return worth(decomposition_row("glyphs", 5, "boil"))
 
 
 @claim
 def worth_on_mini_imagenet() -> list[str]:
-    """Accuracy on miniImageNet, and what adapting the body is worth there, of MAML and of BOIL."""
+    """Accuracy on miniImageNet, and the worth of adapting the body there, of MAML and of BOIL."""
     numbers = []
     for algorithm in ("maml", "boil"):
         row = decomposition_row("mini-imagenet", 5, algorithm)
-        parts = {part["name"]: part for part in row["pooled"]["decomposition"]["conditions"]}
-        accuracy = parts["nothing frozen"]["score"]["mean"]
-        numbers += [f"{100 * accuracy:.1f}", *in_points(row["pooled"]["decomposition"]["worth"])]
+        accuracy = conditions(row)["nothing frozen"]["score"]["mean"]
+        numbers += [points(accuracy), *worth(row)]
     return numbers
 
 
 @claim
 def queries_at_test() -> list[str]:
-    """Accuracy of the same networks on Finn et al.'s characters, by the number of queries a class."""
+    """Accuracy of the same networks on Finn et al.'s characters, by the queries a class."""
     numbers = []
     for queries in (1, 15):
-        of = {
-            "dataset": "omniglot",
-            "ways": 5,
-            "algorithm": "maml",
-            "preset": "finn2017",
-            "queries": queries,
-        }
-        chosen = [
-            row for row in rows("few_shot") if all(row[name] == value for name, value in of.items())
-        ]
-        seeds = {
-            row["seed"]: row["accuracy"] for row in chosen if row["data"]["protocol"] == "finn"
-        }
-        values = list(seeds.values())
-        numbers += [
-            str(queries),
-            f"{100 * statistics.mean(values):.1f}",
-            f"{100 * statistics.stdev(values):.1f}",
-        ]
+        seeds = {}
+        for row in load(few_shot.RESULTS):
+            kind = (row["dataset"], row["ways"], row["algorithm"], row["queries"])
+            finn = row["data"].get("protocol") == "finn"
+            if finn and kind == ("omniglot", 5, "maml", queries):
+                seeds[row["seed"]] = row["accuracy"]
+        accuracies = list(seeds.values())
+        spread = statistics.stdev(accuracies)
+        numbers += [str(queries), points(statistics.fmean(accuracies)), points(spread)]
     return numbers
-
-
-def decomposition_row(dataset: str, ways: int, algorithm: str) -> Row:
-    """The newest row that takes an accuracy apart."""
-    newest = reuse_tables.newest("decomposition", "algorithm")
-    return [
-        row
-        for row in newest
-        if (row["dataset"], row["ways"], row["algorithm"]) == (dataset, ways, algorithm)
-    ][-1]
-
-
-def in_points(estimate: Row) -> list[str]:
-    """A mean and its interval in percentage points."""
-    return [f"{100 * estimate['mean']:.1f}", f"{100 * estimate['interval']:.1f}"]
-
-
-def few_shot_run(dataset: str, algorithm: str, preset: str, seed: int = 0) -> Row:
-    """The longest run of an algorithm on 5-way 1-shot tasks of 15 queries a class."""
-    keys = ("dataset", "ways", "queries", "algorithm", "preset", "seed")
-    wanted = (dataset, 5, 15, algorithm, preset, seed)
-    same = [row for row in on_the_shown_split() if tuple(row[key] for key in keys) == wanted]
-    return max(same, key=lambda row: row["trained_steps"])
-
-
-def long_runs(algorithm: str) -> list[Row]:
-    """The runs on Omniglot 5-way of 10,000 steps and more."""
-    keys = ("dataset", "ways", "queries", "algorithm")
-    same = [
-        row
-        for row in on_the_shown_split()
-        if tuple(row[key] for key in keys) == ("omniglot", 5, 15, algorithm)
-    ]
-    return [row for row in same if row["trained_steps"] >= 10_000]
-
-
-def on_the_shown_split() -> list[Row]:
-    """The newest row of each run, but for those on another split of Omniglot than that of the first
-    table.
-    """
-    return [row for row in newest_few_shot() if row["data"].get("protocol") in (None, "vinyals")]
-
-
-def freezing_rows(dataset: str, preset: str) -> list[Row]:
-    """MAML's rows of freezing."""
-    found = reuse_tables.newest("freezing", "algorithm")
-    return [
-        row
-        for row in found
-        if (row["dataset"], row["preset"], row["algorithm"]) == (dataset, preset, "maml")
-    ]
-
-
-def body_cost(dataset: str, preset: str) -> tuple[str, str, str]:
-    """What freezing MAML's body costs one network in points, its interval over tasks, and how many
-    tasks.
-    """
-    (row,) = freezing_rows(dataset, preset)
-    (run,) = row["runs"]
-    cost = run["rows"][-1]["cost"]
-    return f"{100 * cost['mean']:.1f}", f"{100 * cost['interval']:.1f}", str(run["tasks"])
-
-
-def profiles(dataset: str, algorithm: str, preset: str) -> list[Row]:
-    """The rows of what the inner loop changes, a seed each."""
-    for same in reuse_tables.grouped("profile", "algorithm"):
-        if (same[0]["dataset"], same[0]["algorithm"], same[0]["preset"]) == (
-            dataset,
-            algorithm,
-            preset,
-        ):
-            return same
-    raise LookupError(f"there is no profile of {algorithm} on {dataset} under {preset}")
-
-
-def timeline(dataset: str, preset: str) -> list[Row]:
-    """MAML's rows at points of training, one seed."""
-    groups = reuse_tables.grouped("timeline", "algorithm", "step")
-    return [
-        row
-        for (row, *_) in groups
-        if (row["dataset"], row["preset"], row["algorithm"]) == (dataset, preset, "maml")
-    ]
-
-
-def similarity(row: Row, name: str) -> float:
-    """Debiased CKA of a layer before and after adaptation."""
-    ((layer, _),) = reuse_tables.of_layer([row], name)
-    return float(layer["cka"]["mean"])
-
-
-def resnets() -> tuple[Row, Row]:
-    """The comparisons of ResNet-18 with 500 and with all radiographs."""
-    few, whole = (row for row in init_tables.newest() if row["network"] == "resnet18")
-    return few, whole
-
-
-def of_start(tests: Iterable[Row], name: str) -> Row:
-    """The test of one start."""
-    (test,) = [test for test in tests if test["strategy"] == name]
-    return test
-
-
-def steps(row: Row, name: str) -> float:
-    """Mean steps of a start to the threshold."""
-    return float(of_start(row["steps_tests"], name)["estimate"]["mean"])
-
-
-def timed(where: str, *, images: bool) -> list[Row]:
-    """The times of a meta-gradient in one place, of images or of the sinusoid."""
-    return [
-        row
-        for row in speed_tables.newest("time")
-        if speed_tables.place(row) == where and (row["setting"] != "sinusoid") == images
-    ]
-
-
-def ratios(where: str, *, images: bool) -> list[float]:
-    """learn2learn's times as multiples of ours."""
-    return [
-        speed_tables.ratio(row, "learn2learn")
-        for row in timed(where, images=images)
-        if "learn2learn" in row["seconds"]
-    ]
-
-
-def between(values: Iterable[float], digits: int) -> list[str]:
-    """The smallest and the largest, as printed."""
-    known = list(values)
-    assert all(map(math.isfinite, known))
-    return [f"{value:.{digits}f}" for value in (min(known), max(known))]
 
 
 if __name__ == "__main__":

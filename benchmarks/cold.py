@@ -1,4 +1,5 @@
 """A short Omniglot training run from nothing: imports, data, and a few outer steps.
+
 `benchmarks.speed` runs it in fresh processes.
 
     python -m benchmarks.cold metalearn ROOT SCRATCH STEPS TASKS QUERIES
@@ -16,7 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-WAYS, LR, HIDDEN = 5, 0.4, 64
+# Finn et al.'s Omniglot 5-way, with max-pools.
+WAYS = 5
+LR = 0.4
+HIDDEN = 64
 
 
 def metalearn(root: str, scratch: str, steps: int, tasks: int, queries: int) -> dict[str, float]:
@@ -55,7 +59,7 @@ def learn2learn(root: str, scratch: str, steps: int, tasks: int, queries: int) -
     import torch
     import torch.nn.functional as F
 
-    from .peer_loops import Plain
+    from .peers.loops import Plain
 
     imported = time.perf_counter()
     torch.manual_seed(0)
@@ -69,7 +73,8 @@ def learn2learn(root: str, scratch: str, steps: int, tasks: int, queries: int) -
     for _ in range(steps):
         optimizer.zero_grad()
         for _ in range(tasks):
-            learner, (data, labels) = maml.clone(), train.sample()
+            learner = maml.clone()
+            data, labels = train.sample()
             labels, order = labels.sort()
             data = data[order]
             learner.adapt(F.cross_entropy(learner(data[support]), labels[support]))
@@ -85,18 +90,17 @@ def learn2learn(root: str, scratch: str, steps: int, tasks: int, queries: int) -
 
 
 def learn2learn_tasks(root: str, scratch: str, queries: int) -> Any:
-    """The training tasks of learn2learn's `get_tasksets("omniglot")`, which reads an image from its
-    file whenever it is drawn.
+    """The training tasks of learn2learn's `get_tasksets("omniglot")`.
+
+    It reads an image from its file whenever it is drawn.
     """
     import learn2learn as l2l
     from torchvision.datasets import Omniglot
 
-    (Path(scratch) / "omniglot-py").symlink_to(
-        (Path(root) / "omniglot-py").resolve()
-    )  # it writes a file beside the data
-    Omniglot._check_integrity = lambda self: (
-        True
-    )  # the images are there, the archive they came in need not be
+    # It writes a file beside the data, so the scratch folder holds a link to them.
+    (Path(scratch) / "omniglot-py").symlink_to((Path(root) / "omniglot-py").resolve())
+    # The images are there; the archive that they came in need not be.
+    Omniglot._check_integrity = lambda self: True
     samples = {
         "train_ways": WAYS,
         "train_samples": 1 + queries,
@@ -110,10 +114,5 @@ def learn2learn_tasks(root: str, scratch: str, queries: int) -> Any:
 
 if __name__ == "__main__":
     side, root, scratch, *numbers = sys.argv[1:]
-    print(
-        json.dumps(
-            {"metalearn": metalearn, "learn2learn": learn2learn}[side](
-                root, scratch, *map(int, numbers)
-            )
-        )
-    )
+    run = {"metalearn": metalearn, "learn2learn": learn2learn}[side]
+    print(json.dumps(run(root, scratch, *map(int, numbers))))

@@ -1,24 +1,20 @@
-"""What does `meta_backward` cost, in time and memory, beside a plain loop of `torch.autograd.grad`
-over tasks?
+"""What does `meta_backward` cost, in time and memory, beside a plain loop over tasks?
 
     python -m benchmarks.engine
 
 Conv4-64, Omniglot 5-way 1-shot, 15 queries a class, one inner step, 32 tasks (random images: the
-cost does not depend on what they show). Time: both sides in turn, several rounds, min and median.
-Memory: the peak of a fresh process above what it held before the first task, for one task, for 32
-and for 128 tasks. Also the episodes per second of `FewShot[i]` with one thread, and the second
-start of Omniglot where METALEARN_DATA names it. `--results benchmarks/results/engine.jsonl` adds a
-JSON line a figure to that file.
+cost does not depend on what they show). Time: both sides take turns, several rounds. Memory: the
+peak of a fresh process above what it held before the first task, for one task, for 32 and for 128
+tasks. Also the episodes per second of `FewShot[i]` with one thread, and the second start of
+Omniglot if METALEARN_DATA names its folder. `--results benchmarks/results/engine.jsonl` adds a JSON
+line a figure to that file.
 """
 
 from __future__ import annotations
 
 import os
 import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -28,11 +24,16 @@ from metalearn import MAML, Episode, Examples, meta_backward
 from metalearn.engine.execution import choose_execution
 from metalearn.episodes import unstack
 from metalearn.models import Conv4
-from metalearn.runtime.options import Listed, listed
-from metalearn.runtime.provenance import commit, machine, now, versions
+from metalearn.runtime.options import Listed
 from metalearn.tasks import FewShot, LabelledImages, omniglot
 
-from .rows import append, keep_in, run_benchmark
+from .harness.clock import median_ratio, medians, take_turns
+from .harness.markdown import mebibytes
+from .harness.memory import peak_above
+from .harness.memory import peak_of as peak_in_fresh_process
+from .harness.rows import keep_in, report, run_benchmark, run_figures
+
+DRAWN = 5000  # episodes of a round of sampling
 
 
 def episodes(tasks: int, ways: int = 5, queries: int = 15) -> Episode:
@@ -40,6 +41,7 @@ def episodes(tasks: int, ways: int = 5, queries: int = 15) -> Episode:
     generator = torch.Generator().manual_seed(0)
 
     def examples(each: int) -> Examples:
+        # (tasks, ways x each, 1, 28, 28), with labels (tasks, ways x each)
         images = torch.rand(tasks, ways * each, 1, 28, 28, generator=generator)
         return Examples(images, torch.arange(ways).repeat_interleave(each).repeat(tasks, 1))
 
@@ -49,25 +51,23 @@ def episodes(tasks: int, ways: int = 5, queries: int = 15) -> Episode:
 def plain_loop(model: torch.nn.Module, tasks: Episode, lr: float) -> None:
     """MAML's meta-gradient as one would write it by hand: task by task, gradients added up."""
     weights: dict[str, torch.Tensor] = dict(model.named_parameters())
+
+    def loss_of(parameters: dict[str, torch.Tensor], examples: Examples) -> torch.Tensor:
+        logits = functional_call(model, parameters, (examples.inputs,))
+        return F.cross_entropy(logits, examples.targets)
+
     for task in unstack(tasks):
-        loss = F.cross_entropy(
-            functional_call(model, weights, (task.support.inputs,)), task.support.targets
-        )
+        # theta' = theta - lr grad L_support(theta)
+        loss = loss_of(weights, task.support)
         gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
-        adapted = {
-            name: w - lr * g for (name, w), g in zip(weights.items(), gradients, strict=True)
-        }
-        outer = F.cross_entropy(
-            functional_call(model, adapted, (task.query.inputs,)), task.query.targets
-        )
-        for parameter, gradient in zip(
-            weights.values(), torch.autograd.grad(outer, list(weights.values())), strict=True
-        ):
-            parameter.grad = (
-                gradient / len(tasks.query.inputs)
-                if parameter.grad is None
-                else parameter.grad + gradient / len(tasks.query.inputs)
-            )
+        adapted = {}
+        for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
+            adapted[name] = weight - lr * gradient
+        # the mean over tasks of d L_query(theta') / d theta
+        outer = torch.autograd.grad(loss_of(adapted, task.query), list(weights.values()))
+        for parameter, gradient in zip(weights.values(), outer, strict=True):
+            share = gradient / len(tasks.query.inputs)
+            parameter.grad = share if parameter.grad is None else parameter.grad + share
 
 
 def engine(
@@ -92,43 +92,35 @@ def engine(
         print(_peak(way, int(count), int(threads)))
         return
     keep_in(results)
-    asked = listed(figures)
-    parts = {"time": lambda: _time(rounds, tasks), "memory": lambda: _memory(tasks)}
-    parts |= {"sampling": lambda: _sampling(rounds), "start": lambda: _start(rounds)}
-    for name in asked:
-        if name not in parts:
-            raise ValueError(f"there is no figure {name!r}; choose from {', '.join(parts)}")
-        parts[name]()
+    parts = {
+        "time": lambda: _time(rounds, tasks),
+        "memory": lambda: _memory(tasks),
+        "sampling": lambda: _sampling(rounds),
+        "start": lambda: _start(rounds),
+    }
+    run_figures(figures, parts)
 
 
 def _time(rounds: int, count: int) -> None:
     torch.manual_seed(0)
-    model, stacked = Conv4(5), episodes(count)
+    model = Conv4(5)
     learner = MAML(model, 0.4)
+    stacked = episodes(count)
     sides = {
         "meta_backward": lambda: meta_backward(learner, stacked),
         "plain loop": lambda: plain_loop(model, stacked, 0.4),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds + 1):
-        for name, run in sides.items():
-            model.zero_grad()
-            started = time.perf_counter()
-            run()
-            if number:
-                seconds[name].append(time.perf_counter() - started)
-    ratios = [
-        theirs / ours
-        for ours, theirs in zip(seconds["meta_backward"], seconds["plain loop"], strict=True)
-    ]
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    _report(
+    seconds = take_turns(sides, rounds, before=model.zero_grad)
+    ratio = median_ratio(seconds["plain loop"], seconds["meta_backward"])
+    middle = medians(seconds)
+    report(
+        "engine",
         "time of one meta-gradient",
-        f"{medians['meta_backward']:.3f} s, plain loop {medians['plain loop']:.3f} s: median ratio"
-        f" {statistics.median(ratios):.2f}",
+        f"{middle['meta_backward']:.3f} s, plain loop {middle['plain loop']:.3f} s: median ratio"
+        f" {ratio:.2f}",
         {
             "seconds": seconds,
-            "median_ratio": statistics.median(ratios),
+            "median_ratio": ratio,
             "execution": choose_execution(learner),
             "threads": torch.get_num_threads(),
             "tasks": count,
@@ -138,82 +130,57 @@ def _time(rounds: int, count: int) -> None:
 
 def _memory(count: int) -> None:
     def peak(way: str, tasks: int, threads: int) -> int:
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.engine",
-            "--peak_of",
-            f"{way},{tasks},{threads}",
-        ]
-        # Every larger block goes back to the system when it is freed, so that the peak is of what
-        # is in use, not of what the heap holds.
-        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-        return int(
-            subprocess.run(
-                command, capture_output=True, text=True, check=True, env=environment
-            ).stdout
-        )
+        return peak_in_fresh_process("engine", "--peak_of", f"{way},{tasks},{threads}")
 
-    one = peak("loop", 1, 1)
-    for way, tasks, threads in (
-        ("loop", count, 1),
-        ("loop", 4 * count, 1),
-        ("threads", count, 2),
-        ("threads", 4 * count, 2),
-    ):
-        found = peak(way, tasks, threads)
-        _report(
-            f"peak memory, {tasks} tasks, {way}",
-            f"{found / 2**20:.0f} MiB with {threads} in flight, one task {one / 2**20:.0f} MiB: "
-            f"{found / one / threads:.2f} x tasks in flight x one task",
-            {
-                "bytes": found,
-                "one_task_bytes": one,
-                "in_flight": threads,
-                "way": way,
-                "tasks": tasks,
-                "ratio": found / one / threads,
-            },
-        )
+    single = peak("loop", 1, 1)
+    for way, threads in (("loop", 1), ("threads", 2)):
+        for tasks in (count, 4 * count):
+            used = peak(way, tasks, threads)
+            ratio = used / single / threads
+            report(
+                "engine",
+                f"peak memory, {tasks} tasks, {way}",
+                f"{mebibytes(used)} with {threads} in flight, one task {mebibytes(single)}:"
+                f" {ratio:.2f} x tasks in flight x one task",
+                {
+                    "bytes": used,
+                    "one_task_bytes": single,
+                    "in_flight": threads,
+                    "way": way,
+                    "tasks": tasks,
+                    "ratio": ratio,
+                },
+            )
 
 
 def _peak(way: str, count: int, threads: int) -> int:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    small, learner, stacked = (
-        MAML(Conv4(5, hidden=2), 0.4, execution=way),
-        MAML(Conv4(5), 0.4, execution=way),
-        episodes(count),
-    )
-    meta_backward(small, episodes(2, queries=1))  # libraries and threads are there now
+    small = MAML(Conv4(5, hidden=2), 0.4, execution=way)
+    learner = MAML(Conv4(5), 0.4, execution=way)
+    stacked = episodes(count)
+    # Load the libraries and start their threads.
+    meta_backward(small, episodes(2, queries=1))
     for parameter in learner.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    before = _memory_now("VmRSS")
-    meta_backward(learner, stacked)
-    return _memory_now("VmHWM") - before
-
-
-def _memory_now(kind: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(kind))
+    return peak_above(lambda: meta_backward(learner, stacked))
 
 
 def _sampling(rounds: int) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     images = torch.randint(256, (4112 * 20, 1, 28, 28), dtype=torch.uint8)
-    drawn = FewShot(
-        LabelledImages(images, torch.arange(4112).repeat_interleave(20)), 5, 1, 15, tasks=10**6
-    )
+    labels = torch.arange(4112).repeat_interleave(20)
+    tasks = FewShot(LabelledImages(images, labels), 5, 1, 15, tasks=10**6)
     rates = []
     for number in range(rounds):
         started = time.perf_counter()
-        for index in range(5000 * number, 5000 * (number + 1)):
-            drawn[index]
-        rates.append(5000 / (time.perf_counter() - started))
+        for index in range(DRAWN * number, DRAWN * (number + 1)):
+            tasks[index]
+        rates.append(DRAWN / (time.perf_counter() - started))
     torch.set_num_threads(threads)
-    _report(
+    report(
+        "engine",
         "episodes per second, FewShot[i], one thread",
         f"median {statistics.median(rates):,.0f}",
         {"rates": rates},
@@ -225,36 +192,13 @@ def _start(rounds: int) -> None:
     if not root:
         print("second start of Omniglot: METALEARN_DATA is not set")
         return
-    omniglot(root, "train")
-    seconds = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        omniglot(root, "train")
-        seconds.append(time.perf_counter() - started)
-    _report(
+    seconds = take_turns({"start": lambda: omniglot(root, "train")}, rounds)["start"]
+    report(
+        "engine",
         "second start of Omniglot, imports apart",
         f"median {statistics.median(seconds):.2f} s",
         {"seconds": seconds},
     )
-
-
-def _report(what: str, said: str, facts: dict[str, object]) -> None:
-    print(f"{what}: {said}", flush=True)
-    about = {
-        "command": " ".join(["python -m benchmarks.engine", *sys.argv[1:]]),
-        "machine": machine(),
-        "versions": versions(),
-    }
-    row = {
-        "benchmark": "engine",
-        "figure": what,
-        "said": said,
-        **facts,
-        **about,
-        "commit": commit(),
-        "time": now(),
-    }
-    append(row)
 
 
 if __name__ == "__main__":

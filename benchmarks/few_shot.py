@@ -9,29 +9,27 @@ row to the file that `--results` names (benchmarks/results/few_shot.jsonl holds 
 
 from __future__ import annotations
 
-import sys
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from metalearn import experiments
 from metalearn.evaluation import Evaluation, paired
 from metalearn.experiments.experiment import Experiment, parse
-from metalearn.experiments.runs import Run
-from metalearn.runtime import provenance
+from metalearn.experiments.runs import Compared, Run
 from metalearn.runtime.options import Listed, listed
 from metalearn.runtime.progress import duration
-from metalearn.runtime.provenance import commit, versions
 
-from .papers import beside
-from .rows import append, keep_in, run_benchmark
+from .harness.markdown import estimate, table
+from .harness.rows import Row, append, keep_in, origin, run_benchmark
+from .papers.figures import beside
+
+# Settings that may differ from those of a checkpoint.
+AT_TEST = ("root", "device", "execution", "test_tasks", "queries")
 
 
 def few_shot(
     algorithms: Listed = "maml,anil,nil",
     checkpoints: Listed = "",
-    progress: bool = True,
+    progress: bool = True,  # noqa: FBT001, FBT002  # a command line setting
     note: str = "",
     results: str | None = None,
     **settings: Any,
@@ -49,91 +47,100 @@ def few_shot(
         settings: the few-shot problem and its training.
     """
     keep_in(results)
-    here = {
-        name: settings[name]
-        for name in ("root", "device", "execution", "test_tasks", "queries")
-        if settings.get(name) is not None
-    }
-    given = [experiments.restored(path, **here) for path in listed(checkpoints)]
-    experiment = given[0].experiment if given else Experiment(**settings)
-    done = experiments.compare(
-        experiment, parse(algorithms), runs={run.algorithm: run for run in given}, progress=progress
+    changes = {name: settings[name] for name in AT_TEST if settings.get(name) is not None}
+    stored = [experiments.restored(path, **changes) for path in listed(checkpoints)]
+    experiment = stored[0].experiment if stored else Experiment(**settings)
+    compared = experiments.compare(
+        experiment,
+        parse(algorithms),
+        runs={run.algorithm: run for run in stored},
+        progress=progress,
     )
-    first = next(iter(done.evaluations))
+    rows = described(compared, note)
+    for row in rows:
+        append(row)
     print(f"preset {experiment.preset}: {experiment.settings().follows}")
-    table = Table(
-        title=(
-            f"{experiment.dataset}, {experiment.ways}-way {experiment.shots}-shot, ± is 95 % over"
-            f" {experiment.test_tasks} tasks"
-        )
-    )
-    for column in (
-        "learner",
-        "accuracy %",
-        f"minus {first}, paired",
-        "steps",
-        "training",
-        "paper's figure",
-    ):
-        table.add_column(column)
-    for name, found in done.evaluations.items():
-        compared = None if name == first else paired(found, done.evaluations[first])
-        row = {**described(name, done.runs[name], found), "minus": None, "note": note}
-        if compared:
+    show(experiment, rows)
+
+
+def described(compared: Compared, note: str) -> list[Row]:
+    """A row a learner, with the paired difference from the first."""
+    rows = []
+    first = next(iter(compared.evaluations))
+    for name, evaluation in compared.evaluations.items():
+        row = {**described_run(name, compared.runs[name], evaluation), "minus": None, "note": note}
+        if name != first:
+            difference = paired(evaluation, compared.evaluations[first])
             row["minus"] = {
                 "learner": first,
-                "mean": compared.mean,
-                "interval": compared.interval,
-                "p": compared.p,
+                "mean": difference.mean,
+                "interval": difference.interval,
+                "p": difference.p,
             }
-        append(row)
-        difference = (
-            f"{100 * compared.mean:+.2f} ± {100 * compared.interval:.2f}" if compared else ""
-        )
-        ours = f"{100 * found.mean:.2f} ± {100 * found.interval:.2f}"
-        theirs = beside(experiment.dataset, experiment.ways, experiment.shots, name)
-        table.add_row(
-            name,
-            ours,
-            difference,
-            f"{row['trained_steps']:,}",
-            duration(row["training_seconds"]),
-            theirs,
-        )
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+        rows.append(row)
+    return rows
 
 
-def described(name: str, run: Run, found: Evaluation) -> dict[str, Any]:
+def described_run(name: str, run: Run, evaluation: Evaluation) -> Row:
     """All that is behind a row: settings, seed, versions, machine and commit."""
-    experiment, chosen = run.experiment, run.experiment.settings(run.algorithm)
+    experiment = run.experiment
+    settings = experiment.settings(run.algorithm)
+    training = experiment.data("train")
+    tasks = len(evaluation.per_episode)
     return {
         "benchmark": "few_shot",
         "algorithm": name,
         "body_trained_by": run.algorithm,
         **experiment.to_dict(run.algorithm),
         "preset": experiment.preset,
-        "follows": chosen.follows,
-        "test_steps": chosen.test_steps,
+        "follows": settings.follows,
+        "test_steps": settings.test_steps,
         "trained_steps": len(run.curve.losses),
         "training_seconds": round(run.curve.seconds, 1),
         "training_command": run.command(),
-        "accuracy": found.mean,
-        "interval": found.interval,
-        "interval_means": f"1.96 std / sqrt({len(found.per_episode)}) over test tasks, one seed",
-        "test_tasks": len(found.per_episode),
+        "accuracy": evaluation.mean,
+        "interval": evaluation.interval,
+        "interval_means": f"1.96 std / sqrt({tasks}) over test tasks, one seed",
+        "test_tasks": tasks,
         "queries": experiment.test_queries(),
         "data": experiment.data("test").description,
-        "training_images_per_class": round(
-            len(experiment.data("train")) / len(experiment.data("train").names)
-        ),
+        "training_images_per_class": round(len(training) / len(training.names)),
         "norm": run.learner.settings()["norm"],
         "execution": experiment.execution,
-        "command": " ".join(["python -m benchmarks.few_shot", *sys.argv[1:]]),
-        "versions": versions(),
-        "machine": provenance.machine(),
-        "commit": commit(),
-        "time": provenance.now(),
+        **origin("few_shot"),
     }
+
+
+def show(experiment: Experiment, rows: list[Row]) -> None:
+    """Print the rows beside the papers' figures."""
+    first = rows[0]["algorithm"]
+    problem = f"{experiment.dataset}, {experiment.ways}-way {experiment.shots}-shot"
+    columns = (
+        "learner",
+        "accuracy %",
+        f"minus {first}, paired",
+        "steps",
+        "training",
+        "paper's figure",
+    )
+    lines = []
+    for row in rows:
+        name = row["algorithm"]
+        minus = ""
+        if row["minus"]:
+            minus = estimate(row["minus"], 100, 2, sign=True)
+        lines.append(
+            (
+                name,
+                estimate({"mean": row["accuracy"], "interval": row["interval"]}, 100, 2),
+                minus,
+                f"{row['trained_steps']:,}",
+                duration(row["training_seconds"]),
+                beside(experiment.dataset, experiment.ways, experiment.shots, name),
+            )
+        )
+    print(f"{problem}, ± is 95 % over {experiment.test_tasks} tasks")
+    print(table(columns, lines))
 
 
 if __name__ == "__main__":

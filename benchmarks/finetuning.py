@@ -1,40 +1,36 @@
-"""Does fine-tuning cost more than a plain PyTorch loop, and does comparing many runs hold more
-memory than one?
+"""Does fine-tuning cost more than a plain PyTorch loop, and many runs more memory than one?
 
     python -m benchmarks.finetuning
 
 Time: ResNet-18 on 28x28 grey images, batches of 32, Adam; both sides take the same steps on the
-same images from the same weights, in turn.
-Memory: the peak of a fresh process that compares two starts, above what it held before, under one
-seed and under several. `--results benchmarks/results/finetuning.jsonl` adds a JSON line a figure to
-that file.
+same images from the same weights, in turn. Memory: the peak of a fresh process that compares two
+starts, above what it held before, under one seed and under several.
+`--results benchmarks/results/finetuning.jsonl` adds a JSON line a figure to that file.
 """
 
 from __future__ import annotations
 
-import os
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from metalearn.runtime.provenance import commit, machine, now, versions
 from transfer import compare, everywhere, finetune, fresh, transfusion
 from transfer.finetuning.finetune import FineTuning, order
 from transfer.models import build
 
-from .engine import _memory_now
-from .rows import append, keep_in, run_benchmark
+from .harness.clock import median_ratio, medians, take_turns
+from .harness.markdown import mebibytes
+from .harness.memory import peak_above
+from .harness.memory import peak_of as peak_in_fresh_process
+from .harness.rows import keep_in, report, run_benchmark
 
-SIZE, BATCH, RATE = 28, 32, 1e-3
+SIZE = 28
+BATCH = 32
+RATE = 1e-3
 
 
 def finetuning(
@@ -64,13 +60,13 @@ def network() -> nn.Module:
 
 
 def training(steps: int) -> FineTuning:
-    """Fine-tuning on random images of two classes, tested on two images: the cost is that of the
-    steps.
-    """
+    """Fine-tuning on random images of two classes, tested on two: the cost is that of the steps."""
     generator = torch.Generator().manual_seed(0)
-    images, labels = torch.rand(256, 1, SIZE, SIZE, generator=generator), torch.arange(256) % 2
-    whole, few = TensorDataset(images, labels), TensorDataset(images[:2], labels[:2])
-    return finetune(whole, few, steps=steps, batch=BATCH, lr=RATE, evaluate_every=steps)
+    images = torch.rand(256, 1, SIZE, SIZE, generator=generator)
+    labels = torch.arange(256) % 2
+    train = TensorDataset(images, labels)
+    test = TensorDataset(images[:2], labels[:2])
+    return finetune(train, test, steps=steps, batch=BATCH, lr=RATE, evaluate_every=steps)
 
 
 def plain_loop(model: nn.Module, train: FineTuning, seed: int) -> None:
@@ -88,80 +84,66 @@ def plain_loop(model: nn.Module, train: FineTuning, seed: int) -> None:
 
 def _time(rounds: int, steps: int) -> None:
     train = training(steps)
-    seconds: dict[str, list[float]] = {"finetune": [], "plain loop": []}
-    for number in range(rounds + 1):
-        ends = []
-        for side, times in seconds.items():
-            torch.manual_seed(0)
-            model = network()
-            started = time.perf_counter()
-            train(model, number) if side == "finetune" else plain_loop(model, train, number)
-            if number:
-                times.append(time.perf_counter() - started)
-            ends.append(
-                torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-            )
-        assert torch.equal(*ends), "the two sides end with other weights"
-    ratio = statistics.median(ours / theirs for ours, theirs in zip(*seconds.values(), strict=True))
-    ours, theirs = (statistics.median(times) for times in seconds.values())
-    said = (
-        f"{ours:.3f} s, plain loop {theirs:.3f} s: median ratio {ratio:.3f}, the same weights to"
-        " the last bit"
+    turn: list[nn.Module] = []  # the network of this turn
+    ends: list[Tensor] = []  # the weights after the first turn
+
+    def start() -> None:
+        check_end()
+        torch.manual_seed(0)
+        turn.append(network())
+
+    def check_end() -> None:
+        # Every turn begins with the same weights and sees the same images, so all end alike.
+        if turn:
+            end = nn.utils.parameters_to_vector(turn.pop().parameters()).detach()
+            ends.append(end)
+        if len(ends) == 2:
+            assert torch.equal(*ends), "the two sides end with other weights"
+            ends.pop()
+
+    sides = {
+        "finetune": lambda: train(turn[0], 0),
+        "plain loop": lambda: plain_loop(turn[0], train, 0),
+    }
+    seconds = take_turns(sides, rounds, before=start)
+    check_end()
+    ratio = median_ratio(seconds["finetune"], seconds["plain loop"])
+    middle = medians(seconds)
+    report(
+        "finetuning",
+        f"time of {steps} steps",
+        f"{middle['finetune']:.3f} s, plain loop {middle['plain loop']:.3f} s: median ratio"
+        f" {ratio:.3f}, the same weights to the last bit",
+        {"seconds": seconds, "ratio": ratio, "threads": torch.get_num_threads()},
     )
-    _report(f"time of {steps} steps", said, {"seconds": seconds, "ratio": ratio})
 
 
 def _memory(seeds: int) -> None:
-    def peak(count: int) -> int:
-        command = [sys.executable, "-m", "benchmarks.finetuning", "--peak_of", str(count)]
-        # Every larger block goes back to the system when it is freed, so that the peak is of what
-        # is in use, not of what the heap holds.
-        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-        return int(
-            subprocess.run(
-                command, capture_output=True, text=True, check=True, env=environment
-            ).stdout.splitlines()[-1]
-        )
-
-    one, many = peak(1), peak(seeds)
-    said = (
-        f"{many / 2**20:.0f} MiB for {2 * seeds} runs, {one / 2**20:.0f} MiB for 2:"
-        f" {many / one:.2f} x"
-    )
-    _report(
+    few = peak_in_fresh_process("finetuning", "--peak_of", "1")
+    many = peak_in_fresh_process("finetuning", "--peak_of", str(seeds))
+    report(
+        "finetuning",
         "peak memory of compare",
-        said,
-        {"bytes": [one, many], "seeds": [1, seeds], "ratio": many / one},
+        f"{mebibytes(many)} for {2 * seeds} runs, {mebibytes(few)} for 2: {many / few:.2f} x",
+        {
+            "bytes": [few, many],
+            "seeds": [1, seeds],
+            "ratio": many / few,
+            "threads": torch.get_num_threads(),
+        },
     )
 
 
 def _peak(seeds: int) -> int:
-    train, weights = training(4), network()
-    train(network(), 0)  # libraries are there now
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    before = _memory_now("VmRSS")
+    train = training(4)
+    weights = network()
+    train(network(), 0)  # load the libraries
     starts: dict[str, Any] = {"random": everywhere(fresh()), "full": transfusion(weights)}
+    probe = train.train_inputs[:64]
     with tempfile.TemporaryDirectory() as folder:
-        compare(starts, network, train, train.train_inputs[:64], range(seeds), folder=folder)
-    return _memory_now("VmHWM") - before
-
-
-def _report(what: str, said: str, facts: dict[str, object]) -> None:
-    print(f"{what}: {said}", flush=True)
-    about = {
-        "command": " ".join(["python -m benchmarks.finetuning", *sys.argv[1:]]),
-        "machine": machine(),
-        "versions": versions(),
-    }
-    row = {
-        "benchmark": "finetuning",
-        "figure": what,
-        "said": said,
-        **facts,
-        **about,
-        "threads": torch.get_num_threads(),
-    }
-    append({**row, "commit": commit(), "time": now()})
+        return peak_above(
+            lambda: compare(starts, network, train, probe, range(seeds), folder=folder)
+        )
 
 
 if __name__ == "__main__":

@@ -1,23 +1,21 @@
-"""Does a pretrained start help, which layers carry it, and is it features or only scale? The
-Transfusion paper asked; on public images.
+"""Does a pretrained start help, which layers carry it, and is it features or only scale?
 
     python -m benchmarks.init_strategies --table a --images 500
 
-Fine-tunes every start under every seed on the same batches (a comparison that was stopped goes on
-in `--folder`), after pretraining the network where that is not there yet; prints curves' figures,
-tests and the paper's findings, and appends one row with all numbers to
-`benchmarks/results/init_strategies.jsonl`. Tables:
+The questions of the Transfusion paper, on public images. Fine-tunes every start under every seed on
+the same batches (a comparison that was stopped continues in `--folder`), after pretraining the
+network if that is not there yet; prints curves' figures, tests and the paper's findings, and adds
+one row with all numbers to the file that `--results` names. Tables:
 
-    a      ResNet-18 pretrained here, with its slim hybrid
-    conv4 Conv4 pretrained here, and meta-learned starts of the same network (`--checkpoints`, of
-    `metalearn train`) b SqueezeNet with real ImageNet weights (`--weights`) c CBR-Tiny and
-    CBR-Small pretrained here
+- a: ResNet-18 pretrained here, with its slim hybrid
+- conv4: Conv4 pretrained here, and meta-learned starts of the same network (`--checkpoints`, of
+  `metalearn train`)
+- b: SqueezeNet with real ImageNet weights (`--weights`)
+- c: CBR-Tiny and CBR-Small pretrained here
 """
 
 from __future__ import annotations
 
-import shlex
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -35,7 +33,6 @@ from metalearn.runtime import files, provenance
 from metalearn.runtime.options import Listed, listed, numbers
 from metalearn.runtime.options import device as usable
 from metalearn.runtime.progress import progress as shown_progress
-from metalearn.runtime.provenance import commit
 from metalearn.runtime.tables import plain
 from metalearn.tasks import LabelledImages
 from metalearn.training import checkpoints as saved
@@ -54,23 +51,29 @@ from transfer.finetuning.finetune import FineTuning, subset
 from transfer.initialisation.weights import IMAGENET, Pretrained, read
 from transfer.models import build, slim
 
-from .init_findings import Measured, findings, printed
-from .rows import append, keep_in, run_benchmark
+from .harness.rows import Row, append, keep_in, origin, run_benchmark
+from .papers.findings import Measured, findings, printed
 
-HIDDEN, POOL = 64, False  # Conv4 as Finn et al. 2017 have it for Omniglot
+# Conv4 as Finn et al. 2017 have it for Omniglot.
+HIDDEN = 64
+POOL = False
 SLIM_THROUGH = "layer2"
 PRETRAINING: dict[str, Any] = {"batch": 64, "lr": 1e-3}
 TESTED = 2000  # test images at most: of CIFAR-10 the first by class
-SHARE = (
-    91 / 96.4
-)  # the paper's 91 % test AUC, of the 96.4 % that ResNet-50 from a random start ends with
-Row = dict[str, Any]
+# The paper's 91 % test AUC, of the 96.4 % that ResNet-50 from a random start ends with.
+SHARE = 91 / 96.4
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a table compares: a network, the layers to copy through (all but the last before the
-    head), and the images it reads.
+    """What a table compares.
+
+    Args:
+        network: its name.
+        places: the layers to copy through, all but the last before the head.
+        size: height and width of the images it reads.
+        channels: 1 for grey, 3 for colour.
+        pretrained_here: whether its weights come from a training here.
     """
 
     network: str
@@ -81,21 +84,18 @@ class Plan:
 
 
 BLOCKS = ("block1", "block2", "block3")
+FIRES = tuple(f"features.{number}" for number in (0, 3, 4, 5, 7, 8, 9, 10))
 TABLES: dict[str, tuple[Plan, ...]] = {
     "a": (Plan("resnet18", ("bn1", "layer1", "layer2", "layer3")),),
     "conv4": (Plan("conv4", BLOCKS),),
-    "b": (
-        Plan(
-            "squeezenet1_0", tuple(f"features.{i}" for i in (0, 3, 4, 5, 7, 8, 9, 10)), 64, 3, False
-        ),
-    ),
+    "b": (Plan("squeezenet1_0", FIRES, size=64, channels=3, pretrained_here=False),),
     "c": (Plan("cbr_tiny", BLOCKS), Plan("cbr_small", BLOCKS)),
 }
 
 
 @dataclass(frozen=True)
 class Network:
-    """Builds a network by name from its own random start; other processes can be handed it."""
+    """Builds a network by name from its own random start; it can be sent to other processes."""
 
     name: str
     outputs: int
@@ -144,7 +144,8 @@ class Study:
 
     def training(self, parts: Split, plan: Plan) -> FineTuning:
         """The function that fine-tunes: the AUC of two classes, the accuracy of more."""
-        every = max(1, self.steps // self.tests)
+        images = self.images if self.images < len(parts.train) else None
+        normalize = None if plan.pretrained_here else v2.Normalize(*map(list, IMAGENET))
         return finetune(
             parts.train,
             parts.test,
@@ -152,10 +153,10 @@ class Study:
             batch=self.batch,
             lr=self.lr,
             optimizer=adam,
-            evaluate_every=every,
+            evaluate_every=max(1, self.steps // self.tests),
             metric="auc" if len(parts.train.names) == 2 else "accuracy",
-            images=None if self.images >= len(parts.train) else self.images,
-            transform=None if plan.pretrained_here else v2.Normalize(*map(list, IMAGENET)),
+            images=images,
+            transform=normalize,
             device=self.device,
         )
 
@@ -172,82 +173,72 @@ class Study:
 
     def pretrained(self, plan: Plan) -> tuple[Pretrained, Row]:
         """The network trained here on `pretrain_on`, once, and kept in the folder."""
-        path = (
-            self.folder
-            / f"pretrained-{plan.network}-{Path(self.pretrain_on).stem}-{self.pretrain_steps}.safetensors"
-        )
+        data = Path(self.pretrain_on).stem
+        file = f"pretrained-{plan.network}-{data}-{self.pretrain_steps}.safetensors"
+        path = self.folder / file
         if not path.exists():
-            parts = self.split(self.pretrain_on, plan)
-            train = finetune(
-                parts.train,
-                parts.test,
-                steps=self.pretrain_steps,
-                optimizer=adam,
-                evaluate_every=max(1, self.pretrain_steps // 4),
-                device=self.device,
-                **PRETRAINING,
-            )
-            torch.manual_seed(0)
-            model = Network(plan.network, train.classes, plan.channels)()
-            with shown_progress(
-                f"pretraining {plan.network} on {self.pretrain_on}",
-                train.steps,
-                shown=self.progress,
-            ) as advance:
-                curve = train(model, 0, advance)
-            about = {
-                "trained_on": self.pretrain_on,
-                "steps": train.steps,
-                **PRETRAINING,
-                "accuracy": curve.final,
-                "seconds": curve.seconds,
-            }
-            described = {
-                "classes": train.classes,
-                "images": len(parts.train),
-                "size": plan.size,
-                "channels": plan.channels,
-            }
-            where = {
-                "device": self.device,
-                "machine": provenance.machine(),
-                "versions": provenance.versions(),
-            }
-            files.save(path, dict(model.state_dict()), {**about, **described, **where})
+            self._pretrain(plan, path)
         tensors, record = files.load(path)
-        print(
-            f"{plan.network} pretrained on {record['trained_on']}: {record['accuracy']:.1%} of its"
-            " test images right",
-            flush=True,
+        name = f"{plan.network} pretrained on {record['trained_on']}"
+        print(f"{name}: {record['accuracy']:.1%} of its test images right", flush=True)
+        return Pretrained(name, tensors), record
+
+    def _pretrain(self, plan: Plan, path: Path) -> None:
+        parts = self.split(self.pretrain_on, plan)
+        train = finetune(
+            parts.train,
+            parts.test,
+            steps=self.pretrain_steps,
+            optimizer=adam,
+            evaluate_every=max(1, self.pretrain_steps // 4),
+            device=self.device,
+            **PRETRAINING,
         )
-        return Pretrained(f"{plan.network} pretrained on {record['trained_on']}", tensors), record
+        torch.manual_seed(0)
+        model = Network(plan.network, train.classes, plan.channels)()
+        title = f"pretraining {plan.network} on {self.pretrain_on}"
+        with shown_progress(title, train.steps, shown=self.progress) as advance:
+            curve = train(model, 0, advance)
+        record = {
+            "trained_on": self.pretrain_on,
+            "steps": train.steps,
+            **PRETRAINING,
+            "accuracy": curve.final,
+            "seconds": curve.seconds,
+            "classes": train.classes,
+            "images": len(parts.train),
+            "size": plan.size,
+            "channels": plan.channels,
+            "device": self.device,
+            "machine": provenance.machine(),
+            "versions": provenance.versions(),
+        }
+        files.save(path, dict(model.state_dict()), record)
 
     def strategies(self, plan: Plan, weights: Pretrained, network: Network) -> dict[str, Any]:
         """Every start by name, from none to all of the weights, then the meta-learned ones."""
-        found: dict[str, Any] = {
+        starts: dict[str, Any] = {
             "random": everywhere(fresh()),
             "mean_var": everywhere(mean_var(weights)),
             "permuted": everywhere(permuted(weights)),
             "gabor": everywhere(gabor()),
         }
         if plan.network.startswith("resnet"):
-            found["slim"] = (
-                replace(network, slim=True),
-                transfusion(weights, through=SLIM_THROUGH),
-            )
-        found |= {f"through {place}": transfusion(weights, through=place) for place in plan.places}
-        found["full"] = transfusion(weights)
-        given = (
-            [(learned_by(path), path) for path in self.checkpoints]
-            if plan.network == "conv4"
-            else []
-        )
-        twice = [name for name, _ in given if [other for other, _ in given].count(name) > 1]
-        if twice:
-            raise ValueError(
-                f"two of the checkpoints are {twice[0]}; give one of each algorithm and data set"
-            )
-        return found | {name: transfusion(path) for name, path in given}
+            hybrid = transfusion(weights, through=SLIM_THROUGH)
+            starts["slim"] = (replace(network, slim=True), hybrid)
+        for place in plan.places:
+            starts[f"through {place}"] = transfusion(weights, through=place)
+        starts["full"] = transfusion(weights)
+        if plan.network == "conv4":
+            for path in self.checkpoints:
+                name = learned_by(path)
+                if name in starts:
+                    raise ValueError(
+                        f"two of the checkpoints are {name}; give one of each algorithm and data"
+                        " set"
+                    )
+                starts[name] = transfusion(path)
+        return starts
 
 
 def init_strategies(
@@ -268,7 +259,7 @@ def init_strategies(
     probe: int = 400,
     device: str = "auto",
     processes: int = 1,
-    progress: bool = True,
+    progress: bool = True,  # noqa: FBT001, FBT002  # a command line setting
     note: str = "",
     results: str | None = None,
 ) -> None:
@@ -304,35 +295,39 @@ def init_strategies(
     device = usable(device)
     if table not in TABLES:
         raise ValueError(f"there is no table {table!r}; choose {', '.join(TABLES)}")
-    seed_numbers = tuple(numbers(seeds, "seeds"))
-    paths = tuple(listed(checkpoints))
     if min(steps, tests, batch, images) < 1:
         raise ValueError(
             f"steps={steps}, tests={tests}, batch={batch} and images={images} must be at least 1"
         )
-    shared = (
-        pretrain_on,
-        pretrain_steps,
-        weights,
-        paths,
-        root,
-        Path(folder),
-        probe,
-        device,
-        processes,
-        progress,
-        note,
+    study = Study(
+        table=table,
+        dataset=dataset,
+        images=images,
+        seeds=tuple(numbers(seeds, "seeds")),
+        steps=steps,
+        tests=tests,
+        batch=batch,
+        lr=lr,
+        pretrain_on=pretrain_on,
+        pretrain_steps=pretrain_steps,
+        weights=weights,
+        checkpoints=tuple(listed(checkpoints)),
+        root=root,
+        folder=Path(folder),
+        probe=probe,
+        device=device,
+        processes=processes,
+        progress=progress,
+        note=note,
     )
-    study = Study(table, dataset, images, seed_numbers, steps, tests, batch, lr, *shared)
     for plan in TABLES[table]:
-        row = compared(study, plan)
-        append(row)
+        append(compared(study, plan))
 
 
 def compared(study: Study, plan: Plan) -> Row:
     """Run the comparison of one network and print it -> its row."""
     started = time.monotonic()
-    weights, origin = study.start(plan)
+    weights, source = study.start(plan)
     parts = study.split(study.dataset, plan)
     train = study.training(parts, plan)
     network = Network(plan.network, len(parts.train.names), plan.channels)
@@ -344,7 +339,7 @@ def compared(study: Study, plan: Plan) -> Row:
         f" seeds {study.seeds} ({place})",
         flush=True,
     )
-    found = compare(
+    comparison = compare(
         strategies,
         network,
         train,
@@ -355,36 +350,46 @@ def compared(study: Study, plan: Plan) -> Row:
         progress=study.progress,
         settings={"model": plan.network, "weights": weights.digest},
     )
-    found = with_threshold(found)
-    measured = Measured.of(found, plan.places, [name for name in strategies if " on " in name])
-    answers = findings(measured, few=count < len(parts.train), level=found.level)
-    print(f"\n{found}\n\n{printed(answers)}\n", flush=True)
+    comparison = with_threshold(comparison)
+    learned = [name for name in strategies if " on " in name]
+    measured = Measured.of(comparison, plan.places, learned)
+    answers = findings(measured, few=count < len(parts.train), level=comparison.level)
+    print(f"\n{comparison}\n\n{printed(answers)}\n", flush=True)
     return {
-        **described(study, plan, parts, train, origin),
+        **described(study, plan, parts, train, source),
         **plain(measured.to_dict()),
-        "final_tests": plain(found.finals),
-        "steps_tests": plain(found.steps),
-        "layers": plain(by_layer(found)),
-        "alike": plain(found.alike),
+        **described_results(comparison),
         "probe": study.probe,
-        "measure": found.measure,
-        "metric": found.metric,
-        "parameters": {
-            name: sum(found.of(name)[0].initialisation["parameters"].values())
-            for name in strategies
-        },
-        "training_seconds": round(sum(run.curve.seconds for run in found.runs), 1),
         "seconds": round(time.monotonic() - started),
-        "threshold": found.threshold,
-        "threshold_rule": found.threshold_rule,
-        "level": found.level,
+    }
+
+
+def described_results(comparison: Comparison) -> Row:
+    """The tests, layers and costs of a comparison."""
+    parameters = {}
+    for name in comparison.strategies:
+        initialisation = comparison.of(name)[0].initialisation
+        parameters[name] = sum(initialisation["parameters"].values())
+    return {
+        "final_tests": plain(comparison.finals),
+        "steps_tests": plain(comparison.steps),
+        "layers": plain(by_layer(comparison)),
+        "alike": plain(comparison.alike),
+        "measure": comparison.measure,
+        "metric": comparison.metric,
+        "parameters": parameters,
+        "training_seconds": round(sum(run.curve.seconds for run in comparison.runs), 1),
+        "threshold": comparison.threshold,
+        "threshold_rule": comparison.threshold_rule,
+        "level": comparison.level,
     }
 
 
 def described(
-    study: Study, plan: Plan, parts: Split, train: FineTuning, origin: Mapping[str, Any]
+    study: Study, plan: Plan, parts: Split, train: FineTuning, source: Mapping[str, Any]
 ) -> Row:
     """All that is behind a row but its numbers."""
+    elsewhere = ("versions", "machine")
     return {
         "benchmark": "init_strategies",
         "table": study.table,
@@ -398,52 +403,37 @@ def described(
         "classes": len(parts.train.names),
         "seeds": study.seeds,
         "settings": train.settings,
-        "pretraining": {
-            name: value for name, value in origin.items() if name not in ("versions", "machine")
-        },
+        "pretraining": {name: value for name, value in source.items() if name not in elsewhere},
         "checkpoints": [Path(path).name for path in study.checkpoints],
         "device": study.device,
         "processes": study.processes,
         "note": study.note,
-        "command": shlex.join(["python", "-m", "benchmarks.init_strategies", *sys.argv[1:]]),
-        "versions": provenance.versions(),
         "threads": torch.get_num_threads(),
-        "machine": provenance.machine(),
-        "commit": commit(),
-        "time": provenance.now(),
+        **origin("init_strategies"),
     }
 
 
-def by_layer(found: Comparison) -> list[Row]:
-    """Layer by layer, how alike its outputs are at the start and the end of every start's runs,
-    what chance gives, and its weights.
-    """
-    kept = {name: found.kept(name) for name in found.strategies}
-    return [
-        {
-            "layer": layer,
-            "similarity": {name: layers[layer][0] for name, layers in kept.items()},
-            "chance": {name: layers[layer][1] for name, layers in kept.items()},
-            "correlation": {name: layers[layer][2] for name, layers in kept.items()},
-        }
-        for layer in kept[found.baseline]
-    ]
+def by_layer(comparison: Comparison) -> list[Row]:
+    """Layer by layer: similarity at the ends of every start's runs, chance, and its weights."""
+    kept = {name: comparison.kept(name) for name in comparison.strategies}
+    rows = []
+    for layer in kept[comparison.baseline]:
+        row: Row = {"layer": layer}
+        for place, measure in enumerate(("similarity", "chance", "correlation")):
+            row[measure] = {name: layers[layer][place] for name, layers in kept.items()}
+        rows.append(row)
+    return rows
 
 
-def with_threshold(found: Comparison) -> Comparison:
-    """The same comparison, with steps counted to the share of random's final score that the paper's
-    threshold is.
-    """
-    runs = found.of(found.baseline)
+def with_threshold(comparison: Comparison) -> Comparison:
+    """The same comparison, with steps counted to the paper's share of random's final score."""
+    runs = comparison.of(comparison.baseline)
     goal = SHARE * sum(run.curve.final for run in runs) / len(runs)
-    return replace(
-        found,
-        threshold=goal,
-        threshold_rule=(
-            f"{100 * SHARE:.1f} % of the mean final score of {found.baseline}, as the paper's 91 of"
-            " 96.4"
-        ),
+    rule = (
+        f"{100 * SHARE:.1f} % of the mean final score of {comparison.baseline}, as the paper's 91"
+        " of 96.4"
     )
+    return replace(comparison, threshold=goal, threshold_rule=rule)
 
 
 def adam(groups: Any, lr: float) -> Optimizer:
@@ -472,14 +462,12 @@ def learned_by(path: str) -> str:
             f"{path} does not say what trained it; give a checkpoint of `metalearn train`"
         )
     experiment = settings["experiment"]
-    own = {name: experiment.get(name) for name in ("hidden", "pool")}
-    if own != {
-        "hidden": HIDDEN,
-        "pool": POOL,
-    }:  # strides in place of pools have weights of the same shapes
+    network = {name: experiment.get(name) for name in ("hidden", "pool")}
+    # Strides in place of pools have weights of the same shapes.
+    if network != {"hidden": HIDDEN, "pool": POOL}:
         raise ValueError(
-            f"{path} is of a Conv4 with {own}, and the table's has hidden={HIDDEN}, pool={POOL}:"
-            " train it with --preset finn2017"
+            f"{path} is of a Conv4 with {network}, and the table's has hidden={HIDDEN},"
+            f" pool={POOL}: train it with --preset finn2017"
         )
     return f"{settings['algorithm']} on {Path(experiment['dataset']).name}"
 

@@ -11,35 +11,30 @@ error rates, and adds a JSON line a learner to the file that `--results` names
 from __future__ import annotations
 
 import os
-import shlex
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from metalearn.evaluation import Evaluation, evaluate
 from metalearn.experiments.experiment import Experiment, parse, trained_by
 from metalearn.experiments.regimes import trained
 from metalearn.experiments.runs import Run
-from metalearn.runtime import provenance
 from metalearn.runtime.options import Listed, numbers
-from metalearn.runtime.provenance import commit, versions
 from metalearn.runtime.statistics import confidence_half_width
 from metalearn.runtime.tables import plain
 from metalearn.tasks import one_shot_runs
 
-from .papers import LAKE, ONE_SHOT
-from .rows import append, keep_in, run_benchmark
+from .harness.markdown import percent, table
+from .harness.rows import Row, append, keep_in, origin, run_benchmark
+from .papers.figures import LAKE, ONE_SHOT
 
 
 def one_shot(
     algorithms: Listed = "protonet,anil",
     seeds: Listed = "0",
     archive: str | None = None,
-    progress: bool = True,
+    progress: bool = True,  # noqa: FBT001, FBT002  # a command line setting
     note: str = "",
     results: str | None = None,
     **settings: Any,
@@ -62,66 +57,59 @@ def one_shot(
         Experiment(dataset="omniglot", protocol="lake", ways=20, shots=1, seed=seed, **settings)
         for seed in numbers(seeds)
     ]
-    # Read now: what is wrong with the archive is reported before training.
-    tasks = one_shot_runs(
-        archive or problems[0].root or os.environ.get("METALEARN_DATA", "data"),
-        size=problems[0].shape()[1],
-    )
-    table = Table(title="one-shot classification of Lake et al. 2015")
-    for column in ("learner", "error %", "interval over the 20 runs", "error % of each seed"):
-        table.add_column(column)
+    root = problems[0].root or os.environ.get("METALEARN_DATA", "data")
+    # Read now, so a damaged archive is reported before training.
+    tasks = one_shot_runs(archive or root, size=problems[0].shape()[1])
+    lines: list[tuple[str, ...]] = []
     for name in parse(algorithms):
         runs = [trained(problem, trained_by(name), progress=progress) for problem in problems]
-        row = described(
-            name, runs, [evaluate(run.tested(name), tasks, progress=progress) for run in runs]
-        )
+        evaluations = [evaluate(run.tested(name), tasks, progress=progress) for run in runs]
+        row = described(name, runs, evaluations)
         append(row | {"note": note})
-        each = ", ".join(f"{100 * error:.2f}" for error in row["error_per_seed"])
-        table.add_row(name, f"{100 * row['error']:.2f}", f"± {100 * row['interval']:.2f}", each)
+        each = ", ".join(map(percent, row["error_per_seed"]))
+        lines.append((name, percent(row["error"]), f"± {percent(row['interval'])}", each))
     for name, error in ONE_SHOT.items():
-        table.add_row(f"{name} ({LAKE})", f"{error:g}", "", "")
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+        lines.append((f"{name} ({LAKE})", f"{error:g}", "", ""))
+    columns = ("learner", "error %", "interval over the 20 runs", "error % of each seed")
+    print("one-shot classification of Lake et al. 2015")
+    print(table(columns, lines))
 
 
-def described(name: str, runs: Sequence[Run], evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+def described(name: str, runs: Sequence[Run], evaluations: Sequence[Evaluation]) -> Row:
     """A learner's errors over seeds, and all that is behind them."""
-    experiment, by = runs[0].experiment, runs[0].algorithm
+    experiment = runs[0].experiment
+    trained_with = runs[0].algorithm
     # (seeds, runs), and the mean over seeds of each run
-    errors = 1 - torch.stack([found.per_episode for found in evaluations])
+    errors = 1 - torch.stack([evaluation.per_episode for evaluation in evaluations])
     per_run = errors.mean(0)
-    settings = experiment.to_dict(by)
+    settings = experiment.to_dict(trained_with)
     del settings["seed"]
-    return plain(
-        {
-            **settings,
-            "benchmark": "one_shot",
-            "algorithm": name,
-            "body_trained_by": by,
-            "preset": experiment.preset,
-            "follows": experiment.settings(by).follows,
-            "test_steps": experiment.settings(name).test_steps,
-            "seeds": [run.experiment.seed for run in runs],
-            "trained_steps": [len(run.curve.losses) for run in runs],
-            "training_seconds": [round(run.curve.seconds, 1) for run in runs],
-            "training_commands": [run.command() for run in runs],
-            "error": float(per_run.mean()),
-            "interval": confidence_half_width(per_run),
-            "interval_means": (
-                f"Student's 95 % over {len(per_run)} runs, each the mean over {len(runs)} seeds"
-            ),
-            "error_per_seed": errors.mean(1).tolist(),
-            "errors": errors.tolist(),
-            "split": experiment.data("train").description,
-            "episodes": evaluations[0].settings["episodes"],
-            "queries": 1,
-            "norm": evaluations[0].settings["learner"]["norm"],
-            "command": shlex.join(["python", "-m", "benchmarks.one_shot", *sys.argv[1:]]),
-            "versions": versions(),
-            "machine": provenance.machine(),
-            "commit": commit(),
-            "time": provenance.now(),
-        }
-    )
+    row = {
+        **settings,
+        "benchmark": "one_shot",
+        "algorithm": name,
+        "body_trained_by": trained_with,
+        "preset": experiment.preset,
+        "follows": experiment.settings(trained_with).follows,
+        "test_steps": experiment.settings(name).test_steps,
+        "seeds": [run.experiment.seed for run in runs],
+        "trained_steps": [len(run.curve.losses) for run in runs],
+        "training_seconds": [round(run.curve.seconds, 1) for run in runs],
+        "training_commands": [run.command() for run in runs],
+        "error": float(per_run.mean()),
+        "interval": confidence_half_width(per_run),
+        "interval_means": (
+            f"Student's 95 % over {len(per_run)} runs, each the mean over {len(runs)} seeds"
+        ),
+        "error_per_seed": errors.mean(1).tolist(),
+        "errors": errors.tolist(),
+        "split": experiment.data("train").description,
+        "episodes": evaluations[0].settings["episodes"],
+        "queries": 1,
+        "norm": evaluations[0].settings["learner"]["norm"],
+        **origin("one_shot"),
+    }
+    return plain(row)
 
 
 if __name__ == "__main__":

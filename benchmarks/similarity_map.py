@@ -1,24 +1,26 @@
-"""What does a map of every layer against every layer cost beside other libraries, and do they give
-the same numbers?
+r"""What does a map of every layer against every layer cost, and do other libraries agree?
 
-    python -m benchmarks.similarity_map # batches of 64, 128, 256 and 512 python -m
-    benchmarks.similarity_map --batch 256 --figures time # that of Nguyen et al.
+    python -m benchmarks.similarity_map                             # batches of 64 to 512
+    python -m benchmarks.similarity_map --batch 256 --figures time  # that of Nguyen et al.
 
 ResNet-18 against ResNet-18 and against itself, the 40 outputs of all convolutions and batch norms,
-64x64 images (made up). Time: all sides in turn in one run, several rounds, median of the rounds'
+64x64 images (made up). Time: all sides take turns in one run, several rounds, median of the rounds'
 ratios. The forward passes alone stand beside them, and the floor: those, and as many products as
 one half of every Gram matrix takes. The smaller the batch, the more of every side's time is the
-forward passes. Agreement: the 20 convolutions in float64, since torchvision's ReLUs write into what
-the other libraries keep of a batch norm, and their sums in float32 are off by some 1e-3. Memory:
-ResNet-50 against ViT-B/16 at 224x224, the peak of a fresh process above what it held after its
-imports. `--results benchmarks/results/similarity_map.jsonl` adds a JSON line a figure to that file.
+forward passes. Agreement: the 20 convolutions in float64, because torchvision's ReLUs write into
+what the other libraries keep of a batch norm, and their sums in float32 are off by some 1e-3.
+Memory: ResNet-50 against ViT-B/16 at 224x224, the peak of a fresh process above what it held after
+its imports. `--results benchmarks/results/similarity_map.jsonl` adds a JSON line a figure to that
+file.
 
-The other libraries go into an environment of their own, where this one's is seen:
+The other libraries go into an environment of their own, which sees this one:
 
-    python -m venv peers && python -c "import site; print(site.getsitepackages()[0])" >
-    peers/lib/python3.11/site-packages/project.pth peers/bin/pip install tqdm && peers/bin/pip
-    install --no-deps torch_cka==0.21 pytorch-cka==1.1.3 peers/bin/python -m
-    benchmarks.similarity_map
+    python -m venv peers
+    python -c "import site; print(site.getsitepackages()[0])" \
+        > peers/lib/python3.11/site-packages/project.pth
+    peers/bin/pip install tqdm
+    peers/bin/pip install --no-deps torch_cka==0.21 pytorch-cka==1.1.3
+    peers/bin/python -m benchmarks.similarity_map
 """
 
 from __future__ import annotations
@@ -28,13 +30,10 @@ import importlib
 import io
 import os
 import statistics
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -48,10 +47,11 @@ from metalearn.analysis.measures.cka import linear_cka
 from metalearn.analysis.networks.similarity_map import similarity_map as our_map
 from metalearn.network.activations import representations
 from metalearn.runtime.options import Listed, listed, numbers
-from metalearn.runtime.provenance import commit, machine, now, versions
 
-from .engine import _memory_now
-from .rows import append, keep_in, run_benchmark
+from .harness.clock import Times, median_ratio, take_turns
+from .harness.memory import peak_above
+from .harness.memory import peak_of as peak_in_fresh_process
+from .harness.rows import keep_in, report, run_benchmark, run_figures
 
 OURS = "similarity_map"
 Side = Callable[[nn.Module, nn.Module, Any, list[str]], np.ndarray]
@@ -92,45 +92,28 @@ def similarity_map(
         "agreement": lambda: _agreement(sides(listed(without))),
         "memory": _memory,
     }
-    asked = listed(figures)
-    unknown = [name for name in asked if name not in parts]
-    if unknown:
-        raise ValueError(f"there is no figure {unknown[0]!r}; choose from {', '.join(parts)}")
-    for name in asked:
-        parts[name]()
+    run_figures(figures, parts)
 
 
 def images(count: int, size: int = 64) -> Tensor:
-    """Smooth coloured patches with some noise: as natural images, they differ most in what is
-    coarse.
-    """
+    """Smooth coloured patches with some noise: like natural images, they differ most coarsely."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(count, 3, 4, 4, generator=generator)
-    return F.interpolate(coarse, size, mode="bilinear") + 0.3 * torch.randn(
-        count, 3, size, size, generator=generator
-    )
+    noise = torch.randn(count, 3, size, size, generator=generator)
+    return F.interpolate(coarse, size, mode="bilinear") + 0.3 * noise
 
 
 def networks() -> tuple[nn.Module, nn.Module, list[str]]:
-    """Two ResNet-18 from different draws, and the names of their 40 convolutions and batch norms."""
+    """Two ResNet-18 from different draws, and the names of their convolutions and batch norms."""
     torch.manual_seed(0)
     a, b = (torchvision.models.resnet18(weights=None).eval() for _ in range(2))
-    return (
-        a,
-        b,
-        [
-            name
-            for name, module in a.named_modules()
-            if isinstance(module, nn.Conv2d | nn.BatchNorm2d)
-        ],
-    )
+    kinds = (nn.Conv2d, nn.BatchNorm2d)
+    return a, b, [name for name, module in a.named_modules() if isinstance(module, kinds)]
 
 
 def sides(without: list[str]) -> dict[str, Side]:
     """Ours, and the other libraries that are installed."""
-    found: dict[str, Side] = {
-        OURS: lambda a, b, loader, names: our_map(a, b, loader, names, names).values
-    }
+    present: dict[str, Side] = {OURS: _ours}
     for name, module, side in (
         ("torch_cka", "torch_cka", _torch_cka),
         ("pytorch-cka", "cka", _pytorch_cka),
@@ -142,8 +125,12 @@ def sides(without: list[str]) -> dict[str, Side]:
         except ImportError:
             print(f"{name}: not installed")
         else:
-            found[name] = side
-    return found
+            present[name] = side
+    return present
+
+
+def _ours(a: nn.Module, b: nn.Module, loader: Any, names: list[str]) -> np.ndarray:
+    return our_map(a, b, loader, names, names).values
 
 
 def _torch_cka(a: nn.Module, b: nn.Module, loader: Any, names: list[str]) -> np.ndarray:
@@ -151,11 +138,11 @@ def _torch_cka(a: nn.Module, b: nn.Module, loader: Any, names: list[str]) -> np.
 
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        found = CKA(a, b, model1_layers=names, model2_layers=names, device="cpu")
-        found.compare(loader)
+        comparison = CKA(a, b, model1_layers=names, model2_layers=names, device="cpu")
+        comparison.compare(loader)
     for module in (*a.modules(), *b.modules()):  # it leaves its hooks behind
         module._forward_hooks.clear()
-    return found.hsic_matrix.detach().numpy()
+    return comparison.hsic_matrix.detach().numpy()
 
 
 def _pytorch_cka(a: nn.Module, b: nn.Module, loader: Any, names: list[str]) -> np.ndarray:
@@ -173,9 +160,7 @@ def _forward(a: nn.Module, b: nn.Module, loader: Any, names: list[str]) -> np.nd
 
 
 def _floor(a: nn.Module, b: nn.Module, loader: Any, names: list[str]) -> np.ndarray:
-    """The forward passes, and a product of square matrices with as many multiplications as half the
-    Gram matrices of the layers.
-    """
+    """The forward passes, and as many multiplications as half the Gram matrices of the layers."""
     _forward(a, b, loader, names)
     for (batch,) in loader:
         for network in {a, b}:
@@ -192,95 +177,83 @@ def _features(network: nn.Module, names: tuple[str, ...]) -> int:
     return sum(output.numel() for output in seen.values())
 
 
-def _times(batch: Listed, batches: int, rounds: int, found: dict[str, Side]) -> None:
-    for size in numbers(batch, "batch"):
-        _time(size, batches, rounds, found)
-
-
-def _time(batch: int, batches: int, rounds: int, found: dict[str, Side]) -> None:
+def _times(batch: Listed, batches: int, rounds: int, present: dict[str, Side]) -> None:
     a, b, names = networks()
-    loader = DataLoader(TensorDataset(images(batch * batches)), batch)
-    found = {**found, "the floor": _floor, "forward passes alone": _forward}
-    for what, other in (("two networks", b), ("one against itself", a)):
-        seconds: dict[str, list[float]] = {name: [] for name in found}
-        busy: dict[str, list[float]] = {name: [] for name in found}
-        for run in found.values():
-            run(a, other, DataLoader(TensorDataset(images(8)), 8), names)
-        for _ in range(rounds):
-            for name, run in found.items():
-                started = time.perf_counter(), time.process_time()
-                run(a, other, loader, names)
-                seconds[name].append(time.perf_counter() - started[0])
-                busy[name].append(time.process_time() - started[1])
-        ratios = {
-            name: _ratio(values, seconds[OURS]) for name, values in seconds.items() if name != OURS
-        }
-        busy_ratios = {
-            name: _ratio(values, busy[OURS]) for name, values in busy.items() if name != OURS
-        }
-        said = "; ".join(
-            f"{name} {statistics.median(seconds[name]):.2f} s, {ratio:.2f} x ours"
-            + f" (processor time {busy_ratios[name]:.2f} x)"
-            for name, ratio in ratios.items()
+    timed = {**present, "the floor": _floor, "forward passes alone": _forward}
+    for size in numbers(batch, "batch"):
+        for networks_text, other in (("two networks", b), ("one against itself", a)):
+            small = DataLoader(TensorDataset(images(8)), 8)
+            for side in timed.values():
+                side(a, other, small, names)
+            loader = DataLoader(TensorDataset(images(size * batches)), size)
+            runs = {name: partial(side, a, other, loader, names) for name, side in timed.items()}
+            # Wall time and processor time of the same calls.
+            busy: Times = {name: [] for name in runs}
+            counted = {name: partial(_counted, run, busy[name]) for name, run in runs.items()}
+            seconds = take_turns(counted, rounds, uncounted=0)
+            figure = f"time, {networks_text}, {batches} x {size} images"
+            _report_times(figure, size, seconds, busy)
+
+
+def _counted(run: Callable[[], Any], busy: list[float]) -> None:
+    started = time.process_time()
+    run()
+    busy.append(time.process_time() - started)
+
+
+def _report_times(figure: str, batch: int, seconds: Times, busy: Times) -> None:
+    others = [name for name in seconds if name != OURS]
+    ratios = {name: median_ratio(seconds[name], seconds[OURS]) for name in others}
+    busy_ratios = {name: median_ratio(busy[name], busy[OURS]) for name in others}
+    texts = [f"ours {statistics.median(seconds[OURS]):.2f} s"]
+    for name in others:
+        texts.append(
+            f"{name} {statistics.median(seconds[name]):.2f} s, {ratios[name]:.2f} x ours"
+            f" (processor time {busy_ratios[name]:.2f} x)"
         )
-        _report(
-            f"time, {what}, {batches} x {batch} images",
-            f"ours {statistics.median(seconds[OURS]):.2f} s; {said}",
-            {
-                "seconds": seconds,
-                "processor_seconds": busy,
-                "median_ratios": ratios,
-                "median_processor_ratios": busy_ratios,
-                "batch": batch,
-            },
-        )
+    facts = {
+        "seconds": seconds,
+        "processor_seconds": busy,
+        "median_ratios": ratios,
+        "median_processor_ratios": busy_ratios,
+        "batch": batch,
+    }
+    _report(figure, "; ".join(texts), facts)
 
 
-def _ratio(theirs: list[float], ours: list[float]) -> float:
-    return statistics.median(t / o for t, o in zip(theirs, ours, strict=True))
-
-
-def _agreement(found: dict[str, Side]) -> None:
+def _agreement(present: dict[str, Side]) -> None:
     a, b, names = networks()
     batch = images(48)
     with torch.no_grad(), representations(a, names) as left, representations(b, names) as right:
-        a(batch), b(batch)
+        a(batch)
+        b(batch)
     some = names[::8]  # linear_cka of all pairs would take minutes
-    exact = np.array(
-        [[linear_cka(left[i].flatten(1), right[j].flatten(1)) for j in some] for i in some]
-    )
-    _say_off(
-        "linear_cka, in float32, one batch",
-        float(np.abs(our_map(a, b, [batch], some, some).values - exact).max()),
-    )
+    exact = np.empty((len(some), len(some)))
+    for row, i in enumerate(some):
+        exact[row] = [linear_cka(left[i].flatten(1), right[j].flatten(1)) for j in some]
+    difference = np.abs(our_map(a, b, [batch], some, some).values - exact).max()
+    _report_difference("linear_cka, in float32, one batch", float(difference))
     torch.set_default_dtype(torch.float64)  # torch_cka makes tensors of the default kind
     try:
         a, b, names = networks()
         convolutions = [name for name in names if "conv" in name or name.endswith("downsample.0")]
         loader = DataLoader(TensorDataset(images(48).double()), 16)
-        values = {name: run(a, b, loader, convolutions) for name, run in found.items()}
+        values = {name: side(a, b, loader, convolutions) for name, side in present.items()}
     finally:
         torch.set_default_dtype(torch.float32)
-    for name in found:
+    for name in present:
         if name != OURS:
-            _say_off(
-                f"{name}, in float64, three batches",
-                float(np.abs(values[name] - values[OURS]).max()),
-            )
+            difference = np.abs(values[name] - values[OURS]).max()
+            _report_difference(f"{name}, in float64, three batches", float(difference))
 
 
-def _say_off(other: str, off: float) -> None:
-    _report(f"agreement with {other}", f"largest difference {off:.1e}", {"difference": off})
+def _report_difference(other: str, difference: float) -> None:
+    text = f"largest difference {difference:.1e}"
+    _report(f"agreement with {other}", text, {"difference": difference})
 
 
 def _memory(batch: int = 32) -> None:
-    # Every larger block goes back to the system when it is freed, so that the peak is of what is in
-    # use, not of what the heap holds.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    command = [sys.executable, "-m", "benchmarks.similarity_map", "--peak_of", str(batch)]
-    peak = int(
-        subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
-    )
+    peak = peak_in_fresh_process("similarity_map", "--peak_of", str(batch))
     _report(
         "peak memory, ResNet-50 against ViT-B/16",
         f"{peak / 2**30:.2f} GiB above the imported process, networks included, 2 batches of"
@@ -290,34 +263,22 @@ def _memory(batch: int = 32) -> None:
 
 
 def _peak(batch: int) -> int:
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    before = _memory_now("VmRSS")
-    torch.manual_seed(0)
-    a, b = torchvision.models.resnet50(weights=None), torchvision.models.vit_b_16(weights=None)
-    our_map(a, b, (images(batch, 224) for _ in range(2)))
-    return _memory_now("VmHWM") - before
+    def work() -> None:
+        torch.manual_seed(0)
+        a = torchvision.models.resnet50(weights=None)
+        b = torchvision.models.vit_b_16(weights=None)
+        our_map(a, b, (images(batch, 224) for _ in range(2)))
+
+    return peak_above(work)
 
 
-def _report(what: str, said: str, facts: dict[str, object]) -> None:
-    print(f"{what}: {said}", flush=True)
-    command = " ".join(["python -m benchmarks.similarity_map", *sys.argv[1:]])
-    about = {
-        "command": command,
-        "machine": machine(),
-        "versions": versions(),
-        "threads": torch.get_num_threads(),
-    }
-    about["load"] = os.getloadavg()[0]  # of all that runs, this included
-    append(
-        {
-            "benchmark": "similarity_map",
-            "figure": what,
-            "said": said,
-            **facts,
-            **about,
-            "commit": commit(),
-            "time": now(),
-        }
+def _report(figure: str, text: str, facts: dict[str, Any]) -> None:
+    load = os.getloadavg()[0]  # of all that runs, this included
+    report(
+        "similarity_map",
+        figure,
+        text,
+        {**facts, "threads": torch.get_num_threads(), "load": load},
     )
 
 

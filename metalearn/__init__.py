@@ -1,7 +1,7 @@
-"""Rapid learning or feature reuse? Few-shot learners, and one analysis of what adaptation changes."""
+"""Few-shot learners, and one analysis that compares representations before and after adaptation."""
 
 from metalearn.algorithms.base import Learner
-from metalearn.engine.execution import meta_backward
+from metalearn.engine.meta_gradient import meta_backward
 from metalearn.network.layers import body, head, layers
 from metalearn.network.norm import batch_statistics, frozen_statistics
 from metalearn.training.loop import meta_train

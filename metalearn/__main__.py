@@ -1,5 +1,6 @@
-"""The command line: `metalearn reuse | train | evaluate | sweep`, every setting from the signatures
-below.
+"""The command line: `metalearn reuse | train | evaluate | sweep`.
+
+Every setting comes from the signatures below.
 """
 
 from __future__ import annotations
@@ -10,26 +11,47 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from metalearn import __version__, experiments
+from metalearn.experiments import results as wording
 from metalearn.experiments.experiment import Experiment, parse
 from metalearn.experiments.sweep import sweep as run_sweep
 from metalearn.experiments.sweep import table as sweep_table
-from metalearn.runtime import distributed, files, provenance, tables
+from metalearn.runtime import distributed, files, provenance
+from metalearn.runtime.files import Record
 from metalearn.runtime.installation import check_files
 from metalearn.runtime.options import Listed, Parser, command, listed, numbers
 from metalearn.runtime.options import device as usable
 from metalearn.runtime.progress import duration
+from metalearn.runtime.tables import Table, check_table
 
-from .evaluation import Evaluation, evaluate, paired
+from .evaluation import evaluate
+
+if TYPE_CHECKING:
+    from .analysis.adaptation.feature_reuse import Reuse
+
+# Settings that a trained run does not fix.
+AT_TEST = (
+    "model",
+    "dataset",
+    "protocol",
+    "test_rotations",
+    "splits",
+    "split_ratio",
+    "root",
+    "download",
+    "queries",
+    "test_tasks",
+    "test_steps",
+    "device",
+    "execution",
+)
 
 
 def reuse(
@@ -38,20 +60,21 @@ def reuse(
     report: str = "report.html",
     table: str | None = None,
     analysed_tasks: int = 60,
+    *,
     trust_model: bool = False,
     progress: bool = True,
     **settings: Any,
 ) -> None:
-    """Rapid learning or feature reuse? Train learners, test them, and say what their inner loop
-    changes, layer by layer.
+    """Rapid learning or feature reuse? Train learners, test them, and analyse their inner loop.
 
-    Prints the accuracies, the similarity of every layer before and after adaptation, what freezing
-    costs and a verdict, and writes all of it with pictures as one HTML page (and as JSON beside
+    Prints the accuracies, the similarity of every layer before and after adaptation, the cost of
+    freezing, and a verdict. Writes all of it with pictures as one HTML page (and as JSON beside
     it).
 
     Args:
         algorithms: maml, fomaml, anil, boil, meta-sgd, reptile, protonet, nil (on the body that
-            ANIL trains) or nil-train, with commas.
+            ANIL trains), nil-train, or training without an inner loop (multiclass, multitask,
+            random), with commas.
         checkpoint: analyse this trained run instead of training; it fixes the settings it was
             trained with.
         report: the page to write.
@@ -62,102 +85,70 @@ def reuse(
         progress: show progress.
         settings: the few-shot problem and its training.
     """
-    from metalearn.analysis.adaptation.page import overview as overview_table
-    from metalearn.analysis.adaptation.page import report as write_report
-    from metalearn.analysis.adaptation.verdict import DOES_NOT_ADAPT
-
-    from .analysis import feature_reuse
-
     started = time.monotonic()
-    tables.check_table(table)
-    Path(report).absolute().parent.mkdir(
-        parents=True, exist_ok=True
-    )  # now, rather than after all the work
+    check_table(table)
+    # Now, rather than after all the work.
+    Path(report).absolute().parent.mkdir(parents=True, exist_ok=True)
+    # A trained run keeps its settings; otherwise everything is trained here.
     if checkpoint:
-        run = experiments.restored(
-            checkpoint, trust_model=trust_model, **_at_test(settings, checkpoint)
-        )
-        experiment, names, runs = run.experiment, [run.algorithm], {run.algorithm: run}
+        changes = _changed_at_test(settings, checkpoint)
+        run = experiments.restored(checkpoint, trust_model=trust_model, **changes)
+        experiment = run.experiment
+        names = [run.algorithm]
+        runs = {run.algorithm: run}
         print(
-            f"{checkpoint}: {run.algorithm} on {_problem(experiment)}, {len(run.curve.losses):,}"
-            " outer steps"
+            f"{checkpoint}: {run.algorithm} on {wording.problem(experiment)},"
+            f" {len(run.curve.losses):,} outer steps"
         )
     else:
-        experiment, names, runs = Experiment(**settings), parse(algorithms), {}
-        _started(experiment, names)
-    done = experiments.compare(experiment, names, runs=runs, progress=progress)
+        experiment = Experiment(**settings)
+        names = parse(algorithms)
+        runs = {}
+        _announce(experiment, names)
+    compared = experiments.compare(experiment, names, runs=runs, progress=progress)
     if distributed.rank():
         return
-    learners, seconds = done.learners, {name: run.curve.seconds for name, run in done.runs.items()}
-    rows = _rows(done.evaluations, seconds)
-    _print_table(rows, experiment)
-    episodes = experiment.testing_tasks(tasks=analysed_tasks)
-    found = [
-        feature_reuse(learner, episodes, name=_title(name), progress=progress)
-        for name, learner in learners.items()
-        if learner.steps
-    ]
-    for one in found:
-        print(f"\n{one}")
-    if found:
-        command = shlex.join(["metalearn", *sys.argv[1:]])
-        about = {
-            "command": command,
-            "data": experiment.dataset,
-            "preset": experiment.settings().follows,
-            "machine": provenance.machine(),
-        }
-        about["protocol"] = _protocol(experiment)
-        overview = []
-        for row in rows:
-            answer = {} if learners[row["learner"]].steps else {"verdict": DOES_NOT_ADAPT}
-            overview.append(row | {"learner": _title(row["learner"])} | answer)
-        if table:
-            columns, cells = overview_table(found, overview)
-            tables.Table(columns, cells).write(table)
-        write_report(
-            found,
-            report,
-            results=overview,
-            settings={**about, "seconds": round(time.monotonic() - started)},
-        )
-        details = {
-            name: {**experiment.to_dict(name), **asdict(experiment.settings(name))}
-            for name in map(experiments.trained_by, learners)
-        }
-        facts = {
-            "results": rows,
-            "settings": {**about, "learners": details},
-            "reuse": [one.to_dict() for one in found],
-        }
-        files.write_atomically(
-            Path(report).with_suffix(".json"), json.dumps(facts, indent=1).encode()
-        )
-        for one in found:
-            print(f"\n{one.name}: {one.verdict.answer}")
-        print(
-            f"The page with pictures: {os.path.abspath(report)}"
-            f" ({duration(time.monotonic() - started)} in all)"
-        )
-    else:
+    rows = wording.accuracy_rows(compared)
+    # The first rank alone analyses and writes.
+    print(f"\n{wording.accuracy_table(rows, experiment)}")
+    reuses = _analysed(compared, experiment.testing_tasks(tasks=analysed_tasks), progress=progress)
+    overview = _overview(rows, compared)
+    if table:
+        _overview_table(reuses, overview).write(table)
+    if not reuses:
         print(
             "None of these learners has an inner loop, so there is nothing to compare before and"
             " after; add maml, anil or boil"
         )
+        return
+    _write_report(report, reuses, rows, overview, compared, experiment, started)
+    for result in reuses:
+        print(f"\n{result.name}: {result.verdict.answer}")
+    print(
+        f"The page with pictures: {os.path.abspath(report)}"
+        f" ({duration(time.monotonic() - started)} in all)"
+    )
 
 
 def train(
-    algorithm: str = "maml", tensorboard: str | None = None, progress: bool = True, **settings: Any
+    algorithm: str = "maml",
+    tensorboard: str | None = None,
+    *,
+    table: str | None = None,
+    progress: bool = True,
+    **settings: Any,
 ) -> None:
-    """Train one learner, or go on where it was interrupted, and test it.
+    """Train one learner, or resume its training, and test it.
 
     Args:
-        algorithm: maml, fomaml, anil, boil, meta-sgd, reptile, protonet, nil-train, or nil (trains
-            anil and tests its body).
+        algorithm: maml, fomaml, anil, boil, meta-sgd, reptile, protonet, nil-train, nil (trains
+            anil and tests its body), multiclass, multitask or random.
         tensorboard: also write events to this folder (needs the extra `tensorboard`).
+        table: also write the accuracy to this file: .csv, .md, .tex, .html or .txt.
         progress: show progress.
         settings: the few-shot problem and its training.
     """
+    check_table(table)
     experiment = Experiment(**settings)
     name, *more = parse(algorithm)
     if more:
@@ -165,10 +156,15 @@ def train(
             f"train takes one algorithm, not {algorithm!r}; metalearn reuse trains and compares"
             " several"
         )
-    _started(experiment, [name])
-    done = experiments.compare(experiment, [name], progress=progress, tensorboard=tensorboard)
-    if distributed.rank() == 0:
-        _print_table(_rows(done.evaluations, {name: done.runs[name].curve.seconds}), experiment)
+    _announce(experiment, [name])
+    compared = experiments.compare(experiment, [name], progress=progress, tensorboard=tensorboard)
+    if distributed.rank():
+        return
+    accuracies = wording.accuracy_table(wording.accuracy_rows(compared), experiment)
+    print(f"\n{accuracies}")
+    if table:
+        accuracies.write(table)
+    if name != "random":
         print(f"The trained weights: {experiment.checkpoint(experiments.trained_by(name))}")
 
 
@@ -186,11 +182,14 @@ def evaluate_checkpoint(
     device: str | None = None,
     execution: str | None = None,
     model: str | None = None,
+    *,
+    table: str | None = None,
     trust_model: bool = False,
     progress: bool = True,
 ) -> None:
-    """Test a trained run on test tasks: mean accuracy with its 95 % interval. What is not said is
-    as it was trained.
+    """Test a trained run on test tasks: mean accuracy with its 95 % interval.
+
+    Settings left out are those used in training.
 
     Args:
         checkpoint: the file that training wrote.
@@ -207,17 +206,18 @@ def evaluate_checkpoint(
         execution: how tasks are run: auto, loop, threads, vectorized or graphs [auto].
         model: the package.module:callable that the checkpoint names as its model, which is imported
             only if you name it too.
+        table: also write the accuracy to this file: .csv, .md, .tex, .html or .txt.
         trust_model: import and run whatever model the checkpoint names.
         progress: show progress.
     """
-    asked: dict[str, Any] = {
+    check_table(table)
+    # Settings left out are those of the checkpoint.
+    settings: dict[str, Any] = {
         "dataset": dataset,
         "root": root,
         "queries": queries,
         "test_tasks": test_tasks,
         "test_steps": test_steps,
-    }
-    asked |= {
         "protocol": protocol,
         "splits": splits,
         "split_ratio": split_ratio,
@@ -225,12 +225,18 @@ def evaluate_checkpoint(
         "execution": execution,
         "model": model,
     }
-    changes = {name: value for name, value in asked.items() if value is not None}
+    changes = {name: value for name, value in settings.items() if value is not None}
+    # The ranks share out the test tasks, and each of them must restore the run.
     distributed.join(torch.device(distributed.device(usable(device or "auto"))))
     run = experiments.restored(checkpoint, trust_model=trust_model, **changes)
-    found = evaluate(run.tested(), run.experiment.testing_tasks(split), progress=progress)
-    if distributed.rank() == 0:
-        print(f"{run.algorithm} on {_problem(run.experiment)}, {split}: {found}")
+    evaluation = evaluate(run.tested(), run.experiment.testing_tasks(split), progress=progress)
+    if distributed.rank():
+        return
+    problem = wording.problem(run.experiment)
+    print(f"{run.algorithm} on {problem}, {split}: {evaluation}")
+    if table:
+        row = (run.algorithm, problem, split, wording.accuracy(evaluation))
+        Table(("learner", "data", "split", "accuracy"), [row]).write(table)
 
 
 def sweep(
@@ -241,60 +247,75 @@ def sweep(
     seeds: Listed = "0",
     results: str = "sweep.jsonl",
     processes: int = 1,
+    *,
+    table: str | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> None:
-    """Train and test algorithms x data sets x ways x shots x seeds, into one result file; the same
-    command goes on where it was stopped.
+    """Train and test algorithms x data sets x ways x shots x seeds, into one result file.
 
-    A run that fails is reported and does not stop the others; the exit code is then 1. Under
-    torchrun the ranks share out the runs.
+    The same command goes on where it was stopped. A run that fails is reported and does not stop
+    the others; the exit code is then 1. Under torchrun the ranks share out the runs.
 
     Args:
         algorithms: maml, fomaml, anil, boil, meta-sgd, reptile, protonet, nil (on the body that
-            ANIL trains) or nil-train, with commas.
+            ANIL trains), nil-train, or training without an inner loop (multiclass, multitask,
+            random), with commas.
         datasets: names or paths, with commas.
         ways: classes per task, with commas.
         shots: support images per class, with commas.
         seeds: of the initial weights and of the training tasks, with commas.
-        results: a file of JSON lines, one a figure, added to; what it holds already is not
-            repeated.
-        processes: runs at once on this machine, each with one intra-op thread where there are
-            several.
-        progress: say when runs start and end.
+        results: a file of JSON lines, one for each figure; rows are added to it, and figures that
+            it holds already are not repeated.
+        table: also write the table of all figures to this file: .csv, .md, .tex, .html or .txt.
+        processes: runs at once on this machine. If there are several, each has one intra-op thread.
+        progress: print when runs start and end.
         settings: the few-shot problem and its training.
     """
-    problems = []
+    check_table(table)
+    # Every combination is a problem; a typing error in any is found before the first run.
     axes = (
         listed(datasets, "datasets"),
         numbers(ways, "ways"),
         numbers(shots, "shots"),
         numbers(seeds, "seeds"),
     )
+    # Not a comprehension, in which jsonargparse would not find what takes the settings.
+    problems = []
     for dataset, way, shot, seed in itertools.product(*axes):
         problems.append(Experiment(dataset=dataset, ways=way, shots=shot, seed=seed, **settings))
     rows = run_sweep(problems, parse(algorithms), results, processes=processes, progress=progress)
     if distributed.rank():
         return
-    Console(width=None if sys.stdout.isatty() else 120).print(sweep_table(rows))
+    summary = sweep_table(rows)
+    print(summary)
+    if table:
+        summary.write(table)
     failed = [row for row in rows if "error" in row]
+    # Many runs often fail for one reason.
     for error in dict.fromkeys(row["error"] for row in failed):
         print(f"metalearn: {error}", file=sys.stderr)
-    print(
-        f"{len(rows) - len(failed)} figures in {results}"
-        + (f"; {len(failed)} failed, which the same command tries again" if failed else "")
-    )
+    line = f"{len(rows) - len(failed)} figures in {results}"
+    if failed:
+        line += f"; {len(failed)} failed, which the same command tries again"
+    print(line)
     if failed:
         raise SystemExit(1)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line -> exit code: 0, 2 for input that cannot be used, 130 after Ctrl-C."""
-    from jsonargparse import auto_cli
+    """Run the command line.
+
+    Returns:
+        The exit code: 0, 2 for input that cannot be used, 130 after Ctrl-C.
+    """
+    from jsonargparse import auto_cli  # takes long to import
 
     try:
+        # A broken installation is reported with the version.
         if "--version" in (sys.argv[1:] if arguments is None else arguments):
             check_files()
+        # Options, help and types come from the signatures and docstrings above.
         auto_cli(
             {"reuse": reuse, "train": train, "evaluate": evaluate_checkpoint, "sweep": sweep},
             args=arguments,
@@ -316,28 +337,10 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-AT_TEST = (
-    "model",
-    "dataset",
-    "protocol",
-    "test_rotations",
-    "splits",
-    "split_ratio",
-    "root",
-    "download",
-    "queries",
-    "test_tasks",
-    "test_steps",
-    "device",
-    "execution",
-)
-
-
-def _at_test(settings: dict[str, Any], checkpoint: str) -> dict[str, Any]:
-    """The settings that were changed from their defaults; with a checkpoint only those that do not
-    decide how it was trained.
-    """
-    defaults = {one.name: one.default for one in fields(Experiment)}
+def _changed_at_test(settings: dict[str, Any], checkpoint: str) -> dict[str, Any]:
+    """The settings that differ from their defaults; raises ValueError for one the run fixes."""
+    # jsonargparse fills in every default, so only a difference tells what was typed.
+    defaults = {setting.name: setting.default for setting in fields(Experiment)}
     changed = {name: value for name, value in settings.items() if value != defaults[name]}
     fixed = [name for name in changed if name not in AT_TEST]
     if fixed:
@@ -348,90 +351,87 @@ def _at_test(settings: dict[str, Any], checkpoint: str) -> dict[str, Any]:
     return changed
 
 
-def _started(experiment: Experiment, algorithms: Iterable[str]) -> None:
-    """Meet the other processes where torchrun started this one, and say what is about to be done."""
+def _announce(experiment: Experiment, algorithms: Iterable[str]) -> None:
+    """Meet the other ranks, if torchrun started this one, and print what is about to be done."""
     distributed.join(torch.device(distributed.device(experiment.device)))
     if distributed.rank():
         return
     chosen = experiment.settings()
-    print(f"{_problem(experiment)}; preset {experiment.preset}: {chosen.follows}")
+    print(f"{wording.problem(experiment)}; preset {experiment.preset}: {chosen.follows}")
     if chosen.differs:
-        print(f"What is not as in the paper: {chosen.differs}")
+        print(f"Differences from the paper: {chosen.differs}")
     for line in experiment.start():
         print(line)
+    # NIL is tested on the body that ANIL trains, so the two are one line.
     for name in dict.fromkeys(map(experiments.trained_by, algorithms)):
-        chosen = experiment.settings(name)
-        inner = (
-            f", inner rate {chosen.lr:g}, inner steps {chosen.inner_steps} (at test"
-            f" {chosen.test_steps})"
-        )
-        print(
-            f"{name}: {chosen.model}{'' if name in ('protonet', 'nil-train') else inner};"
-            f" {chosen.steps:,} outer steps of {chosen.meta_batch} tasks with"
-            f" {chosen.train_queries or experiment.shots} queries a class; seed {experiment.seed}"
-        )
+        print(wording.plan(experiment, name))
 
 
-def _problem(experiment: Experiment) -> str:
-    return f"{experiment.dataset}, {experiment.ways}-way {experiment.shots}-shot"
+def _analysed(compared: experiments.Compared, episodes: Any, *, progress: bool) -> list[Reuse]:
+    """Analyse and print every learner with an inner loop."""
+    from .analysis import feature_reuse
+
+    reuses = []
+    for name, learner in compared.learners.items():
+        if learner.steps:
+            title = wording.title(name)
+            reuses.append(feature_reuse(learner, episodes, name=title, progress=progress))
+    for result in reuses:
+        print(f"\n{result}")
+    return reuses
 
 
-def _protocol(experiment: Experiment) -> str:
-    """What accuracies depend on beside the learner: the split, the queries and the norm."""
-    split = ""
-    if experiment.dataset == "omniglot":
-        chosen = experiment.settings()
-        turned = ", turned characters too" if chosen.test_rotations else ""
-        split = f"characters split by protocol {chosen.protocol}{turned}; "
-    queries = experiment.test_queries()
-    plural = "y" if queries == 1 else "ies"
-    return f"{split}{queries} quer{plural} a class; norm: {experiment.norm} statistics"
+def _overview(rows: list[dict[str, str]], compared: experiments.Compared) -> list[dict[str, str]]:
+    """The accuracies under the names of the page, with a verdict where nothing adapts."""
+    from metalearn.analysis.adaptation.verdict import DOES_NOT_ADAPT
 
-
-def _title(name: str) -> str:
-    """A learner's name as the page has it."""
-    return name.upper() if len(name) <= 4 else name
-
-
-def _rows(
-    evaluations: Mapping[str, Evaluation], seconds: Mapping[str, float]
-) -> list[dict[str, Any]]:
-    first = next(iter(evaluations))
-    rows = []
-    for name, found in evaluations.items():
-        tasks = len(found.per_episode)
-        interval = f" ± {100 * found.interval:.2f}" if tasks > 1 else ""
-        compared = paired(found, evaluations[first]) if name != first and tasks > 1 else None
-        rows.append(
-            {
-                "learner": name,
-                "accuracy": (
-                    f"{100 * found.mean:.2f}{interval} % ({tasks}"
-                    f" task{'s' * (tasks != 1)}{', exactly chance' * found.at_chance})"
-                ),
-                f"minus {_title(first)}, paired": (
-                    ""
-                    if compared is None
-                    else f"{100 * compared.mean:+.2f} ± {100 * compared.interval:.2f}"
-                ),
-                "training": duration(seconds[name]),
-            }
-        )
-    return rows
-
-
-def _print_table(rows: list[dict[str, Any]], experiment: Experiment) -> None:
-    table = Table()
-    for column in rows[0]:
-        table.add_column(column, justify="left" if column == "learner" else "right")
+    overview = []
     for row in rows:
-        table.add_row(*row.values())
-    print(
-        f"\n{_problem(experiment)}, {experiment.test_tasks} test tasks of unseen classes (± is 95 %"
-        " over tasks)"
-    )
-    print(_protocol(experiment))
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+        name = row["learner"]
+        row = row | {"learner": wording.title(name)}
+        if not compared.learners[name].steps:
+            row["verdict"] = DOES_NOT_ADAPT
+        overview.append(row)
+    return overview
+
+
+def _overview_table(reuses: Sequence[Reuse], overview: list[dict[str, str]]) -> Table:
+    from metalearn.analysis.adaptation.tables import overview as overview_table
+
+    return overview_table(reuses, overview)
+
+
+def _write_report(
+    path: str,
+    reuses: list[Reuse],
+    rows: list[dict[str, str]],
+    overview: list[dict[str, str]],
+    compared: experiments.Compared,
+    experiment: Experiment,
+    started: float,
+) -> None:
+    """Write the page, and its numbers as JSON beside it."""
+    from metalearn.analysis.adaptation.page import report as write_page
+
+    about: Record = {
+        "command": shlex.join(["metalearn", *sys.argv[1:]]),
+        "data": experiment.dataset,
+        "preset": experiment.settings().follows,
+        "machine": provenance.machine(),
+        "protocol": wording.protocol(experiment),
+    }
+    seconds = round(time.monotonic() - started)
+    write_page(reuses, path, results=overview, settings={**about, "seconds": seconds})
+    trainers = map(experiments.trained_by, compared.learners)
+    learners = {
+        name: {**experiment.to_dict(name), **asdict(experiment.settings(name))} for name in trainers
+    }
+    facts = {
+        "results": rows,
+        "settings": {**about, "learners": learners},
+        "reuse": [result.to_dict() for result in reuses],
+    }
+    files.write_atomically(Path(path).with_suffix(".json"), json.dumps(facts, indent=1).encode())
 
 
 if __name__ == "__main__":

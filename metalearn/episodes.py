@@ -1,4 +1,4 @@
-"""What a task is made of: examples to adapt on, and queries to be right about."""
+"""A few-shot task: a support set to adapt to, and a query set to predict."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from metalearn.runtime.checks import sequence
 class Examples(NamedTuple):
     """Inputs with their targets.
 
-    `inputs` is a tensor (examples, ...), or a tuple or a dictionary of such tensors for a model
-    that takes several; `targets` is (examples,) integer labels or (examples, outputs) values.
+    Attributes:
+        inputs: a tensor (examples, ...), or a tuple or dictionary of such tensors for a model with
+            several inputs.
+        targets: integer labels (examples,), or real values (examples, outputs).
     """
 
     inputs: Any  # metalearn.network.forward.Inputs; a tensor in most uses
@@ -26,9 +28,8 @@ class Examples(NamedTuple):
         return f"Examples(inputs={_short(self.inputs)}, targets={_short(self.targets)})"
 
     def to(self, *args: object, **kwargs: object) -> Examples:
-        """Move inputs (and targets, but for their dtype where they are labels) as `torch.Tensor.to`
-        does.
-        """
+        """Move inputs and targets as `torch.Tensor.to` does; integer labels keep their dtype."""
+        # A tensor of inputs takes the dtype; integers among several inputs are ids and masks.
         if isinstance(self.inputs, Tensor):
             inputs = self.inputs.to(*args, **kwargs)  # type: ignore[call-overload]
         else:
@@ -37,13 +38,17 @@ class Examples(NamedTuple):
 
 
 class Episode(NamedTuple):
-    """One task (or, with a leading dimension on every tensor, a stack of tasks): adapt on
-    `support`, predict `query`.
+    """One task, or with a leading dimension on every tensor a stack of tasks.
+
+    Attributes:
+        support: the examples to adapt to.
+        query: the examples to predict.
 
     Example:
         >>> import torch
-        >>> task = Episode(Examples(torch.rand(5, 1, 28, 28), torch.arange(5)),
-        ...                Examples(torch.rand(75, 1, 28, 28), torch.arange(5).repeat_interleave(15)))
+        >>> support = Examples(torch.rand(5, 1, 28, 28), torch.arange(5))
+        >>> query = Examples(torch.rand(75, 1, 28, 28), torch.arange(5).repeat_interleave(15))
+        >>> task = Episode(support, query)
         >>> stack([task, task]).query.inputs.shape
         torch.Size([2, 75, 1, 28, 28])
     """
@@ -60,40 +65,42 @@ class Episode(NamedTuple):
 
 
 def stack(episodes: Iterable[Episode], *, indices: Sequence[int] | None = None) -> Episode:
-    """Single tasks of equal shapes -> one stack with a leading task dimension.
+    """Stack single tasks of equal shapes, with a leading task dimension.
 
     Args:
         episodes: the tasks.
-        indices: what the tasks are called in an error; by default their places, from 0 on.
+        indices: the numbers of the tasks in an error message; by default from 0 on.
+
+    Returns:
+        An episode with tensors (tasks, examples, ...).
 
     Raises:
-        ValueError: if there are no tasks, or naming the first one whose sizes are not those of the
-            others.
-        TypeError: naming a task that is no `Episode`.
+        ValueError: there are no tasks, or a task's sizes differ from the others'.
+        TypeError: a task is not an `Episode`.
     """
-    listed = sequence("episodes", episodes, "[task, task]")
-    if not listed:
+    tasks = sequence("episodes", episodes, "[task, task]")
+    if not tasks:
         raise ValueError("stack() got no episodes: it needs at least one task")
     try:
-        if any(isinstance(part, Tensor) for episode in listed for part in episode):
-            raise TypeError(
-                "a tensor is no pair of inputs and targets, but may have the length of one"
-            )
-        return Episode(
-            *(
-                Examples(*(_stack(t) for t in zip(*part, strict=True)))
-                for part in zip(*listed, strict=True)
-            )
-        )
-    except (RuntimeError, TypeError, ValueError) as error:
-        _refuse_unequal(listed, range(len(listed)) if indices is None else indices)
-        raise error
+        for task in tasks:
+            _refuse_tensors(task)
+        supports, queries = zip(*tasks, strict=True)
+        return Episode(_stack_examples(supports), _stack_examples(queries))
+    except (RuntimeError, TypeError, ValueError):
+        # Looked for only now: checking every stack would cost time.
+        numbers = range(len(tasks)) if indices is None else indices
+        _refuse_unequal(tasks, numbers)
+        raise
+
+
+def _refuse_tensors(episode: Any) -> None:
+    """Raise TypeError if a part is a tensor: of length two, it would pass for a pair."""
+    if any(isinstance(part, Tensor) for part in episode):
+        raise TypeError("a tensor is not a pair of inputs and targets")
 
 
 def _refuse_unequal(episodes: list[Episode], indices: Sequence[int]) -> None:
-    """Raise TypeError naming what is no episode, and ValueError naming the first task whose sizes
-    are not the first one's.
-    """
+    """Raise an error naming what is not an episode, or the first task of other sizes."""
     sizes = [
         check_episode(episode, f"task {index}")
         for episode, index in zip(episodes, indices, strict=True)
@@ -109,25 +116,27 @@ def _refuse_unequal(episodes: list[Episode], indices: Sequence[int]) -> None:
 
 
 def check_episode(episode: Any, name: str) -> dict[str, Any]:
-    """The shapes of the tensors of an episode, or of a stack, by name.
+    """Check that `episode` is an episode or a stack, and return the shapes of its tensors by name.
 
-    Raises TypeError, with the `name`, for what is no episode.
+    Args:
+        episode: the value to check.
+        name: what it is called, for the message.
+
+    Raises:
+        TypeError: it is not an episode.
     """
     try:
-        if any(isinstance(part, Tensor) for part in episode):
-            raise TypeError("a tensor is no pair of inputs and targets")
-        (support, labels), (query, answers) = episode
-        tensors = {
-            "support inputs": support,
-            "support targets": labels,
-            "query inputs": query,
-            "query targets": answers,
+        _refuse_tensors(episode)
+        (inputs, targets), (query_inputs, query_targets) = episode
+        # A list of two episodes has the form of an episode too, but its "targets" are pairs.
+        if not isinstance(targets, Tensor) or not isinstance(query_targets, Tensor):
+            raise TypeError("the targets are not tensors")
+        return {
+            "support inputs": _shape(inputs),
+            "support targets": _shape(targets),
+            "query inputs": _shape(query_inputs),
+            "query targets": _shape(query_targets),
         }
-        if not isinstance(labels, Tensor) or not isinstance(
-            answers, Tensor
-        ):  # a list of two episodes has the form of one, too
-            raise TypeError("the targets are no tensors")
-        return {name: _shape(tensor) for name, tensor in tensors.items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise TypeError(
             f"{name} is a {type(episode).__name__}; give an Episode(Examples(inputs, targets),"
@@ -136,7 +145,7 @@ def check_episode(episode: Any, name: str) -> dict[str, Any]:
 
 
 def _shape(part: Any) -> Any:
-    """The shapes of inputs or targets: of a tensor, or of each tensor of a tuple or a dictionary."""
+    """The shape of a tensor; a list of the shapes in a tuple or a dictionary."""
     if isinstance(part, Tensor):
         return tuple(part.shape)
     shapes = [tuple(tensor.shape) for tensor in tensors_of(part)]
@@ -146,50 +155,51 @@ def _shape(part: Any) -> Any:
 
 
 def unstack(episodes: Episode) -> list[Episode]:
-    """A stack of tasks -> the single tasks, as views.
+    """The single tasks of a stack, as views.
 
-    Raises ValueError where the task dimension is missing or uneven.
+    Raises:
+        ValueError: the task dimension is missing, or differs between tensors.
     """
     check_episode(episodes, "the stack of tasks")
-    support, query = map(_examples, episodes)
-    tensors = [
-        *tensors_of(support.inputs),
-        support.targets,
-        *tensors_of(query.inputs),
-        query.targets,
-    ]
+    tensors: list[Tensor] = []  # support inputs, support targets, query inputs, query targets
+    for inputs, targets in episodes:
+        tensors += [*tensors_of(inputs), targets]
     sizes = [len(tensor) if tensor.ndim else 0 for tensor in tensors]
+    # Targets have two dimensions at least: (tasks, examples).
     if len(set(sizes)) != 1 or min(tensor.ndim for tensor in tensors) < 2:
         raise ValueError(
             "a stack of tasks needs one leading task dimension on every tensor; support inputs,"
             f" support targets, query inputs and query targets have {sizes} entries along their"
-            " first. A single task is stacked by metalearn.episodes.stack([task])"
+            " first. Stack a single task by metalearn.episodes.stack([task])"
         )
     return [part_of(episodes, number) for number in range(sizes[0])]
 
 
 def part_of(episodes: Episode, index: int | slice) -> Episode:
     """One task of a stack, or a shorter stack, as views."""
-    return Episode(
-        *(
-            Examples(map_tensors(lambda t: t[index], part.inputs), part.targets[index])
-            for part in map(_examples, episodes)
-        )
-    )
+    # A DataLoader may return plain lists in place of named tuples.
+    support, query = episodes
+    return Episode(_part_of_examples(*support, index), _part_of_examples(*query, index))
 
 
-def _examples(pair: tuple[Any, Tensor]) -> Examples:
-    return Examples(*pair)  # a DataLoader may have made a plain list of it
+def _part_of_examples(inputs: Any, targets: Tensor, index: int | slice) -> Examples:
+    return Examples(map_tensors(lambda tensor: tensor[index], inputs), targets[index])
 
 
 def _to(tensor: Tensor, *args: object, **kwargs: object) -> Tensor:
-    """`tensor.to`, but integers keep their dtype: labels, token ids and masks."""
+    """`tensor.to`, except that integers (labels, token ids and masks) keep their dtype."""
     moved: Tensor = tensor.to(*args, **kwargs)  # type: ignore[call-overload]
     return moved if tensor.is_floating_point() else moved.to(tensor.dtype)
 
 
+def _stack_examples(examples: Sequence[Examples]) -> Examples:
+    """The examples of several tasks, with a leading task dimension."""
+    inputs, targets = zip(*examples, strict=True)
+    return Examples(_stack(inputs), _stack(targets))
+
+
 def _stack(parts: Sequence[Any]) -> Any:
-    """Inputs or targets of several tasks, tensor by tensor, with a leading task dimension."""
+    """The inputs or the targets of several tasks, with a leading task dimension."""
     first = parts[0]
     if isinstance(first, Tensor):
         return torch.stack(tuple(parts))
@@ -201,14 +211,13 @@ def _stack(parts: Sequence[Any]) -> Any:
 
 
 def _short(part: Any) -> str:
-    """A tensor by its shape and dtype, such as `75 x 1 x 28 x 28 float32`; tuples and dictionaries
-    of them entry by entry.
-    """
+    """A tensor's shape and dtype, such as `75 x 1 x 28 x 28 float32`, entry by entry."""
     if isinstance(part, Tensor):
         shape = " x ".join(map(str, part.shape)) or "scalar"
         return f"{shape} {str(part.dtype).removeprefix('torch.')}"
     if isinstance(part, Mapping):
-        return "{" + ", ".join(f"{name}: {_short(value)}" for name, value in part.items()) + "}"
+        entries = ", ".join(f"{name}: {_short(value)}" for name, value in part.items())
+        return f"{{{entries}}}"
     if isinstance(part, list | tuple):
-        return "(" + ", ".join(map(_short, part)) + ")"
+        return f"({', '.join(map(_short, part))})"
     return f"<{type(part).__name__}>"

@@ -1,13 +1,11 @@
-"""How good a learner is on test episodes, with its interval; and two learners compared on the same
-episodes.
-"""
+"""The score of a learner on test tasks, with its interval, and two learners on the same tasks."""
 
 from __future__ import annotations
 
 import json
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -30,7 +28,7 @@ from metalearn.tasks.few_shot import FewShot
 
 
 class Tasks(Protocol):
-    """A number of single tasks by index, such as `FewShot`, `Sinusoid`, or a list of episodes."""
+    """Single tasks by index, such as `FewShot`, `Sinusoid`, or a list of episodes."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Episode: ...
@@ -38,15 +36,15 @@ class Tasks(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation(Tabular):
-    """What a learner reached on test tasks: the mean, the half-width of its 95 % interval, and
-    every task's figure.
+    """The scores of a learner on test tasks.
 
-    `interval` is 1.96 std(ddof=1) / sqrt(tasks) (with fewer than 30 tasks Student's, see
-    `half_width`), over tasks and not over seeds; NaN for a single task, which has no spread.
-    `measure` is "accuracy" (0 to 1) for integer targets and "loss" (the learner's, per task) for
-    real ones. `per_episode` is float64 `(tasks,)`. `fingerprints` identifies each task by a
-    checksum of its data, so that `paired` can tell whether two learners saw the same ones.
-    `settings` is a JSON-able record of the learner and the episodes.
+    Args:
+        per_episode: the score of each task, (tasks,) float64.
+        measure: "accuracy" (0 to 1) for integer targets, "loss" (the learner's own, for each task)
+            for real targets.
+        fingerprints: a checksum of each task's data, by which `paired` checks that two learners saw
+            the same tasks.
+        settings: a JSON-able record of the learner and the episodes.
 
     Example:
         >>> print(Evaluation(torch.tensor([0.5, 1.0, 0.75, 0.75], dtype=torch.float64)))
@@ -60,45 +58,50 @@ class Evaluation(Tabular):
 
     @property
     def mean(self) -> float:
+        """The mean over tasks."""
         return float(self.per_episode.mean())
 
     @property
     def interval(self) -> float:
+        """The half-width of the mean's 95 % interval over tasks; NaN for a single task.
+
+        It is `1.96 std(ddof=1) / sqrt(tasks)`, or Student's below 30 tasks (see
+        `metalearn.runtime.statistics.confidence_half_width`). It does not cover seeds.
+        """
         return confidence_half_width(self.per_episode)
 
     @property
     def at_chance(self) -> bool:
-        """Whether each of several tasks scores exactly 1 / ways, as predicting one class for every
-        query does.
+        """Whether each of several tasks scores exactly 1 / ways.
+
+        A learner that predicts one class for every query does.
         """
         ways = self.settings.get("episodes", {}).get("ways")
-        several = self.measure == "accuracy" and len(self.per_episode) > 1 and bool(ways)
-        return several and bool((self.per_episode == 1 / ways).all())
+        if self.measure != "accuracy" or len(self.per_episode) < 2 or not ways:
+            return False
+        return bool((self.per_episode == 1 / ways).all())
 
     def __str__(self) -> str:
         tasks = len(self.per_episode)
-        chance = (
-            "; every task at exactly chance, as if one class is predicted for every query"
-            if self.at_chance
-            else ""
-        )
-        interval = (
-            f"± {_figure(self.interval, self.measure)} (95 % interval over {tasks} tasks{chance})"
-        )
-        spread = interval if tasks > 1 else "(no interval: one task)"
-        return (
-            f"{self.mean:.2%} {spread}".replace("%", " %", 1)
-            if self.measure == "accuracy"
-            else f"loss {self.mean:.4g} {spread}"
-        )
+        spread = "(no interval: one task)"
+        if tasks > 1:
+            interval = _interval_text(self.interval, self.measure)
+            chance = ""
+            if self.at_chance:
+                chance = "; every task at exactly chance, as if one class is predicted everywhere"
+            # accuracy is in percent, its interval in points
+            spread = f"± {interval} (95 % interval over {tasks} tasks{chance})"
+        if self.measure == "accuracy":
+            return f"{100 * self.mean:.2f} % {spread}"
+        return f"loss {self.mean:.4g} {spread}"
 
     def records(self) -> list[dict[str, Any]]:
-        """A row for each task."""
+        """One row for each task."""
         values = self.per_episode.tolist()
         return [{"task": task, self.measure: value} for task, value in enumerate(values)]
 
     def to_dict(self) -> Record:
-        """A JSON-able record of all of it; the interval of a single task is None."""
+        """The evaluation as a JSON-able record; the interval of a single task is None."""
         interval = None if math.isnan(self.interval) else self.interval
         return {
             "measure": self.measure,
@@ -113,11 +116,16 @@ class Evaluation(Tabular):
 
 @dataclass(frozen=True)
 class Paired:
-    """How much better a was than b on the same tasks: the mean of a - b, its 95 % half-width, and
-    the paired t test.
+    """The difference a - b of two learners on the same tasks.
 
-    `interval` is the half-width of the 95 % interval of the differences (see `half_width`); `p` is
-    two-sided.
+    Attributes:
+        mean: the mean difference.
+        interval: the half-width of its 95 % interval (see
+            `metalearn.runtime.statistics.confidence_half_width`).
+        t: Student's t of the paired test.
+        p: its two-sided p value.
+        tasks: the number of tasks.
+        measure: "accuracy" or "loss".
     """
 
     mean: float
@@ -128,32 +136,48 @@ class Paired:
     measure: str = "accuracy"
 
     def __str__(self) -> str:
-        mean = (
-            f"{100 * self.mean:+.2f} points"
-            if self.measure == "accuracy"
-            else f"{self.mean:+.4g} loss"
-        )
-        spread = _figure(self.interval, self.measure)
+        mean = f"{self.mean:+.4g} loss"
+        if self.measure == "accuracy":
+            mean = f"{100 * self.mean:+.2f} points"
+        interval = _interval_text(self.interval, self.measure)
         return (
-            f"{mean} ± {spread} (95 % interval, paired over {self.tasks} tasks; t = {self.t:.2f}, p"
-            f" = {self.p:.2g})"
+            f"{mean} ± {interval} (95 % interval, paired over {self.tasks} tasks;"
+            f" t = {self.t:.2f}, p = {self.p:.2g})"
         )
 
 
 def paired(a: Evaluation, b: Evaluation) -> Paired:
     """Compare two learners on the same tasks: the mean of a - b with its interval, t and p.
 
-    Raises ValueError where the two did not see the same tasks in the same order, differ in measure,
-    or saw fewer than two tasks.
+    Args:
+        a: the evaluation of one learner.
+        b: the evaluation of the other.
+
+    Raises:
+        ValueError: the two did not see the same tasks in the same order, differ in measure, or saw
+            fewer than two tasks.
 
     Example:
-        >>> a, b = (Evaluation(torch.tensor(x, dtype=torch.float64)) for x in ([0.9, 0.8, 1.0], [0.7, 0.7, 0.9]))
+        >>> a = Evaluation(torch.tensor([0.9, 0.8, 1.0], dtype=torch.float64))
+        >>> b = Evaluation(torch.tensor([0.7, 0.7, 0.9], dtype=torch.float64))
         >>> print(paired(a, b))
         +13.33 points ± 14.34 (95 % interval, paired over 3 tasks; t = 4.00, p = 0.057)
     """
+    _check_pair(a, b)
+    difference = a.per_episode - b.per_episode  # (tasks,)
+    mean = float(difference.mean())
+    t, p = t_test(difference.numpy())
+    if math.isnan(p):  # every task differs by the same number, so there is no spread
+        t = math.copysign(math.inf, mean)
+        p = 0.0
+    return Paired(mean, confidence_half_width(difference), t, p, len(difference), a.measure)
+
+
+def _check_pair(a: Evaluation, b: Evaluation) -> None:
+    """Raise ValueError if two evaluations are not of the same tasks and measure."""
     if a.measure != b.measure:
         raise ValueError(
-            f"one evaluation holds {a.measure} and the other {b.measure}; compare two of one"
+            f"one evaluation holds {a.measure} and the other {b.measure}; compare two of the same"
             " measure"
         )
     if len(a.per_episode) != len(b.per_episode):
@@ -165,21 +189,14 @@ def paired(a: Evaluation, b: Evaluation) -> Paired:
         raise ValueError(
             "a paired comparison needs at least two tasks, since one difference has no spread"
         )
-    different = [
-        i for i, (x, y) in enumerate(zip(a.fingerprints, b.fingerprints, strict=True)) if x != y
-    ]
+    pairs = zip(a.fingerprints, b.fingerprints, strict=True)
+    different = [task for task, (mark_a, mark_b) in enumerate(pairs) if mark_a != mark_b]
     if different:
         raise ValueError(
             f"{len(different)} of {len(a.per_episode)} tasks differ between the two, the first"
             f" being task {different[0]}; evaluate both learners on the same episodes in the same"
             " order (one FewShot, or a DataLoader without shuffle)"
         )
-    difference = a.per_episode - b.per_episode
-    mean = float(difference.mean())
-    t, p = t_test(difference.numpy())
-    if math.isnan(p):  # every task differs by the same, so there is no spread
-        t, p = math.copysign(math.inf, mean), 0.0
-    return Paired(mean, confidence_half_width(difference), t, p, len(difference), a.measure)
 
 
 def evaluate(
@@ -189,21 +206,33 @@ def evaluate(
     progress: bool = False,
     tasks_at_once: int = 16,
 ) -> Evaluation:
-    """Adapt to each task and score its queries -> `Evaluation`.
+    """Adapt a learner to each task and score its queries.
 
-    Dropout is off meanwhile and no gradient reaches the learner. Where torchrun started several
-    ranks, all of them must call this: each takes its share of the tasks, and all return the same as
-    one process would.
+    The learner is in evaluation mode, and no gradient reaches it. If torchrun started several
+    ranks, all of them must call this: each takes a share of the tasks, and all return the result of
+    a single process.
 
     Args:
         learner: any `Learner`; episodes are moved to its device and dtype.
         episodes: tasks by index (`FewShot`), a `DataLoader` of stacks, or one stack.
         progress: show rate and time left.
-        tasks_at_once: tasks in one call of the learner, for tasks by index or one stack; more take
-            more memory and change no result.
+        tasks_at_once: tasks in one call of the learner, for tasks by index or one stack. More need
+            more memory and do not change the result.
 
-    Raises ValueError where there are no tasks, and FloatingPointError naming the task where a
-    prediction is NaN.
+    Returns:
+        The score of each task, with the mean and its interval.
+
+    Raises:
+        ValueError: there are no tasks.
+        FloatingPointError: a prediction is NaN; the message names the task.
+
+    Example:
+        >>> from metalearn import MAML
+        >>> from metalearn.models import MLP
+        >>> from metalearn.tasks import Sinusoid
+        >>> learner = MAML(MLP(1, 1), lr=0.01, loss=torch.nn.functional.mse_loss)
+        >>> len(evaluate(learner, Sinusoid(tasks=3)).per_episode)
+        3
     """
     return evaluate_together(
         {"learner": learner}, episodes, progress=progress, tasks_at_once=tasks_at_once
@@ -217,62 +246,88 @@ def evaluate_together(
     progress: bool = False,
     tasks_at_once: int = 16,
 ) -> dict[str, Evaluation]:
-    """`evaluate` for several learners by name, each task drawn once for all of them; any two can
-    then be compared by `paired`.
+    """`evaluate` for several learners by name, with each task loaded once for all of them.
+
+    Any two of the results can be compared by `paired`. For the arguments see `evaluate`.
+
+    Args:
+        learners: by name.
+        episodes: tasks by index, a `DataLoader` of stacks, or one stack.
+        progress: show rate and time left.
+        tasks_at_once: tasks in one call of a learner.
     """
     for learner in learners.values():
         check_learner(learner)
-    scores: dict[str, list[Tensor]] = {name: [] for name in learners}
-    marks, measure, seen = [], "accuracy", 0
     distributed.join(_like(next(iter(learners.values()), nn.Module())).device)
     with distributed.failing_together():
         tasks_at_once = whole_number("tasks_at_once", tasks_at_once)
         check_tasks("test tasks", episodes)
     _check_same(learners, episodes, tasks_at_once)
+    scores = _Scores(learners)
+    # An error on one rank stops all of them.
     with (
         distributed.failing_together(),
         torch.no_grad(),
         evaluation_mode(learners.values()),
         shown_progress(
             "evaluating",
-            _count(episodes, tasks_at_once),
+            _count(episodes),
             unit="task",
             shown=progress and distributed.rank() == 0,
         ) as advance,
     ):
         for count, tasks in _shared_out(episodes, tasks_at_once):
-            if tasks is not None:
-                check_examples(tasks)
-                measure = "loss" if tasks.query.targets.is_floating_point() else "accuracy"
-            marks.append(
-                torch.zeros(count, dtype=torch.float64) if tasks is None else fingerprints(tasks)
-            )
-            for name, learner in learners.items():
-                scores[name].append(
-                    torch.zeros(count, dtype=torch.float64)
-                    if tasks is None
-                    else _score(learner, tasks, seen)
-                )
-            seen += count
+            if tasks is None:
+                scores.leave_out(count)
+            else:
+                scores.add(tasks)
             advance(count)
-        if not seen:
+        if not scores.tasks:
             raise ValueError("there are no episodes to evaluate on; ask for at least one task")
-    distributed.check_same({"tasks": seen}, "Give every rank the same episodes")
-    checksums = tuple(int(mark) for mark in distributed.all_reduce(torch.cat(marks)).tolist())
-    measure = distributed.broadcast(measure)
-    return {
-        name: Evaluation(
-            distributed.all_reduce(torch.cat(scores[name])),
-            measure,
-            checksums,
-            {"learner": learner.settings(), "episodes": describe(episodes)},
-        )
-        for name, learner in learners.items()
-    }
+    return scores.evaluations(episodes)
+
+
+class _Scores:
+    """The scores of this rank's tasks. The tasks of other ranks count as zero, for the sum."""
+
+    def __init__(self, learners: Mapping[str, Learner]) -> None:
+        self.learners = learners
+        self.tasks = 0
+        self.measure = "accuracy"
+        self.checksums: list[Tensor] = []  # (tasks of a stack,) for each stack
+        self.per_learner: dict[str, list[Tensor]] = {name: [] for name in learners}
+
+    def add(self, episodes: Episode) -> None:
+        """Score a stack of tasks."""
+        check_examples(episodes)
+        self.measure = "loss" if episodes.query.targets.is_floating_point() else "accuracy"
+        self.checksums.append(fingerprints(episodes))
+        for name, learner in self.learners.items():
+            self.per_learner[name].append(_score(learner, episodes, self.tasks))
+        self.tasks += len(episodes.query.targets)
+
+    def leave_out(self, count: int) -> None:
+        """Count a stack of tasks that another rank scores."""
+        zeros = torch.zeros(count, dtype=torch.float64)
+        for parts in (self.checksums, *self.per_learner.values()):
+            parts.append(zeros)
+        self.tasks += count
+
+    def evaluations(self, episodes: object) -> dict[str, Evaluation]:
+        """The results of all ranks together, by learner."""
+        distributed.check_same({"tasks": self.tasks}, "Give every rank the same episodes")
+        checksums = distributed.all_reduce(torch.cat(self.checksums)).tolist()
+        measure = distributed.broadcast(self.measure)
+        results = {}
+        for name, learner in self.learners.items():
+            per_episode = distributed.all_reduce(torch.cat(self.per_learner[name]))
+            settings = {"learner": learner.settings(), "episodes": describe(episodes)}
+            results[name] = Evaluation(per_episode, measure, tuple(map(int, checksums)), settings)
+        return results
 
 
 def check_learner(learner: object) -> None:
-    """Raise TypeError if `learner` is no `Learner`."""
+    """Raise TypeError if `learner` is not a `Learner`."""
     if not isinstance(learner, Learner):
         raise TypeError(
             f"the learner is a {type(learner).__name__}; give a Learner, such as MAML(model,"
@@ -280,15 +335,21 @@ def check_learner(learner: object) -> None:
         )
 
 
-def check_tasks(name: str, tasks: object) -> None:
-    """Raise TypeError if `tasks` are no tasks that can be drawn or scored, and ValueError if there
-    are none.
+def check_tasks(name: str, tasks: Any) -> None:
+    """Raise an error if `tasks` cannot be loaded or scored.
+
+    Args:
+        name: what the tasks are called, for the message.
+        tasks: the value to check.
+
+    Raises:
+        TypeError: these are not tasks.
+        ValueError: there are none.
     """
     if isinstance(tasks, DataLoader | Episode):
         return
-    if isinstance(tasks, str | Mapping | Tensor) or not (
-        hasattr(tasks, "__getitem__") and hasattr(tasks, "__len__")
-    ):
+    indexed = hasattr(tasks, "__getitem__") and hasattr(tasks, "__len__")
+    if not indexed or isinstance(tasks, str | Mapping | Tensor):
         raise TypeError(
             f"the {name} are a {type(tasks).__name__}, which has no tasks by index; give a FewShot,"
             " a list of Episodes, or any object with __len__ and __getitem__"
@@ -298,84 +359,97 @@ def check_tasks(name: str, tasks: object) -> None:
 
 
 def first_task(tasks: Tasks | DataLoader[Episode] | Episode, device: torch.device) -> int | str:
-    """A checksum of the first task, to be compared between ranks; for random tasks and a
-    `DataLoader` only what they are.
+    """A checksum of the first task, which ranks compare.
 
-    The global random generators are left as they were.
+    For a `DataLoader` and for tasks that are drawn at random it is a word. The global random
+    generators keep their states.
+
+    Args:
+        tasks: tasks by index, a `DataLoader`, or a stack.
+        device: the learner's device.
     """
     if isinstance(tasks, DataLoader):
         return "of a DataLoader"
-    listed = unstack(tasks) if isinstance(tasks, Episode) else tasks
+    if isinstance(tasks, Episode):
+        tasks = unstack(tasks)
     states = random_state.generators(device)
     try:
-        marks = [int(fingerprints(stack([listed[0]]))) for _ in range(2)]
-    except Exception as error:  # the first step raises it
+        checksum = int(fingerprints(stack([tasks[0]])))
+        again = int(fingerprints(stack([tasks[0]])))
+    except Exception as error:  # the first step raises it again
         return f"{type(error).__name__}: {error}"
     finally:
         random_state.set_generators(states, device)
-    return marks[0] if marks[0] == marks[1] else "random"
+    return checksum if checksum == again else "random"
 
 
 def _check_same(
     learners: Mapping[str, Learner], episodes: Tasks | DataLoader[Episode] | Episode, at_once: int
 ) -> None:
-    """Raise ValueError if ranks differ in settings, tasks or weights: their shares would not be of
-    one result.
+    """Raise ValueError if ranks differ in settings, tasks or weights.
+
+    Their shares would not belong to one result.
     """
     if distributed.world_size() == 1:
         return
-    device = _like(next(iter(learners.values()))).device
-    asked = {
+    learner_settings = {
         name: {**learner.settings(), "moving": list(learner.rates)}
         for name, learner in learners.items()
     }
-    work = {
+    device = _like(next(iter(learners.values()))).device
+    settings = {
         "call": "evaluate",
-        "learners": asked,
+        "learners": learner_settings,
         "episodes": describe(episodes),
         "tasks_at_once": at_once,
         "first task": first_task(episodes, device),
     }
-    distributed.check_same(
-        json.loads(json.dumps(work, default=str)), "Start every rank with the same settings"
-    )
-    sizes = {
-        name: [float(p.detach().double().norm()) for p in learner.parameters()]
-        for name, learner in learners.items()
-    }
-    gathered = distributed.all_gather(sizes)
-    for rank, norms in enumerate(gathered):
-        for name in learners:
-            if len(norms[name]) != len(gathered[0][name]) or not all(
-                map(_close, norms[name], gathered[0][name])
-            ):
-                raise ValueError(
-                    f"the weights of {name} differ between rank {rank} and rank 0; build every"
-                    " rank's from one seed or checkpoint"
-                )
+    # As JSON, because settings may hold values of any type, such as a loss function.
+    plain = json.loads(json.dumps(settings, default=str))
+    distributed.check_same(plain, "Start every rank with the same settings")
+    for name, learner in learners.items():
+        _check_same_weights(name, learner)
+
+
+def _check_same_weights(name: str, learner: Learner) -> None:
+    """Raise ValueError if ranks differ in the norms of a learner's parameters."""
+    norms = [float(parameter.detach().double().norm()) for parameter in learner.parameters()]
+    gathered = distributed.all_gather(norms)
+    for rank, others in enumerate(gathered):
+        same_number = len(others) == len(gathered[0])
+        if not same_number or not all(map(_close, others, gathered[0])):
+            raise ValueError(
+                f"the weights of {name} differ between rank {rank} and rank 0; build every rank's"
+                " from one seed or checkpoint"
+            )
 
 
 def to_device(episodes: Episode, learner: nn.Module) -> Episode:
-    """Episodes on the learner's device and, where their inputs are real numbers, in its dtype."""
+    """Episodes on the learner's device, and with real inputs in its dtype."""
     like = _like(learner)
-    real = all(tensor.is_floating_point() for tensor in tensors_of(episodes.support.inputs))
-    return episodes.to(like.device, like.dtype) if real else episodes.to(like.device)
+    # Token ids and masks keep their dtype.
+    if all(tensor.is_floating_point() for tensor in tensors_of(episodes.support.inputs)):
+        return episodes.to(like.device, like.dtype)
+    return episodes.to(like.device)
 
 
 def check_examples(episodes: Episode, *, stacked: bool = True) -> None:
-    """Raise ValueError if a task, or a stack of them, has no queries, or not one target for each
-    input.
+    """Raise an error if a task has no queries, or not one target for each input.
 
-    The support set is the learner's to check.
+    The learner checks the content of the support set.
+
+    Args:
+        episodes: a task, or a stack of tasks.
+        stacked: whether it is a stack.
+
+    Raises:
+        ValueError: the task has no queries, or not one target for each input.
     """
     dims = int(stacked)
     for name, (inputs, targets) in zip(("support", "query"), episodes, strict=True):
         for tensor in tensors_of(inputs):
-            if (
-                tensor.ndim <= dims
-                or targets.ndim <= dims
-                or tensor.shape[: dims + 1] != targets.shape[: dims + 1]
-            ):
+            has_examples = tensor.ndim > dims and targets.ndim > dims
+            if not has_examples or tensor.shape[: dims + 1] != targets.shape[: dims + 1]:
                 raise ValueError(
                     f"the {name} inputs of a task are {tuple(tensor.shape[dims:])} and its targets"
                     f" {tuple(targets.shape[dims:])}; give one target for each input, the examples"
@@ -393,7 +467,7 @@ def check_examples(episodes: Episode, *, stacked: bool = True) -> None:
 
 def load(episodes: Tasks, indices: Sequence[int], learner: nn.Module) -> Episode:
     """A stack of tasks by index, on the learner's device and in its dtype."""
-    if type(episodes) is FewShot:
+    if type(episodes) is FewShot:  # gathers the images of all tasks at once
         return to_device(episodes.stack(indices, _like(learner).device), learner)
     stacked = stack((episodes[i] for i in indices), indices=indices)
     check_examples(stacked)
@@ -401,104 +475,115 @@ def load(episodes: Tasks, indices: Sequence[int], learner: nn.Module) -> Episode
 
 
 def accuracies(logits: Tensor, targets: Tensor) -> Tensor:
-    """The share of queries that are right, `(tasks,)` float64, from logits `(tasks, queries,
-    ways)`; NaN for real targets.
+    """The share of correct queries of each task; NaN for real targets.
+
+    Args:
+        logits: (tasks, queries, ways).
+        targets: (tasks, queries).
+
+    Returns:
+        (tasks,) float64.
     """
     if targets.is_floating_point():
         return logits.new_full((len(logits),), math.nan, dtype=torch.float64)
-    return (logits.argmax(-1) == targets).flatten(1).double().mean(1)
+    correct = logits.argmax(-1) == targets  # (tasks, queries)
+    return correct.flatten(1).double().mean(1)
 
 
 def describe(episodes: object) -> Record:
-    """A JSON-able record of where episodes come from: their own `settings()`, or else their type
-    and length.
-    """
+    """A JSON-able record of episodes: their own `settings()`, or their type and number."""
     if isinstance(episodes, DataLoader):
         return {"loader": {"batch_size": episodes.batch_size}, **describe(episodes.dataset)}
-    own = getattr(episodes, "settings", None)
-    if own is not None:
-        return dict(own())
-    tasks = len(episodes.query.targets) if isinstance(episodes, Episode) else len(episodes)  # type: ignore[arg-type]
-    return {"source": type(episodes).__name__, "tasks": tasks}
+    settings = getattr(episodes, "settings", None)
+    if settings is not None:
+        return dict(settings())
+    return {"source": type(episodes).__name__, "tasks": _count(episodes)}
 
 
 def _score(learner: Learner, episodes: Episode, first: int) -> Tensor:
-    placed = to_device(episodes, learner)
-    targets = placed.query.targets
+    """The score of each task of a stack, (tasks,) float64.
+
+    Args:
+        learner: the learner.
+        episodes: a stack of tasks.
+        first: the number of the first task, for messages.
+    """
+    episodes = to_device(episodes, learner)
+    targets = episodes.query.targets
     if targets.ndim > 1 and not targets.shape[1]:
         raise ValueError(f"task {first} has no queries to score; give every task at least one")
-    if isinstance(learner, FeatureLearner) and placed.support.targets.ndim == 2:
-        learner.check_stack(placed.support.targets, first)
-    logits = learner(placed)
-    broken = logits.isnan().flatten(1).any(1).nonzero()
-    if len(broken):
-        task = int(broken[0])
+    if isinstance(learner, FeatureLearner) and episodes.support.targets.ndim == 2:
+        learner.check_stack(episodes.support.targets, first)
+    logits = learner(episodes)  # (tasks, queries, ways)
+    has_nan = logits.isnan().flatten(1).any(1)  # (tasks,)
+    if has_nan.any():
+        task = int(has_nan.nonzero()[0])
         raise FloatingPointError(
-            f"the predictions for task {first + task} are NaN: {_why_nan(learner, placed, task)}"
-        )
-    if not targets.is_floating_point() and int(targets.max()) >= logits.shape[-1]:
-        raise ValueError(
-            f"a query has the label {int(targets.max())}, but there are {logits.shape[-1]} ways:"
-            " labels count from 0"
+            f"the predictions for task {first + task} are NaN: {_why_nan(learner, episodes, task)}"
         )
     if targets.is_floating_point():
         network = learner.network
         losses = [learner.task_loss(network, *task) for task in zip(logits, targets, strict=True)]
-        return torch.stack(losses).cpu().double()
+        return torch.stack(losses).cpu().double()  # (tasks,)
+    ways = logits.shape[-1]
+    if int(targets.max()) >= ways:
+        raise ValueError(
+            f"a query has the label {int(targets.max())}, but there are {ways} ways: labels count"
+            " from 0"
+        )
     return accuracies(logits, targets).cpu()
 
 
 def _why_nan(learner: Learner, episodes: Episode, task: int) -> str:
-    """What may have made the predictions for the `task`-th of these episodes NaN, and the cure."""
+    """A possible reason for NaN in the predictions for one task of a stack, and the cure."""
     for side, examples in episodes._asdict().items():
-        for kind, tensor in examples._asdict().items():
-            if not tensor[task].isfinite().all():
-                return f"its {side} {kind} hold values that are not finite; look at the data"
-    weights = [
-        name for name, parameter in learner.named_parameters() if not parameter.isfinite().all()
-    ]
-    if weights:
-        return (
-            f"the weights {weights[0]} hold values that are not finite; go back to an earlier"
-            " checkpoint"
-        )
+        for kind, part in examples._asdict().items():
+            if not all(tensor[task].isfinite().all() for tensor in tensors_of(part)):
+                return f"its {side} {kind} hold values that are not finite; check the data"
+    for name, parameter in learner.named_parameters():
+        if not parameter.isfinite().all():
+            return (
+                f"the weights {name} hold values that are not finite; go back to an earlier"
+                " checkpoint"
+            )
     if learner.rates:
         return "a lower inner rate keeps adaptation finite"
-    return "its features overflow; look at the scale of the inputs and of the weights"
+    return "its features overflow; check the scale of the inputs and of the weights"
 
 
 def _shared_out(
     episodes: Tasks | DataLoader[Episode] | Episode, at_once: int
 ) -> Iterator[tuple[int, Episode | None]]:
-    """(tasks, their stack) in order; None in place of a stack that another rank takes."""
-    rank, count = distributed.rank(), distributed.world_size()
+    """Stacks in order, as pairs of (number of tasks, stack or None if another rank takes it)."""
+    rank = distributed.rank()
+    ranks = distributed.world_size()
     if isinstance(episodes, DataLoader):
-        if count > 1 and isinstance(episodes.sampler, RandomSampler):
+        if ranks > 1 and isinstance(episodes.sampler, RandomSampler):
             raise ValueError(
-                "this DataLoader shuffles, so that every rank would share out other stacks; build"
-                " it with shuffle=False"
+                "this DataLoader shuffles, so each rank would get other stacks; build it with"
+                " shuffle=False"
             )
         for number, (support, query) in enumerate(_collated(episodes)):
-            yield (
-                len(query[0]),
-                (Episode(Examples(*support), Examples(*query)) if number % count == rank else None),
-            )
+            tasks = None
+            if number % ranks == rank:
+                tasks = Episode(Examples(*support), Examples(*query))
+            yield len(query[1]), tasks
         return
-    tasks = unstack(episodes) if isinstance(episodes, Episode) else episodes
-    for number, start in enumerate(range(0, len(tasks), at_once)):
-        chosen = range(start, min(start + at_once, len(tasks)))
-        yield (
-            len(chosen),
-            (stack((tasks[i] for i in chosen), indices=chosen) if number % count == rank else None),
-        )
+    single = unstack(episodes) if isinstance(episodes, Episode) else episodes
+    for number, start in enumerate(range(0, len(single), at_once)):
+        indices = range(start, min(start + at_once, len(single)))
+        tasks = None
+        if number % ranks == rank:
+            tasks = stack((single[i] for i in indices), indices=indices)
+        yield len(indices), tasks
 
 
 def _collated(loader: DataLoader[Episode]) -> Iterator[Episode]:
-    """The loader's stacks. Raises ValueError if a stack's tasks differ in size."""
+    """The loader's stacks; raises ValueError if the tasks of a stack differ in size."""
     try:
         yield from loader
     except RuntimeError as error:
-        if "equal size" not in str(error):
+        if "equal size" not in str(error):  # the message of torch's default_collate
             raise
         sizes = str(error).strip().splitlines()[-1]
         raise ValueError(
@@ -506,34 +591,35 @@ def _collated(loader: DataLoader[Episode]) -> Iterator[Episode]:
         ) from error
 
 
-def _count(episodes: Tasks | DataLoader[Episode] | Episode, at_once: int) -> int:
+def _count(episodes: Any) -> int:
+    """The number of tasks; for a `DataLoader` at most."""
     if isinstance(episodes, DataLoader):
         return len(episodes) * (episodes.batch_size or 1)
-    return len(episodes.query.targets) if isinstance(episodes, Episode) else len(episodes)
+    if isinstance(episodes, Episode):
+        return len(episodes.query.targets)
+    return len(episodes)
 
 
 def fingerprints(episodes: Episode) -> Tensor:
-    """A checksum of each task of a stack, `(tasks,)` float64."""
+    """A checksum of each task of a stack, (tasks,) float64."""
+    support, query = episodes
+    # All targets and every 31st input value tell tasks apart, at a small share of the cost of all
+    # values.
+    tensors = [
+        tensor.flatten(1)[:, ::31] for tensor in (*tensors_of(support[0]), *tensors_of(query[0]))
+    ]
+    tensors += [support[1], query[1]]
+    checksums = [_checksum(task) for task in zip(*tensors, strict=True)]
+    return torch.tensor(checksums, dtype=torch.float64)
 
-    # All targets and every 31st input value: enough to tell drawn tasks apart, at a small share of
-    # the cost of a whole checksum.
-    def mark(*tensors: Tensor) -> int:
-        return zlib.crc32(
-            b"".join(
-                tensor.cpu()
-                .clone(memory_format=torch.contiguous_format)
-                .reshape(-1)
-                .view(torch.uint8)
-                .numpy()
-                .tobytes()
-                for tensor in tensors
-            )
-        )
 
-    (support, labels), (query, answers) = episodes
-    inputs = [tensor.flatten(1)[:, ::31] for tensor in (*tensors_of(support), *tensors_of(query))]
-    parts = zip(*inputs, labels, answers, strict=True)
-    return torch.tensor([mark(*task) for task in parts], dtype=torch.float64)
+def _checksum(tensors: Iterable[Tensor]) -> int:
+    """The CRC-32 of the bytes of tensors, one after the other."""
+    checksum = 0
+    for tensor in tensors:
+        values = tensor.cpu().clone(memory_format=torch.contiguous_format).reshape(-1)
+        checksum = zlib.crc32(values.view(torch.uint8).numpy().data, checksum)
+    return checksum
 
 
 def _close(a: float, b: float) -> bool:
@@ -541,8 +627,11 @@ def _close(a: float, b: float) -> bool:
 
 
 def _like(learner: nn.Module) -> Tensor:
-    return next((p for p in learner.parameters() if p.is_floating_point()), torch.empty(0))
+    """A parameter with the learner's device and dtype."""
+    real = (parameter for parameter in learner.parameters() if parameter.is_floating_point())
+    return next(real, torch.empty(0))
 
 
-def _figure(interval: float, measure: str) -> str:
+def _interval_text(interval: float, measure: str) -> str:
+    """The half-width of an interval, in points of accuracy or in loss."""
     return f"{100 * interval:.2f}" if measure == "accuracy" else f"{interval:.2g}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.helpers import ROOT
 
 # From the ground up: a folder imports from those before it, and from itself.
 FLOORS = (
@@ -93,3 +93,16 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         TopologicalSorter({module: imported(module) for module in FILES}).static_order()
     )  # raises CycleError
     assert len(order) == len(FILES)
+
+
+@pytest.mark.parametrize("test", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: path.stem)
+def test_tests_import_shared_helpers_only(test: Path) -> None:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(test.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{test} has a relative import in line {node.lineno}"
+            names.add(node.module or "")
+    tests = {name for name in names if name.partition(".")[0] in ("tests", "conftest")}
+    assert tests <= {"tests.helpers"}, f"{test} imports {tests}; put what is shared in helpers.py"

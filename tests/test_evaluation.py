@@ -13,6 +13,7 @@ from metalearn.episodes import Episode, Examples, stack
 from metalearn.evaluation import Evaluation, evaluate, evaluate_together, paired
 from metalearn.models import MLP
 from metalearn.runtime.statistics import confidence_half_width
+from tests.helpers import point_task
 
 
 class Tasks:
@@ -28,16 +29,7 @@ class Tasks:
         if not 0 <= index < self.length:
             raise IndexError(index)
         self.drawn.append(index)
-        generator = torch.Generator().manual_seed(1000 * self.seed + index)
-        centres = 2 * torch.randn(3, 4, generator=generator)
-
-        def examples(count):
-            labels = torch.arange(3).repeat(count)
-            return Examples(
-                centres[labels] + torch.randn(len(labels), 4, generator=generator), labels
-            )
-
-        return Episode(examples(1), examples(5))
+        return point_task(1000 * self.seed + index)
 
 
 class Echo(Learner):
@@ -223,3 +215,25 @@ def test_the_interval_of_few_values_covers_the_mean_as_often_as_it_says(count):
         draws
     )
     assert covered == pytest.approx(0.95, abs=0.012)  # three and a half standard errors
+
+
+class Sum(nn.Module):
+    """A network with two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(2, 1)
+
+    def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        return self.head(first + second)
+
+
+def test_nan_in_named_inputs_of_a_loader_is_found_by_its_task() -> None:
+    def examples() -> Examples:
+        return Examples({"first": torch.rand(4, 2), "second": torch.rand(4, 2)}, torch.rand(4, 1))
+
+    tasks = [Episode(examples(), examples()) for _ in range(7)]
+    tasks[5].query.inputs["second"][0] = math.nan
+    learner = MAML(Sum(), 0.01, loss=F.mse_loss)
+    with pytest.raises(FloatingPointError, match="task 5 are NaN: its query inputs hold"):
+        evaluate(learner, DataLoader(tasks, batch_size=3))

@@ -11,7 +11,7 @@ from torch import nn
 import metalearn as ml
 from metalearn.episodes import Episode, Examples, stack, unstack
 from metalearn.models import MLP, Conv4
-from tests.conftest import FAMILY, WAYS_TO_RUN, gradients, made_up_tasks, outer_loss, smooth_network
+from tests.helpers import FAMILY, WAYS_TO_RUN, gradients, made_up_tasks, outer_loss, smooth_network
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 
@@ -40,7 +40,6 @@ def test_every_way_of_running_tasks_gives_the_numbers_of_the_loop(name: str, way
 
 @pytest.mark.parametrize("way", WAYS_TO_RUN)
 def test_conv4_agrees_too_with_max_pooling_and_relu(way: str) -> None:
-    torch.manual_seed(0)
     model, episodes = Conv4(ways=3, hidden=4, size=16).double(), made_up_tasks(shape=(1, 16, 16))
     assert_same_learner(
         ml.MAML(model, 0.4, steps=2, execution=way),
@@ -73,7 +72,6 @@ def test_anil_runs_the_body_once_for_the_support_set() -> None:
 
 
 def test_anil_where_the_model_goes_on_after_its_head() -> None:
-    torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Conv2d(4, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     ).double()
@@ -283,7 +281,6 @@ def test_a_parameter_that_the_user_froze_still_moves_in_the_inner_loop() -> None
 
 
 def test_attention_has_second_order_gradients_and_its_fast_kernels_back_afterwards() -> None:
-    torch.manual_seed(0)
     block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True, activation="gelu")
     model = nn.Sequential(block, nn.Flatten(), nn.Linear(32, 3)).double()
     before = torch.backends.cuda.flash_sdp_enabled()
@@ -345,15 +342,11 @@ def test_bad_input_is_named_with_its_cure() -> None:
         ValueError, match="ANIL adapts its head '6' alone, but lr gives a rate to '0'"
     ):
         ml.ANIL(model, {"0": 0.1})
-    with pytest.raises(
-        ValueError, match=r"BOIL leaves its head '6' as it is, but lr gives a rate to '6\.bias'"
-    ):
+    with pytest.raises(ValueError, match=r"BOIL leaves its head '6' .*'6\.bias'"):
         ml.BOIL(model, {"6.bias": 0.1})
     with pytest.raises(ValueError, match=r"inner rate of 0\.weight is nan"):
         ml.MAML(model, float("nan"))
-    with pytest.raises(
-        ValueError, match="no execution 'vmap'; choose one of auto, loop, threads, vectorized"
-    ):
+    with pytest.raises(ValueError, match="no execution 'vmap'; choose one of auto, loop"):
         ml.MAML(model, 0.1, execution="vmap")
     with pytest.raises(ValueError, match="NIL has no rule 'mean'"):
         ml.NIL(model, "mean")
@@ -395,7 +388,6 @@ class HeadTwice(TimesThree):
 def test_anil_is_maml_of_the_head_whatever_the_model_does_with_it(
     network: type[nn.Module], way: str
 ) -> None:
-    torch.manual_seed(0)
     model, episodes = network().double(), made_up_tasks(shape=(4,))
     assert_same_learner(
         ml.ANIL(model, 0.4, 2, execution=way),
@@ -443,7 +435,6 @@ def test_learned_rates_are_those_that_were_loaded() -> None:
 
 @pytest.mark.parametrize("way", ["loop", "threads"])
 def test_a_model_that_writes_into_its_buffers_is_refused(way: str) -> None:
-    torch.manual_seed(0)
     model = nn.Sequential(
         nn.utils.parametrizations.spectral_norm(nn.Linear(4, 8)), nn.Tanh(), nn.Linear(8, 3)
     ).double()

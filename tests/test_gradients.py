@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import metalearn as ml
-from tests.conftest import (
+from tests.helpers import (
     EXACT,
     FAMILY,
     WAYS_TO_RUN,
+    central_difference,
     gradients,
     made_up_tasks,
     outer_loss,
@@ -17,29 +18,6 @@ from tests.conftest import (
 )
 
 pytestmark = pytest.mark.usefixtures("two_threads")
-
-
-def along(
-    learner: ml.Learner,
-    direction: list[torch.Tensor],
-    epsilon: float = 1e-4,
-    episodes: ml.Episode | None = None,
-) -> float:
-    """The derivative of the outer loss along a direction in parameter space, by central differences
-    of fourth order.
-    """
-    episodes, values = episodes or made_up_tasks(), {}
-    start = [parameter.detach().clone() for parameter in learner.meta_parameters().values()]
-    for multiple in (-2, -1, 1, 2):
-        with torch.no_grad():
-            for parameter, origin, step in zip(
-                learner.meta_parameters().values(), start, direction, strict=True
-            ):
-                parameter.copy_(origin + multiple * epsilon * step)
-            values[multiple] = outer_loss(learner, episodes).item()
-            for parameter, origin in zip(learner.meta_parameters().values(), start, strict=True):
-                parameter.copy_(origin)
-    return (8 * (values[1] - values[-1]) - (values[2] - values[-2])) / (12 * epsilon)
 
 
 def check(learner: ml.Learner) -> None:
@@ -54,7 +32,7 @@ def check(learner: ml.Learner) -> None:
             (p.grad * d).sum().item()
             for p, d in zip(learner.meta_parameters().values(), direction, strict=True)
         )
-        assert exact == pytest.approx(along(learner, direction), rel=1e-8, abs=1e-9)
+        assert exact == pytest.approx(central_difference(learner, direction), rel=1e-8, abs=1e-9)
 
 
 @pytest.mark.parametrize("way", WAYS_TO_RUN)

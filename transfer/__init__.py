@@ -1,6 +1,4 @@
-"""Partial weight transfer as one call, and initialisations compared so that the answer can be
-believed.
-"""
+"""Partial weight transfer as one call, and comparisons of initialisations with their tests."""
 
 import metalearn
 

@@ -1,11 +1,10 @@
-"""The networks of the Transfusion paper, and any classification network of torchvision or timm by
-name.
-"""
+"""The networks of the Transfusion paper, and any classification network by name."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from typing import NamedTuple
 
@@ -19,58 +18,81 @@ from metalearn.runtime.checks import whole_number
 from transfer.initialisation.strategies import check_network
 
 
-class _Family(NamedTuple):
+class _Shape(NamedTuple):
+    """What distinguishes a network of the CBR family."""
+
     kernel: int
     widths: tuple[int, ...]
     last_pool: bool = True
 
 
+# The parameter counts of the paper decide the widths (see `cbr`).
 FAMILY = {
-    "large_t": _Family(7, (32, 64, 128, 256, 512), last_pool=False),
-    "large_w": _Family(7, (64, 128, 256, 512)),
-    "small": _Family(7, (32, 64, 128, 256)),
-    "tiny": _Family(5, (32, 64, 128, 256)),
+    "large_t": _Shape(7, (32, 64, 128, 256, 512), last_pool=False),
+    "large_w": _Shape(7, (64, 128, 256, 512)),
+    "small": _Shape(7, (32, 64, 128, 256)),
+    "tiny": _Shape(5, (32, 64, 128, 256)),
 }
+MINI = _Shape(5, (8, 16, 32, 64))  # the command line's "cbr-mini", for quick trials
 
 
 def cbr(name: str, outputs: int, channels: int = 3) -> CBR:
-    """A network of the CBR family, "large_t", "large_w", "small" or "tiny", for images of any size
-    (Raghu et al. 2019, arXiv:1902.07208).
+    """Build a network of the CBR family (Raghu et al. 2019, arXiv:1902.07208).
 
     Blocks of convolution, batch norm, ReLU and 3x3 max-pool of stride 2, then a mean over space and
-    a linear head: layers block1 to block4 (block5 of "large_t", which has no pool) and head.
-    Kernels are 7x7, of "tiny" 5x5.
+    a linear head: layers block1 to block4 (and block5 of "large_t", which has no pool) and head.
+    Kernels are 7x7, and 5x5 in "tiny".
 
-    The paper's parameter counts leave out the first convolution and the batch norms, and with 5
-    outputs hold exactly; they give "tiny" the widths 32 to 256, where its text says 64 to 512: here
-    the counts are followed. It does not say how convolutions are padded: here images of 224 pixels
-    and more are not, and smaller ones are, convolutions and pools, so that they keep their size and
-    do not vanish.
+    The paper's parameter counts omit the first convolution and the batch norms, and hold exactly
+    with 5 outputs. They imply the widths 32 to 256 for "tiny", although the text says 64 to 512;
+    the counts are followed here. The paper does not mention padding. Here images of 224 pixels or
+    more are not padded; for smaller ones convolutions and pools are padded, or the maps would
+    vanish.
 
-    Raises ValueError, with those there are, for another name.
+    Args:
+        name: "large_t", "large_w", "small" or "tiny".
+        outputs: of the head.
+        channels: of the images, which may have any size.
+
+    Raises:
+        ValueError: for another name; the message lists those that exist.
 
     Example:
         >>> cbr("tiny", outputs=2, channels=1)(torch.rand(4, 1, 28, 28)).shape
         torch.Size([4, 2])
     """
-    if not isinstance(name, str) or name not in FAMILY:
-        raise ValueError(f"there is no CBR network {name!r}; there are {', '.join(FAMILY)}")
+    _check_family(name)
     return CBR(*FAMILY[name], outputs=outputs, channels=channels)
 
 
-class CBR(nn.Module):
-    """What `cbr` builds: blocks of the given widths, and a head.
+def _check_family(name: str) -> None:
+    """Raise ValueError for a name that the CBR family does not have."""
+    if not isinstance(name, str) or name not in FAMILY:
+        raise ValueError(f"there is no CBR network {name!r}; there are {', '.join(FAMILY)}")
 
-    `last_pool` says whether the last block has a pool.
+
+NETWORKS = {f"cbr_{name}": partial(cbr, name) for name in FAMILY}
+"""The networks of this file by name, called with outputs and channels."""
+
+
+class CBR(nn.Module):
+    """A network of the CBR family: blocks and a linear head (see `cbr`).
+
+    Args:
+        kernel: height and width of the convolutions' kernels.
+        widths: channels of each block.
+        last_pool: whether the last block has a pool, as the others do.
+        outputs: of the head.
+        channels: of the images.
     """
 
-    UNPADDED = 224
+    UNPADDED = 224  # pixels from which images are not padded
 
     def __init__(
         self,
         kernel: int,
         widths: tuple[int, ...],
-        last_pool: bool,
+        last_pool: bool,  # noqa: FBT001 (public)
         *,
         outputs: int,
         channels: int = 3,
@@ -78,13 +100,10 @@ class CBR(nn.Module):
         super().__init__()
         outputs = whole_number("outputs", outputs)
         channels = whole_number("channels", channels)
-        for number, (before, after) in enumerate(
-            zip((channels, *widths), widths, strict=False), start=1
-        ):
-            self.add_module(
-                f"block{number}",
-                Block(before, after, kernel, pool=last_pool or number < len(widths)),
-            )
+        pairs = zip((channels, *widths), widths, strict=False)  # inputs and outputs of each block
+        for number, (before, after) in enumerate(pairs, start=1):
+            pool = last_pool or number < len(widths)
+            self.add_module(f"block{number}", Block(before, after, kernel, pool=pool))
         self.head = nn.Linear(widths[-1], outputs)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -93,43 +112,49 @@ class CBR(nn.Module):
         maps = images
         for block in self.children():
             if isinstance(block, Block):
-                maps = block(maps, padded)
-        return self.head(maps.mean((2, 3)))
+                maps = block(maps, padded=padded)
+        return self.head(maps.mean((2, 3)))  # (examples, widths[-1]) -> (examples, outputs)
 
 
 class Block(nn.Module):
-    """Convolution without bias, batch norm, ReLU and, where asked for, a 3x3 max-pool of stride 2."""
+    """Convolution without bias, batch norm and ReLU, then optionally a 3x3 max-pool of stride 2."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, pool: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int, *, pool: bool) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, bias=False)
         self.norm = nn.BatchNorm2d(outputs)
         self.pool = pool
 
-    def forward(self, maps: Tensor, padded: bool = True) -> Tensor:
-        """(examples, inputs, height, width) -> (examples, outputs, ...); `padded` keeps height and
-        width, but for the pool's halving.
+    def forward(self, maps: Tensor, *, padded: bool = True) -> Tensor:
+        """(examples, inputs, height, width) -> (examples, outputs, height', width').
+
+        With padding the convolution keeps height and width, and the pool halves them.
         """
-        margin = self.conv.kernel_size[0] // 2
-        maps = self.conv(F.pad(maps, [margin] * 4) if padded else maps)
-        maps = torch.relu(self.norm(maps))
-        return F.max_pool2d(maps, 3, stride=2, padding=int(padded)) if self.pool else maps
+        if padded:
+            margin = self.conv.kernel_size[0] // 2
+            maps = F.pad(maps, [margin] * 4)
+        maps = torch.relu(self.norm(self.conv(maps)))
+        if not self.pool:
+            return maps
+        return F.max_pool2d(maps, 3, stride=2, padding=int(padded))
 
 
 def build(name: str, outputs: int, channels: int = 3) -> nn.Module:
-    """A classification network by name, from its own random initialisation: nothing is downloaded.
+    """Build a classification network by its name, randomly initialised: nothing is downloaded.
+
+    Inception and GoogLeNet are built without their auxiliary heads.
 
     Args:
-        name: one of torchvision's ("resnet50"), of the CBR family ("cbr_small"), of timm's if that
-            is installed ("timm:resnet18"), or package.module:callable, which is imported and called
+        name: one of torchvision's ("resnet50"), of the CBR family ("cbr_small"), of timm's if it is
+            installed ("timm:resnet18"), or package.module:callable, which is imported and called
             with the number of outputs.
         outputs: of the head.
-        channels: of the images. Where torchvision's network reads another number, its first
-            convolution is replaced by one whose values are drawn from those of the old one.
-            Inception and GoogLeNet are built without their auxiliary heads.
+        channels: of the images. If torchvision's network reads another number, the weight of its
+            first convolution is replaced (see `read_channels`).
 
-    Raises ValueError, with near matches, for a name that does not exist; ImportError, with the
-    cure, for timm's without timm.
+    Raises:
+        ValueError: for a name that does not exist, with near matches.
+        ImportError: for a network of timm without timm, with the cure.
 
     Example:
         >>> build("cbr_tiny", outputs=2, channels=1)(torch.rand(4, 1, 28, 28)).shape
@@ -142,15 +167,16 @@ def build(name: str, outputs: int, channels: int = 3) -> nn.Module:
     outputs = whole_number("outputs", outputs)
     channels = whole_number("channels", channels)
     if name.startswith("cbr_"):
-        return cbr(name.removeprefix("cbr_"), outputs, channels)
-    model = registry.build(name, outputs, channels, own=[f"cbr_{member}" for member in FAMILY])
-    torchvisions = not registry.runs_code(name) and not name.startswith(registry.TIMM)
-    return read_channels(model, channels) if torchvisions else model
+        _check_family(name.removeprefix("cbr_"))
+    model = registry.build(name, outputs, channels, networks=NETWORKS)
+    if name in registry.torchvision_names():  # the others are built for `channels`
+        read_channels(model, channels)
+    return model
 
 
 @dataclass(frozen=True)
 class Build:
-    """Builds a network by name.
+    """A function without arguments that builds a network by its name on the command line.
 
     It is defined here, not in `__main__`, because worker processes cannot import that.
     """
@@ -161,28 +187,30 @@ class Build:
     slim: bool = False
 
     def __call__(self) -> nn.Module:
-        """The network, drawn from torch's global generator."""
+        """Build the network from torch's global generator."""
         if self.slim:
             return slim(self.name, "layer2", self.outputs, channels=self.channels)
         if self.name == "cbr-mini":
-            return CBR(5, (8, 16, 32, 64), True, outputs=self.outputs, channels=self.channels)
+            return CBR(*MINI, outputs=self.outputs, channels=self.channels)
         return build(self.name.replace("cbr-", "cbr_"), self.outputs, self.channels)
 
 
 def slim(name: str, through: str, outputs: int, width: float = 0.5, channels: int = 3) -> ResNet:
-    """A ResNet of torchvision whose stages above `through` have `width` times the channels (Raghu
-    et al. 2019's hybrid).
+    """A ResNet of torchvision with fewer channels in its upper stages: Raghu et al. 2019's hybrid.
 
-    Up to `through` it has the layers of the full network, which take their weights: the paper's is
+    Up to `through` it has the layers of the full network, which can take pretrained weights. The
+    paper's hybrid is
     `initialize(slim("resnet50", "layer2", outputs), transfusion(weights, through="layer2"))`.
 
     Args:
         name: "resnet18", "resnet50", "wide_resnet50_2", ...
-        through: the last layer that is left as it is: "bn1", "layer1", "layer2" or "layer3".
-        width: more than 0, at most 1.
+        through: the last layer that keeps its width: "bn1", "layer1", "layer2" or "layer3".
+        outputs: of the head.
+        width: the share of the channels that the stages above keep; more than 0, at most 1.
         channels: of the images, as in `build`.
 
-    Raises ValueError for a network that is no ResNet, another `through`, or another `width`.
+    Raises:
+        ValueError: for a network that is no ResNet, another `through`, or another `width`.
 
     Example:
         >>> slim("resnet18", "layer2", outputs=2).fc
@@ -196,35 +224,43 @@ def slim(name: str, through: str, outputs: int, width: float = 0.5, channels: in
         )
     if not isinstance(width, Real) or not 0 < float(width) <= 1:
         raise ValueError(
-            f"width={width!r}; it is the part of the channels that is kept, more than 0 and at"
-            " most 1"
+            f"width={width!r}; it is the share of the channels to keep, more than 0 and at most 1"
         )
     model = build(name, outputs, channels)
     if not isinstance(model, ResNet):
         raise ValueError(
-            f"{name!r} is no ResNet of torchvision; slim() makes hybrids of resnet18 to resnet152"
-            " and their kin"
+            f"{name!r} is no ResNet of torchvision; slim() takes resnet18 to resnet152 and their"
+            " variants"
         )
-    kept = stages.index(through)
+    # torchvision's `_make_layer` reads the channels that a stage receives from `inplanes`.
     model.inplanes = _channels(getattr(model, through))
-    for number, stage in list(enumerate(stages))[kept + 1 :]:
-        blocks = getattr(model, stage)
+    for number in range(stages.index(through) + 1, len(stages)):
+        blocks = getattr(model, stages[number])
+        # Stage n of a full ResNet has 64 * 2^(n - 1) planes.
         planes = max(1, round(width * 64 * 2 ** (number - 1)))
-        narrow = model._make_layer(
-            type(blocks[0]), planes, len(blocks), stride=1 if number == 1 else 2
-        )
-        _initialized(narrow)
-        setattr(model, stage, narrow)
+        stride = 1 if stages[number] == "layer1" else 2
+        stage = model._make_layer(type(blocks[0]), planes, len(blocks), stride=stride)
+        _initialize(stage)
+        setattr(model, stages[number], stage)
     model.fc = nn.Linear(model.inplanes, outputs)
     return model
 
 
 def read_channels(model: nn.Module, channels: int) -> nn.Module:
-    """Let the first convolution of `model` read images of `channels` channels; changes the model in
-    place and returns it.
+    """Let the first convolution of a network read another number of channels, in place.
 
-    Values of the new weight are drawn from those of the old one, which keeps the distribution that
-    the network's author chose.
+    The values of the new weight are drawn from those of the old one, which keeps the distribution
+    that the network's author chose.
+
+    Args:
+        model: the network.
+        channels: of the images.
+
+    Returns:
+        The same network.
+
+    Raises:
+        ValueError: if it has no convolution, or one in groups.
 
     Example:
         >>> read_channels(nn.Sequential(nn.Conv2d(3, 8, 3)), 1)[0].weight.shape
@@ -248,23 +284,24 @@ def read_channels(model: nn.Module, channels: int) -> nn.Module:
             f"the first convolution {path} has {conv.groups} groups; build it for"
             f" {conv.in_channels} channels and repeat the image"
         )
-    old = conv.weight.detach()
+    values = conv.weight.detach().flatten()
     shape = (conv.out_channels, channels, *conv.kernel_size)
+    # With replacement: the new weight may be larger than the old one.
+    chosen = torch.randint(values.numel(), (math.prod(shape),))
     conv.in_channels = channels
-    conv.weight = nn.Parameter(
-        old.flatten()[torch.randint(old.numel(), (math.prod(shape),))].view(shape)
-    )
+    conv.weight = nn.Parameter(values[chosen].view(shape))
     return model
 
 
 def _channels(stage: nn.Module) -> int:
-    """How many channels a stage of a ResNet puts out."""
+    """The number of channels that a stage of a ResNet outputs."""
+    # The last batch norm of a stage has as many channels as its output.
     *_, last = (module for module in stage.modules() if isinstance(module, nn.BatchNorm2d))
     return last.num_features
 
 
-def _initialized(stage: nn.Module) -> None:
-    """As torchvision's ResNet initialises itself."""
+def _initialize(stage: nn.Module) -> None:
+    """Draw the weights of a stage as torchvision's ResNet does."""
     for module in stage.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

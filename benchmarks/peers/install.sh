@@ -3,7 +3,7 @@
 # that compare with them:
 #
 #     benchmarks/peers/install.sh FOLDER [--own-torch]
-#     FOLDER/bin/python -m pytest tests/test_learn2learn.py
+#     FOLDER/bin/python -m pytest tests/compat/test_learn2learn.py
 #
 # The new environment sees all packages of the python that is calling (`python`, or $PYTHON), torch above all, through one .pth file;
 # --own-torch downloads torch and torchvision into it instead. Fails where learn2learn cannot be built or imported; the other two are

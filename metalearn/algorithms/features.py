@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metalearn.algorithms.base import Adapted, Learner, explained
-from metalearn.engine.inner_loop import Weights
 from metalearn.engine.labels import check_classes
-from metalearn.engine.recording import value
+from metalearn.engine.solver import Adapted
 from metalearn.episodes import Episode, Examples
 from metalearn.network.activations import ending, output_of
 from metalearn.network.forward import Inputs
 from metalearn.network.functional import Functional
 from metalearn.network.layers import heads, is_inside
+from metalearn.network.module_call import Weights
+
+from .base import Learner, explained
 
 RULES = ("softmax", "sum", "class_mean")
 
 
 def cosine_readout(support: Examples, queries: Tensor, ways: int, rule: str = "softmax") -> Tensor:
-    """Class scores of queries from the cosines between their features and the support features ->
-    (..., queries, ways).
+    """Class scores of queries from the cosines of their features and the support features.
 
     With `c_qi` the cosine of query q and support example i (Raghu et al. 2020, section 5.1, leaves
     the weighting open):
@@ -31,40 +32,65 @@ def cosine_readout(support: Examples, queries: Tensor, ways: int, rule: str = "s
     - "class_mean": the cosine to the mean feature of class k, as in the code of BOIL (Oh et al.
       2021).
 
-    Arguments:
+    Args:
         support: features (..., shots, features) and labels (..., shots).
         queries: features (..., queries, features).
-    Raises ValueError for an unknown rule, labels beyond `ways`, and a class without a support
-    example.
+        ways: the number of classes.
+        rule: "softmax", "sum" or "class_mean".
+
+    Returns:
+        Scores (..., queries, ways).
+
+    Raises:
+        ValueError: the rule is unknown, a label is beyond `ways`, or a class has no support
+            example.
 
     Example:
-        >>> import torch
         >>> support = Examples(torch.eye(2), torch.tensor([0, 1]))
         >>> cosine_readout(support, torch.tensor([[3.0, 0.1]]), ways=2).argmax(-1)
         tensor([0])
     """
     check_classes(support.targets, ways)
-    members = F.one_hot(support.targets.long(), ways).to(queries.dtype)
+    return cosine_scores(support, queries, ways, rule)
+
+
+def cosine_scores(support: Examples, queries: Tensor, ways: int, rule: str) -> Tensor:
+    """The scores of `cosine_readout`, for labels that are checked already."""
+    members = class_members(support, ways)  # (..., shots, ways)
     if rule == "class_mean":
-        return _cosine(queries, members.mT @ support.inputs / members.sum(-2).unsqueeze(-1))
-    cosines = _cosine(queries, support.inputs)
+        return _cosine(queries, class_means(support, ways))
+    cosines = _cosine(queries, support.inputs)  # (..., queries, shots)
     if rule == "sum":
         return cosines @ members
     if rule == "softmax":
+        # log sum_i a_qi y_ik, with a_qi the softmax over the support set
         return (cosines.softmax(-1) @ members).log()
     raise ValueError(f"there is no rule {rule!r}; choose one of {', '.join(RULES)}")
 
 
+def class_members(support: Examples, ways: int) -> Tensor:
+    """The one-hot labels of support examples (..., shots, ways), in the dtype of their features."""
+    return F.one_hot(support.targets.long(), ways).to(support.inputs.dtype)
+
+
+def class_means(support: Examples, ways: int) -> Tensor:
+    """The mean feature of every class (..., ways, features)."""
+    members = class_members(support, ways)
+    # (..., ways, shots) @ (..., shots, features), over the examples of each class
+    return members.mT @ support.inputs / members.sum(-2).unsqueeze(-1)
+
+
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    """The cosine of each row of `a` (..., n, features) and each of `b` (..., m, features)."""
+    # a b^T / (|a| |b|), (..., n, m)
     return F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).mT
 
 
 class FeatureLearner(Learner):
-    """A learner without an inner loop: the support set is kept as features, and the head is not
-    used (nor trained).
+    """A learner without an inner loop: the support set is kept as features.
 
-    The features are what enters the head. A model without a layer that makes its output, or whose
-    head is named "", has its output for features; the first run tells.
+    The features are what enters the head, which is neither used nor trained. If no layer makes the
+    model's output, or the head is named "", the features are the output; the first run tells.
     """
 
     needs_head = True
@@ -77,16 +103,18 @@ class FeatureLearner(Learner):
         return super().check_head(head)
 
     def prepare(self, episodes: Episode) -> None:
-        """What is checked of a stack of tasks before any of them is run."""
+        """Check a stack of tasks before any of them runs, and find a guessed head."""
         super().prepare(episodes)
         targets = episodes.support.targets
         if targets.device.type == "cpu" and targets.ndim == 2:  # other devices would be waited for
             self.check_stack(targets)
 
     def settle_head(self, inputs: Inputs) -> None:
-        """Find on the support inputs of one task which layer makes the output, if the head was
-        guessed; "" if none does.
+        """Find on the support inputs of one task which layer makes the output; "" if none does.
+
+        A head that was named is taken as it is.
         """
+        # Its features are the output if no layer makes it.
         if self.guessed:
             run = self._trial(inputs)
             if not ending(self.model, self.head, run).is_output:
@@ -94,9 +122,7 @@ class FeatureLearner(Learner):
             self.guessed = False
 
     def adapt(self, support: Examples) -> Adapted:
-        """The support set of one task -> its features and labels, with the head found first if it
-        was guessed.
-        """
+        """The support set of one task -> its features and labels; a guessed head is found first."""
         self.settle_head(support.inputs)
         return self.solve(self.network, support)
 
@@ -105,34 +131,51 @@ class FeatureLearner(Learner):
         """A support set -> its features and labels; no weight moves."""
         self.check_support(network, support)
         weights = network.weights()
-        return Adapted(
-            weights, Examples(flat_features(network, weights, support.inputs), support.targets)
-        )
+        features = flat_features(network, weights, support.inputs)
+        return Adapted(weights, Examples(features, support.targets))
 
     @explained
     def answer(self, network: Functional, adapted: Adapted, inputs: Inputs) -> Tensor:
-        """Query inputs (queries, ...) of that task -> logits (queries, ways), for as many ways as
-        the support set has.
+        """Query inputs (queries, ...) of that task -> logits (queries, ways).
+
+        There are as many ways as the support set has classes.
         """
         if adapted.support is None:
             raise ValueError(
-                f"{type(self).__name__} predicts from support features: pass what its own"
-                " adapt(support) returned"
+                f"{type(self).__name__} predicts from support features: pass the result of its"
+                " adapt(support)"
             )
-        ways = value(adapted.support.targets.max()) + 1
+        ways = network.classes
+        if ways is None:
+            ways = int(adapted.support.targets.max()) + 1
+            check_classes(adapted.support.targets, ways)
         return self.readout(adapted.support, flat_features(network, adapted.weights, inputs), ways)
 
     def check_stack(self, targets: Tensor, first: int = 0) -> None:
-        """Raise ValueError naming the task (counted from `first`) and the class, where a support
-        set has no example of one.
+        """Check that the support sets of a stack have examples of all their classes.
 
-        `targets` are the support labels of a stack of tasks (tasks, examples).
+        Args:
+            targets: the support labels (tasks, examples).
+            first: the number of the first task, for the message.
+
+        Raises:
+            ValueError: a support set has no example of a class; both are named.
         """
         if targets.numel():
             check_classes(targets, int(targets.max()) + 1, first)
 
+    def check_targets(
+        self, network: Functional, support: Tensor, query: Tensor | None, logits: torch.Size
+    ) -> None:
+        """Check the labels of a stack before recorded operations run on it (see `Learner`)."""
+        self.check_stack(support)
+        super().check_targets(network, support, query, logits)
+
     def readout(self, support: Examples, queries: Tensor, ways: int) -> Tensor:
-        """Features of support and queries (..., examples, features) -> logits (..., queries, ways)."""
+        """Features of support and queries (..., examples, features) -> logits (..., queries, ways).
+
+        The labels are checked already.
+        """
         raise NotImplementedError
 
     def meta_parameters(self) -> dict[str, nn.Parameter]:
@@ -141,14 +184,12 @@ class FeatureLearner(Learner):
         if not self.head:
             return trained
         return {
-            name: p
-            for name, p in trained.items()
+            name: parameter
+            for name, parameter in trained.items()
             if not is_inside(name.removeprefix("model."), self.head)
         }
 
 
 def flat_features(network: Functional, weights: Weights, inputs: Inputs) -> Tensor:
-    """What enters the head, a row an example: (examples, features), with the task dimension before
-    it if there is one.
-    """
+    """What enters the head, as (examples, features), or (tasks, examples, features) for a stack."""
     return network.features(weights, inputs).values.flatten(1 + network.task_dims)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from torch import Tensor, full_like, nn
 
-from .maml import LR, MAML, Rate
+from .maml import MAML
+from .rates import LR, Rate
 
 
 class MetaSGD(MAML):
-    """MAML with a learned inner rate for every weight (Li, Zhou, Chen and Li, 2017): `phi = theta -
-    alpha * grad L_support(theta)`.
+    """MAML with a learned inner rate for every weight (Li, Zhou, Chen and Li, 2017).
 
-    `alpha` has the shape of `theta` and is trained by the outer loop beside it; it may turn
-    negative. It starts from `lr` everywhere (the paper draws it from U[0.005, 0.1]), so that an
-    untrained Meta-SGD is MAML, and takes one step.
+        phi = theta - alpha * grad L_support(theta)
 
-    Arguments are those of `MAML`.
+    `alpha` has the shape of `theta` and is trained beside it by the outer loop; it may turn
+    negative. It starts from `lr` everywhere (the paper draws it from U[0.005, 0.1]), so before
+    training Meta-SGD is MAML. The paper takes one step.
+
+    The arguments are those of `MAML`.
 
     Example:
         >>> from metalearn.models import MLP
@@ -32,9 +34,8 @@ class MetaSGD(MAML):
 
 
 def _learned(rate: Rate, weight: Tensor) -> nn.Parameter:
-    start = (
-        full_like(weight, rate)
-        if not isinstance(rate, Tensor)
-        else rate.detach().to(weight).expand_as(weight).clone()
-    )
-    return nn.Parameter(start)
+    """A rate to learn for every entry of a weight."""
+    # alpha has the shape of theta, so each entry learns its own rate.
+    if isinstance(rate, Tensor):
+        return nn.Parameter(rate.detach().to(weight).expand_as(weight).clone())
+    return nn.Parameter(full_like(weight, rate))

@@ -9,25 +9,27 @@ from torch import Tensor, nn
 
 from metalearn.episodes import Examples
 
-from .base import Loss
-from .features import RULES, FeatureLearner, cosine_readout
+from .features import RULES, FeatureLearner, cosine_scores
+from .losses import Loss
 
 
 class NIL(FeatureLearner):
     """No inner loop and no head (Raghu, Raghu, Bengio and Vinyals, ICLR 2020, section 5).
 
-    Each query takes the labels of the support set, weighted by the cosines between their features:
-    what the head would have seen. Around a model that MAML or ANIL trained it tests the body alone;
-    trained itself it is the paper's "NIL training". Any number of ways.
+    Each query takes the labels of the support set, weighted by the cosines of their features. The
+    features are what enters the head. Around a model that MAML or ANIL trained, NIL tests the body
+    alone; trained itself, it is the paper's "NIL training". Tasks may have any number of ways.
 
-    Arguments:
+    Args:
         model: any module with one tensor in and one out; its head is not used.
-        rule: how cosines become labels, "softmax" (matching networks), "sum", or "class_mean"
-            (BOIL's code): the paper says only that similarities weight the labels. The formulas are
+        rule: how cosines become labels: "softmax" (matching networks), "sum", or "class_mean"
+            (BOIL's code). The paper says only that similarities weight the labels. The formulas are
             in `metalearn.algorithms.features.cosine_readout`. For one shot all three agree on the
             class.
-        head, loss, execution, output: as for `Learner`; the features are what enters the head, or
-            the output of a model without one.
+        head: as for `Learner`; a model without one has its output for features.
+        loss: as for `Learner`.
+        execution: as for `Learner`.
+        output: as for `Learner`.
 
     Example:
         >>> import torch
@@ -60,11 +62,9 @@ class NIL(FeatureLearner):
         return rule
 
     def readout(self, support: Examples, queries: Tensor, ways: int) -> Tensor:
-        """Features of support and queries -> logits (queries, ways): log attention mass, summed
-        cosines, or cosine to class means.
-        """
-        return cosine_readout(support, queries, ways, self.rule)
+        """Scores (..., queries, ways) from the cosines of queries and support examples."""
+        return cosine_scores(support, queries, ways, self.rule)
 
     def settings(self) -> dict[str, Any]:
-        """What was asked for, as plain values."""
+        """The settings as plain values."""
         return {**super().settings(), "rule": self.rule}

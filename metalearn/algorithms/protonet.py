@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from metalearn.engine.labels import check_classes
 from metalearn.episodes import Examples
 
-from .features import FeatureLearner
+from .features import FeatureLearner, class_means
 
 
 class ProtoNet(FeatureLearner):
-    """Prototypical networks (Snell, Swersky and Zemel, NeurIPS 2017, equations 1 and 2): `logit_k =
-    -|f(x) - c_k|^2`.
+    """Prototypical networks (Snell, Swersky and Zemel, NeurIPS 2017, equations 1 and 2).
 
-    `c_k` is the mean feature of the support examples of class k. There is no inner loop, and the
-    head is not used. Any number of ways.
+        logit_k = -|f(x) - c_k|^2
 
-    Arguments are those of `Learner`; the features are what enters the head, or the output of a
+    with `c_k` the mean feature of the support examples of class k. There is no inner loop, the head
+    is not used, and tasks may have any number of ways.
+
+    The arguments are those of `Learner`. The features are what enters the head, or the output of a
     model without one.
 
     Example:
@@ -33,10 +32,8 @@ class ProtoNet(FeatureLearner):
     computes_only = True
 
     def readout(self, support: Examples, queries: Tensor, ways: int) -> Tensor:
-        """Features of support and queries -> minus the squared distances to the prototypes
-        (queries, ways).
-        """
-        check_classes(support.targets, ways)
-        members = F.one_hot(support.targets.long(), ways).to(queries.dtype)
-        prototypes = members.mT @ support.inputs / members.sum(-2).unsqueeze(-1)
-        return -(queries.unsqueeze(-2) - prototypes.unsqueeze(-3)).square().sum(-1)
+        """Minus the squared distances of queries to the prototypes (..., queries, ways)."""
+        prototypes = class_means(support, ways)  # (..., ways, features)
+        # (..., queries, 1, features) - (..., 1, ways, features)
+        differences = queries.unsqueeze(-2) - prototypes.unsqueeze(-3)
+        return -differences.square().sum(-1)

@@ -11,21 +11,22 @@ from metalearn.engine.solver import OuterGradient
 from metalearn.episodes import Episode
 from metalearn.network.functional import Functional
 
-from .base import Loss
-from .maml import LR, MAML
+from .losses import Loss
+from .maml import MAML
+from .rates import LR
 
 
 class Reptile(MAML):
-    """Reptile (Nichol, Achiam and Schulman, 2018): the outer gradient is `theta - phi`, no
-    derivative through the inner loop at all.
+    """Reptile (Nichol, Achiam and Schulman, 2018): the outer gradient is `theta - phi`.
 
-    `phi` is where `steps` inner steps on the support set end. With plain SGD of rate 1 as outer
-    optimiser, `theta` moves all the way to the mean of the tasks' `phi`; the paper uses many inner
-    steps of Adam on minibatches (`update="adam"`).
+    There is no derivative through the inner loop. `phi` is where `steps` inner steps on the support
+    set end. With plain SGD of rate 1 as outer optimiser, `theta` moves all the way to the mean of
+    the tasks' `phi`. The paper uses many inner steps of Adam on minibatches (`update="adam"`).
 
-    Train with `meta_backward` or `meta_train`: there is no outer loss to differentiate, so calling
-    the learner while gradients are on raises RuntimeError. Arguments are those of `MAML`, but for
-    `first_order`.
+    Train with `meta_backward` or `meta_train`. There is no outer loss to differentiate, so calling
+    the learner while gradients are on raises RuntimeError.
+
+    The arguments are those of `MAML` without `first_order`.
 
     Example:
         >>> import metalearn
@@ -73,7 +74,7 @@ class Reptile(MAML):
         return first_order
 
     def check_lr(self, lr: LR) -> LR:
-        """The inner rate; not a learned one, for which Reptile has no gradient."""
+        """The inner rate; a learned one is refused, because Reptile has no gradient for it."""
         if any(isinstance(rate, nn.Parameter) for rate in self.paths_of(lr).values()):
             raise ValueError(
                 "Reptile has no gradient for a learned inner rate; give a number, or use MAML or"
@@ -92,11 +93,13 @@ class Reptile(MAML):
         return super().forward(episodes)
 
     def outer_gradient(self, network: Functional, episode: Episode) -> OuterGradient:
-        """One task -> its query loss, for the record, its query logits, and theta - phi."""
+        """One task -> its query loss for the record, its query logits, and theta - phi."""
         with torch.no_grad():
             adapted = self.solve(network, episode.support)
             logits = self.answer(network, adapted, episode.query.inputs)
+            self.check_labels(network, logits.shape, episode.query.targets)
             loss = self.task_loss(network, logits, episode.query.targets)
+            # The outer optimiser's step -lr (theta - phi) goes towards phi.
             gradients: list[Tensor | None] = [
                 self._distance(name.removeprefix("model."), theta, adapted.weights)
                 for name, theta in self.meta_parameters().items()
@@ -104,5 +107,8 @@ class Reptile(MAML):
         return OuterGradient(loss, logits, gradients)
 
     def _distance(self, name: str, theta: Tensor, weights: dict[str, Tensor]) -> Tensor:
+        """`theta - phi` of a parameter, summed over the tasks of a stack."""
         distance = theta - weights[name]
-        return distance.sum(0) if distance.ndim > theta.ndim else distance
+        if distance.ndim > theta.ndim:
+            return distance.sum(0)  # (tasks, ...) -> (...)
+        return distance

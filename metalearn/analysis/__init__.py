@@ -1,13 +1,15 @@
-"""What changed, where, and is it more than chance: similarities of matrices, and questions asked of
-networks and learners.
-"""
+"""Similarities of activation matrices, and analyses of networks and learners built on them."""
 
 from metalearn.analysis.adaptation.decomposition import Condition, Decomposition
 from metalearn.analysis.adaptation.feature_reuse import Reuse, feature_reuse
 from metalearn.analysis.adaptation.freezing import Freezing, freezing
-from metalearn.analysis.adaptation.freezing_over_seeds import SeededFreezing, freezing_over_seeds
 from metalearn.analysis.adaptation.observe import class_cosines
-from metalearn.analysis.adaptation.over_seeds import Difference, differences, over_seeds
+from metalearn.analysis.adaptation.over_seeds import (
+    Difference,
+    differences,
+    freezing_over_seeds,
+    over_seeds,
+)
 from metalearn.analysis.adaptation.page import report
 from metalearn.analysis.adaptation.verdict import Verdict, verdict
 from metalearn.analysis.measures.cca import canonical_correlations, cca, pwcca, svcca
@@ -36,7 +38,6 @@ __all__ = [
     "Probes",
     "Profile",
     "Reuse",
-    "SeededFreezing",
     "SimilarityMap",
     "Streaming",
     "Verdict",
@@ -62,4 +63,4 @@ __all__ = [
     "verdict",
 ]
 
-__getattr__ = renamed_attributes(__name__, {"Spread": MeanStd})
+__getattr__ = renamed_attributes(__name__, {"SeededFreezing": Freezing, "Spread": MeanStd})

@@ -1,4 +1,7 @@
-"""Checks of what a question is asked with; every error names the value and what to give instead."""
+"""Checks of the arguments of an analysis.
+
+Every error names the value and what to pass instead.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,16 @@ from metalearn.episodes import Episode, unstack
 
 
 def check_kind(value: Any, kind: type | tuple[type, ...], name: str, cure: str) -> None:
-    """Raise TypeError where `value` is of another kind."""
+    """Raise TypeError if `value` is not of this kind."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} is a {type(value).__name__}; {cure}")
 
 
-def check_all(values: Any, kind: type, name: str, cure: str) -> list[Any]:
+def check_all(values: Any, kind: type | tuple[type, ...], name: str, cure: str) -> list[Any]:
     """The values as a list.
 
-    Raises TypeError where one of them is of another kind, or there is nothing to go through.
+    Raises:
+        TypeError: `values` cannot be iterated over, or one of them is of another kind.
     """
     check_kind(values, Iterable, name, cure)
     listed = list(values)
@@ -28,25 +32,30 @@ def check_all(values: Any, kind: type, name: str, cure: str) -> list[Any]:
 
 
 def single_tasks(episodes: Any) -> Sequence[Episode]:
-    """Tasks by index, from those or from one stack.
+    """Single tasks by index, from a `FewShot` or from one stack of tasks.
 
-    Raises TypeError for anything else, and ValueError where there is none.
+    Raises:
+        TypeError: `episodes` is anything else.
+        ValueError: there are no tasks.
     """
     tasks = unstack(episodes) if isinstance(episodes, Episode) else episodes
+    # A DataLoader has a length, but no index.
     if not hasattr(tasks, "__len__") or not hasattr(tasks, "__getitem__"):
         raise TypeError(
-            f"episodes must be a FewShot or one stack of tasks, not {type(tasks).__name__}; a"
-            " DataLoader's data set will do"
+            f"episodes must be a FewShot or one stack of tasks, not {type(tasks).__name__}; of a"
+            " DataLoader, pass its data set"
         )
     if not len(tasks):
-        raise ValueError("episodes holds no tasks; ask for at least 20")
+        raise ValueError("episodes holds no tasks; pass at least 20")
     return tasks
 
 
 def listed(names: Any, argument: str) -> list[Any]:
     """Names of layers as a list.
 
-    Raises TypeError for a string, which would be taken letter by letter, and ValueError for none.
+    Raises:
+        TypeError: `names` is a string, whose letters would be taken for names.
+        ValueError: there are no names.
     """
     if isinstance(names, str):
         raise TypeError(
@@ -62,20 +71,32 @@ def listed(names: Any, argument: str) -> list[Any]:
 
 
 def check_draws(draws: int | None, seed: int) -> tuple[int | None, int]:
-    """Both as integers of Python, None as it is.
+    """Both as Python integers; `draws` may be None.
 
-    Raises ValueError where `draws` is no count, or `seed` does not fit a generator.
+    Raises:
+        ValueError: `draws` is not a count, or `seed` does not fit a generator.
     """
-    return None if draws is None else check_count(draws), check_seed(seed)
+    if draws is not None:
+        draws = check_count(draws)
+    return draws, check_seed(seed)
 
 
 def check_count(draws: int) -> int:
-    """The number of draws as an integer of Python. Raises ValueError where it is no count."""
-    return check_whole(draws, "draws", 0, "it is how often one side is shuffled")
+    """The number of draws as a Python integer.
+
+    Raises:
+        ValueError: it is not a whole number from 0 on.
+    """
+    return check_whole(draws, "draws", 0, "the number of shuffles of one side")
 
 
 def check_seed(seed: int) -> int:
-    """The seed as an integer of Python. Raises ValueError where it does not fit a generator."""
+    """The seed as a Python integer.
+
+    Raises:
+        ValueError: it does not fit a generator.
+    """
+    # Seeds are added to the numbers of tasks, and a generator takes 64 bits.
     if not is_whole(seed) or not -(2**62) <= seed < 2**62:
         raise ValueError(f"seed={seed!r} must be a whole number below 2**62")
     return int(seed)
@@ -91,9 +112,10 @@ def check_groups(groups: int, rows: int) -> None:
 
 
 def check_whole(value: int, name: str, least: int, meaning: str) -> int:
-    """The value as an integer of Python.
+    """The value as a Python integer.
 
-    Raises ValueError where it is not a whole number from `least` on.
+    Raises:
+        ValueError: it is not a whole number from `least` on.
     """
     if not is_whole(value) or value < least:
         raise ValueError(f"{name}={value!r} must be a whole number from {least} on: {meaning}")

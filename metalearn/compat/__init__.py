@@ -1,6 +1,4 @@
-"""For those who come from learn2learn: its names on this engine, and its tasks and weights as ours
-and back.
-"""
+"""For users of learn2learn: its names on this engine, and tasks and weights in both directions."""
 
 from .adapters import copy_weights, from_learn2learn, to_learn2learn
 

@@ -1,6 +1,6 @@
-"""Tasks and weights of learn2learn as ours, and back.
+"""Tasks and weights between learn2learn and metalearn, in both directions.
 
-What is said of its classes holds for the real ones and for `compat.learn2learn`.
+learn2learn's classes may be the real ones or those of `compat.learn2learn`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from metalearn.data.decoding import check_choice
 from metalearn.episodes import Episode, Examples
 from metalearn.runtime.checks import positive
 from metalearn.runtime.files import Record
@@ -33,34 +34,35 @@ def from_learn2learn(
     split: str | None = None,
     seed: int = 0,
 ) -> TasksetEpisodes:
-    """A learn2learn `Taskset` (or `TaskDataset`, or anything with `[i]` -> (data, labels)) as
-    episodes for `evaluate` and `meta_train`.
+    """Use the tasks of learn2learn as episodes for `evaluate` and `meta_train`.
 
-    learn2learn draws the examples of a task together and leaves it to the script to split them.
-    `split="alternating"` takes every other example of a class for support, which is what the even
-    and odd indices of its MAML and ANIL examples come to; `split="first"` takes the first `shots`,
-    as its ProtoNet example and `partition_task` do. By default the former where shots equal
-    queries, else the latter. Examples come out grouped by class. Labels 0 to ways-1 stay as they
-    are; others are numbered in the order in which they appear. Inputs keep their values and dtype.
+    learn2learn draws the examples of a task together, and the script splits them into support and
+    query. Here examples are grouped by class. Labels 0 to ways-1 do not change; others are numbered
+    in the order in which they appear. Inputs keep their values and dtype.
 
     Args:
-        taskset: its tasks need `ways` classes and at least `shots + queries` examples of each; what
-            is over is left out.
+        taskset: a `Taskset`, a `TaskDataset`, or anything with `[i]` -> (data, labels). Its tasks
+            need `ways` classes and at least `shots + queries` examples of each; further examples
+            are not used.
         ways: classes per task.
         shots: support examples per class.
         queries: query examples per class.
-        tasks: how many tasks to take; the taskset's own number by default.
-        split: "alternating" (shots must equal queries) or "first".
-        seed: a task not yet drawn is drawn with Python's `random` seeded by (seed, index), so that
-            it repeats.
+        tasks: the number of tasks to use; all by default.
+        split: "alternating" takes every other example of a class for support, as the even and odd
+            indices in learn2learn's MAML and ANIL examples do; shots must equal queries. "first"
+            takes the first `shots`, as its ProtoNet example and `partition_task` do. By default
+            "alternating" if shots equal queries, else "first".
+        seed: a task that the taskset has not drawn yet is drawn with Python's `random` seeded by
+            (seed, index), so it repeats.
 
-    Raises ValueError for a taskset without end (num_tasks=-1) where `tasks` is not given, and for a
-    task that does not fit.
+    Raises:
+        ValueError: if `tasks` is missing for a taskset without end (num_tasks=-1), or a task does
+            not fit.
     """
     endless = getattr(taskset, "num_tasks", None) == -1
     if endless and tasks is None:
         raise ValueError(
-            "this taskset has no end (num_tasks=-1); say how many tasks to take with tasks="
+            "this taskset has no end (num_tasks=-1); give the number of tasks to use with tasks="
         )
     count = len(taskset) if tasks is None else tasks
     if not endless and count > len(taskset):
@@ -74,115 +76,137 @@ def from_learn2learn(
 
 
 def to_learn2learn(episodes: Any, *, split: str | None = None) -> EpisodeTasks:
-    """Our episodes (a `FewShot`, or any sequence of single tasks) as tasks (data, labels) with
-    `sample()`, `[i]` and iteration.
+    """Use episodes as learn2learn's tasks (data, labels), with `sample()`, `[i]` and iteration.
 
-    Examples are grouped by class; within a class support and query alternate, so that the even
-    indices of a task are its support set, or (`split="first"`) the support examples come first, for
-    `partition_task(data, labels, shots)`. By default alternating where a class has as many queries
-    as shots, else first.
+    Args:
+        episodes: a `FewShot`, or any sequence of single tasks.
+        split: the order of the examples within a class. With "alternating" the even indices of a
+            task are its support set; with "first" the support examples come first, for
+            `partition_task(data, labels, shots)`. By default "alternating" if a class has as many
+            queries as shots, else "first".
 
     Example:
         >>> from metalearn.tasks import FewShot, glyphs
-        >>> data, labels = to_learn2learn(FewShot(glyphs("train"), ways=5, shots=1, queries=1, tasks=100)).sample()
+        >>> episodes = FewShot(glyphs("train"), ways=5, shots=1, queries=1, tasks=100)
+        >>> data, labels = to_learn2learn(episodes).sample()
         >>> data[0::2].shape, labels[0::2].tolist()
         (torch.Size([5, 1, 28, 28]), [0, 1, 2, 3, 4])
     """
     if split is not None:
-        _known(split)
+        check_choice("split", split, SPLITS)
     return EpisodeTasks(episodes, split)
 
 
 def copy_weights(source: nn.Module | Mapping[str, Tensor], target: Target) -> Target:
-    """Copy all weights of `source` into `target`, in place, and return it: between learn2learn's
-    MAML or Meta-SGD and ours, either way.
+    """Copy all weights between learn2learn's MAML or Meta-SGD and ours, in place.
 
-    Both may be a learner of ours, learn2learn's MAML or MetaSGD, or a bare network; the source also
-    a state dict of any of them, so that a file is read by `copy_weights(torch.load(path,
-    weights_only=True), learner)`. Names match but for the wrapper's (`module.`, `model.`), and
-    between learn2learn's OmniglotCNN, CNN4 or MiniImagenetCNN and our Conv4. Meta-SGD's rates go
-    along. Running statistics are copied where both keep them; a target's that the source lacks
-    stay.
+    Names match without the wrapper's prefix (`module.`, `model.`), and between learn2learn's
+    OmniglotCNN, CNN4 or MiniImagenetCNN and our Conv4. The rates of Meta-SGD are copied too, and
+    running statistics if both sides have them.
 
-    Raises ValueError naming a parameter that either side lacks or that has another shape; nothing
-    is changed then.
+    Args:
+        source: a learner of ours, learn2learn's MAML or MetaSGD, a bare network, or a state dict of
+            any of them: `copy_weights(torch.load(path, weights_only=True), learner)` reads a file.
+        target: a learner or a network.
+
+    Returns:
+        The target.
+
+    Raises:
+        ValueError: naming a parameter that either side lacks or that has another shape. Nothing is
+            changed then.
 
     Example:
         >>> from metalearn import MAML
         >>> from metalearn.compat import learn2learn as l2l
         >>> from metalearn.models import Conv4
-        >>> theirs = l2l.algorithms.MAML(l2l.vision.models.OmniglotCNN(5), lr=0.5)
-        >>> ours = copy_weights(theirs, MAML(Conv4(5, pool=False), lr=0.5))
-        >>> torch.equal(ours.model.head.weight, theirs.module.classifier.weight)
+        >>> source = l2l.algorithms.MAML(l2l.vision.models.OmniglotCNN(5), lr=0.5)
+        >>> learner = copy_weights(source, MAML(Conv4(5, pool=False), lr=0.5))
+        >>> torch.equal(learner.model.head.weight, source.module.classifier.weight)
         True
     """
-    given, wanted = _tensors(source), _tensors(target)
-    if not _parameters(wanted) <= given.keys():
-        given, wanted = _as_conv4(given), _as_conv4(wanted)
-    missing = sorted(_parameters(wanted) - given.keys())
-    extra = sorted(_parameters(given) - wanted.keys())
+    sources = _tensors(source)
+    targets = _tensors(target)
+    # Names differ: try those that Conv4 and learn2learn's networks share.
+    if not _parameters(targets) <= sources.keys():
+        sources = _as_conv4(sources)
+        targets = _as_conv4(targets)
+    missing = sorted(_parameters(targets) - sources.keys())
+    extra = sorted(_parameters(sources) - targets.keys())
     if missing or extra:
-        what = f"the source has no {missing[0]}" if missing else f"the target has no {extra[0]}"
+        fault = f"the source has no {missing[0]}" if missing else f"the target has no {extra[0]}"
         raise ValueError(
-            f"{what}: {len(missing)} weights are missing and {len(extra)} left over; copy between"
+            f"{fault}: {len(missing)} weights are missing and {len(extra)} left over; copy between"
             " networks of one shape"
         )
-    both = [name for name in wanted if name in given]
-    for name in both:
-        if wanted[name].shape != given[name].shape:
+    common = [name for name in targets if name in sources]
+    for name in common:
+        if targets[name].shape != sources[name].shape:
             raise ValueError(
-                f"{name} is {tuple(given[name].shape)} in the source but"
-                f" {tuple(wanted[name].shape)} in the target"
+                f"{name} is {tuple(sources[name].shape)} in the source but"
+                f" {tuple(targets[name].shape)} in the target"
             )
     with torch.no_grad():
-        for name in both:
-            wanted[name].copy_(given[name])
+        for name in common:
+            targets[name].copy_(sources[name])
     return target
 
 
 class TasksetEpisodes(Dataset[Episode]):
-    """What `from_learn2learn` returns: single-task episodes by index."""
+    """Single-task episodes by index, as `from_learn2learn` returns them."""
 
     def __init__(
         self, taskset: Any, ways: int, shots: int, queries: int, tasks: int, split: str, seed: int
     ) -> None:
-        self.taskset, self.split, self.seed = taskset, split, seeded(seed)
-        self.ways, self.shots, self.queries, self.tasks = ways, shots, queries, tasks
+        self.taskset = taskset
+        self.ways = ways
+        self.shots = shots
+        self.queries = queries
+        self.tasks = tasks
+        self.split = split
+        self.seed = seeded(seed)
 
     def __len__(self) -> int:
         return self.tasks
 
     def __getitem__(self, index: int) -> Episode:
-        at = position(index, self.tasks)
+        number = position(index, self.tasks)
+        # A draw must not change the generator of the script.
         before = random.getstate()
-        random.seed(f"{self.seed}, {at}")
+        random.seed(f"{self.seed}, {number}")
         try:
-            data, labels = self.taskset[at]
+            data, labels = self.taskset[number]
         finally:
             random.setstate(before)
-        return self._episode(data, labels, at)
+        return self._episode(data, labels, number)
 
-    def _episode(self, data: Tensor, labels: Tensor, at: int) -> Episode:
-        classes = list(dict.fromkeys(labels.tolist()))
+    def _episode(self, data: Tensor, labels: Tensor, number: int) -> Episode:
+        """The examples of a task as support and query."""
+        classes = list(dict.fromkeys(labels.tolist()))  # in the order in which they appear
         if len(classes) != self.ways:
             raise ValueError(
-                f"task {at} of the taskset has {len(classes)} classes but ways={self.ways}"
+                f"task {number} of the taskset has {len(classes)} classes but ways={self.ways}"
             )
         if sorted(classes) == list(range(self.ways)):
             classes.sort()
         needed = self.shots + self.queries
-        support, query = [], []
+        support: list[Tensor] = []  # the rows of each class
+        query: list[Tensor] = []
         for name in classes:
             rows = (labels == name).nonzero().flatten()
             if len(rows) < needed:
                 raise ValueError(
-                    f"class {name} of task {at} has {len(rows)} examples but shots={self.shots} and"
-                    f" queries={self.queries} need {needed}; build the taskset with KShots(dataset,"
-                    f" k={needed})"
+                    f"class {name} of task {number} has {len(rows)} examples but"
+                    f" shots={self.shots} and queries={self.queries} need {needed}; build the"
+                    f" taskset with KShots(dataset, k={needed})"
                 )
-            alternating = self.split == "alternating"
-            support.append(rows[0 : 2 * self.shots : 2] if alternating else rows[: self.shots])
-            query.append(rows[1 : 2 * self.shots : 2] if alternating else rows[self.shots : needed])
+            if self.split == "alternating":
+                support.append(rows[0:needed:2])
+                query.append(rows[1:needed:2])
+            else:
+                support.append(rows[: self.shots])
+                query.append(rows[self.shots : needed])
+        # Examples are grouped by class, so labels are runs of equal numbers.
         numbers = torch.arange(self.ways, device=labels.device)
         return Episode(
             Examples(data[torch.cat(support)], numbers.repeat_interleave(self.shots)),
@@ -191,26 +215,23 @@ class TasksetEpisodes(Dataset[Episode]):
 
     def settings(self) -> Record:
         """A JSON-able record of the tasks, for result lines."""
-        record = {
-            name: getattr(self, name)
-            for name in ("ways", "shots", "queries", "tasks", "split", "seed")
-        }
+        names = ("ways", "shots", "queries", "tasks", "split", "seed")
+        record = {name: getattr(self, name) for name in names}
+        # A taskset has a MetaDataset, which has the data set itself.
         dataset = getattr(self.taskset, "dataset", self.taskset)
-        return {
-            **record,
-            "data": {
-                "source": f"learn2learn {type(getattr(dataset, 'dataset', dataset)).__name__}"
-            },
-        }
+        dataset = getattr(dataset, "dataset", dataset)
+        return {**record, "data": {"source": f"learn2learn {type(dataset).__name__}"}}
 
 
 class EpisodeTasks(Dataset[tuple[Tensor, Tensor]]):
-    """What `to_learn2learn` returns: tasks (data, labels), drawn by `sample()` with Python's
-    `random` as learn2learn does.
+    """Tasks (data, labels), as `to_learn2learn` returns them.
+
+    `sample()` draws with Python's `random`, as learn2learn does.
     """
 
     def __init__(self, episodes: Any, split: str | None) -> None:
-        self.episodes, self.split = episodes, split
+        self.episodes = episodes
+        self.split = split
         self.num_tasks = len(episodes)
 
     def __len__(self) -> int:
@@ -220,21 +241,16 @@ class EpisodeTasks(Dataset[tuple[Tensor, Tensor]]):
         support, query = self.episodes[position(index, self.num_tasks)]
         ways = int(support.targets.max()) + 1
         split = _split(self.split, len(support.targets) // ways, len(query.targets) // ways)
-        data, labels = (
-            torch.cat((support.inputs, query.inputs)),
-            torch.cat((support.targets, query.targets)),
-        )
-        rows = []
-        for name in range(ways):
-            shots, queries = (
-                (part.targets == name).nonzero().flatten() for part in (support, query)
-            )
-            queries = queries + len(support.targets)
-            rows.append(
-                torch.stack((shots, queries), 1).flatten()
-                if split == "alternating"
-                else torch.cat((shots, queries))
-            )
+        data = torch.cat((support.inputs, query.inputs))
+        labels = torch.cat((support.targets, query.targets))
+        rows: list[Tensor] = []  # of each class
+        for label in range(ways):
+            shots = (support.targets == label).nonzero().flatten()
+            queries = (query.targets == label).nonzero().flatten() + len(support.targets)
+            if split == "alternating":
+                rows.append(torch.stack((shots, queries), 1).flatten())
+            else:
+                rows.append(torch.cat((shots, queries)))
         order = torch.cat(rows)
         return data[order], labels[order]
 
@@ -246,16 +262,12 @@ class EpisodeTasks(Dataset[tuple[Tensor, Tensor]]):
         return self[random.randint(0, self.num_tasks - 1)]
 
 
-def _known(split: str) -> str:
-    if split not in SPLITS:
-        raise ValueError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}")
-    return split
-
-
 def _split(split: str | None, shots: int, queries: int) -> str:
+    """The split with its default. Raises ValueError if it does not exist or does not fit."""
     if split is None:
         return "alternating" if shots == queries else "first"
-    if _known(split) == "alternating" and shots != queries:
+    check_choice("split", split, SPLITS)
+    if split == "alternating" and shots != queries:
         raise ValueError(
             f"support and query cannot alternate with {shots} shots and {queries} queries a class;"
             " use split='first'"
@@ -264,46 +276,51 @@ def _split(split: str | None, shots: int, queries: int) -> str:
 
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+# Blocks and head in the names of learn2learn's OmniglotCNN, CNN4 and MiniImagenetCNN.
 _CONV = re.compile(r"\b(?:base|features(?:\.1)?)\.(\d+)\.(conv|normalize)\.")
 _HEAD = re.compile(r"\bclassifier\.")
 
 
 def _parameters(tensors: Mapping[str, Tensor]) -> set[str]:
+    """The names without those of running statistics."""
     return {name for name in tensors if name.rpartition(".")[2] not in _STATISTICS}
 
 
 def _tensors(source: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The network's parameters and buffers by their names in it, and learned rates as `rate of
-    <parameter>`.
-    """
+    """Parameters and buffers by their names in the network, and rates as `rate of <parameter>`."""
+    # keep_vars gives the parameters themselves, so copies into them change the network.
     state = source if isinstance(source, Mapping) else source.state_dict(keep_vars=True)
-    network = {
-        name: tensor
-        for name, tensor in state.items()
-        if not name.startswith(("lrs.", "learned_rates."))
-    }
+    network: dict[str, Tensor] = {}
+    rates: dict[str, Tensor] = {}  # of our MetaSGD, by parameter
+    numbered: list[Tensor] = []  # rates of learn2learn's, in the order of the parameters
+    for name, tensor in state.items():
+        if name.startswith("learned_rates."):
+            parameter = name.removeprefix("learned_rates.").replace("/", ".")
+            rates[f"rate of {parameter}"] = tensor
+        elif name.startswith("lrs."):
+            numbered.append(state[f"lrs.{len(numbered)}"])
+        else:
+            network[name] = tensor
+    # learn2learn wraps the network as `module`, metalearn as `model`.
     for wrapper in ("module.", "model."):
         if all(name.startswith(wrapper) for name in network):
             network = {name.removeprefix(wrapper): tensor for name, tensor in network.items()}
-    own = {
-        f"rate of {n.removeprefix('learned_rates.').replace('/', '.')}": t
-        for n, t in state.items()
-        if n.startswith("learned_rates.")
-    }
-    theirs = [state[f"lrs.{i}"] for i in range(sum(name.startswith("lrs.") for name in state))]
-    return {**network, **own, **(_rates(network, theirs) if theirs else {})}
+    if numbered:
+        rates |= _rates(network, numbered)
+    return {**network, **rates}
 
 
 def _rates(network: Mapping[str, Tensor], rates: list[Tensor]) -> dict[str, Tensor]:
-    """learn2learn numbers the rates in the order of the parameters, each tensor once whatever its
-    names.
+    """The rates of learn2learn's MetaSGD by parameter.
+
+    It numbers them in the order of the parameters, tied ones once.
     """
-    once = {
-        network[name].data_ptr(): name
-        for name in reversed(list(network))
-        if name in _parameters(network)
-    }
-    names = list(reversed(once.values()))
+    parameters = _parameters(network)
+    first_names: dict[int, str] = {}  # address of a tensor -> its first name
+    for name, tensor in network.items():
+        if name in parameters:
+            first_names.setdefault(tensor.data_ptr(), name)
+    names = list(first_names.values())
     if len(names) != len(rates):
         raise ValueError(
             f"there are {len(rates)} rates (lrs) for {len(names)} parameters; give the state dict"
@@ -314,10 +331,10 @@ def _rates(network: Mapping[str, Tensor], rates: list[Tensor]) -> dict[str, Tens
 
 def _as_conv4(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors by the names that `metalearn.models.Conv4` gives to the same layers."""
-    return {
-        _CONV.sub(
-            lambda m: f"block{int(m[1]) + 1}.{'conv' if m[2] == 'conv' else 'norm'}.",
-            _HEAD.sub("head.", n),
-        ): t
-        for n, t in tensors.items()
-    }
+    return {_CONV.sub(_block, _HEAD.sub("head.", name)): tensor for name, tensor in tensors.items()}
+
+
+def _block(match: re.Match[str]) -> str:
+    """The name of a layer in Conv4, whose blocks are numbered from 1."""
+    layer = "conv" if match[2] == "conv" else "norm"
+    return f"block{int(match[1]) + 1}.{layer}."

@@ -7,9 +7,10 @@ import os
 import numpy as np
 import torch
 
-from .decoding import checked_root, split_named
+from .decoding import NO_FILES, checked_root, split_named
 from .images import LabelledImages
 
+# The 20 superclasses of CIFAR-100 and their classes (Krizhevsky 2009).
 SUPERCLASSES = {
     "aquatic_mammals": "beaver dolphin otter seal whale",
     "fish": "aquarium_fish flatfish ray shark trout",
@@ -32,21 +33,22 @@ SUPERCLASSES = {
     "vehicles_1": "bicycle bus motorcycle pickup_truck train",
     "vehicles_2": "lawn_mower rocket streetcar tank tractor",
 }
-ALL = sorted(name for names in SUPERCLASSES.values() for name in names.split())
+ALL = sorted(" ".join(SUPERCLASSES.values()).split())
 
 
 def _splits(validation: str, test: str) -> dict[str, list[str]]:
-    held = {"validation": sorted(validation.split()), "test": sorted(test.split())}
-    return {
-        "train": [name for name in ALL if name not in held["validation"] + held["test"]],
-        **held,
-    }
+    """The classes of each split; those that are not held out are for training."""
+    held_out = {"validation": sorted(validation.split()), "test": sorted(test.split())}
+    training = set(ALL).difference(*held_out.values())
+    return {"train": sorted(training), **held_out}
 
 
 def _within(*superclasses: str) -> str:
+    """The classes of these superclasses."""
     return " ".join(SUPERCLASSES[superclass] for superclass in superclasses)
 
 
+# Bertinetto et al. 2019 drew the classes of each split at random.
 CIFAR_FS = _splits(
     validation=(
         "beaver otter flatfish shark lamp television beetle butterfly sea camel cattle crab"
@@ -57,6 +59,7 @@ CIFAR_FS = _splits(
         " snail worm baby man woman bicycle pickup_truck rocket"
     ),
 )
+# Oreshkin et al. 2018 split by superclass, so test classes differ more from those of training.
 FC100 = _splits(
     validation=_within(
         "large_carnivores",
@@ -71,38 +74,57 @@ FC100 = _splits(
 def cifar_fs(
     root: str | os.PathLike[str], split: str = "train", *, download: bool = False
 ) -> LabelledImages:
-    """CIFAR-FS (Bertinetto et al. 2019): CIFAR-100 with 64 / 16 / 20 of its classes for training,
-    validation and test, 600 images each.
+    """CIFAR-FS (Bertinetto et al. 2019): CIFAR-100 in 64 / 16 / 20 classes of 600 images each.
 
     Args:
-        root: torchvision's folder, the one that holds or is to hold `cifar-100-python`.
-        split: "train", "validation" or "test".
-        download: whether torchvision may download what is not there (169 MB).
+        root: the folder that torchvision reads `cifar-100-python` from, or downloads it to.
+        split: "train", "validation" (or "val") or "test".
+        download: whether torchvision may download CIFAR-100 (169 MB) if it is missing.
 
-    Raises FileNotFoundError where CIFAR-100 is not there, is not whole or cannot be downloaded; the
-    message says what to put where.
+    Raises:
+        FileNotFoundError: if CIFAR-100 is missing or incomplete, or cannot be downloaded. The
+            message says which files to put where.
+
+    Example:
+        >>> cifar_fs("/nowhere")
+        Traceback (most recent call last):
+        FileNotFoundError: CIFAR-100 could not be read from /nowhere ...
     """
-    return _load(root, split, download, "cifar_fs", CIFAR_FS)
+    return _load(root, split, "cifar_fs", CIFAR_FS, download=download)
 
 
 def fc100(
     root: str | os.PathLike[str], split: str = "train", *, download: bool = False
 ) -> LabelledImages:
-    """FC100 (Oreshkin et al. 2018): CIFAR-100 cut between superclasses, 12 / 4 / 4 of them, so 60 /
-    20 / 20 classes, 600 images each.
+    """FC100 (Oreshkin et al. 2018): CIFAR-100 in 60 / 20 / 20 classes of 600 images each.
 
-    Arguments and errors are those of `cifar_fs`.
+    The splits share no superclass: they have 12 / 4 / 4 of them.
+
+    Args:
+        root: as in `cifar_fs`.
+        split: as in `cifar_fs`.
+        download: as in `cifar_fs`.
+
+    Raises:
+        FileNotFoundError: as `cifar_fs` does.
+
+    Example:
+        >>> fc100("/nowhere", "val")
+        Traceback (most recent call last):
+        FileNotFoundError: CIFAR-100 could not be read from /nowhere ...
     """
-    return _load(root, split, download, "fc100", FC100)
+    return _load(root, split, "fc100", FC100, download=download)
 
 
 def _load(
     root: str | os.PathLike[str],
     split: str,
-    download: bool,
     source: str,
     splits: dict[str, list[str]],
+    *,
+    download: bool,
 ) -> LabelledImages:
+    """The images of both halves of CIFAR-100 whose classes are in this split."""
     split = split_named(split, splits)
     top = checked_root(root)
     from torchvision.datasets import CIFAR100
@@ -110,17 +132,15 @@ def _load(
     try:
         halves = [CIFAR100(str(top), train=train, download=download) for train in (True, False)]
     except (OSError, RuntimeError) as error:
+        attempt = "downloaded to" if download else "read from"
         raise FileNotFoundError(
-            f"CIFAR-100 could not be {'downloaded to' if download else 'read from'} {root}"
-            f" ({error}): unpack cifar-100-python.tar.gz of"
+            f"CIFAR-100 could not be {attempt} {root} ({error}): unpack cifar-100-python.tar.gz of"
             f" https://www.cs.toronto.edu/~kriz/cifar.html into {root}, or pass download=True;"
-            " `--dataset glyphs` needs no files"
+            f" {NO_FILES}"
         ) from error
-    images = (
-        torch.from_numpy(np.concatenate([half.data for half in halves]))
-        .permute(0, 3, 1, 2)
-        .contiguous()
-    )
-    labels = torch.tensor([label for half in halves for label in half.targets])
+    pixels = np.concatenate([half.data for half in halves])  # (images, height, width, channels)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+    # Few-shot splits cut between classes, so they use CIFAR's training and test images together.
+    labels = torch.cat([torch.tensor(half.targets) for half in halves])
     whole = LabelledImages(images, labels, halves[0].classes, {"source": source})
     return whole.classes([halves[0].class_to_idx[name] for name in splits[split]], split=split)

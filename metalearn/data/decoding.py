@@ -1,4 +1,4 @@
-"""Image files -> one uint8 tensor, decoded once, cached beside the images, and shown as it goes."""
+"""Image files as one uint8 tensor, decoded once and cached beside the images."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import logging
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,59 +21,87 @@ from torch import Tensor
 from metalearn.runtime import files
 from metalearn.runtime.progress import progress as shown_progress
 
-T = TypeVar("T")
 log = logging.getLogger("metalearn")
+# The formats of Pillow that images of data sets come in.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
-READING = (  # in the keys of caches of people's own images: change it when a file gives other pixels
-    "upright, opaque, 8 bits"
-)
+# Part of the cache keys of users' own images: change it when decoding yields other pixels.
+READING = "upright, opaque, 8 bits"
+NO_FILES = "`--dataset glyphs` needs no files"  # the last cure of every data set that is missing
 
 
 def split_named(split: str, choices: Iterable[str] = ("train", "validation", "test")) -> str:
-    """The split of this name; "val" is another name of "validation".
+    """Return the name of a split in full: "val" is an alias of "validation".
+
+    Args:
+        split: the name as the user wrote it.
+        choices: the splits of the data set.
 
     Raises:
-        ValueError: there is no such split.
+        ValueError: if there is no such split.
 
     Example:
         >>> split_named("val")
         'validation'
     """
-    split = "validation" if split == "val" else split
-    choice("split", split, choices)
+    if split == "val":
+        split = "validation"
+    check_choice("split", split, choices)
     return split
 
 
-def choice(name: str, value: str, choices: Iterable[str]) -> None:
-    """Raise ValueError where `value` is none of the choices."""
-    if value not in list(choices):  # a value that cannot be hashed is no choice either
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Raise ValueError if `value` is none of the choices."""
+    if value not in list(
+        choices
+    ):  # a list, since a value that cannot be hashed is no choice either
         raise ValueError(f"{name}={value!r} is not one of {', '.join(choices)}")
 
 
 def folders_in(folder: str | os.PathLike[str]) -> list[Path]:
-    """The visible folders of a folder, by name; none where it does not exist."""
+    """The visible folders of a folder, by name; none if it does not exist."""
     if not os.path.isdir(folder):
         return []
+    return [Path(entry.path) for entry in _visible(folder) if entry.is_dir()]
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The image files of a folder, by name. Raises ValueError if it has none."""
+    names = [entry for entry in _visible(folder) if entry.name.lower().endswith(SUFFIXES)]
+    paths = [Path(entry.path) for entry in names if not entry.is_dir()]
+    if not paths:
+        raise ValueError(
+            f"the class folder {folder} has no images ({', '.join(SUFFIXES)}); fill it or delete it"
+        )
+    return paths
+
+
+def _visible(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
+    """The entries of a folder that are not hidden, by name."""
     with os.scandir(folder) as entries:
-        return [
-            Path(e.path)
-            for e in sorted(entries, key=lambda e: e.name)
-            if e.is_dir() and not e.name.startswith(".")
-        ]
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    return sorted(visible, key=lambda entry: entry.name)
 
 
 def checked_root(root: str | os.PathLike[str]) -> Path:
-    """The folder of a data set as a path. Raises TypeError for what is no path."""
+    """The folder of a data set as a path. Raises TypeError for anything that is no path."""
     if not isinstance(root, str | os.PathLike):
         raise TypeError(f"root={root!r} is not a path; name the folder that holds the data set")
     return Path(root)
 
 
+def existing_root(root: str | os.PathLike[str]) -> Path:
+    """The folder of a user's images as a path. Raises FileNotFoundError if it does not exist."""
+    top = checked_root(root)
+    if not top.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {top}: put folders of images there, one per class; {NO_FILES}"
+        )
+    return top
+
+
 def check_memory(needed: int, what: str, cure: str) -> None:
-    """Raise ValueError, before anything is allocated, if `needed` bytes are more than this
-    machine's memory.
-    """
-    if not hasattr(os, "sysconf"):  # Windows does not say
+    """Raise ValueError if `needed` bytes exceed this machine's memory, before any is allocated."""
+    if not hasattr(os, "sysconf"):  # Windows does not tell
         return
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
@@ -83,43 +111,39 @@ def check_memory(needed: int, what: str, cure: str) -> None:
         )
 
 
-def images_in(folder: Path) -> list[Path]:
-    """The image files of a folder, by name. Raises ValueError where it has none."""
-    with os.scandir(folder) as entries:
-        files_by_name = [
-            Path(e.path)
-            for e in sorted(entries, key=lambda e: e.name)
-            if not e.is_dir() and not e.name.startswith(".")
-        ]
-    paths = [path for path in files_by_name if path.name.lower().endswith(SUFFIXES)]
-    if not paths:
-        raise ValueError(
-            f"the class folder {folder} has no images ({', '.join(SUFFIXES)}); fill it or delete it"
-        )
-    return paths
-
-
 def as_tensor(image: Any, name: str) -> Tensor:
-    """A PIL image, an array or a tensor -> a tensor of uint8, or of floating values.
+    """Convert a PIL image, an array or a tensor to a tensor of uint8 or of floating values.
 
-    A PIL image becomes (channels, height, width): upright, with 1 channel or 3, and uint8 unless it
-    has more than 8 bits a channel. Numbers of 16 bits are divided by 65,535, and booleans become 0
+    A PIL image becomes (channels, height, width): upright, with 1 or 3 channels, and uint8 unless
+    it has more than 8 bits a channel. 16-bit values are divided by 65,535, and booleans become 0
     and 1.
 
-    Raises TypeError, naming `name`, for anything else.
+    Args:
+        image: the image.
+        name: what it is called in messages.
+
+    Raises:
+        TypeError: if it is anything else, or holds integers of another width.
+        ValueError: if it holds NaN or infinity.
+
+    Example:
+        >>> as_tensor(Image.new("RGB", (5, 4)), "photo").shape
+        torch.Size([3, 4, 5])
     """
     if isinstance(image, Image.Image):
         if is_deep(image):
             return deep_values(ImageOps.exif_transpose(image), name)[None]
         pixels = torch.from_numpy(np.array(convert(image, None, name)))
-        # (height, width) or (height, width, 3) -> (channels, height, width)
-        return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1).contiguous()
+        if pixels.dim() == 2:
+            return pixels[None]  # (1, height, width)
+        return pixels.permute(2, 0, 1).contiguous()  # (3, height, width)
     if not isinstance(image, Tensor | np.ndarray):
         raise TypeError(
             f"{name} is a {type(image).__name__}, not an image, array or tensor; add"
             " transform=ToTensor()"
         )
     values = torch.as_tensor(image)
+    # Integers are scaled to [0, 1] by their range, which is only clear for these types.
     if values.dtype == torch.uint16:
         return values.to(torch.float32) / 65535
     if values.dtype == torch.bool:
@@ -137,12 +161,15 @@ def is_deep(image: Image.Image) -> bool:
 
 
 def deep_values(image: Image.Image, name: str) -> Tensor:
-    """A grey image of 16 bits or of floating-point numbers -> float32 (height, width); 16 bits are
-    divided by 65,535.
+    """Convert a grey image of 16-bit or floating-point values to float32 (height, width).
 
-    Raises ValueError for whole numbers that do not fit 16 bits: their range is not known.
+    16-bit values are divided by 65,535.
+
+    Raises:
+        ValueError: if integers do not fit 16 bits, since their range is not known, or if a value is
+            NaN or infinite.
     """
-    values = np.array(image)
+    values = np.array(image)  # (height, width)
     if not np.isfinite(values).all():
         raise ValueError(f"{name} holds NaN or infinity; replace these values")
     if image.mode == "F":
@@ -157,26 +184,32 @@ def deep_values(image: Image.Image, name: str) -> Tensor:
 
 
 def convert(image: Image.Image, channels: int | None, name: str) -> Image.Image:
-    """The image upright (its EXIF orientation), opaque (on white), with 8 bits, in grey (1
-    channel), RGB (3), or its own (None).
+    """Make an image upright (by its EXIF orientation), opaque (on white) and 8 bits deep.
 
-    Raises ValueError, naming `name`, for floating-point values outside of 0 to 1, and for a colour
-    space that Pillow does not convert.
+    Args:
+        image: the image.
+        channels: 1 for grey, 3 for RGB, None to keep whichever it is.
+        name: what it is called in messages.
+
+    Raises:
+        ValueError: for floating-point values outside 0 to 1, and for a colour space that Pillow
+            does not convert.
     """
     upright = ImageOps.exif_transpose(image)
     if is_deep(upright):
         values = deep_values(upright, name)
-        if not 0 <= float(values.min()) <= float(values.max()) <= 1:
+        lowest, highest = map(float, values.aminmax())
+        if not 0 <= lowest <= highest <= 1:
             raise ValueError(
-                f"{name} has floating-point values from {float(values.min()):g} to"
-                f" {float(values.max()):g}; bring them to the range 0 to 1, or convert the image to"
-                " 8 bits"
+                f"{name} has floating-point values from {lowest:g} to {highest:g}; bring them to"
+                " the range 0 to 1, or convert the image to 8 bits"
             )
         upright = Image.fromarray(values.mul(255).round().to(torch.uint8).numpy())
+    # "1" is black and white, "L" grey, "LA" and "La" grey with transparency.
     grey = channels == 1 or (channels is None and upright.mode in ("1", "L", "LA", "La"))
     try:
         if upright.mode.endswith(("A", "a")) or "transparency" in upright.info:
-            visible = upright.convert("RGBA")
+            visible = upright.convert("RGBA")  # whatever the mode and its kind of transparency
             upright = Image.alpha_composite(Image.new("RGBA", visible.size, "white"), visible)
         return upright.convert("L" if grey else "RGB")
     except ValueError as error:
@@ -188,49 +221,33 @@ def convert(image: Image.Image, channels: int | None, name: str) -> Image.Image:
 def decode(
     path: Path | zipfile.Path, channels: int, size: int | None, notes: list[str] | None = None
 ) -> Tensor:
-    """One image file -> uint8 (channels, size, size), resized with the antialiased Lanczos filter;
-    `size=None` keeps its own.
+    """Decode one image file to uint8 (channels, size, size).
 
-    The image is upright, and what is transparent is white. Of an animation the first frame is
-    taken. What is lost so is added to `notes`.
+    The image is upright, transparent parts are white, and the first frame of an animation is taken.
 
-    Raises ValueError naming the file where it is empty, unreadable, or larger than
-    `PIL.Image.MAX_IMAGE_PIXELS`.
+    Args:
+        path: the file, on disk or in an archive.
+        channels: 1 for grey, 3 for RGB.
+        size: the height and width, reached with the antialiased Lanczos filter; None keeps its own.
+        notes: a list that receives a phrase about everything that decoding drops.
+
+    Raises:
+        ValueError: naming the file, if it is empty, unreadable, or larger than
+            `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     content = path.read_bytes()
     if not content:
         raise ValueError(f"{path} is empty (0 bytes); replace it or delete it")
     try:
         with Image.open(io.BytesIO(content)) as opened:
-            if (
-                Image.MAX_IMAGE_PIXELS is not None
-                and opened.width * opened.height > Image.MAX_IMAGE_PIXELS
-            ):
-                raise Image.DecompressionBombError(
-                    f"it has {opened.width:,} x {opened.height:,} pixels"
-                )
+            _check_pixels(opened)
             opened.load()
             image = convert(opened, channels, str(path))
             lost = _lost(opened)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(
-            f"{path} is too large ({error}; the limit is {Image.MAX_IMAGE_PIXELS:,}); make it"
-            " smaller, or raise PIL.Image.MAX_IMAGE_PIXELS"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise ValueError(
-            f"{path} is not a readable image (its format is not known); replace it or delete it"
-        ) from error
-    except ValueError as error:
-        if str(path) in str(error):  # it says what is wrong already
-            raise
-        raise ValueError(
-            f"{path} is not a readable image ({error}); replace it or delete it"
-        ) from error
-    except Exception as error:  # PIL's readers raise whatever a broken file makes them
-        raise ValueError(
-            f"{path} is not a readable image ({error}); replace it or delete it"
-        ) from error
+    except Exception as error:  # PIL's readers raise errors of any kind for a broken file
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise  # the message names the file and the fault already
+        raise ValueError(_fault(path, error)) from error
     if notes is not None and lost:
         notes.append(lost)
     if size is not None and image.size != (size, size):
@@ -238,11 +255,30 @@ def decode(
     return as_tensor(image, str(path))
 
 
+def _check_pixels(image: Image.Image) -> None:
+    """Raise DecompressionBombError beyond Pillow's limit, at which Pillow itself only warns."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise Image.DecompressionBombError(f"it has {image.width:,} x {image.height:,} pixels")
+
+
+def _fault(path: Path | zipfile.Path, error: Exception) -> str:
+    """The message for an image file that Pillow cannot read."""
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return (
+            f"{path} is too large ({error}; the limit is {Image.MAX_IMAGE_PIXELS:,}); make it"
+            " smaller, or raise PIL.Image.MAX_IMAGE_PIXELS"
+        )
+    reason = str(error)
+    if isinstance(error, UnidentifiedImageError):
+        reason = "its format is not known"
+    return f"{path} is not a readable image ({reason}); replace it or delete it"
+
+
 def _lost(image: Image.Image) -> str:
-    """What reading an image file leaves out."""
-    if (
-        getattr(image, "is_animated", False) and image.format != "MPO"
-    ):  # a photo with previews is a single image
+    """What decoding an image file drops, as a phrase for a warning."""
+    # An MPO file is a photo with its previews: a single image.
+    if getattr(image, "is_animated", False) and image.format != "MPO":
         return "have several frames, of which the first is read"
     if is_deep(image):
         return (
@@ -253,19 +289,31 @@ def _lost(image: Image.Image) -> str:
 
 
 def decode_all(
-    paths: Sequence[Path], channels: int, size: int | None, title: str, progress: bool = True
+    paths: Sequence[Path], channels: int, size: int | None, title: str, *, progress: bool = True
 ) -> Tensor:
-    """Image files -> uint8 (n, channels, height, width), decoded in threads.
+    """Decode image files in threads to uint8 (n, channels, height, width).
 
-    Raises ValueError naming the file that does not fit.
+    Args:
+        paths: the files, at least one.
+        channels: 1 for grey, 3 for RGB.
+        size: the height and width; None keeps that of the files, which must then agree.
+        title: the title of the progress bar.
+        progress: whether to show one.
+
+    Raises:
+        ValueError: naming the file that cannot be read or has another size, or if the images exceed
+            this machine's memory.
     """
+    # Twice: before anything is read, as far as the size is known, and with the size of the files.
     if size is not None:
         check_memory(
             len(paths) * channels * size**2, f"{title} at size={size}", "give a smaller size"
         )
     notes: list[str] = []
+    # The first image decides the shape of all, and shows an error before the threads start.
     first = decode(paths[0], channels, size)
     check_memory(len(paths) * first.numel(), title, "give a smaller size=")
+    # (n, channels, height, width)
     images = torch.empty(len(paths), *first.shape, dtype=torch.uint8)
 
     def fill(i: int) -> None:
@@ -282,7 +330,7 @@ def decode_all(
             with shown_progress(title, len(paths), unit="image", shown=progress) as advance:
                 for _ in pool.map(fill, range(len(paths))):
                     advance()
-        except BaseException:
+        except BaseException:  # an interrupt too: the images still in the queue are not decoded
             pool.shutdown(cancel_futures=True)
             raise
     for note, count in Counter(notes).items():
@@ -290,11 +338,61 @@ def decode_all(
     return images
 
 
-def fingerprint(paths: Iterable[Path], root: Path, settings: str) -> str:
-    """A digest of the settings and of every file's name, size and time of change, so that a changed
-    folder is decoded anew.
+def decode_classes(
+    classes: Mapping[str, Sequence[Path]],
+    top: Path,
+    cache_name: str,
+    *,
+    channels: int,
+    size: int | None,
+    title: str,
+    cache: bool | str | os.PathLike[str],
+    progress: bool,
+) -> tuple[Tensor, Tensor]:
+    """Decode the images of every class, or read them from the cache.
+
+    Args:
+        classes: the image files of each class.
+        top: the folder that holds them, and the cache.
+        cache_name: the start of the name of the cache's file.
+        channels: as in `decode_all`.
+        size: as in `decode_all`.
+        title: follows "decoding ... images of" in the title of the progress bar.
+        cache: as in `cached`.
+        progress: as in `decode_all`.
+
+    Returns:
+        Images (n, channels, height, width) uint8 and labels (n,) int64, class by class.
     """
-    digest, skipped = hashlib.sha256(settings.encode()), len(str(root))
+    paths = [path for images in classes.values() for path in images]
+    images = cached(
+        f"{cache_name}-{size or 'own'}-{channels}",
+        top,
+        fingerprint(paths, top, f"{READING} {size} {channels}"),
+        lambda: decode_all(
+            paths,
+            channels,
+            size,
+            f"decoding {len(paths)} images of {title}",
+            progress=progress,
+        ),
+        cache=cache,
+    )
+    counts = torch.tensor([len(images) for images in classes.values()])
+    return images, torch.arange(len(classes)).repeat_interleave(counts)
+
+
+def fingerprint(paths: Iterable[Path], root: Path, settings: str) -> str:
+    """A digest of the settings and of the name, size and modification time of every file.
+
+    It is the key of a cache: a folder that has changed is decoded again.
+
+    Raises:
+        FileNotFoundError: for a link to a file that does not exist.
+    """
+    # Names are relative to the root: a folder that is moved as a whole keeps its cache.
+    digest = hashlib.sha256(settings.encode())
+    skipped = len(str(root))
     for path in map(str, paths):
         try:
             status = os.stat(path)
@@ -312,25 +410,25 @@ def cached(
     root: Path,
     key: str,
     make: Callable[[], Tensor],
+    *,
     cache: bool | str | os.PathLike[str] = True,
 ) -> Tensor:
-    """The tensor that `make()` gives, kept in `root/.metalearn/name.safetensors` under `key` (see
-    `fingerprint`).
+    """The result of `make()`, kept in `root/.metalearn/NAME.safetensors`.
 
-    Where `root` cannot be written, the user's cache folder is taken and said; `cache` may be a
-    folder instead, or False. A file that is damaged or belongs to another key is reported, made
-    again and replaced. Writing is atomic, so processes may start together.
+    A file that is damaged or has another key is reported, made again and replaced. Writing is
+    atomic, so several processes may start together.
+
+    Args:
+        name: of the file, without its suffix.
+        root: the folder of the data set. If it cannot be written, the user's cache folder is used,
+            with a warning.
+        key: what the images depend on (see `fingerprint`).
+        make: computes the images.
+        cache: another folder to keep the file in; False keeps nothing.
     """
     if cache is False:
         return make()
-    if cache is True:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metalearn"
-        folders = [
-            root / ".metalearn",
-            home / hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16],
-        ]
-    else:
-        folders = [Path(cache)]
+    folders = _default_folders(root) if cache is True else [Path(cache)]
     for folder in folders:
         images = _read(folder / f"{name}.safetensors", key)
         if images is not None:
@@ -344,20 +442,29 @@ def cached(
             if cache is not True:
                 raise
             log.warning(
-                "could not keep the decoded images in %s (%s)", path, error.strerror or error
+                "could not write the decoded images to %s (%s)", path, error.strerror or error
             )
         else:
             if folder != folders[0]:
                 log.warning("the decoded images are kept in %s instead", path)
             return images
     log.warning(
-        "the decoded images are not kept: the next start decodes them again; name a folder that can"
-        " be written with cache="
+        "the decoded images are not kept, so the next start decodes them again; name a folder that"
+        " can be written with cache="
     )
     return images
 
 
+def _default_folders(root: Path) -> list[Path]:
+    """Where decoded images are kept: beside the data, or in the user's cache folder."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    # All data sets share the user's cache folder, so each has a subfolder there.
+    digest = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+    return [root / ".metalearn", home / "metalearn" / digest]
+
+
 def _read(path: Path, key: str) -> Tensor | None:
+    """The images of a cache file, or None if it cannot serve."""
     try:
         tensors, record = files.load(path)
     except FileNotFoundError:
@@ -365,10 +472,11 @@ def _read(path: Path, key: str) -> Tensor | None:
     except files.Damaged as error:
         log.warning("the cache is damaged, so the images are decoded again: %s", error)
         return None
+    # The key covers the names, sizes and times of all files, and the settings.
     if record.get("key") != key or "images" not in tensors:
         log.warning(
-            "the images have changed since %s was made (or are read in another way now), so they"
-            " are decoded again",
+            "the images have changed since %s was made (or this version reads them differently),"
+            " so they are decoded again",
             path,
         )
         return None

@@ -22,24 +22,30 @@ log = logging.getLogger("metalearn")
 
 
 class LabelledImages(Dataset[tuple[Tensor, int]]):
-    """Images in memory as uint8 `(n, channels, height, width)`, with integer labels `(n,)` and the
-    classes' names.
+    """Images in memory as uint8 `(n, channels, height, width)`, with integer labels `(n,)`.
 
-    Indexed like any torch data set: `[i]` is a float32 image in [0, 1] and its label. `description`
-    is a JSON-able record of where the images come from (source, split, seed), which result lines
-    carry. Raises ValueError or TypeError naming what does not fit.
+    Indexed like any torch data set: `[i]` is a float32 image in [0, 1] and its label.
 
-    Without names, labels of any kind are numbered 0, 1, ... in their order (see `number_labels`):
-    they become the names, and `description["labels"]` has the number of each. With names, labels
-    count from 0 and say which name.
+    Args:
+        images: uint8 `(n, channels, height, width)`.
+        labels: with `names`, int64 `(n,)`, numbers into them. Without, labels of any kind, which
+            are numbered 0, 1, ... in their order (see `number_labels`): they become the names, and
+            `description["labels"]` has the number of each.
+        names: of the classes.
+        description: a JSON-able record of where the images come from (source, split, seed), which
+            result lines carry.
+
+    Raises:
+        TypeError: if images, labels or names are of another type or shape.
+        ValueError: if a label has no name.
 
     Example:
-        >>> import torch
-        >>> images = LabelledImages(torch.zeros(4, 1, 28, 28, dtype=torch.uint8), torch.tensor([0, 0, 1, 1]), ("alpha", "beta"))
+        >>> pixels = torch.zeros(4, 1, 28, 28, dtype=torch.uint8)
+        >>> images = LabelledImages(pixels, torch.tensor([0, 0, 1, 1]), ("alpha", "beta"))
         >>> len(images), images[2][1], len(images.classes([1]))
         (4, 1, 2)
-        >>> LabelledImages(torch.zeros(3, 1, 28, 28, dtype=torch.uint8), ["dog", "cat", "dog"]).labels
-        tensor([1, 0, 1])
+        >>> LabelledImages(pixels, ["dog", "cat", "dog", "dog"]).labels
+        tensor([1, 0, 1, 1])
     """
 
     def __init__(
@@ -50,13 +56,9 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
         description: Record | None = None,
     ) -> None:
         if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.dim() != 4:
-            kind = (
-                f"{images.dtype} {tuple(images.shape)}"
-                if isinstance(images, Tensor)
-                else f"a {type(images).__name__}"
-            )
             raise TypeError(
-                f"images must be a tensor of uint8 (n, channels, height, width), not {kind}"
+                "images must be a tensor of uint8 (n, channels, height, width), not"
+                f" {_kind(images)}"
             )
         self.names = tuple(sequence("names", names, "['cat', 'dog']"))
         self.description: Record = dict(description or {})
@@ -69,22 +71,17 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
             or labels.dtype != torch.int64
             or labels.shape != images.shape[:1]
         ):
-            kind = (
-                f"{labels.dtype} {tuple(labels.shape)}"
-                if isinstance(labels, Tensor)
-                else type(labels).__name__
-            )
             raise TypeError(
-                f"labels must be int64 ({len(images)},), one an image, not {kind}; without names"
-                " they may be of any kind"
+                f"labels must be int64 ({len(images)},), one an image, not {_kind(labels)}; without"
+                " names they may be of any kind"
             )
-        self.images = images
-        self.labels = labels
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.names):
             raise ValueError(
                 f"labels run from {int(labels.min())} to {int(labels.max())} but there are"
                 f" {len(self.names)} names; labels count from 0"
             )
+        self.images = images
+        self.labels = labels
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -93,8 +90,14 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
         return self.images[index].float() / 255, int(self.labels[index])
 
     def classes(self, indices: Iterable[int], **description: Any) -> LabelledImages:
-        """The images of these classes alone, relabelled 0, 1, ... in the order given; keywords are
-        added to the description.
+        """The images of some classes, relabelled 0, 1, ... in the order given.
+
+        Args:
+            indices: the numbers of the classes.
+            description: entries to add to the description.
+
+        Raises:
+            ValueError: if a class does not exist or is named twice.
         """
         chosen = [int(i) for i in indices]
         unknown = [i for i in chosen if not 0 <= i < len(self.names)]
@@ -103,6 +106,7 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
                 f"classes {unknown or chosen} do not exist or repeat: there are {len(self.names)}"
                 f" classes, 0 to {len(self.names) - 1}"
             )
+        # Old label -> new label, and -1 for the classes that are left out.
         relabel = torch.full((len(self.names),), -1, dtype=torch.int64)
         relabel[chosen] = torch.arange(len(chosen))
         labels = relabel[self.labels]
@@ -115,15 +119,29 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
         )
 
 
+def _kind(value: object) -> str:
+    """The dtype and shape of a tensor, or the type of anything else."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {tuple(value.shape)}"
+    return f"a {type(value).__name__}"
+
+
 def number_labels(labels: Any, source: str) -> tuple[Tensor, list[str], Record]:
-    """Labels of any kind -> class numbers (n,) int64 from 0, the classes' names in order, and a
-    record of which label became which number.
+    """Number labels of any kind from 0, in their order.
 
     Whole numbers (also negative, with gaps, as floats or booleans), strings and tensors of one
-    element are taken. Classes are numbered in the order of their labels. The record is empty where
-    labels are 0, 1, ... already.
+    element are accepted.
 
-    Raises TypeError, naming the item, for a label that does not name one class.
+    Args:
+        labels: one label an image.
+        source: what they belong to, for messages.
+
+    Returns:
+        The class numbers (n,) int64, the classes' names in order, and a record of the number of
+        each label, which is empty if labels are 0, 1, ... already.
+
+    Raises:
+        TypeError: naming the item, if a label does not name one class.
 
     Example:
         >>> number_labels([2, 1, 2], "images")
@@ -131,9 +149,9 @@ def number_labels(labels: Any, source: str) -> tuple[Tensor, list[str], Record]:
     """
     if isinstance(labels, Tensor | np.ndarray) and labels.ndim == 1:
         labels = labels.tolist()
-    values = [
-        _label(label, i, source) for i, label in enumerate(sequence("labels", labels, "[0, 0, 1]"))
-    ]
+    listed = sequence("labels", labels, "[0, 0, 1]")
+    values = [_label(label, i, source) for i, label in enumerate(listed)]
+    # Numbers and strings cannot be put in one order.
     kinds = sorted({type(value).__name__ for value in values})
     if len(kinds) > 1:
         raise TypeError(
@@ -142,17 +160,16 @@ def number_labels(labels: Any, source: str) -> tuple[Tensor, list[str], Record]:
         )
     classes = sorted(set(values))
     numbers = {value: number for number, value in enumerate(classes)}
+    record: Record = {}
+    if classes != list(range(len(classes))):
+        record["labels"] = {str(value): number for value, number in numbers.items()}
     names = [str(value) for value in classes]
-    record = (
-        {}
-        if classes == list(range(len(classes)))
-        else {"labels": dict(zip(names, numbers.values(), strict=True))}
-    )
     return torch.tensor([numbers[value] for value in values], dtype=torch.int64), names, record
 
 
 def _label(label: Any, index: int, source: str) -> int | str:
     """One label as a whole number or a string."""
+    # A scalar of torch or numpy of one of the kinds bool, int, unsigned, float and text.
     value = np.asarray(label.cpu() if isinstance(label, Tensor) else label)
     if value.size == 1 and value.dtype.kind in "biufU":
         label = value.item()
@@ -168,9 +185,12 @@ def _label(label: Any, index: int, source: str) -> int | str:
     )
 
 
-def _in_memory(dataset: Any) -> tuple[Tensor, Tensor, tuple[str, ...], Record]:
-    """Any data set -> inputs (n, ...) as uint8 or float32, labels (n,) int64 from 0, names by
-    label, and which label became which.
+def in_memory(dataset: Any) -> tuple[Tensor, Tensor, tuple[str, ...], Record]:
+    """Read any data set into memory.
+
+    Returns:
+        Inputs (n, ...) as uint8 or float32, labels (n,) int64 from 0, the classes' names by label,
+        and the record of labels (see `number_labels`).
     """
     if isinstance(dataset, LabelledImages):
         return dataset.images, dataset.labels, dataset.names, {}
@@ -194,63 +214,70 @@ def _in_memory(dataset: Any) -> tuple[Tensor, Tensor, tuple[str, ...], Record]:
             advance()
     if not inputs:
         raise ValueError(f"{name} is empty: there is nothing to draw tasks from")
+    # One dtype for all: a single image that does not fit 8 bits makes all of them floats.
     if any(image.dtype != torch.uint8 for image in inputs):
-        inputs = [image / 255 if image.dtype == torch.uint8 else image for image in inputs]
+        inputs = [_as_float(image) for image in inputs]
     numbers, classes, record = number_labels(labels, name)
-    return torch.stack(_alike(inputs, name)), numbers, _names(dataset, classes), record
+    return torch.stack(_in_one_shape(inputs, name)), numbers, _names(dataset, classes), record
 
 
 def in_memory_together(
     *datasets: Any,
 ) -> tuple[list[tuple[Tensor, Tensor]], tuple[str, ...], Record]:
-    """Data sets that share their classes (training and test) -> inputs and labels of each, the
-    classes' names, and the record of labels.
+    """Read data sets that share their classes, such as training and test, into memory.
 
-    A class has one number in all of them, that of the first data set, also where another has no
+    A class has the same number in all of them, that of the first data set, also if another has no
     image of some class.
+
+    Returns:
+        Inputs and labels of each data set, the classes' names, and the record of labels (see
+        `number_labels`).
+
+    Raises:
+        ValueError: if two classes have one name, since they are matched by name.
     """
-    parts = [_in_memory(dataset) for dataset in datasets]
+    parts = [in_memory(dataset) for dataset in datasets]
+    # The joint list starts with the names of the first data set, so its numbers do not change.
     names = parts[0][2]
-    for _, _, others, _ in parts:
-        if others == names:
+    for _, _, other_names, _ in parts:
+        if other_names == names:
             continue
-        repeated = [
-            name
-            for listing in (names, others)
-            for name, count in Counter(listing).items()
-            if count > 1
-        ]
-        if repeated:
-            raise ValueError(
-                f"two classes are named {repeated[0]!r}, so the data sets cannot be matched by"
-                " name; name them apart"
-            )
-        names += tuple(name for name in others if name not in names)
+        _check_distinct(names)
+        _check_distinct(other_names)
+        names += tuple(name for name in other_names if name not in names)
     numbers = {name: number for number, name in enumerate(names)}
-    read = []
-    for inputs, labels, others, _ in parts:
-        if others != names[: len(others)]:
-            labels = torch.tensor([numbers[name] for name in others])[labels]
-        read.append((inputs, labels))
+    numbered = []
+    # Number the labels of each part by the joint list of names, unless they agree with it already.
+    for inputs, labels, own_names, _ in parts:
+        if own_names != names[: len(own_names)]:
+            labels = torch.tensor([numbers[name] for name in own_names])[labels]
+        numbered.append((inputs, labels))
     record: Record = {}
     if any(part[3] for part in parts):
         record["labels"] = numbers
-    return read, names, record
+    return numbered, names, record
 
 
-def _alike(inputs: list[Tensor], name: str) -> list[Tensor]:
-    """The inputs in one shape: grey images (1, height, width) among colour ones are repeated to 3
-    channels, which is exact.
-    """
-    grey = [image for image in inputs if image.dim() == 3 and len(image) == 1]
-    if grey and any(image.dim() == 3 and len(image) == 3 for image in inputs):
-        log.warning(
-            "%d grey images of %s are repeated to 3 channels, as the others have", len(grey), name
+def _check_distinct(names: tuple[str, ...]) -> None:
+    """Raise ValueError if two classes have one name."""
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(
+            f"two classes are named {repeated[0]!r}, so the data sets cannot be matched by"
+            " name; give them different names"
         )
-        inputs = [
-            image.expand(3, -1, -1) if image.dim() == 3 and len(image) == 1 else image
-            for image in inputs
-        ]
+
+
+def _in_one_shape(inputs: list[Tensor], name: str) -> list[Tensor]:
+    """The inputs in one shape: grey images among colour ones are repeated to 3 channels."""
+    grey = [_has_channels(image, 1) for image in inputs]
+    if any(grey) and any(_has_channels(image, 3) for image in inputs):
+        log.warning(
+            "%d grey images of %s are repeated to 3 channels, as the others have", sum(grey), name
+        )
+        for i, image in enumerate(inputs):
+            if grey[i]:
+                inputs[i] = image.expand(3, -1, -1)
     for i, image in enumerate(inputs):
         if image.shape != inputs[0].shape:
             raise ValueError(
@@ -261,22 +288,35 @@ def _alike(inputs: list[Tensor], name: str) -> list[Tensor]:
     return inputs
 
 
+def _has_channels(image: Tensor, channels: int) -> bool:
+    return image.dim() == 3 and len(image) == channels
+
+
 def _names(dataset: Any, classes: list[str]) -> tuple[str, ...]:
-    """The names of the classes: those of the data set where labels count in its `classes`, as
-    torchvision's do.
-    """
-    named = [str(name) for name in getattr(dataset, "classes", ())]
-    return tuple(
-        named[int(label)] if label.isdecimal() and int(label) < len(named) else label
-        for label in classes
-    )
+    """The names of the classes; a number that counts in the data set's `classes` takes its name."""
+    listed = [str(name) for name in getattr(dataset, "classes", ())]
+
+    def name(label: str) -> str:
+        if label.isdecimal() and int(label) < len(listed):
+            return listed[int(label)]
+        return label
+
+    return tuple(map(name, classes))
+
+
+def _as_float(image: Tensor) -> Tensor:
+    """The values of an image in [0, 1], if it is stored as uint8."""
+    return image / 255 if image.dtype == torch.uint8 else image
 
 
 def _compact(values: Tensor) -> Tensor:
-    """uint8 where that loses nothing (256 levels of [0, 1]), else float32."""
+    """The values as uint8 if that is exact (multiples of 1/255 in [0, 1]), else as float32."""
     if values.dtype == torch.uint8:
         return values
     values = values.to(torch.float32)
+    # k / 255 in float32 is exact for uint8: multiply, round, and compare with the way back.
     levels = values.mul(255).round()
-    whole = bool(((levels >= 0) & (levels <= 255)).all()) and torch.equal(levels / 255, values)
-    return levels.to(torch.uint8) if whole else values
+    in_range = bool(((levels >= 0) & (levels <= 255)).all())
+    if in_range and torch.equal(levels / 255, values):
+        return levels.to(torch.uint8)
+    return values

@@ -1,17 +1,14 @@
-"""Images to fine-tune on: folders of class folders, MedMNIST's files, and torchvision's sets, each
-as training and test images.
-"""
+"""Images to fine-tune on: class folders, MedMNIST's files and torchvision's sets, in memory."""
 
 from __future__ import annotations
 
 import inspect
-import math
 import os
 import re
 import zipfile
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,23 +19,24 @@ from torchvision.transforms import v2
 from torchvision.transforms.functional import resize, rgb_to_grayscale
 
 from metalearn.runtime.checks import positive
+from metalearn.runtime.npz import array_header
 
-from .decoding import READING, cached, check_memory, decode_all, fingerprint, folders_in, images_in
+from .decoding import NO_FILES, check_memory, decode_classes, existing_root, folders_in, images_in
 from .folders import split_folders
 from .glyphs import glyphs
-from .images import LabelledImages, _in_memory, number_labels
+from .images import LabelledImages, in_memory, number_labels
 
 Path_ = str | os.PathLike[str]
 MEDMNIST_SIZES = (28, 64, 128, 224)
-MEDMNIST_NAME = re.compile(
-    r"([a-z]+mnist(?:3d)?)(?:[_-]?(\d+))?"
-)  # pneumoniamnist, pneumoniamnist_64
+MEDMNIST_NAME = re.compile(r"([a-z]+mnist(?:3d)?)(?:[_-]?(\d+))?")  # pneumoniamnist_64
+MEDMNIST_PARTS = {"train": "train", "val": "validation", "test": "test"}  # name -> split
 DEFLATE = 1032  # the most that a byte of zip's usual compression can stand for
 
 
 class Split(NamedTuple):
-    """Images to train on, to choose by (None where a set has none apart), and to test on; the
-    classes of all are the same.
+    """Images to train on, to choose by, and to test on, of the same classes.
+
+    `validation` is None if the set has no such part.
     """
 
     train: LabelledImages
@@ -57,22 +55,24 @@ def load(
     seed: int = 0,
     progress: bool = True,
 ) -> Split:
-    """The images of a data set by name or path -> `Split`.
+    """Read the images of a data set by its name or path.
 
     Args:
         dataset: a MedMNIST file (`path.npz`), a folder of images (see `image_folders`), the name of
             a MedMNIST set ("pneumoniamnist", or "pneumoniamnist_64" for its images of 64 pixels) or
-            of a torchvision set ("cifar10"), or "glyphs" (the 80 test characters, drawn; nothing is
-            read).
+            of a torchvision set ("cifar10"), or "glyphs" (the 80 test characters; nothing is read).
         root: the folder that holds named sets; by default METALEARN_DATA, or else ./data.
-        size: height and width in pixels that all images are brought to; None keeps their own.
-        channels: 1 (grey) or 3 (colour; grey images are repeated); None keeps their own, and reads
+        size: the height and width in pixels of all images; None keeps their own.
+        channels: 1 (grey) or 3 (colour; grey images are repeated). None keeps their own, and reads
             a folder in colour.
-        download: whether torchvision or the medmnist package may download what is not there.
-        held_out, seed: the share of each class that is tested on where the set comes undivided, and
-            what chooses it.
+        download: whether torchvision or the medmnist package may download a missing set.
+        held_out: the share of each class to test on, if the set is not divided.
+        seed: of that division.
+        progress: whether to show progress on stderr while decoding.
 
-    Raises FileNotFoundError or ValueError naming the file, and what to do.
+    Raises:
+        FileNotFoundError: if the set is missing; the message says which files to put where.
+        ValueError: if there is no such set, or a file is damaged.
 
     Example:
         >>> load("glyphs").train.images.shape
@@ -80,35 +80,46 @@ def load(
     """
     if size is not None:
         (size,) = positive(size=size)
+    # Files and folders come first, then the names of torchvision, then those of MedMNIST.
     top = Path(root or os.environ.get("METALEARN_DATA", "data"))
-    name, named = dataset.lower().replace("-", ""), top / dataset.lower()
+    folder = _folder_of(dataset, top)
     if dataset == "glyphs":
-        found = divided(glyphs("test", drawers=40), 0.5, seed)
+        parts = divided(glyphs("test", drawers=40), 0.5, seed)
     elif dataset.endswith(".npz"):
-        found = medmnist_file(dataset)
-    elif Path(dataset).is_dir() or folders_in(named / "train"):
-        place = dataset if Path(dataset).is_dir() else named
+        parts = medmnist_file(dataset)
+    elif folder is not None:
         return image_folders(
-            place,
+            folder,
             size=size,
             channels=channels or 3,
             held_out=held_out,
             seed=seed,
             progress=progress,
         )
-    elif name in _torchvision_names():
-        found = torchvision_set(
-            name, top, size=size, download=download, held_out=held_out, seed=seed
+    elif _torchvision_key(dataset) in _torchvision_names():
+        parts = torchvision_set(
+            dataset, top, size=size, download=download, held_out=held_out, seed=seed
         )
     elif MEDMNIST_NAME.fullmatch(dataset.lower()):
-        found = medmnist(dataset, top, download=download)
+        parts = medmnist(dataset, top, download=download)
     else:
         raise ValueError(
             f"there is no data set {dataset!r}: it is no folder of class folders, no MedMNIST file"
-            " (.npz), and no set of torchvision's or MedMNIST's by name. `--dataset glyphs` needs"
-            " no files"
+            " (.npz), and no set of torchvision's or MedMNIST's by name."
+            f" {NO_FILES}"
         )
-    return Split(*(None if images is None else sized(images, size, channels) for images in found))  # type: ignore[arg-type]
+    validation = parts.validation
+    if validation is not None:
+        validation = sized(validation, size, channels)
+    return Split(sized(parts.train, size, channels), validation, sized(parts.test, size, channels))
+
+
+def _folder_of(dataset: str, top: Path) -> Path | None:
+    """The folder of images that a data set's name or path stands for."""
+    if Path(dataset).is_dir():
+        return Path(dataset)
+    named = top / dataset.lower()
+    return named if folders_in(named / "train") else None
 
 
 def image_folders(
@@ -121,91 +132,98 @@ def image_folders(
     cache: bool | Path_ = True,
     progress: bool = True,
 ) -> Split:
-    """The images of `root/{train,val,test}/class/*`, or of `root/class/*` with a share of each
-    class held out for the test.
+    """Read the images of `root/{train,val,test}/class/*`, or divide those of `root/class/*`.
 
-    Unlike `metalearn.tasks.image_folder`, which deals classes, every class is in every part.
-    Decoded once, in threads, and kept in `root/.metalearn`. Raises FileNotFoundError where there is
-    nothing to read, and ValueError where test and training classes differ.
+    Every class is in every part, unlike in `metalearn.tasks.image_folder`, which deals the classes
+    to the splits. The images are decoded once, in threads, and kept in `root/.metalearn`.
 
     Args:
-        root, size, channels, cache, progress: as in `metalearn.tasks.image_folder`; `size=None`
-            needs images of one size.
-        held_out, seed: the share of each class for the test where there are no folders train and
-            test, and what chooses it.
+        root: the folder.
+        size: as in `metalearn.tasks.image_folder`; None needs images of one size.
+        channels: as in `metalearn.tasks.image_folder`.
+        held_out: the share of each class to test on, if there are no folders train and test.
+        seed: of that division.
+        cache: as in `metalearn.tasks.image_folder`.
+        progress: as in `metalearn.tasks.image_folder`.
+
+    Raises:
+        FileNotFoundError: if there is nothing to read.
+        ValueError: if the parts have different classes.
     """
-    top = Path(root)
-    if not top.is_dir():
-        raise FileNotFoundError(
-            f"there is no folder {top}: put folders of images there, one per class; `--dataset"
-            " glyphs` needs no files"
+    top = existing_root(root)
+
+    def read(folder: Path, part: str) -> LabelledImages:
+        classes = {place.name: images_in(place) for place in folders_in(folder)}
+        images, labels = decode_classes(
+            classes,
+            top,
+            f"transfer-{part}",
+            channels=channels,
+            size=size,
+            title=str(folder),
+            cache=cache,
+            progress=progress,
         )
-    options: dict[str, Any] = {
-        "size": size,
-        "channels": channels,
-        "cache": cache,
-        "progress": progress,
-    }
-    parts = split_folders(top)
-    if "train" not in parts:
+        record = {
+            "source": "image_folder",
+            "folder": top.resolve().name,
+            "split": part,
+            "size": size,
+        }
+        return LabelledImages(images, labels, classes, record)
+
+    folders = split_folders(top)
+    if "train" not in folders:
         if not folders_in(top):
             raise FileNotFoundError(
-                f"{top} has no folders of images, one per class, and no train and test folders of"
-                " such"
+                f"{top} has no folders of images, one per class, and no train and test folders that"
+                " hold such folders"
             )
-        return divided(_folder(top, "all", top, **options), held_out, seed)
-    if "test" not in parts:
+        return divided(read(top, "all"), held_out, seed)
+    if "test" not in folders:
         raise FileNotFoundError(
             f"{top} has a train folder but none for the test: make {top / 'test'} with the same"
             " class folders"
         )
-    read = {name: _folder(folder, name, top, **options) for name, folder in parts.items()}
-    for name, images in read.items():
-        if images.names != read["train"].names:
-            odd = sorted(set(images.names) ^ set(read["train"].names))[0]
+    parts = {name: read(folder, name) for name, folder in folders.items()}
+    _check_classes(parts, folders)
+    return Split(parts["train"], parts.get("validation"), parts["test"])
+
+
+def _check_classes(parts: dict[str, LabelledImages], folders: dict[str, Path]) -> None:
+    """Raise ValueError if the parts have different classes."""
+    for name, images in parts.items():
+        different = set(images.names) ^ set(parts["train"].names)
+        if different:
             raise ValueError(
-                f"{parts[name]} and {parts['train']} have other classes ({odd!r} is in one of them"
-                " only): give both the same class folders. For classes that training has not seen"
-                " there is metalearn.tasks.image_folder"
+                f"{folders[name]} and {folders['train']} have other classes ({min(different)!r} is"
+                " in one of them only): give both the same class folders. To test on classes that"
+                " training has not seen, use metalearn.tasks.image_folder"
             )
-    return Split(read["train"], read.get("validation"), read["test"])
 
 
 def medmnist_file(path: Path_) -> Split:
-    """A file of MedMNIST (Yang et al. 2023) as it is published: an npz with images and labels for
-    training, validation and test.
+    """Read a file of MedMNIST (Yang et al. 2023) as it is published.
 
-    Labels may be whole numbers or strings of any kind; they are numbered from 0 for all parts
-    alike, and `description` has the numbers.
+    It is an npz archive with images and labels for training, validation and test. Labels may be
+    whole numbers or strings of any kind. They are numbered from 0, in the same way for all parts,
+    and `description` has the numbers.
 
-    Raises FileNotFoundError, and ValueError where the file is truncated, lacks an array, claims
-    arrays that are larger than its content or than memory, holds volumes, or has several labels
-    each.
+    Args:
+        path: the file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is truncated, lacks an array, claims arrays that are larger than its
+            content or than memory, holds volumes, or has several labels an image.
     """
     place = Path(path)
     if not place.is_file():
         raise FileNotFoundError(
             f"there is no file {place}; MedMNIST's files are at https://medmnist.com"
         )
-    arrays = {}
     try:
-        if not zipfile.is_zipfile(place):
-            raise ValueError("it is no npz archive, or its end is missing")
-        with np.load(place, allow_pickle=False) as file:
-            wanted = [
-                f"{part}_{kind}"
-                for part in ("train", "val", "test")
-                for kind in ("images", "labels")
-            ]
-            missing = [
-                name for name in wanted if name not in file.files and not name.startswith("val")
-            ]
-            if missing:
-                raise ValueError(
-                    f"it lacks {', '.join(missing)}; it has {', '.join(file.files) or 'nothing'}"
-                )
-            _check_claims(file.zip, place)
-            arrays = {name: file[name] for name in wanted if name in file.files}
+        arrays = _medmnist_arrays(place)
     except (
         OSError,
         EOFError,
@@ -215,76 +233,93 @@ def medmnist_file(path: Path_) -> Split:
         zlib.error,
     ) as error:
         raise ValueError(
-            f"{place} is not a whole MedMNIST file ({error}); get it again from"
-            " https://medmnist.com. One of your own needs uint8 arrays train_images and"
+            f"{place} is not a complete MedMNIST file ({error}); download it again from"
+            " https://medmnist.com. A file of your own needs uint8 arrays train_images and"
             " test_images (and val_images), with labels, as numpy.savez_compressed writes them"
         ) from error
-    counts = {
-        part: _medmnist_count(arrays, part, place)
-        for part in ("train", "val", "test")
-        if f"{part}_images" in arrays
-    }
-    labels = np.concatenate([arrays[f"{part}_labels"].reshape(-1) for part in counts])
+    published = [part for part in MEDMNIST_PARTS if f"{part}_images" in arrays]
+    counts = [_medmnist_count(arrays, part, place) for part in published]
+    # One numbering for all parts: a class may be missing from one of them.
+    labels = np.concatenate([arrays[f"{part}_labels"].reshape(-1) for part in published])
     try:
         numbers, names, record = number_labels(labels, str(place))
     except TypeError as error:
         raise ValueError(f"{place} is not a classification set ({error})") from error
-    about = {"source": "medmnist", "file": place.name, **record}
     parts: dict[str, LabelledImages] = {}
-    for part, own in zip(counts, numbers.split(list(counts.values())), strict=True):
-        parts[part] = LabelledImages(
-            _medmnist_images(arrays[f"{part}_images"]), own, names, {**about, "split": part}
+    for part, numbers_of_part in zip(published, numbers.split(counts), strict=True):
+        split = MEDMNIST_PARTS[part]
+        parts[split] = LabelledImages(
+            _channels_first(arrays[f"{part}_images"]),
+            numbers_of_part,
+            names,
+            {"source": "medmnist", "file": place.name, **record, "split": split},
         )
-    return Split(parts["train"], parts.get("val"), parts["test"])
+    return Split(parts["train"], parts.get("validation"), parts["test"])
 
 
-def _check_claims(archive: zipfile.ZipFile, place: Path) -> None:
-    """Raise ValueError, before anything is allocated, where the arrays are larger than the file can
-    hold, or than memory.
+def _medmnist_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file, by the names that MedMNIST gives them."""
+    # numpy would take most other files for a pickle, with a message about allow_pickle.
+    if not zipfile.is_zipfile(path):
+        raise ValueError("it is no npz archive, or its end is missing")
+    with np.load(path, allow_pickle=False) as file:
+        names: list[str] = []
+        for part in MEDMNIST_PARTS:
+            names += [f"{part}_images", f"{part}_labels"]
+        present = [name for name in names if name in file.files]
+        missing = [name for name in names if name not in present and not name.startswith("val")]
+        if missing:
+            raise ValueError(
+                f"it lacks {', '.join(missing)}; it has {', '.join(file.files) or 'nothing'}"
+            )
+        _check_claims(file.zip, path)
+        return {name: file[name] for name in present}
+
+
+def _check_claims(archive: zipfile.ZipFile, path: Path) -> None:
+    """Raise ValueError if the arrays are larger than the file can hold, or than memory.
+
+    Nothing is allocated before.
     """
-    total = 0
+    total = 0  # bytes
     for entry in archive.infolist():
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError(f"{entry.filename} is compressed in a way that numpy does not write")
-        with archive.open(entry) as content:
-            version = np.lib.format.read_magic(content)
-            read = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            shape, _, dtype = read(content)
-            header = content.tell()
-        if dtype.hasobject:
+        header = array_header(archive, entry.filename)
+        if header.dtype.hasobject:
             raise ValueError(f"{entry.filename} holds Python objects, which are not read")
-        claimed = math.prod(shape) * dtype.itemsize
-        if claimed + header != entry.file_size or claimed > DEFLATE * place.stat().st_size:
+        fits_entry = header.claimed + header.length == entry.file_size
+        if not fits_entry or header.claimed > DEFLATE * path.stat().st_size:
             raise ValueError(
-                f"{entry.filename} claims {claimed:,} bytes as {dtype} {shape}, but the file holds"
-                f" {entry.compress_size:,} bytes of it"
+                f"{entry.filename} claims {header.claimed:,} bytes as {header.dtype}"
+                f" {header.shape}, but the file holds {entry.compress_size:,} bytes of it"
             )
-        total += claimed
-    check_memory(total, f"{place.name} unpacked", "use a smaller set")
+        total += header.claimed
+    check_memory(total, f"{path.name} unpacked", "use a smaller set")
 
 
 def medmnist(name: str, root: Path_, *, download: bool = False) -> Split:
-    """A set of MedMNIST by name, from `root/name.npz` or `root/medmnist/name.npz`; the medmnist
-    package downloads one that is not there.
+    """Read a set of MedMNIST by its name, from `root/name.npz` or `root/medmnist/name.npz`.
 
-    `pneumoniamnist_64` is the set with images of 64 pixels, `pneumoniamnist` (or
-    `pneumoniamnist_28`) that with 28; there are 128 and 224 too.
+    Args:
+        name: "pneumoniamnist" (or "pneumoniamnist_28") for images of 28 pixels, "pneumoniamnist_64"
+            for 64; there are 128 and 224 too.
+        root: the folder.
+        download: whether the medmnist package may download a missing set.
 
-    Raises FileNotFoundError where it is not there, OSError where the download fails, ImportError
-    where the package is needed for it and not installed, and ValueError for a name that the package
-    does not know.
+    Raises:
+        FileNotFoundError: if the set is missing.
+        OSError: if the download fails.
+        ImportError: if the package is needed for it and not installed.
+        ValueError: if MedMNIST has no such set.
     """
-    matched = MEDMNIST_NAME.fullmatch(name.lower())
-    if matched is None:
+    match = MEDMNIST_NAME.fullmatch(name.lower())
+    if match is None:
         raise ValueError(
             f"{name!r} is not a name of MedMNIST's; write pneumoniamnist, or pneumoniamnist_64 for"
             " images of 64 pixels"
         )
-    kind, pixels = matched[1], int(matched[2] or MEDMNIST_SIZES[0])
+    kind, pixels = match[1], int(match[2] or MEDMNIST_SIZES[0])
     if kind.endswith("3d"):
         raise ValueError(
             f"{name!r} holds volumes, which are not read here; choose one of MedMNIST's sets of"
@@ -295,36 +330,49 @@ def medmnist(name: str, root: Path_, *, download: bool = False) -> Split:
             f"{name!r}: MedMNIST's images have {', '.join(map(str, MEDMNIST_SIZES))} pixels; write"
             f" {kind}_64"
         )
-    stems = [f"{kind}_{pixels}"] if pixels != MEDMNIST_SIZES[0] else [kind, f"{kind}_{pixels}"]
-    places = [Path(root) / folder / f"{stem}.npz" for stem in stems for folder in ("", "medmnist")]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None and not download:
+    stems = [f"{kind}_{pixels}"]
+    if pixels == MEDMNIST_SIZES[0]:
+        stems.insert(0, kind)  # the smallest images have no size in their name
+    for stem in stems:
+        for path in (Path(root) / f"{stem}.npz", Path(root) / "medmnist" / f"{stem}.npz"):
+            if path.is_file():
+                return medmnist_file(path)
+    path = Path(root) / f"{stems[0]}.npz"
+    if not download:
         raise FileNotFoundError(
-            f"there is no {places[0]}; put MedMNIST's file there, or let the medmnist package do so"
-            " with download"
+            f"there is no {path}; put MedMNIST's file there, or let the medmnist package do so with"
+            " download"
         )
-    if found is None:
-        try:
-            import medmnist as package
-        except ImportError as error:
-            raise ImportError(
-                f"downloading {name} needs the extra: pip install 'metalearn-transfer[medmnist]'"
-            ) from error
-        if kind not in package.INFO:
-            raise ValueError(f"MedMNIST has no set {kind!r}; it has {', '.join(package.INFO)}")
-        Path(root).mkdir(parents=True, exist_ok=True)
-        options = {} if pixels == MEDMNIST_SIZES[0] else {"size": pixels}
-        try:
-            getattr(package, package.INFO[kind]["python_class"])(
-                split="train", root=str(root), download=True, **options
-            )
-        except RuntimeError as error:  # what the package makes of every failure
-            raise OSError(
-                f"could not download {name} ({error.__cause__ or 'no network?'}); put MedMNIST's"
-                f" file at {places[0]}"
-            ) from error
-        found = places[0]
-    return medmnist_file(found)
+    _download_medmnist(name, kind, pixels, path)
+    return medmnist_file(path)
+
+
+def _download_medmnist(name: str, kind: str, pixels: int, path: Path) -> None:
+    """Let the medmnist package download a set to `path`."""
+    package = _medmnist_package(name)
+    if kind not in package.INFO:
+        raise ValueError(f"MedMNIST has no set {kind!r}; it has {', '.join(package.INFO)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options: dict[str, Any] = {"split": "train", "root": str(path.parent), "download": True}
+    if pixels != MEDMNIST_SIZES[0]:
+        options["size"] = pixels
+    try:
+        getattr(package, package.INFO[kind]["python_class"])(**options)
+    except RuntimeError as error:  # the package turns every failure into one
+        raise OSError(
+            f"could not download {name} ({error.__cause__ or 'no network?'}); put MedMNIST's"
+            f" file at {path}"
+        ) from error
+
+
+def _medmnist_package(name: str) -> ModuleType:
+    try:
+        import medmnist as package
+    except ImportError as error:
+        raise ImportError(
+            f"downloading {name} needs the extra: pip install 'metalearn-transfer[medmnist]'"
+        ) from error
+    return package
 
 
 def torchvision_set(
@@ -336,45 +384,59 @@ def torchvision_set(
     held_out: float = 0.2,
     seed: int = 0,
 ) -> Split:
-    """A classification set of torchvision's by name, in memory; sets that come undivided are
-    divided by `seed`.
+    """Read a classification set of torchvision's by its name, into memory.
 
     Args:
         name: torchvision's class, in any case: "cifar10", "fashion-mnist", "svhn", "oxfordiiitpet",
             ...
-        root, download: torchvision's.
-        size: needed where the images differ in size.
-        held_out, seed: as in `load`.
+        root: the folder that torchvision reads it from.
+        size: the height and width in pixels; needed if the images differ in size.
+        download: whether torchvision may download a missing set.
+        held_out: the share of each class to test on, if the set is not divided.
+        seed: of that division.
 
-    Raises FileNotFoundError, with the cure, where the set is not there or could not be downloaded.
+    Raises:
+        FileNotFoundError: if the set is missing or could not be downloaded.
     """
-    kind = getattr(datasets, _torchvision_names()[name.lower().replace("-", "")])
-    takes = inspect.signature(kind).parameters
-    if "train" in takes:
-        parts: Sequence[dict[str, Any]] = ({"train": True}, {"train": False})
-    else:
-        parts = ({"split": "train"}, {"split": "test"}) if "split" in takes else ({},)
-    options = {"download": download} if "download" in takes else {}
-    shape = {"transform": v2.Resize((size, size))} if size else {}
+    kind = getattr(datasets, _torchvision_names()[_torchvision_key(name)])
+    parameters = inspect.signature(kind).parameters
+    # Some classes take train=True, some split="train"; the others are undivided.
+    parts: list[dict[str, Any]] = [{}]
+    if "train" in parameters:
+        parts = [{"train": True}, {"train": False}]
+    elif "split" in parameters:
+        parts = [{"split": "train"}, {"split": "test"}]
+    options: dict[str, Any] = {}
+    if "download" in parameters:
+        options["download"] = download
+    if size:
+        options["transform"] = v2.Resize((size, size))
     try:
-        read = [kind(str(root), **part, **options, **shape) for part in parts]
+        sets = [kind(str(root), **part, **options) for part in parts]
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
             f"{kind.__name__} could not be read from {root} ({str(error).splitlines()[0]}); put"
             " torchvision's files there, or download them"
         ) from error
-    found = [
-        _as_labelled(part, {"source": kind.__name__, "split": str(*how.values())})
-        for part, how in zip(read, parts, strict=True)
-    ]
-    return Split(found[0], None, found[1]) if len(found) == 2 else divided(found[0], held_out, seed)
+    images = []
+    for dataset, part in zip(sets, parts, strict=True):
+        record = {"source": kind.__name__, "split": str(*part.values())}
+        images.append(_as_labelled(dataset, record))
+    if len(images) == 2:
+        return Split(images[0], None, images[1])
+    return divided(images[0], held_out, seed)
 
 
 def divided(images: LabelledImages, held_out: float, seed: int = 0) -> Split:
-    """A share `held_out` of each class for the test (at least one image), the rest for training, by
-    `seed`.
+    """Divide the images of each class into training and test.
 
-    Raises ValueError where a class has a single image, or `held_out` is not between 0 and 1.
+    Args:
+        images: the images.
+        held_out: the share of each class to test on; at least one image.
+        seed: of the division.
+
+    Raises:
+        ValueError: if a class has a single image, or `held_out` is not between 0 and 1.
 
     Example:
         >>> parts = divided(glyphs("test", classes=3, drawers=10), 0.2)
@@ -386,83 +448,69 @@ def divided(images: LabelledImages, held_out: float, seed: int = 0) -> Split:
             f"held_out={held_out} must lie between 0 and 1: it is the share of each class that is"
             " tested on"
         )
-    labels, generator = images.labels.numpy(), np.random.default_rng(seed)
-    test = np.zeros(len(labels), dtype=bool)
+    labels = images.labels.numpy()
+    generator = np.random.default_rng(seed)
+    is_test = np.zeros(len(labels), dtype=bool)
     for label, name in enumerate(images.names):
-        members = np.flatnonzero(labels == label)
+        members = np.flatnonzero(labels == label)  # rows of this class
         if len(members) == 1:
             raise ValueError(
                 f"class {name!r} has one image, which cannot be both trained and tested on; add"
                 " more"
             )
-        test[generator.permutation(members)[: max(1, round(held_out * len(members)))]] = True
-    about = {"held_out": held_out, "divided_by_seed": seed}
-    parts = [
-        _part(images, np.flatnonzero(chosen), {"split": name, **about})
-        for name, chosen in (("train", ~test), ("test", test))
-    ]
-    return Split(parts[0], None, parts[1])
+        count = max(1, round(held_out * len(members)))
+        is_test[generator.permutation(members)[:count]] = True
+
+    def part(rows: np.ndarray, split: str) -> LabelledImages:
+        chosen = torch.from_numpy(np.flatnonzero(rows))
+        record = {"split": split, "held_out": held_out, "divided_by_seed": seed}
+        return LabelledImages(
+            images.images[chosen],
+            images.labels[chosen],
+            images.names,
+            {**images.description, **record},
+        )
+
+    return Split(part(~is_test, "train"), None, part(is_test, "test"))
 
 
 def sized(images: LabelledImages, size: int | None, channels: int | None) -> LabelledImages:
-    """The images brought to a size (antialiased) and a number of channels; None leaves either as it
-    is.
+    """Bring images to a size and a number of channels.
+
+    Args:
+        images: the images.
+        size: the height and width in pixels, reached with antialiasing; None keeps their own.
+        channels: 1 (grey) or 3 (colour; grey images are repeated); None keeps their own.
+
+    Raises:
+        ValueError: for another number of channels.
     """
-    pixels, about = images.images, dict(images.description)
     if channels not in (None, 1, 3):
         raise ValueError(f"channels={channels} must be 3 (colour) or 1 (grey)")
+    pixels = images.images  # (images, channels, height, width)
+    record = dict(images.description)
     if channels and pixels.shape[1] != channels:
-        pixels = pixels.expand(-1, 3, -1, -1) if channels == 3 else rgb_to_grayscale(pixels)
-        about["channels"] = "grey, three times" if channels == 3 else "colour as grey"
+        if channels == 3:
+            pixels = pixels.expand(-1, 3, -1, -1)  # (images, 1, ...) -> (images, 3, ...)
+            record["channels"] = "grey, three times"
+        else:
+            pixels = rgb_to_grayscale(pixels)  # (images, 3, ...) -> (images, 1, ...)
+            record["channels"] = "colour as grey"
     if size and pixels.shape[2:] != (size, size):
         pixels = resize(pixels, [size, size], antialias=True)
-        about["resized"] = size
-    return LabelledImages(pixels.contiguous(), images.labels, images.names, about)
-
-
-def _folder(
-    folder: Path,
-    part: str,
-    top: Path,
-    *,
-    size: int | None,
-    channels: int,
-    cache: bool | Path_,
-    progress: bool,
-) -> LabelledImages:
-    classes = {place.name: images_in(place) for place in folders_in(folder)}
-    paths = [path for images in classes.values() for path in images]
-    images = cached(
-        f"transfer-{part}-{size or 'own'}-{channels}",
-        top,
-        fingerprint(paths, top, f"{READING} {size} {channels}"),
-        lambda: decode_all(
-            paths, channels, size, f"decoding {len(paths)} images of {folder}", progress
-        ),
-        cache,
-    )
-    labels = torch.arange(len(classes)).repeat_interleave(
-        torch.tensor([len(images) for images in classes.values()])
-    )
-    return LabelledImages(
-        images,
-        labels,
-        classes,
-        {"source": "image_folder", "folder": top.resolve().name, "split": part, "size": size},
-    )
+        record["resized"] = size
+    return LabelledImages(pixels.contiguous(), images.labels, images.names, record)
 
 
 def _medmnist_count(arrays: dict[str, np.ndarray], part: str, path: Path) -> int:
-    """How many images a part has.
+    """The number of images of a part.
 
-    Raises ValueError where its arrays are not images with one label each.
+    Raises ValueError if its arrays are not images with one label each.
     """
     images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
-    if (
-        images.dtype != np.uint8
-        or images.ndim not in (3, 4)
-        or (images.ndim == 4 and images.shape[-1] != 3)
-    ):
+    is_grey = images.ndim == 3
+    is_colour = images.ndim == 4 and images.shape[-1] == 3
+    if images.dtype != np.uint8 or not (is_grey or is_colour):
         raise ValueError(
             f"{path}: {part}_images is {images.dtype} {images.shape}, not uint8 images, grey or in"
             " colour; volumes are not read"
@@ -484,45 +532,37 @@ def _medmnist_count(arrays: dict[str, np.ndarray], part: str, path: Path) -> int
     return len(images)
 
 
-def _medmnist_images(images: np.ndarray) -> Tensor:
-    """(n, height, width) or (n, height, width, 3) -> (n, channels, height, width)."""
-    pixels = torch.from_numpy(images)
-    return pixels[:, None] if images.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+def _channels_first(images: np.ndarray | Tensor) -> Tensor:
+    """Images, grey or with colours last, as (n, channels, height, width)."""
+    pixels = torch.as_tensor(images)
+    if pixels.ndim == 3:
+        return pixels[:, None]  # (n, height, width) -> (n, 1, height, width)
+    if pixels.ndim == 4 and pixels.shape[-1] == 3:
+        return pixels.permute(0, 3, 1, 2).contiguous()
+    return pixels
 
 
-def _as_labelled(dataset: Any, about: dict[str, Any]) -> LabelledImages:
+def _as_labelled(dataset: Any, record: dict[str, Any]) -> LabelledImages:
+    """A data set of torchvision's in memory: its own arrays if it has them, else item by item."""
     raw = getattr(dataset, "data", None)
     labels = getattr(dataset, "targets", getattr(dataset, "labels", None))
-    names = [str(name) for name in getattr(dataset, "classes", ())]
-    if (
-        isinstance(raw, np.ndarray | torch.Tensor)
-        and labels is not None
-        and getattr(dataset, "transform", None) is None
-    ):
-        pixels = torch.as_tensor(raw)
-        channels_last = pixels.ndim == 4 and pixels.shape[-1] == 3
-        pixels = (
-            pixels[:, None]
-            if pixels.ndim == 3
-            else pixels.permute(0, 3, 1, 2).contiguous()
-            if channels_last
-            else pixels
-        )
-        return LabelledImages(pixels, torch.as_tensor(labels).long(), names, about)
-    pixels, numbers, classes, record = _in_memory(dataset)
+    # A transform is applied item by item only, so the raw arrays would miss it.
+    has_transform = getattr(dataset, "transform", None) is not None
+    if isinstance(raw, np.ndarray | Tensor) and labels is not None and not has_transform:
+        names = [str(name) for name in getattr(dataset, "classes", ())]
+        return LabelledImages(_channels_first(raw), torch.as_tensor(labels).long(), names, record)
+    pixels, numbers, classes, record_of_labels = in_memory(dataset)
     if pixels.dtype != torch.uint8:
         raise ValueError(
             f"{type(dataset).__name__} gives {pixels.dtype} images; images of 8 bits are needed"
         )
-    return LabelledImages(pixels, numbers, classes, {**about, **record})
-
-
-def _part(images: LabelledImages, indices: np.ndarray, about: dict[str, Any]) -> LabelledImages:
-    chosen = torch.from_numpy(indices)
-    return LabelledImages(
-        images.images[chosen], images.labels[chosen], images.names, {**images.description, **about}
-    )
+    return LabelledImages(pixels, numbers, classes, {**record, **record_of_labels})
 
 
 def _torchvision_names() -> dict[str, str]:
+    """The classes of torchvision's data sets, by their names in small letters."""
     return {name.lower(): name for name in datasets.__all__}
+
+
+def _torchvision_key(name: str) -> str:
+    return name.lower().replace("-", "")

@@ -1,4 +1,4 @@
-"""CSV files that say which split and which class an image belongs to."""
+"""CSV files that assign each image to a split and a class."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ FOLDERS = {
     "validation": ("val", "validation", "valid", "dev"),
     "test": ("test", "testing"),
 }
-"""The names of each split, in file and folder names and in CSV files, in any case; the first is the usual one."""
+"""The names of each split in files, folders and CSV files, in any case; the first is the usual."""
 
 COLUMNS = ("filename", "label", "split")
+LAYOUT = (
+    "needs a first line with the columns filename and label (and split), and a line for each image"
+)
 
 
 class Row(NamedTuple):
@@ -28,13 +31,13 @@ class Row(NamedTuple):
 
 
 def listed(top: Path, table: Path, wanted: str) -> dict[str, dict[str, list[Path]]]:
-    """The files of every class of every split.
+    """List the files of every class of every split.
 
     Fields are separated by commas, semicolons or tabs. The file is UTF-8 or UTF-16, with any line
     ends.
 
     Args:
-        top: the folder that the file names are relative to, and that no file may lie outside of.
+        top: the folder that the file names are relative to; no file may lie outside it.
         table: a CSV file with the columns filename, label and split; or a folder with train.csv,
             val.csv and test.csv, which need no column split.
         wanted: the split whose files must exist.
@@ -44,60 +47,54 @@ def listed(top: Path, table: Path, wanted: str) -> dict[str, dict[str, list[Path
         ValueError: if a row is incomplete, a file lies outside of `top`, or a class or a file is in
             two splits. The message names the line.
     """
+    rows: list[Row] = []
     if table.is_dir():
-        names = {
-            split: [table / f"{alias}.csv" for alias in aliases]
-            for split, aliases in FOLDERS.items()
-        }
-        tables = {
-            split: next((path for path in paths if path.is_file()), None)
-            for split, paths in names.items()
-        }
-        if not any(tables.values()):
+        tables = _tables(table)
+        if not tables:
             raise FileNotFoundError(
                 f"{table} holds no split file: it needs train.csv, val.csv and test.csv"
             )
-        rows = [
-            row
-            for split, path in tables.items()
-            if path is not None
-            for row in _rows(path, top, wanted, split)
-        ]
+        for split, path in tables.items():
+            rows += _rows(path, top, wanted, split)
     else:
         rows = _rows(table, top, wanted, _split_named(table.stem))
     _check_apart(rows)
     splits: dict[str, dict[str, set[Path]]] = {}
     for row in rows:
         splits.setdefault(row.split, {}).setdefault(row.label, set()).add(row.path)
-    return {
-        split: {label: sorted(classes[label]) for label in sorted(classes)}
-        for split, classes in splits.items()
-    }
+    return {split: _in_order(classes) for split, classes in splits.items()}
+
+
+def _in_order(classes: dict[str, set[Path]]) -> dict[str, list[Path]]:
+    """The classes by name, each with its files by name."""
+    return {label: sorted(classes[label]) for label in sorted(classes)}
+
+
+def _tables(folder: Path) -> dict[str, Path]:
+    """The CSV file of each split in a folder."""
+    tables = {}
+    for split, aliases in FOLDERS.items():
+        paths = [folder / f"{alias}.csv" for alias in aliases]
+        existing = [path for path in paths if path.is_file()]
+        if existing:
+            tables[split] = existing[0]
+    return tables
 
 
 def _rows(table: Path, top: Path, wanted: str, named: str | None) -> list[Row]:
-    """The rows of one table; `named` is the split that all of them belong to where the table has no
-    column split.
-    """
+    """The rows of one table, which are all of the split `named` if it has no column split."""
     if not table.is_file():
         raise FileNotFoundError(
             f"there is no split file {table}: it needs the columns filename, label and split"
         )
     text = _text(table)
+    # The separator is the candidate that the first line has most of.
     first = text.partition("\n")[0]
     separator = max(",;\t", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     rows = []
     try:
-        header = [name.strip().lower() for name in next(reader, [])]
-        if not {"filename", "label"} <= set(header):
-            raise ValueError(
-                f"{table} needs a first line with the columns filename and label (and split), and a"
-                f" line for each image; its first line is {first.strip()[:80]!r}"
-            )
-        repeated = [name for name in COLUMNS if header.count(name) > 1]
-        if repeated:
-            raise ValueError(f"{table} has the column {repeated[0]} twice; keep one of them")
+        header = _header(table, next(reader, []), first)
         for fields in reader:
             if any(field.strip() for field in fields):  # not an empty line
                 row = _row(header, fields, f"{table} line {reader.line_num}", top, named)
@@ -109,10 +106,7 @@ def _rows(table: Path, top: Path, wanted: str, named: str | None) -> list[Row]:
             f"{table} line {reader.line_num} cannot be read ({error}); mend the quotes of this line"
         ) from error
     if not rows:
-        raise ValueError(
-            f"{table} needs a first line with the columns filename and label (and split), and a"
-            " line for each image"
-        )
+        raise ValueError(f"{table} {LAYOUT}")
     if "split" not in header and named is None:
         raise ValueError(
             f"{table} has no column split, so its rows would be in every split; add the column with"
@@ -121,39 +115,61 @@ def _rows(table: Path, top: Path, wanted: str, named: str | None) -> list[Row]:
     return rows
 
 
+def _header(table: Path, fields: list[str], line: str) -> list[str]:
+    """The columns of a table by its first line."""
+    header = [name.strip().lower() for name in fields]
+    if not {"filename", "label"} <= set(header):
+        raise ValueError(f"{table} {LAYOUT}; its first line is {line.strip()[:80]!r}")
+    repeated = [name for name in COLUMNS if header.count(name) > 1]
+    if repeated:
+        raise ValueError(f"{table} has the column {repeated[0]} twice; keep one of them")
+    return header
+
+
 def _row(header: list[str], fields: list[str], place: str, top: Path, named: str | None) -> Row:
+    """One line of a table; `named` is the split that its file stands for, if any."""
     if len(fields) != len(header):
         raise ValueError(
             f"{place} has {len(fields)} fields, but the first line names {len(header)} columns;"
             " mend this line"
         )
     values = {name: value.strip() for name, value in zip(header, fields, strict=True)}
+    # An empty field is an error also in the column split, not a missing split.
     empty = [name for name in COLUMNS if name in values and not values[name]]
     if empty:
         raise ValueError(f"{place} has no {empty[0]}; fill it in, or delete the line")
-    split = _split_named(values["split"]) if "split" in values else named
-    if "split" in values and (split is None or split != (named or split)):
-        allowed = ", ".join(
-            FOLDERS[named] if named else [aliases[0] for aliases in FOLDERS.values()]
-        )
-        raise ValueError(f"{place} has the split {values['split']!r}; it may be {allowed}")
+    # The column decides, but must agree with a file that stands for one split.
+    split = named
+    if "split" in values:
+        split = _split_named(values["split"])
+        if split is None or (named is not None and split != named):
+            allowed = _allowed(named)
+            raise ValueError(f"{place} has the split {values['split']!r}; it may be {allowed}")
     return Row(place, _file(top, values["filename"], place), values["label"], split or "")
 
 
+def _allowed(named: str | None) -> str:
+    """What the column split may hold in a file that stands for the split `named`, if any."""
+    if named is not None:
+        return ", ".join(FOLDERS[named])
+    return ", ".join(aliases[0] for aliases in FOLDERS.values())
+
+
 def _file(top: Path, name: str, place: str) -> Path:
-    """The file of a row, within `top`; Windows' separators are read as well."""
+    """The file of a row, within `top`; it may be written with Windows' separators."""
     if "\0" in name:
         raise ValueError(f"{place} has a file name with a zero byte; mend this line")
     if PureWindowsPath(name).drive and os.name != "nt":
         raise ValueError(
             f"{place} lists {name}, a path of another machine; write it relative to {top}"
         )
+    # A backslash may be part of a name on other systems, so it is tried as it is first.
     path = _within(top, name)
     if "\\" in name and (path is None or not path.is_file()):
         path = _within(top, name.replace("\\", "/"))
     if path is None:
         raise ValueError(
-            f"{place} lists {name}, which lies outside of {top}; list files within it, or give the"
+            f"{place} lists {name}, which lies outside {top}; list files within it, or give the"
             " folder above both"
         )
     return path
@@ -161,6 +177,7 @@ def _file(top: Path, name: str, place: str) -> Path:
 
 def _within(top: Path, name: str) -> Path | None:
     """The path of a file in `top`, by its relative or absolute name; None for one outside."""
+    # A link is not followed, but `top` itself may be reached through one.
     absolute = Path(os.path.abspath(top / name))
     for root in (os.path.abspath(top), os.path.realpath(top)):
         if absolute.is_relative_to(root):
@@ -169,7 +186,7 @@ def _within(top: Path, name: str) -> Path | None:
 
 
 def _check_apart(rows: list[Row]) -> None:
-    """Raise ValueError where a class is in two splits, or a file has two classes or splits."""
+    """Raise ValueError if a class is in two splits, or a file has two classes or splits."""
     classes: dict[str, Row] = {}
     paths: dict[Path, Row] = {}
     for row in rows:
@@ -188,14 +205,19 @@ def _check_apart(rows: list[Row]) -> None:
 
 
 def _split_named(name: str) -> str | None:
-    return next(
-        (split for split, aliases in FOLDERS.items() if name.strip().lower() in aliases), None
-    )
+    """The split that a name in a file or a file's own name stands for."""
+    for split, aliases in FOLDERS.items():
+        if name.strip().lower() in aliases:
+            return split
+    return None
 
 
 def _text(table: Path) -> str:
+    """The text of a file in UTF-8 or UTF-16, with line ends of one kind."""
     content = table.read_bytes()
-    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    encoding = "utf-8-sig"
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):  # a byte order mark
+        encoding = "utf-16"
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:

@@ -1,22 +1,21 @@
-"""The inner loop: differentiable gradient steps on some of a network's parameters, from nothing but
-a closure.
-"""
+"""The inner loop: differentiable gradient steps on some of a network's parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
 from torch.func import vmap
 from torch.optim import Optimizer
 
 from metalearn.network.module_call import Weights
+
+from .attention import attention
+from .derivatives import has_reentrant_checkpoint
 
 Rates = Mapping[str, float | Tensor]
 Closure = Callable[[Weights], Tensor]
@@ -24,33 +23,51 @@ Update = Callable[[Weights, Weights, Rates, Any], tuple[Weights, Any]]
 
 
 def sgd(weights: Weights, gradients: Weights, rates: Rates, state: Any) -> tuple[Weights, Any]:
-    """One step of gradient descent, `w - rate * gradient` -> (new weights, the state unchanged).
+    """Take one step of gradient descent, `w - rate * gradient`.
 
-    An update is any function of this form: it must not write into its arguments, `state` is None at
-    the first step and whatever it returned at the next, and every dictionary has just the
-    parameters that move.
+    An update is any function of this form. It must not write into its arguments.
+
+    Args:
+        weights: the parameters that move, by name.
+        gradients: the gradient of each of them.
+        rates: the rate of each of them.
+        state: None at the first step, then what the update returned at the step before.
+
+    Returns:
+        The new weights and the state, which gradient descent leaves unchanged.
 
     Example (gradients clipped value by value):
         >>> def clipped(weights, gradients, rates, state):
-        ...     return sgd(weights, {name: gradient.clamp(-1, 1) for name, gradient in gradients.items()}, rates, state)
+        ...     small = {name: gradient.clamp(-1, 1) for name, gradient in gradients.items()}
+        ...     return sgd(weights, small, rates, state)
     """
+    # w' = w - rate * dL/dw
     return {name: weight - rates[name] * gradients[name] for name, weight in weights.items()}, state
 
 
 def momentum(
     weights: Weights, gradients: Weights, rates: Rates, state: Any, *, decay: float = 0.9
 ) -> tuple[Weights, Any]:
-    """One step of gradient descent with momentum, as `torch.optim.SGD(momentum=decay)` takes it ->
-    (new weights, velocities).
+    """Take one step of gradient descent with momentum, as `torch.optim.SGD(momentum=decay)` does.
 
     `v <- decay * v + gradient`, `w <- w - rate * v`, with `v` the gradient at the first step.
+
+    Args:
+        weights: the parameters that move, by name.
+        gradients: the gradient of each of them.
+        rates: the rate of each of them.
+        state: the velocities after the step before; None at the first step.
+        decay: the share of the velocity that stays.
+
+    Returns:
+        The new weights and the velocities.
     """
-    velocity = (
-        gradients
-        if state is None
-        else {name: decay * state[name] + gradient for name, gradient in gradients.items()}
-    )
-    return sgd(weights, velocity, rates, None)[0], velocity
+    # v_1 = g_1, v_t = decay * v_{t-1} + g_t
+    velocity = gradients
+    if state is not None:
+        velocity = {name: decay * state[name] + gradient for name, gradient in gradients.items()}
+    moved, _ = sgd(weights, velocity, rates, None)
+    return moved, velocity
 
 
 def adam(
@@ -62,10 +79,21 @@ def adam(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
 ) -> tuple[Weights, Any]:
-    """One step of Adam, as `torch.optim.Adam` takes it -> (new weights, moments).
+    """Take one step of Adam, as `torch.optim.Adam` does.
 
-    It is differentiable: at a gradient of exactly zero the derivative of the root is taken to be
-    zero.
+    The step is differentiable. The derivative of the square root is taken to be zero at a gradient
+    of exactly zero.
+
+    Args:
+        weights: the parameters that move, by name.
+        gradients: the gradient of each of them.
+        rates: the rate of each of them.
+        state: the moments after the step before; None at the first step.
+        betas: the decay of the first and of the second moment.
+        eps: what is added to the root of the second moment.
+
+    Returns:
+        The new weights and the moments.
 
     Example:
         >>> w = {"w": torch.tensor(1.0)}
@@ -75,43 +103,59 @@ def adam(
     """
     if state is None:
         zeros = {name: torch.zeros_like(gradient) for name, gradient in gradients.items()}
-        nothing = next(iter(gradients.values())).new_zeros(())
-        state = zeros, zeros, nothing, nothing
+        zero = next(iter(gradients.values())).new_zeros(())
+        state = zeros, zeros, zero, zero
     first, second, first_share, second_share = state
+    # m <- beta_1 m + (1 - beta_1) g
     first = {
         name: betas[0] * first[name] + (1 - betas[0]) * gradient
         for name, gradient in gradients.items()
     }
+    # v <- beta_2 v + (1 - beta_2) g^2
     second = {
         name: betas[1] * second[name] + (1 - betas[1]) * gradient.square()
         for name, gradient in gradients.items()
     }
-    # 1 - beta^steps, which the moments of gradients of 1 would be: as tensors, so that an update
-    # that calls this one can be vectorized.
+    # 1 - beta^steps is the moment of gradients that are all 1. Kept as tensors, the shares can be
+    # vectorized over tasks.
     first_share = betas[0] * first_share + (1 - betas[0])
     second_share = betas[1] * second_share + (1 - betas[1])
     directions = {}
     for name in weights:
         square = second[name] / second_share
-        # The root has no derivative at 0, where it would turn second order gradients into NaN.
+        # The root has no derivative at 0, where it would turn second-order gradients into NaN.
         root = torch.where(square > 0, torch.where(square > 0, square, 1).sqrt(), 0)
+        # m_hat / (sqrt(v_hat) + eps), with the moments over their shares m_hat and v_hat
         directions[name] = first[name] / first_share / (root + eps)
-    return sgd(weights, directions, rates, None)[0], (first, second, first_share, second_share)
+    moved, _ = sgd(weights, directions, rates, None)
+    return moved, (first, second, first_share, second_share)
 
 
 UPDATES: dict[str, Update] = {"sgd": sgd, "momentum": momentum, "adam": adam}
 
 for _update in UPDATES.values():
-    vars(_update)["computes_only"] = True  # so they may be recorded
+    vars(_update)["computes_only"] = True  # so a CUDA graph may record them
+
+# What to write for an optimizer of PyTorch.
+_INSTEAD = {
+    "SGD": "'sgd' or update='momentum'",
+    "Adam": "'adam'",
+    "AdamW": "'adam'",
+}
 
 
 def find_update(update: str | Update) -> Update:
-    """The inner update of that name, or the function given.
+    """Look up an inner update by name; a function is returned as it is.
+
+    Args:
+        update: "sgd", "momentum", "adam", or a function of the form of `sgd`.
+
+    Returns:
+        The function.
 
     Raises:
-        ValueError: there is none of that name.
-        TypeError: what is given is an optimizer of PyTorch, which steps in place, or nothing that
-            can be called.
+        ValueError: there is no update of that name.
+        TypeError: it is an optimizer of PyTorch, which steps in place, or cannot be called.
 
     Example:
         >>> find_update("adam") is adam
@@ -125,17 +169,11 @@ def find_update(update: str | Update) -> Update:
                 " metalearn.engine.inner_loop.sgd"
             )
         return UPDATES[update]
-    called = getattr(update, "func", update)  # what a functools.partial calls
-    kind = called if isinstance(called, type) else type(called)
+    kind = _class_of(update)
     if issubclass(kind, Optimizer):
-        name = {"SGD": "'sgd' or update='momentum'", "Adam": "'adam'", "AdamW": "'adam'"}.get(
-            kind.__name__
-        )
-        cure = (
-            f"write update={name}"
-            if name
-            else f"write one of {names}, or a function such as metalearn.engine.inner_loop.sgd"
-        )
+        cure = f"write one of {names}, or a function such as metalearn.engine.inner_loop.sgd"
+        if kind.__name__ in _INSTEAD:
+            cure = f"write update={_INSTEAD[kind.__name__]}"
         raise TypeError(
             f"update=torch.optim.{kind.__name__} steps in place, which an outer loop cannot"
             f" differentiate; {cure}"
@@ -148,8 +186,16 @@ def find_update(update: str | Update) -> Update:
     return update
 
 
+def _class_of(update: Any) -> type:
+    """The class that an update is, or is an instance of, seen through `functools.partial`."""
+    called = getattr(update, "func", update)
+    if isinstance(called, type):
+        return called
+    return type(called)
+
+
 def describe_update(update: Update) -> str:
-    """The name of an update, with the arguments that a `functools.partial` gives it, for records.
+    """The name of an update, with the arguments of a `functools.partial`, for records.
 
     Example:
         >>> from functools import partial
@@ -157,11 +203,9 @@ def describe_update(update: Update) -> str:
         'momentum(decay=0.5)'
     """
     if isinstance(update, partial):
-        arguments = [
-            *map(repr, update.args),
-            *(f"{name}={value!r}" for name, value in update.keywords.items()),
-        ]
-        return f"{describe_update(update.func)}({', '.join(arguments)})"
+        named = [f"{name}={value!r}" for name, value in update.keywords.items()]
+        arguments = ", ".join([*map(repr, update.args), *named])
+        return f"{describe_update(update.func)}({arguments})"
     return getattr(update, "__name__", type(update).__name__)
 
 
@@ -175,23 +219,28 @@ def inner_step(
     state: Any = None,
     backward: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> tuple[Weights, Any]:
-    """One inner step: the parameters that have a rate move against the gradient of the closure ->
-    (weights, the update's state).
+    """Move the parameters that have a rate by one step against the gradient of the closure.
 
-    `w' = w - rate * dL(w)/dw` for each `w` in `rates` (Finn et al. 2017, equation 1); the others
-    are handed on as they are.
+    `w' = w - rate * dL(w)/dw` for each `w` in `rates` (Finn et al. 2017, equation 1). Parameters
+    without a rate are returned as they are.
 
-    Arguments:
-        closure: from weights to a loss: a scalar, or one value a task (tasks,) where every moving
-            weight has a leading task dimension. The tasks are then independent, so that the
-            gradient of the sum is every task's own gradient.
+    Args:
+        closure: from weights to a loss: a scalar, or (tasks,) if every moving weight has a leading
+            task dimension. Tasks are independent, so the gradient of the sum is the gradient of
+            every task.
         weights: every parameter by name.
         rates: the rate of every parameter that moves: a number, or a tensor that broadcasts against
             it.
-        first_order: detach the weights *before* the gradient is taken, so that no second graph is
-            built.
-        backward: makes a context manager that the gradient is taken in.
-    Raises ValueError naming a parameter with a rate that the loss does not depend on.
+        first_order: detach the weights before the gradient is taken, so no second graph is built.
+        update: the update, such as `sgd`.
+        state: what the update returned at the step before; None at the first step.
+        backward: makes a context manager in which the gradient is taken.
+
+    Returns:
+        The new weights and the state of the update.
+
+    Raises:
+        ValueError: the loss does not depend on a parameter that has a rate.
 
     Example:
         >>> w = {"w": torch.tensor(1.0, requires_grad=True)}
@@ -202,13 +251,17 @@ def inner_step(
         return weights, state
     create_graph = torch.is_grad_enabled() and not first_order
     with torch.enable_grad(), attention.twice_differentiable(create_graph):
+        # With second order, `moving` stays connected to the weights of the step before.
         moving = {name: _leaf(weights[name], detach=not create_graph) for name in rates}
         loss = closure({**weights, **moving})
         with backward():
-            gradients = dict(zip(moving, _gradient(loss, moving, create_graph), strict=True))
-    old = moving if create_graph else {name: weights[name] for name in rates}
-    new, state = update(old, gradients, rates, state)
-    return {**weights, **new}, state
+            gradients = _gradients(loss, moving, create_graph=create_graph)
+    # First order treats the gradient as a constant: dw'/dw is the identity.
+    before = moving
+    if not create_graph:
+        before = {name: weights[name] for name in rates}
+    after, state = update(before, gradients, rates, state)
+    return {**weights, **after}, state
 
 
 def inner_loop(
@@ -221,10 +274,24 @@ def inner_loop(
     update: Update = sgd,
     backward: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Weights:
-    """`steps` inner steps on the same closure -> the adapted weights, differentiable to the first
-    ones (see `inner_step`).
+    """Take several inner steps on the same closure (see `inner_step`).
 
-    Example (a policy gradient, a regression, anything that gives a loss will do as the closure):
+    Args:
+        closure: from weights to a loss. A policy gradient or a regression will do as well.
+        weights: every parameter by name.
+        rates: the rate of every parameter that moves.
+        steps: how many steps.
+        first_order: detach the weights before every gradient.
+        update: the update, such as `sgd`.
+        backward: makes a context manager in which each gradient is taken.
+
+    Returns:
+        The adapted weights, differentiable to the first ones.
+
+    Raises:
+        ValueError: the loss does not depend on a parameter that has a rate.
+
+    Example:
         >>> w = {"w": torch.tensor(1.0, requires_grad=True)}
         >>> adapted = inner_loop(lambda w: w["w"] ** 2, w, {"w": 0.25}, steps=2)
         >>> torch.autograd.grad(adapted["w"], w["w"])[0].item()
@@ -245,10 +312,10 @@ def inner_loop(
 
 
 def task_by_task(update: Update) -> Update:
-    """An update for vectorized tasks that sees one task at a time, so that a norm over its
-    gradients is that task's norm.
-    """
+    """An update for vectorized tasks that sees one task at a time.
 
+    A norm over its gradients is then the norm of that task.
+    """
     if update in UPDATES.values():
         return update  # these look at one value at a time
 
@@ -257,126 +324,50 @@ def task_by_task(update: Update) -> Update:
     ) -> tuple[Weights, Any]:
         stateless = []
 
-        def one(weights: Weights, gradients: Weights, state: Any) -> Any:
+        def for_one_task(weights: Weights, gradients: Weights, state: Any) -> Any:
             new, after = update(weights, gradients, rates, state)
             stateless.append(after is None)
+            # vmap cannot return None beside tensors.
             return new if after is None else (new, after)
 
-        first = state is None
-        result = (
-            vmap(lambda w, g: one(w, g, None))(weights, gradients)
-            if first
-            else vmap(one)(weights, gradients, state)
-        )
+        if state is None:
+            result = vmap(lambda w, g: for_one_task(w, g, None))(weights, gradients)
+        else:
+            result = vmap(for_one_task)(weights, gradients, state)
         return (result, None) if stateless[0] else result
 
     return stacked
 
 
-class _Attention:
-    """Keeps attention to its one kernel that has a second derivative, while any thread takes an
-    inner step that needs it.
-
-    The choice of kernel is global to the process, so the first step in makes it and the last one
-    out undoes it. (`sdpa_kernel` does the same for one thread, and refuses to be left in another.)
-    """
-
-    def __init__(self) -> None:
-        self.lock, self.inside, self.before = Lock(), 0, (True, True, True)
-
-    @contextmanager
-    def twice_differentiable(self, needed: bool) -> Iterator[None]:
-        if not needed:
-            yield
-            return
-        kernels = torch.backends.cuda
-        with self.lock:
-            self.inside += 1
-            if self.inside == 1:
-                self.before = (
-                    kernels.flash_sdp_enabled(),
-                    kernels.mem_efficient_sdp_enabled(),
-                    kernels.cudnn_sdp_enabled(),
-                )
-                self._enable(False, False, False)
-        try:
-            yield
-        finally:
-            with self.lock:
-                self.inside -= 1
-                if self.inside == 0:
-                    self._enable(*self.before)
-
-    @staticmethod
-    def _enable(flash: bool, efficient: bool, cudnn: bool) -> None:
-        torch.backends.cuda.enable_flash_sdp(flash)
-        torch.backends.cuda.enable_mem_efficient_sdp(efficient)
-        torch.backends.cuda.enable_cudnn_sdp(cudnn)
-
-
-attention = _Attention()
-
-
 def _leaf(weight: Tensor, *, detach: bool) -> Tensor:
-    """A tensor to differentiate by; one with `requires_grad=False` moves in the inner loop if it
-    has a rate.
-    """
+    """A tensor to differentiate by; a frozen parameter moves, too, if it has a rate."""
     if detach or not weight.requires_grad:
         return weight.detach().requires_grad_()
-    # A parameter itself never enters the loss, so that any use of it is known to go past the
-    # weights that are given.
+    # A parameter itself never enters the loss. Any use of one is then known to bypass the adapted
+    # weights.
     return weight.view_as(weight) if weight.is_leaf else weight
 
 
-def _gradient(loss: Tensor, moving: Weights, create_graph: bool) -> tuple[Tensor, ...]:
+def _gradients(loss: Tensor, moving: Weights, *, create_graph: bool) -> Weights:
     if not loss.requires_grad:
         raise ValueError(
             f"the inner loss does not depend on any parameter that has a rate ({', '.join(moving)})"
         )
+    # d(sum_t L_t)/dw_t = dL_t/dw_t: no task's loss depends on the weights of another.
     gradients = torch.autograd.grad(
         loss.sum(), list(moving.values()), create_graph=create_graph, allow_unused=True
     )
-    unused = [name for name, gradient in zip(moving, gradients, strict=True) if gradient is None]
-    if unused and _is_reentrant(loss):
+    named = dict(zip(moving, gradients, strict=True))
+    unused = [name for name, gradient in named.items() if gradient is None]
+    if unused and has_reentrant_checkpoint(loss):
         raise ValueError(
-            f"{unused[0]} is used inside of torch.utils.checkpoint in its reentrant form, which an"
+            f"{unused[0]} is used inside torch.utils.checkpoint in its reentrant form, which an"
             " inner loop cannot differentiate; pass use_reentrant=False there"
         )
     if unused:
         raise ValueError(
             f"the inner loss does not depend on {', '.join(unused)}; give a rate only to layers"
             " that the forward pass uses (lr={'<layer>': <rate>}), or remove what is unused. A"
-            " model that keeps results of earlier calls may forget them with model.train()"
+            " model that keeps results of earlier calls may drop them after model.train()"
         )
-    return gradients
-
-
-def nodes(tensor: Tensor) -> Iterator[Node]:
-    """The nodes of the graph that autograd recorded for a tensor; none for a leaf.
-
-    Args:
-        tensor: of any shape.
-
-    Returns:
-        Iterator[Node]: each node once, from the tensor back to the leaves.
-
-    Example:
-        >>> w = torch.ones(2, requires_grad=True)
-        >>> [node.name() for node in nodes((2 * w).sum())]
-        ['SumBackward0', 'MulBackward0', 'torch::autograd::AccumulateGrad']
-    """
-    waiting, seen = [tensor.grad_fn], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        waiting += [following for following, _ in node.next_functions]
-
-
-def _is_reentrant(loss: Tensor) -> bool:
-    """Whether the graph of the loss has a checkpoint that hides its parameters from
-    `torch.autograd.grad`.
-    """
-    return any(node.name() == "CheckpointFunctionBackward" for node in nodes(loss))
+    return named

@@ -5,33 +5,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metalearn.engine.recording import value
-
 RELABEL = "labels.unique(return_inverse=True)[1] numbers them so"
 
 
 def check_labels(targets: Tensor, ways: int) -> None:
-    """Raise ValueError where labels are not the integers 0 to ways - 1."""
+    """Check that labels are integers from 0 to ways - 1.
+
+    Raises:
+        ValueError: they are not, or there are none.
+    """
     if targets.is_floating_point() or targets.is_complex():
         raise ValueError(f"class labels must be integers, not {targets.dtype}; use targets.long()")
     if not targets.numel():
         raise ValueError("there are no labels: the set of examples is empty")
-    if value(((targets < 0) | (targets >= ways)).any()):
-        low, high = value(targets.min()), value(targets.max())
+    if bool(((targets < 0) | (targets >= ways)).any()):
         raise ValueError(
-            f"the labels run from {low} to {high}, but there are {ways} ways: labels must be 0 to"
-            f" {ways - 1}; {RELABEL}"
+            f"the labels run from {targets.min()} to {targets.max()}, but there are {ways} ways:"
+            f" labels must be 0 to {ways - 1}; {RELABEL}"
         )
 
 
 def check_classes(targets: Tensor, ways: int, first: int = 0) -> None:
-    """Raise ValueError where labels are not 0 to ways - 1, or a class has no example in the support
-    set.
+    """Check that labels are 0 to ways - 1, and that every support set has an example of each class.
 
     Args:
         targets: the labels of a support set (examples,), or of a stack of them (tasks, examples).
         ways: the number of classes.
         first: the number of the first task, for the message.
+
+    Raises:
+        ValueError: a label is another number, or a class has no example.
 
     Example:
         >>> check_classes(torch.tensor([[0, 1], [1, 1]]), ways=2)
@@ -41,27 +44,57 @@ def check_classes(targets: Tensor, ways: int, first: int = 0) -> None:
     """
     check_labels(targets, ways)
     absent = absent_class(targets, ways)
-    if absent is not None:
-        task, label = absent
-        of = f" of task {first + task}" if targets.ndim > 1 else ""
-        raise ValueError(
-            f"the support set{of} has no example of class {label}; give every class one, or label"
-            f" the classes that have some 0, 1, 2, ...; {RELABEL}"
-        )
+    if absent is None:
+        return
+    task, label = absent
+    name = "the support set"
+    if targets.ndim > 1:
+        name = f"the support set of task {first + task}"
+    raise ValueError(
+        f"{name} has no example of class {label}; give every class one, or label the classes that"
+        f" have some 0, 1, 2, ...; {RELABEL}"
+    )
 
 
 def absent_class(targets: Tensor, ways: int) -> tuple[int, int] | None:
-    """The first task and class without an example among labels (examples,) or (tasks, examples);
-    None if there are examples of all.
+    """The first task and class without an example.
+
+    Args:
+        targets: labels (examples,) or (tasks, examples).
+        ways: the number of classes.
+
+    Returns:
+        The numbers of the task and of the class; None if every class has an example.
 
     Example:
         >>> absent_class(torch.tensor([[0, 1, 2], [0, 2, 2]]), ways=3)
         (1, 1)
     """
-    # More classes than examples need no table of them, which a single large label could make too
-    # large for memory.
+    # With more classes than examples, one of the first `examples + 1` is absent. A table of all of
+    # them could be too large for memory if a single label is large.
     classes = min(ways, targets.shape[-1] + 1)
     numbers = torch.arange(classes, device=targets.device)
-    missing = (targets.unsqueeze(-1) != numbers).all(-2).flatten().int()  # (tasks * classes,)
-    place = value(torch.where(missing.any(), missing.argmax(), -1))
-    return None if place < 0 else (int(place) // classes, int(place) % classes)
+    present = (targets.unsqueeze(-1) == numbers).any(-2)  # (..., classes)
+    absent = (~present).flatten().nonzero()  # places among (tasks * classes,)
+    if not len(absent):
+        return None
+    return divmod(int(absent[0]), classes)
+
+
+def class_count(targets: Tensor) -> int:
+    """The number of classes of a stack of support sets, the largest label + 1.
+
+    Args:
+        targets: labels (tasks, examples). It is 0 for any other targets.
+    """
+    is_real = targets.is_floating_point() or targets.is_complex()
+    if is_real or targets.ndim != 2 or not targets.numel():
+        return 0
+    return int(targets.max()) + 1
+
+
+def labels_on_cpu(targets: Tensor) -> Tensor:
+    """Integer targets on the CPU, where a check waits for no other device; others as they are."""
+    if targets.is_floating_point() or targets.is_complex():
+        return targets
+    return targets.cpu()

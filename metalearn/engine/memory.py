@@ -1,6 +1,4 @@
-"""How much memory a meta-gradient takes, known before the first one: measured on one task and a
-step or two of its inner loop.
-"""
+"""How much memory a meta-gradient takes, forecast from one task and two of its inner steps."""
 
 from __future__ import annotations
 
@@ -14,22 +12,28 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from metalearn.engine.solver import Steps
 from metalearn.episodes import Episode, stack
 from metalearn.network.functional import Functional
 
 from . import execution
+from .solver import Solver, Steps, device_of
+
+MIB = 2**20
+GIB = 2**30
 
 
 class Forecast(NamedTuple):
     """What `meta_backward` will hold at its peak, in bytes, beyond the model and the data.
 
-    `per_task` is one task with all of its inner steps, of which each further step adds `per_step`
-    (second order keeps every step until the end). `way` is how tasks are run and `in_flight` how
-    many at once. `free` is what the device has left, None where it does not say.
+    Attributes:
+        per_task: bytes of one task with all of its inner steps.
+        per_step: bytes that each further step adds (second order keeps every step until the end).
+        way: how tasks run.
+        in_flight: how many tasks run at once.
+        free: bytes that the device has left; None if it does not tell.
 
     Example:
-        >>> print(Forecast(per_task=64 * 2**20, per_step=20 * 2**20, way="threads", in_flight=2, free=2**30))
+        >>> print(Forecast(64 * 2**20, 20 * 2**20, way="threads", in_flight=2, free=2**30))
         tasks in threads, 2 at once: 64 MiB a task (20 MiB an inner step), 128 MiB of 1.0 GiB free
     """
 
@@ -45,122 +49,150 @@ class Forecast(NamedTuple):
         return self.per_task * self.in_flight
 
     def __str__(self) -> str:
-        ways = {
-            "loop": "tasks in a loop",
-            "threads": "tasks in threads",
-            "vectorized": "tasks vectorized",
-            "graphs": "tasks in CUDA graphs",
-            "compiled": "compiled tasks",
-        }
         free = "" if self.free is None else f" of {size(self.free)} free"
-        each = f"{size(self.per_task)} a task ({size(self.per_step)} an inner step)"
-        return f"{ways[self.way]}, {self.in_flight} at once: {each}, {size(self.total)}{free}"
+        return (
+            f"{describe_way(self.way, self.in_flight)}: {size(self.per_task)} a task"
+            f" ({size(self.per_step)} an inner step), {size(self.total)}{free}"
+        )
+
+
+_WAYS = {
+    "loop": "tasks in a loop",
+    "threads": "tasks in threads",
+    "vectorized": "tasks vectorized",
+    "graphs": "tasks in CUDA graphs",
+    "compiled": "compiled tasks",
+}
+
+
+def describe_way(way: str, in_flight: int) -> str:
+    """How tasks run, in words.
+
+    Example:
+        >>> describe_way("threads", 2)
+        'tasks in threads, 2 at once'
+    """
+    return f"{_WAYS[way]}, {in_flight} at once"
 
 
 def forecast(learner: Steps, episode: Episode, *, tasks: int = execution.CHUNK) -> Forecast:
-    """The memory that `meta_backward` of a meta-batch of so many `tasks` will take -> `Forecast`.
+    """Forecast the memory that `meta_backward` of a meta-batch will take.
 
-    One task is run with one inner step and with two, counting the bytes of the tensors that are
-    alive at once; the other steps are added at what the second one added. What kernels need inside
-    of one operation is not counted. Nothing that training depends on is changed: no gradient, and
-    no generator of random numbers.
+    One task runs with one inner step and with two, and the bytes of the tensors that are alive at
+    once are counted. Every other step adds what the second one added. Memory that a kernel needs
+    inside one operation is not counted. No gradient and no random generator changes.
 
     Args:
+        learner: the learner.
         episode: one task.
-        tasks: of a meta-batch, or of one rank's share of it.
+        tasks: of the meta-batch, or of one rank's share of it.
+
+    Returns:
+        Bytes for a task, for an inner step and in all, beside what is free.
 
     Example:
         >>> from metalearn import MAML
         >>> from metalearn.models import Conv4
         >>> from metalearn.tasks import FewShot, glyphs
         >>> task = FewShot(glyphs("train"), ways=5, shots=1, queries=5, tasks=1)[0]
-        >>> second, first = (forecast(MAML(Conv4(5), 0.4, steps=5, first_order=first), task) for first in (False, True))
+        >>> second = forecast(MAML(Conv4(5), 0.4, steps=5), task)
+        >>> first = forecast(MAML(Conv4(5), 0.4, steps=5, first_order=True), task)
         >>> second.per_task > 2 * first.per_task
         True
     """
-    device = next(learner.parameters()).device
     way, in_flight = execution.in_flight(learner, tasks)
     network = learner.network
-    if way in execution.VECTORIZED:  # whose operations keep other tensors, even for one task
-        network, episode = network.stacked(1), stack([episode])
+    if way in execution.VECTORIZED:
+        # Vectorized operations keep other tensors, even for one task.
+        network = network.stacked(1)
+        episode = stack([episode])
+    free = free_memory(device_of(learner))
     if not learner.steps:
-        return Forecast(_peak(learner, network, episode), 0, way, in_flight, free_memory(device))
+        return Forecast(_peak(learner, network, episode), 0, way, in_flight, free)
     one = _peak(_with_steps(learner, 1), network, episode)
     two = _peak(_with_steps(learner, 2), network, episode)
+    # peak(n) = peak(1) + (n - 1) (peak(2) - peak(1))
     per_step = max(two - one, 0)
-    return Forecast(
-        one + per_step * (learner.steps - 1), per_step, way, in_flight, free_memory(device)
-    )
+    per_task = one + per_step * (learner.steps - 1)
+    return Forecast(per_task, per_step, way, in_flight, free)
 
 
-def ways_out(
-    learner: Steps, episode: Episode, expected: Forecast, *, processes: int = 1
-) -> str | None:
-    """What to do where a forecast exceeds what is free, with the figure of each way out; None where
-    it fits.
+def ways_out(learner: Solver, expected: Forecast, *, processes: int = 1) -> str | None:
+    """What to do if a forecast exceeds what is free.
 
     Args:
         learner: the learner.
-        episode: one task.
         expected: its forecast.
         processes: how many processes like this one share the memory.
+
+    Returns:
+        A message with the ways out; None if the tasks fit.
     """
     if expected.free is None or expected.total * processes <= expected.free:
         return None
-    cures = []
-    if learner.steps and not learner.first_order:
-        cheaper = learner.sharing()
-        cheaper.first_order = True
-        cures.append(
-            f"first order ({size(forecast(cheaper, episode, tasks=expected.in_flight).per_task)} a"
-            " task)"
-        )
-    fewer = max(expected.free // processes // max(expected.per_task, 1), 1)
-    if expected.way == "threads":
-        cures.append(
-            f"fewer tasks in flight (torch.set_num_threads({fewer}), or execution='loop':"
-            f" {size(expected.per_task)})"
-        )
-    if expected.way in execution.VECTORIZED:
-        cures.append(f"fewer tasks in flight (execution='loop': {size(expected.per_task)})")
-        cures.append(f"a smaller chunk (metalearn.engine.execution.CHUNK = {fewer})")
+    # At least one task has to run.
+    fitting = max(expected.free // processes // max(expected.per_task, 1), 1)
+    ways = _ways_out(learner, expected.way, fitting)
+    many = ""
     if processes > 1:
-        cures.append("fewer processes on this machine")
-    cures.append("fewer inner steps, smaller images or a smaller model")
-    many = f" in each of {processes} processes" if processes > 1 else ""
+        many = f" in each of {processes} processes"
+        ways.append("fewer processes on this machine")
     return (
         f"a step is expected to need {size(expected.total)}{many} ({expected}), which is more than"
-        f" there is. Ways out: {'; '.join(cures)}"
+        f" there is. Ways out: {'; '.join(ways)}"
     )
 
 
+def out_of_memory(learner: Solver, error: torch.OutOfMemoryError, tasks: int) -> str:
+    """The message of an error with the ways out, for a meta-gradient of so many tasks."""
+    way, in_flight = execution.in_flight(learner, tasks)
+    ways = _ways_out(learner, way, max(in_flight // 2, 1))
+    return f"{error} ({describe_way(way, in_flight)}). Ways out: {'; '.join(ways)}"
+
+
+def _ways_out(learner: Solver, way: str, fitting: int) -> list[str]:
+    """What takes less memory, if so many tasks at once are expected to fit."""
+    ways = []
+    if getattr(learner, "steps", 0) and not getattr(learner, "first_order", True):
+        ways.append("first order (first_order=True)")
+    if way == "threads":
+        ways.append(
+            f"fewer tasks in flight (torch.set_num_threads({fitting}), or execution='loop')"
+        )
+    if way in execution.VECTORIZED:
+        ways.append("fewer tasks in flight (execution='loop')")
+        ways.append(f"a smaller chunk (metalearn.engine.execution.CHUNK = {fitting})")
+    ways.append("fewer inner steps, smaller images or a smaller model")
+    return ways
+
+
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that a process can still have on the device; None where the system does not say.
+    """Bytes that a process can still have on a device; None if the system does not tell.
 
     Example:
         >>> free_memory(torch.device("cpu")) != 0
         True
     """
     if device.type == "cuda":
-        return (
-            torch.cuda.mem_get_info(device)[0]
-            + torch.cuda.memory_reserved(device)
-            - torch.cuda.memory_allocated(device)
-        )
+        free, _ = torch.cuda.mem_get_info(device)
+        # PyTorch keeps freed memory for itself and gives it out again.
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if device.type != "cpu":
         return None
-    found = [_available(), _left_in_container()]
-    return min((bytes for bytes in found if bytes is not None), default=None)
+    limits = [_available(), _left_in_container()]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def size(count: float) -> str:
-    """Bytes as people say them.
+    """Bytes in MiB or GiB.
 
     Example:
         >>> size(61 * 2**20), size(1.5 * 2**30)
         ('61 MiB', '1.5 GiB')
     """
-    return f"{count / 2**30:.1f} GiB" if count >= 1000 * 2**20 else f"{count / 2**20:.3g} MiB"
+    if count >= 1000 * MIB:
+        return f"{count / GIB:.1f} GiB"
+    return f"{count / MIB:.3g} MiB"
 
 
 class _Alive(TorchDispatchMode):
@@ -168,7 +200,9 @@ class _Alive(TorchDispatchMode):
 
     def __init__(self, known: set[int]) -> None:
         super().__init__()
-        self.known, self.now, self.most = known, 0, 0
+        self.known = known  # storages that are counted, or were there before
+        self.now = 0
+        self.most = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -180,26 +214,32 @@ class _Alive(TorchDispatchMode):
     def _count(self, storage: torch.UntypedStorage) -> None:
         if storage._cdata in self.known:
             return
+        # Views share a storage, which counts once.
         self.known.add(storage._cdata)
         self.now += storage.nbytes()
         self.most = max(self.most, self.now)
         weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
 
-    def _gone(self, which: int, bytes: int) -> None:
-        self.known.discard(which)
-        self.now -= bytes
+    def _gone(self, storage: int, nbytes: int) -> None:
+        self.known.discard(storage)
+        self.now -= nbytes
 
 
 def _peak(learner: Steps, network: Functional, episode: Episode) -> int:
-    own = [*learner.parameters(), *learner.buffers(), *episode.support, *episode.query]
-    devices = [own[0].device] if own[0].device.type == "cuda" else []
+    """The most bytes alive at once in one outer gradient, beyond the model and the data."""
+    before = [*learner.parameters(), *learner.buffers(), *_tensors_of(episode)]
+    device = device_of(learner)
     with (
-        torch.random.fork_rng(devices),
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
         torch.enable_grad(),
-        _Alive({t.untyped_storage()._cdata for t in own}) as alive,
+        _Alive({tensor.untyped_storage()._cdata for tensor in before}) as alive,
     ):
         learner.outer_gradient(network, episode)
     return alive.most
+
+
+def _tensors_of(episode: Episode) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(episode) if isinstance(leaf, torch.Tensor)]
 
 
 def _with_steps(learner: Steps, steps: int) -> Steps:
@@ -209,14 +249,13 @@ def _with_steps(learner: Steps, steps: int) -> Steps:
 
 
 def _available() -> int | None:
+    """What the machine has left."""
     with contextlib.suppress(OSError, StopIteration, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(
-            int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")
-        )
-    with contextlib.suppress(
-        AttributeError, OSError, ValueError
-    ):  # not on Windows; not every system knows the name
+        available = next(line for line in lines if line.startswith("MemAvailable"))
+        return int(available.split()[1]) * 1024  # the file counts KiB
+    # Not on Windows, and not every system knows the name.
+    with contextlib.suppress(AttributeError, OSError, ValueError):
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return None
 
@@ -224,7 +263,7 @@ def _available() -> int | None:
 def _left_in_container(root: Path = Path("/sys/fs/cgroup")) -> int | None:
     """What the limit of a control group leaves, of version 2 or 1.
 
-    Files that it has cached count as free: they are given up on demand.
+    Files that it has cached count as free, because they are given up on demand.
     """
     for folder, limit, used, cached in (
         (root, "memory.max", "memory.current", "inactive_file"),
@@ -232,6 +271,7 @@ def _left_in_container(root: Path = Path("/sys/fs/cgroup")) -> int | None:
     ):
         with contextlib.suppress(OSError, StopIteration, ValueError):
             lines = (folder / "memory.stat").read_text().splitlines()
-            files = next(int(line.split()[1]) for line in lines if line.startswith(f"{cached} "))
-            return int((folder / limit).read_text()) - int((folder / used).read_text()) + files
+            files = next(line for line in lines if line.startswith(f"{cached} "))
+            taken = int((folder / used).read_text()) - int(files.split()[1])
+            return int((folder / limit).read_text()) - taken
     return None

@@ -1,6 +1,4 @@
-"""Random draws inside a task: repeatable by the state of the generators when the tasks start and
-the number of the task.
-"""
+"""Random numbers inside a task, repeatable by the generators' state and the task's number."""
 
 from __future__ import annotations
 
@@ -8,19 +6,23 @@ import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from torch import nn
+
+from .solver import Solver
+
+_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
 
 class TaskRandomness:
-    """Gives every task random numbers of its own from the global generators of torch, numpy and
-    Python.
+    """Gives every task its own random numbers from the global generators of torch, numpy, Python.
 
-    What a task draws depends on the state of torch's generator at the start and on the number of
+    The draws of a task depend on the state of torch's generator at the start and on the number of
     the task, not on the tasks before it. `finish` puts the generators back to the start. If a task
-    drew from one, it then moves them on, so that the next step draws anew.
+    drew, it then advances them, and the next step draws other numbers.
 
     Args:
         device: where the tasks run; the generator of a CUDA device is covered too.
@@ -44,7 +46,8 @@ class TaskRandomness:
 
     @contextmanager
     def task(self, number: int) -> Iterator[None]:
-        """While it is on, the global generators are those of the task of this number."""
+        """Seed the global generators for the task of this number."""
+        # seed = hash(state at the start, number of the task)
         text = self.start[0].numpy().tobytes() + number.to_bytes(8, "little")
         seed = int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "little")
         torch.default_generator.manual_seed(seed)
@@ -52,7 +55,7 @@ class TaskRandomness:
             with torch.cuda.device(self.cuda):
                 torch.cuda.manual_seed(seed)
         random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002 (the global generator is the one that a network may draw from)
+        np.random.seed(seed)
         seeded = self._states()
         try:
             yield
@@ -70,22 +73,67 @@ class TaskRandomness:
         if self.cuda is not None:
             torch.cuda.set_rng_state(cuda, self.cuda)
         random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
+        np.random.set_state(numpy)
+        # One draw is enough: the next seeds are hashes of another state.
         if self.drawn:
             torch.rand(())
             random.random()
-            np.random.random()  # noqa: NPY002
+            np.random.random()
 
     def _states(self) -> tuple[Any, ...]:
-        cuda = None if self.cuda is None else torch.cuda.get_rng_state(self.cuda)
-        return torch.get_rng_state(), cuda, random.getstate(), np.random.get_state()  # noqa: NPY002
+        cuda = None
+        if self.cuda is not None:
+            cuda = torch.cuda.get_rng_state(self.cuda)
+        return torch.get_rng_state(), cuda, random.getstate(), np.random.get_state()
 
 
 def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
-    (torch_a, cuda_a, python_a, numpy_a), (torch_b, cuda_b, python_b, numpy_b) = a, b
+    torch_a, cuda_a, python_a, numpy_a = a
+    torch_b, cuda_b, python_b, numpy_b = b
     if not torch.equal(torch_a, torch_b) or python_a != python_b:
         return False
     if cuda_a is not None and not torch.equal(cuda_a, cuda_b):
         return False
     # numpy's state is (name, keys, position, whether a Gaussian is kept, that Gaussian).
     return bool(np.array_equal(numpy_a[1], numpy_b[1])) and numpy_a[2:] == numpy_b[2:]
+
+
+def random_part(learner: Solver) -> str:
+    """What in the model draws random numbers, for a message; "" if nothing is known to."""
+    for name, module in learner.model.named_modules():
+        if _is_random(module):
+            return f"{name} ({type(module).__name__})"
+        for attribute, value in vars(module).items():
+            if isinstance(value, _GENERATORS):
+                path = f"{name}.{attribute}" if name else attribute
+                return f"the generator {path}"
+    # A call such as F.dropout shows only when the model runs.
+    if learner.known.drawing == training_modes(learner.model):
+        return "the model"  # as it did the last time
+    return ""
+
+
+def training_modes(model: nn.Module) -> tuple[bool, ...]:
+    """Whether each module is in training mode, which decides what it draws."""
+    return tuple(module.training for module in model.modules())
+
+
+def refuse_draws(way: str, part: str) -> NoReturn:
+    """Raise ValueError for tasks that run in this way while this part of the model draws."""
+    raise ValueError(
+        f"{part} draws random numbers, so {way} tasks would not repeat the numbers of a loop; use"
+        " execution='loop', or switch it off with model.eval()"
+    )
+
+
+def _is_random(module: nn.Module) -> bool:
+    """Whether a module draws random numbers in its present mode, by its class."""
+    if not module.training:
+        return False
+    if isinstance(module, nn.MultiheadAttention | nn.RNNBase):
+        return module.dropout > 0
+    drops = isinstance(module, nn.modules.dropout._DropoutNd | nn.RReLU)
+    # Stochastic depth is torchvision's StochasticDepth and timm's DropPath.
+    if drops or type(module).__name__ in ("StochasticDepth", "DropPath"):
+        return getattr(module, "p", getattr(module, "drop_prob", 1)) != 0
+    return False

@@ -1,10 +1,11 @@
-"""What the engine asks of a learner: how a task is solved, answered and differentiated."""
+"""The learner as the engine sees it: how a task is solved, answered and differentiated."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from metalearn.episodes import Episode, Examples
@@ -28,8 +29,13 @@ class Adapted(NamedTuple):
 
 
 class OuterGradient(NamedTuple):
-    """The outer loss of one task (or of a stack), its query logits, and the gradient for each of
-    `meta_parameters()`.
+    """The outer gradient of one task, or of a stack.
+
+    Attributes:
+        loss: the outer loss: a scalar, or (tasks,).
+        logits: the query logits: (queries, ways), or (tasks, queries, ways).
+        gradients: the gradient for each of `meta_parameters()`, summed over the tasks; None for a
+            parameter that the loss does not depend on.
     """
 
     loss: Tensor
@@ -40,15 +46,16 @@ class OuterGradient(NamedTuple):
 class Solver(Protocol):
     """A learner as the engine sees it.
 
-    The engine prepares a network (one task, several at once, a replica for a thread) and hands it
-    over with the task; a solver never needs to know how many tasks run, or where.
+    The engine prepares a network (for one task, for several at once, or a replica for a thread) and
+    passes it on with the task. A solver need not know how many tasks run, or where.
     """
 
     model: nn.Module
     execution: str
     loss: Callable[[Tensor, Tensor], Tensor]
     known: Known
-    one_by_one: bool  # it has an `adapt` or `predict` of its own, which the engine then calls, one task at a time
+    # It has an `adapt` or `predict` of its own, which the engine then calls, one task at a time.
+    one_by_one: bool
 
     @property
     def network(self) -> Functional:
@@ -64,6 +71,19 @@ class Solver(Protocol):
         """Check a stack of tasks before any of them runs."""
         ...
 
+    def check_targets(
+        self, network: Functional, support: Tensor, query: Tensor | None, logits: torch.Size
+    ) -> None:
+        """Check the targets of a stack before recorded operations run on it.
+
+        Args:
+            network: the network of the stack.
+            support: the support targets.
+            query: the query targets; None for predictions alone.
+            logits: the shape of the logits of an earlier call.
+        """
+        ...
+
     def adapt(self, support: Examples) -> Adapted:
         """The support set of one task -> what was learned from it."""
         ...
@@ -77,9 +97,7 @@ class Solver(Protocol):
         ...
 
     def answer(self, network: Functional, adapted: Adapted, inputs: Inputs) -> Tensor:
-        """Query inputs -> logits (queries, ways), with the task dimension before if the network has
-        one.
-        """
+        """Query inputs -> logits (queries, ways), or (tasks, queries, ways) for a stack."""
         ...
 
     def outer_gradient(self, network: Functional, episode: Episode) -> OuterGradient:
@@ -106,9 +124,42 @@ class Steps(Solver, Protocol):
     first_order: bool
 
     def sharing(self) -> Steps:
-        """This solver again, on the same parameters, so that one of them may have other settings."""
+        """The same solver on the same parameters, to be given other settings."""
         ...
 
     def buffers(self) -> Iterator[Tensor]:
         """All buffers."""
         ...
+
+
+# One task, or a stack, on the network that the engine prepared.
+
+
+def solve(learner: Solver, network: Functional, support: Examples) -> Adapted:
+    """A support set -> what the learner learns from it, on this network."""
+    if learner.one_by_one:
+        return learner.adapt(support)
+    return learner.solve(network, support)
+
+
+def answer(learner: Solver, network: Functional, adapted: Adapted, inputs: Inputs) -> Tensor:
+    """Query inputs -> logits, on this network."""
+    if learner.one_by_one:
+        return learner.predict(adapted, inputs)
+    return learner.answer(network, adapted, inputs)
+
+
+def query_logits(learner: Solver, network: Functional, episode: Episode) -> Tensor:
+    """The query logits of a task, or of a stack, on this network."""
+    adapted = solve(learner, network, episode.support)
+    return answer(learner, network, adapted, episode.query.inputs)
+
+
+def device_of(learner: Solver) -> torch.device:
+    """Where a learner's parameters are; the CPU if it has none."""
+    return next((parameter.device for parameter in learner.parameters()), torch.device("cpu"))
+
+
+def is_on(learner: Solver, kind: str) -> bool:
+    """Whether all parameters are on devices of this kind, such as "cuda"."""
+    return all(parameter.device.type == kind for parameter in learner.parameters())

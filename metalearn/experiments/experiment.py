@@ -1,11 +1,9 @@
-"""From names to runs: what the command line and the benchmarks share."""
+"""One few-shot problem and how it is trained, as settings."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -18,37 +16,28 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from metalearn import models, tasks
-from metalearn.algorithms import ANIL, BOIL, MAML, NIL, MetaSGD, ProtoNet, Reptile
+from metalearn.algorithms import MAML, NIL
 from metalearn.algorithms.base import Learner
+from metalearn.algorithms.joint import JointTraining
 from metalearn.data.decoding import split_named
 from metalearn.data.images import LabelledImages
 from metalearn.engine.execution import check_execution
-from metalearn.models import registry
-from metalearn.models.registry import TIMM, near, runs_code, torchvision_names
+from metalearn.evaluation import Tasks
 from metalearn.models.weights import PLAIN, Fit, Normalization, Pretrained, fit, normalize, read
-from metalearn.network.modes import evaluation_mode
-from metalearn.network.norm import batch_statistics, frozen_statistics, norm_parameters
 from metalearn.runtime import distributed
 from metalearn.runtime.checks import is_kind, positive_number, whole_number
 from metalearn.runtime.options import Listed, device, listed
+from metalearn.tasks.batches import ENDLESS, Minibatches
 from metalearn.tasks.few_shot import SEEDS, FewShot
 from metalearn.training.loop import Curve, meta_train
 
+from .images import DATASETS, converted, fractions, load
+from .learners import ALGORITHMS, JOINT, build_learner, check_algorithm, parse, trained_by
+from .networks import OWN, build_network, check_scores, is_registered
 from .presets import Preset, preset
 
-ALGORITHMS = (
-    "maml",
-    "fomaml",
-    "anil",
-    "boil",
-    "meta-sgd",
-    "reptile",
-    "protonet",
-    "nil",
-    "nil-train",
-)
-DATASETS = ("glyphs", "omniglot", "mini-imagenet", "cifar-fs", "fc100")
+__all__ = ["ALGORITHMS", "DATASETS", "OWN", "Experiment", "parse", "trained_by"]
+
 COUNTS = (
     "ways",
     "shots",
@@ -61,37 +50,32 @@ COUNTS = (
     "train_queries",
     "steps",
 )
-LEAST = {
-    **dict.fromkeys(COUNTS, 1),
-    "inner_steps": 0,
-    "test_steps": 0,
-    "seed": 0,
-}  # the smallest value of each whole number
+# The smallest value of each whole number.
+LEAST = {**dict.fromkeys(COUNTS, 1), "inner_steps": 0, "test_steps": 0, "seed": 0}
+# Numbers above zero, and what to do instead.
 POSITIVE = {
     "lr": "without an inner loop, take protonet or nil-train",
     "outer_lr": "the outer loop trains nothing without a rate",
     "clip_value": "leave it out to train without clipping",
 }
-OWN = ("conv4", "resnet12")
-ELSEWHERE = (
-    "root",
-    "download",
-    "weights",
-    "execution",
-    "device",
-    "runs",
-)  # settings that no record decides
-LARGEST = 4096  # pixels
-SLACK = 10**7  # numbers
-ENDLESS = 10**9  # training tasks; only those that are asked for are drawn
+CHOICES = {
+    "norm": ("batch", "frozen"),
+    "precision": ("float32", "float64", "tf32", "bfloat16"),
+    "schedule": ("constant", "cosine"),
+    "channels": (1, 3),
+    "protocol": ("vinyals", "finn", "lake"),
+}
+# Settings that decide the result beside the preset's.
+DECISIVE = ("dataset", "ways", "shots", "weights", "norm", "seed", "precision")
+# Settings of a preset that do not decide what is trained.
+AT_TEST = {"test_steps", "follows", "queries", "test_rotations", "differs"}
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One few-shot problem and how it is trained: a data set, a model, and a preset with what
-    overrides it.
+    """A data set, a model, and a preset with the settings that override it.
 
-    Arguments:
+    Args:
         dataset: glyphs (embedded), omniglot, mini-imagenet, cifar-fs, fc100, or the path of your
             own folder of class folders.
         splits: for a folder, a CSV file with the columns filename, label and split, or a folder
@@ -113,8 +97,8 @@ class Experiment:
         model: conv4, resnet12, any torchvision model by name, or package.module:callable, called
             with the number of ways.
         weights: what the network starts from: a weights file, torchvision's name
-            (ResNet18_Weights.IMAGENET1K_V1, or DEFAULT for the model's best), or timm:NAME; what is
-            not in a cache is downloaded with --download alone.
+            (ResNet18_Weights.IMAGENET1K_V1, or DEFAULT for the model's best), or timm:NAME. Weights
+            that are not in a cache are downloaded only with --download.
         normalize: imagenet, none (images in 0 to 1), or MEAN/STD by channel [what the weights were
             trained with, else none].
         norm: batch (statistics of the current batch, transductive, as in the MAML papers) or frozen
@@ -138,6 +122,11 @@ class Experiment:
         device: auto (cuda where there is one, else cpu), cpu, cuda, or any that torch knows.
         precision: float32, float64, tf32 (CUDA), or bfloat16 (autocast).
         runs: the folder of checkpoints and logs; a run that was interrupted goes on from there.
+
+    Raises:
+        ValueError: a value is out of range, or two settings contradict each other.
+        TypeError: a value is of another type.
+        FileNotFoundError: there is no such split file.
     """
 
     dataset: str = "glyphs"
@@ -180,31 +169,12 @@ class Experiment:
     )
 
     def __post_init__(self) -> None:
-        for name in (*LEAST, *POSITIVE):
+        # In this order: a number of numpy becomes a plain one before types are checked.
+        self._check_numbers()
+        self._check_types()
+        for name, choices in CHOICES.items():
             value = getattr(self, name)
-            if value is None and getattr(Experiment, name) is None:  # left to the preset
-                continue
-            number = (
-                whole_number(name, value, LEAST[name])
-                if name in LEAST
-                else positive_number(name, value, POSITIVE[name])
-            )
-            object.__setattr__(self, name, number)
-        hints = get_type_hints(Experiment)
-        for setting in (each for each in fields(self) if each.init):
-            value = getattr(self, setting.name)
-            if not is_kind(value, hints[setting.name]):
-                raise TypeError(
-                    f"{setting.name}={value!r} is a {type(value).__name__}; give a {setting.type}"
-                )
-        for name, value, choices in (
-            ("norm", self.norm, ("batch", "frozen")),
-            ("precision", self.precision, ("float32", "float64", "tf32", "bfloat16")),
-            ("schedule", self.schedule or "constant", ("constant", "cosine")),
-            ("channels", self.channels or 1, (1, 3)),
-            ("protocol", self.protocol or "vinyals", ("vinyals", "finn", "lake")),
-        ):
-            if value not in choices:
+            if value is not None and value not in choices:
                 raise ValueError(f"{name}={value!r}; choose {' or '.join(map(str, choices))}")
         if self.dataset != "omniglot" and (self.protocol or self.test_rotations is not None):
             raise ValueError(
@@ -215,6 +185,32 @@ class Experiment:
             Normalization.parse(self.normalize)
         check_execution(self.execution)
         object.__setattr__(self, "device", device(self.device))
+        self._check_division()
+
+    def _check_numbers(self) -> None:
+        """Replace numbers of other types by ints and floats; raise if one is out of range."""
+        for name in (*LEAST, *POSITIVE):
+            value = getattr(self, name)
+            if value is None and getattr(Experiment, name) is None:  # left to the preset
+                continue
+            number: float
+            if name in LEAST:
+                number = whole_number(name, value, LEAST[name])
+            else:
+                number = positive_number(name, value, POSITIVE[name])
+            object.__setattr__(self, name, number)
+
+    def _check_types(self) -> None:
+        hints = get_type_hints(Experiment)
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if setting.init and not is_kind(value, hints[setting.name]):
+                raise TypeError(
+                    f"{setting.name}={value!r} is a {type(value).__name__}; give a {setting.type}"
+                )
+
+    def _check_division(self) -> None:
+        """Raise if the classes of a folder cannot be divided as requested."""
         if (self.splits or self.split_ratio) and not Path(self.dataset).is_dir():
             raise ValueError(
                 f"--splits and --split-ratio divide a folder's classes, and {self.dataset} is no"
@@ -228,7 +224,7 @@ class Experiment:
         if self.splits and self.split_ratio:
             raise ValueError("--splits and --split-ratio both divide the classes; give one of them")
         if self.split_ratio is not None:
-            _fractions(self.split_ratio)  # an unusable one is refused now
+            fractions(self.split_ratio)  # raises if it cannot be used
             object.__setattr__(self, "split_ratio", ",".join(listed(self.split_ratio)))
 
     @cached_property
@@ -240,26 +236,24 @@ class Experiment:
 
     @property
     def normalization(self) -> Normalization | None:
-        """How the network normalises its images: as asked for, or as those were that its weights
-        were trained on.
-        """
+        """How the network normalises its images: as set, or as in the training of its weights."""
         if self.normalize is not None:
             return Normalization.parse(self.normalize)
+        # Images in [0, 1] as they are need no normalisation.
         normalization = self.pretrained.normalization if self.pretrained else None
         return None if normalization == PLAIN else normalization
 
     @property
     def mixed(self) -> str | None:
-        """What `meta_train` computes in where that is less than the network's own dtype: its
-        `precision`.
-        """
+        """The `precision` of `meta_train`, if it is less than the network's own dtype."""
         return self.precision if self.precision in ("bfloat16", "tf32") else None
 
     def settings(self, algorithm: str = "maml") -> Preset:
-        """The preset for an algorithm, with what was asked for in its place."""
-        found = preset(self.preset, self.dataset, self.ways, self.shots, algorithm)
-        asked = {name: getattr(self, name, None) for name in found.__dataclass_fields__}
-        return replace(found, **{name: value for name, value in asked.items() if value is not None})
+        """The preset for an algorithm, with the settings that override it."""
+        # A setting of this experiment that has the name of a preset's overrides it.
+        base = preset(self.preset, self.dataset, self.ways, self.shots, algorithm)
+        values = {name: getattr(self, name, None) for name in base.__dataclass_fields__}
+        return replace(base, **{name: value for name, value in values.items() if value is not None})
 
     def data(self, split: str) -> LabelledImages:
         """The images of a split: train, validation (or val) or test."""
@@ -268,20 +262,48 @@ class Experiment:
             self._loaded[split] = self._load(split)
         return self._loaded[split]
 
-    def training_tasks(self, algorithm: str = "maml") -> FewShot:
-        """An endless stream of training tasks, named by the seed."""
-        queries = self.settings(algorithm).train_queries or self.shots
-        return FewShot(
-            self.data("train"),
-            self.ways,
-            self.shots,
-            queries,
-            ENDLESS,
-            seed=SEEDS["train"] + len(SEEDS) * self.seed,
+    def _load(self, split: str) -> LabelledImages:
+        chosen = self.settings()
+        images = load(
+            self.dataset,
+            split,
+            self.root or os.environ.get("METALEARN_DATA", "data"),
+            download=self.download,
+            protocol=chosen.protocol,
+            # Turned characters are always classes in training.
+            rotations=split == "train" or chosen.test_rotations,
+            splits=self.splits,
+            split_ratio=self.split_ratio,
         )
+        _, own_channels, own_size, _ = images.images.shape
+        if is_registered(chosen.model):
+            own_channels = 3  # as all networks of torchvision and timm take by default
+        return converted(images, self.channels or own_channels, self.size or own_size)
+
+    def training_tasks(self, algorithm: str = "maml") -> Tasks:
+        """An endless stream of training tasks, which the seed decides.
+
+        Training without an inner loop sees as many images a step as an algorithm's tasks hold: the
+        support images are among the queries of "multitask", and in the minibatches of "multiclass".
+        """
+        images = self.data("train")
+        chosen = self.settings(algorithm)
+        queries = chosen.train_queries or self.shots
+        # No seed of training meets the seed of another split's tasks.
+        seed = SEEDS["train"] + len(SEEDS) * self.seed
+        if algorithm in JOINT:
+            queries += self.shots
+        if algorithm == "multiclass":
+            return Minibatches(images, chosen.meta_batch * self.ways * queries, seed=seed)
+        return FewShot(images, self.ways, self.shots, queries, ENDLESS, seed=seed)
 
     def testing_tasks(self, split: str = "test", tasks: int | None = None) -> FewShot:
-        """The tasks that every learner is tested on, or the first of them."""
+        """The tasks that every learner is tested on.
+
+        Args:
+            split: train, validation or test.
+            tasks: only the first of them.
+        """
         split = split_named(split)
         count = tasks or self.test_tasks
         return FewShot(
@@ -293,53 +315,48 @@ class Experiment:
         return self.settings().queries or self.shots
 
     def learner(self, algorithm: str, model: nn.Module | None = None) -> Learner:
-        """A learner by name, around `model` or a fresh one."""
-        options: dict[str, Any] = {"execution": self.execution}
-        net = self.fresh_model() if model is None else model
-        if algorithm in ("nil", "nil-train"):
-            return NIL(net, **options)
-        if algorithm == "protonet":
-            return ProtoNet(net, **options)
-        kinds = {
-            "maml": MAML,
-            "fomaml": MAML,
-            "anil": ANIL,
-            "boil": BOIL,
-            "meta-sgd": MetaSGD,
-            "reptile": Reptile,
-        }
-        if algorithm not in kinds:
-            raise ValueError(
-                f"there is no algorithm {algorithm!r}; choose from {', '.join(ALGORITHMS)}"
-            )
-        chosen = self.settings(algorithm)
-        moves_all = chosen.adapt_norm or algorithm == "anil"
-        norms = [] if moves_all else [name.rpartition(".")[0] for name in norm_parameters(net)]
-        lr: Any = {"": chosen.lr, **dict.fromkeys(norms, 0.0)} if norms else chosen.lr
-        if algorithm == "fomaml":
-            options["first_order"] = True
-        return kinds[algorithm](net, lr, chosen.inner_steps, **options)
+        """A learner by name.
+
+        Args:
+            algorithm: one of `ALGORITHMS`.
+            model: the network; by default a fresh one.
+
+        Raises:
+            ValueError: there is no such algorithm or model.
+        """
+        check_algorithm(algorithm)
+        if model is None:
+            model = self._trained_as(algorithm).fresh_model()
+        return build_learner(algorithm, model, self.settings(algorithm), self.execution)
+
+    def _trained_as(self, algorithm: str) -> Experiment:
+        """The experiment whose network is trained: with an output for every class or every way."""
+        if algorithm != "multiclass":
+            return self
+        channels, size = self.shape()
+        classes = len(self.data("train").names)
+        return replace(self, ways=classes, channels=channels, size=size)
 
     def fresh_model(self) -> nn.Module:
-        """The model with freshly drawn weights (or pretrained ones, where asked for), governed by
-        the seed.
+        """The model with weights drawn by the seed, or with pretrained ones.
 
-        Raises ValueError where it cannot take the images, or does not put out a score for each way.
+        Raises:
+            ValueError: it cannot take the images, or does not return a score for each way.
         """
         channels, size = self.shape()
+        # Built on the CPU: the same seed gives the same weights on every device.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model, _ = self._build(channels, size)
-            _check_model(model, self.settings().model, channels, size, self.ways)
+            check_scores(model, self.settings().model, channels, size, self.ways)
         dtype = torch.float64 if self.precision == "float64" else torch.float32
         return model.to(device=distributed.device(self.device), dtype=dtype)
 
     def start(self) -> list[str]:
-        """What the network starts from, in lines for the first ones of a command's output; none
-        without weights.
-        """
+        """What the network starts from, in lines for a command's output; none without weights."""
         if self.pretrained is None:
             return []
+        # The network is built to see which weights fit it, and thrown away.
         with torch.random.fork_rng(devices=[]):
             _, taken = self._build(*self.shape())
         lines = [f"weights: {self.pretrained}: {taken}"]
@@ -361,21 +378,50 @@ class Experiment:
         images = self.data("train").images
         return images.shape[1], images.shape[2]
 
+    def network(self, channels: int, size: int) -> nn.Module:
+        """The network by its name, with fresh weights."""
+        return build_network(self.settings(), self.ways, channels, size, self.norm)
+
+    def _build(self, channels: int, size: int) -> tuple[nn.Module, Fit | None]:
+        """The network, and what it took of the weights."""
+        model = self.network(channels, size)
+        taken = fit(model, self.pretrained) if self.pretrained else None
+        if self.normalization:
+            normalized = len(self.normalization.mean)
+            if normalized not in (1, channels):
+                raise ValueError(
+                    f"normalize={str(self.normalization)!r} is for {normalized} channels, but the"
+                    f" images have {channels}; use --channels {normalized} or --normalize none"
+                )
+            normalize(model, self.normalization)
+        return model, taken
+
     def train(
         self, algorithm: str, *, progress: bool = True, tensorboard: str | None = None
     ) -> tuple[Learner, Curve]:
-        """Train a learner, or go on where it was interrupted, or load it where it is done -> the
-        learner and how training went.
+        """Train a learner, or resume its training, or load it if it is done.
+
+        Args:
+            algorithm: one of `ALGORITHMS`; "random" trains nothing.
+            progress: show progress.
+            tensorboard: also write events to this folder.
+
+        Returns:
+            The learner, and how training went.
         """
-        learner, chosen = self.learner(algorithm), self.settings(algorithm)
+        learner = self.learner(algorithm)
+        if algorithm == "random":
+            return learner, Curve()
+        chosen = self.settings(algorithm)
         checkpoint = self.checkpoint(algorithm)
         curve = meta_train(
             learner,
             self.training_tasks(algorithm),
             steps=chosen.steps,
-            meta_batch=chosen.meta_batch,
+            # A minibatch holds as many images as the tasks of a step.
+            meta_batch=1 if algorithm == "multiclass" else chosen.meta_batch,
             optimizer=lambda parameters: torch.optim.Adam(parameters, lr=chosen.outer_lr),
-            schedule=self._schedule(algorithm),
+            schedule=_schedule(chosen),
             clip_value=chosen.clip_value,
             checkpoint=checkpoint,
             log=checkpoint.with_suffix(".jsonl"),
@@ -391,66 +437,62 @@ class Experiment:
         return learner, curve
 
     def tested(self, algorithm: str, learner: Learner) -> Learner:
-        """The learner as it is tested: with as many inner steps as the preset takes at test."""
-        return (
-            learner.with_steps(self.settings(algorithm).test_steps)
-            if isinstance(learner, MAML)
-            else learner
-        )
+        """The learner as it is tested.
+
+        An inner loop takes the preset's steps at test. A body that was trained without an inner
+        loop is tested by NIL's rule.
+        """
+        if isinstance(learner, JointTraining):
+            return NIL(learner.model, execution=learner.execution)
+        if isinstance(learner, MAML):
+            return learner.with_steps(self.settings(algorithm).test_steps)
+        return learner
 
     def checkpoint(self, algorithm: str) -> Path:
-        """Where the run of an algorithm is kept; the name holds a hash of everything that decides
-        its result.
-        """
+        """The file of an algorithm's run; its name holds a hash of all settings that decide it."""
         decisive = json.dumps({"algorithm": algorithm, **self.to_dict(algorithm)}, sort_keys=True)
+        # The dataset, ways, shots and seed are in the name for people; the hash decides.
         digest = hashlib.sha256(decisive.encode()).hexdigest()[:8]
-        dataset = Path(self.dataset).name
-        return (
-            Path(self.runs)
-            / f"{dataset}-{self.ways}way-{self.shots}shot-{algorithm}-seed{self.seed}-{digest}.safetensors"
-        )
+        problem = f"{Path(self.dataset).name}-{self.ways}way-{self.shots}shot"
+        return Path(self.runs) / f"{problem}-{algorithm}-seed{self.seed}-{digest}.safetensors"
 
     def to_dict(self, algorithm: str) -> dict[str, Any]:
-        """What decides the weights that a run ends with, but for its length."""
+        """All settings that decide the final weights of a run, except for its length."""
         chosen = asdict(self.settings(algorithm))
-        # Where the rate falls to zero at the last step, a longer run is another run.
-        skipped = {"test_steps", "follows", "queries", "test_rotations", "differs"}
+        skipped = set(AT_TEST)
+        # A rate that falls to zero at the last step makes a longer run another run.
         if chosen["schedule"] != "cosine":
             skipped.add("steps")
-        if (
-            self.dataset != "omniglot" or chosen["protocol"] == "vinyals"
-        ):  # the only split of earlier runs
+        # Vinyals' was the only split of earlier runs.
+        if self.dataset != "omniglot" or chosen["protocol"] == "vinyals":
             skipped.add("protocol")
-        own = {
-            name: getattr(self, name)
-            for name in ("dataset", "ways", "shots", "weights", "norm", "seed", "precision")
-        }
-        own |= dict(zip(("channels", "size"), self.shape(), strict=True))
-        own |= self.division()
+        settings = {name: getattr(self, name) for name in DECISIVE}
+        settings["channels"], settings["size"] = self.shape()
+        settings |= self.division()
         if self.pretrained:
-            own["weights_digest"] = self.pretrained.digest
+            settings["weights_digest"] = self.pretrained.digest
         if self.normalization:
-            own["normalize"] = str(self.normalization)
-        return {**own, **{name: value for name, value in chosen.items() if name not in skipped}}
+            settings["normalize"] = str(self.normalization)
+        return settings | {name: value for name, value in chosen.items() if name not in skipped}
 
     def division(self) -> dict[str, Any]:
-        """How a folder's classes are divided, if not by default; the content of a CSV file decides
-        as much as its name.
+        """How a folder's classes are divided, if not by default.
+
+        The content of a CSV file decides as much as its name.
         """
         if self.split_ratio:
             return {"split_ratio": self.split_ratio}
         if not self.splits:
             return {}
-        tables = (
-            sorted(Path(self.splits).glob("*.csv"))
-            if Path(self.splits).is_dir()
-            else [Path(self.splits)]
-        )
+        path = Path(self.splits)
+        tables = sorted(path.glob("*.csv")) if path.is_dir() else [path]
         digest = hashlib.sha256(b"".join(table.read_bytes() for table in tables)).hexdigest()
         return {"splits": self.splits, "splits_sha256": digest}
 
     def _notes(self, algorithm: str) -> dict[str, Any]:
         """What is recorded with a run though it does not decide its weights."""
+        if algorithm in JOINT:
+            return {"preset": self.preset}
         chosen = self.settings(algorithm)
         notes: dict[str, Any] = {"preset": self.preset, "follows": chosen.follows}
         notes |= {"test_steps": chosen.test_steps, "queries": self.test_queries()}
@@ -458,155 +500,9 @@ class Experiment:
             notes["test_rotations"] = chosen.test_rotations
         return notes
 
-    def _schedule(self, algorithm: str) -> Callable[[Optimizer], LRScheduler] | None:
-        chosen = self.settings(algorithm)
-        kind, steps = chosen.schedule, chosen.steps
-        return None if kind == "constant" else lambda optimizer: CosineAnnealingLR(optimizer, steps)
 
-    def _load(self, split: str) -> LabelledImages:
-        root = self.root or os.environ.get("METALEARN_DATA", "data")
-        if self.dataset == "glyphs":
-            found = tasks.glyphs(split)
-        elif self.dataset == "omniglot":
-            chosen = self.settings()
-            turned = split == "train" or chosen.test_rotations
-            found = tasks.omniglot(
-                root, split, protocol=chosen.protocol, rotations=turned, download=self.download
-            )
-        elif self.dataset == "mini-imagenet":
-            found = tasks.mini_imagenet(root, split)
-        elif self.dataset == "cifar-fs":
-            found = tasks.cifar_fs(root, split, download=self.download)
-        elif self.dataset == "fc100":
-            found = tasks.fc100(root, split, download=self.download)
-        elif Path(self.dataset).is_dir():
-            found = tasks.image_folder(
-                self.dataset, split, splits=self.splits or _fractions(self.split_ratio)
-            )
-        else:
-            matches = difflib.get_close_matches(self.dataset, DATASETS, n=1)
-            hint = f"; did you mean {matches[0]}?" if matches else ""
-            raise ValueError(
-                f"there is no data set {self.dataset!r}: it is none of {', '.join(DATASETS)}, and"
-                f" no folder of class folders{hint}"
-            )
-        channels = self.channels or (3 if self._is_registered() else found.images.shape[1])
-        return _as(found, channels, self.size or found.images.shape[2])
-
-    def _is_registered(self) -> bool:
-        """Whether the model is torchvision's or timm's."""
-        model = self.settings().model
-        return model not in OWN and not runs_code(model)
-
-    def _build(self, channels: int, size: int) -> tuple[nn.Module, Fit | None]:
-        """The network, and what it took of the weights."""
-        model = self._network(channels, size)
-        taken = fit(model, self.pretrained) if self.pretrained else None
-        if self.normalization:
-            if len(self.normalization.mean) not in (1, channels):
-                raise ValueError(
-                    f"normalize={str(self.normalization)!r} is for {len(self.normalization.mean)}"
-                    f" channels, but the images have {channels}; use --channels"
-                    f" {len(self.normalization.mean)} or --normalize none"
-                )
-            normalize(model, self.normalization)
-        return model, taken
-
-    def _network(self, channels: int, size: int) -> nn.Module:
-        """The network by its name, with fresh weights."""
-        chosen = self.settings()
-        name = chosen.model
-        if self.norm == "frozen" and name in OWN:
-            raise ValueError(
-                f"norm='frozen' keeps the statistics of pretrained weights, and {name} has none;"
-                " use norm='batch'"
-            )
-        if name == "conv4":
-            return models.Conv4(self.ways, channels, chosen.hidden, size, chosen.pool)
-        if name == "resnet12":
-            return models.ResNet12(self.ways, channels)
-        if self._is_registered() and not name.startswith(TIMM) and name not in torchvision_names():
-            hint = near(name, [*OWN, *torchvision_names()]) or "such as resnet18, vgg11 or vit_b_16"
-            raise ValueError(
-                f"there is no model {name!r}: conv4, resnet12, a torchvision model ({hint}),"
-                " timm:NAME, or package.module:callable"
-            )
-        model = registry.build(name, self.ways, channels)
-        return batch_statistics(model) if self.norm == "batch" else frozen_statistics(model)
-
-
-def parse(algorithms: Listed) -> list[str]:
-    """The names of algorithms in a list setting, such as "maml, anil". Raises ValueError for an
-    unknown one.
-
-    Example:
-        >>> parse("maml, anil")
-        ['maml', 'anil']
-    """
-    names = [name.lower() for name in listed(algorithms, "algorithms")]
-    unknown = [name for name in names if name not in ALGORITHMS]
-    if unknown or not names:
-        raise ValueError(
-            f"there is no algorithm {', '.join(unknown) or algorithms!r}; choose from"
-            f" {', '.join(ALGORITHMS)}"
-        )
-    return list(dict.fromkeys(names))
-
-
-def trained_by(algorithm: str) -> str:
-    """Which algorithm trains the body that `algorithm` is tested with: NIL's test-time rule takes
-    ANIL's, as in the paper's table.
-    """
-    return "anil" if algorithm == "nil" else algorithm
-
-
-def _fractions(ratio: Listed | None) -> tuple[float, ...] | None:
-    """A ratio of training, validation and test, such as 64,16,20 -> the fractions."""
-    if ratio is None:
+def _schedule(chosen: Preset) -> Callable[[Optimizer], LRScheduler] | None:
+    """The schedule of the outer rate; None for a constant rate."""
+    if chosen.schedule == "constant":
         return None
-    try:
-        shares = [float(share) for share in listed(ratio, "split_ratio")]
-    except ValueError as error:
-        raise ValueError(f"split_ratio={ratio!r} is not three numbers; write 64,16,20") from error
-    if len(shares) != 3 or not 0 < min(shares) <= max(shares) < math.inf:
-        raise ValueError(
-            f"split_ratio={ratio!r} must be three positive numbers, for training, validation and"
-            " test; write 64,16,20"
-        )
-    return tuple(share / sum(shares) for share in shares)
-
-
-def _as(found: LabelledImages, channels: int, size: int) -> LabelledImages:
-    """The images with another number of channels or another size; which is recorded."""
-    from torchvision.transforms.functional import resize, rgb_to_grayscale  # takes long to import
-
-    images, about = found.images, dict(found.description)
-    if images.shape[1] != channels:
-        images = images.expand(-1, 3, -1, -1) if channels == 3 else rgb_to_grayscale(images)
-        about["channels"] = "grey, three times" if channels == 3 else "colour as grey"
-    if images.shape[2] != size:
-        images = resize(images, [size, size], antialias=True)
-        about["resized"] = size
-    return (
-        found
-        if images is found.images
-        else LabelledImages(images, found.labels, found.names, about)
-    )
-
-
-def _check_model(model: nn.Module, name: str, channels: int, size: int, ways: int) -> None:
-    try:
-        with torch.no_grad(), evaluation_mode([model]):
-            output = model(torch.zeros(2, channels, size, size))
-    except Exception as error:  # whatever the model's own code raises
-        raise ValueError(
-            f"{name} does not take images of {channels} channels and {size}x{size} pixels"
-            f" ({str(error).splitlines()[0]}); try another --size (224 for most of torchvision) or"
-            " --channels"
-        ) from error
-    if not isinstance(output, torch.Tensor) or output.shape != (2, ways):
-        what = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise ValueError(
-            f"{name} puts out {what} for 2 images, not one score for each of {ways} ways (2,"
-            f" {ways}); choose another model"
-        )
+    return lambda optimizer: CosineAnnealingLR(optimizer, chosen.steps)

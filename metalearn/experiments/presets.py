@@ -45,10 +45,17 @@ class Preset:
 def preset(
     name: str, dataset: str, ways: int = 5, shots: int = 1, algorithm: str = "maml"
 ) -> Preset:
-    """The settings of `name` ("quick", "finn2017", "raghu2020", "boil2021") for a data set and an
-    algorithm.
+    """The settings of a paper for a data set and an algorithm.
 
-    Raises ValueError, with those there are, for a paper that did not use the data set.
+    Args:
+        name: "quick", "finn2017", "raghu2020" or "boil2021".
+        dataset: its name.
+        ways: classes per task.
+        shots: support images per class.
+        algorithm: its name.
+
+    Raises:
+        ValueError: there is no such preset, or the paper did not use the data set.
 
     Example:
         >>> preset("finn2017", "omniglot", ways=5).lr
@@ -56,35 +63,39 @@ def preset(
     """
     if name not in PRESETS:
         raise ValueError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}")
-    found = PRESETS[name](dataset, ways, shots, algorithm)
-    if found is None:
+    settings = PRESETS[name](dataset, ways, shots, algorithm)
+    if settings is None:
         raise ValueError(
             f"the paper behind {name!r} has no settings for {dataset!r}; use --preset quick and set"
             " what you know"
         )
-    return found
+    return settings
 
 
 def _quick(dataset: str, ways: int, shots: int, algorithm: str) -> Preset | None:
-    if dataset not in ("glyphs", "omniglot"):
-        # At 0.1 MAML was at chance on miniImageNet after 700 steps; ANIL's head alone bears it.
-        rate, steps, test_steps = (0.1, 5, 10) if algorithm == "anil" else (0.02, 3, 5)
-    elif algorithm == "anil":
-        rate, steps, test_steps = 0.1, 5, 20  # its steps are cheap: the body runs once
-    else:
-        rate, steps, test_steps = 0.4, 1, 3
-    return Preset(
+    settings = Preset(
         follows="this project's own settings for minutes on a CPU; no paper",
-        lr=rate,
-        inner_steps=steps,
-        test_steps=test_steps,
+        lr=0.4,
+        inner_steps=1,
+        test_steps=3,
         meta_batch=4,
         train_queries=5,
         steps=800,
-        outer_lr=3e-3 if dataset in ("glyphs", "omniglot") else 1e-3,
+        outer_lr=3e-3,
         schedule="cosine",
         hidden=32,
     )
+    characters = dataset in ("glyphs", "omniglot")
+    if not characters:
+        settings = replace(settings, outer_lr=1e-3)
+    if algorithm == "anil":
+        # On characters it takes more steps at test, which are cheap: the body runs once.
+        test_steps = 20 if characters else 10
+        return replace(settings, lr=0.1, inner_steps=5, test_steps=test_steps)
+    if not characters:
+        # At 0.1 MAML was at chance on miniImageNet after 700 steps; only ANIL's head bears it.
+        return replace(settings, lr=0.02, inner_steps=3, test_steps=5)
+    return settings
 
 
 FINN_DIFFERS = (
@@ -118,19 +129,24 @@ def _finn(dataset: str, ways: int, shots: int, algorithm: str) -> Preset | None:
     (theirs turns each class of a task at random); tasks that never repeat (theirs: 200,000).
     """
     if dataset == "omniglot":
-        few = ways <= 5
-        five = "5-way: alpha 0.4 on a summed loss, so 0.4 x 5"
-        twenty = "20-way: alpha 0.1 on a summed loss, so 0.1 x 20"
-        setting = five if few else twenty
+        setting = "5-way: alpha 0.4 on a summed loss, so 0.4 x 5"
+        inner_steps = 1
+        test_steps = 3
+        meta_batch = 32
+        if ways > 5:
+            setting = "20-way: alpha 0.1 on a summed loss, so 0.1 x 20"
+            inner_steps = 5
+            test_steps = 5
+            meta_batch = 16
         return Preset(
             follows=(
                 f"Finn et al. 2017, Omniglot {setting} on a mean; batch norm does not adapt; "
                 "1,100 training characters drawn at random, as many queries a class as shots"
             ),
-            lr=2.0,
-            inner_steps=1 if few else 5,
-            test_steps=3 if few else 5,
-            meta_batch=32 if few else 16,
+            lr=2.0,  # 0.4 x 5 = 0.1 x 20
+            inner_steps=inner_steps,
+            test_steps=test_steps,
+            meta_batch=meta_batch,
             train_queries=None,
             steps=60_000,
             pool=False,
@@ -146,7 +162,7 @@ def _finn(dataset: str, ways: int, shots: int, algorithm: str) -> Preset | None:
                 "Finn et al. 2017, miniImageNet: alpha 0.01 on a summed loss, so 0.01 x 5 on a"
                 " mean; batch norm does not adapt; at test as many queries a class as shots"
             ),
-            lr=0.05,
+            lr=0.05,  # 0.01 x 5
             inner_steps=5,
             test_steps=10,
             meta_batch=4 if shots == 1 else 2,
@@ -162,11 +178,11 @@ def _finn(dataset: str, ways: int, shots: int, algorithm: str) -> Preset | None:
 
 
 def _raghu(dataset: str, ways: int, shots: int, algorithm: str) -> Preset | None:
-    """Raghu et al. 2020, which says that it keeps MAML's architecture and analyses 30,000 steps.
+    """Raghu et al. 2020, who keep MAML's architecture and analyse 30,000 steps.
 
-    Its rates, steps, meta-batches and splits stand in an appendix that could not be checked, so
-    Finn et al.'s are taken, with 15 queries a class on miniImageNet. What differs is what differs
-    from Finn et al. (see `_finn`); the paper's ± is a standard deviation over 3 seeds, so three
+    Their rates, steps, meta-batches and splits are in an appendix that could not be checked, so
+    Finn et al.'s are used, with 15 queries a class on miniImageNet. What differs is what differs
+    from Finn et al. (see `_finn`). The paper's ± is a standard deviation over 3 seeds, so three
     seeds have to be trained.
     """
     settings = _finn(dataset, ways, shots, algorithm)

@@ -13,19 +13,34 @@ import torch
 
 from metalearn.algorithms.base import Learner
 from metalearn.evaluation import Evaluation, evaluate_together
-from metalearn.experiments.experiment import ELSEWHERE, LARGEST, OWN, SLACK, Experiment, trained_by
+from metalearn.experiments.experiment import Experiment
+from metalearn.experiments.learners import trained_by
+from metalearn.experiments.networks import OWN
 from metalearn.experiments.presets import preset
 from metalearn.models.registry import runs_code
 from metalearn.runtime import distributed
 from metalearn.runtime.checks import is_kind
+from metalearn.runtime.files import Record
 from metalearn.training.checkpoints import load, restore
 from metalearn.training.loop import Curve
+
+# Settings that a checkpoint's record does not decide: they are of the machine and the user.
+ELSEWHERE = ("root", "download", "weights", "execution", "device", "runs")
+# Settings that a command names if they are not the defaults.
+NAMED = ("splits", "split_ratio", "seed", "precision", "norm", "weights", "normalize")
+LARGEST = 4096  # pixels of an image that a record may ask for
+SLACK = 10**7  # numbers that a network may have beyond twice those of its checkpoint
 
 
 @dataclass(frozen=True)
 class Run:
-    """One trained learner: what was asked for, the algorithm that trained it, and how training
-    went.
+    """One trained learner.
+
+    Attributes:
+        experiment: the problem and its settings.
+        algorithm: that trained it.
+        learner: as trained.
+        curve: how training went.
     """
 
     experiment: Experiment
@@ -34,69 +49,60 @@ class Run:
     curve: Curve
 
     def tested(self, algorithm: str | None = None) -> Learner:
-        """The learner as it is tested, or another algorithm around the model that it trained."""
+        """The learner as it is tested.
+
+        Args:
+            algorithm: another algorithm, around the model that this run trained.
+        """
         name = algorithm or self.algorithm
-        return self.experiment.tested(
-            name,
-            (
-                self.learner
-                if name == self.algorithm
-                else self.experiment.learner(name, self.learner.model)
-            ),
-        )
+        learner = self.learner
+        if name != self.algorithm:
+            learner = self.experiment.learner(name, learner.model)
+        return self.experiment.tested(name, learner)
 
     def command(self) -> str:
         """The command that trains it."""
-        own, base = (
-            self.experiment,
-            preset(
-                self.experiment.preset,
-                self.experiment.dataset,
-                self.experiment.ways,
-                self.experiment.shots,
-                self.algorithm,
-            ),
+        experiment = self.experiment
+        base = preset(
+            experiment.preset,
+            experiment.dataset,
+            experiment.ways,
+            experiment.shots,
+            self.algorithm,
         )
-        asked: dict[str, Any] = {
+        # The preset and the settings that differ from it, then those that have no preset.
+        options: dict[str, Any] = {
             "algorithm": self.algorithm,
-            "dataset": own.dataset,
-            "ways": own.ways,
-            "shots": own.shots,
-            "preset": own.preset,
+            "dataset": experiment.dataset,
+            "ways": experiment.ways,
+            "shots": experiment.shots,
+            "preset": experiment.preset,
+            "steps": len(self.curve.losses),
         }
-        asked["steps"] = len(self.curve.losses)
-        changed = {
-            name: getattr(own, name, None)
-            for name in base.__dataclass_fields__
-            if name not in ("steps", "test_steps")
-        }
-        asked |= {
-            name: value
-            for name, value in changed.items()
-            if value not in (None, getattr(base, name))
-        }
-        defaults = Experiment.__dataclass_fields__
-        named = ("splits", "split_ratio", "seed", "precision", "norm", "weights", "normalize")
-        asked |= {
-            name: getattr(own, name)
-            for name in named
-            if getattr(own, name) != defaults[name].default
-        }
-        if own.precision == "tf32":
-            asked["device"] = "cuda"
-        return shlex.join(
-            [
-                "metalearn",
-                "train",
-                *(text for name, value in asked.items() for text in (f"--{name}", str(value))),
-            ]
-        )
+        for name in base.__dataclass_fields__:
+            value = getattr(experiment, name, None)
+            if name not in ("steps", "test_steps") and value not in (None, getattr(base, name)):
+                options[name] = value
+        for name in NAMED:
+            value = getattr(experiment, name)
+            if value != Experiment.__dataclass_fields__[name].default:
+                options[name] = value
+        if experiment.precision == "tf32":
+            options["device"] = "cuda"
+        words = ["metalearn", "train"]
+        for name, value in options.items():
+            words += [f"--{name}", str(value)]
+        return shlex.join(words)
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Several learners on the same test tasks: the learners as tested, their evaluations, and the
-    run behind each.
+    """Several learners on the same test tasks.
+
+    Attributes:
+        learners: as tested, by name.
+        evaluations: of each.
+        runs: that trained each.
     """
 
     learners: Mapping[str, Learner]
@@ -112,25 +118,40 @@ def compare(
     progress: bool = True,
     **options: Any,
 ) -> Compared:
-    """Train each algorithm (or resume it, or load what is done, or take it from `runs`), then test
-    all on the same tasks.
+    """Train each algorithm, then test all on the same tasks.
+
+    Args:
+        experiment: the problem.
+        algorithms: their names. A run that was interrupted is resumed, and one that is done is
+            loaded.
+        runs: trained runs by algorithm, which are taken instead.
+        progress: show progress.
+        options: of `Experiment.train`.
     """
     names = list(algorithms)
-    tasks_at_test = (
-        experiment.testing_tasks()
-    )  # now, since what is wrong with them should be said before hours of training
-    done = dict(runs or {})
-    for by in dict.fromkeys(map(trained_by, names)):
-        if by not in done:
-            if progress and distributed.rank() == 0:
-                print(f"{by}: training ({experiment.checkpoint(by)})", file=sys.stderr, flush=True)
-            done[by] = Run(experiment, by, *experiment.train(by, progress=progress, **options))
-    learners = {name: done[trained_by(name)].tested(name) for name in names}
-    return Compared(
-        learners,
-        evaluate_together(learners, tasks_at_test, progress=progress),
-        {n: done[trained_by(n)] for n in names},
-    )
+    # Now, since errors in the test tasks should be found before hours of training.
+    tasks_at_test = experiment.testing_tasks()
+    trained = dict(runs or {})
+    for trainer in dict.fromkeys(map(trained_by, names)):
+        if trainer not in trained:
+            trained[trainer] = train(experiment, trainer, progress=progress, **options)
+    # Several algorithms may be tested on one run: NIL on the body that ANIL trained.
+    by_name = {name: trained[trained_by(name)] for name in names}
+    learners = {name: run.tested(name) for name, run in by_name.items()}
+    evaluations = evaluate_together(learners, tasks_at_test, progress=progress)
+    return Compared(learners, evaluations, by_name)
+
+
+def train(experiment: Experiment, algorithm: str, *, progress: bool = True, **options: Any) -> Run:
+    """Train one algorithm, or resume its run, or load it if it is done."""
+    if progress and algorithm != "random" and distributed.rank() == 0:
+        print(
+            f"{algorithm}, seed {experiment.seed}: training ({experiment.checkpoint(algorithm)})",
+            file=sys.stderr,
+            flush=True,
+        )
+    learner, curve = experiment.train(algorithm, progress=progress, **options)
+    return Run(experiment, algorithm, learner, curve)
 
 
 def restored(
@@ -141,27 +162,26 @@ def restored(
     trust_model: bool = False,
     **changes: Any,
 ) -> Run:
-    """A run from its checkpoint; `changes` are settings that may differ at test (data set, queries,
-    test_steps, device, ...).
+    """A run from its checkpoint.
 
     A checkpoint is data: it never decides what is imported, downloaded or how much memory is taken.
 
     Args:
         path: the checkpoint.
-        build: makes the learner that takes the weights, from the experiment and the name of what
-            trained it.
+        build: makes the learner that takes the weights, from the experiment and the name of the
+            algorithm that trained it.
         trust_model: whether a `package.module:callable` that the checkpoint names as its model may
-            be imported and called. It may also if `model` in `changes` names the same.
-        changes: settings by name.
+            be imported and called. It also may if `model` in `changes` names the same.
+        changes: settings that may differ at test (data set, queries, test_steps, device, ...).
 
     Raises:
-        ValueError: For a file that the command line did not train, or whose settings cannot be
-            used.
+        ValueError: the command line did not train the file, or its settings cannot be used.
     """
     tensors, record = load(path)
     try:
         run = record["settings"]["run"]
-        algorithm, stored = run["algorithm"], {**run["experiment"], **run.get("notes", {})}
+        algorithm = run["algorithm"]
+        stored = {**run["experiment"], **run.get("notes", {})}
         curve = Curve(
             tensors["curve.losses"].tolist(),
             tensors["curve.accuracies"].tolist(),
@@ -174,48 +194,54 @@ def restored(
             " recorded; in a script build the learner and call metalearn.training.restore(learner,"
             " path)"
         ) from error
-    _check_trust(str(stored.get("model")), changes.get("model"), path, trust_model)
-    if stored.get("dataset") == "omniglot":
-        # Runs that record neither are of a time when there was one split.
-        stored = {"protocol": "vinyals", "test_rotations": False, **stored}
-    settings = _recorded(stored, path)
-    # Every value of the preset is in the record.
-    values = {"preset": "quick", **settings, **changes}
-    if values.get("dataset") != settings.get("dataset"):
-        values["preset"] = "quick"  # the paper's may say nothing of this data set
-    same_division = (
-        values.get("dataset") == settings.get("dataset")
-        and not {"splits", "split_ratio"} & changes.keys()
-    )
-    if values.get("dataset") != settings.get("dataset"):
-        values |= {name: changes.get(name) for name in ("protocol", "test_rotations")}
-    if values.get("dataset") == "omniglot" and values["protocol"] != settings.get(
-        "protocol", values["protocol"]
-    ):
-        raise ValueError(
-            f"{path} was trained on the characters of protocol={settings['protocol']!r}, some of"
-            f" which protocol={values['protocol']!r} tests on; leave --protocol out"
-        )
-    if not same_division:
-        values |= {name: changes.get(name) for name in ("splits", "split_ratio")}
-    experiment = Experiment(**values)
-    recorded = stored.get("splits_sha256")
-    if same_division and recorded and experiment.division()["splits_sha256"] != recorded:
-        raise ValueError(
-            f"{experiment.splits} has changed since {path} was trained, so its test classes may"
-            " have been trained on; restore that file, or name another one with --splits"
-        )
+    # Before anything is built from the record.
+    _check_trust(str(stored.get("model")), changes.get("model"), path, trusted=trust_model)
+    experiment = _experiment(stored, changes, path)
     _check_size(experiment, tensors, path)
     learner = build(experiment, algorithm)
     restore(learner, path)
     return Run(experiment, algorithm, learner, curve)
 
 
-def _recorded(stored: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Those settings of a checkpoint's record that say how its network is built and tested.
+def _experiment(
+    stored: Record, changes: Mapping[str, Any], path: str | os.PathLike[str]
+) -> Experiment:
+    """The experiment of a checkpoint's record, with the changes."""
+    if stored.get("dataset") == "omniglot":
+        # Runs that record neither are of a time when there was one split.
+        stored = {"protocol": "vinyals", "test_rotations": False, **stored}
+    settings = _recorded(stored, path)
+    # Every value of the preset is in the record.
+    values = {"preset": "quick", **settings, **changes}
+    same_dataset = values.get("dataset") == settings.get("dataset")
+    if not same_dataset:
+        values["preset"] = "quick"  # the paper's may have no settings for this data set
+        values |= {name: changes.get(name) for name in ("protocol", "test_rotations")}
+    trained_protocol = settings.get("protocol", values.get("protocol"))
+    if values.get("dataset") == "omniglot" and values["protocol"] != trained_protocol:
+        raise ValueError(
+            f"{path} was trained on the characters of protocol={trained_protocol!r}, some of"
+            f" which protocol={values['protocol']!r} tests on; leave --protocol out"
+        )
+    # A folder's classes are divided as in training, unless the call divides them otherwise.
+    same_division = same_dataset and not {"splits", "split_ratio"} & changes.keys()
+    if not same_division:
+        values |= {name: changes.get(name) for name in ("splits", "split_ratio")}
+    experiment = Experiment(**values)
+    digest = stored.get("splits_sha256")
+    if same_division and digest and experiment.division()["splits_sha256"] != digest:
+        raise ValueError(
+            f"{experiment.splits} has changed since {path} was trained, so its test classes may"
+            " have been trained on; restore that file, or name another one with --splits"
+        )
+    return experiment
 
-    Pretrained weights are replaced at once by those of the checkpoint, and where data lie, what is
-    downloaded and on which device is the user's to say. Raises ValueError for a value of another
+
+def _recorded(stored: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The settings of a checkpoint's record that decide how its network is built and tested.
+
+    Pretrained weights are replaced at once by those of the checkpoint. The user decides where data
+    are, what is downloaded, and on which device to run. Raises ValueError for a value of another
     type than the setting's.
     """
     settings = {
@@ -244,9 +270,9 @@ def _recorded(stored: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[s
 
 
 def _check_trust(
-    model: str, named: str | None, path: str | os.PathLike[str], trusted: bool
+    model: str, named: str | None, path: str | os.PathLike[str], *, trusted: bool
 ) -> None:
-    """Refuse code that a file alone names."""
+    """Raise ValueError for code that only the file names."""
     if named is not None and named != model:
         raise ValueError(
             f"{path} was trained with the model {model!r}, not {named!r}; leave --model out, or"
@@ -263,14 +289,12 @@ def _check_trust(
 def _check_size(
     experiment: Experiment, tensors: Mapping[str, torch.Tensor], path: str | os.PathLike[str]
 ) -> None:
-    """Refuse a record that describes a network much larger than the weights beside it, before it is
-    built.
-    """
+    """Raise ValueError for a network much larger than the weights beside it, before it is built."""
     stored = sum(tensor.numel() for tensor in tensors.values())
     described = experiment.ways
     if experiment.settings().model in OWN and experiment.channels and experiment.size:
-        with torch.device("meta"):  # shapes alone
-            model = experiment._network(experiment.channels, experiment.size)
+        with torch.device("meta"):  # shapes without memory
+            model = experiment.network(experiment.channels, experiment.size)
         described = sum(parameter.numel() for parameter in model.parameters())
     if described > 2 * stored + SLACK:
         raise ValueError(

@@ -1,5 +1,6 @@
-"""Many runs in one call: problems x algorithms, over processes or torchrun's ranks, into one result
-file that says what is done.
+"""Many runs in one call: problems x algorithms, over processes or torchrun's ranks, into one file.
+
+The result file records what is done, so the same call resumes.
 """
 
 from __future__ import annotations
@@ -9,24 +10,21 @@ import math
 import os
 import sys
 import time
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import asdict, fields
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from filelock import FileLock
-from rich.table import Table
 
 from metalearn.engine.execution import in_flight
 from metalearn.runtime import distributed, parallel
 from metalearn.runtime.files import Record
 from metalearn.runtime.progress import duration
 from metalearn.runtime.provenance import machine, now, versions
+from metalearn.runtime.tables import Table
 
 from .experiment import Experiment, parse, trained_by
 from .runs import Run, compare
@@ -43,7 +41,7 @@ ELSEWHERE = (
     "split_ratio",
     "_loaded",
 )
-STARTED = "started"  # a worker's first message
+COLUMNS = ("data", "learner", "accuracy %", "±", "seeds", "training", "failed")
 
 
 class Job(NamedTuple):
@@ -53,11 +51,8 @@ class Job(NamedTuple):
     algorithms: tuple[str, ...]
 
     def __str__(self) -> str:
-        own = self.experiment
-        return (
-            f"{'+'.join(self.algorithms)}, {own.dataset} {own.ways}-way {own.shots}-shot, seed"
-            f" {own.seed}"
-        )
+        name = "+".join(self.algorithms)
+        return f"{name}, {_problem(vars(self.experiment))}, seed {self.experiment.seed}"
 
 
 def sweep(
@@ -68,103 +63,113 @@ def sweep(
     processes: int = 1,
     progress: bool = True,
 ) -> list[Record]:
-    """Train and test each algorithm on each problem -> a row for each, in the order asked for.
+    """Train and test each algorithm on each problem.
 
-    What `results` holds already is not repeated, and a run that was interrupted goes on from its
-    checkpoint, so that the same call resumes. A run that fails (or whose process dies) leaves a row
-    with its "error", does not stop the others, and is tried again by the next call. Under torchrun
-    the ranks share out the runs, each rank its next one when it is free, in a folder that all of
-    them see. As with all of Python's processes, a script that asks for several has to make this
-    call under `if __name__ == "__main__":`.
+    What `results` holds already is not repeated. A run that was interrupted goes on from its
+    checkpoint, so the same call resumes. A run that fails (or whose process dies) leaves a row with
+    its "error" and does not stop the others. The next call tries it again. Under torchrun the ranks
+    share out the runs: each takes its next one when it is free. The folder must be visible to all
+    of them. A script that asks for several processes must make this call under
+    `if __name__ == "__main__":`.
 
     Args:
-        problems: experiments; one a data set, ways, shots and seed.
+        problems: experiments, one for each data set, ways, shots and seed.
         algorithms: names as for `metalearn reuse`.
-        results: a file of JSON lines, added to.
-        processes: runs at once on this machine, each with one intra-op thread where there are
-            several.
-        progress: say when runs start and end.
+        results: a file of JSON lines; rows are added to it.
+        processes: runs at once on this machine. If there are several, each has one intra-op thread.
+        progress: print when runs start and end.
 
-    Raises ValueError for an unknown algorithm, no process, or processes under torchrun;
-    RuntimeError for a script without that guard.
+    Returns:
+        A row for each problem and algorithm, in the order given.
+
+    Raises:
+        ValueError: an unknown algorithm, no process, or several processes under torchrun.
+        RuntimeError: the script lacks that guard.
 
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     quick = {"steps": 2, "hidden": 4, "meta_batch": 2, "test_tasks": 5, "runs": folder}
-        ...     rows = sweep([Experiment(seed=s, **quick) for s in (0, 1)], ["protonet"], f"{folder}/rows.jsonl", progress=False)
+        ...     problems = [Experiment(seed=seed, **quick) for seed in (0, 1)]
+        ...     rows = sweep(problems, ["protonet"], f"{folder}/rows.jsonl", progress=False)
         >>> [(row["algorithm"], row["seed"]) for row in rows]
         [('protonet', 0), ('protonet', 1)]
     """
-    names, asked = parse(",".join(algorithms)), list(problems)
+    # All that can be wrong with the call is found before the first run.
+    names = parse(",".join(algorithms))
+    problems = list(problems)
     if processes < 1:
         raise ValueError(f"processes={processes} must be at least 1")
     parallel.check_startable("sweep()", processes)
     distributed.join(torch.device("cpu"))
-    rank, count = distributed.rank(), distributed.world_size()
-    if count > 1 and processes > 1:
-        raise ValueError(f"torchrun has started {count} processes already; leave processes out")
+    rank = distributed.rank()
+    ranks = distributed.world_size()
+    if ranks > 1 and processes > 1:
+        raise ValueError(f"torchrun has started {ranks} processes already; leave processes out")
     path = Path(results)
     if path.is_dir():
         raise ValueError(f"results={str(path)!r} is a folder; name a file, such as sweep.jsonl")
-    jobs = distributed.broadcast(_jobs(asked, names, _done(path)) if rank == 0 else [])
+
+    # The first rank reads the file, so that all ranks agree on what is left.
+    rows: list[Record] = []
+    jobs: list[Job] = []
+    if rank == 0:
+        done = _done(path)
+        rows = list(done.values())
+        jobs = _jobs(problems, names, done)
+    jobs = distributed.broadcast(jobs)
     if progress and rank == 0:
-        print(
-            f"sweep: {sum(len(job.algorithms) for job in jobs)} of {len(asked) * len(names)}"
-            " figures to go",
-            file=sys.stderr,
-            flush=True,
-        )
-    found = [] if rank else list(_done(path).values())
+        missing = sum(len(job.algorithms) for job in jobs)
+        _print(f"sweep: {missing} of {len(problems) * len(names)} figures to go")
+
     # A single process leaves SIGTERM to training, which finishes its step.
-    with (
-        parallel.sigterm_exits() if processes > 1 else nullcontext(),
-        closing(_performed(jobs, processes, progress)) as performed,
-    ):
-        for number, rows in enumerate(performed, 1):
-            append(path, rows)
-            found += rows
+    exiting = parallel.sigterm_exits() if processes > 1 else nullcontext()
+    with exiting, closing(_performed(jobs, processes, progress=progress)) as performed:
+        for number, new_rows in enumerate(performed, 1):
+            append(path, new_rows)
+            rows += new_rows
             if progress:
-                for row in rows:
-                    print(
-                        f"sweep: {number} of {len(jobs)}: {_said(row)}", file=sys.stderr, flush=True
-                    )
-    ordered = {
-        key: row
-        for rows in distributed.all_gather(found)
-        for row in rows
-        if (key := _key(row["settings"]))
-    }
-    return [
-        ordered[key]
-        for problem in asked
-        for name in names
-        if (key := _key(decisive(problem, name))) in ordered
-    ]
+                for row in new_rows:
+                    _print(f"sweep: {number} of {len(jobs)}: {_outcome(row)}")
+
+    # A figure that was repeated has its last row.
+    by_key: dict[str, Record] = {}
+    for rows_of_rank in distributed.all_gather(rows):
+        by_key |= {_key(row["settings"]): row for row in rows_of_rank}
+    ordered = []
+    for problem in problems:
+        keys = [_key(decisive(problem, name)) for name in names]
+        ordered += [by_key[key] for key in keys if key in by_key]
+    return ordered
 
 
 def decisive(experiment: Experiment, algorithm: str) -> Record:
-    """All that decides a figure, the preset's values included; rows are told apart by it."""
+    """All settings that decide a figure, with the preset's values; they tell rows apart."""
     # Not asdict(), which would copy the images that the experiment has loaded.
     names = [
         setting.name
         for setting in fields(experiment)
         if setting.init and setting.name not in ELSEWHERE
     ]
-    own = {name: getattr(experiment, name) for name in names} | experiment.division()
+    settings = {name: getattr(experiment, name) for name in names} | experiment.division()
     try:
         chosen = asdict(experiment.settings(trained_by(algorithm)))
-        own |= {name: value for name, value in chosen.items() if name not in ("follows", "differs")}
-    except ValueError as error:  # there is no such preset: the run will say so in its turn
-        own["error"] = str(error)
-    return {"algorithm": algorithm, **own}
+        settings |= {
+            name: value for name, value in chosen.items() if name not in ("follows", "differs")
+        }
+    except ValueError as error:  # there is no such preset: the run itself reports that later
+        settings["error"] = str(error)
+    return {"algorithm": algorithm, **settings}
 
 
 def append(path: Path, rows: Iterable[Record]) -> None:
     """Add rows as lines of JSON at the end of the file; several processes may do so at once.
 
-    A line that a kill or a full disk left without its end is ended first. What another process is
-    still writing looks like one, so that each waits for its turn, at a lock beside the file.
+    A line that a kill or a full disk left without its end is ended first. A line that another
+    process is still writing looks the same, so each process waits for a lock beside the file.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     text = "".join(f"{json.dumps(row, sort_keys=True)}\n" for row in rows).encode()
     try:
@@ -172,8 +177,9 @@ def append(path: Path, rows: Iterable[Record]) -> None:
         with FileLock(f"{path}.lock"), path.open("ab+", buffering=0) as file:
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
-                text = text if file.read(1) == b"\n" else b"\n" + text
-            while text:
+                if file.read(1) != b"\n":
+                    text = b"\n" + text
+            while text:  # an unbuffered write may take a part only
                 text = text[file.write(text) :]
             os.fsync(file.fileno())
     except OSError as error:
@@ -185,45 +191,53 @@ def append(path: Path, rows: Iterable[Record]) -> None:
 
 
 def table(rows: Iterable[Record]) -> Table:
-    """The rows as a table, seeds together."""
-    drawn = Table("data", "learner", "accuracy %", "±", "seeds", "training", "failed")
+    """The rows as a table; the seeds of one data set and algorithm share a line."""
+    # (problem, algorithm) -> the rows of all its seeds
     groups: dict[tuple[str, str], list[Record]] = {}
     for row in rows:
-        groups.setdefault(
-            (f"{row['dataset']} {row['ways']}-way {row['shots']}-shot", row["algorithm"]), []
-        ).append(row)
-    for (data, algorithm), members in groups.items():
-        good = [row for row in members if "error" not in row]
-        means = torch.tensor([row["accuracy"] for row in good], dtype=torch.float64)
-        mean = f"{100 * float(means.mean()):.2f}" if good else "-"
-        spread = "-"
-        if len(good) > 1:
-            spread = f"{100 * float(means.std(correction=1)):.2f} (std over seeds)"
-        elif good and good[0]["interval"] is not None:
-            spread = f"{100 * good[0]['interval']:.2f} (95 % over tasks)"
-        taken = duration(sum(row["training_seconds"] for row in good) / len(good)) if good else "-"
-        seeds = ",".join(str(row["seed"]) for row in good) or "-"
-        failed = ",".join(f"seed {row['seed']}" for row in members if "error" in row)
-        drawn.add_row(data, algorithm, mean, spread, seeds, taken, failed)
-    return drawn
+        groups.setdefault((_problem(row), row["algorithm"]), []).append(row)
+    cells = [(*group, *_summary(members)) for group, members in groups.items()]
+    return Table(COLUMNS, cells)
+
+
+def _summary(rows: list[Record]) -> tuple[str, str, str, str, str]:
+    """Mean, spread, seeds, training time and failures of one algorithm on one problem."""
+    failed = ",".join(f"seed {row['seed']}" for row in rows if "error" in row)
+    good = [row for row in rows if "error" not in row]
+    if not good:
+        return "-", "-", "-", "-", failed
+    accuracies = torch.tensor([row["accuracy"] for row in good], dtype=torch.float64)
+    # Between seeds it is a standard deviation, within one an interval over tasks.
+    spread = "-"
+    if len(good) > 1:
+        spread = f"{100 * float(accuracies.std(correction=1)):.2f} (std over seeds)"
+    elif good[0]["interval"] is not None:
+        spread = f"{100 * good[0]['interval']:.2f} (95 % over tasks)"
+    seconds = sum(row["training_seconds"] for row in good) / len(good)
+    seeds = ",".join(str(row["seed"]) for row in good)
+    return f"{100 * float(accuracies.mean()):.2f}", spread, seeds, duration(seconds), failed
 
 
 def _key(settings: Record) -> str:
-    decisive = {name: value for name, value in settings.items() if not name.startswith("_")}
-    return json.dumps(decisive, sort_keys=True)
+    # A settings name with an underscore is a note, which decides nothing.
+    public = {name: value for name, value in settings.items() if not name.startswith("_")}
+    return json.dumps(public, sort_keys=True)
 
 
 def _done(path: Path) -> dict[str, Record]:
-    """The rows without an error by what decides them; a line that a kill has torn is not one."""
-    found = {}
-    for line in path.read_bytes().split(b"\n") if path.exists() else ():
+    """The rows without an error by their keys; a line that a kill has torn is skipped."""
+    if not path.exists():
+        return {}
+    rows = {}
+    for line in path.read_bytes().split(b"\n"):
         try:
             row = json.loads(line)
             if "error" not in row and _is_figure(row):
-                found[_key(row["settings"])] = row
+                rows[_key(row["settings"])] = row
+        # Whatever else stands in the file is none of our rows.
         except (ValueError, TypeError, KeyError, RecursionError):
             continue
-    return found
+    return rows
 
 
 def _is_figure(row: Record) -> bool:
@@ -233,126 +247,81 @@ def _is_figure(row: Record) -> bool:
 
 
 def _jobs(problems: list[Experiment], names: list[str], done: dict[str, Record]) -> list[Job]:
-    """What is left to do, a job a training run: NIL is tested on the body that ANIL trains."""
+    """A job for each training run that is left; NIL is tested on the body that ANIL trains."""
     jobs = []
     for problem in problems:
         left = [name for name in names if _key(decisive(problem, name)) not in done]
-        for by in dict.fromkeys(map(trained_by, left)):
-            jobs.append(Job(problem, tuple(name for name in left if trained_by(name) == by)))
+        for trainer in dict.fromkeys(map(trained_by, left)):
+            tested = tuple(name for name in left if trained_by(name) == trainer)
+            jobs.append(Job(problem, tested))
     return jobs
 
 
 def _performed(
-    jobs: list[Job], processes: int, progress: bool
+    jobs: list[Job], processes: int, *, progress: bool
 ) -> Generator[list[Record], None, None]:
     """The rows of every job that this process (or rank) performs."""
     if processes > 1:
-        yield from _in_processes(jobs, processes, progress)
+        yield from _in_processes(jobs, processes, progress=progress)
         return
-    mine = distributed.tickets(f"sweep of {len(jobs)}")
-    alone = distributed.world_size() == 1
+    # Under torchrun each number goes to one rank: the first one that is free.
+    tickets = distributed.tickets(f"sweep of {len(jobs)}")
+    several_ranks = distributed.world_size() > 1
     with distributed.standalone():
-        for number in mine:
+        for number in tickets:
             if number >= len(jobs):
                 return
-            _say(jobs[number], progress)
-            yield perform(jobs[number], progress=progress and alone)
+            _print_started(jobs[number], progress=progress)
+            yield perform(jobs[number], progress=progress and not several_ranks)
 
 
-def _in_processes(jobs: list[Job], processes: int, progress: bool) -> Iterator[list[Record]]:
-    """A process a job, so many at once. One that dies takes nothing else with it."""
-    source, left = parallel.start_method(__name__), deque(jobs)
-    busy: dict[Connection, tuple[BaseProcess, Job]] = {}
-    try:
-        while left or busy:
-            while left and len(busy) < processes:
-                job = left.popleft()
-                ours, theirs = source.Pipe()
-                start = source.Process  # type: ignore[attr-defined]
-                process: BaseProcess = start(target=_worker, args=(theirs, job), daemon=True)
-                process.start()
-                theirs.close()
-                busy[ours] = process, job
-                if job is jobs[0]:
-                    _check_started(ours)
-                _say(job, progress)
-            for ready in wait(list(busy)):
-                assert isinstance(ready, Connection)
-                process, job = busy[ready]
-                try:
-                    rows = ready.recv()
-                    if rows == STARTED:
-                        continue
-                except (EOFError, ConnectionError):
-                    process.join()
-                    rows = _failed(
-                        job,
-                        f"its process ended with exit code {process.exitcode} (a negative one is a"
-                        " signal, -9 often memory)",
-                    )
-                process.join()
-                del busy[ready]
-                yield rows
-    finally:
-        for connection in busy:  # each worker finishes its step and writes its checkpoint
-            connection.close()
-        for process, _ in busy.values():
-            process.join(parallel.PATIENCE)
-            process.terminate()
-
-
-def _check_started(worker: Connection) -> None:
-    """Wait until a worker runs; one that cannot even import the script that started it says why on
-    standard error.
-    """
-    try:
-        worker.recv()
-    except (EOFError, ConnectionError) as error:
-        raise RuntimeError(
-            "a worker process could not import this script; in a script file, put the call of"
-            f" sweep() under `{parallel.GUARD}`, or pass processes=1"
-        ) from error
-
-
-def _worker(parent: Connection, job: Job) -> None:
-    if hasattr(os, "setpgrp"):
-        os.setpgrp()  # Ctrl-C reaches the parent alone, which then stops every worker once
-    parallel.end_with_parent(parent)
-    parent.send(STARTED)
-    torch.set_num_threads(1)
-    try:
-        parent.send(perform(job, progress=False))
-    except KeyboardInterrupt:
-        sys.exit(130)
+def _in_processes(jobs: list[Job], processes: int, *, progress: bool) -> Iterator[list[Record]]:
+    """The rows of every job, performed by worker processes that finish their step when stopped."""
+    with parallel.Workers(processes, "sweep()", __name__, patience=parallel.PATIENCE) as workers:
+        finished = workers.perform(
+            perform,
+            [(job,) for job in jobs],
+            started=lambda arguments: _print_started(*arguments, progress=progress),
+        )
+        for (job,), future in finished:
+            error = future.exception()
+            if isinstance(error, ChildProcessError):
+                yield _failed(job, str(error))
+            else:
+                yield future.result()
 
 
 def perform(job: Job, *, progress: bool = False) -> list[Record]:
-    """Train (or go on, or load what is done) and test -> a row an algorithm; of whatever goes
-    wrong, rows that say so.
+    """Train (or resume, or load what is done) and test.
+
+    Returns:
+        A row for each algorithm; if anything goes wrong, rows with the error.
     """
+    rows = []
     try:
-        done = compare(job.experiment, job.algorithms, progress=progress)
-        return [
-            {
+        compared = compare(job.experiment, job.algorithms, progress=progress)
+        for name, evaluation in compared.evaluations.items():
+            interval = evaluation.interval  # NaN for a single task, which JSON does not have
+            row = {
                 **_about(job.experiment, name),
-                "accuracy": found.mean,
-                "interval": None if math.isnan(found.interval) else found.interval,
-                "test_tasks": len(found.per_episode),
-                **_training(done.runs[name]),
+                "accuracy": evaluation.mean,
+                "interval": None if math.isnan(interval) else interval,
+                "test_tasks": len(evaluation.per_episode),
+                **_training(compared.runs[name]),
             }
-            for name, found in done.evaluations.items()
-        ]
-    except Exception as error:  # the other runs are no worse for it
+            rows.append(row)
+    except Exception as error:  # the other runs do not suffer from it
         return _failed(job, f"{type(error).__name__}: {error}")
+    return rows
 
 
 def _training(run: Run) -> Record:
-    way, at_once = in_flight(run.learner, run.experiment.settings(run.algorithm).meta_batch)
+    execution, at_once = in_flight(run.learner, run.experiment.settings(run.algorithm).meta_batch)
     return {
         "trained_by": run.algorithm,
         "trained_steps": len(run.curve.losses),
         "training_seconds": round(run.curve.seconds, 1),
-        "tasks_run": f"{way}, {at_once} at once",
+        "tasks_run": f"{execution}, {at_once} at once",
         "checkpoint": os.fspath(run.experiment.checkpoint(run.algorithm)),
         "training_command": run.command(),
     }
@@ -363,28 +332,34 @@ def _failed(job: Job, error: str) -> list[Record]:
 
 
 def _about(experiment: Experiment, algorithm: str) -> Record:
-    own = {name: getattr(experiment, name) for name in ("dataset", "ways", "shots", "seed")}
-    ran = {
+    problem = {name: getattr(experiment, name) for name in ("dataset", "ways", "shots", "seed")}
+    # Two numbers of threads may add up a sum in two orders.
+    provenance: dict[str, Any] = {
         "threads": torch.get_num_threads(),
         "versions": versions(),
         "machine": machine(),
         "time": now(),
     }
-    return {"algorithm": algorithm, **own, "settings": decisive(experiment, algorithm), **ran}
+    settings = decisive(experiment, algorithm)
+    return {"algorithm": algorithm, **problem, "settings": settings, **provenance}
 
 
-def _say(job: Job, progress: bool) -> None:
+def _problem(settings: Mapping[str, Any]) -> str:
+    return f"{settings['dataset']} {settings['ways']}-way {settings['shots']}-shot"
+
+
+def _outcome(row: Record) -> str:
+    """What one row says, for the progress on standard error."""
+    name = f"{row['algorithm']}, {_problem(row)}, seed {row['seed']}"
+    if "error" in row:
+        return f"{name}: failed: {row['error']}"
+    return f"{name}: {100 * row['accuracy']:.2f} %"
+
+
+def _print_started(job: Job, *, progress: bool) -> None:
     if progress:
-        print(f"sweep: {time.strftime('%H:%M:%S')} {job}: started", file=sys.stderr, flush=True)
+        _print(f"sweep: {time.strftime('%H:%M:%S')} {job}: started")
 
 
-def _said(row: Record) -> str:
-    which = (
-        f"{row['algorithm']}, {row['dataset']} {row['ways']}-way {row['shots']}-shot, seed"
-        f" {row['seed']}"
-    )
-    return (
-        f"{which}: failed: {row['error']}"
-        if "error" in row
-        else f"{which}: {100 * row['accuracy']:.2f} %"
-    )
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,1 +1,1 @@
-"""Operations with both derivatives written out."""
+"""Operations whose first and second derivatives are written out."""

@@ -1,11 +1,11 @@
-"""Convolution, and batch norm with max-pool and ReLU, of many tasks at once, each task with weights
-of its own: for a GPU.
+"""Convolution, and batch norm with max-pool and ReLU, of many tasks with weights of their own.
 
-Under vmap such a convolution becomes a grouped one, which cuDNN runs slowly, and whose second
-derivative torch takes group by group. As weights times patches it is one batched matrix product,
-forward and in every derivative. In memory a task's channels come before its images: (tasks,
-channels, images, height, width), so that the product's rows and a channel's statistics lie side by
-side.
+For a GPU. Under vmap, a convolution with weights for each task becomes a grouped one. cuDNN runs it
+slowly, and torch takes its second derivative group by group. As weights times patches it is one
+batched matrix product, forward and in every derivative.
+
+In memory a task's channels come before its images, (tasks, channels, images, height, width), which
+keeps the rows of the product and the values of a channel contiguous.
 """
 
 from __future__ import annotations
@@ -23,16 +23,11 @@ Pair = tuple[int, int]
 
 
 class StackedConvolutions(TorchFunctionMode):
-    """While it is on, `F.conv2d` under vmap is a matrix product wherever every task has its own
-    weights.
-    """
+    """While it is active, `F.conv2d` under vmap is a matrix product if weights differ by task."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return (
-            conv2d(*args, **(kwargs or {}))
-            if func is torch.conv2d
-            else func(*args, **(kwargs or {}))
-        )
+        function = conv2d if func is torch.conv2d else func
+        return function(*args, **(kwargs or {}))
 
 
 def conv2d(
@@ -45,77 +40,88 @@ def conv2d(
     groups: int = 1,
 ) -> Tensor:
     """`F.conv2d`, to be called under vmap over tasks."""
-    found: Tensor = _UnderVmap.apply(inputs, weight, bias, stride, padding, dilation, groups)
-    return found
+    outputs: Tensor = _UnderVmap.apply(inputs, weight, bias, stride, padding, dilation, groups)
+    return outputs
 
 
 def convolution(
     inputs: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair
 ) -> Tensor:
-    """The convolution of every task's images with its own weights.
+    """The convolution of each task's images with its own weights.
 
-    Arguments:
+    Args:
         inputs: (tasks, images, channels, height, width).
         weight: (tasks, outputs, channels, kernel height, kernel width).
         bias: (tasks, outputs), or None.
+        stride: down and right.
+        padding: above and below, left and right.
+        dilation: down and right.
+
+    Returns:
+        (tasks, images, outputs, height, width).
 
     Example:
         >>> x, w = torch.rand(2, 3, 1, 8, 8), torch.rand(2, 4, 1, 3, 3)
-        >>> torch.allclose(convolution(x, w, None, (1, 1), (1, 1), (1, 1))[1], F.conv2d(x[1], w[1], padding=1), atol=1e-6)
+        >>> outputs = convolution(x, w, None, (1, 1), (1, 1), (1, 1))
+        >>> torch.allclose(outputs[1], F.conv2d(x[1], w[1], padding=1), atol=1e-6)
         True
     """
     if torch.is_autocast_enabled(inputs.device.type):
         dtype = torch.get_autocast_dtype(inputs.device.type)
-        inputs, weight, bias = (
-            inputs.to(dtype),
-            weight.to(dtype),
-            None if bias is None else bias.to(dtype),
-        )
-    window = Window(
-        (inputs.shape[3], inputs.shape[4]),
-        (weight.shape[3], weight.shape[4]),
-        stride,
-        padding,
-        dilation,
-    )
-    found: Tensor = _Convolution.apply(inputs, weight, bias, window)
-    return found
+        inputs = inputs.to(dtype)
+        weight = weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    size = (inputs.shape[3], inputs.shape[4])
+    kernel = (weight.shape[3], weight.shape[4])
+    window = Window(size, kernel, stride, padding, dilation)
+    outputs: Tensor = _Convolution.apply(inputs, weight, bias, window)
+    return outputs
 
 
 def conv_norm_pool_relu(
-    maps: Tensor, conv: torch.nn.Conv2d, norm: torch.nn.BatchNorm2d, pool: bool
+    maps: Tensor, conv: torch.nn.Conv2d, norm: torch.nn.BatchNorm2d, *, pool: bool
 ) -> Tensor:
-    """Convolution, batch norm by the batch's own statistics, 2x2 max-pool (or none) and ReLU, under
-    vmap over tasks or not.
+    """Convolution, batch norm by the batch's own statistics, 2x2 max-pool and ReLU.
 
-    The largest normalised value is the normalised largest value where the norm's weight is not
-    negative, so that the maps are pooled before they are normalised. A negative weight is a
-    positive one with the signs of the convolution turned.
+    The maps are pooled before they are normalised: with a weight of the norm that is not negative,
+    the largest normalised value is the normalised largest value. A negative weight becomes a
+    positive one by the signs s of the channels:
+
+        weight * norm(conv(x, w, b)) = (s weight) * norm(conv(x, s w, s b)),  s = sign(weight)
+
+    This works under vmap over tasks and without.
+
+    Args:
+        maps: (images, channels, height, width).
+        conv: the convolution.
+        norm: the norm.
+        pool: whether to pool.
+
+    Returns:
+        (images, outputs, height, width), halved in height and width by pooling.
     """
-    sign = torch.where(norm.weight.detach() < 0, -1.0, 1.0).to(norm.weight.dtype)
+    sign = torch.where(norm.weight.detach() < 0, -1.0, 1.0).to(norm.weight.dtype)  # (outputs,)
+    weight = conv.weight * sign.view(-1, 1, 1, 1)
     bias = None if conv.bias is None else conv.bias * sign
-    maps = F.conv2d(
-        maps,
-        conv.weight * sign.view(-1, 1, 1, 1),
-        bias,
-        conv.stride,
-        conv.padding,
-        conv.dilation,
-        conv.groups,
-    )  # type: ignore[arg-type]
+    geometry: Any = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    maps = F.conv2d(maps, weight, bias, *geometry)  # (images, outputs, height, width)
     pooled, mean, variance, _ = _PooledMoments.apply(maps, pool)
+    # s weight * (pooled - mean) / sqrt(variance + eps) + bias = factor * pooled + shift
     factor = norm.weight * sign * (variance + norm.eps).rsqrt()
     shift = norm.bias - factor * mean
-    return (
-        torch.addcmul(shift.view(1, -1, 1, 1), pooled, factor.view(1, -1, 1, 1))
-        .relu()
-        .to(maps.dtype)
-    )
+    normalised = torch.addcmul(shift.view(1, -1, 1, 1), pooled, factor.view(1, -1, 1, 1))
+    return normalised.relu().to(maps.dtype)
 
 
 class Window(NamedTuple):
-    """Where a convolution looks: the size of its inputs, and of its kernel, with stride, padding
-    and dilation.
+    """The geometry of a convolution; each entry is a pair for height and width.
+
+    Attributes:
+        size: of the inputs.
+        kernel: the size of the kernel.
+        stride: between two outputs.
+        padding: on each side.
+        dilation: between two weights.
     """
 
     size: Pair
@@ -126,122 +132,165 @@ class Window(NamedTuple):
 
     def places(self) -> Pair:
         """Height and width of the outputs."""
-        each = zip(*self, strict=True)
         height, width = (
-            (size + 2 * pad - apart * (kernel - 1) - 1) // step + 1
-            for size, kernel, step, pad, apart in each
+            (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+            for size, kernel, stride, padding, dilation in zip(*self, strict=True)
         )
         return height, width
 
     def transposed(self) -> Window | None:
-        """The window that gives the inputs' gradient as a convolution of the outputs', if there is
-        one.
+        """The window of the convolution that maps the outputs' gradient to the inputs'.
+
+        It has the same kernel, turned around, and padding kernel - 1 - padding. None if there is no
+        such convolution.
         """
-        padding = self.kernel[0] - 1 - self.padding[0], self.kernel[1] - 1 - self.padding[1]
-        plain = self.stride == (1, 1) == self.dilation and min(padding) >= 0
-        return Window(self.places(), self.kernel, (1, 1), padding, (1, 1)) if plain else None
+        padding = (self.kernel[0] - 1 - self.padding[0], self.kernel[1] - 1 - self.padding[1])
+        if self.stride == (1, 1) == self.dilation and min(padding) >= 0:
+            return Window(self.places(), self.kernel, (1, 1), padding, (1, 1))
+        return None
 
 
-# The three derivatives of <convolution(x, w), g>, which is linear in the inputs x, the weights w
-# and the outputs' gradient g: each of them
-# is linear in two of the three, so that its own derivatives are the other two.
+# With inputs x, weights w and the outputs' gradient g, the scalar
+#
+#     f(x, w, g) = <conv(x, w), g>
+#
+# is linear in each of the three. Its derivatives, with the transposed convolution conv^T and the
+# correlation corr of inputs and gradients, are
+#
+#     by g: conv(x, w)      _Convolution
+#     by x: conv^T(g, w)    _InputGradient
+#     by w: corr(x, g)      _WeightGradient
+#
+# Each of the three is linear in two of x, w and g, so its own derivatives are the other two, with
+# the gradient that comes in (u, v or g) in the place of the third: <conv^T(g, w), u> = f(u, w, g)
+# and <corr(x, g), v> = f(x, v, g).
 
 
 class _Convolution(Function):
-    """From x and w (and a bias) to outputs."""
+    """`y = conv(x, w) + b`, of shape (tasks, images, outputs, height, width)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, window: Window) -> Tensor:
         ctx.save_for_backward(x, w)
         ctx.window = window
         outputs = _product(x, w, b, window)
-        # A tensor of its own on the same memory: a view that comes out of a Function may not be
-        # written into, as an in-place ReLU does.
-        own = outputs.new_empty(0)
-        return own.set_(
+        # A new tensor on the same memory: the output of a Function may not be a view if it is
+        # changed in place later, for example by a ReLU.
+        owner = outputs.new_empty(0)
+        return owner.set_(
             outputs.untyped_storage(), outputs.storage_offset(), outputs.shape, outputs.stride()
         )
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
-        (x, w), (of_x, of_w, of_b, _) = ctx.saved_tensors, ctx.needs_input_grad
-        gx = _InputGradient.apply(g, w, ctx.window) if of_x else None
-        gw = _WeightGradient.apply(x, g, ctx.window) if of_w else None
-        return gx, gw, g.sum((1, 3, 4)) if of_b else None, None
+        x, w = ctx.saved_tensors
+        needs_x, needs_w, needs_b, _ = ctx.needs_input_grad
+        gx = gw = gb = None
+        if needs_x:
+            gx = _InputGradient.apply(g, w, ctx.window)
+        if needs_w:
+            gw = _WeightGradient.apply(x, g, ctx.window)
+        if needs_b:
+            gb = g.sum((1, 3, 4))  # (tasks, outputs)
+        return gx, gw, gb, None
 
 
 class _InputGradient(Function):
-    """From g and w to inputs."""
+    """`x' = conv^T(g, w)`, of the shape of x."""
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, w: Tensor, window: Window) -> Tensor:
         ctx.save_for_backward(g, w)
-        ctx.window, around = window, window.transposed()
-        if around:
-            return _product(g, w.flip(3, 4).transpose(1, 2), None, around)
-        return _images(w.flatten(2).mT @ _rows(g), window, g.shape[1])
+        ctx.window = window
+        transposed = window.transposed()
+        if transposed:
+            # the convolution of g with the kernel turned around, inputs and outputs exchanged
+            return _product(g, w.flip(3, 4).transpose(1, 2), None, transposed)
+        patches = w.flatten(2).mT @ _rows(g)  # (tasks, channels * kernel, images * places)
+        return _images(patches, window, g.shape[1])
 
     @staticmethod
-    def backward(ctx: Any, x: Tensor) -> Any:
+    def backward(ctx: Any, u: Tensor) -> Any:
+        """From <x', u> = f(u, w, g): by g conv(u, w), and by w corr(u, g)."""
         g, w = ctx.saved_tensors
-        gg = _Convolution.apply(x, w, None, ctx.window) if ctx.needs_input_grad[0] else None
-        return (
-            gg,
-            _WeightGradient.apply(x, g, ctx.window) if ctx.needs_input_grad[1] else None,
-            None,
-        )
+        needs_g, needs_w, _ = ctx.needs_input_grad
+        by_g = by_w = None
+        if needs_g:
+            by_g = _Convolution.apply(u, w, None, ctx.window)
+        if needs_w:
+            by_w = _WeightGradient.apply(u, g, ctx.window)
+        return by_g, by_w, None
 
 
 class _WeightGradient(Function):
-    """From x and g to weights."""
+    """`w' = corr(x, g)`, of the shape of w."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, g: Tensor, window: Window) -> Tensor:
         ctx.save_for_backward(x, g)
         ctx.window = window
-        groups = _groups(*x.shape[:2])
-        rows = g.unflatten(1, (groups, -1)).transpose(2, 3).reshape(len(g) * groups, g.shape[2], -1)
-        parts = rows @ _patches(x, window, groups).mT
-        return (
-            parts.view(len(g), groups, -1)
-            .sum(1)
-            .view(len(g), g.shape[2], x.shape[2], *window.kernel)
-        )
+        tasks, images, channels = x.shape[:3]
+        outputs = g.shape[2]
+        groups = _groups(tasks, images)
+        # (tasks, groups, outputs, images of a group, height, width)
+        grouped = g.unflatten(1, (groups, -1)).transpose(2, 3)
+        rows = grouped.reshape(tasks * groups, outputs, -1)
+        # w' = sum over groups of g's rows times the transposed patches
+        products = rows @ _patches(x, window, groups).mT
+        parts = products.view(tasks, groups, -1)  # (tasks, groups, outputs * channels * kernel)
+        total = parts.sum(1)
+        return total.view(tasks, outputs, channels, *window.kernel)
 
     @staticmethod
-    def backward(ctx: Any, w: Tensor) -> Any:
+    def backward(ctx: Any, v: Tensor) -> Any:
+        """From <w', v> = f(x, v, g): by x conv^T(g, v), and by g conv(x, v)."""
         x, g = ctx.saved_tensors
-        gx = _InputGradient.apply(g, w, ctx.window) if ctx.needs_input_grad[0] else None
-        return (
-            gx,
-            _Convolution.apply(x, w, None, ctx.window) if ctx.needs_input_grad[1] else None,
-            None,
-        )
+        needs_x, needs_g, _ = ctx.needs_input_grad
+        by_x = by_g = None
+        if needs_x:
+            by_x = _InputGradient.apply(g, v, ctx.window)
+        if needs_g:
+            by_g = _Convolution.apply(x, v, None, ctx.window)
+        return by_x, by_g, None
 
 
 def _product(x: Tensor, w: Tensor, b: Tensor | None, window: Window) -> Tensor:
-    patches, rows = _patches(x, window), w.flatten(2)
-    outputs = rows @ patches if b is None else torch.baddbmm(b.unsqueeze(2), rows, patches)
-    return outputs.view(len(x), w.shape[1], x.shape[1], *window.places()).transpose(1, 2)
+    """`conv(x, w) + b` as weights times patches."""
+    rows = w.flatten(2)  # (tasks, outputs, channels * kernel)
+    patches = _patches(x, window)  # (tasks, channels * kernel, images * places)
+    products = rows @ patches if b is None else torch.baddbmm(b.unsqueeze(2), rows, patches)
+    tasks, images = x.shape[:2]
+    maps = products.view(tasks, w.shape[1], images, *window.places())
+    return maps.transpose(1, 2)  # (tasks, images, outputs, height, width)
 
 
 def _rows(maps: Tensor) -> Tensor:
-    """(tasks, images, channels, height, width) -> (tasks, channels, all the values of a channel)."""
+    """(tasks, images, channels, height, width) -> (tasks, channels, all values of a channel)."""
     return maps.transpose(1, 2).flatten(2)
 
 
 def _patches(x: Tensor, window: Window, groups: int = 1) -> Tensor:
-    """What every weight is multiplied with: (tasks * groups of images, channels * kernel, images of
-    a group * places).
+    """The pixels that each weight is multiplied with.
+
+    Args:
+        x: (tasks, images, channels, height, width).
+        window: the geometry.
+        groups: the number of groups of images.
+
+    Returns:
+        (tasks * groups, channels * kernel, images of a group * places).
     """
-    (_, kernel, stride, padding, dilation), images = window, x.transpose(1, 2)
-    padded = F.pad(images, (padding[1], padding[1], padding[0], padding[0])).contiguous()
+    _, kernel, stride, padding, dilation = window
+    sides = (padding[1], padding[1], padding[0], padding[0])  # left, right, above, below
+    padded = F.pad(x.transpose(1, 2), sides).contiguous()  # (tasks, channels, images, ...)
+    tasks, channels, images = padded.shape[:3]
+    images //= groups
+    # A view in which each pixel appears once for each weight that it is multiplied with.
     task, channel, image, down, right = padded.stride()
-    number = padded.shape[2] // groups
-    size = (len(x), groups, padded.shape[1], *kernel, number, *window.places())
+    size = (tasks, groups, channels, *kernel, images, *window.places())
     strides = (
         task,
-        image * number,
+        image * images,
         channel,
         down * dilation[0],
         right * dilation[1],
@@ -249,42 +298,49 @@ def _patches(x: Tensor, window: Window, groups: int = 1) -> Tensor:
         down * stride[0],
         right * stride[1],
     )
-    return padded.as_strided(size, strides).reshape(
-        len(x) * groups, padded.shape[1] * kernel[0] * kernel[1], -1
-    )
+    copies = padded.as_strided(size, strides)
+    return copies.reshape(tasks * groups, channels * kernel[0] * kernel[1], -1)
 
 
 def _groups(tasks: int, images: int) -> int:
-    """Into how many groups a task's images are parted, whose sums over images are taken side by
-    side: a GPU has over a hundred units.
+    """The number of groups of a task's images whose weight gradients are computed in parallel.
+
+    It divides the images. A GPU has over a hundred processors, so there should be 128 groups of
+    all tasks together.
     """
-    return next(
-        groups
-        for groups in range(1, images + 1)
-        if images % groups == 0 and (groups == images or tasks * groups >= 128)
-    )
+    for groups in range(1, images):
+        if images % groups == 0 and tasks * groups >= 128:
+            return groups
+    return images
 
 
-def _images(patches: Tensor, window: Window, number: int) -> Tensor:
+def _images(patches: Tensor, window: Window, images: int) -> Tensor:
     """The transpose of `_patches`: every pixel is the sum of its copies."""
-    (size, kernel, stride, padding, dilation), (rows, columns) = window, window.places()
-    parts = patches.view(len(patches), -1, *kernel, number, rows, columns)
-    images = patches.new_zeros(
-        *parts.shape[:2], number, size[0] + 2 * padding[0], size[1] + 2 * padding[1]
+    size, kernel, stride, padding, dilation = window
+    rows, columns = window.places()
+    # (tasks, channels, kernel height, kernel width, images, rows, columns)
+    copies = patches.view(len(patches), -1, *kernel, images, rows, columns)
+    tasks, channels = copies.shape[:2]
+    padded = patches.new_zeros(
+        tasks, channels, images, size[0] + 2 * padding[0], size[1] + 2 * padding[1]
     )
     for i in range(kernel[0]):
         for j in range(kernel[1]):
-            top, left = i * dilation[0], j * dilation[1]
-            below, beyond = top + stride[0] * (rows - 1) + 1, left + stride[1] * (columns - 1) + 1
-            images[..., top : below : stride[0], left : beyond : stride[1]] += parts[:, :, i, j]
-    inside = images[..., padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
-    return inside.transpose(1, 2)
+            # the pixels under weight (i, j), for every place of the window
+            top = i * dilation[0]
+            left = j * dilation[1]
+            down = slice(top, top + stride[0] * (rows - 1) + 1, stride[0])
+            right = slice(left, left + stride[1] * (columns - 1) + 1, stride[1])
+            padded[..., down, right] += copies[:, :, i, j]
+    inner_rows = slice(padding[0], padding[0] + size[0])
+    inner_columns = slice(padding[1], padding[1] + size[1])
+    return padded[..., inner_rows, inner_columns].transpose(1, 2)
 
 
 class _UnderVmap(Function):
-    """`F.conv2d` with a rule of its own for vmap.
+    """`F.conv2d` with its own rule for vmap.
 
-    The rule is made of differentiable operations, so that autograd sees those.
+    The rule consists of differentiable operations, whose derivatives autograd uses.
     """
 
     @staticmethod
@@ -297,48 +353,45 @@ class _UnderVmap(Function):
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, *how: Any
+        info: Any, in_dims: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, *options: Any
     ) -> tuple[Tensor, int]:
-        stride, padding, dilation, groups = how
+        stride, padding, dilation, groups = options
         if in_dims[1] is None or groups != 1 or isinstance(padding, str):
-            return (
-                torch.vmap(lambda x, w, b: F.conv2d(x, w, b, *how), in_dims=in_dims[:3])(
-                    inputs, weight, bias
-                ),
-                0,
-            )
-        x, w, b = (
-            (
-                None
-                if tensor is None
-                else (
-                    tensor.expand(info.batch_size, *tensor.shape)
-                    if dim is None
-                    else tensor.movedim(dim, 0)
-                )
-            )
-            for tensor, dim in zip((inputs, weight, bias), in_dims, strict=False)
-        )
-        assert x is not None and w is not None
+            torch_rule = torch.vmap(lambda x, w, b: F.conv2d(x, w, b, *options), in_dims[:3])
+            return torch_rule(inputs, weight, bias), 0
+
+        def stacked(tensor: Tensor, dim: int | None) -> Tensor:
+            if dim is None:
+                return tensor.expand(info.batch_size, *tensor.shape)
+            return tensor.movedim(dim, 0)
+
+        x = stacked(inputs, in_dims[0])  # (tasks, images, channels, height, width)
+        w = stacked(weight, in_dims[1])  # (tasks, outputs, channels, kernel height, kernel width)
+        b = None if bias is None else stacked(bias, in_dims[2])  # (tasks, outputs)
         return convolution(x, w, b, _pair(stride), _pair(padding), _pair(dilation)), 0
 
 
 class _PooledMoments(Function):
-    """Maps z -> (p, m, v, where p is): max-pooled, or z itself; each channel's mean and biased
-    variance.
+    """From maps z to what the norm needs: (p, m, v, places).
 
-    Any dimensions come before the four of z.
+        p = P z                      the 2x2 max-pooled maps, or z itself without pooling
+        m = (sum of z) / n           the mean of each channel, (..., channels)
+        v = (sum of (z - m)^2) / n   its biased variance, (..., channels)
+
+    z is (..., images, channels, height, width). P picks the largest value of each window; `places`
+    are the indices of the picked values in their planes. n is the number of values of a channel.
     """
 
     @staticmethod
-    def forward(z: Tensor, pool: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(z: Tensor, pool: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         exact = z if z.dtype in (torch.float32, torch.float64) else z.float()
         variance, mean = torch.var_mean(exact, (-4, -2, -1), correction=0)
         if not pool:
             return z.clone(), mean, variance, mean.new_empty(0)
         order = _order(z)
-        planes, places = F.max_pool2d(_planes(z, order).unsqueeze(0), 2, return_indices=True)
-        return _unplanes(planes[0], z, order), mean, variance, places[0]
+        planes = _planes(z, order).unsqueeze(0)  # (1, number, height, width)
+        pooled, places = F.max_pool2d(planes, 2, return_indices=True)
+        return _unplanes(pooled[0], z, order), mean, variance, places[0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -351,14 +404,17 @@ class _PooledMoments(Function):
         return _PooledMomentsGradient.apply(gp, gm, gv, *ctx.saved_tensors), None
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, z: Tensor, pool: bool) -> Any:
+    def vmap(info: Any, in_dims: Any, z: Tensor, pool: Any) -> Any:
         pooled, mean, variance, places = _PooledMoments.apply(z.movedim(in_dims[0], 0), pool)
         return (pooled, mean, variance, places), (0, 0, 0, None)
 
 
 class _PooledMomentsGradient(Function):
-    """`z' = P^T p' + (m' + 2 v' (z - m)) / n`, where P picks the pooled positions and n is how many
-    values a channel has.
+    """The gradient of `_PooledMoments` for the gradients gp, gm and gv of its outputs.
+
+        z' = P^T gp + gm / n + 2 gv (z - m) / n
+
+    from dm/dz = 1 / n and dv/dz = 2 (z - m) / n.
     """
 
     @staticmethod
@@ -366,10 +422,11 @@ class _PooledMomentsGradient(Function):
         ctx: Any, gp: Tensor, gm: Tensor, gv: Tensor, z: Tensor, mean: Tensor, places: Tensor
     ) -> Tensor:
         ctx.save_for_backward(gv, z, mean, places)
-        slope = 2 * gv / _count(z)
-        gz = torch.addcmul(_channels(gm / _count(z) - slope * mean), z, _channels(slope)).to(
-            z.dtype
-        )
+        n = _count(z)
+        # slope z + (gm / n - slope m), with slope = 2 gv / n
+        slope = 2 * gv / n
+        gz = torch.addcmul(_channels(gm / n - slope * mean), z, _channels(slope)).to(z.dtype)
+        # + P^T gp: each pooled gradient goes to the place that was picked
         if not places.numel():
             return gz.add_(gp)
         order = _order(z)
@@ -379,32 +436,41 @@ class _PooledMomentsGradient(Function):
 
     @staticmethod
     def backward(ctx: Any, u: Tensor) -> Any:
+        """The second derivative, with u the gradient by z'.
+
+        The loss is <z', u> = <gp, P u> + sum over channels of
+        (gm (sum of u) + 2 gv (sum of u (z - m))) / n, therefore
+
+            by gp: P u
+            by gm: (sum of u) / n
+            by gv: 2 (sum of u (z - m)) / n
+            by z:  2 gv u / n
+            by m: -2 gv (sum of u) / n
+        """
         gv, z, mean, places = ctx.saved_tensors
-        slope, order = 2 * gv / _count(z), _order(z)
-        total = u.sum((-4, -2, -1), dtype=mean.dtype)
-        product = (u * z).sum((-4, -2, -1), dtype=mean.dtype) - mean * total
-        picked = u
-        if places.numel():
-            picked = _unplanes(
-                _planes(u, order).flatten(1).gather(1, places.flatten(1)).view(places.shape),
-                z,
-                order,
-            )
-        return (
-            picked,
-            total / _count(z),
-            2 * product / _count(z),
-            (u * _channels(slope)).to(z.dtype),
-            -slope * total,
-            None,
-        )
+        n = _count(z)
+        slope = 2 * gv / n
+        total = u.sum((-4, -2, -1), dtype=mean.dtype)  # (..., channels)
+        product = (u * z).sum((-4, -2, -1), dtype=mean.dtype) - mean * total  # sum of u (z - m)
+        by_z = (u * _channels(slope)).to(z.dtype)
+        picked = _picked(u, places, _order(z)) if places.numel() else u
+        return picked, total / n, 2 * product / n, by_z, -slope * total, None
+
+
+def _picked(maps: Tensor, places: Tensor, order: list[int]) -> Tensor:
+    """P maps: the values at the places that a pooling picked."""
+    pixels = _planes(maps, order).flatten(1)  # (number, height * width)
+    values = pixels.gather(1, places.flatten(1)).view(places.shape)
+    return _unplanes(values, maps, order)
 
 
 def _count(maps: Tensor) -> int:
+    """The number of values of a channel: images * height * width."""
     return maps.shape[-4] * maps.shape[-2] * maps.shape[-1]
 
 
 def _channels(values: Tensor) -> Tensor:
+    """(..., channels) -> (..., 1, channels, 1, 1)."""
     return values[..., None, :, None, None]
 
 
@@ -414,11 +480,12 @@ def _order(maps: Tensor) -> list[int]:
 
 
 def _planes(maps: Tensor, order: list[int]) -> Tensor:
-    """All the planes (number, height, width) of maps, in an order of memory."""
+    """All planes of maps, (number, height, width), with the dimensions before them in `order`."""
     return maps.permute(*order, -2, -1).flatten(0, -3)
 
 
 def _unplanes(planes: Tensor, like: Tensor, order: list[int]) -> Tensor:
-    """Planes in that order -> maps with the dimensions of `like` before height and width."""
+    """The reverse of `_planes`: maps with the dimensions of `like` before height and width."""
     maps = planes.view(*(like.shape[dim] for dim in order), *planes.shape[1:])
-    return maps.permute(*(order.index(dim) for dim in range(len(order))), -2, -1)
+    back = [order.index(dim) for dim in range(len(order))]
+    return maps.permute(*back, -2, -1)

@@ -1,17 +1,23 @@
-"""Networks by name: torchvision's, timm's, and any that a user's own code builds."""
+"""Networks by name: ours, torchvision's, timm's, and any that a user's own code builds."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
+from .conv4 import Conv4
+from .resnet12 import ResNet12
+
 TIMM = "timm:"
+# Far more than any head has: a larger number is a mistake, or a file made to fill the memory.
 MOST_OUTPUTS = 10**8
+Builder = Callable[..., nn.Module]  # called with outputs, channels, and options by name
+OURS: dict[str, Builder] = {"conv4": Conv4, "resnet12": ResNet12}
 
 
 def runs_code(name: str) -> bool:
@@ -29,55 +35,74 @@ def build(
     outputs: int,
     channels: int = 3,
     *,
-    own: Iterable[str] = (),
+    networks: Mapping[str, Builder] = OURS,
+    **options: Any,
 ) -> nn.Module:
-    """A network by name, with freshly drawn weights: nothing is downloaded.
+    """Build a network by its name, with freshly drawn weights: nothing is downloaded.
 
     Names of torchvision and timm are looked up in their registries. A `package.module:callable` is
     imported and called with the number of outputs, so its name must come from the user, never from
     a file.
 
     Args:
-        name: "resnet50", "timm:resnet18", or "package.module:callable".
+        name: "conv4", "resnet50", "timm:resnet18", or "package.module:callable".
         outputs: of the head.
-        channels: of the images, for timm's; torchvision's networks read 3.
-        own: further names that the caller knows, for the message.
+        channels: of the images, for ours and timm's; torchvision's networks read 3.
+        networks: a table of networks to choose from besides torchvision's and timm's.
+        options: further arguments of a network of that table, such as Conv4's `size`.
 
     Returns:
         The network. Inception and GoogLeNet are built without their auxiliary heads.
 
     Raises:
-        ValueError: With near matches, for a name that does not exist; for no whole `outputs`.
-        ImportError: With the cure, for timm's without timm.
+        ValueError: for a name that does not exist, with near matches; if `outputs` is no whole
+            number of at least 1.
+        ImportError: for a network of timm without timm, with the cure.
 
     Example:
+        >>> build("conv4", outputs=5, channels=1, size=28).head.out_features
+        5
         >>> build("squeezenet1_1", outputs=2).classifier[1].out_channels
         2
     """
     if not isinstance(name, str):
         raise TypeError(f"{name!r} is a {type(name).__name__}, not the name of a network")
+    if name in networks:  # they check their arguments themselves
+        return networks[name](outputs, channels, **options)
     whole = isinstance(outputs, int) and not isinstance(outputs, bool)
     if not whole or not 1 <= outputs <= MOST_OUTPUTS:
         raise ValueError(f"outputs={outputs!r}; give a whole number from 1 to {MOST_OUTPUTS:,}")
+    if options:
+        raise TypeError(f"{name} takes no options, but {', '.join(options)} are given; omit them")
     if runs_code(name):
-        return _called(name, outputs)
+        return _from_callable(name, outputs)
     if name.startswith(TIMM):
-        architecture, _ = timm_architecture(name.removeprefix(TIMM))
-        import timm
+        return _from_timm(name.removeprefix(TIMM), outputs, channels)
+    return _from_torchvision(name, outputs, networks)
 
-        return timm.create_model(
-            architecture, pretrained=False, num_classes=outputs, in_chans=channels
-        )
+
+def _from_torchvision(name: str, outputs: int, networks: Iterable[str]) -> nn.Module:
+    """A network of torchvision's; `networks` are further names for the message."""
     known = torchvision_names()
     if name not in known:
         default = "see torchvision.models.list_models(), or write timm:NAME for one of timm's"
-        raise ValueError(f"there is no network {name!r}; {near(name, [*own, *known]) or default}")
+        hint = near(name, [*networks, *known]) or default
+        raise ValueError(f"there is no network {name!r}; {hint}")
     options: dict[str, Any] = {}
+    # Their auxiliary heads return tuples in training mode; init_weights avoids a warning.
     if name in ("googlenet", "inception_v3"):
         options = {"aux_logits": False, "init_weights": True}
-    import torchvision  # here, since it takes long to import
+    import torchvision  # here, since importing it takes long
 
     return torchvision.models.get_model(name, weights=None, num_classes=outputs, **options)
+
+
+def _from_timm(name: str, outputs: int, channels: int) -> nn.Module:
+    """A network of timm's."""
+    architecture, _ = timm_architecture(name)
+    import timm
+
+    return timm.create_model(architecture, pretrained=False, num_classes=outputs, in_chans=channels)
 
 
 def torchvision_names() -> list[str]:
@@ -88,13 +113,13 @@ def torchvision_names() -> list[str]:
 
 
 def timm_architecture(name: str) -> tuple[str, str]:
-    """A name of timm -> the architecture and the tag of its weights, such as "a1_in1k" or "".
+    """Split a name of timm into the architecture and the tag of its weights ("" for none).
 
-    Only names of timm's registry pass, so neither "hf-hub:..." nor a folder is read.
+    Only names of timm's registry are accepted, so neither "hf-hub:..." nor a folder is read.
 
     Raises:
-        ValueError: With near matches, for another name.
-        ImportError: With the cure, without timm.
+        ValueError: for another name, with near matches.
+        ImportError: without timm, with the cure.
     """
     try:
         import timm
@@ -102,35 +127,39 @@ def timm_architecture(name: str) -> tuple[str, str]:
         raise ImportError(
             f"timm:{name} needs the extra: pip install 'metalearn-transfer[timm]'"
         ) from error
+    # timm writes "resnet50.a1_in1k": the architecture and the tag of its weights.
     architecture, _, tag = name.partition(".")
     known = timm.list_models()
     if architecture not in known:
         hint = near(architecture, known) or "see timm.list_models()"
         raise ValueError(f"timm has no network {name!r}; {hint}")
-    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+    pretrained = timm.list_pretrained(f"{architecture}.*")
+    tags = [full_name.partition(".")[2] for full_name in pretrained]
     if tag and tag not in tags:
-        raise ValueError(
-            f"timm has no weights {tag!r} of {architecture};"
-            f" {near(tag, tags) or 'it has ' + (', '.join(tags) or 'none')}"
-        )
+        hint = near(tag, tags) or f"it has {', '.join(tags) or 'none'}"
+        raise ValueError(f"timm has no weights {tag!r} of {architecture}; {hint}")
     return architecture, tag
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """The known names that are most like `name`, as a question, or "".
+    """The known names closest to `name`, as a question, or "".
 
     Example:
         >>> near("resnet19", ["resnet18", "vgg11"])
         'did you mean resnet18?'
     """
+    # Names are compared without regard to case.
     folded = {candidate.lower(): candidate for candidate in known}
     matches = difflib.get_close_matches(name.lower(), folded, n=4, cutoff=0.5)
-    return f"did you mean {', '.join(folded[match] for match in matches)}?" if matches else ""
+    if not matches:
+        return ""
+    return f"did you mean {', '.join(folded[match] for match in matches)}?"
 
 
-def _called(path: str, outputs: int) -> nn.Module:
+def _from_callable(path: str, outputs: int) -> nn.Module:
+    """The network that `package.module:callable` builds."""
     module, _, name = path.partition(":")
-    if "" not in sys.path:
+    if "" not in sys.path:  # the current folder, as in a script
         sys.path.insert(0, "")
     try:
         build = getattr(importlib.import_module(module), name)

@@ -6,17 +6,24 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from metalearn.models.conv4 import _xavier
+from metalearn.models.initialization import xavier_
 from metalearn.network.norm import batch_statistics
 from metalearn.runtime.checks import positive, widths_of_layers
 
 
 class ResNet12(nn.Module):
-    """Four residual blocks of three 3x3 convolutions, 64 to 512 channels: layers block1 to block4
-    and head.
+    """Four residual blocks and a linear head: layers block1 to block4 and head.
 
-    LeakyReLU of slope 0.1, max-pool after every block, a mean over space before the head (Lee et
-    al. 2019; BOIL's ResNet-12).
+    Each block has three 3x3 convolutions of 64 to 512 channels, LeakyReLU of slope 0.1 and a
+    max-pool. A mean over space comes before the head (Lee et al. 2019; BOIL's ResNet-12).
+
+    Args:
+        ways: outputs of the head.
+        channels: of the images.
+        widths: channels of each block.
+
+    Raises:
+        ValueError: if `widths` is empty.
 
     Example:
         >>> import torch
@@ -38,7 +45,7 @@ class ResNet12(nn.Module):
         for number, (before, after) in enumerate(zip(inputs, widths, strict=False), start=1):
             self.add_module(f"block{number}", ResidualBlock(before, after))
         self.head = nn.Linear(widths[-1], ways)
-        _xavier(self)
+        xavier_(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (examples, channels, height, width) -> logits (examples, ways)."""
@@ -46,7 +53,7 @@ class ResNet12(nn.Module):
         for name, block in self.named_children():
             if name != "head":
                 maps = block(maps)
-        return self.head(maps.mean((2, 3)))
+        return self.head(maps.mean((2, 3)))  # (examples, channels) -> (examples, ways)
 
 
 class ResidualBlock(nn.Module):
@@ -54,23 +61,23 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
+        # Convolutions need no bias before a batch norm.
         self.path = nn.Sequential(
-            *(
-                nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-                nn.BatchNorm2d(outputs),
-                nn.LeakyReLU(0.1),
-            ),
-            *(
-                nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
-                nn.BatchNorm2d(outputs),
-                nn.LeakyReLU(0.1),
-            ),
-            *(nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs)),
+            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.LeakyReLU(0.1),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.LeakyReLU(0.1),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
         )
+        # The 1x1 convolution brings the input to the number of outputs.
         self.shortcut = nn.Sequential(
             nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
         )
         self.finish = nn.Sequential(nn.LeakyReLU(0.1), nn.MaxPool2d(2))
+        # Normalise by the current batch, as in the few-shot papers.
         batch_statistics(self)
 
     def forward(self, maps: Tensor) -> Tensor:

@@ -1,6 +1,4 @@
-"""Reading weights, from a file, a state dict, a model, torchvision or timm, without running what a
-file holds.
-"""
+"""Weights from a file, a state dict, a model, torchvision or timm; no code in a file is run."""
 
 from __future__ import annotations
 
@@ -15,6 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from metalearn.network.layers import head, is_inside
 from metalearn.runtime.files import Damaged, Record, content, open_file, unreadable
+from metalearn.runtime.npz import array_header
 from metalearn.training import checkpoints
 
 from . import registry
@@ -32,18 +32,15 @@ from . import registry
 if TYPE_CHECKING:
     from torchvision.models import WeightsEnum
 
-REFUSALS = (
-    "Unsupported",
-    "unsupported",
-    "TorchScript",
-)  # what torch.load says of a file that holds more than tensors
+# Words in torch.load's errors about a file that holds more than tensors.
+REFUSALS = ("Unsupported", "unsupported", "TorchScript")
 SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".npz", ".safetensors", ".tar")
-INFLATION = 100  # a file whose tensors are so many times as large as itself is no file of weights
-SMALL = 2**26  # bytes that are read whatever their file's size
+INFLATION = 100  # a file whose tensors are that many times its own size holds no weights
+SMALL = 2**26  # bytes that are read from a file of any size
 
 
 class Normalization(NamedTuple):
-    """The mean and standard deviation of each channel that a network's images were normalised with.
+    """The mean and standard deviation of each channel, by which a network's images are normalised.
 
     Example:
         >>> Normalization.parse("0.5/0.25")
@@ -60,10 +57,13 @@ class Normalization(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Normalization | None:
-        """ "imagenet", "MEAN/STD" with commas between channels, or "none" (images in 0 to 1).
+        """Read a normalization from a setting; None stands for images in 0 to 1.
+
+        Args:
+            text: "imagenet", "none", or MEAN/STD with commas between the channels.
 
         Raises:
-            ValueError: For another text, or a deviation that is not positive.
+            ValueError: for another text, or a deviation that is not positive.
         """
         if not isinstance(text, str):
             raise TypeError(
@@ -74,9 +74,9 @@ class Normalization(NamedTuple):
         if text == "imagenet":
             return IMAGENET
         try:
-            mean, std = ([float(value) for value in part.split(",")] for part in text.split("/"))
+            mean, std = map(_numbers, text.split("/"))
         except ValueError:
-            mean, std = [], []
+            mean = std = []
         finite = all(map(math.isfinite, [*mean, *std]))
         if not mean or len(mean) != len(std) or not finite or min(std) <= 0:
             raise ValueError(
@@ -86,14 +86,22 @@ class Normalization(NamedTuple):
         return cls(tuple(mean), tuple(std))
 
 
+def _numbers(text: str) -> list[float]:
+    return [float(value) for value in text.split(",")]
+
+
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 PLAIN = Normalization((0.0,), (1.0,))  # images in 0 to 1
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Pretrained:
-    """Named tensors, where they come from in words, and how their images were normalised (None: not
-    known).
+    """Named tensors, and where they come from.
+
+    Args:
+        name: where they come from, in words.
+        tensors: parameters and buffers by name.
+        normalization: of the images that they were trained on; None if it is unknown.
     """
 
     name: str
@@ -105,8 +113,9 @@ class Pretrained:
 
     @property
     def digest(self) -> str:
-        """Twelve hexadecimal digits of a SHA-256 over names and values, for the record of a result."""
+        """Twelve hexadecimal digits of a SHA-256 over names and values, to record with a result."""
         sha = hashlib.sha256()
+        # The order of a state dict may differ between files of the same weights.
         for name in sorted(self.tensors):
             tensor = self.tensors[name].detach().cpu().contiguous()
             sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -114,28 +123,35 @@ class Pretrained:
         return sha.hexdigest()[:12]
 
     def matched(self, model: nn.Module) -> dict[str, str]:
-        """Parameter or buffer of `model` -> the name here that is the same.
+        """Match the names of a network's parameters and buffers with the names here.
 
-        Two names are the same when they are equal, or become equal once one prefix is taken off all
-        names here (`module.`, `model.`), or off the model's (`backbone.`). The prefix is the one
-        under which most names agree; it is tried where they are at least half of either side's, so
-        that the inside of one block never passes for a network.
+        Two names match when they are equal, or become equal once one prefix is removed from all
+        names here (`module.`, `model.`), or from the model's (`backbone.`). The prefix is the one
+        under which most names agree. It must make at least half of the names of the smaller side
+        agree, so the inside of one block never passes for a network.
+
+        Returns:
+            The names of the model with a match -> the names here.
         """
         names = aliases(model)
-        known = {alias for group in names.values() for alias in group}
-        ours, theirs = max(
+        known: set[str] = set()
+        for group in names.values():
+            known.update(group)
+        # Of equally good prefixes max() takes the first, and none at all comes first.
+        removed, added = max(
             _prefixes(known, set(self.tensors)),
             key=lambda pair: _agreeing(pair, known, self.tensors),
         )
-        return {
-            name: theirs + alias.removeprefix(ours)
-            for name, group in names.items()
-            for alias in group
-            if alias.startswith(ours) and theirs + alias.removeprefix(ours) in self.tensors
-        }
+        matches = {}
+        for name, group in names.items():
+            for alias in group:
+                source = added + alias.removeprefix(removed)
+                if alias.startswith(removed) and source in self.tensors:
+                    matches[name] = source
+        return matches
 
     def nearest(self, name: str) -> str:
-        """The name here that is most like `name`, or ""."""
+        """The name here closest to `name`, or ""."""
         return next(iter(difflib.get_close_matches(name, self.tensors, n=1, cutoff=0.6)), "")
 
 
@@ -146,26 +162,26 @@ Weights: TypeAlias = (
 
 
 def read(weights: Weights, *, model: str | None = None, download: bool = False) -> Pretrained:
-    """Weights from wherever they are -> `Pretrained`, on the CPU if they come from a file.
+    """Read weights from any of their sources; those of a file come to the CPU.
 
-    A training checkpoint that holds one state dict beside other things gives that one. Nothing is
-    unpickled but tensors.
+    If a training checkpoint holds one state dict beside other things, that one is read. Nothing but
+    tensors is unpickled.
 
     Args:
         weights: a path (safetensors, a `torch.save`d state dict, an npz of arrays, or a checkpoint
             of `metalearn`), the name of a torchvision `Weights` member
             ("ResNet18_Weights.IMAGENET1K_V1"), "timm:NAME", a state dict, a model or learner (its
             weights as they are now), or a torchvision `Weights` member.
-        model: the network's name, by which "DEFAULT" or "IMAGENET1K_V1" alone is understood.
-        download: whether what a name stands for may be downloaded; a `Weights` member is fetched if
-            it is not in torch's cache.
+        model: the network's name, which completes "DEFAULT" or "IMAGENET1K_V1" alone.
+        download: whether the weights that a name stands for may be downloaded. A `Weights` member
+            is downloaded in any case, if it is not in torch's cache.
 
     Raises:
-        FileNotFoundError: If there is no such file, or none in the cache for a name.
-        metalearn.runtime.files.Damaged: For a file that is truncated or no weights file.
-        ValueError: For a file of pickled objects, no state dict or more than one, and for a name
+        FileNotFoundError: if there is no such file, or none in the cache for a name.
+        metalearn.runtime.files.Damaged: for a file that is truncated or no weights file.
+        ValueError: for a file of pickled objects, no state dict or more than one, and for a name
             that does not exist.
-        OSError: If a file cannot be read, or a download fails.
+        OSError: if a file cannot be read, or a download fails.
 
     Example:
         >>> read(nn.Linear(2, 1)).tensors.keys()
@@ -175,17 +191,17 @@ def read(weights: Weights, *, model: str | None = None, download: bool = False) 
         raise TypeError(f"model={model!r} is a {type(model).__name__}, not the name of a network")
     if isinstance(weights, Pretrained):
         return weights
-    from torchvision.models import WeightsEnum  # here, since it takes long to import
+    from torchvision.models import WeightsEnum  # here, since importing it takes long
 
     if isinstance(weights, WeightsEnum):
         return _member(weights, download=True)
     if isinstance(weights, nn.Module):
-        kept = {
+        tensors = {
             name: tensor.detach().clone()
             for name, tensor in weights.state_dict().items()
-            if isinstance(tensor, Tensor)
+            if isinstance(tensor, Tensor)  # the extra state of a module may be anything
         }
-        return Pretrained(f"a {type(weights).__name__}", kept)
+        return Pretrained(f"a {type(weights).__name__}", tensors)
     if isinstance(weights, Mapping):
         return Pretrained("a state dict", _state_dict(weights, "the mapping"))
     if (
@@ -193,14 +209,12 @@ def read(weights: Weights, *, model: str | None = None, download: bool = False) 
         and not os.path.lexists(weights)
         and not _looks_like_a_file(weights)
     ):
-        return _named(weights, model, download)
+        return _named(weights, model, download=download)
     if isinstance(weights, str | os.PathLike):
         path = Path(weights)
-        found, normalization = _file(path)
-        tensors = _state_dict(found, str(path))
-        _check_size(
-            sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()), path
-        )
+        entries, normalization = _file(path)
+        tensors = _state_dict(entries, str(path))
+        _check_size(sum(tensor.nbytes for tensor in tensors.values()), path)
         return Pretrained(path.name, tensors, normalization)
     raise TypeError(
         "weights are a path, a name, a state dict, a model or a torchvision Weights member, not"
@@ -209,7 +223,13 @@ def read(weights: Weights, *, model: str | None = None, download: bool = False) 
 
 
 class Fit(NamedTuple):
-    """What became of a network's tensors when it took pretrained weights."""
+    """The tensors of a network that were copied from pretrained weights, and those that were not.
+
+    Args:
+        copied: the number of tensors that were copied.
+        fresh: the names of those that stay as the network was built.
+        unused: the names of pretrained tensors that the network does not have.
+    """
 
     copied: int
     fresh: tuple[str, ...]
@@ -220,63 +240,74 @@ class Fit(NamedTuple):
         if self.fresh:
             notes.append(f"{', '.join(self.fresh)} stay as built")
         if self.unused:
-            more = f" and {len(self.unused) - 3} more" if len(self.unused) > 3 else ""
-            notes.append(f"not used of the file: {', '.join(self.unused[:3])}{more}")
+            names = ", ".join(self.unused[:3])
+            if len(self.unused) > 3:
+                names += f" and {len(self.unused) - 3} more"
+            notes.append(f"not used of the file: {names}")
         return "; ".join(notes)
 
 
 def fit(model: nn.Module, weights: Pretrained) -> Fit:
-    """Copy weights into a network by name, in place -> what was copied.
+    """Copy weights into a network by name, in place.
 
-    A head that the weights lack, or have in another shape, stays as it was built. Names match as in
-    `Pretrained.matched`.
+    A head that the weights lack, or have in another shape, stays as it was built.
+
+    Args:
+        model: the network.
+        weights: names match as in `Pretrained.matched`.
+
+    Returns:
+        A report of the tensors that were copied.
 
     Raises:
-        ValueError: Naming the tensor of the body that is missing, has another shape or is not
-            finite; nothing is changed then.
+        ValueError: if a tensor of the body is missing, has another shape or is not finite. Nothing
+            is changed then.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 5))
-        >>> weights = read({"0.weight": torch.ones(3, 2), "0.bias": torch.ones(3), "2.weight": torch.ones(9, 3), "2.bias": torch.ones(9)})
-        >>> print(fit(model, weights))
+        >>> other = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 9))
+        >>> print(fit(model, read(other)))
         2 tensors copied; 2.weight, 2.bias stay as built; not used of the file: 2.bias, 2.weight
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"weights go into a torch.nn.Module, not a {type(model).__name__}: {model!r}"
         )
-    names = weights.matched(model)
-    own = model.state_dict()
-    wanted = {name: own[name] for name in aliases(model)}
-    counters = {name for name in wanted if name.endswith("num_batches_tracked")}
-    unfit = {name: _unfit(name, tensor, names, weights) for name, tensor in wanted.items()}
-    unfit = {name: reason for name, reason in unfit.items() if reason and name not in counters}
+    sources = weights.matched(model)
+    state = model.state_dict()
+    names = list(aliases(model))
+    unfit = {}  # name -> why it cannot be copied
+    for name in names:
+        reason = _unfit(name, state[name], sources, weights)
+        # Weights may lack batch norm's counters: they do not change the outputs.
+        if reason and not name.endswith("num_batches_tracked"):
+            unfit[name] = reason
     top = head(model)
-    fresh = [
-        name
-        for name in wanted
-        if is_inside(name, top) and any(is_inside(other, top) for other in unfit)
-    ]
+    fresh: list[str] = []
+    if any(is_inside(name, top) for name in unfit):  # a head is copied whole or not at all
+        fresh = [name for name in names if is_inside(name, top)]
     wrong = [name for name in unfit if name not in fresh]
-    if wrong or len(fresh) == len(wanted):
-        fitting = sum(name not in unfit for name in wanted)
+    if wrong or len(fresh) == len(names):
         reason = unfit[(wrong or list(unfit))[0]]
         raise ValueError(
-            f"{weights} does not fit this {type(model).__name__}: {reason} ({fitting} of"
-            f" {len(wanted)} tensors match); name the network that these weights were trained with"
+            f"{weights} does not fit this {type(model).__name__}: {reason}"
+            f" ({len(names) - len(unfit)} of {len(names)} tensors match); name the network that"
+            " these weights were trained with"
         )
-    taken = {name: names[name] for name in wanted if name in names and name not in fresh}
+    copied = {name: sources[name] for name in names if name in sources and name not in fresh}
     with torch.no_grad():
-        for name, source in taken.items():
-            own[name].copy_(weights.tensors[source])
-    return Fit(len(taken), tuple(fresh), tuple(sorted(weights.tensors.keys() - taken.values())))
+        for name, source in copied.items():
+            state[name].copy_(weights.tensors[source])
+    unused = sorted(weights.tensors.keys() - copied.values())
+    return Fit(len(copied), tuple(fresh), tuple(unused))
 
 
 def _unfit(name: str, tensor: Tensor, names: Mapping[str, str], weights: Pretrained) -> str:
     """Why a tensor of the network cannot be copied, or ""."""
     if name not in names:
         near = weights.nearest(name)
-        return f"there is no {name} in the weights" + (f" (they have {near})" if near else "")
+        hint = f" (they have {near})" if near else ""
+        return f"there is no {name} in the weights{hint}"
     other = weights.tensors[names[name]]
     if other.shape != tensor.shape:
         return (
@@ -291,10 +322,9 @@ def _unfit(name: str, tensor: Tensor, names: Mapping[str, str], weights: Pretrai
 
 
 def aliases(model: nn.Module) -> dict[str, list[str]]:
-    """Every parameter and saved buffer of `model` by its first name -> all its names (tied tensors
-    have several).
-    """
+    """All names of every parameter and saved buffer, by the first; tied tensors have several."""
     saved = model.state_dict().keys()
+    # Tied tensors are one object under several names.
     names: dict[int, list[str]] = {}
     for name, tensor in (
         *model.named_parameters(remove_duplicate=False),
@@ -305,30 +335,39 @@ def aliases(model: nn.Module) -> dict[str, list[str]]:
     return {group[0]: group for group in names.values()}
 
 
-def _prefixes(ours: set[str], theirs: set[str]) -> list[tuple[str, str]]:
-    enough = min(len(ours), len(theirs)) / 2
+def _prefixes(names: set[str], source_names: set[str]) -> list[tuple[str, str]]:
+    """Pairs of a prefix to remove from a network's names and one to add, under which many agree.
 
-    def starts(names: set[str]) -> list[str]:
-        split = (name.split(".") for name in names)
-        counts = Counter(
-            ".".join(parts[:depth]) + "." for parts in split for depth in range(1, len(parts))
-        )
-        return sorted((start for start, count in counts.items() if count >= enough), key=len)
+    At least half of the names of the smaller side must; no prefix at all comes first.
+    """
+    enough = min(len(names), len(source_names)) / 2
+    pairs = [("", start) for start in _starts(source_names, enough)]
+    pairs += [(start, "") for start in _starts(names, enough)]
+    return [("", ""), *(pair for pair in pairs if _agreeing(pair, names, source_names) >= enough)]
 
-    pairs = [*(("", start) for start in starts(theirs)), *((start, "") for start in starts(ours))]
-    return [("", ""), *(pair for pair in pairs if _agreeing(pair, ours, theirs) >= enough)]
+
+def _starts(names: set[str], enough: float) -> list[str]:
+    """The dotted starts that enough names share, the short ones first."""
+    counts: Counter[str] = Counter()
+    for name in names:
+        *parents, _ = name.split(".")
+        counts.update(f"{start}." for start in accumulate(parents, "{}.{}".format))
+    return sorted((start for start, count in counts.items() if count >= enough), key=len)
 
 
 def _agreeing(
-    prefixes: tuple[str, str], ours: set[str], theirs: Mapping[str, Any] | set[str]
+    prefixes: tuple[str, str], names: set[str], source_names: Mapping[str, Any] | set[str]
 ) -> int:
-    mine, other = prefixes
-    return sum(name.startswith(mine) and other + name.removeprefix(mine) in theirs for name in ours)
+    """How many names are among the others once a prefix is removed and another added."""
+    removed, added = prefixes
+    starting = [name for name in names if name.startswith(removed)]
+    return sum(added + name.removeprefix(removed) in source_names for name in starting)
 
 
-def _state_dict(found: Mapping[Any, Any], source: str) -> dict[str, Tensor]:
+def _state_dict(entries: Mapping[Any, Any], source: str) -> dict[str, Tensor]:
     """The tensors of a state dict, or of the one state dict inside a training checkpoint."""
-    inner = _inner(found)
+    # A training checkpoint has the state dict beside epochs, optimizers and so on.
+    inner = _inner(entries)
     if len(inner) > 1:
         names = ", ".join(map(repr, inner))
         raise ValueError(
@@ -336,12 +375,12 @@ def _state_dict(found: Mapping[Any, Any], source: str) -> dict[str, Tensor]:
             " torch.load(path, weights_only=True)[name]"
         )
     if inner:
-        found = next(iter(inner.values()))
+        entries = next(iter(inner.values()))
     tensors = {
-        str(name): value.detach() for name, value in found.items() if isinstance(value, Tensor)
+        str(name): value.detach() for name, value in entries.items() if isinstance(value, Tensor)
     }
     if not tensors:
-        names = ", ".join(map(repr, found)) or "nothing"
+        names = ", ".join(map(repr, entries)) or "nothing"
         raise ValueError(
             f"{source} holds no tensors (only {names}); expected are tensors by name, as"
             " model.state_dict() has them: pass the state dict itself"
@@ -356,17 +395,19 @@ def _state_dict(found: Mapping[Any, Any], source: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _inner(found: Mapping[Any, Any]) -> dict[str, Mapping[str, Any]]:
-    """The state dicts inside a training checkpoint by their place: those that lie least deep."""
-    level = {str(name): value for name, value in found.items() if isinstance(value, Mapping)}
+def _inner(entries: Mapping[Any, Any]) -> dict[str, Mapping[str, Any]]:
+    """The state dicts inside a training checkpoint, by their place: the least deep ones."""
+    # Level by level, until one has state dicts.
+    level = {str(name): value for name, value in entries.items() if isinstance(value, Mapping)}
     while level:
-        inner = {name: value for name, value in level.items() if _is_state_dict(value)}
+        inner = {place: value for place, value in level.items() if _is_state_dict(value)}
         if inner:
             return inner
         below: dict[str, Mapping[Any, Any]] = {}
         for place, group in level.items():
-            maps = {name: value for name, value in group.items() if isinstance(value, Mapping)}
-            below |= {f"{place}.{name}": value for name, value in maps.items()}
+            for name, value in group.items():
+                if isinstance(value, Mapping):
+                    below[f"{place}.{name}"] = value
         level = below
     return {}
 
@@ -380,12 +421,13 @@ def _is_state_dict(value: Any) -> bool:
 
 
 def _looks_like_a_file(name: str) -> bool:
-    named = name.startswith(registry.TIMM)
-    return not named and (name.lower().endswith(SUFFIXES) or os.sep in name)
+    if name.startswith(registry.TIMM):
+        return False
+    return name.lower().endswith(SUFFIXES) or os.sep in name
 
 
 def _check_size(size: int, path: Path) -> None:
-    """Refuse a file that claims far more than it holds, before memory is taken for it."""
+    """Raise `Damaged` for a file that claims far more than it holds, before memory is taken."""
     if size > max(SMALL, INFLATION * path.stat().st_size):
         raise Damaged(
             f"{path} has {path.stat().st_size:,} bytes but claims {size:,} bytes of numbers, so it"
@@ -394,13 +436,15 @@ def _check_size(size: int, path: Path) -> None:
 
 
 def _file(path: Path) -> tuple[Mapping[Any, Any], Normalization | None]:
-    """What a file holds, and how its images were normalised if it says so."""
+    """The content of a file, and the normalization of its images if it is recorded."""
     if path.is_dir():
         inside = sorted(file.name for file in path.iterdir() if file.suffix in SUFFIXES)
-        listed = f" such as {', '.join(inside[:3])}" if inside else ""
-        raise IsADirectoryError(f"{path} is a folder; name the weights file in it{listed}")
+        example = f" such as {', '.join(inside[:3])}" if inside else ""
+        raise IsADirectoryError(f"{path} is a folder; name the weights file in it{example}")
     with open_file(path) as file:
         start = file.read(64)
+    # The format is read from the first bytes, since a file may have any name. In safetensors the
+    # length of the header (8 bytes) comes before its JSON.
     if start[8:9] == b"{":
         return _safetensors(path)
     if zipfile.is_zipfile(path):
@@ -417,11 +461,11 @@ def _file(path: Path) -> tuple[Mapping[Any, Any], Normalization | None]:
 
 
 def _safetensors(path: Path) -> tuple[dict[str, Tensor], Normalization | None]:
+    """The tensors of a safetensors file, and the normalization if the file is a run's."""
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
-            if {"record", "sha256"} <= (
-                file.metadata() or {}
-            ).keys():  # ours: read with its checksum
+            metadata = file.metadata() or {}
+            if {"record", "sha256"} <= metadata.keys():  # a file of ours, with a checksum
                 tensors, record = checkpoints.load(path)
                 return checkpoints.of_learner(tensors) or tensors, _recorded(record)
             names = file.keys()
@@ -433,7 +477,7 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], Normalization | None]:
 
 
 def _recorded(record: Record) -> Normalization | None:
-    """How the images of a run of the command line were normalised; None for other files."""
+    """The normalization of the images of a run of the command line; None for other files."""
     try:
         text = record["settings"]["run"]["experiment"].get("normalize", "none")
         return Normalization.parse(text) or PLAIN
@@ -442,8 +486,10 @@ def _recorded(record: Record) -> Normalization | None:
 
 
 def _arrays(path: Path, archive: zipfile.ZipFile) -> dict[str, Tensor]:
+    """The arrays of an npz file."""
     try:
-        _check_size(sum(_claimed(archive, name) for name in archive.namelist()), path)
+        claims = [array_header(archive, name).claimed for name in archive.namelist()]
+        _check_size(sum(claims), path)
         with np.load(path, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     except Damaged:
@@ -459,30 +505,18 @@ def _arrays(path: Path, archive: zipfile.ZipFile) -> dict[str, Tensor]:
         zipfile.BadZipFile,
     ) as error:
         raise Damaged(
-            f"{path} holds something else than whole arrays of numbers ({error}); save plain arrays"
-            " with numpy.savez"
+            f"{path} holds something other than complete arrays of numbers ({error}); save plain"
+            " arrays with numpy.savez"
         ) from error
 
 
-def _claimed(archive: zipfile.ZipFile, name: str) -> int:
-    """The bytes that the header of an array claims."""
-    with archive.open(name) as file:
-        version = np.lib.format.read_magic(file)
-        read_header = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        shape, _, dtype = read_header(file)
-    return math.prod(shape) * dtype.itemsize
-
-
-def _torch(path: Path, what: str) -> Mapping[Any, Any]:
+def _torch(path: Path, kind: str) -> Mapping[Any, Any]:
+    """The content of a file that torch.save wrote; `kind` is what its first bytes look like."""
     try:
         # The open file, since torch.load goes by the ending of a name.
         # Its warnings are about pickle protocols and TorchScript; what matters raises.
         with open_file(path) as file, warnings.catch_warnings(action="ignore"):
-            found = torch.load(file, map_location="cpu", weights_only=True)
+            entries = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise unreadable(path, error) from error
     except (
@@ -501,65 +535,66 @@ def _torch(path: Path, what: str) -> Mapping[Any, Any]:
                 f" read, so it is not opened ({_reason(error)}). If you trust it, save"
                 " model.state_dict() alone and name that file"
             ) from error
-        reason = (
-            f"it is {what}"
-            if what and what not in ("a pickle", "a zip archive")
-            else _reason(error)
-        )
+        reason = _reason(error)
+        if kind and kind not in ("a pickle", "a zip archive"):
+            reason = f"it is {kind}"
         raise Damaged(
             f"{path} is truncated or no weights file ({reason}); fetch or save it again"
         ) from error
-    if isinstance(found, Tensor) or not isinstance(found, Mapping):
+    if isinstance(entries, Tensor) or not isinstance(entries, Mapping):
         raise ValueError(
-            f"{path} holds a {type(found).__name__}, not a state dict; save model.state_dict()"
+            f"{path} holds a {type(entries).__name__}, not a state dict; save model.state_dict()"
         )
-    return found
+    return entries
 
 
 def _is_pickled(path: Path) -> bool:
-    """Whether it is a pickle, or an archive that has one: a page that a failed download left is
-    neither.
+    """Whether it is a pickle, or an archive that may have one.
+
+    The page that a failed download leaves is neither.
     """
+    pickles = [bytes([0x80, protocol]) for protocol in range(2, 6)]
     with path.open("rb") as file:
-        return file.read(2) in (b"PK", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
+        return file.read(2) in (b"PK", *pickles)
 
 
 def _reason(error: Exception) -> str:
+    """The sentence of an error that says what is wrong."""
     lines = str(error).splitlines() or [type(error).__name__]
-    return (
-        next((line for line in lines if any(word in line for word in REFUSALS)), lines[0])
-        .strip()
-        .split(". ")[0]
-    )
+    refusals = [line for line in lines if any(word in line for word in REFUSALS)]
+    line = (refusals or lines)[0]
+    return line.strip().split(". ")[0]
 
 
-def _named(name: str, model: str | None, download: bool) -> Pretrained:
-    """The weights that a name stands for; "DEFAULT" and the like are those of `model`."""
+def _named(name: str, model: str | None, *, download: bool) -> Pretrained:
+    """The weights that a name stands for; "DEFAULT" and its kin are those of `model`."""
     import torchvision
 
     if name.startswith(registry.TIMM):
-        return _timm(name.removeprefix(registry.TIMM), download)
+        return _timm(name.removeprefix(registry.TIMM), download=download)
     if model in registry.torchvision_names():
         kind = torchvision.models.get_model_weights(model)
         if name in kind.__members__:
-            return _member(kind[name], download)
+            return _member(kind[name], download=download)
         hint = f"{model} has {', '.join(kind.__members__) or 'none'}"
     elif model is not None and model.startswith(registry.TIMM) and name == "DEFAULT":
-        return _timm(model.removeprefix(registry.TIMM), download)
+        return _timm(model.removeprefix(registry.TIMM), download=download)
     else:
         hint = "write ResNet18_Weights.IMAGENET1K_V1, timm:NAME, or the path of a file"
+    # Otherwise a full name, such as ResNet18_Weights.IMAGENET1K_V1.
     known = _members()
     if name in known:
-        return _member(torchvision.models.get_weight(name), download)
+        return _member(torchvision.models.get_weight(name), download=download)
     if model is not None and name in {full.partition(".")[2] for full in known}:
         raise ValueError(
             f"weights={name!r} are torchvision's, but the model is {model!r}; name a torchvision"
             " model"
         )
     # A name without a dot, such as IMAGENET1K_V2, is one of the model's own, which the hint lists.
-    near = registry.near(name, [*known, *os.listdir()]) if "." in name or model is None else ""
+    if "." in name or model is None:
+        hint = registry.near(name, [*known, *os.listdir()]) or hint
     raise ValueError(
-        f"torchvision has no weights {name!r}, and there is no file of that name; {near or hint}"
+        f"torchvision has no weights {name!r}, and there is no file of that name; {hint}"
     )
 
 
@@ -567,11 +602,15 @@ def _members() -> list[str]:
     """The full names of torchvision's weights."""
     import torchvision
 
-    kinds = [torchvision.models.get_model_weights(name) for name in registry.torchvision_names()]
-    return [f"{kind.__name__}.{member}" for kind in kinds for member in kind.__members__]
+    names: list[str] = []
+    for network in registry.torchvision_names():
+        kind = torchvision.models.get_model_weights(network)
+        names += [f"{kind.__name__}.{member}" for member in kind.__members__]
+    return names
 
 
-def _member(member: WeightsEnum, download: bool) -> Pretrained:
+def _member(member: WeightsEnum, *, download: bool) -> Pretrained:
+    """The weights of torchvision that a member stands for, from the cache or downloaded."""
     import torchvision
 
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(member.url).name
@@ -582,7 +621,7 @@ def _member(member: WeightsEnum, download: bool) -> Pretrained:
         )
     try:
         member.get_state_dict(progress=True, check_hash=True, weights_only=True, map_location="cpu")
-    except OSError as error:  # urllib's errors are such
+    except OSError as error:  # urllib's errors are OSErrors
         raise OSError(
             f"could not download {member} ({error}); with a network try again, or put {member.url}"
             f" at {file}"
@@ -591,29 +630,33 @@ def _member(member: WeightsEnum, download: bool) -> Pretrained:
         raise Damaged(
             f"{file} is truncated or no weights file ({_reason(error)}); fetch {member.url} again"
         ) from error
-    name = next(
+    network = next(
         name
         for name in torchvision.models.list_models()
         if torchvision.models.get_model_weights(name) is type(member)
     )
     with torch.random.fork_rng(devices=[]):
-        # Not the file's own names: torchvision renames old ones while its model loads them.
-        tensors = dict(torchvision.models.get_model(name, weights=member).state_dict())
+        # The tensors of the model, not of the file: torchvision renames old ones as it loads them.
+        tensors = dict(torchvision.models.get_model(network, weights=member).state_dict())
     preset = member.transforms()
-    mean, std = getattr(preset, "mean", None), getattr(preset, "std", None)
-    known = Normalization(tuple(mean), tuple(std)) if mean and std else None
-    return Pretrained(str(member), tensors, known)
+    mean = getattr(preset, "mean", None)
+    std = getattr(preset, "std", None)
+    if not mean or not std:
+        return Pretrained(str(member), tensors)
+    return Pretrained(str(member), tensors, Normalization(tuple(mean), tuple(std)))
 
 
-def _timm(name: str, download: bool) -> Pretrained:
+def _timm(name: str, *, download: bool) -> Pretrained:
+    """The weights of a name of timm, from a cache or downloaded."""
     registry.timm_architecture(name)
     import timm
 
     config = timm.models.get_pretrained_cfg(name)
     if config is None or not (config.hf_hub_id or config.url):
         raise ValueError(f"timm has no weights of {name}; see timm.list_pretrained()")
-    tag = f".{config.tag}" if config.tag else ""
-    full = f"{registry.TIMM}{config.architecture}{tag}"
+    full = f"{registry.TIMM}{config.architecture}"
+    if config.tag:
+        full += f".{config.tag}"
     path = _timm_file(config)
     if path is None and not download:
         source = f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url
@@ -621,7 +664,9 @@ def _timm(name: str, download: bool) -> Pretrained:
             f"{full} is not in the cache; add --download (download=True in a script), or fetch it"
             f" from {source} and name the file"
         )
+    # A file in the cache is read without a request to the hub.
     overlay = {} if path is None else {"file": str(path)}
+    # The model is built with random weights first, which must not advance the caller's generator.
     with torch.random.fork_rng(devices=[]):
         try:
             model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
@@ -635,9 +680,8 @@ def _timm(name: str, download: bool) -> Pretrained:
                 f"{path or full} is truncated or not the weights of {full} ({_reason(error)});"
                 " fetch it again"
             ) from error
-    return Pretrained(
-        full, dict(model.state_dict()), Normalization(tuple(config.mean), tuple(config.std))
-    )
+    normalization = Normalization(tuple(config.mean), tuple(config.std))
+    return Pretrained(full, dict(model.state_dict()), normalization)
 
 
 def _timm_file(config: Any) -> Path | None:
@@ -646,16 +690,17 @@ def _timm_file(config: Any) -> Path | None:
         file = Path(torch.hub.get_dir()) / "checkpoints" / Path(config.url).name
         if file.is_file():
             return file
+    if not config.hf_hub_id:
+        return None
     try:
         from huggingface_hub import try_to_load_from_cache
     except ImportError:
         return None
-    names = (
-        [config.hf_hub_filename]
-        if config.hf_hub_filename
-        else ["model.safetensors", "pytorch_model.bin"]
-    )
-    for name in names if config.hf_hub_id else []:
+    # timm's order of preference.
+    names = ["model.safetensors", "pytorch_model.bin"]
+    if config.hf_hub_filename:
+        names = [config.hf_hub_filename]
+    for name in names:
         cached = try_to_load_from_cache(config.hf_hub_id, name)
         if isinstance(cached, str):
             return Path(cached)
@@ -663,10 +708,16 @@ def _timm_file(config: Any) -> Path | None:
 
 
 def normalize(model: Module, normalization: Normalization) -> Module:
-    """Let a network normalise its images itself, before its first layer; changes it in place and
-    returns it.
+    """Let a network normalise its images before its first layer, in place.
 
-    Images stay in [0, 1] for whoever calls it, and its layers keep their names.
+    The caller still passes images in [0, 1], and the layers keep their names.
+
+    Args:
+        model: the network.
+        normalization: by which it was trained.
+
+    Returns:
+        The same network.
 
     Example:
         >>> model = normalize(nn.Flatten(), Normalization((0.5,), (0.25,)))
@@ -679,11 +730,12 @@ def normalize(model: Module, normalization: Normalization) -> Module:
 
 
 class _Normalize(NamedTuple):
-    """A forward pre-hook: (images, ...) -> the images normalised by channel, and the rest."""
+    """A forward pre-hook that normalises the first input by channel."""
 
     normalization: Normalization
 
     def __call__(self, model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         images, *rest = inputs
+        # (channels, 1, 1), to broadcast over (examples, channels, height, width)
         mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in self.normalization)
         return ((images - mean) / std, *rest)

@@ -1,3 +1,1 @@
-"""What any `nn.Module` is to this library: its layers, its norms, its activations, a function of
-its weights.
-"""
+"""What the library needs of any `nn.Module`: layers, norms, activations, a function of weights."""

@@ -1,6 +1,4 @@
-"""Calling any network: one tensor, several, or a dictionary in; one tensor out, chosen by name
-where there are more.
-"""
+"""Calling any network: with one tensor, several, or a dictionary, for one output tensor."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-# What a network is called with. Every tensor in it has the examples as its first dimension.
+# The inputs of a network. The first dimension of every tensor is the examples.
 Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
 
@@ -21,12 +19,15 @@ def forward(model: nn.Module, inputs: Inputs, output: str | None = None) -> Tens
         inputs: a tensor for `model(inputs)`, a tuple or list for `model(*inputs)`, a mapping for
             `model(**inputs)`.
         output: which entry of a tuple, a dictionary or a `ModelOutput` to take: its key, its field,
-            or its index as text. In evaluation mode a tensor is taken as it is: GoogLeNet and
-            others have several outputs in training mode alone.
+            or its index as text. In evaluation mode it is ignored for a tensor: GoogLeNet and
+            others have several outputs only in training mode.
+
+    Returns:
+        The output, (examples, ...).
 
     Raises:
-        ValueError: the output is not a tensor and `output` is missing or is not one of its entries,
-            which are listed.
+        ValueError: the output is not a tensor, and `output` is missing or is not one of its
+            entries. The message lists them.
 
     Example:
         >>> import torch
@@ -38,6 +39,7 @@ def forward(model: nn.Module, inputs: Inputs, output: str | None = None) -> Tens
     """
     args, kwargs = arguments(inputs)
     result = model(*args, **kwargs)
+    # A name that belongs to training mode must not fail in evaluation mode.
     if isinstance(result, Tensor) and not model.training:
         return result
     return select(
@@ -49,12 +51,15 @@ def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Inputs as positional and keyword arguments of a network."""
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
-    return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs), {}
+    if isinstance(inputs, Tensor):
+        return (inputs,), {}
+    return tuple(inputs), {}
 
 
 def map_tensors(function: Callable[[Tensor], Any], inputs: Inputs) -> Any:
-    """The same structure with `function` of every tensor in it; what is not a tensor stays as it
-    is.
+    """The same structure with `function` applied to every tensor in it.
+
+    Values that are not tensors stay unchanged.
 
     Example:
         >>> import torch
@@ -78,41 +83,42 @@ def tensors_of(inputs: Inputs) -> list[Tensor]:
         >>> len(tensors_of((torch.ones(2), {"mask": torch.ones(2)})))
         2
     """
-    listed: list[Tensor] = []
-    map_tensors(listed.append, inputs)
-    return listed
+    tensors: list[Tensor] = []
+    map_tensors(tensors.append, inputs)
+    return tensors
 
 
 def select(result: Any, entry: str | None, source: str, name: Callable[[str], str]) -> Tensor:
-    """One tensor of what a module returned.
+    """One tensor of a module's output.
 
     Args:
         result: a tensor, or a tuple, list or mapping that holds tensors.
-        entry: which entry of it; None where it is a tensor.
-        source: what returned it, for the message.
-        name: from an entry to what the user writes to choose it, for the message.
+        entry: which entry of it; None for a tensor.
+        source: the module, for the message.
+        name: from an entry to what the user writes to select it, for the message.
 
     Raises:
-        ValueError: there is no such tensor; the entries that there are are listed.
+        ValueError: there is no such tensor. The message lists the entries.
     """
-    entries = _entries(result)
-    chosen = result if entry is None else entries.get(str(entry))
-    if isinstance(chosen, Tensor):
-        return chosen
-    returned = f"{source} puts out a {type(result).__name__}"
-    if not entries and entry is None:
-        raise ValueError(f"{returned}, not a tensor; name a layer inside or after it")
+    entries = _entries(result)  # none for a tensor
+    selected = result if entry is None else entries.get(str(entry))
+    if isinstance(selected, Tensor):
+        return selected
+    returned = f"{source} returned a {type(result).__name__}"
+    other_layer = "name a layer inside or after it"
     if not entries:
-        raise ValueError(f"{returned}, which has no entry {entry!r}; name it without")
+        if entry is None:
+            raise ValueError(f"{returned}, not a tensor; {other_layer}")
+        raise ValueError(f"{returned}, which has no entry {entry!r}; leave the entry out")
+    fault = "not a tensor" if entry is None else f"and its entry {entry!r} is not a tensor"
     listed = ", ".join(f"{key} ({_describe(value)})" for key, value in entries.items())
-    wrong = "not a tensor" if entry is None else f"of which {entry!r} is no tensor"
     tensors = [key for key, value in entries.items() if isinstance(value, Tensor)]
-    cure = f"name one as {name(tensors[0])}" if tensors else "name a layer inside or after it"
-    raise ValueError(f"{returned}, {wrong}; its entries are {listed}; {cure}")
+    cure = f"name one as {name(tensors[0])}" if tensors else other_layer
+    raise ValueError(f"{returned}, {fault}; its entries are {listed}; {cure}")
 
 
 def _entries(result: Any) -> dict[str, Any]:
-    """What a tuple, list or mapping holds, by index or key; named tuples by field."""
+    """The entries of a mapping by key, of a named tuple by field, of a tuple or list by index."""
     if isinstance(result, Mapping):
         return {str(key): value for key, value in result.items()}
     if isinstance(result, tuple | list):
@@ -122,4 +128,7 @@ def _entries(result: Any) -> dict[str, Any]:
 
 
 def _describe(value: Any) -> str:
-    return " x ".join(map(str, value.shape)) if isinstance(value, Tensor) else type(value).__name__
+    """The shape of a tensor; the type of anything else."""
+    if isinstance(value, Tensor):
+        return " x ".join(map(str, value.shape))
+    return type(value).__name__

@@ -1,6 +1,4 @@
-"""A network as a function of its weights: the value that the engine passes around in place of a
-module with state.
-"""
+"""A network as a function of its weights, which the engine uses in place of a module with state."""
 
 from __future__ import annotations
 
@@ -9,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
@@ -16,7 +15,7 @@ from metalearn.kernels.conv_cpu import Convolutions
 from metalearn.kernels.conv_per_task import StackedConvolutions
 
 from . import module_call
-from .activations import explain, head_input, is_raw
+from .activations import explain, head_input, is_raw, version
 from .forward import Inputs, forward, map_tensors
 from .layers import is_inside
 from .module_call import UnadaptedWeights, Weights
@@ -31,11 +30,11 @@ RECOMPUTES = (
 
 @dataclass
 class Known:
-    """What running a network has shown about it.
+    """Properties of a network that its earlier runs have shown.
 
     Attributes:
         recomputes: it runs again in the backward pass, so every call needs a copy of it.
-        twice_differentiable: every operation it uses is known to have a second derivative.
+        twice_differentiable: every operation that it uses has a second derivative.
         drawing: the training modes of its modules when it last drew random numbers.
     """
 
@@ -45,39 +44,37 @@ class Known:
 
 
 class DrawsRandomNumbers(RuntimeError):
-    """A network drew random numbers while its tasks were vectorized, where no task draws as it
-    would alone.
-    """
+    """A network drew random numbers under vmap, where a task's numbers differ from the loop's."""
 
 
 class Features(NamedTuple):
-    """What enters the head, and whether the model's output is what the head puts out.
+    """The input of the head, and whether the model ends in the head.
 
     Attributes:
-        values: (examples, ...) what enters the head, as it enters.
-        output: the model's output.
-        head_output: the head's output when the head had just run; None if the model's output is
-            another tensor.
+        values: (examples, ...) the head's input.
+        ends_in_head: the model's output is the head's, unchanged.
     """
 
     values: Tensor
-    output: Tensor
-    head_output: Tensor | None
+    ends_in_head: bool
 
 
 @dataclass(frozen=True)
 class Functional:
-    """A module as a function of its weights: for one task, or for several at once, each with moving
-    weights of its own.
+    """A module as a function of its weights, for one task or for a stack of tasks.
+
+    In a stack, each task has its own weights, and inputs have a leading task dimension.
 
     Args:
-        module: any module with one tensor in and one out.
+        module: any module with one output tensor.
         head: the path of its head; "" for a module without one.
         output: which entry of the module's output to take (see
             `metalearn.network.forward.forward`).
-        tasks: how many tasks there are along the first dimension of inputs, and of weights that
-            move; None for one task without that dimension.
-        known: what running the module has shown; shared by all views of it.
+        tasks: the number of tasks in the first dimension of inputs, and of weights that differ
+            between tasks; None for one task without that dimension.
+        known: what earlier runs have shown; shared by all views of the module.
+        classes: the number of classes in the support sets of a stack, if all labels are checked
+            and no value may be read (in a recording); None otherwise.
 
     Example:
         >>> import torch
@@ -92,14 +89,15 @@ class Functional:
     output: str | None = None
     tasks: int | None = None
     known: Known = field(default_factory=Known)
+    classes: int | None = None
 
     @property
     def task_dims(self) -> int:
-        """How many task dimensions inputs and outputs have: 0 or 1."""
-        return 0 if self.tasks is None else 1
+        """The number of task dimensions of inputs and outputs: 0 or 1."""
+        return int(self.tasks is not None)
 
     def stacked(self, tasks: int) -> Functional:
-        """The same network for so many tasks at once."""
+        """The same network for a stack of `tasks` tasks."""
         return replace(self, tasks=tasks)
 
     def single(self) -> Functional:
@@ -107,7 +105,7 @@ class Functional:
         return replace(self, tasks=None)
 
     def replica(self) -> Functional:
-        """The same tensors in another module of the same structure, for another thread.
+        """The same network in a copy of the module that shares its tensors, for another thread.
 
         Raises:
             TypeError: a part of the module cannot be copied.
@@ -121,16 +119,18 @@ class Functional:
         return map_tensors(lambda tensor: tensor[0], inputs)
 
     def weights(self, moving: Iterable[str] = ()) -> Weights:
-        """Every parameter by name; those in `moving` have the task dimension if there is one."""
+        """Every parameter by name; in a stack, those in `moving` have the task dimension."""
         weights: Weights = dict(self.module.named_parameters())
         if self.tasks is not None:
             for name in moving:
-                weights[name] = weights[name].expand(self.tasks, *weights[name].shape)
+                weights[name] = weights[name].expand(self.tasks, *weights[name].shape)  # a view
         return weights
 
     def __call__(self, weights: Weights, inputs: Inputs) -> Tensor:
-        """The output under these weights: (examples, ...) -> (examples, ways), a failure naming the
-        layer and the cure.
+        """The output under these weights: (examples, ...) -> (examples, ways).
+
+        Raises:
+            ValueError: the module failed; the message names the layer and the cure.
         """
         try:
             return self._output(weights, inputs)
@@ -139,45 +139,52 @@ class Functional:
             raise
 
     def features(self, weights: Weights, inputs: Inputs) -> Features:
-        """What enters the head under these weights."""
-        same = [False]
+        """The input of the head under these weights."""
+        ends_in_head = False  # vmap returns tensors alone, so `run` sets this flag
 
         def run(model: nn.Module, x: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-            with head_input(model, self.head) as at_head:
+            nonlocal ends_in_head
+            with head_input(model, self.head) as record:
                 output = forward(model, x, self.output)
-            same[0] = bool(self.head) and at_head.runs == 1 and output is at_head.output
-            return at_head.features, at_head.copy, output
+            same = bool(self.head) and record.runs == 1 and output is record.output
+            # The model may still have written into it.
+            ends_in_head = same and version(output) == record.version
+            return record.features, record.copy, output
 
         values, head_output, output = self._per_task(self.module, run, weights, inputs)
-        return Features(values, output, head_output if same[0] else None)
+        if ends_in_head and self.tasks is None:
+            # A write through `.data` changes the values alone. vmap refuses such writes.
+            ends_in_head = torch.equal(head_output, output)
+        return Features(values, ends_in_head)
 
     def call_head(self, weights: Weights, features: Tensor) -> Tensor:
-        """The head's output for what enters it: (examples, ...) -> (examples, ways)."""
-        start = len(self.head) + 1 if self.head else 0
-        own = {
-            name[start:]: weight for name, weight in weights.items() if is_inside(name, self.head)
+        """The head's output for its input: (examples, ...) -> (examples, ways)."""
+        prefix = f"{self.head}." if self.head else ""
+        head_weights = {
+            name.removeprefix(prefix): weight
+            for name, weight in weights.items()
+            if is_inside(name, self.head)
         }
-        return self._per_task(
-            self.module.get_submodule(self.head), lambda head, x: head(x), own, features
-        )
+        head = self.module.get_submodule(self.head)
+        return self._per_task(head, lambda module, x: module(x), head_weights, features)
 
     def tripwires(self, names: Container[str]) -> AbstractContextManager[None]:
-        """A context manager for backward passes in which a use of these parameters raises
-        `UnadaptedWeights`.
-        """
+        """A context for backward passes: a use of these parameters raises `UnadaptedWeights`."""
         return module_call.tripwires(self.module, names)
 
     def watched(self, work: Callable[[], Result]) -> Result:
-        """`work()`; once more if it shows that the module runs again in the backward pass, then in
-        copies that keep their weights.
+        """Return `work()`, which runs again if the module turns out to recompute.
+
+        A module that runs again in the backward pass needs copies that keep their weights. The
+        second run uses them, and `known` remembers it.
         """
-        in_copies = self.known.recomputes
+        in_copies = self.known.recomputes  # copies keep their weights, so a read in them is a fault
         try:
             return work()
         except UnadaptedWeights as error:
             if in_copies:
                 raise
-            if self.tasks is not None:
+            if self.tasks is not None:  # under vmap the copies would keep dead activations
                 raise ValueError(f"{error}. {RECOMPUTES}") from error
         except RuntimeError as error:
             if "escaped from inside a function being vmapped" not in str(error):
@@ -190,10 +197,11 @@ class Functional:
         return work()
 
     def explain(self, error: Exception, inputs: Any) -> None:
-        """Raise in words why the module failed on these inputs, if running it on one task tells."""
-        alone = self.single()
+        """Raise an error that says why the module failed on these inputs, if one task shows it."""
+        # One task outside vmap: there the error names shapes without the task dimension.
+        single = self.single()
         task = self.first_task(inputs)
-        explain(error, self.module, lambda: alone._output(alone.weights(), task))
+        explain(error, self.module, lambda: single._output(single.weights(), task))
         if self.tasks is None or isinstance(error, ValueError) or not is_raw(error):
             return
         reason = str(error).strip().splitlines()[0]
@@ -214,30 +222,39 @@ class Functional:
         weights: Weights,
         inputs: Inputs,
     ) -> Any:
-        """`function(module with these weights, inputs)`, for one task or for every task of a stack."""
-        if self.tasks is None:
-            with Convolutions():
-                return module_call.call(
-                    module,
-                    weights,
-                    lambda network: function(network, inputs),
-                    keep=self.known.recomputes,
-                )
-        single = dict(module.named_parameters())
-        dims = {
-            name: 0 if weight.ndim > single[name].ndim else None for name, weight in weights.items()
-        }
+        """`function(module with these weights, inputs)`, for one task or each task of a stack."""
+        if self.tasks is not None:
+            return _vectorized(module, function, weights, inputs)
+        with Convolutions():
+            return module_call.call(
+                module,
+                weights,
+                lambda network: function(network, inputs),
+                keep=self.known.recomputes,
+            )
 
-        def task(own: Weights, x: Inputs) -> Any:
-            return module_call.call(module, own, lambda network: function(network, x), stacked=True)
 
-        vectorized = vmap(
-            task, in_dims=(dims, map_tensors(lambda _: 0, inputs)), randomness="error"
+def _vectorized(
+    module: nn.Module, function: Callable[[nn.Module, Any], Any], weights: Weights, inputs: Inputs
+) -> Any:
+    """`function(module with these weights, inputs)` for every task of a stack, by vmap."""
+    shared = dict(module.named_parameters())
+    # Weights with one dimension more than the module's differ between tasks.
+    weight_dims = {
+        name: 0 if weight.ndim > shared[name].ndim else None for name, weight in weights.items()
+    }
+    input_dims = map_tensors(lambda _: 0, inputs)
+
+    def task(task_weights: Weights, x: Inputs) -> Any:
+        return module_call.call(
+            module, task_weights, lambda network: function(network, x), stacked=True
         )
-        try:
-            with StackedConvolutions():
-                return vectorized(weights, inputs)
-        except RuntimeError as error:
-            if "random operation" not in str(error):
-                raise
-            raise DrawsRandomNumbers("the model draws random numbers under vmap") from error
+
+    try:
+        with StackedConvolutions():
+            in_dims = (weight_dims, input_dims)
+            return vmap(task, in_dims=in_dims, randomness="error")(weights, inputs)
+    except RuntimeError as error:
+        if "random operation" not in str(error):
+            raise
+        raise DrawsRandomNumbers("the model draws random numbers under vmap") from error

@@ -1,14 +1,14 @@
-"""The layers of a network: the units in which rates, sources and similarities are said.
+"""The layers of a network: rates, sources and similarities are given per layer.
 
-A layer is named by the module path that PyTorch gives it (`layer2.0`,
-`encoder.layers.encoder_layer_3`). Wherever a layer is asked for, any module path will do: a prefix
-such as `layer2` stands for all the layers below it. Where values are spread over parameters
-(`assign`), a wildcard such as `*lora_*` stands for every path that it matches.
+A layer is named by PyTorch's path of the module (`layer2.0`, `encoder.layers.encoder_layer_3`).
+Functions that take a layer take any module path: a prefix such as `layer2` stands for all the
+layers below it. In `assign`, a wildcard such as `*lora_*` stands for every path that it matches.
 """
 
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import TypeVar
@@ -35,32 +35,37 @@ def check_network(model: object) -> None:
 
 
 def layers(model: nn.Module) -> list[str]:
-    """The names of a network's layers, in order of registration: the modules that hold its
-    parameters and buffers.
+    """The names of a network's layers, in order of registration.
 
-    The rule: the children of `model` that hold parameters or buffers, except that these are opened
-    into their children:
+    The layers are the children of `model` that hold parameters or buffers. Two kinds of children
+    are opened into their own children:
 
-    - a plain `nn.Sequential`, `nn.ModuleList` or `nn.ModuleDict` (a subclass is a block of its
-      author's, and stays whole);
+    - a plain `nn.Sequential`, `nn.ModuleList` or `nn.ModuleDict`. A subclass is a block and stays
+      whole.
     - a child that holds a stack of blocks: a plain container with two or more modules of one class,
-      of which one nests modules of its own (the encoder of a vision transformer, a ResNet used as a
-      backbone). An element of a container is never opened by this rule.
+      at least one of them with modules inside (the encoder of a vision transformer, a ResNet used
+      as a backbone). An element of a container is never opened by this rule.
 
     Every parameter and buffer belongs to exactly one layer; see `owners`.
+
+    Raises:
+        TypeError: `model` is not a network.
 
     Example:
         >>> layers(nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 5)))
         ['0', '3']
     """
     check_network(model)
-    found = [name for name, _ in _walk(model, "")]
-    return found or [""] * bool(_holds_tensors(model))
+    names = list(_walk(model, ""))
+    if not names and _holds_tensors(model):
+        return [""]  # the model itself is the only layer
+    return names
 
 
 def owners(model: nn.Module) -> dict[str, str]:
-    """Parameter and buffer name -> the one layer it belongs to (a bare parameter to the first layer
-    of its container).
+    """The layer that each parameter and buffer belongs to, by name.
+
+    A parameter that a container holds itself belongs to the container's first layer.
 
     Example:
         >>> owners(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
@@ -72,15 +77,18 @@ def owners(model: nn.Module) -> dict[str, str]:
 
 
 def head(model: nn.Module, name: str | None = None) -> str:
-    """The name of the head: the last `nn.Linear` or `nn.Conv2d` by registration, or `name` if one
-    is given (and exists).
+    """The name of the head: `name`, or the last `nn.Linear` or `nn.Conv2d` by registration.
 
     If that layer is part of a low-rank adapter (`base(x) + B(A(x))`), the head is the adapter. This
-    is a guess: which layer makes the output only a run can tell (see
+    is a guess. Only a run shows which layer computes the output (see
     `metalearn.network.activations.output_of`).
 
+    Args:
+        model: any network.
+        name: a module of it.
+
     Raises:
-        ValueError: there is none, or `name` is not a module of `model`.
+        ValueError: there is no such layer, or `name` is not a module of `model`.
         TypeError: `name` is not a string.
 
     Example:
@@ -99,51 +107,57 @@ def head(model: nn.Module, name: str | None = None) -> str:
 
 
 def heads(model: nn.Module) -> list[str]:
-    """The names of the layers that could be the head, by registration: every `nn.Linear` and
-    `nn.Conv2d`, or the adapter around it.
+    """The names of the layers that could be the head, by registration.
+
+    These are every `nn.Linear` and `nn.Conv2d`, or the low-rank adapter around it.
 
     Example:
         >>> heads(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
         ['0', '2']
     """
     check_network(model)
-    adapters = [path for path, module in model.named_modules() if path and _is_adapter(module)]
-    paths = [
-        path for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
-    ]
-    # An adapter is registered before the layers inside it, so that the first match is the outermost
-    # one.
-    whole = [
-        next((adapter for adapter in adapters if is_inside(path, adapter)), path) for path in paths
-    ]
-    return list(dict.fromkeys(whole))
+    adapters: list[str] = []  # the outermost ones: an adapter is registered before what is inside
+    names: dict[str, None] = {}  # without duplicates, in order
+    for path, module in model.named_modules():
+        around = [adapter for adapter in adapters if is_inside(path, adapter)]
+        if path and not around and _is_adapter(module):
+            adapters.append(path)
+            around = [path]
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            names[around[0] if around else path] = None
+    return list(names)
 
 
 def body(model: nn.Module, head_name: str | None = None) -> list[str]:
-    """The names of the layers that are not the head (nor inside it).
+    """The names of the layers that are not the head or inside it.
 
     Example:
         >>> body(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
         ['0']
     """
     last = head(model, head_name)
+    # A layer that holds the head and other tensors too belongs to the body.
     owner = owners(model)
     outside = {owner[tensor] for tensor in owner if not is_inside(tensor, last)}
     return [layer for layer in layers(model) if layer in outside]
 
 
 def is_inside(name: str, path: str) -> bool:
-    """Whether the tensor or module `name` is `path` or lies below it; everything lies below the
-    path "".
-    """
-    return path == "" or name == path or name.startswith(path + ".")
+    """Whether the tensor or module `name` is `path` or below it; everything is below ""."""
+    return path in ("", name) or name.startswith(f"{path}.")
 
 
 def resolve(model: nn.Module, name: str, *, parameters: bool = False) -> str:
-    """`name` itself, if it is a module of `model` (or, on request, a parameter).
+    """Check that `name` is a module of `model`, and return it.
 
-    Raises ValueError that lists near matches, so that a misspelt layer never passes for an empty
-    one, and TypeError if it is no string.
+    Args:
+        model: any network.
+        name: the path of a module.
+        parameters: whether the path of a parameter is allowed too.
+
+    Raises:
+        ValueError: there is no such path. The message lists near matches.
+        TypeError: `name` is not a string.
     """
     check_network(model)
     if not isinstance(name, str):
@@ -152,45 +166,50 @@ def resolve(model: nn.Module, name: str, *, parameters: bool = False) -> str:
             f"a layer is named by its path, a string such as {example!r}, not by {name!r}, a"
             f" {type(name).__name__}"
         )
-    known = [path for path, _ in model.named_modules(remove_duplicate=False)]
+    paths = [path for path, _ in model.named_modules(remove_duplicate=False)]
     if parameters:
-        known += [path for path, _ in model.named_parameters(remove_duplicate=False)]
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
-        hint = (
-            f"did you mean {', '.join(near)}?"
-            if near
-            else f"its layers are {', '.join(layers(model))}"
-        )
+        paths += [path for path, _ in model.named_parameters(remove_duplicate=False)]
+    if name not in paths:
+        hint = f"its layers are {', '.join(layers(model))}"
+        near = difflib.get_close_matches(name, paths, n=4, cutoff=0.5)
+        if near:
+            hint = f"did you mean {', '.join(near)}?"
         raise ValueError(f"{type(model).__name__} has no layer {name!r}; {hint}")
     return name
 
 
 def is_wildcard(path: str) -> bool:
-    """Whether a path is a pattern, such as `*lora_*`, rather than the name of one module or
-    parameter.
-    """
+    """Whether a path is a pattern, such as `*lora_*`."""
     return isinstance(path, str) and any(mark in path for mark in "*?[")
 
 
 def assign(model: nn.Module, values: Mapping[str, Value]) -> dict[str, Value]:
-    """Spread `{module or parameter path: value}` over parameters -> `{parameter name: value}`; the
-    longest matching path wins.
+    """Spread values over parameters by path; the longest matching path wins.
 
-    A wildcard (`*lora_*`) reaches the parameters that it matches, and all that lies below the
-    modules that it matches; of two keys as long as each other the first wins. A parameter that no
-    path reaches is left out. A parameter that is used in two places (tied weights) is reached
-    through either name.
+    A wildcard (`*lora_*`) reaches the parameters that it matches, and all parameters below the
+    modules that it matches. Of two paths of equal length, the first wins. A parameter that no path
+    reaches is left out. A parameter that is used in two places (tied weights) is reached by either
+    name.
 
-    Raises ValueError if the two names of a tied parameter get different values, if a path does not
-    exist, or if a wildcard matches nothing.
+    Args:
+        model: any network.
+        values: by the path of a module or parameter.
+
+    Returns:
+        The values by parameter name.
+
+    Raises:
+        ValueError: the two names of a tied parameter get different values, a path does not exist,
+            or a wildcard matches nothing.
 
     Example:
-        >>> assign(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), {"": 0.1, "1": 0.5, "*.bias": 0.0})
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        >>> assign(model, {"": 0.1, "1": 0.5, "*.bias": 0.0})
         {'0.weight': 0.1, '0.bias': 0.0, '1.weight': 0.5, '1.bias': 0.0}
     """
     assigned: dict[str, Value] = {}
     for name, reached in reach(model, values).items():
+        # One entry for each name of the parameter: several only if it is tied.
         alias, path = reached[0]
         value = values[path]
         for other_alias, other_path in reached[1:]:
@@ -205,13 +224,22 @@ def assign(model: nn.Module, values: Mapping[str, Value]) -> dict[str, Value]:
 
 
 def reach(model: nn.Module, paths: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
-    """Which path reaches each parameter: parameter name -> `(name, longest matching path)` for each
-    of its names that one reaches.
+    """The path that reaches each parameter.
 
-    Only a tied parameter has more than one name. Raises ValueError as `assign` does.
+    Args:
+        model: any network.
+        paths: of modules or parameters, or wildcards.
+
+    Returns:
+        By parameter name, a list of (name, longest matching path) for each of its names that a path
+        reaches. Only a tied parameter has more than one name.
+
+    Raises:
+        ValueError: a path does not exist, or a wildcard matches nothing.
 
     Example:
-        >>> reach(nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)), ["", "1"])
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+        >>> reach(model, ["", "1"])
         {'0.weight': [('0.weight', '')], '1.weight': [('1.weight', '1')]}
     """
     paths = list(paths)
@@ -224,6 +252,7 @@ def reach(model: nn.Module, paths: Iterable[str]) -> dict[str, list[tuple[str, s
                 f"the wildcard {path!r} matches no parameter of {type(model).__name__}; its layers"
                 f" are {', '.join(layers(model))}"
             )
+    # A tied parameter has several aliases and one name, its first.
     names = {id(tensor): name for name, tensor in model.named_parameters()}
     reached: dict[str, list[tuple[str, str]]] = {}
     for alias, tensor in aliases:
@@ -234,63 +263,61 @@ def reach(model: nn.Module, paths: Iterable[str]) -> dict[str, list[tuple[str, s
 
 
 def _matches(name: str, path: str) -> bool:
-    """Whether a parameter is reached by a path or a wildcard."""
+    """Whether a path or a wildcard reaches a parameter."""
     if not is_wildcard(path):
         return is_inside(name, path)
+    # A wildcard that matches a module reaches all below it.
     parts = name.split(".")
-    return any(fnmatchcase(".".join(parts[:end]), path) for end in range(1, len(parts) + 1))
+    prefixes = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    return any(fnmatchcase(prefix, path) for prefix in prefixes)
 
 
 def _is_adapter(module: nn.Module) -> bool:
-    """Whether a module holds a layer and, beside it, nothing but pairs of low-rank factors whose
-    product has the layer's shape.
+    """Whether a module is a low-rank adapter: a layer and pairs of factors, and nothing else.
+
+    The product of each pair has the shape of the layer's weight W (outputs, inputs). One factor has
+    the layer's inputs as a dimension, and one its outputs; the other dimension of both is the rank.
     """
-    layer = next(
-        (child for child in module.children() if isinstance(child, nn.Linear | nn.Conv2d)), None
-    )
-    if layer is None or type(module) in _CONTAINERS:
+    children = [child for child in module.children() if isinstance(child, nn.Linear | nn.Conv2d)]
+    if not children or type(module) in _CONTAINERS:
         return False
-    outputs, inputs = layer.weight.shape[:2]
-    of_layers = {
+    weight = children[0].weight
+    outputs, inputs = weight.shape[:2]
+    layer_weights = {
         id(part.weight) for part in module.modules() if isinstance(part, nn.Linear | nn.Conv2d)
     }
-    factors = [
-        tensor for tensor in module.parameters() if tensor.ndim > 1 and tensor is not layer.weight
-    ]
-    down, up = (
-        set(),
-        set(),
-    )  # the ranks of factors that take the layer's inputs, and of those that give its outputs
-    for tensor in factors:
-        start, end = tensor.shape[
-            :2
-        ]  # behind these the factors of a convolution have its kernel's sizes
-        bare = (
-            id(tensor) not in of_layers
-        )  # and may be a factor of `x @ A @ B` as well as of `B(A(x))`
-        takes = end == inputs or (bare and start == inputs)
-        gives = start == outputs or (bare and end == outputs)
-        if takes:
-            down.add(start if end == inputs else end)
-        if gives:
-            up.add(end if start == outputs else start)
-        if not takes and not gives:
+    factors = [tensor for tensor in module.parameters() if tensor.ndim > 1 and tensor is not weight]
+    input_ranks = set()
+    output_ranks = set()
+    for factor in factors:
+        # The other dimensions of a convolution's factor are the sizes of its kernel.
+        rows, columns = factor.shape[:2]
+        # A bare parameter may be transposed: `x @ A @ B` as well as `B(A(x))`.
+        bare = id(factor) not in layer_weights
+        has_inputs = columns == inputs or (bare and rows == inputs)
+        has_outputs = rows == outputs or (bare and columns == outputs)
+        if not has_inputs and not has_outputs:
             return False
-    return len(factors) > 1 and down == up and max(down) < min(inputs, outputs)
+        if has_inputs:
+            input_ranks.add(rows if columns == inputs else columns)
+        if has_outputs:
+            output_ranks.add(columns if rows == outputs else rows)
+    if len(factors) < 2 or input_ranks != output_ranks:
+        return False
+    return max(input_ranks) < min(inputs, outputs)
 
 
-def _walk(
-    module: nn.Module, prefix: str, *, opened: bool = True
-) -> Iterator[tuple[str, nn.Module]]:
+def _walk(module: nn.Module, prefix: str, *, opens_stacks: bool = True) -> Iterator[str]:
+    """The paths of the layers inside a module; see `layers` for the rule."""
     for name, child in module.named_children():
         path = f"{prefix}{name}"
         if not _holds_tensors(child):
             continue
         plain = type(child) in _CONTAINERS
-        if plain or (opened and _holds_stack(child)):
-            yield from _walk(child, f"{path}.", opened=not plain)
+        if plain or (opens_stacks and _holds_stack(child)):
+            yield from _walk(child, f"{path}.", opens_stacks=not plain)
         else:
-            yield path, child
+            yield path
 
 
 def _holds_tensors(module: nn.Module) -> bool:
@@ -298,6 +325,7 @@ def _holds_tensors(module: nn.Module) -> bool:
 
 
 def _holds_stack(module: nn.Module) -> bool:
+    """Whether a stack of blocks is inside a module, but not inside a container of its own."""
     return any(
         _is_stack(child) or (type(child) not in _CONTAINERS and _holds_stack(child))
         for child in module.children()
@@ -305,26 +333,25 @@ def _holds_stack(module: nn.Module) -> bool:
 
 
 def _is_stack(module: nn.Module) -> bool:
+    """Whether a module is a plain container with two modules of one class that nests others."""
     if type(module) not in _CONTAINERS:
         return False
     blocks = [child for child in module.children() if not isinstance(child, _CONTAINERS)]
-    kinds = {type(block) for block in blocks if _nests(block)}
-    return any(sum(type(block) is kind for block in blocks) >= 2 for kind in kinds)
+    counts = Counter(type(block) for block in blocks)
+    return any(counts[type(block)] >= 2 and _nests(block) for block in blocks)
 
 
 def _nests(module: nn.Module) -> bool:
+    """Whether a child of the module has children."""
     return any(next(child.children(), None) is not None for child in module.children())
 
 
 def _owner(tensor: str, names: list[str]) -> str:
-    """The layer that holds the tensor, or else the first layer of the innermost container that
-    does.
-    """
-    container = tensor
-    while True:
-        if container in names:
-            return container
-        container = container.rpartition(".")[0]
-        below = [name for name in names if is_inside(name, container)]
-        if below:
-            return container if container in names else below[0]
+    """The layer that holds a tensor, or the first layer of the innermost container that does."""
+    path = tensor
+    while path not in names:
+        path = path.rpartition(".")[0]
+        below = [name for name in names if is_inside(name, path)]
+        if below and path not in names:
+            return below[0]
+    return path

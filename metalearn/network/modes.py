@@ -1,4 +1,4 @@
-"""Evaluation mode for a while."""
+"""Evaluation mode for the duration of a block."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from torch import nn
 @contextmanager
 def evaluation_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Put modules into evaluation mode, and each submodule back into its own mode afterwards."""
-    before = [(module, module.training) for root in modules for module in root.modules()]
+    modes: list[tuple[nn.Module, bool]] = []
+    for module in modules:
+        modes += [(submodule, submodule.training) for submodule in module.modules()]
     try:
-        for module, _ in before:
-            module.training = False
+        for submodule, _ in modes:
+            submodule.training = False
         yield
     finally:
-        for module, mode in before:
-            module.training = mode
+        for submodule, mode in modes:
+            submodule.training = mode

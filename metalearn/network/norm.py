@@ -1,11 +1,11 @@
-"""Normalisation layers: which modules they are, and whose statistics batch norm uses.
+"""Normalisation layers: which modules they are, and which statistics batch norm uses.
 
-With running statistics the support set of one task changes what the next task sees, and evaluation
-mode normalises a task by other tasks' statistics. So a learner asks for one of two clear choices,
-and every result records which.
+With running statistics, the support set of one task changes the output for the next task, and
+evaluation mode normalises a task by other tasks' statistics. So a learner requires one of two
+choices, `batch_statistics` or `frozen_statistics`, and every result records which.
 
-Networks bring norms of their own, so a norm is known by its tensors: by the statistics that it
-keeps, and by what it does to an input.
+Networks may have norms of their own. A norm is therefore recognised by its tensors: by the
+statistics that it keeps, and by its output for a trial input.
 """
 
 from __future__ import annotations
@@ -30,39 +30,41 @@ _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 def batch_statistics(model: nn.Module) -> nn.Module:
     """Normalise by the statistics of the current batch, in training and in evaluation.
 
-    Changes `model` in place and returns it. This is what the MAML papers do. It is transductive:
-    the queries of a task are normalised together, so a prediction depends on the other queries in
-    the batch. The running statistics are dropped.
+    Changes `model` in place and returns it. The MAML papers do this. It is transductive: the
+    queries of a task are normalised together, so a prediction depends on the other queries in the
+    batch. The running statistics are dropped.
 
     Args:
-        model: Any module.
+        model: any module.
 
     Returns:
-        nn.Module: The same module.
+        The same module.
 
     Raises:
         ValueError: a layer that is not one of torch's norms keeps statistics.
 
     Example:
-        >>> batch_statistics(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)))[1].running_mean is None
+        >>> model = batch_statistics(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)))
+        >>> model[1].running_mean is None
         True
     """
     check_network(model)
-    keeping = [(name, module) for name, module in model.named_modules() if keeps_statistics(module)]
-    for name, module in keeping:
-        if not isinstance(module, _NormBase):
+    for name, module in model.named_modules():
+        if keeps_statistics(module) and not isinstance(module, _NormBase):
             raise ValueError(
                 f"{_described(name, module)} keeps statistics of its own, and only torch's norms"
-                " can be told to use the batch's. Replace it by nn.BatchNorm2d, or keep the"
-                " statistics it has with metalearn.frozen_statistics(model)"
+                " can be switched to those of the batch. Replace it by nn.BatchNorm2d, or keep its"
+                " statistics with metalearn.frozen_statistics(model)"
             )
     for module in model.modules():
         if isinstance(module, _NormBase) and module.track_running_stats:
-            _thaw(module, model.training)
+            _thaw(module, training=model.training)
             module.track_running_stats = False
-            module.running_mean = module.running_var = module.num_batches_tracked = None
+            module.running_mean = None
+            module.running_var = None
+            module.num_batches_tracked = None
         if isinstance(module, nn.SyncBatchNorm):
-            _freeze(module)  # in training it would use the other ranks' batches: other tasks
+            _freeze(module)  # in training it would include the other ranks' batches: other tasks
     return model
 
 
@@ -70,15 +72,15 @@ def frozen_statistics(model: nn.Module) -> nn.Module:
     """Normalise by the running statistics as they are now, in training too.
 
     Changes `model` in place and returns it. For pretrained networks: nothing is transductive and
-    nothing is updated; weight and bias stay trainable. A layer that keeps statistics computes as in
-    evaluation mode from now on, by its author's own `forward`, so the output in evaluation mode
-    stays the same. Modules inside such a layer still follow `train()` and `eval()`.
+    nothing is updated; weight and bias stay trainable. A layer that keeps statistics stays in
+    evaluation mode and uses its author's own `forward`, so the output in evaluation mode does not
+    change. Modules inside such a layer still follow `train()` and `eval()`.
 
     Args:
-        model: Any module.
+        model: any module.
 
     Returns:
-        nn.Module: The same module.
+        The same module.
 
     Raises:
         ValueError: a layer has no running statistics to freeze, or cannot be changed.
@@ -102,14 +104,15 @@ def frozen_statistics(model: nn.Module) -> nn.Module:
 
 
 class FrozenStatistics(nn.Module):
-    """Added to the class of a frozen norm: the module itself is always in evaluation mode.
+    """A base class added to a frozen norm: the module itself stays in evaluation mode.
 
-    The class is changed in place, so tensors, hooks and the names in state dicts stay as they were.
-    Copies and pickles name the author's class, since the class made here cannot be imported.
+    The class of the module is changed in place, so tensors, hooks and the names in state dicts do
+    not change. Copies and pickles name the author's class, because the class made here cannot be
+    imported.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name != "training":  # `train()` sets it here and in the modules inside
+        if name != "training":  # `train()` sets it
             super().__setattr__(name, value)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -117,36 +120,35 @@ class FrozenStatistics(nn.Module):
 
 
 def check_statistics(model: nn.Module) -> None:
-    """Raise ValueError, with the cure, if a layer keeps running statistics.
+    """Raise an error if a layer keeps running statistics.
 
     Args:
-        model: Any module.
+        model: any module.
 
     Raises:
-        ValueError: names the layers.
+        ValueError: a layer does; the message names it and the cure.
     """
     check_network(model)
-    keeping = [
+    names = [
         _described(name, module)
         for name, module in model.named_modules()
         if keeps_statistics(module) and not isinstance(module, FrozenStatistics)
     ]
-    if keeping:
-        what = (
-            f"{keeping[0]} and {len(keeping) - 1} more keep"
-            if len(keeping) > 1
-            else f"{keeping[0]} keeps"
-        )
-        raise ValueError(
-            f"{what} running statistics, which tasks would write into and read from each other. "
-            "Choose: metalearn.batch_statistics(model) normalises by the current batch "
-            "(transductive, as in the MAML papers); metalearn.frozen_statistics(model) keeps the "
-            "statistics it has (for pretrained networks)"
-        )
+    if not names:
+        return
+    keeping = f"{names[0]} keeps"
+    if len(names) > 1:
+        keeping = f"{names[0]} and {len(names) - 1} more keep"
+    raise ValueError(
+        f"{keeping} running statistics, through which one task would change the results of the"
+        " next. Choose: metalearn.batch_statistics(model) normalises by the current batch"
+        " (transductive, as in the MAML papers); metalearn.frozen_statistics(model) keeps the"
+        " present statistics (for pretrained networks)"
+    )
 
 
 def statistics(model: nn.Module) -> str:
-    """Which statistics the model's norms use, in words, for the record of a result.
+    """The kinds of statistics that the model's norms use, for the record of a result.
 
     Example:
         >>> statistics(nn.Linear(2, 2))
@@ -169,8 +171,8 @@ def statistics_of(module: nn.Module) -> list[str]:
 def keeps_statistics(module: nn.Module) -> bool:
     """Whether a forward pass in training mode would write into running statistics.
 
-    Of torch's norms this is known. Of any other module that holds statistics, a copy is run on
-    inputs of a few shapes.
+    torch's norms do. For any other module that holds statistics, a copy is run on inputs of a few
+    shapes.
 
     Example:
         >>> from torchvision.ops import FrozenBatchNorm2d
@@ -183,17 +185,17 @@ def keeps_statistics(module: nn.Module) -> bool:
     before = [getattr(module, name).detach().clone() for name in names]
     for trial, inputs in _trials(module, before[0].numel()):
         if _output(trial, inputs) is not None:
-            after = (getattr(trial, name) for name in names)
+            after = [getattr(trial, name) for name in names]
             return not all(map(torch.equal, before, after))
-    return True  # nothing is known of it
+    return True  # no input could be tried
 
 
 def is_norm(module: nn.Module) -> bool:
     """Whether a module itself (not one inside it) normalises.
 
-    So do torch's own norms and what is derived from them, whatever holds running statistics, and a
-    module whose parameters are all its own and vectors, as scales and shifts are, and whose output
-    stays bounded while its input grows.
+    torch's norms do, with the classes derived from them, and every module that holds running
+    statistics. So does a module whose output stays bounded while its input grows, if all its
+    parameters are vectors (a scale and a shift) that it holds itself.
 
     Example:
         >>> is_norm(nn.BatchNorm2d(3)), is_norm(nn.Sequential(nn.BatchNorm2d(3)))
@@ -201,21 +203,29 @@ def is_norm(module: nn.Module) -> bool:
     """
     if isinstance(module, _NORMS) or statistics_of(module):
         return True
-    own = list(module.parameters(recurse=False))
-    if not own or len(own) != len(list(module.parameters())):
+    parameters = list(module.parameters(recurse=False))
+    if not parameters or len(parameters) != len(list(module.parameters())):
         return False
-    # A scale and a shift, (channels,) or such as (1, channels, 1, 1)
-    if any(nn.parameter.is_lazy(p) or max(p.shape, default=1) != p.numel() for p in own):
+    if not all(map(_is_vector, parameters)):
         return False
-    for trial, inputs in _trials(module, max(parameter.numel() for parameter in own)):
-        output, larger = _output(trial, inputs), _output(trial, 1e4 * inputs)
+    channels = max(parameter.numel() for parameter in parameters)
+    for trial, inputs in _trials(module, channels):
+        output = _output(trial, inputs)
+        larger = _output(trial, 1e4 * inputs)
         if output is not None and larger is not None and output.shape == inputs.shape:
             return bool(larger.abs().max() < 100 * output.abs().max() + 100)
     return False
 
 
+def _is_vector(parameter: nn.Parameter) -> bool:
+    """Whether a parameter is (channels,), or for example (1, channels, 1, 1)."""
+    if nn.parameter.is_lazy(parameter):
+        return False
+    return max(parameter.shape, default=1) == parameter.numel()
+
+
 def norm_parameters(model: nn.Module) -> list[str]:
-    """The names of the parameters that the model's norms hold themselves.
+    """The names of the parameters of the model's norms.
 
     Example:
         >>> norm_parameters(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)))
@@ -226,11 +236,14 @@ def norm_parameters(model: nn.Module) -> list[str]:
 
 
 def _kind(module: nn.Module) -> str:
+    """The kind of statistics that a module uses; "" for one that is no batch norm."""
     if statistics_of(module):
-        keeps = keeps_statistics(module) and not isinstance(module, FrozenStatistics)
-        return "running statistics" if keeps else "frozen statistics"
-    of_batch = isinstance(module, _NormBase) and not isinstance(module, _InstanceNorm)
-    return "batch statistics" if of_batch else ""
+        if isinstance(module, FrozenStatistics) or not keeps_statistics(module):
+            return "frozen statistics"
+        return "running statistics"
+    if isinstance(module, _NormBase) and not isinstance(module, _InstanceNorm):
+        return "batch statistics"
+    return ""
 
 
 def _described(name: str, module: nn.Module) -> str:
@@ -238,6 +251,7 @@ def _described(name: str, module: nn.Module) -> str:
 
 
 def _check_freezable(name: str, module: nn.Module) -> None:
+    """Raise ValueError, with the cure, if a module's statistics cannot be frozen."""
     if isinstance(module, torch.jit.ScriptModule):
         raise ValueError(
             f"{_described(name, module)} is compiled by torch.jit; call frozen_statistics(model)"
@@ -251,59 +265,61 @@ def _check_freezable(name: str, module: nn.Module) -> None:
 
 
 def _freeze(module: nn.Module) -> None:
-    modes = [(inside, inside.training) for inside in module.modules()][1:]
-    module.eval()  # by the author's own, which may put statistics in order
-    for inside, mode in modes:
-        inside.training = mode
+    """Keep a module, and not the modules inside it, in evaluation mode."""
+    inner_modes = [(inner, inner.training) for inner in module.modules() if inner is not module]
+    module.eval()  # the author's own, which may update the statistics
+    for inner, mode in inner_modes:
+        inner.training = mode
     module.__class__ = _frozen_class(_author_class(module))  # type: ignore[arg-type, assignment]
 
 
-def _thaw(module: nn.Module, mode: bool) -> None:
+def _thaw(module: nn.Module, *, training: bool) -> None:
+    """Undo `_freeze`."""
     if isinstance(module, FrozenStatistics):
         module.__class__ = _author_class(module)  # type: ignore[assignment]
-        module.training = mode
+        module.training = training
 
 
 @cache
 def _frozen_class(kind: type[nn.Module]) -> type[nn.Module]:
-    about = {"__module__": kind.__module__, "__doc__": kind.__doc__}
-    return type(f"Frozen{kind.__name__}", (FrozenStatistics, kind), about)
+    """The class of frozen modules of a class."""
+    attributes = {"__module__": kind.__module__, "__doc__": kind.__doc__}
+    return type(f"Frozen{kind.__name__}", (FrozenStatistics, kind), attributes)
 
 
 def _author_class(module: nn.Module) -> type[nn.Module]:
+    """The class that a module had before it was frozen."""
     kind = type(module)
     return kind.__bases__[1] if issubclass(kind, FrozenStatistics) else kind
 
 
 def _rebuilt(kind: type[nn.Module]) -> nn.Module:
+    """An empty frozen module, for copies and pickles."""
     frozen = _frozen_class(kind)  # type: ignore[arg-type]
     return frozen.__new__(frozen)
 
 
 def _trials(module: nn.Module, channels: int) -> Iterator[tuple[nn.Module, Tensor]]:
-    """Copies of a module in training mode, each with an input of another shape.
-
-    The channels come second (as for batch norm) or last (as for layer norm).
-    """
-    second = [(4, channels, *[3] * dims) for dims in range(4)]
-    last = [(4, *[3] * dims, channels) for dims in (1, 2)]
-    for shape in second + last:
+    """Copies of a module in training mode, each with an input of another shape."""
+    channels_second = [(4, channels, *[3] * dims) for dims in range(4)]  # as for batch norm
+    channels_last = [(4, *[3] * dims, channels) for dims in (1, 2)]  # as for layer norm
+    for shape in channels_second + channels_last:
         try:
             trial = copy.deepcopy(module).train()
-            for inside in trial.modules():
-                inside._forward_hooks.clear()
-                inside._forward_pre_hooks.clear()
-        except Exception:  # what cannot be copied is not known
+            for inner in trial.modules():
+                inner._forward_hooks.clear()
+                inner._forward_pre_hooks.clear()
+        except Exception:  # the module cannot be copied, so it cannot be tried
             return
-        tensors = *module.parameters(), *module.buffers()
+        tensors = (*module.parameters(), *module.buffers())
         like = next(tensor for tensor in tensors if tensor.is_floating_point())
-        # Values that no statistic fits by chance
+        # Values that equal no running statistic by coincidence.
         values = torch.linspace(-1, 2, math.prod(shape), dtype=torch.float64).square()
         yield trial, values.view(shape).to(like)
 
 
 def _output(module: nn.Module, inputs: Tensor) -> Tensor | None:
-    """What a module gives for an input; None if it does not take it, or gives no tensor."""
+    """A module's output; None if it fails or is not a tensor."""
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             output = module(inputs)

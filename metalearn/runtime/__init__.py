@@ -1,1 +1,1 @@
-"""What the rest stands on and knows nothing of learning: files, processes, progress, options."""
+"""The ground floor, which knows nothing of learning: files, processes, progress, options."""

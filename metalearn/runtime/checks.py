@@ -13,7 +13,7 @@ _LARGEST = 2**63 - 1  # what fits a size of PyTorch
 
 
 def whole_number(name: str, value: object, least: int | None = 1) -> int:
-    """Return `value` as an int.
+    """Check that `value` is a whole number, and return it as an int.
 
     Args:
         name: what the number is called, for the message.
@@ -21,14 +21,16 @@ def whole_number(name: str, value: object, least: int | None = 1) -> int:
         least: the smallest value allowed; None for no bound.
 
     Raises:
-        TypeError: if `value` is no whole number; a bool and a float are none.
-        ValueError: if it is below `least`.
+        TypeError: `value` is not a whole number. Neither a bool nor a float is one.
+        ValueError: `value` is below `least`, or does not fit 64 bits.
 
     Example:
         >>> whole_number("steps", 3)
         3
     """
-    cure = "it must be a whole number" + ("" if least is None else f" of at least {least}")
+    cure = "it must be a whole number"
+    if least is not None:
+        cure += f" of at least {least}"
     try:
         if isinstance(value, bool):  # an int for Python, but a mistake in a setting
             raise TypeError
@@ -43,8 +45,11 @@ def whole_number(name: str, value: object, least: int | None = 1) -> int:
 
 
 def positive(**numbers: object) -> tuple[int, ...]:
-    """The numbers as ints. Raises as `whole_number` does, naming the first that is not a whole
-    number of at least 1.
+    """Check that all numbers are whole and at least 1, and return them as ints.
+
+    Raises:
+        TypeError: a number is not a whole number.
+        ValueError: a number is below 1.
 
     Example:
         >>> positive(ways=5, shots=1)
@@ -54,15 +59,15 @@ def positive(**numbers: object) -> tuple[int, ...]:
 
 
 def sequence(name: str, values: object, example: str) -> list[Any]:
-    """Return `values` as a list.
+    """Check that `values` is a sequence, and return it as a list.
 
     Args:
-        name: what they are called, for the message.
-        values: anything that can be gone through, except one string.
+        name: what the values are called, for the message.
+        values: any iterable except a string.
         example: what to write instead, for the message.
 
     Raises:
-        TypeError: if `values` is something else.
+        TypeError: `values` is not iterable, or is one string.
 
     Example:
         >>> sequence("hidden", (40, 40), "(40, 40)")
@@ -80,8 +85,11 @@ def sequence(name: str, values: object, example: str) -> list[Any]:
 
 
 def widths_of_layers(name: str, values: object, example: str) -> list[int]:
-    """The widths of layers as a list of ints. Raises as `sequence` does for the list and as
-    `whole_number` for each of its numbers.
+    """Check the widths of a network's layers, and return them as a list of ints.
+
+    Raises:
+        TypeError: `values` is not a sequence of whole numbers.
+        ValueError: a width is below 1.
 
     Example:
         >>> widths_of_layers("hidden", (40, 40), "(40, 40)")
@@ -94,22 +102,24 @@ def widths_of_layers(name: str, values: object, example: str) -> list[int]:
 
 
 def positive_number(name: str, value: object, cure: str = "") -> float:
-    """Return `value` as a float.
+    """Check that `value` is finite and above 0, and return it as a float.
 
     Args:
         name: what the number is called, for the message.
-        value: a finite number above 0, or a scalar of numpy or torch.
+        value: a number, or a scalar of numpy or torch.
         cure: what to do instead, added to the message.
 
     Raises:
-        TypeError: if `value` is no number; a bool and a string are none.
-        ValueError: if it is zero, negative, NaN or infinite.
+        TypeError: `value` is not a number. Neither a bool nor a string is one.
+        ValueError: `value` is zero, negative, NaN or infinite.
 
     Example:
         >>> positive_number("outer_lr", 1e-3)
         0.001
     """
-    needed = f"it must be a finite number above 0{cure and '; '}{cure}"
+    needed = "it must be a finite number above 0"
+    if cure:
+        needed += f"; {cure}"
     try:
         if isinstance(value, bool | str | bytes):
             raise TypeError
@@ -122,7 +132,10 @@ def positive_number(name: str, value: object, cure: str = "") -> float:
 
 
 def is_kind(value: Any, hint: Any) -> bool:
-    """Whether a value has the type of a setting; a whole number is a number, a path is a text."""
+    """Whether a value fits the type of a setting.
+
+    A whole number also fits float, and a path also fits str.
+    """
     kinds = kinds_of(hint)
     if isinstance(value, bool):
         return bool in kinds

@@ -1,44 +1,39 @@
-"""The processes that torchrun starts, each one rank: the whole of what metalearn asks of
-torch.distributed.
+"""The processes that torchrun starts: everything this library asks of `torch.distributed`.
 
-Without torchrun there is one rank, and every function here leaves its argument as it is.
+Each process is one rank. Without torchrun there is one rank, and every function here returns its
+argument unchanged.
 """
 
 from __future__ import annotations
 
 import atexit
 import builtins
+import itertools
 import json
 import os
-import sys
-import time
 import warnings
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from itertools import count as count_from
-from itertools import groupby
-from threading import Event, Thread
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from . import heartbeat
 from .files import Record
+from .heartbeat import CURE
 from .provenance import flat, versions
 
 T = TypeVar("T")
 
-PATIENCE = 30.0  # seconds of silence after which a rank counts as dead; METALEARN_RANK_TIMEOUT sets another number
 SHOWN = 5  # differences between ranks that a message names
-CURE = "Start all of them again with the same command: training goes on from the last checkpoint"
 
 _store: dist.Store | None = None
+_heartbeat: heartbeat.Heartbeat | None = None
 _standalone = False
-_calls = 0  # how often this rank began or ended a wait for the others: odd while it waits
 
 
 def rank() -> int:
@@ -66,93 +61,105 @@ def _in_group() -> bool:
 
 
 def device(name: str) -> str:
-    """The device of this rank: where torchrun started the process, "cuda" is the GPU of its own
-    number on this machine.
+    """The device of this rank: "cuda" is the GPU with the process's number on this machine.
 
     Example:
         >>> device("cpu")
         'cpu'
     """
-    return (
-        f"cuda:{os.environ['LOCAL_RANK']}"
-        if name == "cuda" and "LOCAL_RANK" in os.environ
-        else name
-    )
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        return f"cuda:{os.environ['LOCAL_RANK']}"
+    return name
 
 
 def join(device: torch.device) -> None:
-    """Meet the other ranks where torchrun started this process: nccl for a CUDA `device`, gloo for
-    any other.
+    """Join the other ranks, if torchrun started this process.
 
-    A process group that is there already is used as it is. Otherwise the ranks tell each other from
-    now on that they are alive. If one dies, those that wait for it stop with a message: at once if
-    its connection breaks, and after `METALEARN_RANK_TIMEOUT` seconds (30) if it falls silent. All
-    of them stop after that time if each waits for another, because their calls differ.
+    A process group that exists already is used as it is. Otherwise the ranks use nccl for a CUDA
+    `device` and gloo for any other, and report to each other that they are alive. If one dies, the
+    ranks that wait for it stop with a message: at once if its connection breaks, and after
+    `METALEARN_RANK_TIMEOUT` seconds (30) if it falls silent. If each rank waits for another because
+    their calls differ, all of them stop after that time.
 
-    Raises ValueError if two ranks would share one GPU, and if ranks differ in the version of
-    Python, torch, numpy or metalearn.
+    Args:
+        device: the device of this rank's learner.
+
+    Raises:
+        ValueError: two ranks would share one GPU, or ranks differ in the version of Python, torch,
+            numpy or metalearn.
+        ConnectionError: the other ranks cannot be reached.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return
-    patience = _patience()
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    if device.type == "cuda" and device.index != local:
-        raise ValueError(
-            f"rank {local} of this machine has its learner on {device}; move it to cuda:{local}"
-            " before training"
-        )
+    # The setting is checked before the ranks meet, so that all of them report a wrong one.
+    patience = heartbeat.patience()
     if device.type == "cuda":
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        if device.index != local_rank:
+            raise ValueError(
+                f"rank {local_rank} of this machine has its learner on {device}; move it to"
+                f" cuda:{local_rank} before training"
+            )
         torch.cuda.set_device(device)
     try:
-        _meet(device, patience)
+        _start_group(device, patience)
     except dist.DistError as error:
         raise ConnectionError(
-            f"rank {os.environ.get('RANK')} of {os.environ['WORLD_SIZE']} did not meet the others"
+            f"rank {os.environ.get('RANK')} of {os.environ['WORLD_SIZE']} could not join the others"
             f" ({str(error).splitlines()[0]}). {CURE}"
         ) from error
 
 
 @contextmanager
 def standalone() -> Iterator[None]:
-    """Let every rank work on its own meanwhile, as if there were no other."""
+    """A context in which this rank works alone: `world_size()` is 1."""
     global _standalone
-    before, _standalone = _standalone, True
+    before = _standalone
+    _standalone = True
     try:
         yield
     finally:
         _standalone = before
 
 
-_tickets: Counter[str] = Counter()  # how often each name was used; the same on every rank
+_series = itertools.count()  # one number for each call of `tickets`, the same on every rank
 
 
 def tickets(name: str) -> Iterator[int]:
-    """Numbers from 0 on, each given to one rank alone: whoever is free draws its next piece of
-    work.
+    """Numbers from 0 on, each for one rank alone: whichever rank is free takes the next one.
 
-    Every rank must call it as often, and with the same names in the same order. A name that is used
-    again starts at 0 again.
+    Every rank must call this equally often and in the same order. Every call starts a new series.
+
+    Args:
+        name: what the numbers are for.
 
     Example:
-        >>> draw = tickets("example")
-        >>> next(draw), next(draw)
+        >>> numbers = tickets("example")
+        >>> next(numbers), next(numbers)
         (0, 1)
     """
-    if _store is None:
-        return count_from(rank(), world_size())
-    _tickets[name] += 1
-    series = f"{name}, {_tickets[name]}"
-    return (_drawn(_store, series) for _ in count_from())
+    if _store is None:  # one rank, or a process group of the caller's: every rank has fixed numbers
+        return itertools.count(rank(), world_size())
+    key = f"metalearn tickets {next(_series)} for {name}"
+    return _numbers(_store, key)
 
 
-def _drawn(store: dist.Store, name: str) -> int:
-    with _waiting():
-        return store.add(f"metalearn tickets {name}", 1) - 1
+def _numbers(store: dist.Store, key: str) -> Iterator[int]:
+    while True:
+        with _waiting():
+            number = store.add(key, 1) - 1
+        yield number
 
 
 def check_same(settings: Record, cure: str) -> None:
-    """Raise ValueError on every rank, naming each setting that differs between ranks. Every rank
-    must call it.
+    """Raise an error that names each setting that differs between ranks. Every rank must call this.
+
+    Args:
+        settings: this rank's settings.
+        cure: what to do about a difference, for the message.
+
+    Raises:
+        ValueError: on every rank, if two ranks differ.
 
     Example:
         >>> check_same({"learner": {"lr": 0.1}}, "Start every rank with the same settings")
@@ -161,24 +168,33 @@ def check_same(settings: Record, cure: str) -> None:
 
 
 def raise_together(error: Exception | None) -> None:
-    """Raise on every rank what went wrong on any, so that none waits for one that has stopped.
+    """Raise the error of any rank on every rank. Every rank must call this.
 
-    Every rank must call it.
+    No rank then waits for one that has stopped.
     """
-    said = all_gather(None if error is None else (type(error).__name__, str(error)))
+    failure = None if error is None else (type(error).__name__, str(error))
+    failures = all_gather(failure)  # the names and messages: an error may not be picklable
     if error is not None:
         raise error
-    for number, failed in enumerate(said):
-        if failed is not None:
-            kind = getattr(builtins, failed[0], RuntimeError)
-            known = isinstance(kind, type) and issubclass(kind, Exception)
-            raise (kind if known else RuntimeError)(f"rank {number}: {failed[1]}")
+    for number, failure in enumerate(failures):
+        if failure is not None:
+            name, message = failure
+            raise _exception_class(name)(f"rank {number}: {message}")
+
+
+def _exception_class(name: str) -> type[Exception]:
+    """Python's own exception of this name; RuntimeError for any other name."""
+    kind = getattr(builtins, name, None)
+    if isinstance(kind, type) and issubclass(kind, Exception):
+        return kind
+    return RuntimeError
 
 
 @contextmanager
 def failing_together() -> Iterator[None]:
-    """What goes wrong in here on any rank is raised on every one. Every rank must enter; none may
-    call another rank in here.
+    """A context in which an error on any rank is raised on every rank.
+
+    Every rank must enter it, and none may call another rank inside it.
 
     Example:
         >>> with failing_together():
@@ -192,274 +208,200 @@ def failing_together() -> Iterator[None]:
 
 
 def rank_zero_first(work: Callable[[], T]) -> T:
-    """What `work` returns. The first rank does it before the others, which then find what it kept;
-    an error there is one on every rank.
+    """Return `work()`, which the first rank runs before the others.
+
+    The others can then use the files that it has written. An error on the first rank is raised on
+    every rank.
 
     Example:
         >>> rank_zero_first(lambda: "trained once")
         'trained once'
     """
-    found = None
+    if rank() == 0:
+        with failing_together():
+            result = work()
+        return result
     with failing_together():
-        if rank() == 0:
-            found = work()
-    return work() if rank() else found  # type: ignore[return-value]
+        pass  # wait for the first rank
+    return work()
 
 
 def all_reduce(tensor: Tensor) -> Tensor:
     """The sum of `tensor` over all ranks."""
     if world_size() == 1:
         return tensor
-    moved = tensor.cuda() if dist.get_backend() == "nccl" else tensor.cpu().clone()
+    total = tensor.cuda() if dist.get_backend() == "nccl" else tensor.cpu().clone()
     with _waiting():
-        dist.all_reduce(moved)
-        return moved.to(tensor.device)
-
-
-def anywhere(flag: bool) -> bool:
-    """Whether `flag` is set on any rank, so that all of them stop at the same step."""
-    return bool(all_reduce(torch.tensor(float(flag))))
+        dist.all_reduce(total)
+        return total.to(tensor.device)  # on CUDA the wait is here
 
 
 def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Set each `.grad` to its sum over all ranks: one all_reduce for each dtype; a rank that had no
-    task counts as zero.
+    """Set each `.grad` to its sum over all ranks. A missing gradient counts as zero.
+
+    There is one `all_reduce` for each dtype.
     """
     if world_size() == 1:
         return
-    for _, group in groupby(sorted(parameters, key=lambda p: str(p.dtype)), key=lambda p: p.dtype):
-        alike = list(group)
-        flat = all_reduce(
-            torch.cat(
-                [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in alike]
-            )
-        )
-        for p, gradient in zip(alike, flat.split([p.numel() for p in alike]), strict=True):
-            p.grad = torch.empty_like(p, requires_grad=False).copy_(gradient.view_as(p))
+    by_dtype: dict[torch.dtype, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        by_dtype.setdefault(parameter.dtype, []).append(parameter)
+    for group in by_dtype.values():
+        gradients = [
+            torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            for parameter in group
+        ]
+        total = all_reduce(torch.cat([gradient.reshape(-1) for gradient in gradients]))  # (values,)
+        sizes = [parameter.numel() for parameter in group]
+        for parameter, gradient in zip(group, total.split(sizes), strict=True):
+            parameter.grad = torch.empty_like(parameter, requires_grad=False)
+            parameter.grad.copy_(gradient.view_as(parameter))
 
 
 def same_weights(module: nn.Module) -> None:
-    """Give every rank the first rank's parameters and buffers, with a warning on each rank that had
-    others.
+    """Give every rank the first rank's parameters and buffers.
+
+    Warns on each rank that had others.
     """
-    if world_size() > 1:
-        marks = all_gather(_checksum(module))
-        if marks[rank()] != marks[0]:
-            warnings.warn(
-                f"rank {rank()} had other initial weights than rank 0, which every rank starts from"
-                " now; call torch.manual_seed with one seed on every rank before the network is"
-                " built",
-                stacklevel=3,
-            )
-        with torch.no_grad(), _waiting():
-            for tensor in (*module.parameters(), *module.buffers()):
-                whole = tensor.contiguous()
-                dist.broadcast(whole, src=0)
-                tensor.copy_(whole)
-
-
-def broadcast(thing: T) -> T:
-    """The first rank's `thing`, on every rank."""
-    box = [thing]
-    if world_size() > 1:
-        with _waiting():
-            dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def all_gather(thing: T) -> list[T]:
-    """Every rank's `thing`, in the order of ranks."""
     if world_size() == 1:
-        return [thing]
-    box: list[T] = [thing] * world_size()
+        return
+    checksums = all_gather(_checksum(module))
+    if checksums[rank()] != checksums[0]:
+        warnings.warn(
+            f"rank {rank()} had other initial weights than rank 0, and now starts from rank 0's;"
+            " call torch.manual_seed with one seed on every rank before the network is built",
+            stacklevel=3,
+        )
+    with torch.no_grad(), _waiting():
+        for tensor in (*module.parameters(), *module.buffers()):
+            contiguous = tensor.contiguous()
+            dist.broadcast(contiguous, src=0)
+            tensor.copy_(contiguous)
+
+
+def broadcast(value: T) -> T:
+    """The first rank's `value`, on every rank."""
+    if world_size() == 1:
+        return value
+    values = [value]
     with _waiting():
-        dist.all_gather_object(box, thing)
-    return box
+        dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
-def _meet(device: torch.device, patience: float) -> None:
-    """Start the process group, and the thread that tells the others that this rank is alive."""
-    global _store
+def all_gather(value: T) -> list[T]:
+    """Every rank's `value`, in the order of ranks."""
+    if world_size() == 1:
+        return [value]
+    values = [value] * world_size()
+    with _waiting():
+        dist.all_gather_object(values, value)
+    return values
+
+
+def _start_group(device: torch.device, patience: float) -> None:
+    """Start the process group and this rank's heartbeat."""
+    global _store, _heartbeat
     store, rank, count = next(dist.rendezvous("env://"))
     if os.environ.get("LOCAL_WORLD_SIZE") == str(count):
-        # A restarted group is handed its old store, with the addresses of dead ranks. On one
-        # machine all agree on the count of restarts.
-        store = dist.PrefixStore(
-            f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store
-        )
+        # A restarted group gets its old store, with the addresses of dead ranks. On one machine all
+        # ranks agree on the number of restarts.
+        store = dist.PrefixStore(f"start {_restarts()}", store)
     _check_versions(store, rank, count)
-    # Ranks may wait for one another as long as all of them are alive; on CUDA torch's own limit
-    # finds a GPU that hangs.
-    options: dict[str, Any] = (
-        {"backend": "nccl", "device_id": device}
-        if device.type == "cuda"
-        else {"backend": "gloo", "timeout": timedelta(days=7)}
-    )
+    pulse = heartbeat.Heartbeat(_second_connection(), rank, count, patience)
+    # The heartbeat finds dead ranks, so gloo may wait for living ones as long as it takes. On CUDA,
+    # torch's own limit finds a GPU that hangs.
+    options: dict[str, Any] = {"backend": "gloo", "timeout": timedelta(days=7)}
+    if device.type == "cuda":
+        options = {"backend": "nccl", "device_id": device}
     dist.init_process_group(store=store, rank=rank, world_size=count, **options)
-    _store = store
     atexit.register(dist.destroy_process_group)
-    ended = Event()
-    listening = Thread(
-        target=_listen,
-        args=(_another(), rank, count, patience, ended),
-        daemon=True,
-        name="metalearn-ranks",
-    )
-    listening.start()
-    atexit.register(listening.join, patience)
-    atexit.register(ended.set)
+    pulse.start()
+    atexit.register(pulse.stop)  # runs first: the last one registered
+    _store = store
+    _heartbeat = pulse
 
 
-@contextmanager
-def _waiting() -> Iterator[None]:
-    """What needs the other ranks.
-
-    Where one of them is gone, gloo says at once that its connection broke.
-    """
-    global _calls
-    _calls += 1
-    try:
-        yield
-    except RuntimeError as error:
-        said = str(error).strip().splitlines()[0]
-        if not isinstance(error, dist.DistError) and not any(
-            word in said.lower() for word in ("gloo", "connection", "timed out")
-        ):
-            raise
-        raise ConnectionError(
-            f"rank {dist.get_rank()} of {dist.get_world_size()} lost another rank, which died or"
-            f" stopped ({said})"
-        ) from error
-    finally:
-        _calls += 1
+def _restarts() -> str:
+    """How often torchrun has restarted this process."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 
-def _listen(store: dist.Store, rank: int, count: int, patience: float, ended: Event) -> None:
-    """Tell the others every so often that this rank is alive, and end this process if it waits in
-    vain.
-    """
-    started = time.monotonic()
-    told = 0  # the number of calls that the others know of
-    reached = True
-    numbers = {(name, other): 0 for name in ("alive", "calls") for other in range(count)}
-    changed = dict.fromkeys(numbers, started)
-    while not ended.wait(patience / 10):
-        now = time.monotonic()
-        calls = _calls
-        try:
-            if reached:
-                store.add(f"alive {rank}", 1)
-                store.add(f"calls {rank}", calls - told)
-                told = calls
-            for name, other in numbers if reached else ():
-                number = store.add(f"{name} {other}", 0)
-                if number != numbers[name, other]:
-                    numbers[name, other] = number
-                    changed[name, other] = now
-        except (
-            RuntimeError
-        ):  # the process that keeps the store has ended, and from now on all are silent
-            reached = False
-        if (
-            calls % 2 == 0 or calls != numbers["calls", rank]
-        ):  # this rank does not wait, or has only begun to
-            continue
-        silent = [
-            str(other)
-            for other in range(count)
-            if other != rank and now - changed["alive", other] > patience
-        ]
-        if silent and now - changed["calls", rank] > min(patience, 5):
-            _stop(
-                rank,
-                count,
-                f"rank {', '.join(silent)} has not been heard of for {patience:g} s, so it died or"
-                " cannot be reached",
-            )
-        waiting = [
-            numbers["calls", other] % 2 == 1 and now - changed["calls", other] > patience
-            for other in range(count)
-        ]
-        if all(waiting):
-            _stop(
-                rank,
-                count,
-                f"each rank has waited for another for {patience:g} s, so they do not make the same"
-                " calls",
-            )
-
-
-def _stop(rank: int, count: int, why: str) -> None:
-    print(f"metalearn: rank {rank} of {count} stops: {why}. {CURE}", file=sys.stderr, flush=True)
-    os._exit(1)  # the main thread waits inside of a library and cannot be told
-
-
-def _patience() -> float:
-    asked = os.environ.get("METALEARN_RANK_TIMEOUT", str(PATIENCE))
-    try:
-        patience = float(asked)
-    except ValueError:
-        patience = 0.0
-    if not 0 < patience < float("inf"):
-        raise ValueError(
-            f"METALEARN_RANK_TIMEOUT={asked!r} must be a number of seconds above 0, such as"
-            f" {PATIENCE:g}"
-        )
-    return patience
-
-
-def _another() -> dist.Store:
-    """A second connection to the same store, since one that waits blocks all threads that use it."""
+def _second_connection() -> dist.Store:
+    """Another connection to the store of the process group."""
     connection: dist.Store = dist.TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         is_master=False,
         wait_for_workers=False,
     )
-    return dist.PrefixStore(
-        f"alive {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", connection
-    )
+    return dist.PrefixStore(f"alive {_restarts()}", connection)
 
 
 def _check_versions(store: dist.Store, rank: int, count: int) -> None:
-    """Raise ValueError on every rank where two differ in a version.
+    """Raise ValueError on every rank if two ranks differ in a version.
 
-    Other versions may not understand each other, so this comes first.
+    This uses only the store, because different versions may not understand each other's messages.
     """
     store.set(f"versions {rank}", json.dumps(versions()))
-    found = [json.loads(store.get(f"versions {other}")) for other in range(count)]
+    records = [json.loads(store.get(f"versions {other}")) for other in range(count)]
     store.set(f"read {rank}", "")
-    if rank == 0:  # which may keep the store
+    if rank == 0:
+        # The store may be in this process, and ends with it: wait until all ranks have read.
         store.wait([f"read {other}" for other in range(count)])
-    _refuse_differences(found, "Install the same versions for all of them")
+    _refuse_differences(records, "Install the same versions for all of them")
+
+
+@contextmanager
+def _waiting() -> Iterator[None]:
+    """A context for all that needs the other ranks: raises ConnectionError if one is lost."""
+    try:
+        if _heartbeat is None:  # the process group is the caller's own
+            yield
+        else:
+            with _heartbeat.waiting():
+                yield
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        # gloo raises a plain RuntimeError if a connection breaks.
+        signs = ("gloo", "connection", "timed out")
+        if not isinstance(error, dist.DistError) and not any(
+            sign in reason.lower() for sign in signs
+        ):
+            raise
+        raise ConnectionError(
+            f"rank {dist.get_rank()} of {dist.get_world_size()} lost another rank, which died or"
+            f" stopped ({reason})"
+        ) from error
 
 
 def _refuse_differences(records: list[Record], cure: str) -> None:
-    """Raise ValueError naming what differs between the ranks' records, with the values and the
-    ranks that have them.
-    """
+    """Raise ValueError naming the differences between the ranks' records, if there are any."""
+    # Each value as JSON text, because lists cannot be compared as members of a set.
     settings = [
         {name: json.dumps(value).strip('"') for name, value in flat(record)} for record in records
     ]
-    names = dict.fromkeys(name for record in settings for name in record)
+    names = dict.fromkeys(itertools.chain.from_iterable(settings))
     different = [name for name in names if len({record.get(name) for record in settings}) > 1]
     if not different:
         return
-    groups: dict[str, list[str]] = {}
+    # Ranks with equal values share a line of the message.
+    ranks_by_values: dict[str, list[str]] = {}
     for rank, record in enumerate(settings):
         values = [f"{name} {record.get(name, 'not set')}" for name in different[:SHOWN]]
-        groups.setdefault(", ".join(values), []).append(str(rank))
+        ranks_by_values.setdefault(", ".join(values), []).append(str(rank))
     listed = "; ".join(
-        f"rank {', '.join(members)} has {values}" for values, members in groups.items()
+        f"rank {', '.join(ranks)} has {values}" for values, ranks in ranks_by_values.items()
     )
-    more = f" (and {len(different) - SHOWN} more)" if len(different) > SHOWN else ""
-    raise ValueError(f"the ranks would not compute the same: {listed}{more}. {cure}")
+    if len(different) > SHOWN:
+        listed += f" (and {len(different) - SHOWN} more)"
+    raise ValueError(f"the ranks would not compute the same: {listed}. {cure}")
 
 
 def _checksum(module: nn.Module) -> int:
     """A checksum of all parameters and buffers."""
-    mark = 0
+    checksum = 0
     for tensor in (*module.parameters(), *module.buffers()):
-        data = tensor.detach().cpu().contiguous().reshape(-1)  # (values,)
-        mark = zlib.crc32(data.view(torch.uint8).numpy().data, mark)
-    return mark
+        values = tensor.detach().cpu().contiguous().reshape(-1)  # (values,)
+        checksum = zlib.crc32(values.view(torch.uint8).numpy().data, checksum)
+    return checksum

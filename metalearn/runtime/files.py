@@ -1,6 +1,4 @@
-"""Files that are whole or absent: written atomically, checked by a sum when read, and never
-unpickled.
-"""
+"""Files that are whole or absent: written atomically, read with a checksum, never unpickled."""
 
 from __future__ import annotations
 
@@ -37,11 +35,11 @@ KINDS = {
     b"\x80": "a pickle",
     b"{": "JSON text",
 }
-"""What the first bytes of a file say that it is, in words."""
+"""The first bytes of a file -> its kind, in words."""
 
 
 class Damaged(ValueError):
-    """A file that is truncated, altered, or not one of ours; the message names it and the cure."""
+    """A file is truncated, altered, or not metalearn's; the message names it and the cure."""
 
 
 class Foreign(Damaged):
@@ -49,7 +47,12 @@ class Foreign(Damaged):
 
 
 def file_path(path: str | os.PathLike[str]) -> Path:
-    """A path that may be a file's. Raises TypeError or ValueError with the value."""
+    """Check that `path` can be the path of a file, and return it.
+
+    Raises:
+        TypeError: `path` is neither a string nor a path.
+        ValueError: it has no name, or a null character.
+    """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"{path!r} is a {type(path).__name__}, not the path of a file")
     text = os.fspath(path)
@@ -61,38 +64,38 @@ def file_path(path: str | os.PathLike[str]) -> Path:
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a regular file for reading.
 
-    Raises FileNotFoundError only if there is no such file, and otherwise OSError with the reason
-    (permission, too many open files, a folder, ...), which is not damage.
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: the file cannot be opened, for the reason in the message (permission, too many open
+            files, a folder, ...). It is not damaged.
     """
     path = file_path(path)
     try:
-        kind = os.stat(path).st_mode
-        if stat.S_ISDIR(kind):
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        if not stat.S_ISREG(kind):
+        if not stat.S_ISREG(mode):
             raise OSError(errno.EINVAL, "it is a device or a pipe")
         return open(path, "rb")
-    except (
-        FileNotFoundError,
-        NotADirectoryError,
-    ) as error:  # the latter: a part of the path is a file
+    except (FileNotFoundError, NotADirectoryError) as error:
+        # NotADirectoryError: a part of the path is a file
         raise FileNotFoundError(f"there is no file {path}") from error
     except OSError as error:
         raise unreadable(path, error) from error
 
 
 def unreadable(path: str | os.PathLike[str], error: OSError) -> OSError:
-    """The error of a file that may be whole but cannot be read now."""
+    """The error for a file that may be whole but cannot be read now."""
     reason = error.strerror or str(error)
     return OSError(
         error.errno or errno.EIO,
-        f"could not read {path} ({reason}); the file was left as it is. Mend the reason and run the"
-        " same again",
+        f"could not read {path} ({reason}); the file is unchanged. Fix the reason and run the same"
+        " command again",
     )
 
 
 def content(start: bytes) -> str:
-    """What a file is by its first bytes, in words; "" if they do not tell.
+    """The kind of a file by its first bytes, in words; "" if they do not tell.
 
     Example:
         >>> content(b""), content(b"<!DOCTYPE html><html>")
@@ -100,20 +103,24 @@ def content(start: bytes) -> str:
     """
     if not start:
         return "empty"
-    if start[8:9] == b"{":  # the header of safetensors, after its length
+    if start[8:9] == b"{":  # safetensors: eight bytes of length, then a JSON header
         return ""
-    plain = start.lstrip().lower()
+    lowercase = start.lstrip().lower()
     for magic, kind in KINDS.items():
-        if start.startswith(magic) or plain.startswith(magic):
+        if start.startswith(magic) or lowercase.startswith(magic):
             return kind
     return ""
 
 
 @contextmanager
 def locked(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Keep other processes from `path` while the block runs, with a lock beside it.
+    """Lock `path` against other processes while the block runs.
 
-    The lock ends with the process, however it ends. Raises OSError saying which process holds it.
+    The lock is a file beside it, and ends with the process, however that ends.
+
+    Raises:
+        BlockingIOError: another process holds the lock; the message names it.
+        OSError: the lock cannot be written.
     """
     path = file_path(path)
     lock = filelock.FileLock(f"{path}.lock")
@@ -137,17 +144,20 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _holder(path: Path) -> str:
+    """The process that holds a lock, in words."""
     try:
         return path.read_text(errors="replace") or "another process"
-    except OSError:  # between the lock and the line that names its holder
+    except OSError:  # the lock is taken just before its holder is written
         return "another process"
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write `content` to a temporary file beside `path`, flush it to the disk, and rename it into
-    place.
+    """Write a file whole, or leave the old one as it was.
 
-    A crash, a kill or a full disk leaves the old file as it was. Raises OSError naming the path.
+    The content goes to a temporary file beside `path`, which is flushed to the disk and renamed.
+
+    Raises:
+        OSError: the file cannot be written; the message names it.
     """
     path = file_path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -156,40 +166,43 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # on the disk before the name points to it
         os.replace(temporary, path)
-    except BaseException as error:
-        if not isinstance(error, OSError):
-            temporary.unlink(missing_ok=True)
-            raise
+    except BaseException as error:  # Ctrl-C too leaves no temporary file behind
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise unwritable(path, error) from error
+        if isinstance(error, OSError):
+            raise unwritable(path, error) from error
+        raise
 
 
 def unwritable(path: Path, error: OSError) -> OSError:
-    """The error of a file that cannot be written, with the cure."""
+    """The error for a file that cannot be written, with the cure."""
     cure = "Free some space or name another folder"
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        cure = f"{_file_above(path)} is a file, not a folder: name another folder"
+        blocking = next((above for above in path.parents if above.is_file()), path.parent)
+        cure = f"{blocking} is a file, not a folder: name another folder"
     return OSError(
         error.errno,
-        f"could not write {path} ({error.strerror}); what was there before is untouched. {cure}",
+        f"could not write {path} ({error.strerror}); what was there before is unchanged. {cure}",
     )
-
-
-def _file_above(path: Path) -> Path:
-    """The part of a path that is a file though it has to be a folder."""
-    return next((above for above in path.parents if above.is_file()), path.parent)
 
 
 def save(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], record: Record | None = None
 ) -> None:
-    """Save named tensors and a JSON-able record as one safetensors file that carries its own
-    SHA-256.
+    """Save tensors and a record as one safetensors file with its own SHA-256.
 
     Any safetensors reader opens it. Tensors that share memory are stored once each.
+
+    Args:
+        path: the file.
+        tensors: by name.
+        record: JSON-able values.
+
+    Raises:
+        TypeError: a value is not a tensor, or the record is not JSON-able.
+        OSError: the file cannot be written.
 
     Example:
         >>> import tempfile, torch
@@ -198,9 +211,8 @@ def save(
         ...     load(f"{folder}/x.safetensors")
         ({'weight': tensor([1., 1.])}, {'step': 3})
     """
-    for name, tensor in _named(tensors):
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise TypeError(f"a file holds tensors by name, not {name!r}: {type(tensor).__name__}")
+    _check_named(tensors)
+    # Copies: safetensors refuses tensors that share memory.
     stored = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
@@ -209,33 +221,26 @@ def save(
         text = json.dumps(record or {}, sort_keys=True)
     except (TypeError, ValueError, RecursionError, RuntimeError) as error:
         raise TypeError(f"the record of {path} is not JSON ({error}); give plain values") from error
-    write_atomically(
-        path, safetensors.torch.save(stored, {"record": text, "sha256": _checksum(stored, text)})
-    )
+    metadata = {"record": text, "sha256": _checksum(stored, text)}
+    write_atomically(path, safetensors.torch.save(stored, metadata))
 
 
 def load(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Record]:
-    """Read what `save` wrote -> (tensors, record).
+    """Read a file that `save` wrote.
 
-    Raises FileNotFoundError; Damaged if the file is not whole, Foreign if it is not ours; OSError
-    with the reason if it cannot be read now.
+    Args:
+        path: the file.
+
+    Returns:
+        The tensors by name, and the record.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        Damaged: the file is not whole.
+        Foreign: metalearn did not write it.
+        OSError: it cannot be read now, for the reason in the message.
     """
-    with open_file(path) as file:
-        start = file.read(64)
-    try:
-        with safetensors.safe_open(os.fspath(path), framework="pt") as stored:
-            metadata = stored.metadata() or {}
-            names = stored.keys()
-            tensors = {name: stored.get_tensor(name) for name in names}
-    except safetensors.SafetensorError as error:
-        what = content(start)
-        reason = f"it is {what}" if what else str(error)
-        raise Damaged(
-            f"{path} is truncated or not a safetensors file ({reason}); expected is a file that "
-            "metalearn wrote, such as a checkpoint of metalearn train"
-        ) from error
-    except OSError as error:  # the reader calls every file that it cannot open a missing one
-        raise unreadable(path, OSError(errno.EIO, str(error))) from error
+    tensors, metadata = _read_safetensors(path)
     if "sha256" not in metadata or "record" not in metadata:
         raise Foreign(
             f"{path} carries no checksum, so metalearn did not write it; load plain weights with"
@@ -243,8 +248,8 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Record]:
         )
     if _checksum(tensors, metadata["record"]) != metadata["sha256"]:
         raise Damaged(
-            f"{path} does not match its own checksum: it was altered or damaged after metalearn "
-            "wrote it; take it from a copy, or make it again"
+            f"{path} does not match its own checksum: it was altered or damaged after metalearn"
+            " wrote it; restore it from a copy, or make it again"
         )
     try:
         record = json.loads(metadata["record"])
@@ -255,18 +260,42 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Record]:
     return tensors, record
 
 
-def _named(tensors: Any) -> list[tuple[Any, Any]]:
+def _check_named(tensors: Any) -> None:
+    """Raise TypeError if these are not tensors by name."""
     if not isinstance(tensors, Mapping):
         raise TypeError(
             f"a file holds tensors by name, not a {type(tensors).__name__}: {tensors!r}"
         )
-    return list(tensors.items())
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise TypeError(f"a file holds tensors by name, not {name!r}: {type(tensor).__name__}")
+
+
+def _read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of any safetensors file."""
+    with open_file(path) as file:
+        start = file.read(64)
+    try:
+        with safetensors.safe_open(os.fspath(path), framework="pt") as stored:
+            names = stored.keys()
+            return {name: stored.get_tensor(name) for name in names}, stored.metadata() or {}
+    except safetensors.SafetensorError as error:
+        kind = content(start)
+        reason = f"it is {kind}" if kind else str(error)
+        raise Damaged(
+            f"{path} is truncated or not a safetensors file ({reason}); give a file that metalearn"
+            " wrote, such as a checkpoint of metalearn train"
+        ) from error
+    except OSError as error:  # the reader reports every file that it cannot open as missing
+        raise unreadable(path, OSError(errno.EIO, str(error))) from error
 
 
 def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+    """The SHA-256 of names, dtypes, shapes and values."""
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
+        # the header keeps values of different tensors apart
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

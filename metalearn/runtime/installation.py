@@ -1,7 +1,7 @@
-"""Whether the installed files are this distribution's: other projects install into the same folders.
+"""Checks that the installed files are this distribution's own.
 
-PyPI's `metalearn`, `parallel-metalearn` and `transfer` have folders named `metalearn` or `transfer`,
-and pip lets the one that is installed last overwrite the files of the one before.
+PyPI's `metalearn`, `parallel-metalearn` and `transfer` install into folders of the same names, and
+pip lets the last one overwrite the files of the others.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import base64
 import hashlib
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib import metadata
 
 from .version import __version__
@@ -24,30 +25,28 @@ CURE = (
 
 def others_installed(names: Iterable[str] = SAME_FOLDERS) -> list[str]:
     """The distributions of these names in this environment, each with its version."""
-    found = []
+    installed = []
     for name in names:
-        try:
-            found.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+        with suppress(metadata.PackageNotFoundError):
+            installed.append(f"{name} {metadata.version(name)}")
+    return installed
 
 
 def warn_of_others() -> None:
     """Warn if a distribution that uses the same folders is installed."""
-    found = others_installed()
-    if found:
+    others = others_installed()
+    if others:
         warnings.warn(
-            f"{', '.join(found)} from PyPI is installed in this environment and uses the same"
+            f"{', '.join(others)} from PyPI is installed in this environment and uses the same"
             f" folders as {DISTRIBUTION}, so files of either may be missing or replaced; {CURE}",
             stacklevel=3,
         )
 
 
 def replaced_files() -> list[str]:
-    """The installed files of this distribution that are gone, or not as they were installed.
+    """The files of this distribution that are missing or changed since they were installed.
 
-    Empty for a checkout that is installed with `pip install -e`, whose files may change.
+    Empty for a checkout that is installed with `pip install -e`, because its files may change.
 
     Example:
         >>> replaced_files()
@@ -57,30 +56,31 @@ def replaced_files() -> list[str]:
         files = metadata.files(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
         return []
-    replaced = []
-    for file in files:
-        if not str(file).startswith(FOLDERS) or file.hash is None:
-            continue
-        path = file.locate()
-        try:
-            content = path.read_bytes()  # type: ignore[attr-defined]
-        except OSError:
-            replaced.append(str(file))
-            continue
-        digest = hashlib.new(file.hash.mode, content).digest()
-        if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != file.hash.value:
-            replaced.append(str(file))
-    return replaced
+    checked = [file for file in files if str(file).startswith(FOLDERS) and file.hash is not None]
+    return [str(file) for file in checked if not _is_unchanged(file)]
+
+
+def _is_unchanged(file: metadata.PackagePath) -> bool:
+    """Whether an installed file has the hash of pip's record."""
+    try:
+        content = file.locate().read_bytes()  # type: ignore[attr-defined]
+    except OSError:
+        return False
+    digest = hashlib.new(file.hash.mode, content).digest()  # type: ignore[union-attr]
+    encoded = base64.urlsafe_b64encode(digest).rstrip(b"=")  # as pip writes it
+    return encoded.decode() == file.hash.value  # type: ignore[union-attr]
 
 
 def check_files() -> None:
-    """Raise OSError, with the cure, if files of this distribution were replaced or are gone."""
+    """Raise OSError, with the cure, if files of this distribution are missing or changed."""
     replaced = replaced_files()
     if not replaced:
         return
+    example = replaced[0]
     others = others_installed()
-    by = f" ({', '.join(others)} is installed here too)" if others else ""
+    if others:
+        example += f" ({', '.join(others)} is installed here too)"
     raise OSError(
-        f"{len(replaced)} files are not those of {DISTRIBUTION} {__version__}, such as"
-        f" {replaced[0]}{by}; {CURE}"
+        f"{len(replaced)} files are not those of {DISTRIBUTION} {__version__}, such as {example};"
+        f" {CURE}"
     )

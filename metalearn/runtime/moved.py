@@ -1,4 +1,4 @@
-"""Modules of earlier versions that have moved: importing one says where it is now."""
+"""Modules of earlier versions that have moved: importing one raises an error with its new name."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ MOVED = {
 
 
 class MovedModules(MetaPathFinder):
-    """Raises ImportError with the new place of a module that has moved."""
+    """Raises ImportError with the new name of a module that has moved."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """None for any other module, so that Python goes on looking."""
+        """Raise ImportError if the module has moved; None for any other module."""
         if fullname in MOVED:
             raise ImportError(
                 f"{fullname} has moved; import {MOVED[fullname]} instead", name=fullname
@@ -86,6 +86,6 @@ class MovedModules(MetaPathFinder):
 
 
 def announce_moved_modules() -> None:
-    """Let Python ask this finder last, once."""
+    """Add the finder behind Python's own, once."""
     if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
         sys.meta_path.append(MovedModules())

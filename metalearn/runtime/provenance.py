@@ -1,6 +1,4 @@
-"""What a result rests on: versions, machine, commit and time, and settings compared with those of a
-file.
-"""
+"""Where a result comes from: versions, machine, commit, time and settings."""
 
 from __future__ import annotations
 
@@ -31,28 +29,34 @@ def versions() -> dict[str, str]:
 
 
 def check_same(settings: Record, stored: Record, path: str | os.PathLike[str]) -> None:
-    """Raise ValueError naming each setting that differs from the checkpoint's, with both values and
-    the cure.
+    """Raise an error that names each setting that differs from those of a checkpoint.
 
-    Under "training" only what both have is compared: versions of torch add options to their
-    optimizers. What a caller puts under "notes" is kept and not compared.
+    Under "training", only the settings that both have are compared: versions of torch add options
+    to their optimizers. A caller's "notes" are stored and not compared.
+
+    Args:
+        settings: of the run that wants to resume.
+        stored: of the run that wrote the checkpoint.
+        path: the checkpoint, for the message.
+
+    Raises:
+        ValueError: a setting differs. The message has both values and the cure.
     """
-    ours, theirs = dict(flat(settings)), dict(flat(stored))
-    both = {name for name in ours.keys() & theirs.keys() if name.startswith("training.")}
-    compared = both | {
-        name
-        for name in ours.keys() | theirs.keys()
-        if not name.startswith(("training.", "run.notes."))
-    }
-    different = [
-        f"{name} is {ours.get(name, 'not set')!r} but was {theirs.get(name, 'not set')!r}"
-        for name in sorted(compared)
-        if name not in ours or name not in theirs or ours[name] != theirs[name]
-    ]
+    current = dict(flat(settings))
+    earlier = dict(flat(stored))
+    different = []
+    for name in sorted(current.keys() | earlier.keys()):
+        in_both = name in current and name in earlier
+        # not compared; see above
+        if name.startswith("run.notes.") or (name.startswith("training.") and not in_both):
+            continue
+        if not in_both or current[name] != earlier[name]:
+            value = current.get(name, "not set")
+            different.append(f"{name} is {value!r} but was {earlier.get(name, 'not set')!r}")
     if different:
         raise ValueError(
-            f"{path} was written by a run with other settings: {'; '.join(different)}. Ask for the"
-            " settings it had to resume it, or name another checkpoint to start a new run"
+            f"{path} was written by a run with other settings: {'; '.join(different)}. Use the"
+            " earlier settings to resume it, or name another checkpoint to start a new run"
         )
 
 
@@ -63,23 +67,29 @@ def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         >>> dict(flat({"learner": {"lr": 0.1}}))
         {'learner.lr': 0.1}
     """
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from flat(item, f"{name}.{key}" if name else str(key))
-    else:
+    if not isinstance(value, dict):
         yield name, value
+        return
+    prefix = f"{name}." if name else ""
+    for key, item in value.items():
+        yield from flat(item, f"{prefix}{key}")
 
 
 def machine() -> str:
     """This machine in words, for the record of a result."""
-    kind = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        kind = next(
-            line.partition(":")[2].strip() for line in lines if line.startswith("model name")
-        )
-    device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{platform.system()}, {kind}, {os.cpu_count()} cores{device}"
+    parts = [platform.system(), _processor(), f"{os.cpu_count()} cores"]
+    if torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    return ", ".join(parts)
+
+
+def _processor() -> str:
+    """The model of the processor; its architecture on a system that does not tell."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def now() -> str:
@@ -88,23 +98,19 @@ def now() -> str:
 
 
 def commit() -> str:
-    """The commit that is checked out, with a + where the code differs from it."""
-    here = Path(__file__).parent
+    """The commit that is checked out, with a + if the code differs from it."""
     try:
-        head = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--", "*.py"],
-            cwd=here.parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        head = _git("rev-parse", "--short=12", "HEAD")
+        changes = _git("status", "--porcelain", "--", "*.py")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return head + ("+" if changed.stdout.strip() else "")
+    return f"{head}+" if changes else head
+
+
+def _git(*arguments: str) -> str:
+    """The output of a git command in the folder of this package."""
+    package = Path(__file__).parents[1]
+    result = subprocess.run(
+        ["git", *arguments], cwd=package, capture_output=True, text=True, check=True
+    )
+    return result.stdout.strip()

@@ -1,4 +1,4 @@
-"""The state of every random generator, as a value that a file can hold."""
+"""The state of every random generator, as plain values that a file can hold."""
 
 from __future__ import annotations
 
@@ -11,27 +11,24 @@ from metalearn.runtime.files import Record
 
 
 def generators(device: torch.device) -> Record:
-    """The states of torch's (and this CUDA device's), numpy's and Python's global generators, as
-    plain values.
-    """
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 (the global generator is the one whose state a run depends on)
+    """The states of the global generators of torch, numpy, Python and, on CUDA, of `device`."""
+    # A run depends on numpy's legacy global generator.
+    kind, keys, *rest = np.random.get_state()
     version, state, gauss = random.getstate()
     states = {
         "torch": torch.get_rng_state().tolist(),
         "numpy": [kind, np.array(keys).tolist(), *rest],
         "python": [version, list(state), gauss],
     }
-    return (
-        {**states, "cuda": torch.cuda.get_rng_state(device).tolist()}
-        if device.type == "cuda"
-        else states
-    )
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device).tolist()
+    return states
 
 
 def set_generators(states: Record, device: torch.device) -> None:
     """Put the global generators into the states that `generators` returned."""
     torch.set_rng_state(torch.tensor(states["torch"], dtype=torch.uint8))
-    np.random.set_state(tuple(states["numpy"]))  # noqa: NPY002
+    np.random.set_state(tuple(states["numpy"]))
     version, state, gauss = states["python"]
     random.setstate((version, tuple(state), gauss))
     if device.type == "cuda" and "cuda" in states:

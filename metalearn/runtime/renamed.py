@@ -9,11 +9,17 @@ from typing import Any
 
 def warn_renamed(old: str, new: str) -> None:
     """Warn, at the line that used it, that the name `old` is `new` now."""
-    warnings.warn(f"{old} is {new} now; the old name goes with the next release", FutureWarning, 3)
+    warnings.warn(
+        f"{old} is {new} now; the next release removes the old name", FutureWarning, stacklevel=3
+    )
 
 
 def renamed_attributes(module: str, names: Mapping[str, Any]) -> Callable[[str], Any]:
-    """A module's `__getattr__` that gives each old name's value, with a FutureWarning.
+    """A module's `__getattr__` that returns the value of an old name, with a FutureWarning.
+
+    Args:
+        module: the module's name.
+        names: the old names, each with its value.
 
     Example:
         >>> attribute = renamed_attributes("package", {"Old": int})

@@ -12,8 +12,11 @@ from torch import Tensor
 
 
 class Estimate(NamedTuple):
-    """A mean with the half-width of its 95 % interval (see
-    `metalearn.runtime.statistics.half_width`); NaN if one value gives none.
+    """A mean with the half-width of its 95 % interval (see `confidence_half_width`).
+
+    Attributes:
+        mean: the mean.
+        interval: the half-width; NaN for a single value.
     """
 
     mean: float
@@ -21,7 +24,7 @@ class Estimate(NamedTuple):
 
     @classmethod
     def of(cls, values: Any) -> Estimate:
-        """The estimate from one value a task (tasks,).
+        """The estimate from one value for each task, (tasks,).
 
         Example:
             >>> Estimate.of([0.5, 0.7, 0.6, 0.6])
@@ -41,26 +44,40 @@ class Estimate(NamedTuple):
         return self.mean + self.interval
 
     def shown(self, form: str = ".3f", scale: float = 1, unit: str = "") -> str:
-        """The mean ± its interval, or the mean and that there is none.
+        """The mean ± its interval, as text.
+
+        Args:
+            form: the format of both numbers.
+            scale: a factor for both numbers.
+            unit: stands behind them.
 
         Example:
-            >>> Estimate(0.5, 0.02).shown(".1f", 100, " %"), Estimate(0.5, float("nan")).shown(".1f", 100, " %")
-            ('50.0 ± 2.0 %', '50.0 % (no interval)')
+            >>> Estimate(0.5, 0.02).shown(".1f", 100, " %")
+            '50.0 ± 2.0 %'
+            >>> Estimate(0.5, float("nan")).shown(".1f", 100, " %")
+            '50.0 % (no interval)'
         """
         mean = f"{scale * self.mean:{form}}"
         if math.isnan(self.interval):
             return f"{mean}{unit} (no interval)"
-        return f"{mean} ± {format(scale * self.interval, form.lstrip('+')).strip()}{unit}"
+        interval = format(scale * self.interval, form.lstrip("+")).strip()
+        return f"{mean} ± {interval}{unit}"
 
 
 def confidence_half_width(values: Tensor) -> float:
-    """Half the 95 % interval of the mean of `values` (n,): `q std(ddof=1) / sqrt(n)`.
+    """Half the 95 % interval of the mean of `values`: `q std(ddof=1) / sqrt(n)`.
 
-    `q` is 1.96, or with fewer than 30 values Student's quantile `t(0.975, n - 1)`: 1.96 standard
-    errors of 3 or 5 values would cover 81 and 88 %. NaN for a single value.
+    `q` is 1.96; below 30 values it is Student's quantile `t(0.975, n - 1)`, because 1.96 standard
+    errors of 3 or 5 values would cover only 81 or 88 %.
+
+    Args:
+        values: (n,) one for each task or seed.
+
+    Returns:
+        The half-width; NaN for a single value.
 
     Example:
-        >>> round(confidence_half_width(torch.tensor([0.0, 1.0])), 2)  # 12.71 standard errors of 0.5
+        >>> round(confidence_half_width(torch.tensor([0.0, 1.0])), 2)  # 12.71 standard errors
         6.35
         >>> confidence_half_width(torch.tensor([1.0]))
         nan
@@ -70,15 +87,19 @@ def confidence_half_width(values: Tensor) -> float:
         return math.nan
     quantile = 1.96
     if n < 30:
-        from scipy.special import stdtrit  # here, since scipy takes long to import
+        from scipy.special import stdtrit  # imported here because scipy takes long to import
 
         quantile = float(stdtrit(n - 1, 0.975))
     return quantile * float(values.double().std(correction=1)) / math.sqrt(n)
 
 
 class MeanStd(NamedTuple):
-    """A mean over runs with their standard deviation (ddof=1), which is what Raghu et al. 2020
-    write after ±; NaN for one run.
+    """A mean over runs with their standard deviation, as Raghu et al. 2020 write after ±.
+
+    Attributes:
+        mean: the mean.
+        std: the standard deviation (ddof=1); NaN for one run.
+        runs: the number of runs.
     """
 
     mean: float
@@ -87,35 +108,44 @@ class MeanStd(NamedTuple):
 
     @classmethod
     def of(cls, values: Any) -> MeanStd:
-        """The spread of one value a run (runs,).
+        """The mean and standard deviation of one value for each run, (runs,).
 
         Example:
             >>> MeanStd.of([0.0, 0.5, 1.0])
             MeanStd(mean=0.5, std=0.5, runs=3)
         """
         tensor = torch.as_tensor(values, dtype=torch.float64)
-        std = float(tensor.std(correction=1)) if len(tensor) > 1 else float("nan")
+        std = float(tensor.std(correction=1)) if len(tensor) > 1 else math.nan
         return cls(float(tensor.mean()), std, len(tensor))
 
     def text(self, scale: float = 1.0, digits: int = 3, unit: str = "run") -> str:
-        """The two numbers as people write them; one `unit` has no spread."""
+        """The mean ± the standard deviation, as text; without it for one run.
+
+        Args:
+            scale: a factor for both numbers.
+            digits: behind the point.
+            unit: what a run is called.
+
+        Example:
+            >>> MeanStd(0.5, 0.1, 3).text(), MeanStd(0.5, float("nan"), 1).text(unit="seed")
+            ('0.500 ± 0.100', '0.500 (one seed)')
+        """
         mean = f"{scale * self.mean:.{digits}f}"
-        return (
-            f"{mean} ± {scale * self.std:.{digits}f}" if self.runs > 1 else f"{mean} (one {unit})"
-        )
+        if self.runs > 1:
+            return f"{mean} ± {scale * self.std:.{digits}f}"
+        return f"{mean} (one {unit})"
 
 
 def p_value(similarity: float, chance: np.ndarray, orders: float = math.inf) -> float:
-    """The add-one p value of a similarity under chance: `(1 + #{draw >= similarity}) / (1 +
-    draws)`, never 0.
+    """The add-one p value of a similarity: `(1 + #{draw >= similarity}) / (1 + draws)`, never 0.
 
-    Draws that equal the similarity but for rounding count as reaching it.
+    A draw that equals the similarity up to rounding counts as reaching it.
 
     Args:
         similarity: the measured value.
         chance: (draws,) the values with one side shuffled.
-        orders: how many different shuffles there are. Repeating one is no further evidence, so p is
-            at least `1 / (1 + orders)`.
+        orders: how many different shuffles there are. A repeated shuffle is no new evidence, so p
+            is at least `1 / (1 + orders)`.
 
     Returns:
         The p value; NaN without a similarity or without draws.
@@ -133,12 +163,15 @@ def p_value(similarity: float, chance: np.ndarray, orders: float = math.inf) -> 
 def holm(p_values: Sequence[float], *, tests: int | None = None) -> list[float]:
     """P values corrected for their number, by Holm's step-down rule (1979).
 
-    The i-th smallest of m becomes `max over j <= i of (m - j + 1) p(j)`, at most 1. Rejecting
-    what is below a level then keeps the chance of any false positive below it.
+    The i-th smallest of m becomes `max over j <= i of (m - j + 1) p(j)`, at most 1. Rejecting all
+    that are then below a level keeps the chance of any false positive below that level.
 
     Args:
         p_values: the p values; NaN stays NaN.
-        tests: m, how many tests there were; by default those with a p value.
+        tests: m, the number of tests; by default those with a p value.
+
+    Returns:
+        The corrected p values, in the same order.
 
     Example:
         >>> holm([0.01, 0.04, float("nan"), 0.03])
@@ -147,23 +180,25 @@ def holm(p_values: Sequence[float], *, tests: int | None = None) -> list[float]:
         [0.04, 0.09, nan, 0.09]
     """
     adjusted = [math.nan] * len(p_values)
-    known = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
-    count = len(known) if tests is None else tests
+    ascending = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
+    count = len(ascending) if tests is None else tests
     largest = 0.0
-    for rank, (p, i) in enumerate(known):
-        largest = max(largest, min(1.0, (count - rank) * p))
+    for smaller, (p, i) in enumerate(ascending):
+        # with j = smaller + 1: m - j + 1 = count - smaller
+        largest = max(largest, min(1.0, (count - smaller) * p))
         adjusted[i] = largest
     return adjusted
 
 
 def t_test(differences: np.ndarray) -> tuple[float, float]:
-    """Student's test of a mean of zero, two-sided -> (t, p).
-
-    Differences that are all one number other than zero have no spread but rounding, which would
-    pass for certainty: t and p are NaN. If all are zero, t is 0 and p is 1.
+    """Student's two-sided test of a mean of zero.
 
     Args:
-        differences: (pairs,) one a task or a seed.
+        differences: (pairs,) one for each task or seed.
+
+    Returns:
+        t and p. Both are NaN if all differences are the same number other than zero: their spread
+        is rounding alone, which would pass for certainty. If all are zero, t is 0 and p is 1.
 
     Example:
         >>> t, p = t_test(np.array([0.2, 0.1, 0.1]))
@@ -172,9 +207,11 @@ def t_test(differences: np.ndarray) -> tuple[float, float]:
     """
     if len(differences) < 2:
         return math.nan, math.nan
+    if not differences.any():
+        return 0.0, 1.0
     if np.ptp(differences) <= 1e-12 * np.abs(differences).max():
-        return (0.0, 1.0) if not differences.any() else (math.nan, math.nan)
-    from scipy import stats  # here, since it takes long to import
+        return math.nan, math.nan
+    from scipy import stats  # imported here because scipy takes long to import
 
-    found = stats.ttest_1samp(differences, 0.0)
-    return float(found.statistic), float(found.pvalue)
+    result = stats.ttest_1samp(differences, 0.0)
+    return float(result.statistic), float(result.pvalue)

@@ -19,20 +19,22 @@ from .files import write_atomically
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-}
-
+LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "&": r"\&",
+        "%": r"\%",
+        "$": r"\$",
+        "#": r"\#",
+        "_": r"\_",
+        "{": r"\{",
+        "}": r"\}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+    }
+)
+"""Characters that LaTeX reads as commands, escaped."""
 
 FORMS = {
     ".txt": "__str__",
@@ -41,6 +43,7 @@ FORMS = {
     ".tex": "to_latex",
     ".html": "to_html",
 }
+"""The ending of a file -> the method that writes it."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,8 @@ class Table:
     Args:
         columns: the header.
         rows: one text for each column.
-        title: stands above the table.
-        note: stands below it.
+        title: printed above the table.
+        note: printed below the table.
 
     Raises:
         ValueError: a row has more or fewer cells than there are columns.
@@ -79,13 +82,13 @@ class Table:
         for row in self.rows:
             if len(row) != len(self.columns):
                 raise ValueError(
-                    f"a row has {len(row)} cells for {len(self.columns)} columns: {tuple(row)!r:.200}"
+                    f"a row has {len(row)} cells for {len(self.columns)} columns:"
+                    f" {tuple(row)!r:.200}"
                 )
 
     def __str__(self) -> str:
-        return "\n".join(
-            part for part in (self.title, aligned(self.columns, self.rows), self.note) if part
-        )
+        parts = (self.title, aligned(self.columns, self.rows), self.note)
+        return "\n".join(part for part in parts if part)
 
     def to_csv(self) -> str:
         """Comma-separated values, the header first."""
@@ -97,15 +100,9 @@ class Table:
 
     def to_markdown(self) -> str:
         """A table of GitHub's Markdown."""
-        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
-        drawn = []
-        for number, line in enumerate(lines):
-            if number == 1:
-                drawn.append("|" + "|".join(line) + "|")
-                continue
-            cells = (str(cell).replace("|", r"\|").replace("\n", " ") for cell in line)
-            drawn.append("| " + " | ".join(cells) + " |")
-        return "\n".join(drawn)
+        rule = "|" + "---|" * len(self.columns)
+        rows = [_markdown_row(row) for row in self.rows]
+        return "\n".join([_markdown_row(self.columns), rule, *rows])
 
     def to_html(self) -> str:
         """A `<table>`, every cell escaped."""
@@ -124,10 +121,13 @@ class Table:
         return "\n".join([*lines, r"\hline", r"\end{tabular}"])
 
     def write(self, path: str | PathLike[str]) -> None:
-        """Write the table, whole or not at all; the ending of `path` says how.
+        """Write the table to a file, in the form that its ending names.
+
+        An error leaves the old file as it was.
 
         Raises:
             ValueError: the ending is not .txt, .csv, .md, .tex or .html.
+            OSError: the file cannot be written.
         """
         check_table(path)
         form = getattr(self, FORMS[Path(fspath(path)).suffix.lower()])
@@ -135,15 +135,31 @@ class Table:
 
 
 def check_table(path: str | PathLike[str] | None) -> None:
-    """Raise ValueError if a file of this name cannot hold a table; None is no file."""
-    if path is not None and Path(fspath(path)).suffix.lower() not in FORMS:
+    """Raise ValueError if no table can be written to this path; None is no file."""
+    if path is None:
+        return
+    file = Path(fspath(path))
+    if file.suffix.lower() not in FORMS:
         raise ValueError(
-            f"{fspath(path)!r} does not end in a kind of table; use {', '.join(FORMS)}"
+            f"{fspath(path)!r} does not have the ending of a table; use {', '.join(FORMS)}"
         )
+    if not file.parent.is_dir():
+        raise ValueError(
+            f"there is no folder {str(file.parent)!r} for the table {file.name}; make it first, or"
+            " name another"
+        )
+    if file.is_dir():
+        raise ValueError(f"{fspath(path)!r} is a folder; name a file")
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    # A bar or a line break would end the cell.
+    escaped = (str(cell).replace("|", r"\|").replace("\n", " ") for cell in cells)
+    return "| " + " | ".join(escaped) + " |"
 
 
 def _latex_row(cells: Sequence[str]) -> str:
-    escaped = ("".join(LATEX.get(letter, letter) for letter in str(cell)) for cell in cells)
+    escaped = [str(cell).translate(LATEX) for cell in cells]
     return " & ".join(escaped) + r" \\"
 
 
@@ -164,13 +180,18 @@ class Tabular:
             import pandas
         except ImportError as error:
             raise ImportError(
-                "a data frame needs pandas; install it with pip install 'metalearn-transfer[pandas]'"
+                "a data frame needs pandas; install it with pip install"
+                " 'metalearn-transfer[pandas]'"
             ) from error
         return pandas.DataFrame([flat_record(record) for record in self.records()])
 
 
 def flat_record(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """One level of names, those inside joined with "_"; a list becomes a text.
+    """A nested record with one level of names, joined with "_"; a list becomes a text.
+
+    Args:
+        record: names and values.
+        prefix: stands before every name.
 
     Example:
         >>> flat_record({"layer": "conv1", "cka": {"mean": 0.9, "interval": 0.1}, "sizes": [3, 4]})
@@ -195,16 +216,21 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         layer  CKA
         conv1  0.99
     """
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in (header, *rows)
-    )
+    # Each column is as wide as its widest cell.
+    columns = zip(header, *rows, strict=True)
+    widths = [max(map(len, column)) for column in columns]
+    lines = []
+    for row in (header, *rows):
+        cells = map(str.ljust, row, widths)
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
 
 
 def plain(value: Any) -> Any:
-    """Anything here as JSON-able values: dataclasses and named tuples as dictionaries, NaN and
-    infinity as None.
+    """Any result of this package as JSON-able values.
+
+    Dataclasses and named tuples become dictionaries, tensors and arrays lists, NaN and infinity
+    None.
 
     Example:
         >>> plain({"layer1": [0.5, float("nan")]})
@@ -216,8 +242,12 @@ def plain(value: Any) -> Any:
         return {key: plain(getattr(value, key)) for key in value.__dataclass_fields__}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | np.ndarray | Tensor):
-        return [plain(item) for item in (value.tolist() if isinstance(value, Tensor) else value)]
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    if isinstance(value, list | tuple | np.ndarray):
+        return [plain(item) for item in value]
     if isinstance(value, float | np.floating):
-        return float(value) if np.isfinite(value) else None
-    return value if value is None or isinstance(value, str | int | bool) else str(value)
+        return float(value) if np.isfinite(value) else None  # JSON has no NaN and no infinity
+    if value is None or isinstance(value, str | int | bool):
+        return value
+    return str(value)

@@ -1,4 +1,4 @@
-"""Experiments of the feature-reuse papers: a file a question, a call a result."""
+"""Experiments of the feature-reuse papers: one question a file, one function a result."""
 
 from .domains import another_domain, cross_domain
 from .regimes import Regimes, training_regimes, under_nil

@@ -1,4 +1,4 @@
-"""What feature reuse says at several points of one training."""
+"""Feature reuse at several points of one training run."""
 
 from __future__ import annotations
 
@@ -19,8 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Point:
-    """A learner after `step` outer steps: the run so far, what it reached on the test tasks, and
-    what its inner loop changed.
+    """A learner in the course of its training.
+
+    Args:
+        step: the number of outer steps so far.
+        run: the run so far.
+        evaluation: its accuracy on the test tasks.
+        reuse: what its inner loop changes.
     """
 
     step: int
@@ -30,24 +35,20 @@ class Point:
 
 
 def timeline_figure(points: Sequence[Point]) -> Figure:
-    """The points of `timeline` as a picture: each layer's CKA before and after adaptation, and
-    accuracy, with their intervals.
+    """Draw each layer's CKA before and after adaptation, and accuracy, with their intervals.
+
+    Args:
+        points: those of `timeline`.
     """
-    from metalearn.analysis.adaptation.figures import timeline as drawn
+    # Imported here, since matplotlib is only needed for a picture.
+    from metalearn.analysis.adaptation.figures import timeline as draw
     from metalearn.runtime.statistics import Estimate
 
-    steps, names = (
-        [point.step for point in points],
-        [layer.layer for layer in points[0].reuse.layers],
-    )
-    similarity = {
-        name: [point.reuse.layers[i].cka for point in points] for i, name in enumerate(names)
-    }
-    return drawn(
-        steps,
-        similarity,
-        [Estimate(point.evaluation.mean, point.evaluation.interval) for point in points],
-    )
+    similarity = {}
+    for i, layer in enumerate(points[0].reuse.layers):
+        similarity[layer.layer] = [point.reuse.layers[i].cka for point in points]
+    accuracy = [Estimate(point.evaluation.mean, point.evaluation.interval) for point in points]
+    return draw([point.step for point in points], similarity, accuracy)
 
 
 def timeline(
@@ -59,35 +60,38 @@ def timeline(
     analysed_tasks: int = 50,
     progress: bool = True,
 ) -> list[Point]:
-    """`feature_reuse` and accuracy at several points of one training run (Raghu et al. 2020, figure
-    3) -> a `Point` for each step.
+    """Measure `feature_reuse` and accuracy in the course of a training run.
 
-    The run has a constant outer rate and keeps a checkpoint at every point, so that a second call
-    trains nothing.
+    Figure 3 of Raghu et al. 2020 (arXiv:1909.09157). The run has a constant outer rate and keeps a
+    checkpoint at every point, so a second call trains nothing.
 
     Args:
         experiment: the few-shot problem and its training.
-        algorithm: what is trained.
-        steps: numbers of outer steps.
-        runs: that training as it stood at several points, to take instead of training it.
-        analysed_tasks: test tasks that the representations are compared on.
-        progress: show progress.
+        algorithm: the algorithm to train.
+        steps: the points, in outer steps.
+        runs: the same training run at several points, to use instead of training it.
+        analysed_tasks: the number of test tasks to compare representations on.
+        progress: whether to show progress.
+
+    Returns:
+        A point for each of `steps`.
     """
     from metalearn.analysis import feature_reuse
 
     if not runs:
-        here = {
+        paths = snapshots(experiment, algorithm, steps, progress=progress)
+        # Settings of this machine, which may differ from those of the run.
+        machine = {
             "root": experiment.root,
             "execution": experiment.execution,
             "device": experiment.device,
         }
-        runs = [
-            restored(path, **here)
-            for path in snapshots(experiment, algorithm, steps, progress=progress).values()
-        ]
+        runs = [restored(path, **machine) for path in paths.values()]
     points = []
+    # The number of losses is the number of outer steps.
     for run in sorted(runs, key=lambda run: len(run.curve.losses)):
-        step, learner = len(run.curve.losses), run.tested()
+        step = len(run.curve.losses)
+        learner = run.tested()
         evaluation = evaluate(learner, experiment.testing_tasks(), progress=progress)
         reuse = feature_reuse(
             learner,

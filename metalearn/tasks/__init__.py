@@ -1,4 +1,4 @@
-"""Where tasks come from: data sets that `FewShot` draws episodes from, and `Sinusoid`."""
+"""Tasks to learn: `FewShot` and the data sets it draws from, `Sinusoid`, and one-shot runs."""
 
 from metalearn.data.cifar import cifar_fs, fc100
 from metalearn.data.folders import image_folder, mini_imagenet

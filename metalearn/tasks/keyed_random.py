@@ -13,8 +13,9 @@ from metalearn.runtime.checks import whole_number
 def seeded(seed: int) -> int:
     """The seed as an integer.
 
-    Raises ValueError where it does not fit a word of Philox's key, TypeError where it is no whole
-    number.
+    Raises:
+        ValueError: if it does not fit a word of Philox's key.
+        TypeError: if it is no whole number.
     """
     if not 0 <= whole_number("seed", seed, least=None) < 2**64:
         raise ValueError(f"seed={seed} must lie in 0 to 2**64 - 1")
@@ -22,9 +23,15 @@ def seeded(seed: int) -> int:
 
 
 def position(index: int, tasks: int) -> int:
-    """An index, negative ones counted from the end, as a position.
+    """An index as a position from 0; negative ones count from the end.
 
-    Raises IndexError past the last task.
+    Raises:
+        IndexError: past the last task.
+        TypeError: if it is no whole number.
+
+    Example:
+        >>> position(-1, tasks=100)
+        99
     """
     if not hasattr(index, "__index__"):
         raise TypeError(
@@ -37,24 +44,27 @@ def position(index: int, tasks: int) -> int:
 
 
 def philox(seed: int, index: int) -> np.random.Generator:
-    """NumPy's Philox generator keyed by (seed, index), at its start; each thread has one, so use it
-    up before the next call.
+    """NumPy's Philox generator keyed by (seed, index), at its start.
+
+    Each thread has one generator: finish with it before the next call.
 
     Example:
-        >>> bool(philox(3, 4).random() == np.random.Generator(np.random.Philox(key=[3, 4])).random())
+        >>> new = np.random.Generator(np.random.Philox(key=[3, 4]))
+        >>> bool(philox(3, 4).random() == new.random())
         True
     """
+    # Threads draw tasks at the same time, and a generator has one state.
     rng = getattr(_threads, "generator", None)
     if rng is None:
         rng = _threads.generator = np.random.Generator(np.random.Philox(key=0))
-    # A new Philox takes five times as long: it asks the system for entropy that the key then
-    # replaces.
+    # Resetting the state is five times as fast as a new Philox, which asks the system for entropy
+    # that the key then replaces.
     key = np.array((seed, index), dtype=np.uint64)
     rng.bit_generator.state = {
         "bit_generator": "Philox",
         "state": {"counter": _ZEROS, "key": key},
         "buffer": _ZEROS,
-        "buffer_pos": 4,
+        "buffer_pos": 4,  # the buffer of 4 words is used up
         "has_uint32": 0,
         "uinteger": 0,
     }
@@ -62,6 +72,4 @@ def philox(seed: int, index: int) -> np.random.Generator:
 
 
 _threads = threading.local()
-
-
 _ZEROS = np.zeros(4, dtype=np.uint64)

@@ -1,4 +1,4 @@
-"""One-shot classification as Lake et al. 2015 made it: 20 published runs within one alphabet each."""
+"""The one-shot classification of Lake et al. 2015: 20 published runs, each within one alphabet."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class OneShotRuns(Dataset[Episode]):
 
     def __getitem__(self, index: int) -> Episode:
         run = position(index, len(self))
-        support, query = torch.div(self.images[run], 255).split(WAYS)
+        support, query = torch.div(self.images[run], 255).split(WAYS)  # (20, 1, size, size) each
         return Episode(
             Examples(support, torch.arange(WAYS)), Examples(query, self.labels[run].clone())
         )
@@ -66,15 +66,15 @@ class OneShotRuns(Dataset[Episode]):
 
 
 def one_shot_runs(root: str | os.PathLike[str], *, size: int = 28) -> OneShotRuns:
-    """The one-shot classification runs of Lake et al. 2015, as 20 tasks of 20 ways, 1 shot and 1
-    query a class.
+    """The one-shot classification runs of Lake et al. 2015, as tasks.
 
-    All characters of a run are of one alphabet, and two people drew the training and the test
-    images. Images are as those of `omniglot`: grey, ink = 1, resized with an antialiased (Lanczos)
-    filter. So a learner trained on `omniglot(root, protocol="lake")`, whose training characters
-    are of other alphabets, can be tested on them by `evaluate`; the error rate of the paper is 1
-    minus the mean accuracy, over 20 x 20 test images. A network that normalises by the current
-    batch sees the 20 queries of a run together. Nothing is downloaded and nothing is unpacked.
+    There are 20 tasks of 20 ways, 1 shot and 1 query a class. All characters of a run are of one
+    alphabet; one person drew its training images and another its test images. Images are like those
+    of `omniglot`: grey, ink = 1, resized with an antialiased (Lanczos) filter. A learner trained on
+    `omniglot(root, protocol="lake")`, whose training characters are of other alphabets, can be
+    tested on them by `evaluate`. The error rate of the paper is 1 minus the mean accuracy, over
+    20 x 20 test images. A network that normalises by the current batch sees the 20 queries of a run
+    together. Nothing is downloaded or unpacked.
 
     Args:
         root: the archive `all_runs.zip`, the folder it was unpacked into, or a folder that holds
@@ -85,8 +85,8 @@ def one_shot_runs(root: str | os.PathLike[str], *, size: int = 28) -> OneShotRun
         OneShotRuns: the tasks, with a length, an index and `settings()`.
 
     Raises:
-        FileNotFoundError: there is no archive and no folder of runs.
-        ValueError: the archive or one of its files is damaged, missing, or not as published.
+        FileNotFoundError: if there is no archive and no folder of runs.
+        ValueError: if the archive or one of its files is damaged, missing, or not as published.
 
     Example:
         >>> one_shot_runs("/nowhere")
@@ -98,6 +98,7 @@ def one_shot_runs(root: str | os.PathLike[str], *, size: int = 28) -> OneShotRun
     top = _find(checked_root(root))
     folders = {folder.name: folder for folder in _entries(top, _is_run)}
     expected = [f"run{number:02}" for number in range(1, RUNS + 1)]
+    # Missing runs and unknown ones.
     wrong = sorted(set(expected) ^ folders.keys())
     if wrong:
         kind = "is missing" if wrong[0] in expected else "is not one of them"
@@ -111,9 +112,8 @@ def _find(root: Path) -> Place:
     for path in (root / place for place in PLACES):
         if path.is_file():
             return _inside(_opened(path))
-        top = _inside(path) if path.is_dir() else path
-        if _entries(top, _is_run):
-            return top
+        if path.is_dir() and _entries(_inside(path), _is_run):
+            return _inside(path)
     raise FileNotFoundError(
         f"there are no one-shot runs in {root}: put {ARCHIVE} into {root}/omniglot-py, or name the"
         " archive itself"
@@ -125,6 +125,7 @@ def _opened(path: Path) -> zipfile.Path:
     try:
         archive = zipfile.ZipFile(path)
         broken = archive.testzip()
+    # zipfile raises errors of all these kinds for damaged archives.
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"{path} is not a readable zip archive ({error}); {CURE}") from error
     twice = [name for name, count in Counter(archive.namelist()).items() if count > 1]
@@ -136,19 +137,23 @@ def _opened(path: Path) -> zipfile.Path:
 
 
 def _inside(top: Place) -> Place:
-    """`top`, or the only folder in it: some programs pack and unpack with one folder around all."""
+    """`top`, or the only folder in it: some programs put one folder around an archive's content."""
     folders = _entries(top, lambda entry: entry.is_dir())
-    return folders[0] if len(folders) == 1 and not _is_run(folders[0]) else top
+    if len(folders) == 1 and not _is_run(folders[0]):
+        return folders[0]
+    return top
 
 
 def _run(folder: Place, size: int) -> tuple[Tensor, Tensor]:
-    """One run -> its images (40, 1, size, size) uint8, training images first, and the class of each
-    test image (20,).
+    """The images of a run and the classes of its test images.
+
+    The images are (40, 1, size, size) uint8, training images first; the classes are (20,).
     """
-    training, test = (_images(folder / part) for part in ("training", "test"))
+    training = _images(folder / "training")
+    test = _images(folder / "test")
     labels = _labels(folder, [path.name for path in training], [path.name for path in test])
     images = torch.stack([decode(path, 1, size) for path in (*training, *test)])
-    return 255 - images, torch.tensor(labels)
+    return 255 - images, torch.tensor(labels)  # the files are black on white; here ink = 255
 
 
 def _images(folder: Place) -> list[Place]:
@@ -162,14 +167,16 @@ def _images(folder: Place) -> list[Place]:
 
 
 def _labels(folder: Place, training: list[str], test: list[str]) -> list[int]:
-    """The class of each test image, from the lines of class_labels.txt: a test image and a training
-    image.
+    """The class of each test image, from class_labels.txt.
+
+    Each line names a test image and the training image of the same class.
     """
     path = folder / "class_labels.txt"
     if not path.is_file():
-        raise ValueError(f"{path} is missing, so the class of a test image is not known; {CURE}")
+        raise ValueError(f"{path} is missing, so the classes of test images are unknown; {CURE}")
     items = {f"{folder.name}/test/{name}": number for number, name in enumerate(test)}
     classes = {f"{folder.name}/training/{name}": number for number, name in enumerate(training)}
+    # A one-to-one map of the 20 test images to the 20 training images.
     pairs: dict[int, int] = {}  # test image -> class
     lines = path.read_bytes().decode("utf-8-sig", errors="replace").splitlines()
     for line in filter(str.strip, lines):
@@ -190,6 +197,7 @@ def _labels(folder: Place, training: list[str], test: list[str]) -> list[int]:
 
 def _entries(folder: Place, wanted: Callable[[Place], bool]) -> list[Place]:
     """The visible entries of a folder that are wanted, by name; none if it does not exist."""
+    # macOS adds a folder __MACOSX to its archives.
     if not folder.is_dir():
         return []
     visible = [entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX"))]

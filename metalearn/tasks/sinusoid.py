@@ -15,20 +15,17 @@ from metalearn.runtime.files import Record
 from .keyed_random import philox, position, seeded
 
 
-def _is_range(given: object) -> bool:
+def _is_range(value: object) -> bool:
     """Whether it is a pair of finite numbers in order."""
-    if (
-        not isinstance(given, tuple | list)
-        or len(given) != 2
-        or not all(isinstance(end, Real) for end in given)
-    ):
+    if not isinstance(value, tuple | list) or len(value) != 2:
         return False
-    return -math.inf < given[0] <= given[1] < math.inf
+    if not all(isinstance(end, Real) for end in value):
+        return False
+    return -math.inf < value[0] <= value[1] < math.inf
 
 
 class Sinusoid(Dataset[Episode]):
-    """Tasks of regressing y = A sin(x - phase) from a few points, A, phase and x uniform in the
-    given ranges.
+    """Regression tasks y = A sin(x - phase), with A, phase and x uniform in their ranges.
 
     `[i]` is a single-task `Episode`: inputs and targets (shots, 1) and (queries, 1). It depends on
     `(seed, i)` alone.
@@ -41,7 +38,11 @@ class Sinusoid(Dataset[Episode]):
         amplitude: the range of A.
         phase: the range of the phase in radians.
         inputs: the range of x.
-        dtype: of inputs and targets; the same points in any.
+        dtype: of inputs and targets; the points are the same in any.
+
+    Raises:
+        ValueError: for a range that is no pair of finite numbers in order.
+        TypeError: for a dtype that is not a floating-point one.
 
     Example:
         >>> tasks = Sinusoid(shots=5, queries=10, tasks=100)
@@ -64,11 +65,15 @@ class Sinusoid(Dataset[Episode]):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.shots, self.queries, self.tasks = positive(shots=shots, queries=queries, tasks=tasks)
-        self.seed, self.dtype = seeded(seed), dtype
-        self.amplitude, self.phase, self.inputs = amplitude, phase, inputs
-        for name, given in (("amplitude", amplitude), ("phase", phase), ("inputs", inputs)):
-            if not _is_range(given):
-                raise ValueError(f"{name}={given!r} is not a range (low, high) of finite numbers")
+        self.seed = seeded(seed)
+        self.amplitude = amplitude
+        self.phase = phase
+        self.inputs = inputs
+        self.dtype = dtype
+        for name in ("amplitude", "phase", "inputs"):
+            value = getattr(self, name)
+            if not _is_range(value):
+                raise ValueError(f"{name}={value!r} is not a range (low, high) of finite numbers")
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise TypeError(
                 f"dtype={dtype!r} must be a floating-point dtype of torch, such as torch.float32"
@@ -79,9 +84,12 @@ class Sinusoid(Dataset[Episode]):
 
     def __getitem__(self, index: int) -> Episode:
         rng = philox(self.seed, position(index, self.tasks))
-        amplitude, phase = rng.uniform(*self.amplitude), rng.uniform(*self.phase)
+        # The order of the draws is part of the task: amplitude, phase, then x.
+        amplitude = rng.uniform(*self.amplitude)
+        phase = rng.uniform(*self.phase)
         x = torch.from_numpy(rng.uniform(*self.inputs, (self.shots + self.queries, 1)))
-        x, y = x.to(self.dtype), (amplitude * torch.sin(x - phase)).to(self.dtype)
+        y = amplitude * torch.sin(x - phase)
+        x, y = (values.to(self.dtype) for values in (x, y))  # after the sine, in double precision
         return Episode(
             Examples(x[: self.shots], y[: self.shots]), Examples(x[self.shots :], y[self.shots :])
         )

@@ -1,4 +1,4 @@
-"""What is written down of every training step: a line of JSON, and curves for TensorBoard."""
+"""The log of a training run: a line of JSON for every step, and curves for TensorBoard."""
 
 from __future__ import annotations
 
@@ -20,11 +20,22 @@ def records(
     tensorboard: str | os.PathLike[str] | None = None,
     step: int = 0,
 ) -> Iterator[Callable[[Record], None]]:
-    """Yield `write(record)`, to be called once a step, from the one after `step` on.
+    """Open the log of a run that is at `step`.
 
-    Of a log that is there, lines up to `step` stay; where `step` is 0 it is another run's and moves
-    to `<log>.previous`. Raises ImportError, with the cure, where TensorBoard is asked for and not
-    installed.
+    Lines of an existing log stay up to `step`. At step 0 it is another run's and moves to
+    `<log>.previous`.
+
+    Args:
+        log: a path of JSON lines, if any.
+        tensorboard: a folder for TensorBoard, if any.
+        step: how many steps are done.
+
+    Yields:
+        A function of a step's record, to be called once a step.
+
+    Raises:
+        ImportError: TensorBoard is requested and not installed.
+        OSError: the log cannot be written.
 
     Example:
         >>> import tempfile
@@ -35,27 +46,29 @@ def records(
         {"step": 1, "loss": 0.5}
     """
     with ExitStack() as opened:
-        file = opened.enter_context(_open_log(Path(log), step)) if log else None
-        board = (
-            opened.enter_context(_open_tensorboard(os.fspath(tensorboard), step))
-            if tensorboard
-            else None
-        )
+        file = None
+        board = None
+        if log:
+            file = opened.enter_context(_open_log(Path(log), step))
+        if tensorboard:
+            board = opened.enter_context(_open_tensorboard(os.fspath(tensorboard), step))
 
         def write(record: Record) -> None:
             if file:
                 _append(file, f"{json.dumps(record)}\n".encode())
             if board:
-                for name in record.keys() & {"loss", "accuracy", "lr"}:
-                    board.add_scalar(f"training/{name}", record[name], record["step"])
-                if "validation" in record:
-                    board.add_scalar(
-                        f"validation/{record['validation']['measure']}",
-                        record["validation"]["mean"],
-                        record["step"],
-                    )
+                _draw(board, record)
 
         yield write
+
+
+def _draw(board: Any, record: Record) -> None:
+    """Add a step's figures to TensorBoard's curves."""
+    for name in record.keys() & {"loss", "accuracy", "lr"}:
+        board.add_scalar(f"training/{name}", record[name], record["step"])
+    if "validation" in record:
+        validation = record["validation"]
+        board.add_scalar(f"validation/{validation['measure']}", validation["mean"], record["step"])
 
 
 def _open_log(path: Path, step: int) -> FileIO:
@@ -64,15 +77,18 @@ def _open_log(path: Path, step: int) -> FileIO:
     except OSError as error:
         raise unwritable(path, error) from error
     if path.is_file() and step:
-        kept = [line for line in path.read_bytes().split(b"\n") if _step_of(line) <= step]
-        write_atomically(path, b"".join(line + b"\n" for line in kept))
+        lines = path.read_bytes().split(b"\n")
+        # Steps after the checkpoint run again. A line torn by a kill counts as one of them.
+        done = [line + b"\n" for line in lines if _step_of(line) <= step]
+        write_atomically(path, b"".join(done))
     elif path.is_file() and path.stat().st_size:
         os.replace(path, f"{path}.previous")
-    return path.open("ab", buffering=0)  # a full disk is then an error of the write, not of closing
+    # Without a buffer a full disk is an error of the write, not of closing.
+    return path.open("ab", buffering=0)
 
 
 def _append(file: FileIO, line: bytes) -> None:
-    """Add a whole line. Raises OSError naming the file; a resume drops a line that is torn."""
+    """Add a whole line, or raise OSError naming the file; a resume drops a torn line."""
     try:
         while line:
             line = line[file.write(line) :]
@@ -98,6 +114,6 @@ def _open_tensorboard(folder: str, step: int) -> Any:
     except ImportError as error:
         raise ImportError(
             f"tensorboard={folder!r} needs the extra: pip install"
-            " 'metalearn-transfer[tensorboard]', or leave it out"
+            " 'metalearn-transfer[tensorboard]', or omit tensorboard="
         ) from error
     return SummaryWriter(folder, purge_step=step + 1)

@@ -125,7 +125,7 @@ def test_a_value_of_another_type_is_named_in_one_line(
     [
         (
             ["sweep", "--seeds", "0,one"],
-            "seeds='0,one' are no whole numbers; write 0,1,2 or [0, 1, 2]",
+            "seeds='0,one' are not whole numbers; write 0,1,2 or [0, 1, 2]",
         ),
         (["sweep", "--seeds", "[0, 1"], "is not a list; write a,b or [a, b]"),
         (["sweep", "--algorithms", "mmal"], "there is no algorithm 'mmal'"),

@@ -801,7 +801,7 @@ def test_calls_give_a_number_or_say_what_is_wrong(part: str) -> None:
         ("frozen_transformer(nn.Identity())", "Identity has no normalisation layer to train"),
         (
             "trained(nn.Linear(4, 3), data_set(), data_set())",
-            "the model Linear cannot take what enters it, torch.float32 of 18 x 1 x 6 x 6",
+            "the model Linear cannot take its input, torch.float32 of 18 x 1 x 6 x 6",
         ),
         (
             "learn(MAML, network(), tasks(), 'adapt', loss=F.mse_loss)",
@@ -813,11 +813,11 @@ def test_calls_give_a_number_or_say_what_is_wrong(part: str) -> None:
         ),
         (
             "learn(MAML, network('conv'), tasks(), 'between', lr=0.0)",
-            "layer '0' (Conv2d) cannot take what enters it, torch.float32 of 6 x 4",
+            "layer '0' (Conv2d) cannot take its input, torch.float32 of 6 x 4",
         ),
         (
             "learn(MAML, network('recurrent'), tasks(1, shape=(1, 6, 6)), 'adapt')",
-            "layer '0' (LSTM) cannot take what enters it",
+            "layer '0' (LSTM) cannot take its input",
         ),
         ("learn(MAML, network('norm'), tasks(1, 1, 1), 'adapt')", "keeps running statistics"),
         (

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = str(Path(__file__).parents[2])
+from tests.helpers import ROOT
+
 SPAWN_ONLY = (  # as on Windows
     "import multiprocessing\nmultiprocessing.get_all_start_methods = lambda: ['spawn']\n"
 )
@@ -38,7 +39,7 @@ class Command(subprocess.Popen):
 
 
 def start(*command: str, folder: Path, **environment: str) -> Command:
-    variables = {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1", **environment}
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
     return Command(
         [sys.executable, *command],
         cwd=folder,
@@ -118,12 +119,12 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path, mark: str) -> N
 UNGUARDED = """
 from torch import nn
 from transfer import compare, everywhere, finetune, fresh
-from tests.test_finetuning import images
+from tests.helpers import striped_images
 
 def build():
     return nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
 
-train = finetune(images(), images(seed=1), steps=2)
+train = finetune(striped_images(), striped_images(seed=1), steps=2)
 starts = {"a": everywhere(fresh()), "b": everywhere(fresh())}
 """
 COMPARE = "print(compare(starts, build, train, train.probe(36), seeds=[0, 1], processes=2))\n"
@@ -162,7 +163,7 @@ def test_scripts_in_other_forms_run_or_say_what_to_do(tmp_path: Path, way: str) 
                 stdin=script,
                 capture_output=True,
                 text=True,
-                env={**os.environ, "PYTHONPATH": ROOT},
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
                 check=False,
             )
         assert done.returncode == 1 and "in a script file" in done.stderr

@@ -31,12 +31,6 @@ OWN = (
 )
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def checkpoint(path: Path, **changes: Any) -> str:
     """A whole checkpoint, as `metalearn train` writes it, whose record somebody has changed."""
     experiment = Experiment(hidden=2, size=28, channels=1)
@@ -237,7 +231,7 @@ def test_a_pickle_named_as_a_checkpoint_is_not_opened(here: Path) -> None:
             return open, ("ran", "w")
 
     (here / "run").write_bytes(pickle.dumps(Trap()))
-    restore = lambda path: checkpoints.restore(nn.Linear(1, 1), path)  # noqa: E731
+    restore = lambda path: checkpoints.restore(nn.Linear(1, 1), path)
     for load in (checkpoints.load, experiments.restored, read, restore):
         with pytest.raises(ValueError, match=r"run (is|holds)"):
             load("run")

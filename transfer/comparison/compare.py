@@ -1,15 +1,14 @@
-"""Several starts, several seeds, one training: learning curves, steps to a threshold, and what each
-layer kept.
-"""
+"""Several starts, several seeds, one training: curves, steps to a threshold, kept layers."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -18,30 +17,33 @@ from metalearn.network.forward import Inputs
 from metalearn.runtime import distributed, parallel, provenance
 from metalearn.runtime.checks import whole_number
 from metalearn.runtime.files import Record
-from transfer.comparison.results import ComparisonResult
+from transfer.comparison.results import ComparisonResult, EndSimilarity, Run
 from transfer.comparison.run import (
     Build,
+    Key,
+    Plan,
     Train,
-    _alike,
-    _digest,
-    _perform,
-    _place,
-    _Plan,
-    _workers,
     checked_seeds,
+    compare_ends,
+    digest,
+    perform_runs,
+    runs_folder,
+    started_workers,
 )
-from transfer.finetuning.finetune import named_tensors
+from transfer.finetuning.data import named_tensors
 from transfer.initialisation.strategies import Strategy
 
 from . import statistics
 
-SHARE = 0.98  # of the baseline's final score: the threshold where none is given
+SHARE = 0.98  # of the baseline's final score: the default threshold
 
 
 @dataclass(frozen=True, repr=False)
 class Comparison(ComparisonResult):
-    """What `compare` finds; prints as tables, `.plot(path)` draws it, `.report(path)` writes a
-    page, `.to_dict()` gives the numbers.
+    """The result of `compare`.
+
+    It prints as tables. `.plot(path)` draws it, `.report(path)` writes a page, and `.to_dict()`
+    gives the numbers.
     """
 
     def __str__(self) -> str:
@@ -50,8 +52,10 @@ class Comparison(ComparisonResult):
         return text(self)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw curves, steps, final scores and what layers kept; the ending of `path` says how
-        (.png, .svg, .pdf).
+        """Draw curves, steps, final scores and what layers kept.
+
+        Args:
+            path: the picture; its ending gives the format (.png, .svg, .pdf).
         """
         from metalearn.analysis.plotting.style import save
 
@@ -85,41 +89,46 @@ def compare(
     settings: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> Comparison:
-    """Train every start under every seed and compare them -> `Comparison`.
+    """Train every start under every seed and compare them.
 
     A run is `build()` under `torch.manual_seed(seed)`, `initialize(model, strategy, seed)`, then
-    `train(model, seed)`. Its result and the weights it ends with are one file in `folder`, written
-    whole or not at all, so that a comparison that was stopped goes on with the runs that are
-    missing; memory is that of one run. What each layer kept is `compare_layers` of start and end on
-    `probe`.
+    `train(model, seed)`. Its result and its final weights are one file in `folder`, written whole
+    or not at all. A comparison that was stopped therefore goes on with the missing runs, and memory
+    is that of one run. What each layer kept is `compare_layers` of start and end on `probe`.
 
     Args:
-        strategies: {name: strategy}; `(build, strategy)` where one has a network of its own, such
-            as a slim one.
-        build: the network, all of its start drawn from torch's global generator.
+        strategies: {name: strategy}; or {name: (build, strategy)} for a strategy with a network of
+            its own, such as a slim one.
+        build: makes the network; all of its start is drawn from torch's global generator.
         train: `(model, seed) -> Curve`, which trains in place; `finetune(...)` makes one.
-        probe: inputs (examples, ...) as the network takes them, or a tuple or dictionary of such
-            for a network of several inputs; CCA needs more examples (times positions) than
+        probe: inputs (examples, ...) as the network takes them, or a tuple or dictionary of them
+            for a network of several inputs. CCA needs more examples (times positions) than
             features.
         seeds: one run of every strategy each; strategies are compared seed by seed.
-        baseline: the strategy that the others are compared against; "random" where there is one,
-            else the first.
+        baseline: the strategy that the others are compared against; by default "random" if there is
+            one, else the first.
         folder: where runs are kept; None keeps them until the comparison is done.
         threshold: the score that steps are counted to; None for 98 % of the baseline's mean final
             score.
         level: of the tests and, as 1 - level, of the intervals.
-        measure: "cca", "linear_cka", or another of `compare_layers`.
+        measure: "cca", "linear_cka", or another measure of `compare_layers`.
         processes: how many share out the work on this machine, each with its share of torch's
-            threads (sums of other numbers of threads may differ in their last digits); all
-            arguments must then be picklable. Under torchrun the ranks share them.
-        layers: the layers to compare; by default all. One that puts out a tuple or a dictionary is
-            named with its entry, "lstm:0".
-        settings: what else decides the result, recorded and compared when a comparison goes on.
+            threads (sums over other numbers of threads may differ in their last digits). All
+            arguments must then be picklable. Under torchrun the ranks share the runs.
+        layers: the layers to compare; by default all. An entry of a layer's tuple or dictionary is
+            named after a colon, "lstm:0".
+        settings: anything else that decides the result; recorded, and compared when a comparison
+            goes on.
         progress: show progress on standard error.
 
-    Raises ValueError where seeds repeat, a name is not there, or `folder` holds runs with other
-    settings or another start; RuntimeError for a script that shares runs out among processes
-    without `if __name__ == "__main__":`.
+    Returns:
+        The comparison.
+
+    Raises:
+        ValueError: seeds repeat, a name does not exist, or `folder` holds runs with other settings
+            or another start.
+        RuntimeError: a script shares runs out among processes without
+            `if __name__ == "__main__":`.
 
     Example:
         >>> from transfer import everywhere, finetune, fresh, transfusion
@@ -129,14 +138,82 @@ def compare(
         >>> train = finetune(parts.train, parts.test, steps=4, batch=6)
         >>> def build():
         ...     return nn.Sequential(nn.Flatten(), nn.Linear(784, 4), nn.ReLU(), nn.Linear(4, 2))
-        >>> found = compare({"random": everywhere(fresh()), "full": transfusion(build())}, build, train, train.probe(12), seeds=[0, 1])
-        >>> [row.answer for row in found.finals]
+        >>> strategies = {"random": everywhere(fresh()), "full": transfusion(build())}
+        >>> comparison = compare(strategies, build, train, train.probe(12), seeds=[0, 1])
+        >>> [row.answer for row in comparison.finals]
         ['', 'not decidable']
     """
+    # Errors in the arguments are found before hours of training.
     _check_strategies(strategies)
     _check_callables(build=build, train=train)
     numbers = checked_seeds(seeds)
-    first = _baseline(strategies, baseline)
+    baseline = _baseline(strategies, baseline)
+    _check_numbers(level, threshold)
+    _check_probe(probe)
+    _check_layers(layers)
+    processes = whole_number("processes", processes)
+    _check_kept(folder, settings)
+    parallel.check_startable("compare()", processes)
+    distributed.join(torch.device("cpu"))
+    if distributed.world_size() > 1 and folder is None:
+        raise ValueError(
+            "under torchrun compare() needs folder=, one that all ranks see: they share out the"
+            " runs through it"
+        )
+    # A run's file records these, so a run with other settings is not taken for this one.
+    decisive: Record = {
+        "train": getattr(train, "settings", {}),
+        "probe": digest(probe),
+        "measure": measure,
+    }
+    if layers is not None:
+        decisive["layers"] = list(layers)
+    decisive["own"] = dict(settings or {})
+    with runs_folder(folder) as place:
+        plan = Plan(dict(strategies), build, train, probe, layers, place, measure, decisive)
+        plan.try_out(numbers[0])
+        runs, alike = _performed(plan, numbers, baseline, processes, progress=progress)
+    if distributed.rank():
+        # The first rank compares, and all return its result.
+        return distributed.broadcast(None)  # type: ignore[return-value]
+    rule = "given"
+    if threshold is None:
+        # The threshold is a share of the baseline's mean final score over seeds.
+        finals = [runs[baseline, seed].curve.final for seed in numbers]
+        threshold = SHARE * statistics.over_seeds(finals).mean
+        rule = f"{100 * SHARE:g} % of the mean final score of {baseline}"
+    versions = {**provenance.versions(), "threads": torch.get_num_threads()}
+    comparison = Comparison(
+        strategies=tuple(strategies),
+        seeds=tuple(numbers),
+        runs=tuple(runs[key] for key in itertools.product(strategies, numbers)),
+        baseline=baseline,
+        threshold=threshold,
+        threshold_rule=rule,
+        level=level,
+        measure=measure,
+        alike=alike,
+        settings={**decisive, "versions": versions},
+    )
+    return distributed.broadcast(comparison)
+
+
+def _performed(
+    plan: Plan, seeds: list[int], baseline: str, processes: int, *, progress: bool
+) -> tuple[dict[Key, Run], tuple[EndSimilarity, ...]]:
+    """Do the missing runs; read all of them, and compare their ends, on the first rank."""
+    names = list(plan.strategies)
+    # Seed by seed, so a comparison that is stopped early has whole seeds.
+    keys = [(name, seed) for seed, name in itertools.product(seeds, names)]
+    with started_workers(plan, processes) as workers:
+        perform_runs(plan, keys, workers, progress=progress)
+        if distributed.rank():
+            return {}, ()
+        runs = {key: plan.read(*key) for key in keys}
+        return runs, compare_ends(plan, names, seeds, baseline, workers, progress=progress)
+
+
+def _check_numbers(level: object, threshold: object) -> None:
     if not _is_number(level) or not 0 < level < 1:
         raise ValueError(f"level={level!r} must lie between 0 and 1, such as 0.05")
     if threshold is not None and not (_is_number(threshold) and math.isfinite(threshold)):
@@ -144,9 +221,9 @@ def compare(
             f"threshold={threshold!r} is no score; give one such as 0.9, or None for"
             f" {100 * SHARE:g} % of the baseline's"
         )
-    _check_probe(probe)
-    _check_layers(layers)
-    processes = whole_number("processes", processes)
+
+
+def _check_kept(folder: object, settings: object) -> None:
     if not (folder is None or isinstance(folder, str | os.PathLike)):
         raise TypeError(
             f"folder={folder!r} is a {type(folder).__name__}; give the path of a folder, or None to"
@@ -157,65 +234,6 @@ def compare(
             f"settings is a {type(settings).__name__}; give a dictionary of what else decides the"
             " result"
         )
-    parallel.check_startable("compare()", processes)
-    distributed.join(torch.device("cpu"))
-    if distributed.world_size() > 1 and folder is None:
-        raise ValueError(
-            "under torchrun compare() needs folder=, one that all ranks see: they share out the"
-            " runs through it"
-        )
-    decided: Record = {
-        "train": getattr(train, "settings", {}),
-        "probe": _digest(probe),
-        "measure": measure,
-    }
-    if layers is not None:
-        decided["layers"] = list(layers)
-    with _place(folder) as place:
-        plan = _Plan(
-            dict(strategies),
-            build,
-            train,
-            probe,
-            layers,
-            place,
-            measure,
-            {**decided, "own": dict(settings or {})},
-        )
-        wanted = [(name, seed) for seed in numbers for name in strategies]
-        plan.try_out(numbers[0])
-        with _workers(plan, processes) as pool:
-            _perform(plan, wanted, pool, progress)
-            if distributed.rank():
-                return distributed.broadcast(None)  # type: ignore[return-value]
-            runs = {key: plan.read(*key) for key in wanted}
-            alike = _alike(plan, list(strategies), numbers, first, pool, progress)
-    share = statistics.over_seeds([runs[first, seed].curve.final for seed in numbers]).mean
-    rule = (
-        "given"
-        if threshold is not None
-        else f"{100 * SHARE:g} % of the mean final score of {first}"
-    )
-    goal = SHARE * share if threshold is None else threshold
-    own = {
-        **plan.settings,
-        "versions": {**provenance.versions(), "threads": torch.get_num_threads()},
-    }
-    ordered = tuple(runs[name, seed] for name in strategies for seed in numbers)
-    return distributed.broadcast(
-        Comparison(
-            tuple(strategies),
-            tuple(numbers),
-            ordered,
-            first,
-            goal,
-            rule,
-            level,
-            measure,
-            alike,
-            own,
-        )
-    )
 
 
 def _check_strategies(strategies: object) -> None:
@@ -236,11 +254,9 @@ def _check_callables(**functions: object) -> None:
 
 
 def _check_probe(probe: Any) -> None:
-    tensors = (
-        named_tensors(probe)
-        if isinstance(probe, Tensor | Mapping | tuple | list)
-        else {"inputs": probe}
-    )
+    tensors = {"inputs": probe}
+    if isinstance(probe, Tensor | Mapping | tuple | list):
+        tensors = named_tensors(probe)
     wrong = [value for value in tensors.values() if not isinstance(value, Tensor) or not value.ndim]
     if wrong:
         raise TypeError(
@@ -251,25 +267,28 @@ def _check_probe(probe: Any) -> None:
 
 
 def _check_layers(layers: object) -> None:
-    names = [] if isinstance(layers, str) or not isinstance(layers, Sequence) else [*layers]
-    if layers is not None and not (names and all(isinstance(name, str) for name in names)):
+    if layers is None:
+        return
+    names = [*layers] if isinstance(layers, Sequence) and not isinstance(layers, str) else []
+    if not names or not all(isinstance(name, str) for name in names):
         raise TypeError(
             f"layers={layers!r} is no list of names; write layers=['layer1', 'fc'], or leave it out"
             " for all"
         )
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _baseline(strategies: Mapping[str, Any], baseline: str | None) -> str:
+    """The name of the baseline; raises ValueError if there is no such strategy."""
     if len(strategies) < 2:
         raise ValueError(
             f"compare() needs two strategies at least and got {', '.join(strategies) or 'none'}"
         )
-    usual = "random" if "random" in strategies else next(iter(strategies))
-    first = usual if baseline is None else baseline
-    if not isinstance(first, str) or first not in strategies:
+    if baseline is None:
+        return "random" if "random" in strategies else next(iter(strategies))
+    if not isinstance(baseline, str) or baseline not in strategies:
         raise ValueError(f"baseline={baseline!r} is none of the strategies {', '.join(strategies)}")
-    return first
+    return baseline

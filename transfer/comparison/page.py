@@ -1,4 +1,4 @@
-"""What `compare` found, for people: plain text for a terminal, and one self-contained HTML page."""
+"""A comparison as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from metalearn.analysis.adaptation.page import flat, picture
+from metalearn.analysis.adaptation.page import picture
+from metalearn.analysis.adaptation.tables import flat_settings
 from metalearn.runtime.files import write_atomically
-from transfer.comparison.text import (
-    ALIKE,
-    KEPT,
+from transfer.comparison.tables import (
     alike_table,
+    final_table,
+    kept_table,
+    steps_table,
+    weights_table,
+)
+from transfer.comparison.text import (
     collapsed_words,
-    columns,
     counts_words,
     explained,
-    final_rows,
     headlines,
-    kept_table,
     overall,
     start_words,
-    steps_rows,
-    weights_table,
 )
 
 if TYPE_CHECKING:
@@ -53,35 +53,36 @@ def html(
 
     from . import figures
 
+    # The style is that of the pages of metalearn reuse.
     loader = PrefixLoader(
         {
             "transfer": PackageLoader("transfer.comparison", "."),
             "analysis": PackageLoader("metalearn.analysis.adaptation", "."),
         }
     )
+    # autoescape: names and settings are text, never HTML.
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    # None if no network begins with a convolution.
     filters = figures.filters(comparison)
-    own = {key: value for key, value in comparison.settings.items() if key != "versions"}
+    recorded = {key: value for key, value in comparison.settings.items() if key != "versions"}
     return pages.get_template("transfer/report.html").render(
         title=title,
         answer=overall(comparison),
         collapsed=collapsed_words(comparison),
         headlines=headlines(comparison),
         counts=counts_words(comparison),
-        final=(columns(comparison, "final"), final_rows(comparison)),
-        steps=(columns(comparison, "steps"), steps_rows(comparison)),
+        final=final_table(comparison),
+        steps=steps_table(comparison),
         explained=explained(comparison),
         kept=kept_table(comparison),
         weights=weights_table(comparison),
-        kept_words=KEPT,
         alike=alike_table(comparison) if comparison.alike else None,
-        alike_words=ALIKE,
         curves=picture(figures.learning_curves(comparison)),
         scores=picture(figures.final_scores(comparison)),
         speed=picture(figures.steps_to_threshold(comparison)),
         layers=picture(figures.what_is_kept(comparison)),
         filters=picture(filters) if filters else None,
         starts=[(name, start_words(comparison, name)) for name in comparison.strategies],
-        settings=[*flat(settings or {}), *flat(own)],
+        settings=[*flat_settings(settings or {}), *flat_settings(recorded)],
         versions=comparison.settings.get("versions", {}),
     )

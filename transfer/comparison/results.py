@@ -1,10 +1,10 @@
-"""What compare finds, as numbers."""
+"""The numbers of a comparison."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -17,11 +17,33 @@ from transfer.comparison import statistics
 from transfer.comparison.statistics import Paired
 from transfer.finetuning.curve import Curve
 
+RECORDED = (
+    "strategies",
+    "seeds",
+    "baseline",
+    "metric",
+    "threshold",
+    "threshold_rule",
+    "level",
+    "measure",
+    "finals",
+    "steps",
+    "test_counts",
+    "majority",
+    "collapsed",
+)
+
 
 @dataclass(frozen=True)
 class LayerRetention:
-    """How much of its start one layer kept in one run: similarity of its outputs, its floor, and
-    the correlation of its weights.
+    """How much of its start one layer kept in one run.
+
+    Attributes:
+        layer: its name.
+        similarity: of its outputs on the probe at the start and at the end.
+        floor: the similarity by chance (95 %).
+        correlation: of its weights at the start and at the end; NaN if it has none.
+        note: why there is no similarity, if there is none.
     """
 
     layer: str
@@ -33,11 +55,16 @@ class LayerRetention:
 
 @dataclass(frozen=True)
 class Run:
-    """One strategy under one seed: its curve, what every tensor started from, what each layer kept,
-    and its first-layer filters.
+    """One strategy under one seed.
 
-    `filters` are (2, filters, channels, height, width), at the start and at the end; None where the
-    first layer is no convolution.
+    Attributes:
+        strategy: its name.
+        seed: the seed.
+        curve: scores and losses.
+        initialisation: the start of every tensor.
+        kept: what each layer kept.
+        filters: of the first layer, (2, filters, channels, height, width), at the start and at the
+            end; None if the first layer is no convolution.
     """
 
     strategy: str
@@ -50,12 +77,17 @@ class Run:
 
 @dataclass(frozen=True)
 class BaselineTest:
-    """One strategy's score, or its steps to the threshold, against the baseline's on the same
-    seeds.
+    """One strategy's score, or its steps to the threshold, against the baseline's.
 
-    `paired` is None where a seed of either did not reach the threshold: then there is no number.
-    `adjusted` is p after Holm. `collapsed` counts the seeds whose network predicts one class for
-    every test image.
+    Attributes:
+        strategy: its name.
+        estimate: the mean over seeds; None if a seed did not reach the threshold.
+        reached: seeds that reached the threshold.
+        seeds: all seeds.
+        paired: the test on the same seeds; None if a seed of either did not reach the threshold.
+        adjusted: its p after Holm.
+        answer: "higher", "lower", "no difference shown" or "not decidable".
+        collapsed: seeds whose network predicts one class for every test image.
     """
 
     strategy: str
@@ -70,8 +102,13 @@ class BaselineTest:
 
 @dataclass(frozen=True)
 class EndSimilarity:
-    """How similar one layer ends in two runs of a strategy under different seeds, and in one of it
-    and one of the baseline.
+    """How similar one layer ends in two runs under different seeds.
+
+    Attributes:
+        strategy: its name.
+        layer: the layer's name.
+        seeds: similarity of two runs of the strategy.
+        baseline: similarity of a run of the strategy and one of the baseline.
     """
 
     strategy: str
@@ -96,13 +133,17 @@ class ComparisonResult(Tabular):
     settings: Record = field(default_factory=dict, repr=False)
 
     def of(self, strategy: str) -> list[Run]:
-        """The runs of a strategy, in the order of seeds."""
-        found = [run for run in self.runs if run.strategy == strategy]
-        if not found:
+        """The runs of a strategy, in the order of seeds.
+
+        Raises:
+            KeyError: there is no such strategy.
+        """
+        runs = [run for run in self.runs if run.strategy == strategy]
+        if not runs:
             raise KeyError(
                 f"there is no strategy {strategy!r}; there are {', '.join(self.strategies)}"
             )
-        return found
+        return runs
 
     @property
     def metric(self) -> str:
@@ -111,57 +152,62 @@ class ComparisonResult(Tabular):
 
     @property
     def test_counts(self) -> Mapping[int, int]:
-        """How many test images there are of each class; empty if the training did not count them."""
+        """The number of test images of each class; empty if the training did not count them."""
         return self.runs[0].curve.test_counts
 
     @property
     def majority(self) -> float:
-        """The score of predicting the most frequent class for every test image; NaN if the training
-        did not count them.
+        """The score of predicting the most frequent class for every test image.
+
+        NaN if the training did not count the classes.
         """
         return self.runs[0].curve.majority
 
     @cached_property
     def collapsed(self) -> dict[str, tuple[int, ...]]:
-        """Strategy -> the seeds whose network predicts one class for every test image; without
-        those that have none.
+        """The seeds whose network predicts one class for every test image, by strategy.
+
+        Strategies without such seeds are left out.
         """
-        seeds = {
-            name: tuple(run.seed for run in self.of(name) if run.curve.collapsed)
-            for name in self.strategies
-        }
-        return {name: some for name, some in seeds.items() if some}
+        collapsed = {}
+        for name in self.strategies:
+            seeds = tuple(run.seed for run in self.of(name) if run.curve.collapsed)
+            if seeds:
+                collapsed[name] = seeds
+        return collapsed
 
     @cached_property
     def finals(self) -> tuple[BaselineTest, ...]:
         """The final score of every strategy against the baseline."""
-        return self._against(
-            {name: [run.curve.final for run in self.of(name)] for name in self.strategies}
-        )
+        finals = {}
+        for name in self.strategies:
+            finals[name] = [run.curve.final for run in self.of(name)]
+        return self._against(finals)
 
     @cached_property
     def steps(self) -> tuple[BaselineTest, ...]:
         """Steps to the threshold of every strategy against the baseline; fewer is faster."""
-        return self._against(
-            {
-                name: [run.curve.steps_to(self.threshold) for run in self.of(name)]
-                for name in self.strategies
-            }
-        )
+        steps = {}
+        for name in self.strategies:
+            steps[name] = [run.curve.steps_to(self.threshold) for run in self.of(name)]
+        return self._against(steps)
 
     def kept(self, strategy: str) -> dict[str, tuple[Estimate, float, Estimate]]:
-        """Layer -> similarity of start and end over seeds, its floor (the largest), and the
-        correlation of weights over seeds.
+        """What each layer kept of its start.
+
+        Returns:
+            By layer: similarity of start and end over seeds, the largest chance level, and the
+            correlation of weights over seeds.
         """
-        rows = [run.kept for run in self.of(strategy)]
-        return {
-            layer[0].layer: (
-                statistics.over_seeds([one.similarity for one in layer], self.level),
-                max(one.floor for one in layer),
-                statistics.over_seeds([one.correlation for one in layer], self.level),
+        layers = {}
+        # One layer of all seeds at a time.
+        for rows in zip(*[run.kept for run in self.of(strategy)], strict=True):  # (seeds,) each
+            layers[rows[0].layer] = (
+                statistics.over_seeds([row.similarity for row in rows], self.level),
+                max(row.floor for row in rows),
+                statistics.over_seeds([row.correlation for row in rows], self.level),
             )
-            for layer in zip(*rows, strict=True)
-        }
+        return layers
 
     def __repr__(self) -> str:
         scores = ", ".join(
@@ -191,19 +237,7 @@ class ComparisonResult(Tabular):
 
     def to_dict(self) -> Record:
         """Everything but the pictures as JSON-able values; NaN is None."""
-        own = [
-            "strategies",
-            "seeds",
-            "baseline",
-            "metric",
-            "threshold",
-            "threshold_rule",
-            "level",
-            "measure",
-            "finals",
-            "steps",
-        ]
-        own += ["test_counts", "majority", "collapsed"]
+        # The fields of a run, without its filters.
         runs = [
             {
                 "strategy": run.strategy,
@@ -214,12 +248,11 @@ class ComparisonResult(Tabular):
             }
             for run in self.runs
         ]
-        smallest = statistics.smallest_p(len(self.seeds))
-        figures = {name: getattr(self, name) for name in own}
+        figures = {name: getattr(self, name) for name in RECORDED}
         return plain(
             {
                 **figures,
-                "smallest_p": smallest,
+                "smallest_p": statistics.smallest_p(len(self.seeds)),
                 "alike": self.alike,
                 "runs": runs,
                 "settings": self.settings,
@@ -227,20 +260,33 @@ class ComparisonResult(Tabular):
         )
 
     def _against(self, measured: Mapping[str, Sequence[float | None]]) -> tuple[BaselineTest, ...]:
-        reached = {
-            name: [value for value in values if value is not None]
-            for name, values in measured.items()
-        }
-        whole = {name: values for name, values in reached.items() if len(values) == len(self.seeds)}
-        tests = statistics.against(whole, self.baseline, self.level)
+        """Each strategy's values against the baseline's, seed by seed; None is not reached."""
+        reached = {}
+        complete = {}
+        for name, values in measured.items():
+            reached[name] = [value for value in values if value is not None]
+            # A mean over some of the seeds would be of the lucky ones.
+            if len(reached[name]) == len(self.seeds):
+                complete[name] = reached[name]
+        # One family of tests, corrected for their number.
+        tests = statistics.against(complete, self.baseline, self.level)
         rows = []
         for name in self.strategies:
-            estimate = statistics.over_seeds(whole[name], self.level) if name in whole else None
-            row = (name, estimate, len(reached[name]), len(self.seeds))
-            test = (
-                (*tests[name], statistics.answer(*tests[name], self.level)) if name in tests else ()
+            estimate = None
+            if name in complete:
+                estimate = statistics.over_seeds(complete[name], self.level)
+            test: dict[str, Any] = {}
+            if name in tests:
+                paired, adjusted = tests[name]
+                answer = statistics.answer(paired, adjusted, self.level)
+                test = {"paired": paired, "adjusted": adjusted, "answer": answer}
+            row = BaselineTest(
+                name,
+                estimate,
+                len(reached[name]),
+                len(self.seeds),
+                collapsed=len(self.collapsed.get(name, ())),
+                **test,
             )
-            rows.append(
-                replace(BaselineTest(*row, *test), collapsed=len(self.collapsed.get(name, ())))
-            )
+            rows.append(row)
         return tuple(rows)

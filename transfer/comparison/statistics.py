@@ -1,4 +1,4 @@
-"""Whether a difference between starts is more than the luck of a few seeds."""
+"""Tests of differences between starts over a few seeds."""
 
 from __future__ import annotations
 
@@ -16,8 +16,17 @@ ENUMERATED = 16  # seeds up to which all patterns of signs are tried
 
 
 def over_seeds(values: Sequence[float], level: float = 0.05) -> Estimate:
-    """The mean over seeds with the half-width of its t interval, `t(n - 1) std(ddof=1) / sqrt(n)`;
-    NaN where one seed gives none.
+    """The mean over seeds with the half-width of its t interval.
+
+    The half-width is `t(1 - level / 2, n - 1) std(ddof=1) / sqrt(n)`; NaN for one seed.
+
+    Args:
+        values: (seeds,) one number a seed.
+        level: the interval covers 1 - level.
+
+    Raises:
+        TypeError: the values are no list of numbers.
+        ValueError: there are none, they are no flat list, or the level is not between 0 and 1.
 
     Example:
         >>> over_seeds([0.8, 0.9, 1.0])
@@ -26,25 +35,27 @@ def over_seeds(values: Sequence[float], level: float = 0.05) -> Estimate:
     array = _per_seed("over_seeds()", values)
     _check_level(level)
     if not len(array):
-        raise ValueError("over_seeds() got no values; give one a seed")
+        raise ValueError("over_seeds() got no values; give one for each seed")
     if len(array) < 2:
         return Estimate(float(array.mean()), math.nan)
     from scipy import stats  # here, since it takes long to import
 
-    return Estimate(
-        float(array.mean()), float(stats.t.ppf(1 - level / 2, len(array) - 1) * stats.sem(array))
-    )
+    quantile = stats.t.ppf(1 - level / 2, len(array) - 1)
+    return Estimate(float(array.mean()), float(quantile * stats.sem(array)))
 
 
 @dataclass(frozen=True)
 class Paired:
-    """One start against another on the same seeds: the mean difference with its t interval, and two
-    tests of it being zero.
+    """One start against another on the same seeds.
 
-    `t` and `p` are the paired t test's, which takes differences for normal. `exact` is the
-    sign-flip test's, which takes them for symmetric about zero alone: the share of the 2^n patterns
-    of signs whose mean is as far from zero as this one. `smallest` is the least that `exact` can be
-    with this many seeds, 2 / 2^n. `p` is NaN where all differences are one number other than zero.
+    Attributes:
+        difference: the mean difference with its t interval.
+        t: the statistic of the paired t test, which assumes normal differences.
+        p: its two-sided p; NaN if all differences are the same number other than zero.
+        exact: p of the sign-flip test, which assumes only that differences are symmetric about
+            zero: the share of the 2^n patterns of signs whose mean is as far from zero as this one.
+        smallest: the least that `exact` can be with this many seeds, 2 / 2^n.
+        seeds: n.
     """
 
     difference: Estimate
@@ -63,44 +74,59 @@ class Paired:
 
 
 def paired(a: Sequence[float], b: Sequence[float], level: float = 0.05) -> Paired:
-    """Compare two measurements of each seed, `mean(a - b)` -> `Paired`.
+    """Compare two measurements of each seed.
 
     Args:
-        a, b: (seeds,) each, in the same order of seeds.
-        level: of the interval, which covers 1 - level.
+        a: (seeds,) numbers.
+        b: (seeds,) numbers, in the same order of seeds.
+        level: the interval covers 1 - level.
 
-    Raises ValueError where the two differ in length, are empty, or hold a value that is not finite.
+    Returns:
+        The mean of a - b with its interval and tests.
+
+    Raises:
+        ValueError: the two differ in length, are empty, or hold a value that is not finite.
 
     Example:
-        >>> found = paired([0.80, 0.84, 0.83], [0.70, 0.71, 0.74])
-        >>> round(found.difference.mean, 4), round(found.p, 4), found.exact
+        >>> test = paired([0.80, 0.84, 0.83], [0.70, 0.71, 0.74])
+        >>> round(test.difference.mean, 4), round(test.p, 4), test.exact
         (0.1067, 0.0125, 0.25)
-        >>> print(found)
+        >>> print(test)
         +0.1067 ± 0.05171 (t = 8.88, p = 0.012; sign flip p = 0.25; 3 seeds)
     """
-    first, second = _per_seed("paired()", a), _per_seed("paired()", b)
+    first = _per_seed("paired()", a)
+    second = _per_seed("paired()", b)
     if first.shape != second.shape or not len(first):
         raise ValueError(
-            f"paired() needs as many values of one as of the other, a seed each, not {first.shape}"
-            f" and {second.shape}"
+            f"paired() needs as many values of one as of the other, one for each seed, not"
+            f" {first.shape} and {second.shape}"
         )
-    differences = first - second
+    differences = first - second  # (seeds,)
     if not np.isfinite(differences).all():
         raise ValueError(
             f"paired() got a value that is not finite: {first.tolist()} against {second.tolist()}"
         )
     t, p = t_test(differences)
-    count = len(differences)
+    seeds = len(differences)
     return Paired(
-        over_seeds(differences, level), t, p, sign_flip(differences), smallest_p(count), count
+        difference=over_seeds(differences, level),
+        t=t,
+        p=p,
+        exact=sign_flip(differences),
+        smallest=smallest_p(seeds),
+        seeds=seeds,
     )
 
 
 def sign_flip(differences: Sequence[float]) -> float:
-    """The two-sided p of the sign-flip test: the share of sign patterns whose sum is at least as
-    far from zero.
+    """The two-sided p of the sign-flip test.
 
-    All 2^n patterns up to 16 differences; beyond that 2^16 random ones and the one that was seen.
+    It is the share of sign patterns whose sum is at least as far from zero as the observed one.
+    Up to 16 differences all 2^n patterns are tried; beyond that 2^16 random ones, the observed one
+    among them.
+
+    Args:
+        differences: (seeds,) numbers.
 
     Example:
         >>> sign_flip([1.0, 2.0, 3.0])
@@ -108,16 +134,18 @@ def sign_flip(differences: Sequence[float]) -> float:
     """
     values = _per_seed("sign_flip()", differences)
     if len(values) <= ENUMERATED:
+        # Bit k of a pattern's number is the sign of difference k: (2^n patterns, n).
         signs = 1 - 2 * (np.arange(2 ** len(values))[:, None] >> np.arange(len(values)) & 1)
     else:
         signs = np.random.default_rng(0).choice([-1, 1], (2**ENUMERATED, len(values)))
-        signs[0] = 1
-    sums = np.abs(signs @ values)
+        signs[0] = 1  # the observed pattern
+    sums = np.abs(signs @ values)  # (patterns,)
+    # Sums that equal the observed one but for rounding count as reaching it.
     return float(np.mean(sums >= abs(values.sum()) - 1e-9 * np.abs(values).sum()))
 
 
 def smallest_p(seeds: int) -> float:
-    """The least p that a sign-flip test of so many seeds can reach: 2 / 2^n.
+    """The least p that a sign-flip test of n seeds can reach: 2 / 2^n.
 
     Example:
         >>> [smallest_p(n) for n in (1, 3, 6)]
@@ -134,26 +162,30 @@ def seeds_needed(level: float) -> int:
         6
     """
     _check_level(level)
+    # 2 / 2^n <= level  <=>  n >= 1 - log2(level)
     return max(1, math.ceil(1 - math.log2(level)))
 
 
 def against(
     values: Mapping[str, Sequence[float]], baseline: str, level: float = 0.05
 ) -> dict[str, tuple[Paired, float]]:
-    """Every start against the baseline on the same seeds -> the paired tests, each with its p after
-    Holm over the starts.
+    """Test every start against the baseline on the same seeds.
 
-    This is the one family of tests against a baseline: whatever says that a start is faster or
-    better than it takes this p.
+    This is the one family of tests against a baseline: every statement that a start is faster or
+    better than the baseline uses these p values.
 
     Args:
         values: (seeds,) numbers of every start, in the same order of seeds.
         baseline: the start that the others are compared against; without its values there are no
             tests.
-        level: of the intervals, which cover 1 - level.
+        level: the intervals cover 1 - level.
+
+    Returns:
+        The paired test of each start, and its p after Holm over the starts.
 
     Example:
-        >>> tests = against({"random": [9.0, 8.0, 9.5], "copied": [4.0, 5.0, 4.5], "gabor": [8.0, 9.0, 9.0]}, "random")
+        >>> steps = {"random": [9.0, 8.0, 9.5], "copied": [4.0, 5.0, 4.5], "gabor": [8.0, 9.0, 9.0]}
+        >>> tests = against(steps, "random")
         >>> {name: round(adjusted, 3) for name, (_, adjusted) in tests.items()}
         {'copied': 0.046, 'gabor': 0.808}
     """
@@ -162,24 +194,33 @@ def against(
     tests = {
         name: paired(values[name], values[baseline], level) for name in values if name != baseline
     }
+    # Corrected over all starts; the baseline has no test.
     adjusted = holm([test.p for test in tests.values()], tests=len(tests))
     return {name: (test, p) for (name, test), p in zip(tests.items(), adjusted, strict=True)}
 
 
-def answer(found: Paired, adjusted: float, level: float) -> str:
-    """ "higher", "lower", "no difference shown", or "not decidable" where this many seeds cannot
-    reach the level.
+def answer(test: Paired, adjusted: float, level: float) -> str:
+    """The answer of a test in words.
+
+    Args:
+        test: the paired test.
+        adjusted: its p after Holm.
+        level: of the test.
+
+    Returns:
+        "higher", "lower", "no difference shown", or "not decidable" if this many seeds cannot reach
+        the level.
 
     Example:
         >>> three = paired([0.80, 0.84, 0.83], [0.70, 0.71, 0.74])
         >>> answer(three, three.p, level=0.05), answer(three, three.p, level=0.25)
         ('not decidable', 'higher')
     """
-    if found.smallest > level or math.isnan(adjusted):
+    if test.smallest > level or math.isnan(adjusted):
         return "not decidable"
     if adjusted >= level:
         return "no difference shown"
-    return "higher" if found.difference.mean > 0 else "lower"
+    return "higher" if test.difference.mean > 0 else "lower"
 
 
 def _per_seed(call: str, values: Any) -> np.ndarray:
@@ -188,11 +229,12 @@ def _per_seed(call: str, values: Any) -> np.ndarray:
         array = np.asarray(values, dtype=float)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
-            f"{call} needs a list of numbers, one a seed, not {values!r:.60}"
+            f"{call} needs a list of numbers, one for each seed, not {values!r:.60}"
         ) from error
     if array.ndim != 1:
         raise ValueError(
-            f"{call} needs a list of numbers, one a seed, not {values!r:.60} of shape {array.shape}"
+            f"{call} needs a list of numbers, one for each seed, not {values!r:.60} of shape"
+            f" {array.shape}"
         )
     return array
 

@@ -1,4 +1,4 @@
-"""How a training went."""
+"""The scores and losses of one fine-tuning."""
 
 from __future__ import annotations
 
@@ -12,35 +12,33 @@ from metalearn.runtime.files import Record
 from metalearn.runtime.tables import Tabular
 from transfer.finetuning.scores import majority
 
-RECORDED = (
-    "metric",
-    "steps",
-    "scores",
-    "losses",
-    "seconds",
-    "best",
-    "validation",
-)  # of a curve, in every version
+# What the record of a curve has in every version.
+RECORDED = ("metric", "steps", "scores", "losses", "seconds", "best", "validation")
 
 
 @dataclass(frozen=True, repr=False)
 class Curve(Tabular):
-    """How a training went: every score on the test set at each of `steps`, the loss of every step,
-    and the seconds spent training.
+    """How a training went: test scores along the way, the loss of every step, and its seconds.
 
-    `steps` starts at 0, before the first update. `metric` names the score that `values` and `final`
-    are. `best` is the index of the evaluation that counts: the last, or with early stopping the one
-    with the best validation score.
-
-    `test_counts` has the number of test images of each class, and `predicted_counts` how many of
-    them the network took for each class at the evaluation that counts. Both are empty if whoever
-    made the curve did not count.
+    Attributes:
+        metric: the name of the score that `values` and `final` are.
+        steps: of the evaluations; the first is 0, before any update.
+        scores: {name: (evaluations,) scores on the test set}.
+        losses: of every step.
+        seconds: spent training.
+        best: the index of the evaluation that counts: the last, or with early stopping the one with
+            the best validation score.
+        validation: (evaluations,) scores on the validation set, if there is one.
+        test_counts: the number of test images of each class; empty if they were not counted.
+        predicted_counts: the number of test images that the network took for each class, at the
+            evaluation that counts; empty if they were not counted.
 
     Example:
         >>> curve = Curve("accuracy", (0, 10, 20), {"accuracy": (0.25, 0.5, 0.75)})
         >>> curve.final, curve.steps_to(0.625), curve.steps_to(0.95)
         (0.75, 15.0, None)
-        >>> Curve("accuracy", (0,), {"accuracy": (0.75,)}, test_counts={0: 3, 1: 1}, predicted_counts={0: 4})
+        >>> counts = {"test_counts": {0: 3, 1: 1}, "predicted_counts": {0: 4}}
+        >>> Curve("accuracy", (0,), {"accuracy": (0.75,)}, **counts)
         Curve(accuracy 0.7500 after 0 steps; majority class 0.7500; collapsed: class 0 for every
         test image)
     """
@@ -67,41 +65,50 @@ class Curve(Tabular):
 
     @property
     def collapsed(self) -> bool:
-        """Whether the network predicts one class for every test image, though these are of several."""
+        """Whether the network predicts one class for all test images, which are of several."""
         return len(self.predicted_counts) == 1 and len(self.test_counts) > 1
 
     @property
     def majority(self) -> float:
-        """The score of predicting the most frequent class for every test image; NaN if the classes
-        were not counted.
+        """The score of predicting the most frequent class for every test image.
+
+        NaN if the classes were not counted.
         """
         return majority(self.metric, self.test_counts)
 
     def steps_to(self, threshold: float) -> float | None:
-        """The step at which `values` first reach `threshold`, linearly between evaluations; None
-        where they never do.
+        """The step at which the score first reaches a threshold, linearly between evaluations.
+
+        Args:
+            threshold: a score.
+
+        Returns:
+            The step; None if no evaluation reaches the threshold.
         """
-        for i, value in enumerate(self.values):
-            if value >= threshold:
-                if i == 0:
-                    return float(self.steps[0])
-                share = (threshold - self.values[i - 1]) / (value - self.values[i - 1])
-                return self.steps[i - 1] + share * (self.steps[i] - self.steps[i - 1])
-        return None
+        values = self.values
+        i = next((i for i, value in enumerate(values) if value >= threshold), None)
+        if i is None:
+            return None
+        if i == 0:
+            return float(self.steps[0])
+        # Linear between the evaluation before and the first one that reaches it.
+        share = (threshold - values[i - 1]) / (values[i] - values[i - 1])
+        return self.steps[i - 1] + share * (self.steps[i] - self.steps[i - 1])
 
     def __repr__(self) -> str:
-        said = [f"{self.metric} {self.final:.4f} after {self.steps[self.best]} steps"]
+        parts = [f"{self.metric} {self.final:.4f} after {self.steps[self.best]} steps"]
         if self.test_counts:
-            said.append(f"majority class {self.majority:.4f}")
+            parts.append(f"majority class {self.majority:.4f}")
         if self.collapsed:
-            said.append(
-                f"collapsed: class {next(iter(self.predicted_counts))} for every test image"
-            )
-        return f"Curve({'; '.join(said)})"
+            label = next(iter(self.predicted_counts))
+            parts.append(f"collapsed: class {label} for every test image")
+        return f"Curve({'; '.join(parts)})"
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw the score and the loss against steps; the ending of `path` says how (.png, .svg,
-        .pdf).
+        """Draw the score and the loss against steps.
+
+        Args:
+            path: the picture; its ending gives the format (.png, .svg, .pdf).
         """
         from metalearn.analysis.plotting.style import save
 
@@ -121,7 +128,7 @@ class Curve(Tabular):
         return records
 
     def to_dict(self) -> Record:
-        """All of it as JSON-able values, which `Curve.from_dict` takes."""
+        """A JSON-able record, which `Curve.from_dict` takes."""
         return {
             "metric": self.metric,
             "steps": list(self.steps),
@@ -130,17 +137,19 @@ class Curve(Tabular):
             "seconds": self.seconds,
             "best": self.best,
             "validation": list(self.validation),
-            "test_counts": {str(label): count for label, count in self.test_counts.items()},
-            "predicted_counts": {
-                str(label): count for label, count in self.predicted_counts.items()
-            },
+            "test_counts": _with_text_keys(self.test_counts),
+            "predicted_counts": _with_text_keys(self.predicted_counts),
             "majority": None if math.isnan(self.majority) else self.majority,
             "collapsed": self.collapsed,
         }
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Curve:
-        """The curve that `to_dict` recorded."""
+        """The curve that `to_dict` recorded.
+
+        Raises:
+            ValueError: `record` is no record of a curve.
+        """
         missing = [
             name for name in RECORDED if not isinstance(record, Mapping) or name not in record
         ]
@@ -150,15 +159,24 @@ class Curve(Tabular):
                 " returned"
             )
         scores = {name: tuple(values) for name, values in record["scores"].items()}
-        own: dict[str, Any] = {
-            name: tuple(record[name]) for name in ("steps", "losses", "validation")
-        }
-        for name in ("test_counts", "predicted_counts"):
-            own[name] = {int(label): count for label, count in record.get(name, {}).items()}
         return cls(
             metric=record["metric"],
+            steps=tuple(record["steps"]),
             scores=scores,
+            losses=tuple(record["losses"]),
             seconds=record["seconds"],
             best=record["best"],
-            **own,
+            validation=tuple(record["validation"]),
+            # Earlier versions did not count the classes.
+            test_counts=_with_number_keys(record.get("test_counts", {})),
+            predicted_counts=_with_number_keys(record.get("predicted_counts", {})),
         )
+
+
+def _with_text_keys(counts: Mapping[int, int]) -> dict[str, int]:
+    """The counts as JSON has them."""
+    return {str(label): count for label, count in counts.items()}
+
+
+def _with_number_keys(counts: Mapping[str, int]) -> dict[int, int]:
+    return {int(label): count for label, count in counts.items()}

@@ -21,8 +21,14 @@ def training_curve(
     metric: str,
     majority: float,
 ) -> Figure:
-    """A score at each of `steps`, and the loss of every step; `majority` is the score of the most
-    frequent class.
+    """Draw the score and the loss of one fine-tuning.
+
+    Args:
+        steps: of the evaluations.
+        values: (steps,) the score at each of them.
+        losses: of every step of training.
+        metric: the name of the score.
+        majority: the score of the most frequent class; NaN draws none.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.2, 3.6), layout="constrained", facecolor="white")
@@ -38,15 +44,19 @@ def training_curve(
     return figure
 
 
-MORE_COLOURS, MORE_MARKERS = ("#1c2733", "#a8791b", "#3aa0b5"), ("X", "*", "h")
+START_COLOURS = (*COLOURS, "#1c2733", "#a8791b", "#3aa0b5")
+START_MARKERS = (*MARKERS, "X", "*", "h")
 
 
 def start_look(i: int) -> dict[str, Any]:
     """Colour, marker and line of the i-th start; no two of the first 40 are alike."""
-    colours, markers = (*COLOURS, *MORE_COLOURS), (*MARKERS, *MORE_MARKERS)
-    # A colour that comes again has another marker.
-    marker = markers[(i + i // len(colours)) % len(markers)]
-    return {"color": colours[i % len(colours)], "marker": marker, "ls": LINES[i % len(LINES)]}
+    round_number = i // len(START_COLOURS)
+    return {
+        "color": START_COLOURS[i % len(START_COLOURS)],
+        # A colour that comes again has another marker.
+        "marker": START_MARKERS[(i + round_number) % len(START_MARKERS)],
+        "ls": LINES[i % len(LINES)],
+    }
 
 
 def draw_majority(line: Callable[..., Any], score: float) -> None:

@@ -4,39 +4,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
-if TYPE_CHECKING:
-    pass
-if TYPE_CHECKING:
-    pass
-
 
 def majority(metric: str, counts: Mapping[int, int]) -> float:
-    """The score of predicting the most frequent class for every image; `counts` has the number of
-    images of each class.
+    """The score of predicting the most frequent class for every image.
+
+    Args:
+        metric: "accuracy", "balanced_accuracy" or "auc".
+        counts: the number of images of each class.
+
+    Returns:
+        The score; NaN without counts.
 
     Example:
-        >>> [majority(metric, {0: 30, 1: 10}) for metric in ("accuracy", "balanced_accuracy", "auc")]
+        >>> metrics = ("accuracy", "balanced_accuracy", "auc")
+        >>> [majority(metric, {0: 30, 1: 10}) for metric in metrics]
         [0.75, 0.5, 0.5]
     """
     if not counts:
         return math.nan
     if metric == "accuracy":
         return max(counts.values()) / sum(counts.values())
-    return 1 / len(counts) if metric == "balanced_accuracy" else 0.5
+    if metric == "balanced_accuracy":
+        return 1 / len(counts)
+    return 0.5
 
 
 def scores(logits: Tensor, targets: Tensor, classes: int | None = None) -> dict[str, float]:
-    """Accuracy, balanced accuracy and, where every class is among the targets, AUC.
+    """Accuracy, balanced accuracy and, if every class is among the targets, AUC.
 
     Args:
         logits: (examples, classes or more).
         targets: (examples,).
-        classes: how many there are; by default as many as the logits' columns.
+        classes: how many there are; by default the number of the logits' columns.
+
+    Returns:
+        The scores by name.
 
     Example:
         >>> import torch
@@ -46,51 +52,62 @@ def scores(logits: Tensor, targets: Tensor, classes: int | None = None) -> dict[
     _check_scored(logits, targets)
     count = classes or logits.shape[1]
     right = (logits.argmax(1) == targets).double()
+    # The recall of each class among the targets.
     per_class = [float(right[targets == label].mean()) for label in targets.unique()]
-    found = {"accuracy": float(right.mean()), "balanced_accuracy": sum(per_class) / len(per_class)}
-    return (
-        {**found, "auc": auc(logits[:, :count], targets)} if len(per_class) == count > 1 else found
-    )
+    results = {
+        "accuracy": float(right.mean()),
+        "balanced_accuracy": sum(per_class) / len(per_class),
+    }
+    # The AUC of a class needs images of it and of others.
+    if len(per_class) == count > 1:
+        results["auc"] = auc(logits[:, :count], targets)
+    return results
 
 
 def auc(logits: Tensor, targets: Tensor) -> float:
-    """Area under the ROC curve: the share of (positive, negative) pairs whose scores are in order,
-    ties counting half.
+    """Area under the ROC curve: the share of (positive, negative) pairs whose scores are in order.
 
-    For one class against the rest `(sum of the positives' ranks - p (p + 1) / 2) / (p n)`, with p
-    positives and n negatives (Mann and Whitney 1947). Two classes give the AUC of the second; more
-    give the unweighted mean of each against the rest, scored by its softmax.
+    Ties count half. For one class against the rest it is `(sum of the positives' ranks -
+    p (p + 1) / 2) / (p n)`, with p positives and n negatives (Mann and Whitney 1947). Two classes
+    give the AUC of the second. More give the unweighted mean of each against the rest, scored by
+    its softmax.
 
     Args:
         logits: (examples, classes).
         targets: (examples,), with every class among them.
 
-    Raises ValueError naming a class that is not among the targets, or where all are.
+    Raises:
+        ValueError: a class is not among the targets, or all targets are of one class.
 
     Example:
         >>> import torch
-        >>> auc(torch.tensor([[0.0, 0.1], [0.0, 0.4], [0.0, 0.35], [0.0, 0.8]]), torch.tensor([0, 0, 1, 1]))
+        >>> logits = torch.tensor([[0.0, 0.1], [0.0, 0.4], [0.0, 0.35], [0.0, 0.8]])
+        >>> auc(logits, torch.tensor([0, 0, 1, 1]))
         0.75
     """
     from scipy.stats import rankdata  # here, since it takes long to import
 
     _check_scored(logits, targets)
     classes = logits.shape[1]
-    probabilities = (
-        logits.double().log_softmax(1)
-        if classes > 2
-        else (logits[:, 1:] - logits[:, :1]).double().expand(-1, 2)
-    )
+    if classes > 2:
+        labels = range(classes)
+        values = logits.double().log_softmax(1)  # (examples, classes)
+    else:
+        labels = range(1, 2)
+        # The order of the differences is that of the probabilities: (examples, 2).
+        values = (logits[:, 1:] - logits[:, :1]).double().expand(-1, 2)
     areas = []
-    for label in range(classes) if classes > 2 else [1]:
+    for label in labels:
         positive = (targets == label).numpy()
-        p, n = int(positive.sum()), int((~positive).sum())
+        p = int(positive.sum())
+        n = int((~positive).sum())
         if not p or not n:
             raise ValueError(
                 f"the AUC of class {label} is not defined: {p} of {p + n} test images are of it;"
                 " use metric='accuracy'"
             )
-        ranks = rankdata(probabilities[:, label].numpy())
+        # U / (p n), with U = sum of the positives' ranks - p (p + 1) / 2
+        ranks = rankdata(values[:, label].numpy())
         areas.append((ranks[positive].sum() - p * (p + 1) / 2) / (p * n))
     return float(np.mean(areas))
 

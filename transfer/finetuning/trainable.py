@@ -1,5 +1,6 @@
-"""What trains and at which rate: frozen layers, the linear probe, the frozen transformer, and a
-rate per layer for any optimizer.
+"""Which layers train, and at which rate.
+
+Frozen layers, the linear probe, the frozen transformer, and a rate per layer for any optimizer.
 """
 
 from __future__ import annotations
@@ -19,40 +20,50 @@ from transfer.initialisation.strategies import check_network, through_layer
 
 
 def freeze(model: nn.Module, through: str | None = None, *, head: str | None = None) -> list[str]:
-    """Hold every layer up to and including `through` as it is, running statistics too -> the names
-    of the parameters that are held.
+    """Freeze every layer up to and including `through`, its running statistics too.
 
-    Changes `model` in place: `requires_grad` is off, and batch norm with running statistics keeps
-    them, in training mode as well (`metalearn.frozen_statistics`). Batch norm on the current
-    batch's statistics has none to keep. A tied parameter is held where its first layer is.
+    `requires_grad` is off, and batch norm with running statistics keeps them, in training mode as
+    well (`metalearn.frozen_statistics`). Batch norm on the current batch's statistics has none to
+    keep. A tied parameter is frozen if its first layer is.
 
     Args:
+        model: changed in place.
         through: a module path; None for all but the head.
         head: the path of the head; by default the last Linear or Conv2d.
 
-    Raises ValueError, with near matches, for a layer that does not exist.
+    Returns:
+        The names of the frozen parameters.
+
+    Raises:
+        ValueError: the layer does not exist; names near matches.
 
     Example:
         >>> freeze(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)), through="0")
         ['0.weight', '0.bias']
     """
     check_network("freeze()", model, through=through, head=head)
-    held = set(through_layer(model, through, find_head(model, head)))
+    frozen = set(through_layer(model, through, find_head(model, head)))
     for name, parameter in model.named_parameters():
-        if name in held:
-            parameter.requires_grad_(False)
+        if name in frozen:
+            parameter.requires_grad = False
+    # The list comes first, since frozen_statistics replaces modules.
     for name, module in list(model.named_modules()):
-        if any(f"{name}.{buffer}".lstrip(".") in held for buffer in statistics_of(module)):
+        if any(f"{name}.{buffer}".lstrip(".") in frozen for buffer in statistics_of(module)):
             frozen_statistics(module)
-    return [name for name, _ in model.named_parameters() if name in held]
+    return [name for name, _ in model.named_parameters() if name in frozen]
 
 
 def linear_probe(model: nn.Module, *, head: str | None = None) -> list[str]:
-    """Hold everything but the head, running statistics too -> the names of the parameters that are
-    held.
+    """Freeze everything but the head, running statistics too.
 
-    What the head can read from features that do not change. The body stays in place and is run at
-    every step.
+    The head then reads features that do not change. The body stays in place and runs at every step.
+
+    Args:
+        model: changed in place.
+        head: the path of the head; by default the last Linear or Conv2d.
+
+    Returns:
+        The names of the frozen parameters.
 
     Example:
         >>> linear_probe(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)))
@@ -62,15 +73,22 @@ def linear_probe(model: nn.Module, *, head: str | None = None) -> list[str]:
 
 
 def frozen_transformer(model: nn.Module, *, head: str | None = None) -> list[str]:
-    """Hold the attention and feed-forward weights of a transformer -> the names of the parameters
-    that still train.
+    """Freeze the attention and feed-forward weights of a transformer.
 
-    Those are the normalisation layers' weights and biases, the input (the first layer), the output
-    (the head), and the embeddings of positions and classes, which are bare parameters outside of
-    every block (Lu et al. 2021, arXiv:2103.05247). There input and output start fresh:
-    `initialize(model, {"": copied(weights), layers(model)[0]: fresh()})`.
+    What still trains are the normalisation layers' weights and biases, the input (the first layer),
+    the output (the head), and the embeddings of positions and classes, which are bare parameters
+    outside of every block (Lu et al. 2021, arXiv:2103.05247). In that paper input and output start
+    fresh: `initialize(model, {"": copied(weights), layers(model)[0]: fresh()})`.
 
-    Raises ValueError where the model has no normalisation layer in its blocks.
+    Args:
+        model: changed in place.
+        head: the path of the head; by default the last Linear or Conv2d.
+
+    Returns:
+        The names of the parameters that still train.
+
+    Raises:
+        ValueError: the model has no normalisation layer.
 
     Example:
         >>> block = nn.TransformerEncoderLayer(4, 1, 8, batch_first=True)
@@ -84,9 +102,11 @@ def frozen_transformer(model: nn.Module, *, head: str | None = None) -> list[str
             f"{type(model).__name__} has no normalisation layer to train; frozen_transformer is for"
             " transformers"
         )
-    first, last, owner = layer_names(model)[0], find_head(model, head), owners(model)
+    trained = [layer_names(model)[0], find_head(model, head), *norms]
+    owner = owners(model)
     for name, parameter in model.named_parameters():
-        inside = any(is_inside(name, path) for path in (first, last, *norms))
+        inside = any(is_inside(name, path) for path in trained)
+        # A bare parameter belongs to a layer without being inside it.
         parameter.requires_grad_(inside or not is_inside(name, owner[name]))
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
@@ -95,15 +115,22 @@ def parameter_groups(model: nn.Module, rates: Mapping[str, float]) -> list[dict[
     """A learning rate per layer, as the parameter groups that any torch optimizer takes.
 
     Args:
-        rates: module or parameter path -> rate, the longest match winning: `{"": 1e-3, "layer1":
-            1e-4}`. What has no rate, or is frozen, is in no group and does not move.
+        model: the network.
+        rates: {module or parameter path: rate}, the longest match winning: `{"": 1e-3, "layer1":
+            1e-4}`. A parameter that has no rate, or is frozen, is in no group and does not move.
 
-    Raises ValueError for a layer that does not exist, with near matches, for a rate that is
-    negative or not finite, and where nothing is left to train.
+    Returns:
+        A group for each rate.
+
+    Raises:
+        TypeError: `rates` is no dictionary.
+        ValueError: a layer does not exist (names near matches), a rate is negative or not finite,
+            or nothing is left to train.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
-        >>> [(group["lr"], len(group["params"])) for group in parameter_groups(model, {"": 1e-3, "0": 1e-4})]
+        >>> groups = parameter_groups(model, {"": 1e-3, "0": 1e-4})
+        >>> [(group["lr"], len(group["params"])) for group in groups]
         [(0.0001, 2), (0.001, 2)]
     """
     check_network("parameter_groups()", model)
@@ -117,6 +144,7 @@ def parameter_groups(model: nn.Module, rates: Mapping[str, float]) -> list[dict[
             raise ValueError(
                 f"the rate of {path!r} is {rate}; a rate is a finite number, zero or more"
             )
+    # A tied parameter has one name here, so it is in one group.
     parameters = {
         name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
     }

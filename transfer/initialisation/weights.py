@@ -1,4 +1,4 @@
-"""Reading weights; the reader itself is `metalearn.models.weights`, which both command lines use."""
+"""Reading weights, under the names of `metalearn.models.weights`."""
 
 from metalearn.models.weights import (
     IMAGENET,

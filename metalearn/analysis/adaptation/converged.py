@@ -1,4 +1,4 @@
-"""A head that is given every chance: run to convergence on the support features of a fixed body."""
+"""A head run to convergence on the support features of a fixed body."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from metalearn.algorithms.base import Learner, ends_in_head
+from metalearn.algorithms.base import Learner
 from metalearn.engine.inner_loop import Weights
 from metalearn.episodes import Episode
 from metalearn.network.forward import Inputs
@@ -32,7 +32,7 @@ class HeadFit(NamedTuple):
     """A head that was run on the support set of one task.
 
     Attributes:
-        weights: every weight of the model by name, those of the head as they ended.
+        weights: every weight of the model by name, with those of the head at the end.
         loss: the support loss at the end.
         gradient: the largest entry of its gradient by the head, as a share of the largest at a head
             of zeros; 0 if there is nothing to train.
@@ -49,8 +49,13 @@ class HeadFit(NamedTuple):
 
 
 class Convergence(NamedTuple):
-    """How many of so many heads did not converge, and the worst of them: its support loss and
-    remaining gradient.
+    """How many heads did not converge, and the worst of them.
+
+    Attributes:
+        heads: the number of heads.
+        unconverged: how many of them did not converge.
+        loss: the support loss of the worst of those; NaN if there is none with finite numbers.
+        gradient: its remaining gradient, as in `HeadFit`.
     """
 
     heads: int
@@ -60,7 +65,7 @@ class Convergence(NamedTuple):
 
     @classmethod
     def of(cls, fits: Sequence[HeadFit]) -> Convergence:
-        """Of these heads together.
+        """The convergence of these heads.
 
         Example:
             >>> Convergence.of([HeadFit({}, 0.01, 0.005), HeadFit({}, 0.7, 0.2)])
@@ -80,7 +85,7 @@ class Convergence(NamedTuple):
 
     @property
     def note(self) -> str:
-        """What a reader has to know; empty if all of them converged."""
+        """A warning for the reader; empty if all of them converged."""
         if not self.unconverged:
             return ""
         failed = f"{self.unconverged} of {self.heads} heads did not converge in {STEPS} steps"
@@ -94,13 +99,12 @@ class Convergence(NamedTuple):
 
 
 class FixedBody:
-    """The body of a learner under given weights, and the features it gives on one task: what heads
-    are trained on.
+    """The body of a learner under fixed weights, and its features on one task, to train heads on.
 
     Args:
-        learner: whose loss is used.
+        learner: the learner whose loss is used.
         network: its network, or a replica of it.
-        weights: every weight of the model; the body's stay.
+        weights: every weight of the model; those of the body stay.
         task: one task, without a task dimension.
     """
 
@@ -115,7 +119,7 @@ class FixedBody:
             support = network.features(self.weights, task.support.inputs)
             self.query_features = network.features(self.weights, task.query.inputs).values
         self.support_features = support.values
-        self.ends_in_head = ends_in_head(support)
+        self.ends_in_head = support.ends_in_head
 
     def query_logits(self, weights: Weights) -> Tensor:
         """The logits (queries, ways) of the head in these weights, on the query features."""
@@ -128,20 +132,21 @@ class FixedBody:
         Args:
             start: "zeros", or "initial" for the learner's own initialisation of the head.
         """
-        began = self.starts[start]
+        initial = self.starts[start]
         scale = self.scale
-        loss = float(self._loss(began))
+        loss = float(self._loss(initial))
         if not math.isfinite(loss + scale):
-            return HeadFit({**self.weights, **began}, math.nan, math.inf)
+            return HeadFit({**self.weights, **initial}, math.nan, math.inf)
         if not scale:  # the features, or the labels, leave nothing to learn
-            return HeadFit({**self.weights, **began}, loss, 0.0)
-        head = minimise(self._loss, began, TOLERANCE * scale, STEPS)
+            return HeadFit({**self.weights, **initial}, loss, 0.0)
+        # |gradient| < TOLERANCE * |gradient at zeros|, entry by entry
+        head = minimise(self._loss, initial, TOLERANCE * scale, STEPS)
         gradient = largest(self._gradients(head)) / scale
         return HeadFit({**self.weights, **head}, float(self._loss(head)), gradient)
 
     @cached_property
     def starts(self) -> dict[str, Weights]:
-        """The head's weights to begin with, by the name of the start."""
+        """The head's first weights, by the name of the start."""
         weights = self.network.weights()
         initial = {
             name: weights[name].detach() for name in weights if is_inside(name, self.network.head)
@@ -153,11 +158,11 @@ class FixedBody:
 
     @cached_property
     def scale(self) -> float:
-        """The largest entry of the gradient at a head of zeros, by which convergence is judged."""
+        """The largest entry of the gradient at a head of zeros: the unit of convergence."""
         scale = largest(self._gradients(self.starts["zeros"]))
         if 0 < scale < math.inf:
             return scale
-        # Zeros are a saddle of some heads (LoRA), and no weights of others (weight norm).
+        # Zeros are a saddle of some heads (LoRA), and not valid for others (weight norm).
         return largest(self._gradients(self.starts["initial"]))
 
     def _loss(self, head: Weights) -> Tensor:
@@ -186,14 +191,14 @@ def minimise(
 
     Args:
         loss: from weights by name to a scalar.
-        start: where to begin; it is not changed.
+        start: the first weights; they are not changed.
         tolerance: the largest entry of the gradient at which to stop.
         steps: the most steps to take.
 
     Example:
         >>> start = {"w": torch.zeros(1)}
-        >>> found = minimise(lambda w: ((w["w"] - 3) ** 2).sum(), start, tolerance=1e-4, steps=50)
-        >>> round(found["w"].item(), 3)
+        >>> end = minimise(lambda w: ((w["w"] - 3) ** 2).sum(), start, tolerance=1e-4, steps=50)
+        >>> round(end["w"].item(), 3)
         3.0
     """
     leaves = {name: weight.detach().clone().requires_grad_() for name, weight in start.items()}
@@ -201,7 +206,7 @@ def minimise(
         leaves.values(),
         max_iter=steps,
         tolerance_grad=tolerance,
-        tolerance_change=0.0,
+        tolerance_change=0.0,  # stop at the gradient alone
         line_search_fn="strong_wolfe",
     )
 
@@ -218,6 +223,8 @@ def minimise(
 
 
 def largest(gradients: Sequence[Tensor]) -> float:
-    """The largest magnitude of all entries; 0 if there are none, infinite if one is not a number."""
+    """The largest magnitude of all entries; 0 if there are none, infinite if one is NaN."""
     sizes = [float(gradient.abs().max()) for gradient in gradients if gradient.numel()]
-    return max((math.inf if math.isnan(size) else size for size in sizes), default=0.0)
+    if any(math.isnan(size) for size in sizes):
+        return math.inf
+    return max(sizes, default=0.0)

@@ -1,6 +1,4 @@
-"""What is observed of a learner on one task: features, weights and predictions before and after its
-inner loop.
-"""
+"""One task of `feature_reuse`: features, weights and predictions before and after adaptation."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +20,8 @@ from metalearn.analysis.networks.per_task import cca_draws, cca_of_task, cka_dra
 from metalearn.analysis.networks.positions import sample
 from metalearn.analysis.networks.probes import ridge_readout
 from metalearn.analysis.networks.profile import Profile
-from metalearn.engine.execution import answer, solve
 from metalearn.engine.inner_loop import Weights, inner_step
+from metalearn.engine.solver import answer, solve
 from metalearn.episodes import Episode, Examples
 from metalearn.evaluation import check_examples, to_device
 from metalearn.network.activations import head_input, representations
@@ -33,145 +31,238 @@ from metalearn.network.layers import is_inside, owners
 Outputs = Mapping[str, Tensor]
 
 
+class Similarities(NamedTuple):
+    """CKA and CCA of two networks on the query examples of one task, layer by layer."""
+
+    cka: Profile
+    cca: Profile
+
+
 @dataclass(frozen=True)
 class Observed:
-    """What is kept of one task: CKA and CCA as numbers, sampled rows for CCA of pooled tasks,
-    whether layers moved, and the query scores.
+    """What is kept of one task.
 
-    `scores` are the share of queries that are right, or for real targets the loss. `sizes` are ways
-    (0 for real targets), and support and query examples a class (in all, for real targets).
-    `constant` is what scores without features: 1 / ways, or the loss of predicting the mean of the
-    support targets.
-
-    `measured` has the numbers of every layer by the names of `LayerReuse`'s fields; `ceiling` and
-    the rows in it are None and empty where there is no other network to compare with, and so is
-    `ceiling_cca`.
+    Attributes:
+        similarity: the layers before adaptation against those after.
+        sampled: rows of every layer for CCA of the pooled tasks, each (examples, positions,
+            channels): before adaptation, after it, and of the other network if there is one.
+        unmoved: whether a layer's outputs are equal bit for bit.
+        measured: the numbers of every layer by the names of `LayerReuse`'s fields.
+        scores: the share of queries that are right, or for real targets the loss, by the names of
+            `Accuracies`' fields.
+        sizes: ways (0 for real targets), and support and query examples a class (in all, for real
+            targets).
+        constant: the score without features: 1 / ways, or the loss of predicting the mean of the
+            support targets.
+        other_seed: the layers against those of another network, both before adaptation; None
+            without one.
     """
 
-    profile: Profile
-    cca: Profile
+    similarity: Similarities
     sampled: dict[str, tuple[Tensor, ...]]
     unmoved: dict[str, bool]
     measured: dict[str, dict[str, float]]
     scores: dict[str, float]
     sizes: tuple[int, int, int]
     constant: float
-    ceiling: Profile | None = None
-    ceiling_cca: Profile | None = None
+    other_seed: Similarities | None = None
 
 
 @dataclass(frozen=True)
-class Other:
-    """An independently trained network, whose features on the same images are the ceiling."""
+class OtherNetwork:
+    """An independently trained network, to compare with on the same images."""
 
     learner: Learner
-    # The tasks in flight share this one module, and what its layers put out is read from it.
+    # The tasks in flight share this one module, and the outputs of its layers are read from it.
     alone: Lock = field(default_factory=Lock)
 
     def outputs(self, names: Sequence[str], inputs: Tensor) -> Outputs:
-        """What the named layers put out for these inputs, under the meta-initialisation."""
+        """The outputs of the named layers for these inputs, under the meta-initialisation."""
         network = self.learner.network
-        with self.alone, representations(network.module, names) as seen:
+        with self.alone, representations(network.module, names) as outputs:
             network(network.weights(), inputs)
-        return seen
+        return outputs
+
+
+class _Pass(NamedTuple):
+    """One forward pass: the outputs of the layers, the logits, and the features before the head."""
+
+    outputs: Outputs
+    logits: Tensor
+    features: Tensor  # (examples, features)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One task, and a learner on one network to run on it."""
+
+    learner: Learner
+    network: Functional
+    names: Sequence[str]
+    support: Examples
+    query: Examples
+
+    @property
+    def regression(self) -> bool:
+        """Whether the targets are real numbers."""
+        return self.support.targets.is_floating_point()
+
+    @property
+    def ways(self) -> int:
+        """The number of classes; 0 for real targets."""
+        return 0 if self.regression else int(self.support.targets.max()) + 1
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Ways, and support and query examples a class (in all, for real targets)."""
+        classes = max(self.ways, 1)
+        return self.ways, len(self.support.targets) // classes, len(self.query.targets) // classes
+
+    def run(self, predict: Callable[..., Tensor], *arguments: Any) -> _Pass:
+        """Call `predict(*arguments)`, and keep what passes through the network."""
+        with (
+            representations(self.network.module, self.names) as outputs,
+            head_input(self.network.module, self.network.head) as at_head,
+        ):
+            logits = predict(*arguments)
+        return _Pass(outputs, logits, at_head.features.flatten(1))
+
+    def score(self, logits: Tensor) -> float:
+        """The score of these query logits."""
+        return query_score(self.learner, self.network, logits, self.query.targets)
+
+    def headless_score(self, weights: Weights, features: Tensor) -> float:
+        """The score without a head, from the query features (queries, features)."""
+        shots = self.run(self.network, weights, self.support.inputs).features
+        if not self.regression:
+            support = Examples(shots, self.support.targets)
+            return self.score(cosine_readout(support, features, self.ways))
+        # Ridge regression of the support targets; leaving one out chooses its strength.
+        targets = self.support.targets.reshape(len(shots), -1).double()  # (support, outputs)
+        outputs, _ = ridge_readout(shots, targets, features)
+        return self.score(outputs.reshape(self.query.targets.shape).to(self.query.targets.dtype))
+
+    def constant_score(self) -> float:
+        """The score without features: of guessing, or of the mean of the support targets."""
+        if self.regression:
+            return self.score(self.support.targets.mean(0).expand_as(self.query.targets))
+        return 1 / self.ways
 
 
 def observe(
     learner: Learner,
     network: Functional,
     names: Sequence[str],
-    task: Episode,
+    episode: Episode,
     *,
     rows: int,
     draws: int | None,
     seed: int,
     index: int,
     tasks: int,
-    other: Other | None,
+    other: OtherNetwork | None,
 ) -> Observed:
-    """Adapt to the `index`-th of the tasks, and look at its query images through the named layers
-    before and after.
+    """Adapt to one task, and compare the named layers on its query examples before and after.
+
+    Args:
+        learner: the learner, in evaluation mode.
+        network: its network, or a replica of it.
+        names: the layers.
+        episode: the task, without a task dimension.
+        rows: about how many rows of each layer to keep for CCA of the pooled tasks.
+        draws: how often chance shuffles; None for a number by its cost over all tasks.
+        seed: what the draws and the sampled positions depend on.
+        index: the number of the task; its draws differ from those of other tasks.
+        tasks: the number of tasks in all.
+        other: another network to compare with.
     """
-    check_examples(task, stacked=False)
-    support, query = to_device(task, learner)
-    regression = support.targets.is_floating_point()
-    ways = 0 if regression else int(support.targets.max()) + 1
+    check_examples(episode, stacked=False)
+    support, query = to_device(episode, learner)
+    task = _Task(learner, network, names, support, query)
 
-    def run(
-        predict: Callable[..., Tensor], *arguments: Any
-    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        with (
-            representations(network.module, names) as outputs,
-            head_input(network.module, network.head) as at_head,
-        ):
-            logits = predict(*arguments)
-        return outputs, logits, at_head.features.flatten(1)
-
-    def score(logits: Tensor) -> float:
-        return query_score(learner, network, logits, query.targets)
-
-    def headless(weights: Weights, features: Tensor) -> float:
-        shots = run(network, weights, support.inputs)[2]
-        if not regression:
-            return score(cosine_readout(Examples(shots, support.targets), features, ways))
-        # Ridge regression of the support targets, its strength chosen by leaving one out.
-        outputs, _ = ridge_readout(
-            shots, support.targets.reshape(len(shots), -1).double(), features
-        )
-        return score(outputs.reshape(query.targets.shape).to(query.targets.dtype))
-
+    # The query examples under the meta-initialisation, and under the adapted weights.
     initial = network.weights()
     adapted = solve(learner, network, support)
-    before, logits_before, features_before = run(network, initial, query.inputs)
-    after, own, features_after = run(answer, learner, network, adapted, query.inputs)
-    uses_head = (
-        adapted.support is None
-    )  # the others predict from the support features that they keep
-    unmoved = {name: torch.equal(before[name], after[name]) for name in names}
-    sides: list[Outputs] = [before, after, *([other.outputs(names, query.inputs)] if other else [])]
-    moved = weights_moved(
-        network.module, names, initial, adapted.weights, first_gradients(learner, network, support)
-    )
+    before = task.run(network, initial, query.inputs)
+    after = task.run(answer, learner, network, adapted, query.inputs)
+
+    # Another network is compared before adaptation; it needs no draws, as no table shows them.
+    sides = [before.outputs, after.outputs]
+    other_seed = None
+    if other:
+        sides.append(other.outputs(names, query.inputs))
+        other_seed = Similarities(
+            compare_layers(before.outputs, sides[2], layers=names, draws=0),
+            cca_of_task(before.outputs, sides[2], names, draws=0, seed=seed + index),
+        )
+    # What the inner loop did to the weights, and to the classes.
+    gradients = first_gradients(learner, network, support)
+    moved = weights_moved(network.module, names, initial, adapted.weights, gradients)
+    unmoved = {name: torch.equal(sides[0][name], sides[1][name]) for name in names}
+    cosines = {
+        name: _class_cosines(sides[0][name], sides[1][name], query.targets, unmoved=unmoved[name])
+        for name in names
+    }
     return Observed(
-        profile=compare_layers(
-            before, after, draws=cka_draws(draws, before, names, tasks), seed=seed + index
-        ),
-        cca=cca_of_task(
-            before, after, names, draws=cca_draws(draws, before, names, tasks), seed=seed + index
-        ),
-        sampled={
-            name: tuple(sample(side[name], rows, seed).cpu() for side in sides) for name in names
-        },
+        similarity=_similarities(sides[0], sides[1], names, draws, tasks, seed + index),
+        sampled=_sampled(sides, names, rows, seed),
         unmoved=unmoved,
-        measured={
-            name: {
-                **moved[name],
-                **_classes(before[name], after[name], query.targets, unmoved[name]),
-            }
-            for name in names
-        },
-        scores={
-            "own": score(own),
-            "head_before": score(logits_before) if uses_head else float("nan"),
-            "head_after": score(own) if uses_head else float("nan"),
-            "headless_before": headless(initial, features_before),
-            "headless_after": headless(adapted.weights, features_after),
-        },
-        sizes=(ways, len(support.targets) // max(ways, 1), len(query.targets) // max(ways, 1)),
-        constant=(
-            score(support.targets.mean(0).expand_as(query.targets)) if regression else 1 / ways
-        ),
-        ceiling=compare_layers(before, sides[2], layers=names, draws=0) if other else None,
-        ceiling_cca=(
-            cca_of_task(before, sides[2], names, draws=0, seed=seed + index) if other else None
-        ),
+        measured={name: moved[name] | cosines[name] for name in names},
+        # NIL and ProtoNet predict from the support features that they keep, without a head.
+        scores=_scores(task, before, after, adapted.weights, uses_head=adapted.support is None),
+        sizes=task.sizes,
+        constant=task.constant_score(),
+        other_seed=other_seed,
     )
+
+
+def _sampled(
+    sides: Sequence[Outputs], names: Sequence[str], rows: int, seed: int
+) -> dict[str, tuple[Tensor, ...]]:
+    """The same positions of every layer on every side, each (examples, positions, channels)."""
+    rows_of_layers = {}
+    for name in names:
+        # On the CPU, because they are kept for every task.
+        rows_of_layers[name] = tuple(sample(side[name], rows, seed).cpu() for side in sides)
+    return rows_of_layers
+
+
+def _similarities(
+    before: Outputs,
+    after: Outputs,
+    names: Sequence[str],
+    draws: int | None,
+    tasks: int,
+    seed: int,
+) -> Similarities:
+    """CKA and CCA before and after adaptation, with their draws for chance."""
+    return Similarities(
+        compare_layers(before, after, draws=cka_draws(draws, before, names, tasks), seed=seed),
+        cca_of_task(before, after, names, draws=cca_draws(draws, before, names, tasks), seed=seed),
+    )
+
+
+def _scores(
+    task: _Task, before: _Pass, after: _Pass, adapted: Weights, *, uses_head: bool
+) -> dict[str, float]:
+    """The query scores by the names of `Accuracies`' fields; NaN for a head that is not used."""
+    own = task.score(after.logits)
+    head_before = math.nan
+    head_after = math.nan
+    if uses_head:
+        head_before = task.score(before.logits)
+        head_after = own
+    return {
+        "own": own,
+        "head_before": head_before,
+        "head_after": head_after,
+        "headless_before": task.headless_score(task.network.weights(), before.features),
+        "headless_after": task.headless_score(adapted, after.features),
+    }
 
 
 def settle(learner: Learner, task: Episode) -> None:
-    """Find out on one task whether a guessed head makes the model's output, before tasks run in
-    threads.
-    """
+    """Check on one task, before tasks run in threads, that a guessed head makes the output."""
     check_examples(task, stacked=False)
     learner.settle_head(to_device(task, learner).support.inputs)
 
@@ -180,6 +271,8 @@ def query_score(learner: Learner, network: Functional, logits: Tensor, targets: 
     """The share of a task's queries that are right, or for real targets the learner's loss.
 
     Args:
+        learner: the learner whose loss is used.
+        network: its network, or a replica of it.
         logits: (queries, ways), or outputs of the targets' shape.
         targets: (queries,) class labels, or real targets.
     """
@@ -189,8 +282,7 @@ def query_score(learner: Learner, network: Functional, logits: Tensor, targets: 
 
 
 def first_gradients(learner: Learner, network: Functional, support: Examples) -> Weights:
-    """The gradient of the inner loss on the support set at the meta-initialisation, by parameter
-    name; of those that have a rate.
+    """The gradient of the inner loss at the meta-initialisation, of every parameter with a rate.
 
     Example:
         >>> import torch
@@ -209,15 +301,14 @@ def first_gradients(learner: Learner, network: Functional, support: Examples) ->
         network.weights(),
         learner.rates,
         first_order=True,
+        # An update whose result is the gradient itself.
         update=lambda weights, gradients, rates, state: (gradients, state),
     )
     return {name: gradients[name] for name in learner.rates}
 
 
 def weights_of(model: nn.Module, layer: str) -> list[str]:
-    """The names of the parameters that belong to a layer: those inside it, and bare ones that
-    `owners` gives to it.
-    """
+    """The names of a layer's parameters: those inside it, and bare ones that it owns (`owners`)."""
     owner = owners(model)
     return [
         name
@@ -229,13 +320,23 @@ def weights_of(model: nn.Module, layer: str) -> list[str]:
 def weights_moved(
     model: nn.Module, layers: Iterable[str], before: Weights, after: Weights, gradients: Weights
 ) -> dict[str, dict[str, float]]:
-    """How far each layer's weights moved, that over the norm they had, and the norm of their
-    gradient: Euclidean, all its weights in one.
+    """How far each layer's weights moved, and how long their first gradient was.
 
-    A layer that has no rate has gradient 0; one that moved all the same, by a rule of its own, has
-    none that is known (NaN).
+    All norms are Euclidean, over all weights of a layer together.
+
+    Args:
+        model: the network.
+        layers: the names of the layers.
+        before: the weights before adaptation.
+        after: the weights after it.
+        gradients: the first gradients, of the parameters with a rate.
+
+    Returns:
+        For each layer its "distance", its "relative_distance" (over the norm before), and its
+        "gradient": 0 if the layer has no rate, but NaN if it moved all the same, by a rule of its
+        own.
     """
-    found = {}
+    numbers = {}
     for layer in layers:
         names = weights_of(model, layer)
         # Differences of narrow dtypes, and squares beyond their range, are taken in float64.
@@ -245,56 +346,65 @@ def weights_moved(
             if after[name] is not before[name]
         )
         size = _norm(before[name] for name in names)
+        # Weights without a rate have no gradient here.
         known = [gradients[name] for name in names if name in gradients]
-        found[layer] = {
+        numbers[layer] = {
             "distance": distance,
             "relative_distance": distance / size if size else math.nan,
             "gradient": _norm(known) if known or not distance else math.nan,
         }
-    return found
+    return numbers
 
 
 def class_cosines(features: Tensor, targets: Tensor) -> tuple[float, float]:
-    """The mean cosine between features of two different examples of one class, and of two classes
-    -> (intra, inter).
+    """The mean cosine between features of two examples of one class, and of two classes.
 
-    Oh et al. 2021 (arXiv:2008.08882): each example flattened, not centred; every pair counts alike.
-    The cosine to features that are all zero is 0. NaN where there is no such pair.
+    Oh et al. 2021 (arXiv:2008.08882): each example is flattened and not centred, and every pair
+    has the same weight. The cosine to features that are all zero is 0.
 
     Args:
         features: (examples, ...).
         targets: (examples,) class labels.
 
+    Returns:
+        The mean within a class, and between classes; NaN if there is no such pair.
+
+    Raises:
+        ValueError: the shapes do not fit, or the labels are not integers.
+
     Example:
-        >>> class_cosines(torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]]), torch.tensor([0, 0, 1]))
+        >>> features = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]])
+        >>> class_cosines(features, torch.tensor([0, 0, 1]))
         (1.0, 0.0)
     """
-    features, targets = real_tensor(features, "features"), real_tensor(targets, "targets")
+    features = real_tensor(features, "features")
+    targets = real_tensor(targets, "targets")
     if not features.ndim or targets.shape != features.shape[:1] or targets.is_floating_point():
         raise ValueError(
             f"features {tuple(features.shape)} and {targets.dtype} targets {tuple(targets.shape)}"
             " do not fit; give (examples, ...) and an integer label for each"
         )
-    units = F.normalize(features.reshape(len(features), -1).double(), dim=1)
-    cosines, same = units @ units.mT, targets[:, None] == targets
+    # cos(a, b) = a / |a| · b / |b|
+    directions = F.normalize(features.reshape(len(features), -1).double(), dim=1)
+    cosines = directions @ directions.mT  # (examples, examples)
+    same = targets[:, None] == targets  # (examples, examples)
+    # An example and itself are no pair.
     itself = torch.eye(len(targets), dtype=torch.bool, device=targets.device)
     return float(cosines[same & ~itself].mean()), float(cosines[~same].mean())
 
 
-def _classes(before: Tensor, after: Tensor, targets: Tensor, unmoved: bool) -> dict[str, float]:
-    if targets.is_floating_point():  # there are no classes
-        return dict.fromkeys(
-            ("intra_before", "intra_after", "inter_before", "inter_after"), math.nan
-        )
-    intra, inter = class_cosines(before, targets)
-    intra_after, inter_after = (intra, inter) if unmoved else class_cosines(after, targets)
-    return {
-        "intra_before": intra,
-        "intra_after": intra_after,
-        "inter_before": inter,
-        "inter_after": inter_after,
-    }
+def _class_cosines(
+    before: Tensor, after: Tensor, targets: Tensor, *, unmoved: bool
+) -> dict[str, float]:
+    """The class cosines before and after adaptation; NaN for real targets, without classes."""
+    names = ("intra_before", "inter_before", "intra_after", "inter_after")
+    if targets.is_floating_point():
+        return dict.fromkeys(names, math.nan)
+    cosines = class_cosines(before, targets)
+    cosines_after = cosines if unmoved else class_cosines(after, targets)
+    return dict(zip(names, (*cosines, *cosines_after), strict=True))
 
 
 def _norm(tensors: Iterable[Tensor]) -> float:
+    """The Euclidean norm of all entries together."""
     return math.hypot(*(float(torch.linalg.vector_norm(tensor.double())) for tensor in tensors))

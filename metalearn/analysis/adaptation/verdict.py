@@ -1,4 +1,4 @@
-"""Rapid learning or feature reuse: one rule, applied to numbers and their intervals."""
+"""Rapid learning or feature reuse: one rule on numbers and their intervals."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from metalearn.analysis.checks import check_kind
 from metalearn.analysis.scales import SCALES
 from metalearn.runtime.statistics import Estimate
 
+# Of an accuracy, or for real targets of the loss of predicting the mean of the support targets.
 WORTH_BOUND = 0.02
-"""Of an accuracy, or for real targets of the loss of predicting the mean of the support targets."""
 SIMILARITY_BOUND = 0.9
 UNCONVERGED_BOUND = 0.1
 
@@ -21,7 +21,7 @@ RULE = (
     " reuse; anything else is undecided. Rapid learning is placed by freezing layers from the"
     " bottom under a converged head: those that can be frozen for less than 2 points beyond the"
     " interval are reused. A layer whose debiased CKA before and after adaptation is below 0.9"
-    " beyond its interval changes. A body that cannot move is feature reuse by construction, and an"
+    " beyond its interval changes. A body that cannot move is feature reuse by construction. An"
     " accuracy that cannot be told from chance gets no verdict, nor do heads of which more than one"
     " in ten did not converge. For real targets, 2 points are 2 % of the loss of predicting the"
     " mean of the support targets."
@@ -43,8 +43,11 @@ MEANING = {
 
 @dataclass(frozen=True)
 class Criterion:
-    """One condition of feature reuse: what was measured, and whether it `holds`, `fails`, or is
-    `open` at this interval.
+    """One condition of feature reuse.
+
+    Attributes:
+        text: what was measured.
+        status: "holds", "fails", or "open" if it cannot be told at this interval.
     """
 
     text: str
@@ -53,7 +56,7 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the rule says of a learner.
+    """The answer of the rule on one learner.
 
     Attributes:
         answer: "feature reuse", "feature reuse by construction", "rapid learning", "reuse below L,
@@ -80,13 +83,16 @@ def verdict(
 
     Args:
         worth: the accuracy, as a fraction, that a converged head gains by adapting the body.
-        similarity: the debiased CKA before and after adaptation of every body layer, from the
-            bottom.
+        similarity: the debiased CKA before and after adaptation of every layer of the body, from
+            the bottom.
         frozen: the accuracy lost by freezing every layer up to this one, under a converged head.
         added: the part of it that this layer adds to those below it.
-        measure: "accuracy", or "loss", if costs are losses added.
+        measure: "accuracy", or "loss" if costs are losses added.
         whole: what costs are a share of: 1, or the loss of predicting the mean of the support
             targets.
+
+    Raises:
+        TypeError: a number is not an `Estimate`, or `similarity` is not a mapping.
 
     Example:
         >>> same, changed = Estimate(0.99, 0.002), Estimate(0.5, 0.02)
@@ -100,35 +106,33 @@ def verdict(
         >>> verdict(Estimate(0.02, 0.01), {"conv1": same}).answer
         'undecided'
     """
-    cure = "give an Estimate(mean, interval)"
+    frozen = frozen or {}
+    added = added or {}
     check_kind(similarity, Mapping, "similarity", "give {layer: Estimate(mean, interval)}")
-    for name, value in {"worth": worth, **similarity, **(frozen or {}), **(added or {})}.items():
-        check_kind(value, Estimate, name, cure)
+    for name, value in {"worth": worth, **similarity, **frozen, **added}.items():
+        check_kind(value, Estimate, name, "give an Estimate(mean, interval)")
     bound = WORTH_BOUND * whole
+    # Feature reuse if even the upper end of the interval is below the bound.
     status = _status(bound - worth.high, worth.low - bound)
-    criteria = [Criterion(f"adapting the body is worth {points(worth, measure)}", status)]
-    changed = []
-    for layer, value in similarity.items():
-        stays = _status(value.low - SIMILARITY_BOUND, SIMILARITY_BOUND - value.high)
-        criteria.append(Criterion(f"CKA of {layer} {number(value)}", stays))
-        if stays == "fails":
-            changed.append(layer)
     answer = {"holds": FEATURE_REUSE, "fails": RAPID_LEARNING, "open": UNDECIDED}[status]
-    sentences = [_plain(worth, status, measure, bound)]
+    evidence = _plain(worth, status, measure, bound)
+    # The change is worth more than the bound: where does it happen?
     if status == "fails":
-        answer = _placed(list(similarity), frozen or {}, bound)
-        most = _most(worth, added or {})
+        answer = _placed(list(similarity), frozen, bound)
+        most = _most(worth, added)
         if most and len(similarity) > 1:
-            sentences[0] = f"{sentences[0].removesuffix('.')}; most of that is {most}."
-    if changed:
-        gain = ""
-        if status == "holds":
-            gain = ", which is not worth " + ("any loss" if measure == "loss" else "accuracy")
-        verb = "changes" if len(changed) == 1 else "change"
-        sentences.append(f"{_names(changed)} {verb} (CKA below {SIMILARITY_BOUND}){gain}.")
-    elif similarity and all(criterion.status == "holds" for criterion in criteria[1:]):
-        sentences.append(f"Every layer of the body stays similar (CKA above {SIMILARITY_BOUND}).")
-    return Verdict(answer, " ".join(sentences), tuple(criteria))
+            evidence = f"{evidence.removesuffix('.')}; most of that is {most}."
+    # A layer stays similar if even the lower end of its interval is above the bound.
+    layers = {
+        layer: _status(value.low - SIMILARITY_BOUND, SIMILARITY_BOUND - value.high)
+        for layer, value in similarity.items()
+    }
+    # Every condition that was tested, the one that decides first.
+    criteria = [Criterion(f"adapting the body is worth {points(worth, measure)}", status)]
+    for layer, value in similarity.items():
+        criteria.append(Criterion(f"CKA of {layer} {number(value)}", layers[layer]))
+    sentences = [evidence, _changes(layers, measure, worthless=status == "holds")]
+    return Verdict(answer, " ".join(filter(None, sentences)), tuple(criteria))
 
 
 def reused_by_construction(body: Sequence[str]) -> Verdict:
@@ -136,7 +140,7 @@ def reused_by_construction(body: Sequence[str]) -> Verdict:
     return Verdict(
         BY_CONSTRUCTION,
         f"The inner loop cannot move {_names(body)}: the body's features are reused by"
-        " construction, and no measurement could have said otherwise.",
+        " construction, whatever is measured.",
     )
 
 
@@ -149,14 +153,17 @@ def does_not_adapt() -> Verdict:
     """The verdict on a learner without an inner loop."""
     return Verdict(
         DOES_NOT_ADAPT,
-        "There is no inner loop that moves a weight: every layer is the same before and after, and"
-        " there is nothing to compare (similarity 1 by construction).",
+        "No inner loop moves a weight: every layer is the same before and after, and there is"
+        " nothing to compare (similarity 1 by construction).",
     )
 
 
 def _plain(worth: Estimate, status: str, measure: str, bound: float) -> str:
     """What the body's change is worth, in a sentence."""
-    counted = f"{100 * bound:.0f} points" if measure == "accuracy" else f"a loss of {bound:.3g}"
+    counted = f"a loss of {bound:.3g}"
+    if measure == "accuracy":
+        counted = f"{100 * bound:.0f} points"
+    # A negative worth reads better as a loss.
     if worth.mean < 0:
         loss = points(Estimate(-worth.mean, worth.interval), measure)
         lost = f"loses {loss}" if measure == "accuracy" else f"adds a loss of {loss}"
@@ -174,14 +181,36 @@ def _plain(worth: Estimate, status: str, measure: str, bound: float) -> str:
     return f"{worthwhile}, which cannot be told from {counted}."
 
 
+def _changes(layers: Mapping[str, str], measure: str, *, worthless: bool) -> str:
+    """Which layers change, in a sentence; empty if that is open.
+
+    Args:
+        layers: whether each layer stays similar: "holds", "fails" or "open".
+        measure: "accuracy" or "loss".
+        worthless: whether the change is known to be worth nothing.
+    """
+    changed = [layer for layer, status in layers.items() if status == "fails"]
+    if changed:
+        verb = "changes" if len(changed) == 1 else "change"
+        gain = ""
+        if worthless:
+            gain = ", which is not worth " + ("any loss" if measure == "loss" else "accuracy")
+        return f"{_names(changed)} {verb} (CKA below {SIMILARITY_BOUND}){gain}."
+    if layers and set(layers.values()) == {"holds"}:
+        return f"Every layer of the body stays similar (CKA above {SIMILARITY_BOUND})."
+    return ""
+
+
 def _placed(body: Sequence[str], frozen: Mapping[str, Estimate], bound: float) -> str:
     """Rapid learning, and from which layer on."""
+    # The layers from the bottom that can be frozen at a cost below the bound.
     reused = 0
     for layer in body:
         cost = frozen.get(layer)
         if cost is None or not cost.high < bound:
             break
         reused += 1
+    # None of them, or all of them, has no place to name.
     if not reused or reused == len(body):
         return RAPID_LEARNING
     first = body[reused]
@@ -193,7 +222,9 @@ def _placed(body: Sequence[str], frozen: Mapping[str, Estimate], bound: float) -
 def _most(worth: Estimate, added: Mapping[str, Estimate]) -> str:
     """The layer that adds more than half of the worth; empty if none does."""
     layer = max(added, key=lambda name: added[name].mean, default="")
-    return layer if layer and added[layer].mean > worth.mean / 2 else ""
+    if layer and added[layer].mean > worth.mean / 2:
+        return layer
+    return ""
 
 
 def _names(layers: Sequence[str]) -> str:
@@ -204,12 +235,12 @@ def _names(layers: Sequence[str]) -> str:
 
 
 def _status(margin: float, excess: float) -> str:
-    """Whether a condition holds (its margin is positive), fails (it is missed by an excess), or is
-    open.
-    """
+    """Whether a condition holds by a margin, fails by an excess, or is open."""
     if margin > 0:
         return "holds"
-    return "fails" if excess > 0 else "open"
+    if excess > 0:
+        return "fails"
+    return "open"
 
 
 def number(value: Estimate) -> str:

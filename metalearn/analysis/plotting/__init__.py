@@ -1,1 +1,1 @@
-"""Drawings of arrays: how they look, and how they become a file."""
+"""Drawings of arrays: their style, and how they are written to files."""

@@ -1,4 +1,4 @@
-"""A result that can be drawn."""
+"""The base of results that can be drawn."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ if TYPE_CHECKING:
 
 
 class Pictured:
-    """A result that can be drawn."""
+    """A result that can be drawn; a subclass has a `figure`."""
 
     def figure(self) -> Figure:
         """The picture as a matplotlib `Figure`."""
         raise NotImplementedError
 
     def plot(self, path: str | PathLike[str]) -> None:
-        """Write the picture; the path's ending says how (.png, .svg, .pdf)."""
+        """Write the picture to a file; the ending of `path` is its format (.png, .svg, .pdf).
+
+        Raises:
+            ValueError: matplotlib does not write files of this ending.
+        """
+        # matplotlib takes long to import, so it is imported only to draw.
         from metalearn.analysis.plotting.style import save
 
         save(self.figure(), path)

@@ -1,4 +1,4 @@
-"""How every picture looks, and how it becomes a file."""
+"""The style of every picture, and how a figure is written to a file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Sequence
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -16,18 +16,22 @@ from matplotlib.transforms import ScaledTranslation
 
 from metalearn.runtime.files import write_atomically
 
-if TYPE_CHECKING:
-    pass
+INK = "#1c2733"
+MUTED = "#66717d"
+GRID = "#dfe4ea"
+BAND = "#c3cad3"
 
-
-INK, MUTED, GRID = "#1c2733", "#66717d", "#dfe4ea"
-
-
+# Curves differ in all three, to be told apart in grey too.
 COLOURS = ("#12467f", "#d1711c", "#2f8f6b", "#8f4a9c", "#b8304a", "#6b7280")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
 
-
-MARKERS, LINES = ("o", "s", "^", "D", "v", "P"), ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
-
+# Options of `Axes.annotate` for a text to the right of the panel, at a height of its data.
+AT_RIGHT: Any = {
+    "xycoords": ("axes fraction", "data"),
+    "textcoords": "offset points",
+    "va": "center",
+}
 
 STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -53,9 +57,10 @@ STYLE: Any = {
 
 
 def save(figure: Figure, path: str | PathLike[str]) -> None:
-    """Write a figure, whole or not at all; the ending says how.
+    """Write a figure, whole or not at all; the ending of `path` is its format.
 
-    Raises ValueError for an ending that matplotlib does not write.
+    Raises:
+        ValueError: matplotlib does not write files of this ending.
     """
     kind = Path(fspath(path)).suffix.lstrip(".").lower()
     known = figure.canvas.get_supported_filetypes()
@@ -68,6 +73,7 @@ def save(figure: Figure, path: str | PathLike[str]) -> None:
 
 def rendered(figure: Figure, kind: str) -> bytes:
     """A figure as the bytes of a file; the same figure gives the same bytes."""
+    # The date of writing would make them differ.
     stamp: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
@@ -82,9 +88,16 @@ def panels(
     height: float = 4.2,
     share: bool = False,
 ) -> Figure:
-    """A figure with one panel for each drawing, at most three in a row."""
+    """A figure with one panel for each drawing, at most three in a row.
+
+    Args:
+        draws: functions that draw into an `Axes`.
+        width: of the figure, in inches.
+        height: of one row of panels, in inches.
+        share: whether the panels share their vertical axis.
+    """
     columns = min(len(draws), 3)
-    rows = -(-len(draws) // columns)
+    rows = -(-len(draws) // columns)  # rounded up
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height * rows), layout="constrained", facecolor="white")
         places = figure.subplots(rows, columns, squeeze=False, sharey=share).flatten()
@@ -108,26 +121,31 @@ def beside(x: np.ndarray, i: int, count: int) -> np.ndarray:
 def mark(axes: Axes, y: float, text: str) -> None:
     """A dotted line across, with its name at the right."""
     axes.axhline(y, color=MUTED, lw=1, ls=(0, (2, 2)))
-    place: Any = {
-        "xycoords": ("axes fraction", "data"),
-        "xytext": (3, 0),
-        "textcoords": "offset points",
-        "va": "center",
-    }
-    axes.annotate(text, (1, y), **place, color=MUTED, fontsize=8.5)
+    axes.annotate(text, (1, y), xytext=(3, 0), **AT_RIGHT, color=MUTED, fontsize=8.5)
 
 
 def chance_band(
-    axes: Axes, x: np.ndarray, floors: Sequence[Any], label: str, *, colour: str, hatch: str = ""
+    axes: Axes,
+    x: np.ndarray,
+    levels: Sequence[Any],
+    label: str,
+    *,
+    colour: str = BAND,
+    hatch: str = "",
 ) -> None:
     """A band at each of `x` (layers,), up to the 95 % quantile of what unrelated features score.
 
-    Each of `floors` has a `median` and an `upper`; a layer without numbers has no band.
+    Args:
+        axes: the panel.
+        x: (layers,) the places of the layers.
+        levels: one a layer, with a `median` and an `upper`; NaN draws no band.
+        label: the name in the legend.
+        colour: of the band.
+        hatch: of the band, as matplotlib writes it.
     """
-    low = np.array(
-        [min(floor.median, 0) if np.isfinite(floor.median) else np.nan for floor in floors]
-    )
-    high = np.array([floor.upper for floor in floors])
+    # A median below zero lowers the band; `minimum` lets NaN through.
+    low = np.minimum([level.median for level in levels], 0)
+    high = np.array([level.upper for level in levels])
     axes.fill_between(
         x,
         low,
@@ -146,14 +164,15 @@ def layer_ticks(axes: Axes, names: Sequence[str]) -> None:
     """The names of the layers below the axis, turned if they would touch."""
     # The end of a long name tells layers apart.
     shown = [name if len(name) <= 20 else f"…{name[-19:]}" for name in names]
-    crowded = sum(map(len, shown)) > 42
-    axes.set_xticks(
-        range(len(shown)),
-        shown,
-        rotation=40 if crowded else 0,
-        ha="right" if crowded else "center",
-        rotation_mode="anchor",
-    )
+    turned: Any = {"rotation": 40, "ha": "right"}
+    if sum(map(len, shown)) <= 42:
+        turned = {"rotation": 0, "ha": "center"}
+    axes.set_xticks(range(len(shown)), shown, **turned, rotation_mode="anchor")
+
+
+def layer_axis_width(layers: int) -> float:
+    """The width of a panel with this many layers side by side, in inches."""
+    return max(5.6, 0.36 * layers + 1.5)
 
 
 def say(axes: Axes, text: str) -> None:
@@ -166,16 +185,15 @@ def finish(axes: Axes, columns: int) -> None:
     """Horizontal grid lines, no ticks, and a legend of so many columns below the labels."""
     axes.grid(axis="y", color=GRID, lw=0.8)
     axes.tick_params(length=0)
-    inches = 0.55 if axes.get_xlabel() else 0.4
-    rotated = [len(label.get_text()) for label in axes.get_xticklabels() if label.get_rotation()]
-    inches += 0.051 * max(
-        rotated, default=0
-    )  # the height of a letter in a label turned by 40 degrees
-    below = axes.transAxes + ScaledTranslation(0, -inches, axes.figure.dpi_scale_trans)
+    turned = [len(label.get_text()) for label in axes.get_xticklabels() if label.get_rotation()]
+    below = 0.55 if axes.get_xlabel() else 0.4  # inches
+    below += 0.051 * max(turned, default=0)  # the height of a letter turned by 40 degrees
+    # (0, 0) is the lower left corner of the panel, moved down by so many inches.
+    place = axes.transAxes + ScaledTranslation(0, -below, axes.figure.dpi_scale_trans)
     axes.legend(
         loc="upper center",
         bbox_to_anchor=(0.5, 0),
-        bbox_transform=below,
+        bbox_transform=place,
         ncols=columns,
         borderaxespad=0.2,
     )

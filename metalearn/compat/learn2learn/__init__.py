@@ -1,10 +1,9 @@
-"""learn2learn's names on this engine: `import metalearn.compat.learn2learn as l2l`, and a script
-written for learn2learn runs.
+"""learn2learn's names on this engine: scripts for learn2learn run unchanged.
 
-Offered are the names that its examples for vision, regression and hypergradients use; any other
-raises an error with the nearest name, or with what serves instead. Batch norm with running
-statistics is accepted here, as learn2learn does: all clones update the statistics of the one
-network.
+They only need `import metalearn.compat.learn2learn as l2l`. It has the names that learn2learn's
+examples for vision, regression and hypergradients use; any other raises an error with the nearest
+name, or with a replacement. Batch norm with running statistics is accepted, as in learn2learn: all
+clones update the statistics of the one network.
 """
 
 from . import algorithms, data, gym, nn, optim, text, utils, vision

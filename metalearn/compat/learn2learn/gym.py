@@ -1,4 +1,4 @@
-"""learn2learn's reinforcement learning environments: not covered, and every name says so."""
+"""learn2learn's reinforcement learning environments: not covered; every name raises an error."""
 
 from ._missing import uncovered
 

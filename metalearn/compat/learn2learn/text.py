@@ -1,4 +1,4 @@
-"""learn2learn's text data: not covered, and every name says what serves instead."""
+"""learn2learn's text data: not covered; every name raises an error with a replacement."""
 
 from ._missing import uncovered
 

@@ -1,4 +1,6 @@
-"""Modules whose weights are tensors with a history: cloned, detached, updated."""
+"""Operations on modules whose weights have a history: clone, detach, update."""
+
+# learn2learn's signatures take booleans by position.
 
 from __future__ import annotations
 
@@ -15,12 +17,15 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def clone_module(module: Item, memo: dict[int, Any] | None = None) -> Item:
-    """A copy whose weights are differentiable functions of the module's, `torch.clone` of each.
+    """Copy a module; each weight of the copy is `torch.clone` of the module's.
 
-    Submodules and weights that the module uses twice are one in the copy too. Buffers are the
-    module's own tensors, so that running statistics are updated in the one place, but for those
-    that require a gradient, which are cloned as weights are. What is not a module comes back as it
-    is. `memo` maps ids of what has been cloned to its clone, for modules that share weights.
+    Submodules and weights that the module uses twice are one in the copy too. Buffers are the same
+    tensors as the module's, so running statistics stay in one place; only those that require a
+    gradient are cloned as weights are.
+
+    Args:
+        module: the module; anything else is returned unchanged.
+        memo: ids of modules and tensors -> their clones, for modules that share weights.
 
     Example:
         >>> net = nn.Linear(2, 1)
@@ -30,9 +35,12 @@ def clone_module(module: Item, memo: dict[int, Any] | None = None) -> Item:
     """
     if not isinstance(module, nn.Module):
         return module
-    memo = {} if memo is None else memo
+    if memo is None:
+        memo = {}
     if id(module) in memo:
         return memo[id(module)]
+    # Without __init__, which may take any arguments. The entry in `memo` comes before the children,
+    # which may refer back to the module.
     copy = memo[id(module)] = module.__new__(type(module))
     copy.__dict__ = module.__dict__.copy()
     for kind in ("_parameters", "_buffers"):
@@ -50,11 +58,14 @@ def clone_module(module: Item, memo: dict[int, Any] | None = None) -> Item:
 
 
 def detach_module(module: nn.Module, keep_requires_grad: bool = False) -> None:
-    """Cut every weight of a cloned module off from its history, in place; they require no gradient
-    unless `keep_requires_grad`.
+    """Detach every weight of a cloned module from its history, in place.
+
+    Args:
+        module: the module.
+        keep_requires_grad: whether weights that required a gradient still do.
     """
     for tensor in _tensors(module):
-        required = tensor.requires_grad
+        required = tensor.requires_grad  # detach_() clears it
         tensor.detach_()
         if keep_requires_grad and required:
             tensor.requires_grad_()
@@ -65,11 +76,19 @@ def update_module(
     updates: Iterable[Tensor | None] | None = None,
     memo: dict[int, Any] | None = None,
 ) -> Module:
-    """Replace every weight `p` by `p + update`, in place and differentiably, and return the module.
+    """Replace every weight `p` by `p + update`, in place and differentiably.
 
-    `updates` has one entry for each of `module.parameters()`, None for one that stays; without it
-    the tensors' own `update` attributes are taken, and cleared. Raises ValueError where the numbers
-    of weights and updates differ.
+    Args:
+        module: the module.
+        updates: one for each of `module.parameters()`, None for one that does not move. Without
+            them each tensor's attribute `update` is used and cleared.
+        memo: receives the ids of the old tensors -> the new ones.
+
+    Returns:
+        The same module.
+
+    Raises:
+        ValueError: if the numbers of weights and updates differ.
 
     Example:
         >>> net = clone_module(nn.Linear(2, 1, bias=False))
@@ -79,21 +98,18 @@ def update_module(
     """
     if updates is not None:
         weights: list[Tensor] = [*module.parameters()]
-        given = list(updates)
-        if len(weights) != len(given):
+        updates = list(updates)
+        if len(weights) != len(updates):
             raise ValueError(
-                f"{len(given)} updates for {len(weights)} parameters; give one a parameter, None"
-                " for one that stays"
+                f"{len(updates)} updates for {len(weights)} parameters; give one a parameter, None"
+                " for one that does not move"
             )
     else:
         weights = _tensors(module)
-        given = [getattr(weight, "update", None) for weight in weights]
-        for weight, update in zip(weights, given, strict=True):
-            if update is not None:
-                weight.update = None  # type: ignore[attr-defined]
+        updates = [_take_update(weight) for weight in weights]
     pairs = [
         (weight, weight + update)
-        for weight, update in zip(weights, given, strict=True)
+        for weight, update in zip(weights, updates, strict=True)
         if update is not None
     ]
     replace(module, pairs)
@@ -103,10 +119,9 @@ def update_module(
 
 
 def replace(module: nn.Module, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Put the second of each pair wherever the module holds the first."""
-    new = {
-        id(old): tensor for old, tensor in pairs
-    }  # `pairs` keeps the old ones alive, so that no id is taken twice
+    """Put the second tensor of each pair wherever the module holds the first."""
+    # `pairs` keeps the old tensors alive, so their ids stay theirs.
+    new = {id(old): tensor for old, tensor in pairs}
     for child in module.modules():
         for tensors in (child._parameters, child._buffers):
             for name, tensor in tensors.items():
@@ -126,8 +141,9 @@ def clone_named_parameters(param_dict: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def magic_box(x: Any) -> Any:
-    """1 with the gradient of x, `exp(x - detach(x))` (DiCE, Foerster et al. 2018); what is not a
-    tensor comes back as it is.
+    """1 with the gradient of x, `exp(x - detach(x))` (DiCE, Foerster et al. 2018).
+
+    Anything but a tensor is returned unchanged.
 
     Example:
         >>> magic_box(torch.tensor(3.0))
@@ -137,13 +153,22 @@ def magic_box(x: Any) -> Any:
 
 
 def accuracy(preds: Tensor, targets: Tensor) -> Tensor:
-    """The share of rows of `preds` (examples, ways) whose largest entry is the target's
-    (examples,).
+    """The share of examples whose largest entry is the target's.
+
+    Args:
+        preds: logits (examples, ways).
+        targets: labels (examples,).
     """
     return (preds.argmax(dim=1) == targets).float().mean()
 
 
+def descent(rate: Any, gradient: Tensor | None) -> Tensor | None:
+    """The update `-rate * gradient` of a parameter; None for one that does not move."""
+    return None if gradient is None else -rate * gradient
+
+
 def _tensors(module: nn.Module) -> list[Tensor]:
+    """Parameters, and buffers that move as parameters do."""
     buffers = [
         buffer
         for buffer in module.buffers()
@@ -152,8 +177,17 @@ def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *buffers]
 
 
+def _take_update(weight: Any) -> Tensor | None:
+    """The attribute `update` of a tensor, which is cleared."""
+    update = getattr(weight, "update", None)
+    if update is not None:
+        weight.update = None
+    return update
+
+
 def _refresh(module: nn.Module) -> None:
-    if isinstance(module, nn.RNNBase):  # it keeps its weights in a second list
+    """Renew the second list of its weights that a recurrent module keeps."""
+    if isinstance(module, nn.RNNBase):
         module.__dict__["_flat_weights"] = [
             module._parameters.get(name) for name in module._flat_weights_names
         ]

@@ -1,4 +1,4 @@
-"""learn2learn's algorithms: a network, its clones, and steps on a loss that the script computed."""
+"""learn2learn's algorithms: a network, its clones, and steps on a loss that the script computes."""
 
 from metalearn.compat.learn2learn._missing import nearest
 

@@ -1,20 +1,23 @@
-"""What the learners of learn2learn's names share: the wrapped module, and one step of its weights."""
+"""The base of learn2learn's learners: the wrapped module, and one step of its weights."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from metalearn.compat.learn2learn._missing import nearest
 from metalearn.compat.learn2learn.utils import replace
-from metalearn.engine.inner_loop import Rates, Weights, attention, sgd
+from metalearn.engine.attention import attention
+from metalearn.engine.inner_loop import Rates, Weights, sgd
 from metalearn.kernels.conv_cpu import Convolutions
+
+Value = TypeVar("Value")
 
 
 class BaseLearner(nn.Module):
-    """A module around another that answers calls, and attributes that are not its own, with it."""
+    """A module around another, to which it passes calls and unknown attributes."""
 
     def __init__(self, module: nn.Module | None = None) -> None:
         super().__init__()
@@ -29,27 +32,40 @@ class BaseLearner(nn.Module):
             return getattr(self.module, name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module gives."""
-        # The choice of attention's kernel is made in the forward pass: only one of them can be
+        """Call the module."""
+        # Attention chooses its kernel in the forward pass, and only one of its kernels can be
         # differentiated twice.
         twice = torch.is_grad_enabled() and self._differentiates_twice()
         with attention.twice_differentiable(twice), Convolutions():
             return self.module(*args, **kwargs)
 
     def _differentiates_twice(self) -> bool:
-        """Whether the gradient of an inner step may be differentiated; a subclass that does not say
-        so may.
-        """
+        """Whether the gradient of an inner step is differentiated again."""
+        # A subclass without the attribute may do so.
         return not self.__dict__.get("first_order", False)
 
 
-def gradients_of(loss: Tensor, moving: Weights, first_order: bool, allow_unused: bool) -> Weights:
+def value_or(value: Value | None, default: Value) -> Value:
+    """An argument, or its default if it is None."""
+    return default if value is None else value
+
+
+def gradients_of(
+    loss: Tensor, moving: Weights, *, first_order: bool, allow_unused: bool
+) -> Weights:
     """The gradient of the loss by each weight that it depends on.
 
-    Raises RuntimeError for a weight that requires no gradient, or that the loss does not depend on.
+    Args:
+        loss: a scalar.
+        moving: weights by name.
+        first_order: whether the gradients are constants.
+        allow_unused: whether the loss may be independent of a weight, which has no gradient then.
+
+    Raises:
+        RuntimeError: for a weight that requires no gradient, or that the loss does not depend on.
     """
-    frozen = [name for name, weight in moving.items() if not weight.requires_grad]
-    refuse_frozen(frozen)
+    refuse_frozen([name for name, weight in moving.items() if not weight.requires_grad])
+    # Unused weights are always allowed here, to name them in the error below.
     computed = torch.autograd.grad(
         loss,
         list(moving.values()),
@@ -58,9 +74,8 @@ def gradients_of(loss: Tensor, moving: Weights, first_order: bool, allow_unused:
         allow_unused=True,
     )
     gradients = dict(zip(moving, computed, strict=True))
-    unused = [name for name, gradient in gradients.items() if gradient is None]
     if not allow_unused:
-        refuse_unused(unused)
+        refuse_unused([name for name, gradient in gradients.items() if gradient is None])
     return {name: gradient for name, gradient in gradients.items() if gradient is not None}
 
 
@@ -83,15 +98,25 @@ def refuse_unused(names: list[str]) -> None:
 
 
 def move(module: nn.Module, weights: Weights, gradients: Weights, rates: Rates) -> None:
-    """Replace the module's weights by `weight - rate * gradient`, in place and differentiably."""
+    """Replace the module's weights by `weight - rate * gradient`, in place and differentiably.
+
+    Args:
+        module: the module.
+        weights: its weights by name.
+        gradients: those of the weights that move.
+        rates: by name.
+    """
     moving = {name: weights[name] for name in gradients}
-    # The script has computed the loss, so there is no closure for `inner_step` to call.
+    # The script computed the loss, so there is no closure that computes it anew.
     moved, _ = sgd(moving, gradients, rates, None)
     replace(module, [(moving[name], moved[name]) for name in moving])
 
 
 def _first(names: list[str]) -> str:
-    return names[0] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
+    """The first name, and the number of the others."""
+    if len(names) == 1:
+        return names[0]
+    return f"{names[0]} (and {len(names) - 1} more)"
 
 
 __getattr__ = nearest(__name__, ["BaseLearner"])

@@ -1,4 +1,6 @@
-"""GBML: gradient-based meta-learning whose inner update is a trained function of the gradient."""
+"""GBML: meta-learning whose inner update is a trained function of the gradient."""
+
+# learn2learn's signatures take booleans by position.
 
 from __future__ import annotations
 
@@ -13,27 +15,27 @@ from metalearn.compat.learn2learn.optim.parameter_update import ParameterUpdate
 from metalearn.compat.learn2learn.optim.update_rules import DifferentiableSGD
 from metalearn.compat.learn2learn.utils import clone_module
 
-from .base_learner import BaseLearner, refuse_frozen, refuse_unused
+from .base_learner import BaseLearner, refuse_frozen, refuse_unused, value_or
 
 
 class GBML(BaseLearner):
     """MAML with a module between a gradient and its step: `weight - lr * transform(gradient)`.
 
-    The outer loop trains the model and the transforms, which `parameters()` both gives.
-    `Scale` as the transform is Meta-SGD, `MetaCurvatureTransform` is meta-curvature (Park and Oliva
-    2019), and `KroneckerTransform` a Kronecker-factored update (Arnold et al. 2019).
+    The outer loop trains the model and the transforms; `parameters()` has both. `Scale` as the
+    transform is Meta-SGD, `MetaCurvatureTransform` is meta-curvature (Park and Oliva 2019), and
+    `KroneckerTransform` a Kronecker-factored update (Arnold et al. 2019).
 
     Args:
-        module: Any module.
-        transform: Called with each parameter; returns the module that transforms its gradients,
+        module: any module.
+        transform: called with each parameter; returns the module that transforms its gradients,
             or None to use them as they are.
-        lr: The inner rate.
-        adapt_transform: Also take a step on the transforms' own parameters in the inner loop, from
-            the second inner step on.
-        first_order: Drop the second derivatives.
-        allow_unused: Leave a parameter unchanged if the loss does not depend on it.
-        allow_nograd: Leave parameters that require no gradient unchanged.
-        compute_update: A `ParameterUpdate` to use instead of a new one.
+        lr: the inner rate.
+        adapt_transform: whether the inner loop also moves the transforms' own parameters, from its
+            second step on.
+        first_order: drop the second derivatives.
+        allow_unused: leave a parameter unchanged if the loss does not depend on it.
+        allow_nograd: leave parameters that require no gradient unchanged.
+        compute_update: a `ParameterUpdate` to use instead of a new one.
 
     Example:
         >>> from metalearn.compat import learn2learn as l2l
@@ -81,10 +83,10 @@ class GBML(BaseLearner):
             clone_module(self.module),
             self.transform,
             lr=self.lr,
-            adapt_transform=_given(adapt_transform, self.adapt_transform),
-            first_order=_given(first_order, self.first_order),
-            allow_unused=_given(allow_unused, self.allow_unused),
-            allow_nograd=_given(allow_nograd, self.allow_nograd),
+            adapt_transform=value_or(adapt_transform, self.adapt_transform),
+            first_order=value_or(first_order, self.first_order),
+            allow_unused=value_or(allow_unused, self.allow_unused),
+            allow_nograd=value_or(allow_nograd, self.allow_nograd),
             compute_update=clone_module(self.compute_update),
         )
 
@@ -95,19 +97,27 @@ class GBML(BaseLearner):
         allow_nograd: bool | None = None,
         allow_unused: bool | None = None,
     ) -> None:
-        """One inner step, in place.
+        """Take one inner step, in place.
 
         The transforms' own parameters move first, if `adapt_transform` is set and an earlier step
         made the loss depend on them.
 
-        Raises RuntimeError for a parameter without a gradient, unless that is allowed.
+        Args:
+            loss: the loss of this learner on the support set.
+            first_order: as for the learner, whose value is the default.
+            allow_nograd: likewise.
+            allow_unused: likewise.
+
+        Raises:
+            RuntimeError: for a parameter without a gradient, unless that is allowed.
         """
-        second_order = not _given(first_order, self.first_order)
-        allow_unused = _given(allow_unused, self.allow_unused)
-        allow_nograd = _given(allow_nograd, self.allow_nograd)
+        second_order = not value_or(first_order, self.first_order)
+        allow_unused = value_or(allow_unused, self.allow_unused)
+        allow_nograd = value_or(allow_nograd, self.allow_nograd)
         weights = dict(self.module.named_parameters())
         if not allow_nograd:
             refuse_frozen([name for name, p in weights.items() if not p.requires_grad])
+        # The first step has no earlier one that could train the transforms.
         of_transforms = list(self.compute_update.parameters())
         if self.adapt_transform and self._params_updated and of_transforms:
             gradients = torch.autograd.grad(
@@ -121,22 +131,20 @@ class GBML(BaseLearner):
         updates = self.compute_update(
             loss,
             weights.values(),
+            # A step on the transforms differentiates through this one.
             create_graph=second_order or self.adapt_transform,
             allow_unused=True,
             allow_nograd=allow_nograd,
         )
         if not allow_unused:
-            pairs = zip(weights.items(), updates, strict=True)
-            refuse_unused([n for (n, p), update in pairs if p.requires_grad and update is None])
+            named = zip(weights, updates, strict=True)
+            unused = [name for name, update in named if update is None]
+            refuse_unused([name for name in unused if weights[name].requires_grad])
         self.diff_sgd(self.module, updates)
         self._params_updated = True
 
     def _differentiates_twice(self) -> bool:
         return self.adapt_transform or not self.first_order
-
-
-def _given(value: Any, otherwise: Any) -> Any:
-    return otherwise if value is None else value
 
 
 __getattr__ = nearest(__name__, ["GBML"])

@@ -1,4 +1,6 @@
-"""MAML by learn2learn's name (Finn et al. 2017)."""
+"""MAML under learn2learn's name (Finn et al. 2017)."""
+
+# learn2learn's signatures take booleans by position.
 
 from __future__ import annotations
 
@@ -8,22 +10,24 @@ from typing import Any
 from torch import Tensor, nn
 
 from metalearn.compat.learn2learn._missing import nearest
-from metalearn.compat.learn2learn.utils import clone_module, update_module
+from metalearn.compat.learn2learn.utils import clone_module, descent, update_module
 
-from .base_learner import BaseLearner, gradients_of, move
+from .base_learner import BaseLearner, gradients_of, move, value_or
 
 
 class MAML(BaseLearner):
-    """learn2learn's MAML (Finn et al. 2017): `clone()` a task's own learner, `adapt(loss)` it, call
-    it, `backward()` to this one.
+    """learn2learn's MAML (Finn et al. 2017).
 
-    Arguments:
+    For each task `clone()` a learner, `adapt(loss)` it and call it; `backward()` of its loss gives
+    gradients to this one's weights.
+
+    Args:
         model: any module; one with running statistics is accepted.
         lr: the inner rate.
         first_order: drop the second derivatives.
-        allow_unused: leave a parameter that the loss does not depend on as it is; `allow_nograd` by
-            default.
-        allow_nograd: leave parameters that require no gradient as they are.
+        allow_unused: leave a parameter unchanged if the loss does not depend on it; by default as
+            `allow_nograd`.
+        allow_nograd: leave parameters that require no gradient unchanged.
 
     Example:
         >>> import torch
@@ -44,8 +48,10 @@ class MAML(BaseLearner):
         allow_nograd: bool = False,
     ) -> None:
         super().__init__(model)
-        self.lr, self.first_order, self.allow_nograd = lr, first_order, allow_nograd
-        self.allow_unused = allow_nograd if allow_unused is None else allow_unused
+        self.lr = lr
+        self.first_order = first_order
+        self.allow_nograd = allow_nograd
+        self.allow_unused = value_or(allow_unused, allow_nograd)
 
     def clone(
         self,
@@ -53,13 +59,13 @@ class MAML(BaseLearner):
         allow_unused: bool | None = None,
         allow_nograd: bool | None = None,
     ) -> MAML:
-        """The same learner on a clone of the module, whose gradients go back to this one's weights."""
+        """The same learner on a clone of the module, with gradients to this one's weights."""
         return MAML(
             clone_module(self.module),
             lr=self.lr,
-            first_order=self.first_order if first_order is None else first_order,
-            allow_unused=self.allow_unused if allow_unused is None else allow_unused,
-            allow_nograd=self.allow_nograd if allow_nograd is None else allow_nograd,
+            first_order=value_or(first_order, self.first_order),
+            allow_unused=value_or(allow_unused, self.allow_unused),
+            allow_nograd=value_or(allow_nograd, self.allow_nograd),
         )
 
     def adapt(
@@ -69,20 +75,29 @@ class MAML(BaseLearner):
         allow_unused: bool | None = None,
         allow_nograd: bool | None = None,
     ) -> None:
-        """One inner step, in place: every weight of the (cloned) module is replaced by `weight - lr
-        * gradient of the loss`.
+        """Take one inner step, `weight - lr * gradient of the loss`, in place.
 
-        Raises RuntimeError naming a parameter without a gradient, where that is not allowed.
+        Args:
+            loss: the loss of this learner, a clone, on the support set.
+            first_order: as for the learner, whose value is the default.
+            allow_unused: likewise.
+            allow_nograd: likewise.
+
+        Raises:
+            RuntimeError: for a parameter without a gradient, unless that is allowed.
         """
-        first_order = self.first_order if first_order is None else first_order
-        allow_nograd = self.allow_nograd if allow_nograd is None else allow_nograd
+        allow_nograd = value_or(allow_nograd, self.allow_nograd)
+        # Named parameters list a tied weight once.
         moving = {
             name: weight
             for name, weight in self.module.named_parameters()
             if weight.requires_grad or not allow_nograd
         }
         gradients = gradients_of(
-            loss, moving, first_order, self.allow_unused if allow_unused is None else allow_unused
+            loss,
+            moving,
+            first_order=value_or(first_order, self.first_order),
+            allow_unused=value_or(allow_unused, self.allow_unused),
         )
         move(self.module, moving, gradients, dict.fromkeys(moving, self.lr))
 
@@ -90,15 +105,20 @@ class MAML(BaseLearner):
 def maml_update(
     model: nn.Module, lr: Any, grads: Iterable[Tensor | None] | None = None
 ) -> nn.Module:
-    """Replace every weight by `weight - lr * gradient`, in place and differentiably, and return the
-    model.
+    """Replace every weight by `weight - lr * gradient`, in place and differentiably.
 
-    `grads` has one entry for each of `model.parameters()`, None for one that stays; without it see
-    `update_module`.
+    Args:
+        model: the module.
+        lr: the rate.
+        grads: one for each of `model.parameters()`, None for one that does not move. Without them
+            each parameter moves by its attribute `update` (see `update_module`).
+
+    Returns:
+        The same module.
     """
-    return update_module(
-        model, None if grads is None else [None if g is None else -lr * g for g in grads]
-    )
+    if grads is None:
+        return update_module(model)
+    return update_module(model, [descent(lr, gradient) for gradient in grads])
 
 
 __getattr__ = nearest(__name__, ["MAML", "maml_update"])

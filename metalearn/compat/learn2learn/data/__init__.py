@@ -1,6 +1,4 @@
-"""learn2learn's data sets by class and tasks drawn from them, with its names; plain Python, nothing
-cached in pickles.
-"""
+"""learn2learn's data sets by class, and tasks drawn from them; plain Python, without pickles."""
 
 from metalearn.compat.learn2learn._missing import nearest
 

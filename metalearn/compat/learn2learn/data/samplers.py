@@ -1,5 +1,7 @@
 """Tasks as batches of indices, for a `DataLoader`."""
 
+# learn2learn's signatures take booleans by position.
+
 from __future__ import annotations
 
 import random
@@ -13,15 +15,14 @@ from .task_dataset import DataDescription, Taskset
 
 
 class TasksetSampler(Sampler[list[int]]):
-    """The indices of each task's examples in the data set, as the `batch_sampler` of a
-    `DataLoader`.
+    """The indices of each task's examples, as the `batch_sampler` of a `DataLoader`.
 
-    The loader's workers then load the examples. Only the choice of examples is the taskset's: what
-    its transforms do to an example, such as remapping its label, is left out.
+    The loader's workers load the examples. Only the taskset's choice of examples is used; changes
+    by its transforms, such as new labels, are not applied.
 
     Args:
-        taskset: The tasks; those without end (num_tasks=-1) are drawn without end.
-        shuffle: Give the tasks in random order, drawn with Python's `random`.
+        taskset: the tasks; those without end (num_tasks=-1) are drawn without end.
+        shuffle: whether to shuffle the tasks, with Python's `random`.
 
     Example:
         >>> from metalearn.compat import learn2learn as l2l
@@ -45,16 +46,15 @@ class TasksetSampler(Sampler[list[int]]):
         taskset = self.taskset
         while taskset.num_tasks == -1:
             yield self.description2indices(taskset.sample_task_description())
+        # A task that was drawn before is the same again.
         order = list(range(taskset.num_tasks))
         if self.shuffle:
             random.shuffle(order)
         for i in order:
-            if i not in taskset.sampled_descriptions:
-                taskset.sampled_descriptions[i] = taskset.sample_task_description()
-            yield self.description2indices(taskset.sampled_descriptions[i])
+            yield self.description2indices(taskset.description(i))
 
     def __len__(self) -> int:
-        """How many tasks there are; TypeError for tasks without end."""
+        """The number of tasks. Raises TypeError for tasks without end."""
         if self.taskset.num_tasks == -1:
             raise TypeError("these tasks have no end (num_tasks=-1)")
         return self.taskset.num_tasks

@@ -1,4 +1,4 @@
-"""Tasks drawn from a data set by a list of transforms."""
+"""Tasks that a list of transforms draws from a data set."""
 
 from __future__ import annotations
 
@@ -10,31 +10,34 @@ from torch.utils.data import Dataset, default_collate
 
 from metalearn.compat.learn2learn._missing import nearest
 
-from .meta_dataset import MetaDataset
+from .meta_dataset import by_class
 from .transforms import DataDescription, Task
 
 
 class Taskset(Dataset[Any]):
-    """Tasks (data, labels) drawn from a data set by a list of task transforms, with Python's
-    `random`.
+    """Tasks (data, labels) that a list of transforms draws from a data set.
 
     `[i]` draws task i the first time and is the same task from then on; `sample()` gives one at
-    random. With `num_tasks=-1` every task is drawn anew, and the length is 1. Draws are those of
-    learn2learn: the same seed of `random` gives the same tasks.
+    random. With `num_tasks=-1` every task is new, and the length is 1. Tasks are drawn with
+    Python's `random` as in learn2learn: the same seed gives the same tasks.
 
-    Arguments:
-        dataset: a `MetaDataset`, or what it takes.
-        task_transforms: from `transforms`, or one's own: each takes a list of `DataDescription`
-            (the first one None) and returns one.
-        num_tasks: how many tasks there are.
-        task_collate: from the list of a task's examples to its batch; torch's by default.
+    Args:
+        dataset: a `MetaDataset`, or a data set for one.
+        task_transforms: functions, such as those of `transforms`, from a list of `DataDescription`
+            to another; the first one receives None.
+        num_tasks: the number of tasks; -1 for tasks without end.
+        task_collate: makes the batch of a task from the list of its examples; torch's by default.
+
+    Raises:
+        ValueError: for another number of tasks.
 
     Example:
         >>> from metalearn.compat import learn2learn as l2l
         >>> from metalearn.tasks import glyphs
         >>> images = l2l.data.MetaDataset(glyphs("train"))
-        >>> steps = [l2l.data.transforms.FusedNWaysKShots(images, n=5, k=2), l2l.data.transforms.LoadData(images)]
-        >>> data, labels = l2l.data.Taskset(images, steps, num_tasks=100).sample()
+        >>> choose = l2l.data.transforms.FusedNWaysKShots(images, n=5, k=2)
+        >>> load = l2l.data.transforms.LoadData(images)
+        >>> data, labels = l2l.data.Taskset(images, [choose, load], num_tasks=100).sample()
         >>> data.shape
         torch.Size([10, 1, 28, 28])
     """
@@ -50,24 +53,36 @@ class Taskset(Dataset[Any]):
     ) -> None:
         if num_tasks < -1 or num_tasks == 0:
             raise ValueError(f"num_tasks={num_tasks} must be positive, or -1 for tasks without end")
-        self.dataset = dataset if isinstance(dataset, MetaDataset) else MetaDataset(dataset)
+        self.dataset = by_class(dataset)
         self.task_transforms = [] if task_transforms is None else task_transforms
-        self.num_tasks, self.task_collate = num_tasks, task_collate or default_collate
+        self.num_tasks = num_tasks
+        self.task_collate = task_collate or default_collate
+        # Tasks that were drawn, which stay the same from then on.
         self.sampled_descriptions: dict[int, Task] = {}
 
     def sample_task_description(self) -> Task:
-        """The examples of a new task, each with what is to be done to it."""
+        """Draw a new task: its examples, each with the transforms to apply to it."""
+        # One function may make the whole task.
         if callable(self.task_transforms):
             return self.task_transforms(None)
         task: Task | None = None
         for transform in self.task_transforms:
             task = transform(task)
-        return [DataDescription(i) for i in range(len(self.dataset))] if task is None else task
+        if task is None:
+            return [DataDescription(i) for i in range(len(self.dataset))]
+        return task
+
+    def description(self, i: int) -> Task:
+        """The examples of task i, which is drawn the first time."""
+        if i not in self.sampled_descriptions:
+            self.sampled_descriptions[i] = self.sample_task_description()
+        return self.sampled_descriptions[i]
 
     def get_task(self, task_description: Task) -> Any:
         """The batch of a task."""
         examples = []
         for described in task_description:
+            # The first transform loads the example of this index.
             example: Any = described.index
             for transform in described.transforms:
                 example = transform(example)
@@ -88,9 +103,7 @@ class Taskset(Dataset[Any]):
             raise IndexError(
                 f"task {i} does not exist: there are {self.num_tasks}, 0 to {self.num_tasks - 1}"
             )
-        if i not in self.sampled_descriptions:
-            self.sampled_descriptions[i] = self.sample_task_description()
-        return self.get_task(self.sampled_descriptions[i])
+        return self.get_task(self.description(i))
 
     def __iter__(self) -> Iterator[Any]:
         while self.num_tasks == -1:
@@ -99,7 +112,6 @@ class Taskset(Dataset[Any]):
 
 
 TaskDataset = Taskset
-"""Its older name."""
-
+"""The older name of `Taskset` in learn2learn."""
 
 __getattr__ = nearest(__name__, ["DataDescription", "TaskDataset", "Taskset"])

@@ -1,4 +1,4 @@
-"""Small tools for data sets, loaders and tasks."""
+"""Tools for data sets, loaders and tasks."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from metalearn.compat.learn2learn._missing import nearest
 
 
 class InfiniteIterator:
-    """Goes through a loader again and again.
+    """Repeats a loader without end.
 
     Args:
-        dataloader: Anything that can be iterated over more than once; a shuffling `DataLoader`
+        dataloader: anything that can be iterated over more than once; a shuffling `DataLoader`
             shuffles every time.
 
     Raises:
-        ValueError: At `next`, if the loader is empty.
+        ValueError: at `next`, if the loader is empty.
 
     Example:
         >>> endless = InfiniteIterator([1, 2])
@@ -55,9 +55,9 @@ class OnDeviceDataset(TensorDataset):
     On a CPU beside a GPU the tensors are kept in pinned memory.
 
     Args:
-        dataset: Pairs of a tensor, all of one shape, and a label.
-        device: Where to keep them; the CPU if left out.
-        transform: Called with each input when it is read.
+        dataset: pairs of a tensor, all of one shape, and a label.
+        device: where to keep them; by default the CPU.
+        transform: called with each input when it is read.
 
     Example:
         >>> from metalearn.tasks import glyphs
@@ -86,26 +86,37 @@ class OnDeviceDataset(TensorDataset):
 
     def __getitem__(self, index: int) -> tuple[Any, Tensor]:
         inputs, label = super().__getitem__(index)
-        return inputs if self.transform is None else self.transform(inputs), label
+        if self.transform is not None:
+            inputs = self.transform(inputs)
+        return inputs, label
 
 
 def partition_task(
     data: Tensor, labels: Tensor, shots: int = 1
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """A task -> (support data, support labels), (query data, query labels): the first `shots`
-    examples of every label, and the others.
+    """Split a task into support and query, both ordered by label.
 
-    Both come out by label. Raises ValueError where the labels are not equally many, or have no more
-    than `shots` examples.
+    Args:
+        data: the examples.
+        labels: (examples,).
+        shots: the number of examples of every label, the first ones, for the support set.
+
+    Returns:
+        (support data, support labels), (query data, query labels).
+
+    Raises:
+        ValueError: if the labels differ in their number of examples, or have no more than `shots`.
     """
+    # The rows of each label, in the order of the data.
     rows = [(labels == label).nonzero().flatten() for label in labels.unique()]
-    counts = {len(r) for r in rows}
+    counts = {len(rows_of_label) for rows_of_label in rows}
     if len(counts) != 1 or min(counts) <= shots:
         raise ValueError(
             f"the labels of this task have {sorted(counts)} examples; shots={shots} needs one"
             " number above it for all"
         )
-    support, query = torch.cat([r[:shots] for r in rows]), torch.cat([r[shots:] for r in rows])
+    support = torch.cat([rows_of_label[:shots] for rows_of_label in rows])
+    query = torch.cat([rows_of_label[shots:] for rows_of_label in rows])
     return (data[support], labels[support]), (data[query], labels[query])
 
 

@@ -1,4 +1,4 @@
-"""learn2learn's modules: small layers, classifiers of features, and wrappers of a module's weights."""
+"""learn2learn's modules: small layers, a classifier of features, and wrappers of a module."""
 
 from metalearn.compat.learn2learn._missing import nearest
 

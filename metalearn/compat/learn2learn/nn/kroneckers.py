@@ -1,4 +1,6 @@
-"""Linear maps of matrices whose own matrix is a Kronecker product."""
+"""Linear maps of matrices whose matrix is a Kronecker product."""
+
+# learn2learn's signatures take booleans by position.
 
 from __future__ import annotations
 
@@ -12,16 +14,17 @@ from metalearn.compat.learn2learn._missing import nearest
 
 
 class KroneckerLinear(nn.Module):
-    """`left @ x @ right + bias` of matrices x of shape (n, m); it starts as the identity.
+    """`left @ x @ right + bias` of matrices x of shape (n, m); initially the identity.
 
-    In terms of the columns of x, one below the other, the map's matrix is the Kronecker product of
+    For the columns of x, stacked in one vector, the map's matrix is the Kronecker product of
     `right` transposed and `left`.
 
     Args:
-        n, m: The shape of the inputs.
-        bias: Whether there is a bias.
-        psd: Use `left.T @ left` and `right.T @ right`, which make the map positive semi-definite.
-        device: Where the weights are; inputs are moved there and outputs back.
+        n: the number of rows of the inputs.
+        m: their number of columns.
+        bias: whether there is a bias.
+        psd: use `left.T @ left` and `right.T @ right`, which make the map positive semi-definite.
+        device: of the weights; inputs are moved there and outputs back.
 
     Example:
         >>> KroneckerLinear(2, 3)(torch.arange(6.0)).tolist()
@@ -45,7 +48,8 @@ class KroneckerLinear(nn.Module):
         """
         n, m = len(self.left), len(self.right)
         if x.ndim == 1 and len(x) == n * m:
-            return self._matrices(x.reshape(m, n).T).T.flatten()  # (n, m), and back to columns
+            # (n * m,) -> (n, m), and back to a vector of columns
+            return self._matrices(x.reshape(m, n).T).T.flatten()
         if x.ndim == 1 or x.shape[-2:] != (n, m):
             raise ValueError(
                 f"KroneckerLinear({n}, {m}) takes inputs of shape (..., {n}, {m}) or ({n * m},),"
@@ -54,19 +58,27 @@ class KroneckerLinear(nn.Module):
         return self._matrices(x)
 
     def _matrices(self, x: Tensor) -> Tensor:
-        left = self.left.T @ self.left if self.psd else self.left
-        right = self.right.T @ self.right if self.psd else self.right
-        output = left @ (x if self.device is None else x.to(self.device)) @ right
-        return (output if self.bias is None else output + self.bias).to(x.device)
+        """Matrices (..., n, m) -> (..., n, m)."""
+        left: Tensor = self.left
+        right: Tensor = self.right
+        if self.psd:
+            left = left.T @ left
+            right = right.T @ right
+        inputs = x if self.device is None else x.to(self.device)
+        output = left @ inputs @ right
+        if self.bias is not None:
+            output = output + self.bias
+        return output.to(x.device)
 
 
 class KroneckerRNN(nn.Module):
     """A recurrent cell with Kronecker products for matrices: `sigma(W_h(x) + U_h(hidden))`.
 
     Args:
-        n, m: The shape of inputs and hidden states.
-        bias: Whether its maps have a bias.
-        sigma: The activation; tanh if left out.
+        n: the number of rows of inputs and hidden states.
+        m: their number of columns.
+        bias: whether its maps have a bias.
+        sigma: the activation; by default tanh.
     """
 
     def __init__(
@@ -79,7 +91,7 @@ class KroneckerRNN(nn.Module):
         self.sigma = nn.Tanh() if sigma is None else sigma
 
     def forward(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """An input and the hidden state -> the output `W_y(hidden)` and the new hidden state."""
+        """Take one step: the output `W_y(hidden)`, and the new hidden state."""
         hidden = self.sigma(self.W_h(x) + self.U_h(hidden))
         return self.W_y(hidden), hidden
 
@@ -88,15 +100,17 @@ class KroneckerLSTM(nn.Module):
     """An LSTM cell with Kronecker products for matrices.
 
     Args:
-        n, m: The shape of inputs and states.
-        bias: Whether its maps have a bias.
-        sigma: The activation of the gates; the logistic function if left out.
+        n: the number of rows of inputs and states.
+        m: their number of columns.
+        bias: whether its maps have a bias.
+        sigma: the activation of the gates; by default the logistic function.
     """
 
     def __init__(
         self, n: int, m: int, bias: bool = True, sigma: Callable[[Tensor], Tensor] | None = None
     ) -> None:
         super().__init__()
+        # Input, forget, cell and output gate: a map of the input and one of the hidden state each.
         for gate in "ifgo":
             for source in "ih":
                 self.add_module(f"W_{source}{gate}", KroneckerLinear(n, m, bias=bias))
@@ -106,8 +120,9 @@ class KroneckerLSTM(nn.Module):
     def forward(
         self, x: Tensor, hidden: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """An input and the states (h, c) -> the new h, and the new states."""
+        """Take one step from the states (h, c): the new h, and the new states."""
         h, c = hidden
+        # c' = f * c + i * tanh(g) and h' = o * tanh(c'), with gates i, f and o
         c = self._gate("f", x, h) * c + self._gate("i", x, h) * self.tanh(self._sum("g", x, h))
         h = self._gate("o", x, h) * self.tanh(c)
         return h, (h, c)
@@ -116,6 +131,7 @@ class KroneckerLSTM(nn.Module):
         return self.sigma(self._sum(gate, x, h))
 
     def _sum(self, gate: str, x: Tensor, h: Tensor) -> Tensor:
+        """The sum that enters the activation of a gate."""
         return self.get_submodule(f"W_i{gate}")(x) + self.get_submodule(f"W_h{gate}")(h)
 
 

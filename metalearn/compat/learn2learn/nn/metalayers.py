@@ -1,4 +1,6 @@
-"""Modules in place of others: substitutions by class, and layers whose weights are transformed."""
+"""Modules that replace others: substitutions by class, and layers with transformed weights."""
+
+# learn2learn's signatures take booleans by position.
 
 from __future__ import annotations
 
@@ -15,10 +17,10 @@ class MetaModule(nn.Module):
     """A module with some of its submodules replaced, by class.
 
     Args:
-        module: The module to wrap; it is changed in place.
-        substitutions: From a class to a function of one of its instances that returns what stands
-            in its place. Subclasses do not count.
-        freeze_module: Have the module's own parameters require no gradient.
+        module: the module to wrap; it is changed in place.
+        substitutions: a function for each class, which is called with an instance and returns the
+            module that replaces it. Instances of subclasses are not replaced.
+        freeze_module: whether the module's own parameters require no gradient any more.
 
     Example:
         >>> def scaled(linear):
@@ -38,39 +40,43 @@ class MetaModule(nn.Module):
         super().__init__()
         self.substitutions = substitutions
         self.freeze_module = freeze_module
-        own = list(module.parameters())
+        parameters = list(module.parameters())
         self.wrapped_module = self._wrap(module)
         if freeze_module:
-            for parameter in own:
-                parameter.requires_grad_(False)
+            for parameter in parameters:
+                parameter.requires_grad = False
 
     def _wrap(self, module: nn.Module) -> nn.Module:
+        """The module with its submodules replaced, or its own replacement."""
         for name, child in list(module._modules.items()):
             if child is not None:
                 module._modules[name] = self._wrap(child)
+        # Children first, so a substitute receives its module with all replacements inside.
         substitute = self.substitutions.get(type(module))
         return module if substitute is None else substitute(module)
 
     def module(self) -> nn.Module:
-        """The original module; what was put in place of others is taken off again, in place.
+        """The original module: substitutions are undone, in place.
 
-        That is so of a substitute which keeps the original as its attribute `module`, as
-        `ParameterTransform` does; others stay.
+        A substitute must keep the original as its attribute `module`, as `ParameterTransform` does;
+        others stay.
         """
-        return _unwrapped(self.wrapped_module)
+        return _unwrap(self.wrapped_module)
 
     def meta_parameters(self, module: nn.Module | None = None) -> Iterator[Tensor]:
-        """The parameters that the substitutes' own `meta_parameters()` give, each once."""
-        given = set()
-        for part in (self.wrapped_module if module is None else module).modules():
+        """The parameters that the substitutes' own `meta_parameters()` return, each once."""
+        if module is None:
+            module = self.wrapped_module
+        seen = set()
+        for part in module.modules():
             of_part: Any = getattr(part, "meta_parameters", tuple)
             for parameter in of_part():
-                if id(parameter) not in given:
-                    given.add(id(parameter))
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
                     yield parameter
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the wrapped module gives."""
+        """Call the wrapped module."""
         return self.wrapped_module(*args, **kwargs)
 
 
@@ -78,10 +84,9 @@ class ParameterTransform(nn.Module):
     """Calls a module with transformed parameters; the module keeps its own.
 
     Args:
-        module: The module to wrap.
-        transform: Called with each parameter; returns the function, or module with weights of its
-            own, that transforms it. Transforms are in `parameter_transforms`, by the parameter's
-            name with "/" in place of ".".
+        module: the module to wrap.
+        transform: called with each parameter; returns the module that transforms it.
+            `parameter_transforms` has these modules by the parameter's name, with "/" for ".".
 
     Example:
         >>> import torch
@@ -96,15 +101,16 @@ class ParameterTransform(nn.Module):
         self.module = module
         self.transform = transform
         self.parameter_transforms = nn.ModuleDict()
+        # A ModuleDict allows no "." in its keys.
         for name, parameter in module.named_parameters():
             self.parameter_transforms[name.replace(".", "/")] = transform(parameter)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module gives with the transformed parameters."""
+        """Call the module with the transformed parameters."""
         transforms = self.parameter_transforms.values()
         parameters = zip(self.module.parameters(), transforms, strict=True)
-        # A copy carries the transformed weights, so that whatever runs again in the backward pass
-        # (activation checkpointing) has them too.
+        # A copy carries the transformed weights: code that runs again in the backward pass
+        # (activation checkpointing) needs them too.
         transformed = clone_module(self.module, {id(p): change(p) for p, change in parameters})
         return transformed(*args, **kwargs)
 
@@ -113,12 +119,13 @@ class ParameterTransform(nn.Module):
         return iter(self.parameter_transforms.parameters())
 
 
-def _unwrapped(module: nn.Module) -> nn.Module:
+def _unwrap(module: nn.Module) -> nn.Module:
+    """The module, or the original that it replaced, with its submodules unwrapped too."""
     replaced = module._modules.get("module")
     original = module if replaced is None else replaced
     for name, child in list(original._modules.items()):
         if child is not None:
-            original._modules[name] = _unwrapped(child)
+            original._modules[name] = _unwrap(child)
     return original
 
 

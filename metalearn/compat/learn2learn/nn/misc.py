@@ -1,4 +1,4 @@
-"""The small modules that learn2learn's models and examples are built with."""
+"""The small modules of learn2learn's models and examples."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Lambda(torch.nn.Module):
         self.lmb = lmb
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the function gives."""
+        """Call the function."""
         return self.lmb(*args, **kwargs)
 
 
 class Flatten(torch.nn.Module):
-    """A row an example: (examples, ...) -> (examples, features)."""
+    """The features of each example in one row."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(examples, ...) -> (examples, features)."""
@@ -37,8 +37,8 @@ class Scale(torch.nn.Module):
     """Multiplies by a trained factor, one for each value or any shape that broadcasts.
 
     Args:
-        shape: Of the factors; a single one if left out.
-        alpha: What they start from.
+        shape: of the factors; by default a single one.
+        alpha: their initial value.
 
     Example:
         >>> Scale(3, alpha=0.5)(torch.ones(3)).tolist()
@@ -56,28 +56,28 @@ class Scale(torch.nn.Module):
 
 
 def freeze(module: Module) -> Module:
-    """Have no parameter of the module require a gradient, in place, and return it.
+    """Let no parameter of a module require a gradient, in place, and return the module.
 
-    Parameters of a clone are detached from their history too.
+    Parameters of a clone are also detached from their history.
 
     Example:
         >>> freeze(torch.nn.Linear(2, 1)).weight.requires_grad
         False
     """
     for parameter in module.parameters():
-        parameter.detach_().requires_grad_(False)
+        parameter.detach_().requires_grad = False
     return module
 
 
 def unfreeze(module: Module) -> Module:
-    """Have every parameter of the module require a gradient, in place, and return it.
+    """Let every parameter of a module require a gradient, in place, and return the module.
 
     Example:
         >>> unfreeze(freeze(torch.nn.Linear(2, 1))).weight.requires_grad
         True
     """
     for parameter in module.parameters():
-        parameter.requires_grad_(True)
+        parameter.requires_grad_()
     return module
 
 

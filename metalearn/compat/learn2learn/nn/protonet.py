@@ -1,5 +1,7 @@
 """The classifier of prototypical networks, fitted to features (Snell et al. 2017)."""
 
+# learn2learn's signatures take booleans by position.
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -11,7 +13,14 @@ from metalearn.compat.learn2learn._missing import nearest
 
 
 def compute_prototypes(support: Tensor, labels: Tensor) -> Tensor:
-    """The mean of each label's rows (examples, ...) -> (labels, ...), in the order of the labels.
+    """The mean of the rows of each label, in the order of the labels.
+
+    Args:
+        support: (examples, ...).
+        labels: (examples,).
+
+    Returns:
+        (different labels, ...).
 
     Example:
         >>> features = torch.tensor([[1.0], [3.0], [10.0]])
@@ -22,17 +31,17 @@ def compute_prototypes(support: Tensor, labels: Tensor) -> Tensor:
 
 
 class PrototypicalClassifier(nn.Module):
-    """Class scores of features: minus their distance to the mean feature of each class.
+    """Class scores of features: minus the distance to the mean feature of each class.
 
     Args:
-        support: Features (examples, features) to fit to at once; see `fit_`.
-        labels: Their labels.
-        distance: "euclidean" (squared, in fact), "cosine", or a function of the prototypes
-            (ways, features) and the queries (queries, features) -> (queries, ways).
-        normalize: Bring prototypes and queries to length 1; always so for "cosine".
+        support: features (examples, features) to fit to at once; see `fit_`.
+        labels: their labels.
+        distance: "euclidean" (in fact its square), "cosine", or a function of the prototypes
+            (ways, features) and the queries (queries, features) that returns (queries, ways).
+        normalize: whether prototypes and queries are scaled to length 1; "cosine" always does so.
 
     Raises:
-        ValueError: There is no such distance.
+        ValueError: if there is no such distance.
 
     Example:
         >>> support = torch.tensor([[0.0, 1.0], [4.0, 0.0]])
@@ -53,6 +62,7 @@ class PrototypicalClassifier(nn.Module):
         if isinstance(distance, str) and distance not in named:
             raise ValueError(f"there is no distance {distance!r}; use {', '.join(named)}")
         self.distance = named[distance] if isinstance(distance, str) else distance
+        # The cosine is the scalar product of rows of length 1.
         self.normalized = normalize or distance == "cosine"
         self.prototypes: Tensor | None = None
         if support is not None and labels is not None:

@@ -1,4 +1,4 @@
-"""learn2learn's differentiable optimizers: steps through which a loss trains what made them."""
+"""learn2learn's differentiable optimizers: a loss trains the functions that made its steps."""
 
 from metalearn.compat.learn2learn._missing import nearest
 

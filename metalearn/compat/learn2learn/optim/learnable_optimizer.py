@@ -1,4 +1,4 @@
-"""An optimizer whose steps are trained by the next loss: hypergradients."""
+"""An optimizer that the next loss trains: hypergradients."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class LearnableOptimizer(nn.Module):
     """Moves a model by `-lr * transform(gradient)`, differentiably to the transforms' parameters.
 
     The next `backward()` gives gradients to the model and, through the last step, to the
-    transforms, which any torch optimizer of `parameters()` then trains (Baydin et al. 2018).
+    transforms, which any torch optimizer of `parameters()` can train (Baydin et al. 2018).
     The model's weights become tensors with a history of one step.
 
     Args:
-        model: The module to move, in place. It is not part of `parameters()`.
-        transform: Called with each parameter; returns the module that transforms its gradients,
+        model: the module to move, in place. It is not part of `parameters()`.
+        transform: called with each parameter; returns the module that transforms its gradients,
             or None to use them as they are.
-        lr: The rate.
+        lr: the rate.
 
     Example:
         >>> from metalearn.compat import learn2learn as l2l
@@ -47,38 +47,41 @@ class LearnableOptimizer(nn.Module):
         super().__init__()
         if not isinstance(model, nn.Module):
             raise TypeError(f"the model must be an nn.Module, not a {type(model).__name__}")
-        # In a dictionary, so that the model is no submodule and its weights no parameters of this.
+        # In a dictionary the model is no submodule, and its weights no parameters of this.
         self.info = {"model": model}
         self.transforms = nn.ModuleList([transform(p) for p in model.parameters()])  # type: ignore[misc]
         self.lr = lr
 
     def step(self, closure: None = None) -> None:
-        """Move every parameter that has a gradient; `backward()` comes before. No closure."""
+        """Move every parameter that has a gradient. Call `backward()` before; takes no closure."""
         if closure is not None:
             raise ValueError("step() takes no closure: call backward() on the loss, then step()")
         model = self.info["model"]
         pairs = []
         for parameter, transform in zip(model.parameters(), self.transforms, strict=True):
+            # new weight = weight - lr * transform(gradient), where only the transform has a history
             gradient = _gradient(parameter)
             if gradient is not None:
                 gradient = gradient.detach()
                 update = gradient if transform is None else transform(gradient)
                 pairs.append((parameter, parameter.detach() - self.lr * update))
         replace(model, pairs)
+        # The new weights are no leaves, whose gradients torch would keep by itself.
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.retain_grad()
 
     def zero_grad(self) -> None:  # type: ignore[override]
-        """Set the gradients of the model to zero; those of the transforms are another optimizer's."""
+        """Set the model's gradients to zero; an optimizer of the transforms clears theirs."""
         for parameter in self.info["model"].parameters():
             if _gradient(parameter) is not None:
                 parameter.grad = torch.zeros_like(parameter)
 
 
 def _gradient(parameter: Tensor) -> Tensor | None:
+    """The gradient of a parameter, also of one with a history."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of `.grad` of a tensor that has a history
+        warnings.simplefilter("ignore")  # torch warns about `.grad` of a tensor with a history
         return parameter.grad
 
 

@@ -1,8 +1,11 @@
-"""Gradients that went through trained transforms."""
+"""Gradients changed by trained transforms."""
+
+# learn2learn's signatures take booleans by position.
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import compress
 from typing import Any
 
 import torch
@@ -15,8 +18,11 @@ class ParameterUpdate(nn.Module):
     """`torch.autograd.grad` with a module for each parameter that transforms its gradient.
 
     Args:
-        parameters: The parameters to update, in the order in which `forward` gets them.
-        transform: Called with each parameter; returns a module, or None to keep the gradient.
+        parameters: the parameters to update, in the order in which `forward` receives them.
+        transform: called with each parameter; returns a module, or None to keep the gradient.
+
+    Raises:
+        ValueError: if the transform of a parameter is no module.
 
     Example:
         >>> from metalearn.compat import learn2learn as l2l
@@ -33,8 +39,7 @@ class ParameterUpdate(nn.Module):
     ) -> None:
         super().__init__()
         self.transforms_modules = nn.ModuleList()
-        # For each parameter the position of its transform in `transforms_modules`, None without
-        # one.
+        # The position of each parameter's transform in `transforms_modules`, or None.
         self.transforms_indices: list[int | None] = []
         for parameter in parameters:
             module = transform(parameter)
@@ -61,22 +66,25 @@ class ParameterUpdate(nn.Module):
         """The update of each parameter, None for one without a gradient.
 
         Args:
-            loss: The loss to differentiate.
-            parameters: As many as at construction, in the same order.
-            create_graph, retain_graph, allow_unused: Those of `torch.autograd.grad`.
-            allow_nograd: Give None for parameters that require no gradient, instead of an error.
+            loss: the loss to differentiate.
+            parameters: as many as at construction, in the same order.
+            create_graph: as in `torch.autograd.grad`.
+            retain_graph: as in `torch.autograd.grad`.
+            allow_unused: as in `torch.autograd.grad`.
+            allow_nograd: return None for parameters that require no gradient, instead of an error.
 
         Raises:
-            RuntimeError: A parameter requires no gradient, or the loss does not depend on it.
-            ValueError: There are more or fewer parameters than transforms.
+            RuntimeError: if a parameter requires no gradient, or the loss does not depend on it.
+            ValueError: if there are more or fewer parameters than transforms.
         """
-        given = list(parameters)
-        if len(given) != len(self.transforms_indices):
+        parameters = list(parameters)
+        if len(parameters) != len(self.transforms_indices):
             raise ValueError(
-                f"{len(given)} parameters, but this ParameterUpdate was made for "
+                f"{len(parameters)} parameters, but this ParameterUpdate was made for "
                 f"{len(self.transforms_indices)}; pass those of the same module"
             )
-        moving = [p for p in given if p.requires_grad or not allow_nograd]
+        moves = [parameter.requires_grad or not allow_nograd for parameter in parameters]
+        moving = list(compress(parameters, moves))
         try:
             computed = torch.autograd.grad(
                 loss,
@@ -90,14 +98,13 @@ class ParameterUpdate(nn.Module):
                 f"{error}\n(allow_nograd=True leaves out parameters that require no gradient, "
                 "allow_unused=True those that the loss does not depend on)"
             ) from error
-        gradients = iter(computed)
-        updates = []
-        for parameter, index in zip(given, self.transforms_indices, strict=True):
-            moves = parameter.requires_grad or not allow_nograd
-            gradient = next(gradients) if moves else None
+        updates: list[Tensor | None] = [None] * len(parameters)
+        positions = compress(range(len(parameters)), moves)
+        for position, gradient in zip(positions, computed, strict=True):
+            index = self.transforms_indices[position]
             if gradient is not None and index is not None:
                 gradient = self.transforms_modules[index](gradient)
-            updates.append(gradient)
+            updates[position] = gradient
         return updates
 
 

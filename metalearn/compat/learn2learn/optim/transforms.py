@@ -1,4 +1,6 @@
-"""Modules from gradients to updates, made for one parameter each."""
+"""Modules that turn gradients into updates, each made for one parameter."""
+
+# learn2learn's signatures take booleans by position.
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from metalearn.compat.learn2learn._missing import nearest
 
 
 class ReshapedTransform(nn.Module):
-    """A module between a gradient brought to `shape` and an update of the gradient's own shape."""
+    """A module that receives gradients reshaped to `shape`; its updates are shaped back."""
 
     def __init__(self, transform: nn.Module, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -20,7 +22,7 @@ class ReshapedTransform(nn.Module):
         self.in_shape = shape
 
     def forward(self, grad: Tensor) -> Tensor:
-        """The gradient of a parameter -> its update, of the same shape."""
+        """Turn the gradient of a parameter into its update, of the same shape."""
         return self.transform(grad.reshape(self.in_shape)).reshape(grad.shape)
 
 
@@ -28,8 +30,8 @@ class ModuleTransform:
     """Makes a transform of all values of a parameter at once, `module_cls(numel, numel)`.
 
     Args:
-        module_cls: From the numbers of inputs and outputs to a module, such as `nn.Linear`. The
-            module gets gradients of shape (1, numel).
+        module_cls: called with the numbers of inputs and outputs; returns a module, such as
+            `nn.Linear`, for gradients of shape (1, numel).
 
     Example:
         >>> update = ModuleTransform(nn.Linear)(nn.Linear(3, 2).weight)
@@ -41,6 +43,7 @@ class ModuleTransform:
         self.module_cls = module_cls
 
     def __call__(self, parameter: Tensor) -> ReshapedTransform:
+        """Make the transform of a parameter."""
         count = parameter.numel()
         return _like(parameter, ReshapedTransform(self.module_cls(count, count), (1, count)))
 
@@ -48,13 +51,13 @@ class ModuleTransform:
 class KroneckerTransform:
     """Makes a transform with a Kronecker product for a matrix (Arnold et al. 2019).
 
-    It needs n² + m² numbers where `ModuleTransform` needs (nm)². A matrix is (n, m); a vector
-    (n, 1); the weight of a convolution, for each of its outputs, (inputs, places of the kernel).
+    It needs n² + m² numbers; `ModuleTransform` needs (nm)². A matrix is (n, m), a vector (n, 1),
+    and the weight of a convolution (inputs, positions of the kernel) for each of its outputs.
 
     Args:
-        kronecker_cls: Called with n, m, bias and psd, such as `l2l.nn.KroneckerLinear`.
-        bias: Whether the transform adds a bias.
-        psd: Whether the transform is positive semi-definite.
+        kronecker_cls: called with n, m, bias and psd, such as `l2l.nn.KroneckerLinear`.
+        bias: whether the transform adds a bias.
+        psd: whether the transform is positive semi-definite.
 
     Example:
         >>> from metalearn.compat import learn2learn as l2l
@@ -71,6 +74,7 @@ class KroneckerTransform:
         self.psd = psd
 
     def __call__(self, param: Tensor) -> ReshapedTransform:
+        """Make the transform of a parameter."""
         n, m = _matrix(param)
         module = self.kronecker_cls(n=n, m=m, bias=self.bias, psd=self.psd)
         return _like(param, ReshapedTransform(module, (-1, n, m)))
@@ -83,11 +87,11 @@ class MetaCurvatureTransform(nn.Module):
     convolution's kernel are one axis.
 
     Args:
-        param: The parameter whose gradients are transformed.
-        lr: A constant factor of the update.
+        param: the parameter whose gradients are transformed.
+        lr: a constant factor of the update.
 
     Raises:
-        NotImplementedError: The parameter is no vector, matrix or weight of a 2d convolution.
+        NotImplementedError: if the parameter is no vector, matrix or weight of a 2d convolution.
 
     Example:
         >>> update = MetaCurvatureTransform(nn.Linear(3, 2).weight)
@@ -104,19 +108,20 @@ class MetaCurvatureTransform(nn.Module):
         if self.dim == 1:
             self.mc = nn.Parameter(torch.ones_like(param))
             return
-        rows, columns, *places = param.shape
+        rows, columns, *kernel = param.shape
         self.mc_in = nn.Parameter(_identity(rows, param))
         self.mc_out = nn.Parameter(_identity(columns, param))
-        if places:
-            self.mc_f = nn.Parameter(_identity(places[0] * places[1], param))
+        if kernel:
+            self.mc_f = nn.Parameter(_identity(kernel[0] * kernel[1], param))
 
     def forward(self, grad: Tensor) -> Tensor:
-        """The gradient of the parameter -> its update, of the same shape."""
+        """Turn the gradient of the parameter into its update, of the same shape."""
         if self.dim == 1:
             return self.lr * (self.mc * grad)
         if self.dim == 2:
             return self.lr * (self.mc_in @ grad @ self.mc_out)
-        kernels = grad.flatten(2)  # (rows, columns, places)
+        kernels = grad.flatten(2)  # (rows, columns, positions of the kernel)
+        # update[i, l, p] = sum over j, k, q of in[i, j] grad[j, k, q] out[k, l] f[p, q]
         update = torch.einsum("ij,jkq,kl,pq->ilp", self.mc_in, kernels, self.mc_out, self.mc_f)
         return self.lr * update.reshape(grad.shape)
 
@@ -125,17 +130,17 @@ class TransformDictionary:
     """Chooses the transform of a parameter by the parameter, or by the module that holds it.
 
     Args:
-        dictionary: From modules or parameters to transforms. Parameters in none of them get None,
-            which leaves their gradients as they are; of two entries the later counts.
+        dictionary: modules or parameters -> transforms. A parameter without an entry gets None,
+            which leaves its gradient as it is; the last of several entries counts.
 
     Raises:
-        ValueError: A key is neither a module nor a parameter.
+        ValueError: if a key is neither a module nor a parameter.
     """
 
     def __init__(self, dictionary: Mapping[Any, Callable[..., nn.Module | None]]) -> None:
         self.param_to_transform: dict[Tensor, Callable[..., nn.Module | None]] = {}
         for key, transform in dictionary.items():
-            if isinstance(key, nn.Module):
+            if isinstance(key, nn.Module):  # all of its parameters
                 self.param_to_transform.update(dict.fromkeys(key.parameters(), transform))
             elif isinstance(key, nn.Parameter):
                 self.param_to_transform[key] = transform
@@ -146,16 +151,19 @@ class TransformDictionary:
                 )
 
     def __call__(self, param: Tensor, *args: Any, **kwargs: Any) -> nn.Module | None:
+        """Make the transform of a parameter, or return None."""
         transform = self.param_to_transform.get(param)
         return None if transform is None else transform(param, *args, **kwargs)
 
 
 def _matrix(parameter: Tensor) -> tuple[int, int]:
+    """The shape of a parameter as a matrix."""
     shape = parameter.shape
     if len(shape) == 1:
         return shape[0], 1
     if len(shape) == 2:
         return shape[0], shape[1]
+    # (outputs, inputs, height, width) -> inputs x positions, for each output
     if len(shape) == 4:
         return shape[1], shape[2] * shape[3]
     raise NotImplementedError(_unsupported(parameter, "KroneckerTransform"))

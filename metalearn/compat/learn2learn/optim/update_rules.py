@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from metalearn.compat.learn2learn._missing import nearest
-from metalearn.compat.learn2learn.utils import update_module
+from metalearn.compat.learn2learn.utils import descent, update_module
 
 
 class DifferentiableSGD(nn.Module):
     """Replaces every weight of a module by `weight - lr * gradient`, in place and differentiably.
 
     Args:
-        lr: The rate.
+        lr: the rate.
 
     Example:
         >>> net = nn.Linear(2, 1, bias=False)
@@ -31,13 +31,13 @@ class DifferentiableSGD(nn.Module):
         """Take the step.
 
         Args:
-            module: The module to change.
-            gradients: One for each of `module.parameters()`, None for one that stays; the
-                parameters' `.grad` if left out.
+            module: the module to change.
+            gradients: one for each of `module.parameters()`, None for one that does not move; by
+                default the parameters' `.grad`.
         """
         if gradients is None:
             gradients = [parameter.grad for parameter in module.parameters()]
-        update_module(module, [None if g is None else g.mul(-self.lr) for g in gradients])
+        update_module(module, [descent(self.lr, gradient) for gradient in gradients])
 
 
 __getattr__ = nearest(__name__, ["DifferentiableSGD"])

@@ -1,4 +1,4 @@
-"""learn2learn's vision names: models, data sets, task sets."""
+"""learn2learn's names for vision: models, data sets and task sets."""
 
 from metalearn.compat.learn2learn._missing import nearest
 

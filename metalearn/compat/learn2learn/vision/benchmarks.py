@@ -1,4 +1,6 @@
-"""`get_tasksets`: the task sets of the standard few-shot data sets, by name."""
+"""The task sets of the standard few-shot data sets, by name."""
+
+# learn2learn's signatures take booleans by position.
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ class BenchmarkTasksets(NamedTuple):
 
 
 def list_tasksets() -> list[str]:
-    """The names that `get_tasksets` knows."""
+    """The names of the task sets of `get_tasksets`."""
     return list(_READ)
 
 
@@ -54,26 +56,28 @@ def get_tasksets(
     data_augmentation: str | None = None,
     download: bool = True,
 ) -> BenchmarkTasksets:
-    """Task sets for training, validation and test, of tasks (data, labels) with `samples` examples
-    for each of `ways` classes.
+    """Task sets for training, validation and test, with tasks (data, labels).
 
-    Images are decoded once and kept in memory. What is not in `root` is downloaded, and said, where
-    torchvision has it, as learn2learn does (miniImageNet has to be there). Omniglot's characters
-    are cut 1,100 / 100 / 423 by a fixed seed, and every class of a task is turned by a random
-    multiple of 90 degrees.
+    Images are decoded once and kept in memory. Omniglot's characters are split 1,100 / 100 / 423 by
+    a fixed seed, and every class of a task is turned by a random multiple of 90 degrees.
 
-    Arguments:
+    Args:
         name: "omniglot", "mini-imagenet", "fc100" or "cifarfs".
-        train_ways, test_ways: classes per task; the latter holds for validation too.
-        train_samples, test_samples: examples per class, for support and query together.
+        train_ways: classes per task in training.
+        train_samples: examples per class in training, for support and query together.
+        test_ways: classes per task in validation and test.
+        test_samples: examples per class in validation and test.
         num_tasks: the tasks of each set; -1 for tasks without end.
         root: the folder with the data.
-        device: where the images are kept.
-        data_augmentation: for miniImageNet, whose values run from 0 to 255 unless it is
+        device: of the images.
+        data_augmentation: for miniImageNet, whose values are from 0 to 255 unless it is
             "normalize".
-        download: False to download nothing.
-    Raises ValueError, naming the nearest, for a name that is not there, and FileNotFoundError where
-    the data are not.
+        download: whether torchvision may download missing data, with a note on stderr, as
+            learn2learn does. It does not have miniImageNet.
+
+    Raises:
+        ValueError: for a name that does not exist; the message has the nearest.
+        FileNotFoundError: if the data are missing.
     """
     if name == "tiered-imagenet":
         raise ValueError(f"there are no task sets 'tiered-imagenet': {TIERED}")
@@ -83,20 +87,14 @@ def get_tasksets(
             f"there are no task sets {name!r}; the nearest is {close[0]!r} of {', '.join(_READ)}"
         )
     _check_augmentation(data_augmentation)
-    options = (
-        {"data_augmentation": data_augmentation}
-        if name == "mini-imagenet"
-        else {"download": download}
-    )
-    make = _TASKSETS[name]
-    datasets, transforms = make(
+    options: dict[str, Any] = {"download": download}
+    if name == "mini-imagenet":
+        options = {"data_augmentation": data_augmentation}
+    datasets, transforms = _TASKSETS[name](
         train_ways, train_samples, test_ways, test_samples, root, device=device, **options
     )
-    sets = [
-        Taskset(dataset, steps, num_tasks)
-        for dataset, steps in zip(datasets, transforms, strict=True)
-    ]
-    return BenchmarkTasksets(*sets)
+    pairs = zip(datasets, transforms, strict=True)
+    return BenchmarkTasksets(*(Taskset(dataset, steps, num_tasks) for dataset, steps in pairs))
 
 
 def omniglot_tasksets(
@@ -108,14 +106,14 @@ def omniglot_tasksets(
     device: Any = None,
     download: bool = True,
 ) -> DatasetsAndTransforms:
-    """The data sets of Omniglot's three splits, and for each the transforms that make tasks.
+    """The data sets of Omniglot's three splits, and the transforms that make tasks of each.
 
-    `get_tasksets` says what the arguments are. One more transform changes the tasks:
+    The arguments are those of `get_tasksets`. A further transform changes the tasks:
 
         datasets, transforms = omniglot_tasksets(5, 2, 5, 2, root)
         tasks = Taskset(datasets[0], [*transforms[0], another])
     """
-    datasets = _datasets("omniglot", root, device, download)
+    datasets = _datasets("omniglot", root, device, download=download)
     transforms = _transforms(datasets, train_ways, train_samples, test_ways, test_samples)
     for dataset, steps in zip(datasets, transforms, strict=True):
         steps.append(RandomClassRotation(dataset, [0.0, 90.0, 180.0, 270.0]))
@@ -131,9 +129,9 @@ def mini_imagenet_tasksets(
     data_augmentation: str | None = None,
     device: Any = None,
 ) -> DatasetsAndTransforms:
-    """The data sets and transforms of miniImageNet, as `omniglot_tasksets`.
+    """The data sets and transforms of miniImageNet, as in `omniglot_tasksets`.
 
-    Values run from 0 to 255, or from 0 to 1 with data_augmentation="normalize".
+    Values are from 0 to 255, or from 0 to 1 with data_augmentation="normalize".
 
     Raises ValueError for another `data_augmentation`.
     """
@@ -152,8 +150,8 @@ def fc100_tasksets(
     device: Any = None,
     download: bool = True,
 ) -> DatasetsAndTransforms:
-    """The data sets and transforms of FC100, as `omniglot_tasksets`."""
-    datasets = _datasets("fc100", root, device, download)
+    """The data sets and transforms of FC100, as in `omniglot_tasksets`."""
+    datasets = _datasets("fc100", root, device, download=download)
     return datasets, _transforms(datasets, train_ways, train_samples, test_ways, test_samples)
 
 
@@ -166,12 +164,14 @@ def cifarfs_tasksets(
     device: Any = None,
     download: bool = True,
 ) -> DatasetsAndTransforms:
-    """The data sets and transforms of CIFAR-FS, as `omniglot_tasksets`."""
-    datasets = _datasets("cifarfs", root, device, download)
+    """The data sets and transforms of CIFAR-FS, as in `omniglot_tasksets`."""
+    datasets = _datasets("cifarfs", root, device, download=download)
     return datasets, _transforms(datasets, train_ways, train_samples, test_ways, test_samples)
 
 
 class _In255(Dataset[Any]):
+    """Images as float tensors from 0 to 255, and their labels."""
+
     def __init__(self, images: LabelledImages) -> None:
         self.images = images
 
@@ -190,16 +190,19 @@ def _check_augmentation(name: str | None) -> None:
 
 
 def _datasets(
-    name: str, root: str, device: Any, download: bool, in_255: bool = False
+    name: str, root: str, device: Any, *, download: bool, in_255: bool = False
 ) -> list[MetaDataset]:
-    splits = []
+    """The data sets of the three splits."""
+    datasets = []
     for split in SPLITS:
-        images = _read(name, Path(root).expanduser(), split, download)
+        images = _read(name, Path(root).expanduser(), split, download=download)
         if device is not None:
             images.images = images.images.to(device)
+        # The labels are known, so no image is loaded to read them.
         labels = dict(enumerate(images.labels.tolist()))
-        splits.append(MetaDataset(_In255(images) if in_255 else images, indices_to_labels=labels))
-    return splits
+        dataset = _In255(images) if in_255 else images
+        datasets.append(MetaDataset(dataset, indices_to_labels=labels))
+    return datasets
 
 
 def _transforms(
@@ -209,26 +212,33 @@ def _transforms(
     test_ways: int,
     test_samples: int,
 ) -> list[list[TaskTransform]]:
-    transforms: list[list[TaskTransform]] = []
-    for split, dataset in zip(SPLITS, datasets, strict=True):
-        ways, samples = (
-            (train_ways, train_samples) if split == "train" else (test_ways, test_samples)
-        )
-        choose = FusedNWaysKShots(dataset, ways, samples)
-        transforms.append(
-            [choose, LoadData(dataset), RemapLabels(dataset), ConsecutiveLabels(dataset)]
-        )
-    return transforms
+    """The transforms that make tasks of each split."""
+    train, *held_out = datasets
+    return [
+        _transforms_of(train, train_ways, train_samples),
+        *(_transforms_of(dataset, test_ways, test_samples) for dataset in held_out),
+    ]
 
 
-def _read(name: str, root: Path, split: str, download: bool) -> LabelledImages:
+def _transforms_of(dataset: MetaDataset, ways: int, samples: int) -> list[TaskTransform]:
+    """The transforms that make tasks of one data set."""
+    return [
+        FusedNWaysKShots(dataset, ways, samples),
+        LoadData(dataset),
+        RemapLabels(dataset),
+        ConsecutiveLabels(dataset),
+    ]
+
+
+def _read(name: str, root: Path, split: str, *, download: bool) -> LabelledImages:
+    """The images of a split, downloaded if they are missing and may be."""
     read, options = _READ[name]
     try:
         return read(root, split, **options)
     except FileNotFoundError:
         if not download or name == "mini-imagenet":
             raise
-    print(f"{name} is not in {root}: downloading it (download=False would not)", file=sys.stderr)
+    print(f"{name} is not in {root}: downloading it (prevent with download=False)", file=sys.stderr)
     root.mkdir(parents=True, exist_ok=True)
     return read(root, split, download=True, **options)
 

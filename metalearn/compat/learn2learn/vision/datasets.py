@@ -1,6 +1,9 @@
-"""The data sets of learn2learn's Omniglot, miniImageNet and ANIL examples, read by
-`metalearn.tasks`: from what lies there, no pickles.
+"""The data sets of learn2learn's Omniglot, miniImageNet and ANIL examples.
+
+They are read by `metalearn.tasks`, from folders of images; no pickles are read.
 """
+
+# learn2learn's signatures take booleans by position.
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from metalearn.compat.learn2learn._missing import nearest
 from metalearn.data.images import LabelledImages
-from metalearn.data.omniglot import _characters, _find
+from metalearn.data.omniglot import drawings_by_character, omniglot_folder
 from metalearn.tasks import cifar_fs, fc100, mini_imagenet
 
 Transform = Callable[[Any], Any]
@@ -30,24 +33,26 @@ class _Images(Dataset[Any]):
         transform: Transform | None,
         target_transform: Transform | None,
     ) -> None:
-        self.images, self.transform, self.target_transform = images, transform, target_transform
+        self.images = images
+        self.transform = transform
+        self.target_transform = target_transform
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        return _transformed(
-            self.image(index), int(self.images.labels[index]), self.transform, self.target_transform
-        )
+        image = _transform(self.image(index), self.transform)
+        return image, _transform(int(self.images.labels[index]), self.target_transform)
 
     def image(self, index: int) -> Any:
-        """What the transform gets."""
+        """The image that the transform receives."""
         return to_pil_image(self.images.images[index])
 
 
 class FC100(_Images):
-    """FC100 as PIL images, cut from the CIFAR-100 in `root` (see `metalearn.tasks.fc100`); `mode`
-    is train, validation or test.
+    """FC100 as PIL images, from the CIFAR-100 in `root` (see `metalearn.tasks.fc100`).
+
+    `mode` is "train", "validation" or "test".
     """
 
     def __init__(
@@ -58,14 +63,14 @@ class FC100(_Images):
         target_transform: Transform | None = None,
         download: bool = False,
     ) -> None:
-        super().__init__(
-            fc100(Path(root).expanduser(), mode, download=download), transform, target_transform
-        )
+        images = fc100(Path(root).expanduser(), mode, download=download)
+        super().__init__(images, transform, target_transform)
 
 
 class CIFARFS(_Images):
-    """CIFAR-FS as PIL images, cut from the CIFAR-100 in `root` (see `metalearn.tasks.cifar_fs`);
-    `mode` is train, validation or test.
+    """CIFAR-FS as PIL images, from the CIFAR-100 in `root` (see `metalearn.tasks.cifar_fs`).
+
+    `mode` is "train", "validation" or "test".
     """
 
     def __init__(
@@ -76,17 +81,15 @@ class CIFARFS(_Images):
         target_transform: Transform | None = None,
         download: bool = False,
     ) -> None:
-        super().__init__(
-            cifar_fs(Path(root).expanduser(), mode, download=download), transform, target_transform
-        )
+        images = cifar_fs(Path(root).expanduser(), mode, download=download)
+        super().__init__(images, transform, target_transform)
 
 
 class MiniImagenet(_Images):
-    """miniImageNet as float tensors of 0 to 255, which is what learn2learn gives, from the folder
-    of images `root`.
+    """MiniImageNet as float tensors from 0 to 255, as in learn2learn.
 
-    It is read by `metalearn.tasks.mini_imagenet`, which says what has to lie there; nothing is
-    downloaded.
+    The folder `root` is read by `metalearn.tasks.mini_imagenet`, whose documentation describes it.
+    Nothing is downloaded.
     """
 
     def __init__(
@@ -100,15 +103,15 @@ class MiniImagenet(_Images):
         super().__init__(mini_imagenet(Path(root).expanduser(), mode), transform, target_transform)
 
     def image(self, index: int) -> Any:
+        """(3, 84, 84), with values from 0 to 255."""
         return self.images.images[index].float()
 
 
 class FullOmniglot(Dataset[Any]):
-    """All 1,623 characters of Omniglot as PIL images of 105 by 105 pixels with ink = 0; background
-    characters first.
+    """All 1,623 characters of Omniglot as PIL images of 105 by 105 pixels with ink = 0.
 
-    `root` holds `omniglot-py`, as torchvision lays it out; `download` lets torchvision fetch what
-    is not there.
+    The characters of the background alphabets come first. `root` holds torchvision's folder
+    `omniglot-py`; with `download` torchvision may download it.
     """
 
     def __init__(
@@ -119,26 +122,27 @@ class FullOmniglot(Dataset[Any]):
         download: bool = False,
     ) -> None:
         self.root = os.path.expanduser(root)
-        self.transform, self.target_transform = transform, target_transform
-        _, counts, self.paths = _characters(_find(Path(self.root), download))
-        self.labels = [label for label, count in enumerate(counts) for _ in range(count)]
+        self.transform = transform
+        self.target_transform = target_transform
+        folder = omniglot_folder(Path(self.root), download=download)
+        # All drawings of the first character, then of the second, ...
+        self.paths: list[Path] = []
+        self.labels: list[int] = []
+        for label, drawings in enumerate(drawings_by_character(folder).values()):
+            self.paths += drawings
+            self.labels += [label] * len(drawings)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, item: int) -> tuple[Any, Any]:
         with Image.open(self.paths[item]) as file:
-            return _transformed(
-                file.convert("L"), self.labels[item], self.transform, self.target_transform
-            )
+            image = _transform(file.convert("L"), self.transform)
+        return image, _transform(self.labels[item], self.target_transform)
 
 
-def _transformed(
-    image: Any, label: Any, transform: Transform | None, target_transform: Transform | None
-) -> tuple[Any, Any]:
-    return image if transform is None else transform(image), (
-        label if target_transform is None else target_transform(label)
-    )
+def _transform(value: Any, transform: Transform | None) -> Any:
+    return value if transform is None else transform(value)
 
 
 _BY_CLASS = "wrap {} in l2l.data.MetaDataset; FilteredMetaDataset cuts it by class"

@@ -1,4 +1,4 @@
-"""What is done to the images of a task."""
+"""Transforms of the images of a task."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from metalearn.compat.learn2learn.data.transforms import Task, TaskTransform
 class RandomClassRotation(TaskTransform):
     """Turns all images of a class by one angle, drawn from `degrees` for every class of the task.
 
-    (learn2learn 0.2.0 draws an angle for every class too, but then turns all of them by the last
-    one.)
+    learn2learn 0.2.0 also draws an angle for every class, but turns all of them by the last one.
     """
 
     def __init__(self, dataset: Any, degrees: Sequence[float]) -> None:
@@ -25,6 +24,8 @@ class RandomClassRotation(TaskTransform):
         self.degrees = degrees
 
     def apply(self, task: Task) -> Task:
+        """Add the turn of its class to every example."""
+        # One turn for each class, drawn when its first example comes.
         turns: dict[Any, _Turn] = {}
         for described in task:
             label = self.label(described)
@@ -35,14 +36,17 @@ class RandomClassRotation(TaskTransform):
 
 
 class _Turn:
+    """Turns the image of an example."""
+
     def __init__(self, degrees: float) -> None:
         self.degrees = degrees
 
     def __call__(self, example: Any) -> Any:
         image, label = example
-        return self.turned(image), label
+        return self.turn(image), label
 
-    def turned(self, image: Any) -> Any:
+    def turn(self, image: Any) -> Any:
+        """Turn an image; multiples of 90 degrees are exact."""
         if isinstance(image, Tensor) and self.degrees % 90 == 0:
             return torch.rot90(image, int(self.degrees // 90), (-2, -1))
         from torchvision.transforms.functional import rotate

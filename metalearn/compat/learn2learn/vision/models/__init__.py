@@ -1,5 +1,6 @@
-"""learn2learn's networks: the same function, and the same names and shapes of weights, so that
-weights load both ways.
+"""learn2learn's networks, with the same functions and the same names and shapes of weights.
+
+Weights can therefore be loaded in both directions.
 """
 
 from metalearn.compat.learn2learn._missing import nearest

@@ -1,6 +1,6 @@
-"""learn2learn's small networks: the same function, and the same names and shapes of weights, so
-that these load both ways.
-"""
+"""learn2learn's small networks, with the same functions and the same names of weights."""
+
+# learn2learn's signatures take booleans by position.
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Layer = TypeVar("Layer", bound=Any)
 
 
 class LinearBlock(nn.Module):
-    """Linear layer, batch norm on the current batch's statistics, ReLU."""
+    """Linear layer, batch norm by the current batch, ReLU."""
 
     def __init__(self, input_size: int, output_size: int) -> None:
         super().__init__()
@@ -34,9 +34,7 @@ class LinearBlock(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """Convolution, batch norm with running statistics, ReLU, and a max-pool (or else a stride of
-    2).
-    """
+    """Convolution, batch norm with running statistics, ReLU, and a max-pool or a stride of 2."""
 
     def __init__(
         self,
@@ -47,15 +45,15 @@ class ConvBlock(nn.Module):
         max_pool_factor: float = 1.0,
     ) -> None:
         super().__init__()
-        stride = int(2 * max_pool_factor)
-        self.max_pool = nn.MaxPool2d(stride) if max_pool else nn.Identity()
+        factor = int(2 * max_pool_factor)  # by which height and width shrink
+        stride = 1 if max_pool else factor
+        self.max_pool = nn.MaxPool2d(factor) if max_pool else nn.Identity()
         self.normalize = nn.BatchNorm2d(out_channels)
+        # The order of the draws is learn2learn's: the scale of the norm, then the convolution.
         nn.init.uniform_(self.normalize.weight)
         self.relu = nn.ReLU()
         self.conv = maml_init_(
-            nn.Conv2d(
-                in_channels, out_channels, kernel_size, stride=1 if max_pool else stride, padding=1
-            )
+            nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=1)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,9 +61,8 @@ class ConvBlock(nn.Module):
         return in_fastest_format(self._maps, x, self.conv.out_channels)
 
     def _maps(self, x: Tensor) -> Tensor:
-        return self.relu(
-            self.max_pool(self.normalize(self.conv(x)))
-        )  # ReLU is monotone: the same after the pool, on fewer values
+        # ReLU is monotone: it gives the same after the pool, on fewer values.
+        return self.relu(self.max_pool(self.normalize(self.conv(x))))
 
 
 class ConvBase(nn.Sequential):
@@ -80,26 +77,31 @@ class ConvBase(nn.Sequential):
         max_pool_factor: float = 1.0,
     ) -> None:
         inputs = [channels] + [hidden] * (layers - 1)
-        super().__init__(
-            *(ConvBlock(count, hidden, (3, 3), max_pool, max_pool_factor) for count in inputs)
-        )
+        blocks = [ConvBlock(width, hidden, (3, 3), max_pool, max_pool_factor) for width in inputs]
+        super().__init__(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
         """(examples, channels, height, width) -> (examples, hidden, ...)."""
-        with Convolutions():  # also where a script runs the body by itself, as for ANIL
+        with Convolutions():  # here too, for scripts that run the body by itself, as for ANIL
             return in_channels_last(super().forward, x)
 
 
 class OmniglotFC(nn.Module):
-    """The fully connected network for Omniglot (Santoro et al. 2016): 256, 128, 64 and 64 units by
-    default.
+    """The fully connected network for Omniglot (Santoro et al. 2016).
+
+    Args:
+        input_size: features of an example.
+        output_size: outputs of the classifier.
+        sizes: units of the hidden layers; by default 256, 128, 64 and 64.
     """
 
     def __init__(
         self, input_size: int, output_size: int, sizes: Sequence[int] | None = None
     ) -> None:
         super().__init__()
-        widths = [input_size, *([256, 128, 64, 64] if sizes is None else sizes)]
+        if sizes is None:
+            sizes = (256, 128, 64, 64)
+        widths = [input_size, *sizes]
         blocks = [LinearBlock(before, after) for before, after in pairwise(widths)]
         self.features = nn.Sequential(Flatten(), nn.Sequential(*blocks))
         self.classifier = fc_init_(nn.Linear(widths[-1], output_size))
@@ -111,8 +113,10 @@ class OmniglotFC(nn.Module):
 
 
 class OmniglotCNN(nn.Module):
-    """The convolutional network for Omniglot (Finn et al. 2017): images of 28 by 28 pixels, stride
-    2, a mean over space.
+    """The convolutional network for Omniglot (Finn et al. 2017).
+
+    It takes images of 28 by 28 pixels. Convolutions have stride 2, and a mean over space comes
+    before the classifier.
     """
 
     def __init__(self, output_size: int = 5, hidden_size: int = 64, layers: int = 4) -> None:
@@ -122,6 +126,7 @@ class OmniglotCNN(nn.Module):
         self.features = nn.Sequential(
             Lambda(_as_images), self.base, Lambda(_spatial_mean), Flatten()
         )
+        # (examples, hidden_size) after the mean over space
         self.classifier = nn.Linear(hidden_size, output_size)
         nn.init.normal_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
@@ -142,13 +147,9 @@ class CNN4Backbone(ConvBase):
         max_pool: bool = True,
         max_pool_factor: float | None = None,
     ) -> None:
-        super().__init__(
-            hidden_size,
-            channels,
-            max_pool,
-            layers,
-            4 // layers if max_pool_factor is None else max_pool_factor,
-        )
+        if max_pool_factor is None:
+            max_pool_factor = 4 // layers
+        super().__init__(hidden_size, channels, max_pool, layers, max_pool_factor)
 
     def forward(self, x: Tensor) -> Tensor:
         """(examples, channels, height, width) -> (examples, features)."""
@@ -156,10 +157,10 @@ class CNN4Backbone(ConvBase):
 
 
 class CNN4(nn.Module):
-    """The convolutional network for miniImageNet (Ravi and Larochelle 2017): images of 84 by 84
-    pixels, `features` and `classifier`.
+    """The convolutional network for miniImageNet (Ravi and Larochelle 2017).
 
-    Other sizes of images need `embedding_size`, what enters the classifier.
+    It has `features` and a `classifier`. Images other than 84 by 84 pixels need `embedding_size`,
+    the number of inputs of the classifier.
     """
 
     def __init__(
@@ -172,10 +173,10 @@ class CNN4(nn.Module):
         embedding_size: int | None = None,
     ) -> None:
         super().__init__()
+        if embedding_size is None:
+            embedding_size = 25 * hidden_size  # 5 x 5 positions
         self.features = CNN4Backbone(hidden_size, layers, channels, max_pool)
-        self.classifier = maml_init_(
-            nn.Linear(25 * hidden_size if embedding_size is None else embedding_size, output_size)
-        )
+        self.classifier = maml_init_(nn.Linear(embedding_size, output_size))
         self.hidden_size = hidden_size
 
     def forward(self, x: Tensor) -> Tensor:
@@ -187,15 +188,16 @@ MiniImagenetCNN = CNN4
 
 
 def maml_init_(module: Layer) -> Layer:
-    """Xavier's uniform distribution for the weight, zero for the bias; in place."""
+    """Draw the weight from Xavier's uniform distribution and set the bias to zero, in place."""
     nn.init.xavier_uniform_(module.weight)
     nn.init.zeros_(module.bias)
     return module
 
 
 def fc_init_(module: Layer) -> Layer:
-    """A normal distribution of deviation 0.01, cut at two of them, for the weight, zero for the
-    bias; in place.
+    """Draw the weight from a truncated normal distribution and set the bias to zero, in place.
+
+    Its standard deviation is 0.01, and it is cut at two of them.
     """
     nn.init.trunc_normal_(module.weight, std=0.01, a=-0.02, b=0.02)
     nn.init.zeros_(module.bias)

@@ -1,5 +1,7 @@
 """The published backbones of learn2learn, read from files."""
 
+# learn2learn's signatures take booleans by position.
+
 from __future__ import annotations
 
 import os
@@ -38,12 +40,12 @@ def get_pretrained_backbone(
         model: "cnn4", "resnet12" or "wrn28".
         dataset: "mini-imagenet", "tiered-imagenet", "cifar-fs" or "fc100".
         spec: "default" or "supervised", which are the same weights.
-        root: The folder that holds `pretrained_models/DATASET/MODEL.pth`.
-        download: Fetch a file that is not there.
+        root: the folder that holds `pretrained_models/DATASET/MODEL.pth`.
+        download: whether a missing file may be downloaded.
 
     Raises:
-        ValueError: There are no such weights.
-        FileNotFoundError: The file is missing; the message has its address.
+        ValueError: if there are no such weights.
+        FileNotFoundError: if the file is missing; the message has its address.
     """
     if spec not in ("default", "supervised"):
         raise ValueError(f"there are no weights spec={spec!r}; use 'default'")
@@ -66,6 +68,7 @@ def get_pretrained_backbone(
 
 _BACKBONES: dict[str, Callable[[], nn.Module]] = {
     "cnn4": CNN4Backbone,
+    # Trained without the average: 16,000 features.
     "resnet12": lambda: ResNet12Backbone(avg_pool=False),
     "wrn28": WRN28Backbone,
 }

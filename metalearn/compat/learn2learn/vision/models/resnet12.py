@@ -1,4 +1,6 @@
-"""The 12-layer residual network of few-shot learning, with DropBlock (Mishra 2018, Lee 2019)."""
+"""The 12-layer residual network of few-shot learning, with DropBlock (Lee et al. 2019)."""
+
+# learn2learn's signatures take booleans by position.
 
 from __future__ import annotations
 
@@ -14,11 +16,11 @@ class BasicBlock(nn.Module):
     """Three 3x3 convolutions beside a 1x1 shortcut, a max-pool of 2, and dropout.
 
     Args:
-        inplanes: Channels of the input.
-        planes: Channels of the output.
-        drop_rate: The rate of dropout; with DropBlock the rate after 40,000 forward passes.
-        drop_block: Drop blocks instead of single values.
-        block_size: Height and width of a dropped block.
+        inplanes: channels of the input.
+        planes: channels of the output.
+        drop_rate: the rate of dropout; with DropBlock the rate after 40,000 forward passes.
+        drop_block: drop blocks instead of single values.
+        block_size: height and width of a dropped block.
     """
 
     def __init__(
@@ -30,7 +32,7 @@ class BasicBlock(nn.Module):
         block_size: int = 1,
     ) -> None:
         super().__init__()
-        # Made first, as in learn2learn, so that a seed gives the same weights.
+        # Built first, as in learn2learn: a seed gives the same weights.
         downsample = nn.Sequential(
             nn.Conv2d(inplanes, planes, 1, bias=False), nn.BatchNorm2d(planes)
         )
@@ -46,7 +48,7 @@ class BasicBlock(nn.Module):
         self.drop_rate = drop_rate
         self.drop_block = drop_block
         self.block_size = block_size
-        self.num_batches_tracked = 0  # forward passes; a clone counts from here on its own
+        self.num_batches_tracked = 0  # forward passes, which a clone counts for itself
 
     def forward(self, x: Tensor) -> Tensor:
         """(examples, inplanes, height, width) -> (examples, planes, height / 2, width / 2)."""
@@ -54,7 +56,7 @@ class BasicBlock(nn.Module):
         maps = self.relu(self.bn1(self.conv1(x)))
         maps = self.relu(self.bn2(self.conv2(maps)))
         maps = self.bn3(self.conv3(maps)) + self.downsample(x)
-        maps = self.maxpool(self.relu(maps))
+        maps = self.maxpool(self.relu(maps))  # (examples, planes, height / 2, width / 2)
         if not self.training or self.drop_rate == 0:
             return maps
         if not self.drop_block:
@@ -67,16 +69,16 @@ class BasicBlock(nn.Module):
 def drop_blocks(maps: Tensor, share: float, size: int) -> Tensor:
     """DropBlock (Ghiasi et al. 2018): zero square blocks of each channel, and scale up the rest.
 
-    (learn2learn 0.2.0 draws the same corners, but drops only a part of each block if the number of
-    corners and `size²` share a factor.)
+    learn2learn 0.2.0 draws the same corners, but drops only a part of each block if the number of
+    corners and `size²` share a factor.
 
     Args:
         maps: (examples, channels, height, width).
-        share: The share of values to drop, about.
-        size: The height and width of a block.
+        share: the expected share of values to drop.
+        size: the height and width of a block.
 
     Raises:
-        ValueError: The maps are smaller than a block.
+        ValueError: if the maps are smaller than a block.
 
     Example:
         >>> drop_blocks(torch.ones(2, 3, 8, 8), share=0.0, size=5).unique().tolist()
@@ -88,28 +90,30 @@ def drop_blocks(maps: Tensor, share: float, size: int) -> Tensor:
             f"maps of {height}x{width} are smaller than blocks of {size}x{size}: use larger images "
             "(84 pixels), dropblock_size=1 or dropblock_dropout=0"
         )
-    # One corner in `size²` drops as many values as one value in one would, on the inner positions.
+    # A corner drops size² values, so the rate of corners is share / size², times the ratio of all
+    # positions to those where a block may start.
     corners = share / size**2 * height**2 / (height - size + 1) ** 2
     shape = (examples, channels, height - size + 1, width - size + 1)
+    # (examples, channels, height - size + 1, width - size + 1): 1 where a block starts
     starts = torch.bernoulli(torch.full(shape, corners)).to(maps.device)
     # A value is dropped if a block starts up to size - 1 above and to the left of it.
     dropped = F.max_pool2d(F.pad(starts, [size - 1] * 4), size, stride=1)
-    kept = (1 - dropped).to(maps.dtype)
-    return kept * maps * (kept.numel() / kept.sum().clamp(min=1))
+    mask = (1 - dropped).to(maps.dtype)
+    return mask * maps * (mask.numel() / mask.sum().clamp(min=1))
 
 
 class ResNet12Backbone(nn.Module):
     """The blocks of `ResNet12`, with flat features.
 
     Args:
-        avg_pool: Average 5x5 positions, which is all of them for images of 84 pixels: 640 features;
+        avg_pool: average 5x5 positions, which is all of them for images of 84 pixels: 640 features;
             False for 16,000.
-        wider: Widths 64, 160, 320 and 640 (Lee et al. 2019), or else 64, 128, 256 and 512 (Oreshkin
+        wider: widths 64, 160, 320 and 640 (Lee et al. 2019), or else 64, 128, 256 and 512 (Oreshkin
             et al. 2018).
-        embedding_dropout: The rate of dropout of the features.
-        dropblock_dropout: The rate of dropout in the blocks, and of DropBlock in the last two.
-        dropblock_size: Height and width of a dropped block.
-        channels: Channels of the images.
+        embedding_dropout: the rate of dropout of the features.
+        dropblock_dropout: the rate of dropout in the blocks, and of DropBlock in the last two.
+        dropblock_size: height and width of a dropped block.
+        channels: of the images.
     """
 
     def __init__(
@@ -129,6 +133,7 @@ class ResNet12Backbone(nn.Module):
             block = BasicBlock(channels, width, dropblock_dropout, blocks, size)
             self.add_module(f"layer{number}", nn.Sequential(block))
             channels = width
+        # Images of 84 pixels leave 5 x 5 positions after four poolings.
         self.avgpool = nn.AvgPool2d(5, stride=1) if avg_pool else nn.Identity()
         self.flatten = Flatten()
         self.dropout = nn.Dropout(embedding_dropout)
@@ -150,10 +155,14 @@ class ResNet12(nn.Module):
     size.
 
     Args:
-        output_size: Outputs of the classifier.
-        hidden_size: Features that enter it: 640 with `avg_pool`, 16,000 without, for 84 pixels.
-        avg_pool, wider, embedding_dropout, dropblock_dropout, dropblock_size, channels: Those of
-            `ResNet12Backbone`.
+        output_size: outputs of the classifier.
+        hidden_size: its inputs: for 84 pixels 640 with `avg_pool`, 16,000 without.
+        avg_pool: as in `ResNet12Backbone`.
+        wider: as in `ResNet12Backbone`.
+        embedding_dropout: as in `ResNet12Backbone`.
+        dropblock_dropout: as in `ResNet12Backbone`.
+        dropblock_size: as in `ResNet12Backbone`.
+        channels: as in `ResNet12Backbone`.
 
     Example:
         >>> ResNet12(5)(torch.rand(2, 3, 84, 84)).shape

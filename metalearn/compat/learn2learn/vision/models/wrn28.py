@@ -1,4 +1,4 @@
-"""The wide residual network with 28 layers, ten times as wide (Zagoruyko and Komodakis 2016)."""
+"""The wide residual network: 28 layers, ten times as wide (Zagoruyko and Komodakis 2016)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class WideBlock(nn.Module):
     """Batch norm, ReLU and 3x3 convolution, twice, beside a shortcut.
 
     Args:
-        inputs: Channels of the input.
-        outputs: Channels of the output.
-        dropout: The rate of dropout between the convolutions.
-        stride: The stride of the second convolution.
+        inputs: channels of the input.
+        outputs: channels of the output.
+        dropout: the rate of dropout between the convolutions.
+        stride: of the second convolution.
     """
 
     def __init__(self, inputs: int, outputs: int, dropout: float, stride: int) -> None:
@@ -25,7 +25,7 @@ class WideBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, stride=stride, padding=1)
-        self.shortcut = nn.Sequential()
+        self.shortcut = nn.Sequential()  # the identity, if the shape does not change
         if stride != 1 or inputs != outputs:
             self.shortcut.append(nn.Conv2d(inputs, outputs, 1, stride=stride))
 
@@ -39,12 +39,12 @@ class WideResNet(nn.Module):
     """Three groups of wide blocks, and a mean over 21x21 positions.
 
     Args:
-        depth: Convolutions in a row: 6n + 4, for n blocks in each group.
-        widen_factor: Channels are 16, 32 and 64 times this.
-        dropout_rate: The rate of dropout in the blocks.
+        depth: the number of convolutions in a row: 6n + 4, for n blocks in each group.
+        widen_factor: channels are 16, 32 and 64 times this.
+        dropout_rate: the rate of dropout in the blocks.
 
     Raises:
-        ValueError: `depth` is of another form.
+        ValueError: if `depth` is of another form.
     """
 
     def __init__(self, depth: int, widen_factor: int, dropout_rate: float) -> None:
@@ -54,7 +54,7 @@ class WideResNet(nn.Module):
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1)
         channels = 16
         for number, stride in ((1, 1), (2, 2), (3, 2)):
-            width = 8 * 2**number * widen_factor
+            width = 8 * 2**number * widen_factor  # 16, 32 and 64 times the factor
             layer = nn.Sequential(WideBlock(channels, width, dropout_rate, stride))
             for _ in range(depth // 6 - 1):
                 layer.append(WideBlock(width, width, dropout_rate, 1))
@@ -65,11 +65,12 @@ class WideResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(examples, 3, height, width) -> (examples, features).
 
-        Images of 84 pixels give one mean; they must have more than 80.
+        Images of 84 pixels give one mean; at least 81 pixels are needed.
         """
         x = self.conv1(x)
         for number in range(1, 4):
             x = self.get_submodule(f"layer{number}")(x)
+        # Two of the groups halve the maps: 84 pixels -> 21 x 21 positions.
         return F.avg_pool2d(self.bn1(x).relu(), 21).flatten(1)
 
 
@@ -84,9 +85,9 @@ class WRN28(nn.Module):
     """The wide residual network for images of 84 pixels: `features` and `classifier`.
 
     Args:
-        output_size: Outputs of the classifier.
-        hidden_size: Features that enter it.
-        dropout: The rate of dropout in the blocks.
+        output_size: outputs of the classifier.
+        hidden_size: its inputs.
+        dropout: the rate of dropout in the blocks.
 
     Example:
         >>> import torch

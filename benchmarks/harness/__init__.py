@@ -1,0 +1,1 @@
+"""What all benchmarks share: rows of results, clocks, peaks of memory, tables and recipes."""

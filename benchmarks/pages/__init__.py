@@ -1,0 +1,1 @@
+"""The pages of results: hand-written text, and the modules that draw the tables in it."""

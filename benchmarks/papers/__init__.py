@@ -1,0 +1,1 @@
+"""What the papers published: their figures, and the findings that are tested here."""

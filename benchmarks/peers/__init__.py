@@ -1,0 +1,1 @@
+"""The other libraries: a script that installs them, and their loops."""

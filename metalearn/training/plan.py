@@ -1,0 +1,88 @@
+"""The settings of the outer loop, and the checks of what `meta_train` is given."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from torch.utils.data import DataLoader
+
+from metalearn.algorithms.base import Learner
+from metalearn.engine.solver import device_of
+from metalearn.episodes import Episode
+from metalearn.evaluation import Tasks, check_tasks, describe
+from metalearn.runtime.checks import positive_number
+from metalearn.runtime.files import Record
+
+from .precision import check_precision
+
+FilePath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The settings of the outer loop (see `meta_train`), checked."""
+
+    episodes: Tasks
+    steps: int
+    meta_batch: int
+    clip_value: float | None
+    clip_norm: float | None
+    validation: Tasks | None
+    validate_every: int
+    checkpoint: FilePath | None
+    checkpoint_every: int
+    precision: str | None
+    shown: bool  # report progress on standard error
+
+    def decisive(self) -> Record:
+        """The settings that must be the same on resume."""
+        return {
+            "meta_batch": self.meta_batch,
+            "clip_value": self.clip_value,
+            "clip_norm": self.clip_norm,
+            "precision": self.precision,
+        }
+
+    def schedule(self) -> Record:
+        """The settings that a resume may change, and that ranks must agree on."""
+        settings: Record = {
+            "steps": self.steps,
+            "checkpoint_every": self.checkpoint_every if self.checkpoint else None,
+        }
+        if self.validation is not None:
+            settings["validate_every"] = self.validate_every
+            settings["validation"] = describe(self.validation)
+        return settings
+
+
+def clipping_bound(name: str, value: float | None) -> float | None:
+    """A bound on gradients, if it is a finite number above 0; None for no clipping."""
+    if value is None:
+        return None
+    return positive_number(name, value, "leave it out to train without clipping")
+
+
+def check_arguments(
+    learner: Learner, plan: Plan, settings: Record | None, **paths: FilePath | None
+) -> None:
+    """Check the arguments of `meta_train` that are not numbers."""
+    check_tasks("training tasks", plan.episodes)
+    if plan.validation is not None:
+        check_tasks("validation tasks", plan.validation)
+    if isinstance(plan.episodes, DataLoader | Episode):
+        raise TypeError(
+            f"meta_train indexes tasks (`episodes[i]`), which {type(plan.episodes).__name__} does"
+            " not support; pass the data set itself, such as FewShot(...)"
+        )
+    if settings is not None and not isinstance(settings, dict):
+        raise TypeError(
+            f"settings={settings!r} is a {type(settings).__name__}; give a dictionary of what else"
+            " decides the run"
+        )
+    for name, path in paths.items():
+        if path is not None and not isinstance(path, str | os.PathLike):
+            raise TypeError(f"{name}={path!r} is a {type(path).__name__}; give a path, or omit it")
+        if path == "":
+            raise ValueError(f"{name}='' names no file; give a path, or omit it")
+    check_precision(plan.precision, device_of(learner))
