@@ -64,7 +64,7 @@ class Reptile(MAML):
             output=output,
         )
 
-    def check_first_order(self, first_order: bool) -> bool:
+    def check_first_order(self, first_order: bool) -> bool:  # noqa: FBT001 (a setting's check)
         """Reptile takes no derivative through the inner loop."""
         if first_order is not True:
             raise ValueError(

@@ -55,7 +55,7 @@ class TaskRandomness:
             with torch.cuda.device(self.cuda):
                 torch.cuda.manual_seed(seed)
         random.seed(seed)
-        np.random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 (a network may draw from the global generator)
         seeded = self._states()
         try:
             yield
@@ -73,18 +73,18 @@ class TaskRandomness:
         if self.cuda is not None:
             torch.cuda.set_rng_state(cuda, self.cuda)
         random.setstate(python)
-        np.random.set_state(numpy)
+        np.random.set_state(numpy)  # noqa: NPY002
         # One draw is enough: the next seeds are hashes of another state.
         if self.drawn:
             torch.rand(())
             random.random()
-            np.random.random()
+            np.random.random()  # noqa: NPY002
 
     def _states(self) -> tuple[Any, ...]:
         cuda = None
         if self.cuda is not None:
             cuda = torch.cuda.get_rng_state(self.cuda)
-        return torch.get_rng_state(), cuda, random.getstate(), np.random.get_state()
+        return torch.get_rng_state(), cuda, random.getstate(), np.random.get_state()  # noqa: NPY002
 
 
 def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:

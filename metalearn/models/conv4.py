@@ -41,7 +41,7 @@ class Conv4(nn.Module):
         channels: int = 1,
         hidden: int = 64,
         size: int = 28,
-        pool: bool = True,
+        pool: bool = True,  # noqa: FBT001, FBT002 (public: scripts pass it by position)
     ) -> None:
         super().__init__()
         ways, channels, hidden, size = positive(
@@ -117,7 +117,7 @@ class ConvBlock(nn.Module):
         self,
         inputs: int,
         outputs: int,
-        pool: bool,
+        pool: bool,  # noqa: FBT001 (public)
     ) -> None:
         super().__init__()
         stride = 1 if pool else 2

@@ -119,7 +119,7 @@ class _AttentionMode(TorchFunctionMode):
         elif function is F.multi_head_attention_forward:
             # A second call, since the path that returns weights rounds differently.
             options = {**kwargs, "need_weights": True, "average_attn_weights": False}
-            weights = function(*args, **{**options, "training": False})[1]
+            weights: Any = function(*args, **{**options, "training": False})[1]
             self.keep(weights if weights.ndim == 4 else weights[None])
         return output
 
@@ -130,9 +130,9 @@ def dot_product_weights(
     value: Tensor,
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
-    is_causal: bool = False,
+    is_causal: bool = False,  # noqa: FBT001, FBT002 (the signature of torch's function)
     scale: float | None = None,
-    enable_gqa: bool = False,
+    enable_gqa: bool = False,  # noqa: FBT001, FBT002
 ) -> Tensor:
     """The weights `softmax(q k^T scale + mask)` that `F.scaled_dot_product_attention` applies.
 

@@ -13,7 +13,7 @@ from metalearn.runtime.files import Record
 def generators(device: torch.device) -> Record:
     """The states of the global generators of torch, numpy, Python and, on CUDA, of `device`."""
     # A run depends on numpy's legacy global generator.
-    kind, keys, *rest = np.random.get_state()
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
     version, state, gauss = random.getstate()
     states = {
         "torch": torch.get_rng_state().tolist(),
@@ -28,7 +28,7 @@ def generators(device: torch.device) -> Record:
 def set_generators(states: Record, device: torch.device) -> None:
     """Put the global generators into the states that `generators` returned."""
     torch.set_rng_state(torch.tensor(states["torch"], dtype=torch.uint8))
-    np.random.set_state(tuple(states["numpy"]))
+    np.random.set_state(tuple(states["numpy"]))  # noqa: NPY002
     version, state, gauss = states["python"]
     random.setstate((version, tuple(state), gauss))
     if device.type == "cuda" and "cuda" in states:

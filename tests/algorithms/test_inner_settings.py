@@ -241,7 +241,7 @@ def test_adam_has_a_second_derivative_where_gradients_are_zero() -> None:
     start = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
 
     def last(weights: torch.Tensor) -> torch.Tensor:
-        closure = lambda w: (w["w"][0] ** 2).sum()
+        closure = lambda w: (w["w"][0] ** 2).sum()  # noqa: E731
         return inner_loop(closure, {"w": weights}, {"w": 0.1}, 2, update=adam)["w"]
 
     assert torch.autograd.gradcheck(last, (start,))

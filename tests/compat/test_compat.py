@@ -160,7 +160,7 @@ def test_a_learner_forwards_attributes_and_state() -> None:
     assert maml.input_size == 4
     assert all(name.startswith("module.") for name in maml.state_dict())
     with pytest.raises(AttributeError, match="no_such_layer"):
-        maml.no_such_layer
+        maml.no_such_layer  # noqa: B018
 
 
 def test_clones_keep_shared_modules_and_tied_weights_together() -> None:

@@ -355,7 +355,7 @@ def functional_dropout(net: Any, maps: Tensor) -> Tensor:
 
 
 def numpy_noise(net: Any, maps: Tensor) -> Tensor:
-    return maps * np.random.rand()
+    return maps * np.random.rand()  # noqa: NPY002
 
 
 def python_noise(net: Any, maps: Tensor) -> Tensor:
@@ -368,7 +368,7 @@ DRAWS = [functional_dropout, numpy_noise, python_noise]
 def seeded_losses(learner: ml.Learner, episodes: Episode) -> Tensor:
     torch.manual_seed(3)
     random.seed(3)
-    np.random.seed(3)
+    np.random.seed(3)  # noqa: NPY002
     return ml.meta_backward(learner, episodes).losses
 
 
@@ -501,7 +501,7 @@ def test_several_inputs_and_named_outputs(
     wrap: Callable[..., Any], output: str | None, kind: type, execution: str
 ) -> None:
     if output == "0":
-        wrap = lambda logits, hidden: (logits, hidden)
+        wrap = lambda logits, hidden: (logits, hidden)  # noqa: E731
     episodes, model = token_tasks(kind), Tokens(wrap)
     found = []
     for way, net, entry in (

@@ -164,7 +164,7 @@ def test_a_recorded_meta_gradient_is_the_derivative_of_the_outer_loss(
 
 
 def test_weights_that_the_outer_loop_moved_are_used(device: str) -> None:
-    build = lambda **options: ml.MAML(smooth_network(), 0.4, steps=2, **options)
+    build = lambda **options: ml.MAML(smooth_network(), 0.4, steps=2, **options)  # noqa: E731
     curves = []
     for learner in (build(execution="loop"), build(execution="graphs").to(device)):
         tasks = [ml.episodes.unstack(made_up_tasks(seed=seed))[0] for seed in range(8)]

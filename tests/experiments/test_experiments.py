@@ -349,7 +349,7 @@ def test_presets_say_whom_they_follow_and_scale_a_summed_loss() -> None:
             try:
                 assert len(preset(name, dataset).follows) > 20
             except ValueError as error:
-                assert "no settings for" in str(error)
+                assert "no settings for" in str(error)  # noqa: PT017
 
 
 def test_batch_norm_stays_put_in_the_inner_loop_where_the_paper_says_so(tmp_path: Path) -> None:

@@ -278,7 +278,7 @@ def test_ranks_share_out_the_test_tasks_and_return_what_one_process_would(
 
 
 def evaluate_by_command(rank: int, folder: Path) -> str:
-    sys.stdout = open(folder / f"said{rank}", "w", buffering=1)
+    sys.stdout = open(folder / f"said{rank}", "w", buffering=1)  # noqa: SIM115 (the process ends)
     main(
         ["evaluate", "--checkpoint", os.environ["RUN"], "--test_tasks", "40", "--progress", "false"]
     )

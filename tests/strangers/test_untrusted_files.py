@@ -231,7 +231,7 @@ def test_a_pickle_named_as_a_checkpoint_is_not_opened(here: Path) -> None:
             return open, ("ran", "w")
 
     (here / "run").write_bytes(pickle.dumps(Trap()))
-    restore = lambda path: checkpoints.restore(nn.Linear(1, 1), path)
+    restore = lambda path: checkpoints.restore(nn.Linear(1, 1), path)  # noqa: E731
     for load in (checkpoints.load, experiments.restored, read, restore):
         with pytest.raises(ValueError, match=r"run (is|holds)"):
             load("run")

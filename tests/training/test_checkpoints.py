@@ -40,10 +40,10 @@ def test_packing_keeps_every_kind_of_value():
 
 def test_generators_come_back_to_the_last_bit(tmp_path):
     def draw():
-        return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()
+        return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()  # noqa: NPY002
 
     device = torch.device("cpu")
-    torch.randn(1), np.random.randn(), random.gauss(0, 1)
+    torch.randn(1), np.random.randn(), random.gauss(0, 1)  # noqa: NPY002
     checkpoints.save(tmp_path / "run", {}, {"generators": random_state.generators(device)})
     first = draw()
     random_state.set_generators(checkpoints.load(tmp_path / "run")[1]["generators"], device)

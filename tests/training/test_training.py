@@ -73,7 +73,7 @@ def long_run(folder, steps):
     """
     torch.set_num_threads(1)
     random.seed(1)
-    np.random.seed(2)
+    np.random.seed(2)  # noqa: NPY002
     train(
         build(dropout=0.3),
         steps=steps,

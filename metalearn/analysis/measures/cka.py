@@ -18,7 +18,7 @@ from metalearn.analysis.measures.prepared import GATHERED, Form, compared, joine
 def linear_cka(
     x: Matrix,
     y: Matrix,
-    debiased: bool = True,
+    debiased: bool = True,  # noqa: FBT001, FBT002 (public)
 ) -> float:
     """Linear centred kernel alignment.
 
@@ -51,7 +51,7 @@ def rbf_cka(
     x: Matrix,
     y: Matrix,
     fraction: float = 0.5,
-    debiased: bool = False,
+    debiased: bool = False,  # noqa: FBT001, FBT002 (public)
 ) -> float:
     """Centred kernel alignment with a radial basis function kernel.
 

@@ -368,10 +368,9 @@ def _component(name: str, activations: Tensor, seed: int) -> Component:
     total = float(sum(part.square().sum() for part in _centred(activations, mean)))
     size = float(sum(part.square().sum() for part in _centred(activations, 0 * mean)))
     if total <= CONSTANT * size or total == 0:
-        nothing = np.full(images, math.nan)
-        direction = np.full(features, math.nan)
         nan = math.nan
-        return Component(name, nan, nan, nothing, direction, mean.numpy(), nan)
+        no_scores, no_direction = np.full(images, nan), np.full(features, nan)
+        return Component(name, nan, nan, no_scores, no_direction, mean.numpy(), nan)
     value, scores, residual = leading_component(activations, mean, seed)
     direction = _transposed_product(activations, mean, scores[:, None])[:, 0]
     return Component(

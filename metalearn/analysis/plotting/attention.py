@@ -9,8 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .layers import width_for
-from .style import COLOURS, MUTED, finish, layer_ticks, look_of, panels
+from .style import COLOURS, MUTED, finish, layer_axis_width, layer_ticks, look_of, panels
 
 
 def head_distances(
@@ -18,7 +17,7 @@ def head_distances(
 ) -> Figure:
     """The mean distance of every head of every layer, beside that of uniform attention."""
     draw = partial(_draw_heads, layers=layers, distances=distances, uniform=uniform)
-    return panels([draw], width_for(layers))
+    return panels([draw], layer_axis_width(len(layers)))
 
 
 def stream_ratios(
@@ -26,7 +25,7 @@ def stream_ratios(
 ) -> Figure:
     """Norm of the stream over norm of the branch, over depth, on a logarithmic scale."""
     draw = partial(_draw_ratios, branches=branches, class_token=class_token, patches=patches)
-    return panels([draw], width_for(branches))
+    return panels([draw], layer_axis_width(len(branches)))
 
 
 def _draw_heads(

@@ -9,8 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .layers import width_for
-from .style import finish, layer_ticks, look_of, panels
+from .style import finish, layer_axis_width, layer_ticks, look_of, panels
 
 
 def component_shares(
@@ -25,7 +24,7 @@ def component_shares(
         "cos² with the next layer": agreement,
         "share of images that carry it": carriers,
     }
-    return panels([partial(_draw, layers=layers, lines=lines)], width_for(layers))
+    return panels([partial(_draw, layers=layers, lines=lines)], layer_axis_width(len(layers)))
 
 
 def _draw(axes: Axes, layers: Sequence[str], lines: dict[str, Sequence[float]]) -> None:

@@ -1,6 +1,7 @@
 """Operations on modules whose weights have a history: clone, detach, update."""
 
 # learn2learn's signatures take booleans by position.
+# ruff: noqa: FBT001, FBT002
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """GBML: meta-learning whose inner update is a trained function of the gradient."""
 
 # learn2learn's signatures take booleans by position.
+# ruff: noqa: FBT001, FBT002
 
 from __future__ import annotations
 

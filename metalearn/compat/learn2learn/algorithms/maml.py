@@ -1,6 +1,7 @@
 """MAML under learn2learn's name (Finn et al. 2017)."""
 
 # learn2learn's signatures take booleans by position.
+# ruff: noqa: FBT001, FBT002
 
 from __future__ import annotations
 

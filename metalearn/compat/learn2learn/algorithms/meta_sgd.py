@@ -1,6 +1,7 @@
 """Meta-SGD under learn2learn's name (Li et al. 2017)."""
 
 # learn2learn's signatures take booleans by position.
+# ruff: noqa: FBT001, FBT002
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Tasks as batches of indices, for a `DataLoader`."""
 
 # learn2learn's signatures take booleans by position.
+# ruff: noqa: FBT001, FBT002
 
 from __future__ import annotations
 

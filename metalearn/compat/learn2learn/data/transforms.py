@@ -4,6 +4,7 @@ Each takes the examples of a task, or None for the whole data set, and returns t
 """
 
 # learn2learn's signatures take booleans by position.
+# ruff: noqa: FBT001, FBT002
 
 from __future__ import annotations
 

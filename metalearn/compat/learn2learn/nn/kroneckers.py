@@ -1,6 +1,7 @@
 """Linear maps of matrices whose matrix is a Kronecker product."""
 
 # learn2learn's signatures take booleans by position.
+# ruff: noqa: FBT001, FBT002
 
 from __future__ import annotations
 

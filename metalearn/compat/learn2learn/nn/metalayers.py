@@ -1,6 +1,7 @@
 """Modules that replace others: substitutions by class, and layers with transformed weights."""
 
 # learn2learn's signatures take booleans by position.
+# ruff: noqa: FBT001, FBT002
 
 from __future__ import annotations
 

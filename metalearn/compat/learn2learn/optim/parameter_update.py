@@ -1,6 +1,7 @@
 """Gradients changed by trained transforms."""
 
 # learn2learn's signatures take booleans by position.
+# ruff: noqa: FBT001, FBT002
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Modules that turn gradients into updates, each made for one parameter."""
 
 # learn2learn's signatures take booleans by position.
+# ruff: noqa: FBT001, FBT002
 
 from __future__ import annotations
 

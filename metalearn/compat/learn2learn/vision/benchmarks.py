@@ -1,6 +1,7 @@
 """The task sets of the standard few-shot data sets, by name."""
 
 # learn2learn's signatures take booleans by position.
+# ruff: noqa: FBT001, FBT002
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ They are read by `metalearn.tasks`, from folders of images; no pickles are read.
 """
 
 # learn2learn's signatures take booleans by position.
+# ruff: noqa: FBT001, FBT002
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """learn2learn's small networks, with the same functions and the same names of weights."""
 
 # learn2learn's signatures take booleans by position.
+# ruff: noqa: FBT001, FBT002
 
 from __future__ import annotations
 

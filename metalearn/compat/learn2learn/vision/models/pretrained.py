@@ -1,6 +1,7 @@
 """The published backbones of learn2learn, read from files."""
 
 # learn2learn's signatures take booleans by position.
+# ruff: noqa: FBT001, FBT002
 
 from __future__ import annotations
 

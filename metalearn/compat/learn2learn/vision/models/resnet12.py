@@ -1,6 +1,7 @@
 """The 12-layer residual network of few-shot learning, with DropBlock (Lee et al. 2019)."""
 
 # learn2learn's signatures take booleans by position.
+# ruff: noqa: FBT001, FBT002
 
 from __future__ import annotations
 
