@@ -201,6 +201,13 @@ def leading_share(activations: Tensor, vector: Tensor | None = None) -> tuple[Te
     return share, vector
 
 
+@contextmanager
+def no_penalty(model: nn.Module) -> Iterator[Extra]:
+    """The penalty that adds nothing."""
+    zero = torch.zeros(())
+    yield lambda: zero
+
+
 def together(*penalties: Penalty) -> Penalty:
     """The sum of several penalties.
 

@@ -6,11 +6,16 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from torch import Tensor
 
 from metalearn.runtime.files import Record
 from metalearn.runtime.tables import Tabular
 from transfer.finetuning.scores import majority
+
+Snapshot: TypeAlias = Mapping[str, Tensor] | str | os.PathLike[str]
 
 # What the record of a curve has in every version.
 RECORDED = ("metric", "steps", "scores", "losses", "seconds", "best", "validation")
@@ -32,6 +37,8 @@ class Curve(Tabular):
         test_counts: the number of test images of each class; empty if they were not counted.
         predicted_counts: the number of test images that the network took for each class, at the
             evaluation that counts; empty if they were not counted.
+        penalties: of every step, what was added to the loss; empty without a penalty.
+        snapshots: {step: the weights after that many updates}, in memory or as a file.
 
     Example:
         >>> curve = Curve("accuracy", (0, 10, 20), {"accuracy": (0.25, 0.5, 0.75)})
@@ -52,6 +59,8 @@ class Curve(Tabular):
     validation: tuple[float, ...] = ()
     test_counts: Mapping[int, int] = field(default_factory=dict)
     predicted_counts: Mapping[int, int] = field(default_factory=dict)
+    penalties: tuple[float, ...] = ()
+    snapshots: Mapping[int, Snapshot] = field(default_factory=dict, compare=False)
 
     @property
     def values(self) -> tuple[float, ...]:
@@ -129,7 +138,7 @@ class Curve(Tabular):
 
     def to_dict(self) -> Record:
         """A JSON-able record, which `Curve.from_dict` takes."""
-        return {
+        record = {
             "metric": self.metric,
             "steps": list(self.steps),
             "scores": {name: list(values) for name, values in self.scores.items()},
@@ -142,6 +151,10 @@ class Curve(Tabular):
             "majority": None if math.isnan(self.majority) else self.majority,
             "collapsed": self.collapsed,
         }
+        if self.penalties:
+            record["penalties"] = list(self.penalties)
+        files = {str(step): str(file) for step, file in self.snapshots.items() if is_file(file)}
+        return record | ({"snapshots": files} if files else {})
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Curve:
@@ -170,7 +183,14 @@ class Curve(Tabular):
             # Earlier versions did not count the classes.
             test_counts=_with_number_keys(record.get("test_counts", {})),
             predicted_counts=_with_number_keys(record.get("predicted_counts", {})),
+            penalties=tuple(record.get("penalties", ())),
+            snapshots={int(step): Path(file) for step, file in record.get("snapshots", {}).items()},
         )
+
+
+def is_file(snapshot: Snapshot) -> bool:
+    """Whether a snapshot is a file; otherwise it is a state dict."""
+    return isinstance(snapshot, str | os.PathLike)
 
 
 def _with_text_keys(counts: Mapping[int, int]) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -16,12 +17,20 @@ from metalearn.data.images import in_memory_together
 from metalearn.network.forward import Inputs
 from metalearn.runtime.checks import whole_number
 from metalearn.runtime.files import Record
+from metalearn.training.regularisers import Penalty
 from transfer.finetuning.data import Structured, named_tensors, order, structured, subset
+from transfer.finetuning.schedule import check_steps
+from transfer.finetuning.snapshots import check_keep
 from transfer.finetuning.training import OPTIMIZERS, FineTuning, Transform
 
 __all__ = ["METRICS", "FineTuning", "finetune", "named_tensors", "order", "subset"]
 
 log = logging.getLogger("metalearn")
+CALLABLES = {
+    "transform": "a function of a batch of images, such as v2.Normalize",
+    "augment": "a function of a batch of images, such as v2.RandomCrop",
+    "penalty": "a penalty, such as pulled(weights)",
+}
 METRICS = ("accuracy", "balanced_accuracy", "auc")
 
 
@@ -40,11 +49,14 @@ def finetune(
     early_stop: int | None = None,
     balance: str | None = None,
     rates: Mapping[str, float] | None = None,
-    frozen: str | Callable[[nn.Module], Any] | None = None,
+    frozen: str | Mapping[str, int] | Callable[[nn.Module], Any] | None = None,
     transform: Transform | None = None,
     augment: Transform | None = None,
     device: str = "cpu",
     output: str | None = None,
+    penalty: Penalty | None = None,
+    keep: Sequence[int] = (),
+    folder: str | os.PathLike[str] | None = None,
 ) -> FineTuning:
     """Make a function `train(model, seed)` that trains with cross-entropy and returns a `Curve`.
 
@@ -72,8 +84,9 @@ def finetune(
         balance: for classes of different size: "loss" weights each image by `n / (classes * images
             of its class)`, "batches" draws each class equally often, None does nothing.
         rates: {module or parameter path: rate}, the longest match winning.
-        frozen: the layer up to which nothing trains (see `freeze`), or a function that freezes
-            layers of a model: `linear_probe`, `frozen_transformer`.
+        frozen: the layer up to which nothing trains (see `freeze`); a function that freezes layers
+            of a model: `linear_probe`, `frozen_transformer`; or {module or parameter path: step},
+            each layer held from its step on (see `FreezeSchedule`).
         transform: applied to each batch of images (examples, channels, height, width) in [0, 1],
             such as `v2.Normalize(mean, std)`.
         augment: applied before `transform`, in training only.
@@ -81,6 +94,10 @@ def finetune(
         output: the entry of the model's output that holds the logits, if that is a tuple, a
             dictionary or a `ModelOutput`: "logits", "out", "0". Losses of auxiliary entries are not
             added. GoogLeNet and Inception have entries in training mode only.
+        penalty: added to the loss at every step: `metalearn.training.regularisers`. The curve has
+            losses and penalties apart.
+        keep: numbers of updates after which to keep the weights, as `curve.snapshots`.
+        folder: where to write them, a safetensors file each; without it they stay in memory.
 
     Returns:
         The training function.
@@ -108,8 +125,13 @@ def finetune(
     if early_stop is not None:
         early_stop = whole_number("early_stop", early_stop)
     _check_choices(metric, optimizer, balance)
-    _check_calls(transform=transform, augment=augment)
+    _check_calls(transform=transform, augment=augment, penalty=penalty)
     _check_layers(lr, rates, frozen)
+    if isinstance(frozen, Mapping):
+        frozen = check_steps(frozen, steps)
+    keep = check_keep(keep, steps)
+    if folder is not None and not keep:
+        raise ValueError("folder= is for snapshots; name the steps to keep with keep=(0, 10, ...)")
     if early_stop is not None and validation is None:
         raise ValueError(
             "early_stop needs validation=: stopping by the test set would choose the result by what"
@@ -142,6 +164,9 @@ def finetune(
         device=device,
         output=output,
         labels=labels,
+        penalty=penalty,
+        keep=keep,
+        folder=folder,
     )
 
 
@@ -211,10 +236,10 @@ def _check_layers(lr: Any, rates: object, frozen: object) -> None:
             f"rates={rates!r} is a {type(rates).__name__}; give a dictionary, {{'layer1': 1e-4}},"
             " and lr= for all the rest"
         )
-    if not (frozen is None or isinstance(frozen, str) or callable(frozen)):
+    if not (frozen is None or isinstance(frozen, str | Mapping) or callable(frozen)):
         raise TypeError(
-            f"frozen={frozen!r} is a {type(frozen).__name__}; name the last frozen layer, or pass a"
-            " function such as linear_probe"
+            f"frozen={frozen!r} is a {type(frozen).__name__}; name the last frozen layer, give a"
+            " dictionary {layer: step}, or pass a function such as linear_probe"
         )
     if isinstance(lr, bool) or not isinstance(lr, Real) or not 0 <= float(lr) < math.inf:
         raise ValueError(
@@ -226,10 +251,7 @@ def _check_layers(lr: Any, rates: object, frozen: object) -> None:
 def _check_calls(**callables: Any) -> None:
     for name, value in callables.items():
         if value is not None and not callable(value):
-            raise TypeError(
-                f"{name}={value!r} is a {type(value).__name__}; pass a function of a batch of"
-                " images, such as v2.Normalize"
-            )
+            raise TypeError(f"{name}={value!r} is a {type(value).__name__}; pass {CALLABLES[name]}")
 
 
 def _check_labels(train: Tensor, test: Tensor, metric: str, names: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,9 +20,12 @@ from metalearn.network.forward import Inputs, forward, map_tensors
 from metalearn.network.modes import evaluation_mode
 from metalearn.runtime.checks import whole_number
 from metalearn.runtime.files import Record, _checksum
-from transfer.finetuning.curve import Curve
+from metalearn.training.regularisers import Penalty, no_penalty
+from transfer.finetuning.curve import Curve, Snapshot
 from transfer.finetuning.data import named_tensors, order, rows_at, subset
+from transfer.finetuning.schedule import FreezeSchedule
 from transfer.finetuning.scores import _counts, scores
+from transfer.finetuning.snapshots import Snapshots
 from transfer.finetuning.trainable import freeze, parameter_groups
 
 # By name; any other is passed as a callable.
@@ -43,7 +47,7 @@ PLAIN_SETTINGS = (
     "balance",
     "classes",
 )
-NAMED_SETTINGS = ("optimizer", "frozen", "transform", "augment")
+NAMED_SETTINGS = ("optimizer", "transform", "augment")
 Transform: TypeAlias = Callable[[Any], Any]
 Advance: TypeAlias = Callable[..., None]
 
@@ -73,13 +77,16 @@ class FineTuning:
     early_stop: int | None
     balance: str | None
     rates: Mapping[str, float] | None
-    frozen: str | Callable[[nn.Module], Any] | None
+    frozen: str | Mapping[str, int] | Callable[[nn.Module], Any] | None
     transform: Transform | None
     augment: Transform | None
     device: str
     output: str | None = None
     # Which label became which number, and classes without a training image.
     labels: Record = field(default_factory=dict)
+    penalty: Penalty | None = None
+    keep: tuple[int, ...] = ()
+    folder: str | os.PathLike[str] | None = None
 
     def __repr__(self) -> str:
         return (
@@ -112,21 +119,29 @@ class FineTuning:
         device = torch.device(self.device)
         model.to(device)
         # Layers are frozen before the optimizer takes its parameters.
+        schedule = None
         if isinstance(self.frozen, str):
             freeze(model, self.frozen)
+        elif isinstance(self.frozen, Mapping):
+            schedule = FreezeSchedule(model, self.frozen)
+            schedule.hold(0)
         elif self.frozen:
             self.frozen(model)
         optimizer = self._optimizer(model)
         # Dropout and augmentation draw from torch's generators, which are left as they were.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
-            return self._train(model, optimizer, seed, advance or _silent)
+            return self._train(model, optimizer, schedule, seed, advance or _silent)
 
     @property
     def settings(self) -> Record:
         """Everything but the model and the seed that decides the result of a training."""
         settings: Record = {name: getattr(self, name) for name in PLAIN_SETTINGS}
         settings |= {name: _name(getattr(self, name)) for name in NAMED_SETTINGS}
+        frozen: Any = self.frozen
+        settings["frozen"] = dict(frozen) if isinstance(frozen, Mapping) else _name(frozen)
+        if self.penalty is not None:
+            settings["penalty"] = _name(self.penalty)
         if self.output is not None:
             settings["output"] = self.output
         settings |= {"rates": dict(self.rates or {}), "data": self.checksums}
@@ -168,7 +183,14 @@ class FineTuning:
         make = OPTIMIZERS[self.optimizer] if isinstance(self.optimizer, str) else self.optimizer
         return make(parameter_groups(model, {"": self.lr, **(self.rates or {})}), lr=self.lr)
 
-    def _train(self, model: nn.Module, optimizer: Optimizer, seed: int, advance: Advance) -> Curve:
+    def _train(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        schedule: FreezeSchedule | None,
+        seed: int,
+        advance: Advance,
+    ) -> Curve:
         # All training images of this seed are moved to the device at once.
         device = torch.device(self.device)
         index = self.chosen(seed)
@@ -178,28 +200,40 @@ class FineTuning:
         batches = order(targets.cpu(), self.batch, seed, balanced=self.balance == "batches")
         history = _History(self, model, advance)
         history.evaluate(0)  # what the start scores before any training
+        snapshots = Snapshots(self.keep, self.folder, seed)
+        snapshots.take(0, model)
         model.train()
+        if schedule is not None:
+            schedule.hold(0)  # norms, which `train` has switched back
         step = 0
         started = time.perf_counter()
         # Between two evaluations losses stay on the device.
-        while step < self.steps and not history.stopped:
-            losses: list[Tensor] = []
-            span = min(self.evaluate_every, self.steps - step)
-            for _ in range(span):
-                index = next(batches).to(device)
-                batch = self._prepared(rows_at(inputs, index), training=True)
-                logits = forward(model, batch, self.output)
-                loss = F.cross_entropy(logits, targets[index], weight=weight)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                losses.append(loss.detach())
-            step += span
-            history.add_losses(step, torch.stack(losses))
-            history.seconds += time.perf_counter() - started
-            history.evaluate(step)
-            started = time.perf_counter()
-        return history.finish()
+        with (self.penalty or no_penalty)(model) as extra:
+            while step < self.steps and not history.stopped:
+                losses: list[Tensor] = []
+                penalties: list[Tensor] = []
+                for _ in range(min(self.evaluate_every, self.steps - step)):
+                    index = next(batches).to(device)
+                    batch = self._prepared(rows_at(inputs, index), training=True)
+                    logits = forward(model, batch, self.output)
+                    loss = F.cross_entropy(logits, targets[index], weight=weight)
+                    losses.append(loss.detach())
+                    if self.penalty is not None:
+                        added = extra()
+                        penalties.append(added.detach())
+                        loss = loss + added
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    step += 1
+                    snapshots.take(step, model)
+                    if schedule is not None:
+                        schedule.hold(step, optimizer)
+                history.add_losses(step, losses, penalties)
+                history.seconds += time.perf_counter() - started
+                history.evaluate(step)
+                started = time.perf_counter()
+        return history.finish(snapshots.taken)
 
     def _class_weights(self, targets: Tensor) -> Tensor | None:
         """Weights n / (classes * images of the class), (classes,); None if the loss has none."""
@@ -247,6 +281,7 @@ class _History:
         self.steps: list[int] = []
         self.scores: dict[str, list[float]] = {}
         self.losses: list[float] = []
+        self.penalties: list[float] = []
         self.validation: list[float] = []
         self.predicted: list[dict[int, int]] = []
         self.seconds = 0.0
@@ -259,15 +294,24 @@ class _History:
         patience = self.plan.early_stop
         return patience is not None and len(self.steps) - 1 - self.best >= patience
 
-    def add_losses(self, step: int, losses: Tensor) -> None:
-        """Add the losses of the steps up to `step`; raises if one is not finite."""
-        values = losses.tolist()  # waits for the device, so its work counts in the seconds
-        self.losses += values
-        for number, value in enumerate(values, step - len(values) + 1):
-            if not math.isfinite(value):
+    def add_losses(self, step: int, losses: list[Tensor], penalties: list[Tensor]) -> None:
+        """Add the losses and penalties of the steps up to `step`; raises if one is not finite."""
+        # One transfer for all steps; it waits for the device, so its work counts in the seconds.
+        values = torch.stack(losses).tolist()
+        added = torch.stack(penalties).tolist() if penalties else []
+        first = step - len(values) + 1
+        for number, loss in enumerate(values):
+            if not math.isfinite(loss):
                 raise FloatingPointError(
-                    f"the loss is {value} at step {number}; a lower lr keeps it finite"
+                    f"the loss is {loss} at step {first + number}; a lower lr keeps it finite"
                 )
+            if added and not math.isfinite(added[number]):
+                raise FloatingPointError(
+                    f"the penalty is {added[number]} at step {first + number}; check its values,"
+                    " or take a smaller strength"
+                )
+        self.losses += values
+        self.penalties += added
 
     def evaluate(self, step: int) -> None:
         """Score the model on the test set, and on the validation set if there is one."""
@@ -295,7 +339,7 @@ class _History:
                 name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()
             }
 
-    def finish(self) -> Curve:
+    def finish(self, snapshots: Mapping[int, Snapshot]) -> Curve:
         """The curve; a model that stopped early goes back to its best weights."""
         plan = self.plan
         # Without early stopping the last evaluation counts.
@@ -316,6 +360,8 @@ class _History:
             validation=tuple(self.validation),
             test_counts=_counts(plan.test_targets),
             predicted_counts=self.predicted[best],
+            penalties=tuple(self.penalties),
+            snapshots=snapshots,
         )
 
     def _logits(self, inputs: Inputs, targets: Tensor) -> Tensor:
