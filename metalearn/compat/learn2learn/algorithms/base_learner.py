@@ -34,7 +34,7 @@ class BaseLearner(nn.Module):
         # The choice of attention's kernel is made in the forward pass: only one of them can be
         # differentiated twice.
         twice = torch.is_grad_enabled() and self._differentiates_twice()
-        with attention.twice_differentiable(twice), Convolutions():
+        with attention.twice_differentiable(needed=twice), Convolutions():
             return self.module(*args, **kwargs)
 
     def _differentiates_twice(self) -> bool:
