@@ -98,6 +98,7 @@ class Racer:
 
     def test(self, tasks: int) -> None:
         """Note what it reaches now."""
+        # All sides are tested by the same code.
         if self.net is not self.learner.model:
             _copy(self.net, self.learner.model)
         evaluation = evaluate(

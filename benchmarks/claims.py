@@ -392,6 +392,7 @@ def overview_streaming() -> list[str]:
 def overview_maps() -> list[str]:
     """The other libraries' times as multiples of ours, over all sizes on two threads."""
     rows = [row["median_ratios"] for row in costs.map_times() if row["threads"] == 2]
+    # torch_cka, then pytorch-cka
     numbers = between([row["torch_cka"] for row in rows], 1)
     return [*numbers, *between([row["pytorch-cka"] for row in rows], 1)]
 
@@ -406,6 +407,7 @@ def overview_speed() -> list[str]:
 @claim
 def overview_starts() -> list[str]:
     """Steps of three starts to the threshold, with 500 radiographs."""
+    # In words: no final score differs, nor do Mean-Var's steps.
     few, _ = resnets()
     assert {test["answer"] for test in few["final_tests"][1:]} == {"no difference shown"}
     assert test_of(few["steps_tests"], "mean_var")["answer"] == "no difference shown"

@@ -132,6 +132,7 @@ def _memory(count: int) -> None:
     def peak(way: str, tasks: int, threads: int) -> int:
         return peak_in_fresh_process("engine", "--peak_of", f"{way},{tasks},{threads}")
 
+    # The yardstick is one task: memory may grow with tasks in flight, not with the meta-batch.
     single = peak("loop", 1, 1)
     for way, threads in (("loop", 1), ("threads", 2)):
         for tasks in (count, 4 * count):
@@ -173,6 +174,7 @@ def _sampling(rounds: int) -> None:
     labels = torch.arange(4112).repeat_interleave(20)
     tasks = FewShot(LabelledImages(images, labels), 5, 1, 15, tasks=10**6)
     rates = []
+    # Other indices each round, so no episode is drawn twice.
     for number in range(rounds):
         started = time.perf_counter()
         for index in range(DRAWN * number, DRAWN * (number + 1)):

@@ -48,6 +48,7 @@ def few_shot(
     """
     keep_in(results)
     changes = {name: settings[name] for name in AT_TEST if settings.get(name) is not None}
+    # Runs from elsewhere fix the problem; without them the settings do.
     stored = [experiments.restored(path, **changes) for path in listed(checkpoints)]
     experiment = stored[0].experiment if stored else Experiment(**settings)
     compared = experiments.compare(

@@ -226,6 +226,7 @@ class Study:
         if plan.network.startswith("resnet"):
             hybrid = transfusion(weights, through=SLIM_THROUGH)
             starts["slim"] = (replace(network, slim=True), hybrid)
+        # From the lowest layers up, each start copies more.
         for place in plan.places:
             starts[f"through {place}"] = transfusion(weights, through=place)
         starts["full"] = transfusion(weights)
@@ -445,6 +446,7 @@ def fewer(images: LabelledImages, most: int) -> LabelledImages:
     """At most so many of the images, each class with its share, always the same ones."""
     if len(images) <= most:
         return images
+    # Always seed 0: every seed of a comparison is tested on the same images.
     chosen = subset(images.labels, most, seed=0)
     return LabelledImages(
         images.images[chosen],

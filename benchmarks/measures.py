@@ -101,6 +101,7 @@ def _time(examples: int, features: int, batch: int, rounds: int) -> None:
     def stream() -> None:
         values["stream"] = streamed(slices(x, y, batch))
 
+    # A lower bound of CCA in memory: its first step, on one side alone.
     def one_side() -> None:
         np.linalg.svd(x, full_matrices=False)
 

@@ -82,6 +82,7 @@ def described(name: str, runs: Sequence[Run], evaluations: Sequence[Evaluation])
     # (seeds, runs), and the mean over seeds of each run
     errors = 1 - torch.stack([evaluation.per_episode for evaluation in evaluations])
     per_run = errors.mean(0)
+    # The row is of all seeds.
     settings = experiment.to_dict(trained_with)
     del settings["seed"]
     row = {

@@ -163,6 +163,7 @@ def reuse(
     stored = [restored_for(problem, path) for path in names(checkpoints)]
     stored_seeds = sorted({run.experiment.seed for run in stored})
     steps = problem.settings().steps
+    # A tenth, a quarter, a half and all of the steps.
     parts = sorted({max(1, steps // part) for part in (10, 4, 2, 1)})
     away = "mini-imagenet" if problem.dataset == "omniglot" else "omniglot"
     study = Study(
@@ -228,6 +229,7 @@ def similarity(study: Study) -> None:
     runs = {name: study.networks(name) for name in study.algorithms("maml,anil,random")}
     tasks = study.experiment.testing_tasks(tasks=study.analysed_tasks)
     learners = {name: list(map(at_test, group)) for name, group in runs.items()}
+    # With one seed all pairs share their initial weights.
     apart = len(study.seeds) > 1
     result = similarity_between(learners, tasks, by_seed=apart, progress=study.progress)
     print(f"\n{result}", flush=True)
@@ -280,6 +282,7 @@ def profile(study: Study) -> None:
 def decomposition(study: Study) -> None:
     """The worth of the body's change under a converged head, over seeds."""
     tasks = study.experiment.testing_tasks(tasks=study.analysed_tasks)
+    # Each seed is analysed alone, then all together.
     for name in study.algorithms("maml,anil,boil"):
         runs = study.networks(name)
         answers = []

@@ -114,6 +114,7 @@ def in_fresh_processes(settings: Row, processes: int = 1) -> list[Row]:
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **GIVE_BACK}
     if processes > 1:
+        # Ask the system for a free port.
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             environment |= {
@@ -170,7 +171,7 @@ def shared_meta_batch(counts: list[int], rounds: int, meta_batch: int, hidden: i
         sides[str(sharing)] = lambda sharing=sharing: _outer_step(
             learner, optimizer, stacked, rank, sharing
         )
-    # All ranks begin a turn together.
+    # All ranks begin a turn together; those that do not share in it wait for the next.
     seconds = take_turns(sides, rounds, before=lambda: distributed.all_gather(None))
     if rank:
         return []

@@ -164,7 +164,9 @@ def _floor(a: nn.Module, b: nn.Module, loader: Any, names: list[str]) -> np.ndar
     _forward(a, b, loader, names)
     for (batch,) in loader:
         for network in {a, b}:
+            # A Gram matrix of b images and d features takes b^2 d, and half of it by symmetry.
             multiplications = len(batch) ** 2 / 2 * _features(network, tuple(names))
+            # A product of square matrices of side n takes n^3 multiplications.
             side = round(multiplications ** (1 / 3))
             torch.ones(side, side) @ torch.ones(side, side)
     return np.empty(0)

@@ -240,8 +240,9 @@ def speed(
     session = Session(peer_names, rounds, start_steps, bfloat16=bfloat16)
     for setting in setting_names:
         for algorithm in algorithm_names:
+            # NIL looks classes up, and the sinusoid has none.
             if algorithm == "nil" and not SETTINGS[setting].ways:
-                continue  # no classes to look up
+                continue
             case = Case(setting, algorithm, tasks, queries, hidden, device, execution)
             session.measure(case, figure_names)
     if "sampling" in figure_names:
@@ -317,6 +318,7 @@ class Session:
         how = replace(case.recipe(), test=True)
         for peer in self._peers(case):
             runs[peer] = partial(peer_loops.predictions, peer, case.plain(), how, tasks)
+        # The sides must agree before they are timed.
         outputs = {name: run() for name, run in runs.items()}
         expected = outputs.pop(OURS)
         apart = {name: float((found - expected).abs().max()) for name, found in outputs.items()}
@@ -351,6 +353,7 @@ class Session:
         """The peak of every side in a fresh process."""
         on_cuda = torch.device(case.device).type == "cuda"
         counts = {torch.get_num_threads()}
+        # A GPU does not care how many threads the CPU has.
         if not on_cuda:
             counts.add(1)
         bytes_used: dict[str, dict[str, int]] = {}

@@ -53,6 +53,7 @@ def drawn(text: str) -> str:
     """
     for name, draw in TABLES.items():
         start = marker(name)
+        # A page has some of the tables.
         before, found, rest = text.partition(start)
         if found:
             content = draw()

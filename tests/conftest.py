@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 # One thread a process, and threads that wait give their core away: tests run beside each other.
 # Both are read when torch is imported.
@@ -15,6 +19,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import pytest
 import torch
+
+from tests.helpers import as_rank, send_result
 
 
 @pytest.fixture(autouse=True)
@@ -48,3 +54,63 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def processes() -> ForkServerContext:
+    """Starts processes from another one that has imported what they need, in milliseconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["metalearn.__main__", "metalearn.tasks", "metalearn.training", "scipy.stats", "transfer"]
+    )
+    return context
+
+
+@pytest.fixture
+def start(processes: ForkServerContext) -> Iterator[Callable[..., ForkServerProcess]]:
+    """Calls a function of a module in a process of its own; the end of the test ends it too."""
+    started: list[ForkServerProcess] = []
+
+    def begin(function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
+        started.append(processes.Process(target=function, args=arguments))
+        started[-1].start()
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.join()
+
+
+@pytest.fixture
+def fresh_process(processes: ForkServerContext) -> Callable[..., Any]:
+    """What a function returns in a process of its own."""
+
+    def call(function: Callable[..., Any], *arguments: Any) -> Any:
+        receiver, sender = processes.Pipe(duplex=False)
+        process = processes.Process(target=send_result, args=(sender, function, arguments))
+        process.start()
+        sender.close()
+        result = receiver.recv()
+        process.join()
+        return result
+
+    return call
+
+
+@pytest.fixture
+def start_ranks(
+    start: Callable[..., ForkServerProcess], tmp_path: Path
+) -> Callable[..., list[ForkServerProcess]]:
+    """Calls a function of (rank, folder) in two processes, under what a scheduler sets for ranks.
+
+    What they print and return lies in the folder; see `as_rank`.
+    """
+
+    def begin(work: Callable[[int, Path], Any], **settings: str) -> list[ForkServerProcess]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        return [start(as_rank, rank, port, tmp_path, settings, work) for rank in (0, 1)]
+
+    return begin

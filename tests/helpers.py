@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
 from html.parser import HTMLParser
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +209,42 @@ def medmnist_arrays(colour: bool = False, **changes: np.ndarray) -> dict[str, np
 def rotation(width: int, seed: int = 1) -> np.ndarray:
     """A random orthogonal matrix."""
     return np.linalg.qr(np.random.default_rng(seed).normal(size=(width, width)))[0]
+
+
+# Processes
+
+
+def send_result(
+    sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    """What the fixture `fresh_process` runs."""
+    sender.send(function(*arguments))
+
+
+def as_rank(
+    rank: int, port: int, folder: Path, settings: dict[str, str], work: Callable[[int, Path], Any]
+) -> None:
+    """What each process of the fixture `start_ranks` does.
+
+    Its environment is that of a scheduler without torchrun. What it prints goes to the files
+    `output0` and `errors0`, and what it returns or raises to `rank0`, as JSON.
+    """
+    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ.update({"RANK": str(rank), "WORLD_SIZE": "2", **rendezvous, **settings})
+    for descriptor, name in ((1, "output"), (2, "errors")):
+        file = os.open(folder / f"{name}{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, descriptor)
+    torch.set_num_threads(1)
+    try:
+        record = {"result": work(rank, folder)}
+    except Exception as error:
+        record = {"error": f"{type(error).__name__}: {error}"}
+    (folder / f"rank{rank}").write_text(json.dumps(record))
+
+
+def rank_records(folder: Path, key: str) -> list[Any]:
+    """The "result" or "error" of both ranks."""
+    return [json.loads((folder / f"rank{rank}").read_text())[key] for rank in (0, 1)]
 
 
 # Pictures and pages

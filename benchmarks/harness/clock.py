@@ -45,6 +45,7 @@ def take_turns(
     on_cuda = torch.device(device).type == "cuda"
     # Rounds up to 0 do not count.
     for number in range(1 - uncounted - on_cuda, rounds + 1):
+        # In the first round the second side begins, then the third, and so on.
         first = number % len(names)
         for name in names[first:] + names[:first]:
             if before is not None:
@@ -76,5 +77,6 @@ def median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> fl
         >>> median_ratio([2.0, 3.0, 8.0], [1.0, 1.0, 1.0])
         3.0
     """
+    # Ratios within a round: what slows the machine in one round slows both sides.
     pairs = zip(numerator, denominator, strict=True)
     return statistics.median(above / below for above, below in pairs)

@@ -44,6 +44,7 @@ def fresh_process(*arguments: str, give_back: bool = True, **environment: str) -
     variables = {**os.environ, **environment}
     if give_back:
         variables |= GIVE_BACK
+    # Warnings of old libraries would drown the figures.
     command = [sys.executable, "-W", "ignore", *arguments]
     process = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=TOP)
     if process.returncode:

@@ -45,6 +45,7 @@ class Recipe:
             >>> recipe.applied("metalearn evaluate --checkpoint runs/a-12.safetensors")
             'metalearn evaluate --checkpoint runs/a-34.safetensors'
         """
+        # The recorded names are those of the machine of the row.
         renamed = FILE.sub(lambda match: self.files.get(match[0], match[0]), command)
         return f"{renamed} {self.options}".rstrip()
 

@@ -108,6 +108,7 @@ def choose(kind: str, names: Listed, known: Mapping[str, Any] | tuple[str, ...])
         >>> choose("figure", "time,memory", ("time", "memory", "start"))
         ['time', 'memory']
     """
+    # All are checked before anything is measured.
     chosen = listed(names)
     for name in chosen:
         if name not in known:

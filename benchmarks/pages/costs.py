@@ -113,6 +113,7 @@ def accuracy_time_history() -> Table:
 def races() -> tuple[list[Row], list[Row]]:
     """The newest race of each algorithm and side, and the earlier ones."""
     rows = load(ACCURACY_TIME)
+    # The place of the last row of each algorithm and side.
     newest = {(row["algorithm"], row["side"]): number for number, row in enumerate(rows)}
     shown = [rows[number] for number in newest.values()]
     return shown, [row for number, row in enumerate(rows) if number not in newest.values()]

@@ -42,6 +42,7 @@ def history() -> Table:
 
 def parted() -> tuple[list[Row], list[Row]]:
     """The rows that are shown, and the superseded ones; Finn et al.'s split has its own table."""
+    # Other data sets have no protocol.
     rows = [row for row in load(RESULTS) if row["data"].get("protocol") != "finn"]
     return shown_and_superseded(rows, setting, lambda row: row["trained_steps"])
 

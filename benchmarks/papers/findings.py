@@ -231,6 +231,7 @@ class Questions:
 
 def smaller_data(few: Measured, whole: Measured, level: float = 0.05) -> Finding:
     """Whether full gains more over random with few images than with all, on the same seeds."""
+    # (full - random) with few images against (full - random) with all, seed by seed
     few_gains = differences(few.finals["full"], few.finals["random"])
     whole_gains = differences(whole.finals["full"], whole.finals["random"])
     claim = "full gains more with few images than with all"
@@ -255,6 +256,7 @@ def judged(finding: Finding, values: Mapping[str, Steps], start: str, level: flo
 
     Those starts count that have a value for every seed.
     """
+    # A start without a value for some seed has no paired test.
     whole: dict[str, Any] = {}
     for name, numbers in values.items():
         if None not in numbers:
@@ -302,7 +304,9 @@ def first_gain(steps: Mapping[str, Steps], ladder: Sequence[str], level: float) 
     # The steps that each stage saves beyond the one before it.
     gains = [differences(steps[lower], steps[upper]) for lower, upper in pairwise(ladder)]
     others = [less(claim, gain, gains[0], 0.0, "steps", level) for gain in gains[1:]]
-    worst = max(range(len(others)), key=lambda i: others[i].difference.mean)  # type: ignore[union-attr]
+    # The least negative difference is that to the nearest other stage.
+    means = [other.difference.mean for other in others]  # type: ignore[union-attr]
+    worst = means.index(max(means))
     nearest = others[worst]
     p = max(other.p for other in others)
     if nearest.difference.mean > 0:  # type: ignore[union-attr]
@@ -330,6 +334,7 @@ def reuse_is_low(kept: Mapping[str, KeptByStart], level: float) -> Finding:
     claim = "what is reused is in the lowest layers"
     if len(known) < 2:
         return Finding(claim, "similarity", 0.0, note="the measure can tell of one layer at most")
+    # (similarity of full) - (similarity of random), a layer a list over seeds
     beyond = {layer: differences(full[layer], random[layer]) for layer in known}
     claim += f": {known[0]} is kept beyond random more than {known[-1]}"
     return less(claim, beyond[known[-1]], beyond[known[0]], 0.0, "similarity", level)
@@ -391,6 +396,7 @@ def printed(rows: Sequence[Finding]) -> str:
 def _answer(row: Finding, level: float) -> str:
     if row.difference is None or row.smallest > level:
         return OPEN
+    # `same` compares the interval with the margin; `less` has a test.
     low = row.difference.low
     high = row.difference.high
     if not row.test:
@@ -401,4 +407,5 @@ def _answer(row: Finding, level: float) -> str:
         return OPEN
     if row.adjusted < level:
         return HOLDS if row.difference.mean < 0 else FAILS
+    # No difference is shown, and the interval excludes one as large as the margin.
     return FAILS if -row.margin < low <= 0 <= high else OPEN

@@ -303,7 +303,7 @@ class Learner(nn.Module):
     def _outer_gradient(self, network: Functional, episode: Episode) -> OuterGradient:
         # Whatever recomputes in the backward pass must find the attention kernels of its forward
         # pass.
-        with attention.twice_differentiable(bool(self.rates) and not self.first_order):
+        with attention.twice_differentiable(needed=bool(self.rates) and not self.first_order):
             logits = query_logits(self, network, episode)
             self.check_labels(network, logits.shape, episode.query.targets)
             loss = self.task_loss(network, logits, episode.query.targets)  # () or (tasks,)

@@ -243,7 +243,7 @@ class GradientLearner(Learner):
             raise ValueError(f"steps={steps}; the inner loop takes 0 steps or more")
         return steps
 
-    def check_first_order(self, first_order: bool) -> bool:  # noqa: FBT001 (a setting's check)
+    def check_first_order(self, first_order: object) -> bool:
         """Whether second derivatives are dropped, if it is True or False."""
         if not isinstance(first_order, bool):
             raise TypeError(

@@ -64,14 +64,14 @@ class Reptile(MAML):
             output=output,
         )
 
-    def check_first_order(self, first_order: bool) -> bool:  # noqa: FBT001 (a setting's check)
+    def check_first_order(self, first_order: object) -> bool:
         """Reptile takes no derivative through the inner loop."""
         if first_order is not True:
             raise ValueError(
                 f"first_order={first_order!r}: Reptile takes no derivative through the inner loop"
                 " at all; use MAML for that"
             )
-        return first_order
+        return True
 
     def check_lr(self, lr: LR) -> LR:
         """The inner rate; a learned one is refused, because Reptile has no gradient for it."""

@@ -23,7 +23,7 @@ class _Attention:
         self.before = (True, True, True)
 
     @contextmanager
-    def twice_differentiable(self, needed: bool) -> Iterator[None]:  # noqa: FBT001 (one argument)
+    def twice_differentiable(self, *, needed: bool) -> Iterator[None]:
         """Allow no kernel without a second derivative while this is active."""
         if not needed:
             yield

@@ -250,7 +250,7 @@ def inner_step(
     if not rates:
         return weights, state
     create_graph = torch.is_grad_enabled() and not first_order
-    with torch.enable_grad(), attention.twice_differentiable(create_graph):
+    with torch.enable_grad(), attention.twice_differentiable(needed=create_graph):
         # With second order, `moving` stays connected to the weights of the step before.
         moving = {name: _leaf(weights[name], detach=not create_graph) for name in rates}
         loss = closure({**weights, **moving})

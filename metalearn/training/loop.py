@@ -306,7 +306,7 @@ def fill_gradients(
     # One number tells whether every gradient is finite.
     norm = get_total_norm([p.grad for p in trained if p.grad is not None])
     norm = norm.double().reshape(1).to(figures.device)
-    read = torch.cat((figures.flatten(), norm)).cpu()  # the only time that a GPU is waited for
+    read = torch.cat((figures.flatten(), norm)).cpu()  # one read: a GPU is waited for once
     # Each rank fills in its tasks, and the sum over ranks has all of them.
     everywhere = torch.zeros(2, tasks, dtype=torch.float64)
     everywhere[:, distributed.rank() :: distributed.world_size()] = read[:-1].view(2, -1)

@@ -4,46 +4,44 @@ is said where it is too much.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import ctypes
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from benchmarks.engine import episodes
+from benchmarks.harness.memory import resident
 from metalearn import ANIL, MAML, NIL, meta_backward, meta_train
 from metalearn.engine import execution, memory
 from metalearn.engine.memory import Forecast, forecast, size, ways_out
-from metalearn.episodes import stack
+from metalearn.episodes import stack, unstack
 from metalearn.models import MLP, Conv4
 from metalearn.tasks import FewShot, Sinusoid, glyphs
-from tests.helpers import ROOT
 
 FACTOR = 1.25  # measured over forecast, and the other way round
-PEAK = """
-import torch
-from benchmarks.engine import episodes
-from benchmarks.harness.memory import resident
-from metalearn import MAML, meta_backward
-from metalearn.episodes import unstack
-from metalearn.engine.memory import forecast
-from metalearn.models import Conv4
-from pathlib import Path
 
-torch.set_num_threads({threads})
-torch.manual_seed(0)
-learner, stacked = MAML(Conv4(5, hidden=16), 0.4, {steps}, execution="{way}"), episodes(4)
-meta_backward(MAML(Conv4(5, hidden=2), 0.4, execution="{way}"), episodes(2, queries=1))
-print(forecast(learner, unstack(stacked)[0], tasks=4).total)
-for parameter in learner.parameters():
-    parameter.grad = torch.zeros_like(parameter)
-Path("/proc/self/clear_refs").write_text("5")
-before = resident()
-meta_backward(learner, stacked)
-print(resident("VmHWM") - before)
-"""
+
+def peak(way: str, threads: int, steps: int) -> tuple[int, int]:
+    """The forecast of a step over four tasks in bytes, and what it then takes.
+
+    Every larger block goes back to the system when it is freed, so the peak is of what is in use,
+    not of what the heap holds.
+    """
+    mmap_threshold = -3  # M_MMAP_THRESHOLD of malloc.h
+    ctypes.CDLL(None).mallopt(mmap_threshold, 65536)
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    learner, stacked = MAML(Conv4(5, hidden=16), 0.4, steps, execution=way), episodes(4)
+    meta_backward(MAML(Conv4(5, hidden=2), 0.4, execution=way), episodes(2, queries=1))
+    expected = forecast(learner, unstack(stacked)[0], tasks=4).total
+    for parameter in learner.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    meta_backward(learner, stacked)
+    return expected, resident("VmHWM") - before
 
 
 @pytest.fixture
@@ -58,21 +56,8 @@ def task():
 @pytest.mark.parametrize(
     ("way", "threads", "steps"), [("loop", 1, 3), ("threads", 2, 1), ("vectorized", 1, 1)]
 )
-def test_the_forecast_is_what_a_step_then_takes(way, threads, steps):
-    # Every larger block goes back to the system when it is freed, so that the peak is of what is in
-    # use, not of what the heap holds.
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536"}
-    script = PEAK.format(way=way, threads=threads, steps=steps)
-    said = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert said.returncode == 0, said.stderr
-    expected, measured = map(int, said.stdout.split())
+def test_the_forecast_is_what_a_step_then_takes(way, threads, steps, fresh_process):
+    expected, measured = fresh_process(peak, way, threads, steps)
     assert 1 / FACTOR < measured / expected < FACTOR, (expected, measured)
 
 

@@ -6,9 +6,10 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import numpy as np
@@ -308,32 +309,27 @@ def test_a_damaged_checkpoint_is_named(here: Path, capsys: pytest.CaptureFixture
     assert "broken.safetensors is truncated or not a safetensors file" in capsys.readouterr().err
 
 
-def test_ctrl_c_leaves_a_checkpoint_and_exits_with_130(here: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "metalearn",
-        "train",
-        "--hidden",
-        "4",
-        "--meta_batch",
-        "2",
-        "--steps",
-        "100000",
-        "--test_tasks",
-        "5",
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(Path(ml.__file__).parents[1])}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    log = None
-    for _ in range(600):
-        log = next((here / "runs").glob("*.jsonl"), None) if (here / "runs").exists() else None
-        if log and len(log.read_text().splitlines()) > 3:
+def train_for_long(folder: Path) -> None:
+    os.chdir(folder)
+    os.dup2(os.open("errors", os.O_WRONLY | os.O_CREAT), 2)
+    small = ["--hidden", "4", "--meta_batch", "2", "--test_tasks", "5"]
+    sys.exit(run("train", *small, "--steps", "100000"))
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_exits_with_130(
+    here: Path, start: Callable[..., ForkServerProcess]
+) -> None:
+    process = start(train_for_long, here)
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        logs = list((here / "runs").glob("*.jsonl"))
+        if logs and len(logs[0].read_text().splitlines()) > 3:
             break
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    errors = (here / "errors").read_text()
+    assert process.exitcode == 130, errors
     assert "goes on from there" in errors
     (checkpoint,) = (here / "runs").glob("*.safetensors")
     assert files.load(checkpoint)[1]["step"] >= 3

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -22,7 +20,7 @@ from metalearn.experiments.runs import restored
 from metalearn.experiments.sweep import decisive, perform
 from metalearn.experiments.sweep import sweep as run_sweep
 from metalearn.runtime import files
-from tests.helpers import ROOT
+from tests.helpers import rank_records
 
 SMALL = {"steps": 2, "hidden": 4, "meta_batch": 2, "test_tasks": 5}
 
@@ -51,7 +49,7 @@ def test_a_row_for_every_algorithm_and_seed_with_all_that_is_behind_it(tmp_path)
     assert rows == lines(tmp_path)
     for row in rows:
         run = restored(row["checkpoint"])
-        tested = evaluate(run.tested(row["algorithm"]), run.experiment.testing_tasks())
+        tested = evaluate(run.tested(row["algorithm"]), run.experiment.testing_tasks(tasks=5))
         assert row["accuracy"] == pytest.approx(tested.mean)
         assert row["trained_steps"] == 2
         assert row["settings"]["outer_lr"] == 0.003
@@ -193,48 +191,38 @@ def test_the_command_prints_a_table_and_its_exit_code_tells_of_failures(
     assert "processes=0 must be at least 1" in said
 
 
-def test_lines_of_several_processes_do_not_tear_each_other(tmp_path):
-    script = (
-        "import sys, pathlib; from metalearn.experiments.sweep import append\nfor i in range(200):"
-        " append(pathlib.Path('rows.jsonl'), [{'who': sys.argv[1], 'i': i, 'text': 'x' * 500}] * 2)"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    both = [
-        subprocess.Popen([sys.executable, "-c", script, name], cwd=tmp_path, env=environment)
-        for name in "ab"
-    ]
-    assert [process.wait(120) for process in both] == [0, 0]
+def append_many(path, who):
+    for i in range(200):
+        sweep.append(path, [{"who": who, "i": i, "text": "x" * 500}] * 2)
+
+
+def test_lines_of_several_processes_do_not_tear_each_other(tmp_path, start):
+    both = [start(append_many, tmp_path / "rows.jsonl", who) for who in "ab"]
+    for process in both:
+        process.join(120)
+    assert [process.exitcode for process in both] == [0, 0]
     found = lines(tmp_path)
     assert sorted((row["who"], row["i"]) for row in found) == sorted(
         (who, i) for who in "ab" for i in range(200) for _ in "xx"
     )
 
 
-def test_ranks_of_torchrun_share_out_the_runs(tmp_path):
+def sweep_by_command(rank, folder):
+    os.chdir(folder)
     small = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        "-m",
-        "metalearn",
-        "sweep",
-    ]
-    command += ["--algorithms", "protonet", "--seeds", "0,1,2", *small]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command,
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
+    return main(["sweep", "--algorithms", "protonet", "--seeds", "0,1,2", *small])
+
+
+def test_ranks_share_out_the_runs(tmp_path, start_ranks):
+    for process in start_ranks(sweep_by_command):
+        process.join(300)
+    assert rank_records(tmp_path, "result") == [0, 0]
+    printed, errors = (
+        "".join((tmp_path / f"{name}{rank}").read_text() for rank in (0, 1))
+        for name in ("output", "errors")
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("3 figures in sweep.jsonl") == 1
+    assert printed.count("3 figures in sweep.jsonl") == 1
+    assert errors.count(": started") == 3
     rows = {
         row["seed"]: row["accuracy"]
         for row in map(json.loads, (tmp_path / "sweep.jsonl").read_text().splitlines())
@@ -246,7 +234,6 @@ def test_ranks_of_torchrun_share_out_the_runs(tmp_path):
         progress=False,
     )
     assert [rows[seed] for seed in (0, 1, 2)] == [row["accuracy"] for row in alone]
-    assert done.stderr.count(": started") == 3
 
 
 def test_the_images_of_an_experiment_are_not_copied_to_tell_rows_apart(tmp_path, monkeypatch):

@@ -6,13 +6,11 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
 import signal
-import socket
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +29,9 @@ from metalearn.runtime import distributed, provenance
 from metalearn.tasks import Sinusoid
 from metalearn.training import checkpoints
 from metalearn.training.loop import meta_train
-from tests.helpers import weights_vector
+from tests.helpers import rank_records, weights_vector
 
-Started = Callable[..., list[multiprocessing.process.BaseProcess]]
+Started = Callable[..., list[ForkServerProcess]]
 OPTIONS: dict[str, Any] = {
     "steps": 8,
     "meta_batch": 3,
@@ -68,66 +66,6 @@ def build(seed: int = 0) -> MAML:
     return MAML(MLP(1, 1).double(), 0.01, loss=torch.nn.functional.mse_loss)
 
 
-def as_rank(
-    rank: int, port: int, folder: Path, settings: dict[str, str], work: Callable[[int, Path], Any]
-) -> None:
-    """What each process does: its environment is what a scheduler without torchrun sets, and its
-    words go to files.
-    """
-    os.environ.update(
-        {
-            "RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            **settings,
-        }
-    )
-    os.dup2(os.open(folder / f"errors{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-    torch.set_num_threads(1)
-    try:
-        said = {"result": work(rank, folder)}
-    except Exception as error:
-        said = {"error": f"{type(error).__name__}: {error}"}
-    (folder / f"rank{rank}").write_text(json.dumps(said))
-
-
-@pytest.fixture(scope="module")
-def source() -> multiprocessing.context.ForkServerContext:
-    found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["metalearn.__main__", "metalearn.tasks", "scipy.stats"])
-    return found
-
-
-@pytest.fixture
-def start(source: multiprocessing.context.ForkServerContext, tmp_path: Path) -> Iterator[Started]:
-    begun: list[multiprocessing.process.BaseProcess] = []
-
-    def started(
-        work: Callable[[int, Path], Any], **settings: str
-    ) -> list[multiprocessing.process.BaseProcess]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        both = [
-            source.Process(target=as_rank, args=(rank, port, tmp_path, settings, work))
-            for rank in (0, 1)
-        ]
-        begun.extend(both)
-        for process in both:
-            process.start()
-        return both  # type: ignore[return-value]
-
-    yield started
-    for process in begun:
-        process.kill()
-        process.join()
-
-
-def said(folder: Path, key: str) -> list[Any]:
-    return [json.loads((folder / f"rank{rank}").read_text())[key] for rank in (0, 1)]
-
-
 def train_and_die(
     rank: int,
     folder: Path,
@@ -147,10 +85,10 @@ def fall_silent(rank: int, folder: Path) -> list[float]:
 
 
 def test_where_a_rank_is_killed_the_others_stop_with_a_message_and_the_checkpoint_resumes(
-    start: Started, tmp_path: Path
+    start_ranks: Started, tmp_path: Path
 ) -> None:
     started = time.monotonic()
-    survivor, dead = start(train_and_die)
+    survivor, dead = start_ranks(train_and_die)
     survivor.join(60)
     dead.join(60)
     assert dead.exitcode == -signal.SIGKILL
@@ -159,18 +97,18 @@ def test_where_a_rank_is_killed_the_others_stop_with_a_message_and_the_checkpoin
     assert error.startswith("ConnectionError: rank 0 of 2 lost another rank")
     assert "run (step 4). Start all of them again with the same command" in error
 
-    for process in start(train_and_die):
+    for process in start_ranks(train_and_die):
         process.join(60)
     alone = build()
     meta_train(alone, Tasks(tasks=100), **OPTIONS)
-    for result in said(tmp_path, "result"):
+    for result in rank_records(tmp_path, "result"):
         assert result == pytest.approx(weights_vector(alone).tolist(), abs=1e-12)
 
 
 def test_where_a_rank_falls_silent_the_others_stop_once_their_patience_ends(
-    start: Started, tmp_path: Path
+    start_ranks: Started, tmp_path: Path
 ) -> None:
-    survivor, _ = start(fall_silent, METALEARN_RANK_TIMEOUT="2")
+    survivor, _ = start_ranks(fall_silent, METALEARN_RANK_TIMEOUT="2")
     survivor.join(60)
     assert survivor.exitcode == 1
     assert (
@@ -204,10 +142,12 @@ def other_versions(rank: int, folder: Path) -> None:
     train_and_die(rank, folder)
 
 
-def test_other_versions_are_refused_at_the_start_by_name(start: Started, tmp_path: Path) -> None:
-    for process in start(other_versions):
+def test_other_versions_are_refused_at_the_start_by_name(
+    start_ranks: Started, tmp_path: Path
+) -> None:
+    for process in start_ranks(other_versions):
         process.join(60)
-    for error in said(tmp_path, "error"):
+    for error in rank_records(tmp_path, "error"):
         assert (
             f"rank 0 has torch {torch.__version__}; rank 1 has torch 2.6.0. Install the same"
             " versions" in error
@@ -253,12 +193,12 @@ def evaluations(rank: int, folder: Path) -> dict[str, Any]:
 
 
 def test_ranks_share_out_the_test_tasks_and_return_what_one_process_would(
-    start: Started, tmp_path: Path
+    start_ranks: Started, tmp_path: Path
 ) -> None:
-    for process in start(evaluations):
+    for process in start_ranks(evaluations):
         process.join(120)
     alone = evaluate(build(), Tasks(tasks=101), tasks_at_once=8)
-    found = said(tmp_path, "result")
+    found = rank_records(tmp_path, "result")
     for one in found:
         assert one["per_episode"] == alone.per_episode.tolist()
         assert one["marks"] == list(alone.fingerprints)
@@ -278,7 +218,6 @@ def test_ranks_share_out_the_test_tasks_and_return_what_one_process_would(
 
 
 def evaluate_by_command(rank: int, folder: Path) -> str:
-    sys.stdout = open(folder / f"said{rank}", "w", buffering=1)  # noqa: SIM115 (the process ends)
     main(
         ["evaluate", "--checkpoint", os.environ["RUN"], "--test_tasks", "40", "--progress", "false"]
     )
@@ -286,16 +225,16 @@ def evaluate_by_command(rank: int, folder: Path) -> str:
 
 
 def test_metalearn_evaluate_speaks_once(
-    start: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    start_ranks: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     experiment = Experiment(steps=1, hidden=4, meta_batch=1, runs=str(tmp_path))
     experiment.train("protonet", progress=False)
     run = str(experiment.checkpoint("protonet"))
-    for process in start(evaluate_by_command, RUN=run):
+    for process in start_ranks(evaluate_by_command, RUN=run):
         process.join(60)
     main(["evaluate", "--checkpoint", run, "--test_tasks", "40", "--progress", "false"])
-    assert (tmp_path / "said0").read_text() == capsys.readouterr().out != ""
-    assert (tmp_path / "said1").read_text() == ""
+    assert (tmp_path / "output0").read_text() == capsys.readouterr().out != ""
+    assert (tmp_path / "output1").read_text() == ""
 
 
 @pytest.mark.parametrize("asked", ["soon", "0", "inf"])

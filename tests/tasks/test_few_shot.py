@@ -1,8 +1,6 @@
 """The sampler: what a task holds, that it is a function of (seed, i) alone, and what is refused."""
 
 import hashlib
-import subprocess
-import sys
 import threading
 from collections import Counter
 
@@ -88,22 +86,16 @@ def test_tasks_differ_by_index_and_by_seed():
     assert len(draws) == 200
 
 
-DIGEST = """
-import hashlib, torch
-from metalearn.tasks import FewShot, LabelledImages
-images = torch.arange(4000, dtype=torch.int64).mul(37).remainder(251).to(torch.uint8).view(-1, 1, 2, 2)
-tasks = FewShot(LabelledImages(images, torch.arange(1000) // 25), 5, 1, 15, tasks=100, seed=7)
-print(hashlib.sha256(b"".join(t.numpy().tobytes() for i in (0, 99, 42) for part in tasks[i] for t in part)).hexdigest())
-"""
+def digest() -> str:
+    pixels = torch.arange(4000).mul(37).remainder(251).to(torch.uint8)
+    images = LabelledImages(pixels.view(-1, 1, 2, 2), torch.arange(1000) // 25)
+    tasks = FewShot(images, 5, 1, 15, tasks=100, seed=7)
+    content = [t.numpy().tobytes() for i in (0, 99, 42) for part in tasks[i] for t in part]
+    return hashlib.sha256(b"".join(content)).hexdigest()
 
 
-def test_tasks_are_the_same_in_another_process_and_in_workers(capsys):
-    exec(DIGEST, {})
-    here = capsys.readouterr().out.strip()
-    there = subprocess.run(
-        [sys.executable, "-c", DIGEST], capture_output=True, text=True, check=True
-    )
-    assert here == there.stdout.strip() and len(here) == len(hashlib.sha256().hexdigest())
+def test_tasks_are_the_same_in_another_process_and_in_workers(fresh_process):
+    assert fresh_process(digest) == digest()
     tasks = FewShot(numbered([10] * 6), 3, 1, 2, tasks=4)
     for i, pair in enumerate(DataLoader(tasks, batch_size=2, num_workers=1)):
         assert all(

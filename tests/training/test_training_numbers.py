@@ -185,7 +185,9 @@ def test_other_odd_arguments_are_named(options: dict[str, Any], message: str) ->
 
 
 @pytest.mark.parametrize(
-    "episodes", [5, None, "tasks", {}, iter([1]), [5], [], torch.zeros(0)], ids=repr
+    "episodes",
+    [5, None, "tasks", {}, iter([1]), [5], [], torch.zeros(0)],
+    ids=lambda value: type(value).__name__,
 )
 def test_evaluate_names_what_has_no_tasks(episodes: Any) -> None:
     with pytest.raises(

@@ -8,11 +8,10 @@ import errno
 import json
 import os
 import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -150,31 +149,26 @@ def test_the_runs_folder_may_be_a_file_and_is_named(
         files.save("runs/deep/er", {})
 
 
-HOLDER = """
-import sys, time
-from metalearn.runtime import files
-with files.locked(sys.argv[1]):
-    print("held", flush=True)
-    time.sleep(60)
-"""
+def hold(path: Path) -> None:
+    with files.locked(path):
+        (path.parent / "held").touch()
+        time.sleep(60)
 
 
-def test_two_processes_on_one_checkpoint_say_who_holds_it(here: Path) -> None:
-    command = [sys.executable, "-c", HOLDER, str(here / "run")]
-    environment = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[2])}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    assert process.stdout is not None
-    try:
-        assert process.stdout.readline() == "held\n"
-        with pytest.raises(
-            BlockingIOError, match=rf"run is in use by process {process.pid} on .*name another path"
-        ):
-            train(checkpoint=here / "run")
-        assert not (here / "run").exists()
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+def test_two_processes_on_one_checkpoint_say_who_holds_it(
+    here: Path, start: Callable[..., ForkServerProcess]
+) -> None:
+    process = start(hold, here / "run")
+    until = time.monotonic() + 60
+    while not (here / "held").exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    with pytest.raises(
+        BlockingIOError, match=rf"run is in use by process {process.pid} on .*name another path"
+    ):
+        train(checkpoint=here / "run")
+    assert not (here / "run").exists()
+    process.kill()
+    process.join()
     train(checkpoint=here / "run")  # a lock does not outlive its holder
     train(checkpoint=here / "run")
 

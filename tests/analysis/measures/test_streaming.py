@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import warnings
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -195,8 +195,12 @@ def a_rank(rank: int, meeting: str, results: str) -> None:
     Path(results, str(rank)).write_text(" ".join(map(repr, found)))
 
 
-def test_data_split_over_two_processes_give_the_value_in_memory(tmp_path: Path) -> None:
-    mp.spawn(a_rank, (os.fspath(tmp_path / "meeting"), os.fspath(tmp_path)), nprocs=2)
+def test_data_split_over_two_processes_give_the_value_in_memory(
+    tmp_path: Path, start: Callable[..., ForkServerProcess]
+) -> None:
+    both = [start(a_rank, rank, str(tmp_path / "meeting"), str(tmp_path)) for rank in (0, 1)]
+    for process in both:
+        process.join(120)
     x, y = sides()
     expected = [measured(measure, x, y, draws=0, **options)[0] for measure, options in EXACT]
     expected.append(streamed("linear_cka", x, y, [50] * 8, minibatch=True).compute())

@@ -11,9 +11,9 @@ import math
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from scipy import stats
 from torch import nn
 
 from metalearn.runtime import files
-from tests.helpers import ROOT, Page, drawn_curves, striped_images
+from tests.helpers import Page, drawn_curves, rank_records, striped_images
 from transfer import compare, everywhere, finetune, fresh, mean_var, transfusion
 from transfer.comparison import run as running
 from transfer.comparison.compare import Comparison
@@ -371,7 +371,7 @@ def test_what_fails_in_a_run_names_the_run() -> None:
 
 
 def fails_or_sleeps(model: nn.Module, seed: int) -> Curve:
-    time.sleep(200 if seed else 2)
+    time.sleep(200 if seed else 0.5)
     raise ValueError("no luck")
 
 
@@ -399,58 +399,46 @@ def test_runs_in_several_processes_give_the_same_table(found, tmp_path: Path) ->
         compare(starts(), lambda: build(), TRAIN, TRAIN.probe(36), seeds=[0], processes=2)
 
 
-SCRIPT = """
-import os, time, torch
-from tests.transfer.comparison import test_comparison as t
-from transfer import compare
-
-def train(model, seed):
-    curve = t.TRAIN(model, seed)
-    if os.environ.get("SLOW"):
-        print("trained", flush=True)
+def train_slowly(model: nn.Module, seed: int) -> Curve:
+    curve = TRAIN(model, seed)
+    if "SLOW" in os.environ:
+        with open("trained", "a") as file:
+            file.write("x")
         time.sleep(0.3)
     return curve
 
-torch.set_num_threads(1)
-found = compare(t.starts(), t.build, train, t.TRAIN.probe(36), seeds=[0, 1, 2], folder="runs")
-print(found)
-"""
+
+def compare_slowly(folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ["SLOW"] = "1"
+    os.chdir(folder)
+    compare(starts(), build, train_slowly, TRAIN.probe(36), seeds=[0, 1, 2], folder="runs")
 
 
-def test_after_a_real_kill_the_same_table_comes_out(tmp_path: Path) -> None:
-    root = str(ROOT)
-    (tmp_path / "script.py").write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": root}
-
-    def start(**more: str) -> subprocess.Popen:
-        command = [sys.executable, "script.py"]
-        return subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            env={**environment, **more},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    killed = start(SLOW="1")
-    for _ in range(3):
-        assert killed.stdout is not None and killed.stdout.readline() == "trained\n"
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+def test_after_a_real_kill_the_same_table_comes_out(
+    tmp_path: Path, start: Callable[..., ForkServerProcess]
+) -> None:
+    killed, trained = start(compare_slowly, tmp_path), tmp_path / "trained"
+    until = time.monotonic() + 200
+    while (not trained.exists() or trained.stat().st_size < 3) and time.monotonic() < until:
+        time.sleep(0.01)
+    killed.kill()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     left = sorted((tmp_path / "runs").glob("*.safetensors"))
     assert 2 <= len(left) <= 3
     (tmp_path / "runs" / f".{left[0].name}.0011aabb").write_bytes(
         left[0].read_bytes()[:1000]
     )  # as torn while it was written
     before = {path: path.stat().st_mtime_ns for path in left}
-    table, error = start().communicate()
-    assert table, error
+    resumed = compare(
+        starts(), build, train_slowly, TRAIN.probe(36), seeds=[0, 1, 2], folder=tmp_path / "runs"
+    )
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
     unbroken = compare(
         starts(), build, TRAIN, TRAIN.probe(36), seeds=[0, 1, 2], folder=tmp_path / "unbroken"
     )
-    assert f"{unbroken}\n" == table
+    assert str(unbroken) == str(resumed)
     for path in (tmp_path / "unbroken").glob("*.safetensors"):
         ours, theirs = (
             files.load(folder / path.name)[0]
@@ -466,36 +454,25 @@ def test_no_run_keeps_its_file_in_memory(tmp_path: Path) -> None:
     assert str(tmp_path) not in Path("/proc/self/maps").read_text()
 
 
-def test_ranks_of_torchrun_share_out_the_runs(tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(
-        "import os, pathlib\n"
-        + SCRIPT.replace(
-            "print(found)",
-            "pathlib.Path('rank' + os.environ['RANK'] + '.txt').write_text(str(found))",
-        ).replace(
-            "curve = t.TRAIN", "open('ran' + os.environ['RANK'], 'a').write('x'); curve = t.TRAIN"
-        )
-    )
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        "script.py",
-    ]
-    started = time.monotonic()
-    done = subprocess.run(
-        command,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert time.monotonic() - started < 300
-    assert (tmp_path / "rank0.txt").read_text() == (tmp_path / "rank1.txt").read_text()
+def compare_as_rank(rank: int, folder: Path) -> str:
+    os.chdir(folder)
+
+    def train(model: nn.Module, seed: int) -> Curve:
+        with open(f"ran{rank}", "a") as file:
+            file.write("x")
+        return TRAIN(model, seed)
+
+    result = compare(starts(), build, train, TRAIN.probe(36), seeds=[0, 1, 2], folder="runs")
+    return str(result)
+
+
+def test_ranks_share_out_the_runs(
+    tmp_path: Path, start_ranks: Callable[..., list[ForkServerProcess]]
+) -> None:
+    for process in start_ranks(compare_as_rank):
+        process.join(300)
+    first, second = rank_records(tmp_path, "result")
+    assert first == second
     assert sorted(len((tmp_path / f"ran{rank}").read_text()) for rank in (0, 1)) == [4, 5]
 
 

@@ -36,7 +36,7 @@ class BaseLearner(nn.Module):
         # Attention chooses its kernel in the forward pass, and only one of its kernels can be
         # differentiated twice.
         twice = torch.is_grad_enabled() and self._differentiates_twice()
-        with attention.twice_differentiable(twice), Convolutions():
+        with attention.twice_differentiable(needed=twice), Convolutions():
             return self.module(*args, **kwargs)
 
     def _differentiates_twice(self) -> bool:
