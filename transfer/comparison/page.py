@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from metalearn.analysis.adaptation.page import picture
 from metalearn.analysis.adaptation.tables import flat_settings
+from metalearn.analysis.plotting.page import picture, templates
 from metalearn.runtime.files import write_atomically
 from transfer.comparison.tables import (
     alike_table,
@@ -49,23 +49,13 @@ def html(
     title: str = "What does a pretrained start bring?",
 ) -> str:
     """The page that `report` writes."""
-    from jinja2 import Environment, PackageLoader, PrefixLoader, StrictUndefined
-
     from . import figures
 
-    # The style is that of the pages of metalearn reuse.
-    loader = PrefixLoader(
-        {
-            "transfer": PackageLoader("transfer.comparison", "."),
-            "analysis": PackageLoader("metalearn.analysis.adaptation", "."),
-        }
-    )
-    # autoescape: names and settings are text, never HTML.
-    pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    pages = templates("transfer.comparison")
     # None if no network begins with a convolution.
     filters = figures.filters(comparison)
     recorded = {key: value for key, value in comparison.settings.items() if key != "versions"}
-    return pages.get_template("transfer/report.html").render(
+    return pages.get_template("report.html").render(
         title=title,
         answer=overall(comparison),
         collapsed=collapsed_words(comparison),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from metalearn.analysis.checks import check_all
+from metalearn.analysis.plotting.page import picture, templates
 from metalearn.analysis.scales import SCALES
 from metalearn.runtime.files import write_atomically
 from metalearn.runtime.tables import Table
@@ -91,15 +91,7 @@ def html(
     pictures: Mapping[str, Figure] | None = None,
 ) -> str:
     """The page that `report` writes."""
-    # Imported here, like the figures below, because it takes long.
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    pages = Environment(
-        loader=PackageLoader("metalearn.analysis.adaptation", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
+    pages = templates("metalearn.analysis.adaptation")
     several = len(reuses) > 1
     # Each paragraph once, in order.
     measured = list(dict.fromkeys(chain.from_iterable(map(conventions, reuses))))
@@ -154,14 +146,6 @@ class _Detail(NamedTuple):
     table: Table | None = None
     pictures: Sequence[_Picture] = ()
     kind: str = ""
-
-
-def picture(figure: Figure) -> str:
-    """A figure as a data URI: an SVG that needs no font and no network."""
-    from metalearn.analysis.plotting.style import rendered
-
-    # As an image of its own: the identifiers inside one SVG cannot clash with those of another.
-    return "data:image/svg+xml;base64," + base64.b64encode(rendered(figure, "svg")).decode()
 
 
 def _answer(reuse: ReuseResult) -> _Answer:
