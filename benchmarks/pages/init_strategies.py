@@ -151,13 +151,13 @@ def newest() -> list[Row]:
 def pairs() -> list[tuple[Row, Row]]:
     """Comparisons of one network with some and with all of the images, on the same seeds."""
     rows = newest()
-    found = []
+    comparisons = []
     for few in rows:
         for whole in rows:
             # Same table, network, data and seeds: only the number of images differs.
             if few["images"] < whole["images"] and same_network(few) == same_network(whole):
-                found.append((few, whole))
-    return found
+                comparisons.append((few, whole))
+    return comparisons
 
 
 def same_network(row: Row) -> list[Any]:

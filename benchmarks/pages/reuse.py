@@ -430,10 +430,10 @@ def layers_of(groups: Sequence[Sequence[Row]]) -> list[str]:
 
 def of_layer(chosen: Iterable[Row], name: str) -> list[tuple[Row, Row]]:
     """A layer in each row that has it, and the row."""
-    found = []
+    layers = []
     for row in chosen:
-        found += [(layer, row) for layer in row["reuse"]["layers"] if layer["layer"] == name]
-    return found
+        layers += [(layer, row) for layer in row["reuse"]["layers"] if layer["layer"] == name]
+    return layers
 
 
 def seeds_and_steps(row: Row) -> str:
