@@ -9,6 +9,7 @@ HEAVY = ("torchvision", "scipy.stats", "matplotlib", "jinja2", "pandas", "timm",
 STARTS = (
     ("import metalearn", set()),
     ("from metalearn import MAML, evaluate, meta_train; import metalearn.tasks", set()),
+    ("import metalearn.analysis; import transfer", set()),
     ("import metalearn.__main__", {"jsonargparse"}),
 )
 

@@ -37,6 +37,7 @@ from metalearn.runtime.progress import progress as shown_progress
 from .finite import check_weights, outer_rates, refuse_step
 from .log import records
 from .optimizers import OptimizerChoice, ScheduleChoice, build_optimizer
+from .penalty import Extra, Penalty, no_penalty
 from .plan import FilePath, Plan, check_arguments, clipping_bound
 from .precision import computing_in
 from .state import (
@@ -69,6 +70,7 @@ def meta_train(
     precision: str | None = None,
     progress: bool = True,
     settings: Record | None = None,
+    penalty: Penalty | None = None,
 ) -> Curve:
     """Train the learner's parameters in place for `steps` outer steps.
 
@@ -107,6 +109,8 @@ def meta_train(
             left on standard error.
         settings: what else decides the run, JSON-able (data set, seeds, model). It is recorded in
             the checkpoint and compared on resume, except for what is under "notes".
+        penalty: added to the loss once a step, from the meta-parameters alone, such as
+            `metalearn.training.regularisers.pulled`. The curve has the loss without it.
 
     Returns:
         Loss and accuracy of every step, and the validations.
@@ -155,6 +159,7 @@ def meta_train(
             checkpoint=checkpoint,
             precision=precision,
             shown=progress and distributed.rank() == 0,
+            penalty=penalty,
         )
         check_arguments(
             learner, plan, settings, checkpoint=checkpoint, log=log, tensorboard=tensorboard
@@ -195,13 +200,14 @@ def _train(
         records(log, tensorboard, state.step) as write,
         shown_progress("training", plan.steps, done=state.step, shown=plan.shown) as advance,
         contextlib.closing(_meta_batches(state, plan)) as meta_batches,
+        (plan.penalty or no_penalty)(state.learner.model) as extra,
     ):
         # `resumed` may have found a finished run.
         if state.step < plan.steps:
             _announce(state, plan)
         stopping: signal.Signals | None = None
         while state.step < plan.steps and not stopping:
-            rates = _step(state, plan, meta_batches)
+            rates = _step(state, plan, meta_batches, extra)
             last = state.step == plan.steps
             stopping = agreed_stop(state, rates, received())
             # Every rank takes part in a validation, and the first one logs it.
@@ -221,7 +227,7 @@ def _train(
 MetaBatches = Generator[tuple[list[int], Episode | None]]
 
 
-def _step(state: TrainingState, plan: Plan, meta_batches: MetaBatches) -> list[float]:
+def _step(state: TrainingState, plan: Plan, meta_batches: MetaBatches, extra: Extra) -> list[float]:
     """One outer step -> the rate of each group of parameters."""
     started = time.perf_counter()
     tasks, stacked = next(meta_batches)
@@ -229,6 +235,9 @@ def _step(state: TrainingState, plan: Plan, meta_batches: MetaBatches) -> list[f
     losses, right, finite = fill_gradients(state.learner, stacked, len(tasks), plan.precision)
     if not finite:
         refuse_step(state, losses, plan.episodes, tasks, plan.precision)
+    if plan.penalty is not None:
+        # Once, after the gradients of all tasks and ranks are summed.
+        _add_penalty(extra(), state.step + 1)
     parameters = list(state.learner.meta_parameters().values())
     if plan.clip_value is not None:
         clip_grad_value_(parameters, plan.clip_value)
@@ -243,6 +252,17 @@ def _step(state: TrainingState, plan: Plan, meta_batches: MetaBatches) -> list[f
     state.curve.accuracies.append(float(right.mean()))
     state.curve.seconds += time.perf_counter() - started
     return rates
+
+
+def _add_penalty(value: Tensor, step: int) -> None:
+    """Add the gradient of a penalty to `.grad`; raises FloatingPointError if it is not finite."""
+    if not value.isfinite():
+        raise FloatingPointError(
+            f"the penalty is {value.item()} at step {step}; check its values, or take a smaller"
+            " strength"
+        )
+    if value.requires_grad:
+        value.backward()
 
 
 def _meta_batches(state: TrainingState, plan: Plan) -> MetaBatches:

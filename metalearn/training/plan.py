@@ -14,6 +14,7 @@ from metalearn.evaluation import Tasks, check_tasks, describe
 from metalearn.runtime.checks import positive_number
 from metalearn.runtime.files import Record
 
+from .penalty import Penalty
 from .precision import check_precision
 
 FilePath = str | os.PathLike[str]
@@ -34,15 +35,19 @@ class Plan:
     checkpoint_every: int
     precision: str | None
     shown: bool  # report progress on standard error
+    penalty: Penalty | None = None
 
     def decisive(self) -> Record:
         """The settings that must be the same on resume."""
-        return {
+        settings: Record = {
             "meta_batch": self.meta_batch,
             "clip_value": self.clip_value,
             "clip_norm": self.clip_norm,
             "precision": self.precision,
         }
+        if self.penalty is not None:
+            settings["penalty"] = repr(self.penalty)
+        return settings
 
     def schedule(self) -> Record:
         """The settings that a resume may change, and that ranks must agree on."""

@@ -1,14 +1,10 @@
-"""Penalties: what is added to a training loss, layer by layer.
-
-A penalty is entered once per training, with the model, and gives a function that is called after
-every forward pass. What that function returns, a scalar, is added to the loss.
-"""
+"""Penalties that a training may add to its loss, layer by layer; see `penalty`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, TypeAlias
@@ -20,9 +16,11 @@ from metalearn.models.weights import Weights, read
 from metalearn.network.layer_names import LayerOutput, named_output
 from metalearn.network.layers import assign, head
 from metalearn.network.layers import layers as layer_names
+from metalearn.training.penalty import Extra, Penalty, no_penalty, together
 
-Extra: TypeAlias = Callable[[], Tensor]
-Penalty: TypeAlias = Callable[[nn.Module], AbstractContextManager[Extra]]
+__all__ = ["Extra", "Penalty", "leading_component", "no_penalty", "pulled", "together"]
+
+
 Strength: TypeAlias = float | Mapping[str, float]
 
 
@@ -56,6 +54,12 @@ class pulled:
     to: Weights
     strength: Strength = 1.0
     importance: Mapping[str, Tensor] | None = None
+
+    def __repr__(self) -> str:
+        # Checkpoints record it: the values by their checksum.
+        to = read(self.to).digest
+        importance = "" if self.importance is None else read(self.importance).digest
+        return f"pulled({to}, strength={self.strength}, importance={importance or None})"
 
     @contextmanager
     def __call__(self, model: nn.Module) -> Iterator[Extra]:
@@ -199,33 +203,6 @@ def leading_share(activations: Tensor, vector: Tensor | None = None) -> tuple[Te
     tiny = torch.finfo(centred.dtype).tiny
     share = (centred @ vector).square().sum() / centred.square().sum().clamp(min=tiny)
     return share, vector
-
-
-@contextmanager
-def no_penalty(model: nn.Module) -> Iterator[Extra]:
-    """The penalty that adds nothing."""
-    zero = torch.zeros(())
-    yield lambda: zero
-
-
-def together(*penalties: Penalty) -> Penalty:
-    """The sum of several penalties.
-
-    Example:
-        >>> model = nn.Linear(2, 1)
-        >>> both = together(pulled(model, 1.0), pulled(model, 2.0))
-        >>> with both(model) as extra:
-        ...     extra().item()
-        0.0
-    """
-
-    @contextmanager
-    def entered(model: nn.Module) -> Iterator[Extra]:
-        with ExitStack() as stack:
-            extras = [stack.enter_context(penalty(model)) for penalty in penalties]
-            yield lambda: torch.stack([extra() for extra in extras]).sum()
-
-    return entered
 
 
 def _strengths(model: nn.Module, strength: Strength) -> dict[str, float]:

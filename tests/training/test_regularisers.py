@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metalearn import MAML, meta_train
+from metalearn.models import MLP
+from metalearn.tasks import Sinusoid
 from metalearn.training.regularisers import (
     Penalty,
     leading_component,
@@ -173,3 +178,60 @@ def test_bad_penalties_are_refused_when_they_are_entered() -> None:
         model(torch.rand(2, 4).double())
         with pytest.raises(ValueError, match="batch of 2 images"):
             extra()
+
+
+def meta_trained(**options: object) -> MLP:
+    torch.manual_seed(0)
+    learner = MAML(MLP(1, 1, (4,)), lr=0.01, loss=F.mse_loss)
+    tasks = Sinusoid(shots=5, queries=5, tasks=8)
+    meta_train(learner, tasks, progress=False, **{"steps": 4, "meta_batch": 2, **options})
+    return learner.model
+
+
+def test_meta_training_adds_the_penalty_once_before_clipping() -> None:
+    """One step of plain SGD moves by the gradient of the loss plus that of the penalty."""
+    torch.manual_seed(0)
+    start = MLP(1, 1, (4,))
+    there = {name: p.detach() + 1 for name, p in start.named_parameters()}
+    options = {"steps": 1, "optimizer": lambda p: torch.optim.SGD(p, lr=0.1)}
+    free, pulling = meta_trained(**options), meta_trained(**options, penalty=pulled(there, 2.0))
+    for name, p in pulling.named_parameters():
+        # the gradient of 2 (w - w*)^2 / 2 is 2 (w - w*) = -2
+        torch.testing.assert_close(p, dict(free.named_parameters())[name] + 0.1 * 2)
+
+
+def test_a_meta_training_with_a_penalty_resumes_to_the_last_bit(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    anchor = {name: p.detach().clone() for name, p in MLP(1, 1, (4,)).named_parameters()}
+    whole = meta_trained(penalty=pulled(anchor, 1.0))
+    file = tmp_path / "run"
+    meta_trained(penalty=pulled(anchor, 1.0), steps=2, checkpoint=file)
+    resumed = meta_trained(penalty=pulled(anchor, 1.0), checkpoint=file)
+    for name, p in resumed.named_parameters():
+        assert torch.equal(p, dict(whole.named_parameters())[name]), name
+    free = meta_trained()
+    assert not torch.equal(free.layer1.weight, whole.layer1.weight)
+    with pytest.raises(ValueError, match=r"penalty.*strength=2\.0.*strength=1\.0"):
+        meta_trained(penalty=pulled(anchor, 2.0), checkpoint=file, steps=6)
+
+
+def test_a_penalty_is_recorded_by_its_numbers() -> None:
+    model = network()
+    same = pulled(model.state_dict(), 1.0)
+    assert repr(pulled(model, 1.0)) == repr(same)
+    shifted_name = repr(pulled(shifted(model), 1.0))
+    assert shifted_name != repr(same)
+    assert len(shifted_name) < 100
+    assert repr(together(same, leading_component())).startswith("together(pulled(")
+
+
+def test_strength_zero_meta_trains_as_without() -> None:
+    free, none = meta_trained(), meta_trained(penalty=pulled(MLP(1, 1, (4,)), 0.0))
+    for name, p in none.named_parameters():
+        assert torch.equal(p, dict(free.named_parameters())[name]), name
+
+
+def test_a_penalty_of_a_meta_training_that_is_not_finite_is_named() -> None:
+    nan = {name: torch.full_like(p, torch.nan) for name, p in MLP(1, 1, (4,)).named_parameters()}
+    with pytest.raises(FloatingPointError, match="penalty is nan at step 1"):
+        meta_trained(penalty=pulled(nan, 1.0))

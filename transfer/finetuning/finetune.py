@@ -17,7 +17,7 @@ from metalearn.data.images import in_memory_together
 from metalearn.network.forward import Inputs
 from metalearn.runtime.checks import whole_number
 from metalearn.runtime.files import Record
-from metalearn.training.regularisers import Penalty
+from metalearn.training.penalty import Penalty
 from transfer.finetuning.data import Structured, named_tensors, order, structured, subset
 from transfer.finetuning.schedule import check_steps
 from transfer.finetuning.snapshots import check_keep

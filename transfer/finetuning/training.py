@@ -20,7 +20,7 @@ from metalearn.network.forward import Inputs, forward, map_tensors
 from metalearn.network.modes import evaluation_mode
 from metalearn.runtime.checks import whole_number
 from metalearn.runtime.files import Record, _checksum
-from metalearn.training.regularisers import Penalty, no_penalty
+from metalearn.training.penalty import Penalty, no_penalty
 from transfer.finetuning.curve import Curve, Snapshot
 from transfer.finetuning.data import named_tensors, order, rows_at, subset
 from transfer.finetuning.schedule import FreezeSchedule

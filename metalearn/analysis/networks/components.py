@@ -91,6 +91,11 @@ class Components(Pictured, Tabular):
         raise KeyError(f"no component of layer {layer!r} was taken; these were: {known}")
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the layers, in order."""
+        return tuple(row.layer for row in self.layers)
+
+    @property
     def agreement(self) -> tuple[float, ...]:
         """`cos^2(u_l, u_(l+1))` of each layer with the next; NaN for the last."""
         pairs = zip(self.layers, self.layers[1:], strict=False)

@@ -149,12 +149,14 @@ def convergence(
     steps = sorted(snapshots)
     if len(steps) < 2:
         raise ValueError(f"{len(steps)} snapshots; give at least a step and the end")
-    weights = {step: _weights(network, snapshots[step], f"step {step}") for step in steps}
+    weights = {
+        step: weights_of_snapshot(network, snapshots[step], f"step {step}") for step in steps
+    }
     names = layer_names(network) if layers is None else list(listed(layers, "layers"))
     options = {"draws": 0, **options, "measure": measure, "layers": names}
     ends: list[Network] = [(network, weights[steps[-1]])]
     if other is not None:
-        ends.append((network, _weights(network, other, "the other training")))
+        ends.append((network, weights_of_snapshot(network, other, "the other training")))
     tables = []
     examples = 0
     for end in ends:
@@ -168,7 +170,7 @@ def convergence(
     return Dynamics(tuple(steps), tuple(names), tables[0], second, measure, examples)
 
 
-def _weights(network: nn.Module, snapshot: Snapshot, source: str) -> dict[str, Tensor]:
+def weights_of_snapshot(network: nn.Module, snapshot: Snapshot, source: str) -> dict[str, Tensor]:
     """The weights of a snapshot, which must be those of this network."""
     if not isinstance(snapshot, Mapping):
         snapshot = safetensors.torch.load_file(snapshot)

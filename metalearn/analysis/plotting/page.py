@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 from metalearn.runtime.files import write_atomically
 from metalearn.runtime.tables import Table
 
-from .style import rendered
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -61,6 +59,8 @@ def write_page(
 
 def picture(figure: Figure) -> str:
     """A figure as a data URI: an SVG that needs no font and no network."""
+    from .style import rendered
+
     # As an image of its own: the identifiers inside one SVG cannot clash with those of another.
     return "data:image/svg+xml;base64," + base64.b64encode(rendered(figure, "svg")).decode()
 
