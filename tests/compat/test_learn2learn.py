@@ -156,7 +156,8 @@ def test_meta_sgd_gradients_are_those_of_the_real_one(first_order: bool) -> None
     for l2l in (
         real,
         ours,
-    ):  # a network that uses each module once: the real one does not adapt the others with these rates
+    ):
+        # A network that uses each module once: the real one adapts no others with these rates.
         maml = l2l.algorithms.MetaSGD(
             l2l.vision.models.OmniglotFC(784, WAYS, sizes=[8, 6]).double(),
             lr=0.1,

@@ -95,7 +95,7 @@ def test_an_error_in_a_thread_reaches_the_caller_and_leaves_the_threads_usable()
 
 
 class Alive(torch.autograd.Function):
-    """The identity, which counts how many of its graphs are alive: each keeps a task's activations."""
+    """The identity, which counts how many of its graphs, of a task each, are alive."""
 
     count, most = 0, 0
 

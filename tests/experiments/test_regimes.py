@@ -1,4 +1,4 @@
-"""Training without an inner loop: what the common head is, what batches hold, and that runs resume."""
+"""Training without an inner loop: the common head, the batches, and that runs resume."""
 
 from __future__ import annotations
 

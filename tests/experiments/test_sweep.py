@@ -1,4 +1,4 @@
-"""Many runs into one file: each once, in one process or several, whatever happens to some of them."""
+"""Many runs into one file: each once, in one process or several, whatever happens to some."""
 
 from __future__ import annotations
 

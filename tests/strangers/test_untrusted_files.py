@@ -1,4 +1,4 @@
-"""A checkpoint or a weights file is data: it decides nothing that is run, downloaded or allocated."""
+"""A checkpoint or a weights file decides nothing that is run, downloaded or allocated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels of any kind are numbered from 0, the numbers are recorded, and what is no label is named."""
+"""Labels of any kind are numbered from 0 and recorded, and what is no label is named."""
 
 from __future__ import annotations
 

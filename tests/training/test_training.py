@@ -431,7 +431,7 @@ def test_a_checkpoint_of_another_run_is_refused_naming_the_setting(tmp_path, opt
     learner, tasks = build(**options.pop("learner", {})), options.pop("tasks", Tasks())
     with pytest.raises(
         ValueError,
-        match=rf"run was written by a run with other settings: .*{message}.*name another checkpoint",
+        match=rf"a run with other settings: .*{message}.*name another checkpoint",
     ):
         train(learner, tasks, **(usual | options))
 

@@ -108,7 +108,7 @@ def test_one_page_on_several_learners_has_a_section_each_and_the_results(reuses,
 
 @pytest.fixture(scope="module")
 def decided(reuses):
-    """The same with verdicts, since untrained learners get none and their evidence is an accuracy."""
+    """The same with verdicts, which untrained learners do not get."""
     judged = verdict(
         Estimate(-0.004, 0.002), {"block1": Estimate(0.99, 0.001), "block2": Estimate(0.9, 0.1)}
     )

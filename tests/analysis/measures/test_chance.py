@@ -1,4 +1,4 @@
-"""The chance level: how often it shuffles, its p values, and CCA a task beside CCA of pooled tasks."""
+"""The chance level: how often it shuffles, its p values, and CCA per task and pooled."""
 
 from __future__ import annotations
 

@@ -230,7 +230,7 @@ def test_subspace_similarity_is_the_overlap_of_principal_directions():
     assert subspace(np.eye(6)[:4] * 3, np.roll(np.eye(6), 3, 1)[:4] * 3, k=1) < 0.5
 
 
-def test_subspace_similarity_ignores_scale_shift_and_one_rotation_of_both_and_sees_one_of_one_side():
+def test_subspace_similarity_ignores_scale_shift_and_a_rotation_of_both_but_not_of_one():
     x, y = related()
     y = np.hstack([y, x[:, :1]])
     for k in (1, 3):

@@ -1,4 +1,4 @@
-"""A stream of batches gives what the whole gives: any batches, any order, any number of processes."""
+"""A stream gives what the whole gives: any batches, any order, any number of processes."""
 
 from __future__ import annotations
 

@@ -374,7 +374,7 @@ def test_the_heatmap_darkens_steadily_in_grey_and_hatches_what_has_no_value():
 
 
 class Odd(nn.Module):
-    """Layers that put out several things, run twice or never, or turn images and features around."""
+    """Layers that return several things, run twice or never, or swap images and features."""
 
     def __init__(self) -> None:
         super().__init__()

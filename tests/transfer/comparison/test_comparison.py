@@ -92,9 +92,13 @@ def test_the_paired_t_test_and_its_interval_are_scipys() -> None:
 @settings(max_examples=30, deadline=None)
 def test_the_sign_flip_test_is_scipys_permutation_test(differences: list[int]) -> None:
     exact = stats.permutation_test(
-        (np.array(differences, dtype=float),), lambda x, axis: np.abs(np.sum(x, axis)), permutation_type="samples", vectorized=True,
-        n_resamples=np.inf, alternative="greater",
-    )  # fmt: skip
+        (np.array(differences, dtype=float),),
+        lambda x, axis: np.abs(np.sum(x, axis)),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=np.inf,
+        alternative="greater",
+    )
     assert sign_flip(differences) == pytest.approx(exact.pvalue)
     assert sign_flip(differences) >= smallest_p(len(differences)) - 1e-12
 

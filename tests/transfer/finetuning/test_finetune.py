@@ -70,9 +70,7 @@ def test_the_curve_and_the_weights_are_those_of_a_plain_loop_to_the_last_bit() -
     )
 
 
-def test_the_same_seed_gives_the_same_curve_whatever_was_drawn_before_and_another_seed_another() -> (
-    None
-):
+def test_the_seed_decides_the_curve_whatever_was_drawn_before() -> None:
     train = finetune(striped_images(), striped_images(seed=1), steps=6, batch=8)
     first = train(network(), seed=1)
     torch.rand(7)
