@@ -128,9 +128,9 @@ def first_falls_silent(rank: int, folder: Path) -> None:
 
 
 def test_a_silent_first_rank_does_not_silence_the_others_with_its_store(
-    start: Started, tmp_path: Path
+    start_ranks: Started, tmp_path: Path
 ) -> None:
-    _, survivor = start(first_falls_silent, METALEARN_RANK_TIMEOUT="2")
+    _, survivor = start_ranks(first_falls_silent, METALEARN_RANK_TIMEOUT="2")
     survivor.join(60)
     assert survivor.exitcode == 1
     assert "rank 0 has not been heard of for 2 s" in (tmp_path / "errors1").read_text()

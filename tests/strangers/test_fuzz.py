@@ -822,11 +822,11 @@ def test_calls_give_a_number_or_say_what_is_wrong(part: str) -> None:
         ("learn(MAML, network('norm'), tasks(1, 1, 1), 'adapt')", "keeps running statistics"),
         (
             "learn(BOIL, network(), tasks(0), 'reuse')",
-            "episodes holds no tasks; ask for at least 20",
+            "episodes holds no tasks; pass at least 20",
         ),
         (
             "learn(BOIL, network(), tasks(0), 'between')",
-            "episodes holds no tasks; ask for at least 20",
+            "episodes holds no tasks; pass at least 20",
         ),
         (
             "learn(MetaSGD, network(), tasks(2, 1, 0), 'reuse')",
