@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 MEMORY = 2 * 2**30  # bytes of activations that are held at a time
 FEWEST = 4  # images
+DIRECT = 1024  # images up to which all eigenvectors are cheap
 MOST_STEPS = 300  # of the power iteration
 TOLERANCE = 1e-6  # residual at which it stops, as a share of the eigenvalue
 GUARD = 7  # further vectors in the block, which make its convergence faster
@@ -226,8 +227,8 @@ def components(
     """The first principal component of every layer over the images of a loader.
 
     With activations `A` (images, features), centred over the images: `A A^T u = lam_1 u`. Found by
-    block power iteration, never by a matrix of images times images. Layers whose activations fit
-    into `memory` together are read in one pass over the loader.
+    block power iteration, or for up to 1,024 images by a full decomposition. Layers whose
+    activations fit into `memory` together are read in one pass over the loader.
 
     Args:
         model: any network; it runs in evaluation mode.
@@ -376,7 +377,10 @@ def _component(name: str, activations: Tensor, seed: int) -> Component:
         nan = math.nan
         no_scores, no_direction = np.full(images, nan), np.full(features, nan)
         return Component(name, nan, nan, no_scores, no_direction, mean.numpy(), nan)
-    value, scores, residual = leading_component(activations, mean, seed)
+    if images <= DIRECT:
+        value, scores, residual = _by_decomposition(activations, mean)
+    else:
+        value, scores, residual = leading_component(activations, mean, seed)
     direction = _transposed_product(activations, mean, scores[:, None])[:, 0]
     return Component(
         name,
@@ -422,8 +426,25 @@ def leading_component(
         if residual <= TOLERANCE:
             break
         block = torch.linalg.qr(image).Q
+    return value, _signed(vector), residual
+
+
+def _by_decomposition(activations: Tensor, mean: Tensor) -> tuple[float, Tensor, float]:
+    """What `leading_component` returns, from all eigenvectors of `A A^T`."""
+    images, features = activations.shape
+    gram = mean.new_zeros(images, images)
+    for columns in torch.arange(features).split(max(1, CHUNK // images)):
+        part = activations[:, columns].double() - mean[columns]  # (images, some features)
+        gram.addmm_(part, part.mT)
+    values, vectors = torch.linalg.eigh(gram)  # in rising order
+    value, vector = float(values[-1]), vectors[:, -1]
+    return value, _signed(vector), float((gram @ vector - value * vector).norm()) / value
+
+
+def _signed(vector: Tensor) -> Tensor:
+    """A vector as one of length 1 whose largest absolute entry is positive."""
     sign = vector[vector.abs().argmax()].sign()
-    return value, sign * vector / vector.norm(), residual
+    return sign * vector / vector.norm()
 
 
 def _centred(activations: Tensor, mean: Tensor) -> Iterator[Tensor]:

@@ -394,6 +394,7 @@ def test_class_cosines_without_a_pair_are_nan_and_of_dead_features_zero():
 
 
 def test_tasks_in_threads_give_what_a_loop_gives(two_threads):
+    torch.manual_seed(1)
     other = MAML(Conv4(3, channels=1, hidden=6, size=16), lr=0.3)
     threads = feature_reuse(
         MAML(small_conv4(), lr=0.3), prototype_tasks(3), other_seed=other

@@ -101,6 +101,15 @@ def test_power_iteration_agrees_with_the_eigenvalues(shape: tuple[int, int]) -> 
     assert row.scores[np.abs(row.scores).argmax()] > 0
 
 
+def test_many_images_and_few_give_the_same() -> None:
+    x = torch.randn(60, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    direct = components(Layers(9), x, ["0"]).layers[0]
+    value, scores, residual = leading_component(x, x.mean(0))
+    assert residual <= 1e-6
+    np.testing.assert_allclose(scores, direct.scores, atol=1e-6)
+    assert value / float((x - x.mean(0)).square().sum()) == pytest.approx(direct.share, rel=1e-9)
+
+
 def test_shares_of_extreme_layers_are_known() -> None:
     rank_one = torch.outer(torch.arange(6.0), torch.rand(5) + 1)
     row = components(Layers(5), rank_one, ["0"]).layers[0]
