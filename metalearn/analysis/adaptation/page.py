@@ -8,7 +8,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from metalearn.analysis.checks import check_all
-from metalearn.analysis.plotting.page import picture, templates
+from metalearn.analysis.plotting.page import HALF_PAGE, picture, templates
 from metalearn.analysis.scales import SCALES
 from metalearn.runtime.files import write_atomically
 from metalearn.runtime.tables import Table
@@ -32,9 +32,6 @@ from .verdict import BY_CONSTRUCTION, MEANING, RULE, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-# A wider picture takes the whole width of the page; inches.
-HALF_PAGE = 6.5
 
 
 def report(

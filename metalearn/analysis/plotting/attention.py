@@ -38,7 +38,8 @@ def _draw_heads(
     axes.axhline(uniform, color=MUTED, ls="--", lw=1, label="uniform attention")
     layer_ticks(axes, layers)
     axes.set(title="How far each head looks", ylabel="mean distance, pixels")
-    axes.set_ylim(bottom=0)
+    farthest = max(uniform, *(float(np.nanmax(heads)) for heads in distances))
+    axes.set_ylim(0, 1.08 * farthest)
     finish(axes, 2)
 
 

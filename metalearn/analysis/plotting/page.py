@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+# A wider picture takes the whole width of the page; inches.
+HALF_PAGE = 6.5
+
+
 @dataclass(frozen=True)
 class Section:
     """One part of a page.
@@ -50,11 +54,11 @@ def write_page(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_page(f"{folder}/page.html", "Are they alike?", "Yes.", sections)
     """
-    page = templates("metalearn.analysis.plotting").get_template("page.html")
-    write_atomically(
-        path,
-        page.render(title=title, answer=answer, sections=sections, picture=picture).encode(),
+    template = templates("metalearn.analysis.plotting").get_template("page.html")
+    page = template.render(
+        title=title, answer=answer, sections=sections, picture=picture, half_page=HALF_PAGE
     )
+    write_atomically(path, page.encode())
 
 
 def picture(figure: Figure) -> str:
