@@ -46,6 +46,7 @@ def test_options_it_mentions_exist() -> None:
         "config",
     }
     shell = "".join(re.findall(r"```bash\n(.*?)```", README.read_text(), flags=re.DOTALL))
+    shell = "\n".join(re.findall(r"^(?:metalearn|transfuse) .*", shell, flags=re.MULTILINE))
     options = {option.replace("-", "_") for option in re.findall(r"(?<= )--([a-z_-]+)", shell)}
     assert options
     assert options <= known
