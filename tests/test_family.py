@@ -40,6 +40,7 @@ def test_every_way_of_running_tasks_gives_the_numbers_of_the_loop(name: str, way
 
 @pytest.mark.parametrize("way", WAYS_TO_RUN)
 def test_conv4_agrees_too_with_max_pooling_and_relu(way: str) -> None:
+    torch.manual_seed(0)
     model, episodes = Conv4(ways=3, hidden=4, size=16).double(), made_up_tasks(shape=(1, 16, 16))
     assert_same_learner(
         ml.MAML(model, 0.4, steps=2, execution=way),
@@ -72,6 +73,7 @@ def test_anil_runs_the_body_once_for_the_support_set() -> None:
 
 
 def test_anil_where_the_model_goes_on_after_its_head() -> None:
+    torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Conv2d(4, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     ).double()
@@ -281,6 +283,7 @@ def test_a_parameter_that_the_user_froze_still_moves_in_the_inner_loop() -> None
 
 
 def test_attention_has_second_order_gradients_and_its_fast_kernels_back_afterwards() -> None:
+    torch.manual_seed(0)
     block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True, activation="gelu")
     model = nn.Sequential(block, nn.Flatten(), nn.Linear(32, 3)).double()
     before = torch.backends.cuda.flash_sdp_enabled()
@@ -388,6 +391,7 @@ class HeadTwice(TimesThree):
 def test_anil_is_maml_of_the_head_whatever_the_model_does_with_it(
     network: type[nn.Module], way: str
 ) -> None:
+    torch.manual_seed(0)
     model, episodes = network().double(), made_up_tasks(shape=(4,))
     assert_same_learner(
         ml.ANIL(model, 0.4, 2, execution=way),
@@ -435,6 +439,7 @@ def test_learned_rates_are_those_that_were_loaded() -> None:
 
 @pytest.mark.parametrize("way", ["loop", "threads"])
 def test_a_model_that_writes_into_its_buffers_is_refused(way: str) -> None:
+    torch.manual_seed(0)
     model = nn.Sequential(
         nn.utils.parametrizations.spectral_norm(nn.Linear(4, 8)), nn.Tanh(), nn.Linear(8, 3)
     ).double()

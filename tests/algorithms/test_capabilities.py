@@ -79,6 +79,7 @@ class Halved(ml.MAML):
 
 
 def test_a_learner_with_its_own_adapt_runs_one_task_at_a_time_and_is_called() -> None:
+    torch.manual_seed(0)
     episodes = made_up_tasks(3, shape=(4,)).to(torch.float32)
     learner = Halved(MLP(4, 3), 0.1)
     assert choose_execution(learner) == "loop"

@@ -101,6 +101,7 @@ def test_the_papers_figures_are_accuracies_with_their_source() -> None:
 
 
 def test_the_plain_loop_that_speed_is_measured_against_computes_the_same_gradient() -> None:
+    torch.manual_seed(0)
     model, tasks = (
         engine.Conv4(5, hidden=4).double(),
         engine.episodes(3, queries=2).to(torch.float64),

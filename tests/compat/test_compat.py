@@ -135,6 +135,7 @@ def test_anil_as_a_body_and_a_maml_on_the_head_has_the_gradients_of_ours() -> No
 
 
 def test_the_loop_of_the_readme_trains() -> None:
+    torch.manual_seed(0)
     inputs, targets = torch.rand(20, 3), torch.rand(20, 1)
 
     def compute_loss(model: nn.Module) -> Tensor:
@@ -177,6 +178,7 @@ def test_clones_keep_shared_modules_and_tied_weights_together() -> None:
 
 
 def test_running_statistics_are_updated_in_the_one_network() -> None:
+    torch.manual_seed(0)
     plain, wrapped = (l2l.vision.models.OmniglotCNN(2, hidden_size=4) for _ in range(2))
     wrapped.load_state_dict(plain.state_dict())
     images = torch.rand(6, 1, 28, 28)
@@ -209,6 +211,7 @@ def test_detached_clones_have_no_history() -> None:
 
 
 def test_recurrent_networks_adapt() -> None:
+    torch.manual_seed(0)
     maml = l2l.algorithms.MAML(nn.GRU(2, 3), lr=0.01)
     inputs = torch.rand(4, 1, 2)
     learner = maml.clone()
@@ -479,6 +482,7 @@ def test_a_taskset_is_evaluated_and_trained_on() -> None:
 
 @pytest.mark.parametrize("network", ["OmniglotCNN", "MiniImagenetCNN"])
 def test_weights_go_to_conv4_and_back_as_the_same_function(network: str) -> None:
+    torch.manual_seed(0)
     if network == "OmniglotCNN":
         theirs, ours = (
             l2l.vision.models.OmniglotCNN(3, hidden_size=4),

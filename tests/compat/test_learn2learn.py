@@ -147,6 +147,7 @@ def test_running_statistics_and_weights_after_training_are_those_of_the_real_one
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 @pytest.mark.parametrize("first_order", [False, True])
 def test_meta_sgd_gradients_are_those_of_the_real_one(first_order: bool) -> None:
+    torch.manual_seed(0)
     tasks, found = taskset(real), []
     start = real.algorithms.MetaSGD(
         real.vision.models.OmniglotFC(784, WAYS, sizes=[8, 6]).double(),

@@ -112,6 +112,7 @@ def even_and_odd(data: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
 
 
 def test_a_script_like_meta_mnist_learns() -> None:
+    torch.manual_seed(0)
     random.seed(0)
     digits = l2l.data.MetaDataset(glyphs("train", classes=10))
     steps = [
@@ -157,6 +158,7 @@ def test_a_batch_beyond_the_faster_convolution_runs_through_view(way: str) -> No
 
 
 def test_a_script_like_maml_sine_learns() -> None:
+    torch.manual_seed(0)
     network = nn.Sequential(
         nn.Linear(1, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 1)
     )
@@ -191,6 +193,7 @@ class Hypergrad(nn.Module):
 
 
 def test_a_script_like_hypergrad_trains_the_rates() -> None:
+    torch.manual_seed(0)
     model = nn.Linear(3, 1)
     metaopt = l2l.optim.LearnableOptimizer(model, transform=Hypergrad, lr=1.0)
     opt = torch.optim.SGD(metaopt.parameters(), lr=0.01)
@@ -333,6 +336,7 @@ def test_parameters_that_a_transform_cannot_take_are_named() -> None:
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_recurrent_networks_train_with_hypergradients(name: str) -> None:
+    torch.manual_seed(0)
     model = nn.LSTM(2, 3).double()
     metaopt = l2l.optim.LearnableOptimizer(model, TRANSFORMS[name], lr=0.1)
     errors = []
@@ -395,6 +399,7 @@ def test_gbml_names_frozen_and_unused_parameters(adapt_transform: bool) -> None:
 @pytest.mark.parametrize("psd", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_kronecker_layer_has_the_product_as_its_matrix(psd: bool, bias: bool) -> None:
+    torch.manual_seed(0)
     layer = l2l.nn.KroneckerLinear(3, 2, bias=bias, psd=psd).double()
     for parameter in layer.parameters():
         nn.init.normal_(parameter)
@@ -432,6 +437,7 @@ def test_freeze_and_unfreeze() -> None:
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
 @pytest.mark.parametrize("normalize", [False, True])
 def test_prototypes_classify_and_carry_gradients(distance: str, normalize: bool) -> None:
+    torch.manual_seed(0)
     centres = 3 * torch.eye(4)[:3]
     labels = torch.tensor([9, 4, 7]).repeat(5)  # any labels, in any order
     support = (centres.repeat(5, 1) + 0.1 * torch.randn(15, 4)).requires_grad_()
@@ -451,6 +457,7 @@ def scaled(layer: nn.Module) -> nn.Module:
 
 
 def test_meta_modules_replace_freeze_and_give_back() -> None:
+    torch.manual_seed(0)
     inner = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
     net = nn.Sequential(inner, nn.Linear(3, 1))
     x = torch.rand(4, 3)

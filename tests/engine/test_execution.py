@@ -155,6 +155,7 @@ def test_nothing_is_left_behind_by_many_calls() -> None:
 @pytest.mark.parametrize("way", WAYS_TO_RUN)
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1"])
 def test_torchvision_models_work_unchanged(name: str, way: str) -> None:
+    torch.manual_seed(0)
     model = ml.batch_statistics(
         torchvision.models.get_model(name, weights=None, num_classes=2)
     ).double()
@@ -186,6 +187,7 @@ def test_a_share_of_the_meta_batch_is_scaled_by_the_whole() -> None:
 def test_compiled_tasks_are_those_of_the_loop_while_weights_and_labels_change(
     algorithm: type[ml.MAML],
 ) -> None:
+    torch.manual_seed(0)
     model = MLP(4, 3, (8,)).double()
     compiled, loop = (algorithm(model, 0.1, 2, execution=way) for way in ("compiled", "loop"))
     for number in range(
@@ -210,6 +212,7 @@ def test_compiled_tasks_are_those_of_the_loop_while_weights_and_labels_change(
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 def test_compiled_tasks_under_autocast_are_not_those_without() -> None:
+    torch.manual_seed(0)
     model, stacked = MLP(25, 3, (8,)), made_up_tasks(shape=(25,)).to(torch.float32)
     found: dict[str, list[torch.Tensor]] = {}
     for way in ("compiled", "vectorized"):

@@ -397,6 +397,7 @@ def test_draws_in_threads_or_vectorized_are_refused(
 
 
 def test_torchvisions_drop_block_repeats() -> None:
+    torch.manual_seed(0)
     block = torchvision.ops.DropBlock2d(0.5, 3)
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.ReLU(), block, nn.Flatten(), nn.Linear(36, 3)
@@ -528,6 +529,7 @@ def test_a_missing_output_lists_the_entries() -> None:
 
 
 def test_auxiliary_outputs_of_torchvision() -> None:
+    torch.manual_seed(0)
     model = ml.batch_statistics(
         torchvision.models.googlenet(weights=None, num_classes=2, init_weights=False)
     )

@@ -175,6 +175,7 @@ def test_nothing_to_learn_from_is_named(name: str, way: str) -> None:
 @pytest.mark.parametrize("way", WAYS_TO_RUN)
 @pytest.mark.parametrize("name", ["MAML", "ANIL", "BOIL", "ProtoNet"])
 def test_inputs_that_the_model_cannot_take_are_said_in_words(name: str, way: str) -> None:
+    torch.manual_seed(0)
     convolutions = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)
     ).double()
@@ -232,6 +233,7 @@ def test_recurrent_networks_run_in_the_loop_and_say_so(name: str, kind: type[nn.
 
 @pytest.mark.parametrize("way", ["loop", "threads"])
 def test_a_missing_second_derivative_says_what_to_do(way: str) -> None:
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Hardsigmoid(), nn.Linear(8, 3)).double()
     episodes = made_up_tasks(shape=(4,))
     with pytest.raises(

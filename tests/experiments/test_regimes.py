@@ -46,6 +46,7 @@ def images(classes: int = 6, each: int = 10) -> LabelledImages:
 
 
 def test_the_common_head_answers_every_task_alike_whatever_its_support_set() -> None:
+    torch.manual_seed(0)
     learner = JointTraining(Conv4(3, hidden=4, size=16), execution="loop")
     query = Examples(torch.rand(6, 1, 16, 16), torch.arange(3).repeat(2))
     tasks = stack(
@@ -96,6 +97,7 @@ def test_batches_are_different_images_under_their_own_labels_named_by_seed_and_i
 
 
 def test_multiclass_training_learns_the_classes_and_needs_an_output_for_each() -> None:
+    torch.manual_seed(0)
     curve = multiclass(
         Conv4(6, hidden=8, size=16),
         images(),
@@ -111,6 +113,7 @@ def test_multiclass_training_learns_the_classes_and_needs_an_output_for_each() -
 
 
 def test_multiclass_is_meta_training_of_a_common_head_on_batches() -> None:
+    torch.manual_seed(0)
     one, other = Conv4(6, hidden=4, size=16), Conv4(6, hidden=4, size=16)
     other.load_state_dict(one.state_dict())
     multiclass(one, images(), steps=2, batch=12, progress=False)

@@ -78,6 +78,7 @@ def test_convolutions_of_stacked_tasks(
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("pool", [True, False])
 def test_blocks_of_stacked_tasks(pool: bool, shared: bool, device: str) -> None:
+    torch.manual_seed(0)
     block = ConvBlock(2, 4, pool).double().to(device)
     names = [name for name, _ in block.named_parameters()]
     weights = [

@@ -57,6 +57,7 @@ def by_hand(model: nn.Module, episode: ml.Episode, lr: float) -> Tensor:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("groups", [1, 4])
 def test_a_network_that_views_its_maps_adapts_as_by_hand(channels: int, groups: int) -> None:
+    torch.manual_seed(0)
     model, episode = Viewed(channels, groups), task(channels)
     for learner in (ml.MAML(model, 0.1), ml.ANIL(model, 0.1), ml.ProtoNet(model)):
         adapted = learner.adapt(episode.support)
@@ -159,6 +160,7 @@ def test_a_network_in_channels_last_stays_so(channels: int) -> None:
 )
 @pytest.mark.parametrize("last", [False, True])
 def test_every_dtype_gives_what_torch_gives(dtype: torch.dtype, last: bool) -> None:
+    torch.manual_seed(0)
     images, weight = torch.randn(75, 4, 16, 16, dtype=dtype), torch.randn(8, 4, 3, 3, dtype=dtype)
     if last and not dtype.is_complex:
         images = images.to(memory_format=torch.channels_last)

@@ -272,6 +272,7 @@ def test_other_adapters_and_what_is_none() -> None:
 
 
 def test_a_single_layer_has_no_body_to_give_features() -> None:
+    torch.manual_seed(0)
     model, episodes = nn.Linear(4, 3).double(), made_up_tasks(shape=(4,))
     torch.testing.assert_close(ml.ProtoNet(model)(episodes), prototypes(model, episodes))
     torch.testing.assert_close(ml.ANIL(model, 0.4)(episodes), ml.MAML(model, 0.4)(episodes))

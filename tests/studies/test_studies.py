@@ -162,6 +162,7 @@ def test_networks_of_one_seed_are_not_paired_across_groups() -> None:
 
 
 def test_under_nil_is_nil_whatever_the_head() -> None:
+    torch.manual_seed(0)
     wide = Conv4(40, hidden=4, size=16)
     narrow = Conv4(3, hidden=4, size=16)
     narrow.load_state_dict(

@@ -141,6 +141,7 @@ def test_slim_runs_at_every_cut_and_its_lower_part_takes_the_full_networks_weigh
 
 
 def test_slims_upper_part_is_initialised_as_torchvision_does() -> None:
+    torch.manual_seed(0)
     weight = slim("resnet18", "layer3", outputs=2).layer4[1].conv1.weight
     assert weight.std().item() == pytest.approx(
         (2 / (256 * 9)) ** 0.5, rel=0.02

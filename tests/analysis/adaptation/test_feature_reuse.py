@@ -222,6 +222,7 @@ def test_a_learner_at_chance_is_pointed_out():
 
 
 def test_too_few_images_for_cca_are_nan_with_the_reason_and_the_rest_stands():
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(256, 40), nn.Tanh(), nn.Linear(40, 3))
     reuse = feature_reuse(MAML(model, lr=0.1), prototype_tasks(2))
     assert math.isnan(reuse.layers[0].cca.mean) and not math.isnan(reuse.layers[0].cka.mean)
@@ -357,6 +358,7 @@ def test_learners_without_an_inner_loop_have_no_distance_and_no_gradient_by_cons
 
 
 def test_class_cosines_are_the_means_over_pairs():
+    torch.manual_seed(0)
     features, targets = (
         torch.randn(7, 2, 3, dtype=torch.float64),
         torch.tensor([0, 1, 0, 2, 1, 0, 2]),

@@ -405,6 +405,7 @@ def test_a_page_on_pooled_seeds_has_their_table_and_says_what_the_interval_is_ov
 
 
 def test_one_task_has_no_interval_anywhere_on_the_page(tmp_path):
+    torch.manual_seed(0)
     model = Conv4(3, channels=1, hidden=6, size=16)
     report(
         [feature_reuse(learner(model, lr=0.2), prototype_tasks(1)) for learner in (MAML, ANIL)],

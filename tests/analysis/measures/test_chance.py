@@ -136,6 +136,7 @@ def test_report_and_seeds_hold_both() -> None:
 
 
 def test_too_few_positions_are_undefined_in_a_task_and_said_once() -> None:
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(256, 30), nn.Tanh(), nn.Linear(30, 3))
     reuse = feature_reuse(MAML(model, lr=0.1), prototype_tasks(4))
     layer = reuse.layers[0]

@@ -241,6 +241,7 @@ def test_captured_outputs_of_any_dtype_are_compared(dtype: torch.dtype, conventi
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_map_of_narrow_networks_is_that_of_wide_ones(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
     narrow = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 4)).to(dtype)
     x, _ = related()
     x = x.to(dtype)
@@ -284,6 +285,7 @@ def test_cosines_of_classes_are_those_of_float64() -> None:
 
 
 def test_networks_of_narrow_weights_are_compared_as_wide_ones() -> None:
+    torch.manual_seed(0)
     wide = [nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 4)) for _ in range(2)]
     x = torch.randn(400, 6)
     for measure in ("cca", "linear_cka", "procrustes"):

@@ -120,6 +120,7 @@ def test_an_entry_of_the_whole_output_can_be_named() -> None:
 
 
 def test_a_map_takes_the_tensor_that_a_comparison_takes() -> None:
+    torch.manual_seed(0)
     a, b = (nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)) for _ in range(2))
     x = eyes()[0]
     found = similarity_map(a, b, x, draws=0)

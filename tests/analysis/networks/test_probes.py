@@ -57,6 +57,7 @@ def test_random_labels_are_read_at_chance() -> None:
 def test_the_closed_form_is_the_solution_of_the_normal_equations(
     features: int, ridge: float
 ) -> None:
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, features), nn.ReLU(), nn.Linear(features, 3)).double()
     train, test = (
         Examples(torch.randn(n, 6, dtype=torch.float64), torch.randint(3, (n,))) for n in (40, 200)
@@ -77,6 +78,7 @@ def test_the_closed_form_is_the_solution_of_the_normal_equations(
 
 
 def test_the_ridge_taken_has_the_least_error_when_each_example_is_left_out_in_turn() -> None:
+    torch.manual_seed(0)
     train = Examples(torch.randn(24, 6).double(), torch.arange(3).repeat(8))
     hot = nn.functional.one_hot(train.targets, 3).double()
     identity = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3)).double()
@@ -127,6 +129,7 @@ def test_scale_and_rotation_of_the_features_do_not_matter() -> None:
 
 
 def test_images_are_pooled_on_request_and_shots_take_so_many_of_each_class() -> None:
+    torch.manual_seed(0)
     images = LabelledImages(
         torch.randint(256, (40, 1, 16, 16), dtype=torch.uint8),
         torch.arange(4).repeat_interleave(10),
