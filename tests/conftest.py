@@ -7,7 +7,8 @@ import os
 import random
 import socket
 from collections.abc import Callable, Iterator
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,10 @@ def two_threads() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def processes() -> ForkServerContext:
+def processes() -> BaseContext:
     """Starts processes from another one that has imported what they need, in milliseconds."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
+        return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["metalearn.__main__", "metalearn.tasks", "metalearn.training", "scipy.stats", "transfer"]
@@ -71,11 +74,11 @@ def processes() -> ForkServerContext:
 
 
 @pytest.fixture
-def start(processes: ForkServerContext) -> Iterator[Callable[..., ForkServerProcess]]:
+def start(processes: BaseContext) -> Iterator[Callable[..., BaseProcess]]:
     """Calls a function of a module in a process of its own; the end of the test ends it too."""
-    started: list[ForkServerProcess] = []
+    started: list[BaseProcess] = []
 
-    def begin(function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
+    def begin(function: Callable[..., None], *arguments: Any) -> BaseProcess:
         started.append(processes.Process(target=function, args=arguments))
         started[-1].start()
         return started[-1]
@@ -87,7 +90,7 @@ def start(processes: ForkServerContext) -> Iterator[Callable[..., ForkServerProc
 
 
 @pytest.fixture
-def fresh_process(processes: ForkServerContext) -> Callable[..., Any]:
+def fresh_process(processes: BaseContext) -> Callable[..., Any]:
     """What a function returns in a process of its own."""
 
     def call(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -104,14 +107,14 @@ def fresh_process(processes: ForkServerContext) -> Callable[..., Any]:
 
 @pytest.fixture
 def start_ranks(
-    start: Callable[..., ForkServerProcess], tmp_path: Path
-) -> Callable[..., list[ForkServerProcess]]:
+    start: Callable[..., BaseProcess], tmp_path: Path
+) -> Callable[..., list[BaseProcess]]:
     """Calls a function of (rank, folder) in two processes, under what a scheduler sets for ranks.
 
     What they print and return lies in the folder; see `as_rank`.
     """
 
-    def begin(work: Callable[[int, Path], Any], **settings: str) -> list[ForkServerProcess]:
+    def begin(work: Callable[[int, Path], Any], **settings: str) -> list[BaseProcess]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

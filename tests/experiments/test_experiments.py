@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -317,7 +317,7 @@ def train_for_long(folder: Path) -> None:
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_exits_with_130(
-    here: Path, start: Callable[..., ForkServerProcess]
+    here: Path, start: Callable[..., BaseProcess]
 ) -> None:
     process = start(train_for_long, here)
     until = time.monotonic() + 60

@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from metalearn.training import checkpoints
 from metalearn.training.loop import meta_train
 from tests.helpers import rank_records, weights_vector
 
-Started = Callable[..., list[ForkServerProcess]]
+Started = Callable[..., list[BaseProcess]]
 OPTIONS: dict[str, Any] = {
     "steps": 8,
     "meta_batch": 3,

@@ -3,7 +3,6 @@ import json
 import math
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -88,6 +87,8 @@ def long_run(folder, steps):
 
 
 def long_run_on_a_full_disk(folder, room):
+    import resource  # Windows has none
+
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
     try:
         long_run(folder, 9)

@@ -7,11 +7,10 @@ from __future__ import annotations
 import errno
 import json
 import os
-import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ def train(steps: int = 2, **options: Any) -> Any:
 
 @contextmanager
 def no_open_files_left() -> Iterator[None]:
+    resource = pytest.importorskip("resource")  # Windows has none
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
     try:
@@ -156,7 +156,7 @@ def hold(path: Path) -> None:
 
 
 def test_two_processes_on_one_checkpoint_say_who_holds_it(
-    here: Path, start: Callable[..., ForkServerProcess]
+    here: Path, start: Callable[..., BaseProcess]
 ) -> None:
     process = start(hold, here / "run")
     until = time.monotonic() + 60
