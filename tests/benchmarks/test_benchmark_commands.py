@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -143,6 +144,10 @@ def lengths(commands: Sequence[str]) -> set[tuple[str, int]]:
 @pytest.mark.parametrize("name", recipes())
 def test_a_recipe_writes_the_files_that_it_names(name: str) -> None:
     recipe = recipes()[name]
+    # The name of a checkpoint depends on the images, so these have to be there.
+    real = any("--dataset" in command for command in recipe.commands)
+    if real and not os.environ.get("METALEARN_DATA"):
+        pytest.skip("METALEARN_DATA is not set: it names the folder with the real data sets")
     written = set()
     for command in recipe.commands:
         if command.startswith("python -c"):
