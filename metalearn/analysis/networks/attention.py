@@ -6,7 +6,7 @@ Raghu, Unterthiner, Kornblith, Zhang and Dosovitskiy 2021 (arXiv:2108.08810).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from metalearn.analysis.checks import check_kind
 from metalearn.analysis.plotting.pictured import Pictured
-from metalearn.network.forward import Inputs, arguments
+from metalearn.network.forward import Inputs, arguments, tensors_of
 from metalearn.network.layers import resolve
 from metalearn.network.modes import evaluation_mode
 from metalearn.network.transformers import Branch, attention, may_be_norm, stream
 from metalearn.runtime.tables import Tabular, aligned, plain
 
-from .batches import ToInputs, count, inputs_of, loader_of, running, to_device
+from .batches import ToInputs, count, inputs_of, loader_of, running, tensor_of, to_device
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -376,7 +376,7 @@ def patch_grid(
             f"{tokens} tokens are not a grid of {height} x {width} patches{given}; give"
             " grid=(rows, columns) and special="
         )
-    images = next(tensor for tensor in _tensors(inputs) if tensor.ndim == 4)
+    images = next(tensor for tensor in tensors_of(inputs) if tensor.ndim == 4)
     pixels = images.shape[-2:]
     size = (pixels[0] / height, pixels[1] / width)
     if patch is not None:
@@ -555,7 +555,7 @@ def _batches(
     model: nn.Module, loader: Any, to_inputs: ToInputs | None
 ) -> Iterator[tuple[Inputs, int]]:
     """The inputs of each batch on the network's device, and how many images they hold."""
-    like = next((tensor for tensor in (*model.parameters(), *model.buffers())), None)
+    like = tensor_of(model)
     for number, batch in enumerate(loader_of(loader), 1):
         inputs = inputs_of(batch, f"batch {number} of the loader", to_inputs)
         yield to_device(inputs, like), count(inputs)
@@ -565,13 +565,6 @@ def _run(model: nn.Module, inputs: Inputs) -> None:
     args, kwargs = arguments(inputs)
     with evaluation_mode([model]), torch.no_grad(), running(model, inputs, "the network"):
         model(*args, **kwargs)
-
-
-def _tensors(inputs: Inputs) -> Sequence[Tensor]:
-    if isinstance(inputs, Tensor):
-        return [inputs]
-    values = inputs.values() if isinstance(inputs, Mapping) else inputs
-    return [value for value in values if isinstance(value, Tensor)]
 
 
 def _ratio(value: float) -> str:

@@ -94,6 +94,11 @@ def shown_batches(number: int) -> str:
     return "1 batch" if number == 1 else f"{number} batches"
 
 
+def tensor_of(network: nn.Module) -> Tensor | None:
+    """A tensor on the network's device and in its dtype; None if it holds none."""
+    return next((tensor for tensor in (*network.parameters(), *network.buffers())), None)
+
+
 def to_device(inputs: Any, like: Tensor | None) -> Any:
     """Inputs on the device of `like`; real numbers in its dtype too, if that is real."""
     if isinstance(inputs, Mapping):

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from metalearn.analysis.checks import check_kind, check_seed, listed
 from metalearn.analysis.plotting.pictured import Pictured
 from metalearn.network.activations import representations
-from metalearn.network.forward import arguments
+from metalearn.network.forward import arguments, tensors_of
 from metalearn.network.layers import head
 from metalearn.network.layers import layers as layer_names
 from metalearn.network.modes import evaluation_mode
 from metalearn.runtime.tables import Tabular, aligned, plain
 
-from .batches import ToInputs, count, inputs_of, loader_of, running, to_device
+from .batches import ToInputs, count, inputs_of, loader_of, running, tensor_of, to_device
 from .gram import GramReader
 from .similarity_map import SimilarityMap, sum_over_batches
 
@@ -279,7 +279,7 @@ class _Reader:
         self.model = model
         self.batches = loader_of(loader)
         self.to_inputs = to_inputs
-        self.like = next((t for t in (*model.parameters(), *model.buffers())), None)
+        self.like = tensor_of(model)
         self.images = 0
         if isinstance(self.batches, Iterator):
             raise ValueError(
@@ -331,7 +331,7 @@ class _Reader:
         for number, batch in enumerate(self.batches, 1):
             inputs = inputs_of(batch, f"batch {number} of the loader", self.to_inputs)
             if number == 1:
-                first = next((t for t in _tensors(inputs)), None)
+                first = next(iter(tensors_of(inputs)), None)
                 self._check_order(first)
             yield to_device(inputs, self.like)
         if first is None:
@@ -358,13 +358,6 @@ class _Reader:
         ):
             self.model(*positional, **named)
         return seen
-
-
-def _tensors(inputs: Any) -> Iterable[Tensor]:
-    if isinstance(inputs, Tensor):
-        return [inputs]
-    values = inputs.values() if isinstance(inputs, dict) else inputs
-    return [value for value in values if isinstance(value, Tensor)]
 
 
 def _component(name: str, activations: Tensor, seed: int) -> Component:

@@ -17,7 +17,7 @@ from metalearn.analysis.measures.inputs import (
 from metalearn.network.activations import representations
 from metalearn.network.forward import Inputs, arguments
 
-from .batches import count, running, to_device
+from .batches import count, running, tensor_of, to_device
 
 # Parts of rows in which a Gram matrix is computed, since most of what lies above its diagonal is
 # not needed.
@@ -59,8 +59,7 @@ class GramReader:
         self.transform = transform
         self.in_float64: set[str] = set() if _float32_is_exact() else set(names)
         self.channels_last = True
-        tensors = (*network.parameters(), *network.buffers())
-        self.any_tensor = next(iter(tensors), None)
+        self.any_tensor = tensor_of(network)
 
     def __call__(self, inputs: Inputs) -> dict[str, Tensor]:
         """The pairs (n (n - 1) / 2,) of each layer, for inputs of n images."""

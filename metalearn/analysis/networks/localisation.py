@@ -23,7 +23,7 @@ from metalearn.network.modes import evaluation_mode
 from metalearn.runtime.tables import Tabular, aligned, plain
 
 from .attention import PatchGrid, patch_grid
-from .batches import ToInputs, inputs_of, loader_of, running, to_device
+from .batches import ToInputs, inputs_of, loader_of, running, tensor_of, to_device
 from .similarity_map import SimilarityMap, similarity_map
 
 INPUT = "input"
@@ -123,8 +123,7 @@ def position_map(
 def _first(batches: Any, network: nn.Module, to_inputs: ToInputs | None) -> Inputs:
     for batch in batches:
         inputs = inputs_of(batch, "batch 1 of the loader", to_inputs)
-        like = next((t for t in (*network.parameters(), *network.buffers())), None)
-        return to_device(inputs, like)
+        return to_device(inputs, tensor_of(network))
     raise ValueError("the loader gave no batch")
 
 

@@ -22,7 +22,7 @@ from metalearn.network.modes import evaluation_mode
 from metalearn.runtime.tables import Tabular, aligned, plain
 
 from .attention import patch_grid
-from .batches import running, to_device
+from .batches import running, tensor_of, to_device
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -130,8 +130,7 @@ def receptive_fields(
         )
     seed = check_seed(seed)
     names = layer_names(model) if layers is None else listed(layers, "layers")
-    like = next((tensor for tensor in (*model.parameters(), *model.buffers())), None)
-    inputs = to_device(images, like).detach().requires_grad_()
+    inputs = to_device(images, tensor_of(model)).detach().requires_grad_()
     with (
         evaluation_mode([model]),
         torch.enable_grad(),
