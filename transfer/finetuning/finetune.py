@@ -57,6 +57,7 @@ def finetune(
     penalty: Penalty | None = None,
     keep: Sequence[int] = (),
     folder: str | os.PathLike[str] | None = None,
+    decay: str | None = None,
 ) -> FineTuning:
     """Make a function `train(model, seed)` that trains with cross-entropy and returns a `Curve`.
 
@@ -98,6 +99,8 @@ def finetune(
             losses and penalties apart.
         keep: numbers of updates after which to keep the weights, as `curve.snapshots`.
         folder: where to write them, a safetensors file each; without it they stay in memory.
+        decay: "cosine" lowers all rates along half a cosine, from their values at the first step to
+            zero after the last; None keeps them.
 
     Returns:
         The training function.
@@ -124,7 +127,7 @@ def finetune(
     evaluate_every = whole_number("evaluate_every", evaluate_every)
     if early_stop is not None:
         early_stop = whole_number("early_stop", early_stop)
-    _check_choices(metric, optimizer, balance)
+    _check_choices(metric, optimizer, balance, decay)
     _check_calls(transform=transform, augment=augment, penalty=penalty)
     _check_layers(lr, rates, frozen)
     if isinstance(frozen, Mapping):
@@ -167,6 +170,7 @@ def finetune(
         penalty=penalty,
         keep=keep,
         folder=folder,
+        decay=decay,
     )
 
 
@@ -218,7 +222,7 @@ def _check_entries(train: Inputs, test: Inputs, validation: Inputs | None = None
             )
 
 
-def _check_choices(metric: str, optimizer: Any, balance: str | None) -> None:
+def _check_choices(metric: str, optimizer: Any, balance: str | None, decay: str | None) -> None:
     if metric not in METRICS:
         raise ValueError(f"metric={metric!r}; choose {', '.join(METRICS)}")
     if not (callable(optimizer) or (isinstance(optimizer, str) and optimizer in OPTIMIZERS)):
@@ -228,6 +232,8 @@ def _check_choices(metric: str, optimizer: Any, balance: str | None) -> None:
         )
     if balance not in ("loss", "batches", None):
         raise ValueError(f"balance={balance!r}; choose 'loss', 'batches' or None")
+    if decay not in ("cosine", None):
+        raise ValueError(f"decay={decay!r}; choose 'cosine' or None")
 
 
 def _check_layers(lr: Any, rates: object, frozen: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -87,6 +87,7 @@ class FineTuning:
     penalty: Penalty | None = None
     keep: tuple[int, ...] = ()
     folder: str | os.PathLike[str] | None = None
+    decay: str | None = None
 
     def __repr__(self) -> str:
         return (
@@ -144,6 +145,8 @@ class FineTuning:
             settings["penalty"] = _name(self.penalty)
         if self.output is not None:
             settings["output"] = self.output
+        if self.decay is not None:
+            settings["decay"] = self.decay
         settings |= {"rates": dict(self.rates or {}), "data": self.checksums}
         return settings | self.labels
 
@@ -206,6 +209,7 @@ class FineTuning:
         if schedule is not None:
             schedule.hold(0)  # norms, which `train` has switched back
         step = 0
+        rates = [group["lr"] for group in optimizer.param_groups]
         started = time.perf_counter()
         # Between two evaluations losses stay on the device.
         with (self.penalty or no_penalty)(model) as extra:
@@ -224,6 +228,7 @@ class FineTuning:
                         loss = loss + added
                     optimizer.zero_grad()
                     loss.backward()
+                    self._decay(optimizer, rates, step)
                     optimizer.step()
                     step += 1
                     snapshots.take(step, model)
@@ -234,6 +239,15 @@ class FineTuning:
                 history.evaluate(step)
                 started = time.perf_counter()
         return history.finish(snapshots.taken)
+
+    def _decay(self, optimizer: Optimizer, rates: Sequence[float], step: int) -> None:
+        """Set the rates of the next step, after so many steps."""
+        if self.decay is None:
+            return  # an optimizer of the user's own may set its rates itself
+        # Half a cosine, from 1 at the first step to almost 0 at the last.
+        share = (1 + math.cos(math.pi * step / self.steps)) / 2
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * share
 
     def _class_weights(self, targets: Tensor) -> Tensor | None:
         """Weights n / (classes * images of the class), (classes,); None if the loss has none."""

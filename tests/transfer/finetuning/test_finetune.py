@@ -202,6 +202,25 @@ def test_rates_and_frozen_layers_hold_what_they_name() -> None:
         } == {"5.weight", "5.bias"}
 
 
+def test_rates_decay_along_half_a_cosine() -> None:
+    train, test = striped_images(), striped_images(seed=1)
+    model, reference = network(), network()
+    plain = {"steps": 6, "batch": 8, "lr": 0.02, "optimizer": "sgd", "evaluate_every": 2}
+    finetune(train, test, **plain, decay="cosine")(model, seed=5)
+
+    def scheduled(groups: list, lr: float) -> torch.optim.Optimizer:
+        optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: (1 + math.cos(math.pi * step / 6)) / 2
+        )
+        optimizer.register_step_post_hook(lambda *_: schedule.step())
+        return optimizer
+
+    finetune(train, test, **plain | {"optimizer": scheduled})(reference, seed=5)
+    for value, expected in zip(model.parameters(), reference.parameters(), strict=True):
+        assert torch.equal(value, expected)
+
+
 def test_early_stopping_goes_back_to_the_best_validation_score() -> None:
     train = striped_images()
     wrong = LabelledImages(
@@ -275,6 +294,7 @@ def test_any_data_set_of_floats_is_taken_as_it_is() -> None:
         ({"optimizer": "lion"}, "adam, adamw, sgd"),
         ({"balance": "both"}, "'loss', 'batches' or None"),
         ({"early_stop": 3}, "needs validation="),
+        ({"decay": "linear"}, "choose 'cosine'"),
         ({"steps": 0}, "steps=0 must be at least 1"),
         ({"device": "tpu"}, "device='tpu' cannot be used here"),
     ],
