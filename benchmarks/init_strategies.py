@@ -34,7 +34,6 @@ from metalearn.runtime.options import Listed, listed, numbers
 from metalearn.runtime.options import device as usable
 from metalearn.runtime.progress import progress as shown_progress
 from metalearn.runtime.tables import plain
-from metalearn.tasks import LabelledImages
 from metalearn.training import checkpoints as saved
 from transfer import (
     Comparison,
@@ -47,10 +46,11 @@ from transfer import (
     permuted,
     transfusion,
 )
-from transfer.finetuning.finetune import FineTuning, subset
+from transfer.finetuning.finetune import FineTuning
 from transfer.initialisation.weights import IMAGENET, Pretrained, read
 from transfer.models import build, slim
 
+from .harness.cifar import fewer
 from .harness.rows import Row, append, keep_in, origin, run_benchmark
 from .papers.findings import Measured, findings, printed
 
@@ -440,20 +440,6 @@ def with_threshold(comparison: Comparison) -> Comparison:
 def adam(groups: Any, lr: float) -> Optimizer:
     """Adam in one pass over the weights: of a ResNet's step on a CPU, the other takes a third."""
     return Adam(groups, lr=lr, fused=True)
-
-
-def fewer(images: LabelledImages, most: int) -> LabelledImages:
-    """At most so many of the images, each class with its share, always the same ones."""
-    if len(images) <= most:
-        return images
-    # Always seed 0: every seed of a comparison is tested on the same images.
-    chosen = subset(images.labels, most, seed=0)
-    return LabelledImages(
-        images.images[chosen],
-        images.labels[chosen],
-        images.names,
-        {**images.description, "of": len(images)},
-    )
 
 
 def learned_by(path: str) -> str:
