@@ -5,7 +5,7 @@ Raghu et al. 2017 (arXiv:1706.05806) freeze layers from the bottom up while the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 from torch.optim import Optimizer
@@ -28,7 +28,8 @@ class FreezeSchedule:
             start, the longest match wins.
 
     Raises:
-        ValueError: a path that does not exist, with near names.
+        ValueError: a path that does not exist, with near names, or paths that hold all parameters
+            before the end.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
@@ -42,6 +43,14 @@ class FreezeSchedule:
             resolve(model, path, parameters=True)
         self.model = model
         self.parameters = assign(model, steps)
+        trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+        due = [self.parameters.get(name) for name in trained]
+        if None not in due:
+            raise ValueError(
+                f"frozen= holds every parameter of {type(model).__name__} from step"
+                f" {max(due, default=0)} on, so the rest of the training would do nothing; leave a"
+                " layer out, such as the head"
+            )
         self.norms = _statistics(model, steps)
 
     def hold(self, step: int, optimizer: Optimizer | None = None) -> list[str]:
@@ -67,6 +76,36 @@ class FreezeSchedule:
             if due <= step:
                 module.eval()
         return held
+
+
+def from_below(layers: Sequence[str], steps: int, scale: float = 1.0) -> dict[str, int]:
+    """The linear schedule of freeze training, from the lowest layer up.
+
+    Layer `l` of `L` is held from step `scale * steps * l / L` on, counted from 1. The last layer is
+    left out: it always trains.
+
+    Args:
+        layers: names of layers, the lowest first.
+        steps: of the training.
+        scale: 1 spreads the steps over the whole training, a smaller number freezes earlier.
+
+    Raises:
+        ValueError: `scale` is not between 0 and 1, or there are fewer than two layers.
+
+    Example:
+        >>> from_below(["block1", "block2", "head"], steps=300)
+        {'block1': 100, 'block2': 200}
+        >>> from_below(["block1", "block2", "head"], steps=300, scale=0.5)
+        {'block1': 50, 'block2': 100}
+    """
+    if not 0 < scale <= 1:
+        raise ValueError(f"scale={scale}; give a number above 0, up to 1")
+    if len(layers) < 2:
+        raise ValueError(f"layers={list(layers)}; give at least two, since the last always trains")
+    schedule = {}
+    for number, layer in enumerate(layers[:-1], 1):
+        schedule[layer] = round(scale * steps * number / len(layers))
+    return schedule
 
 
 def check_steps(frozen: Mapping[str, int], steps: int) -> dict[str, int]:
