@@ -39,7 +39,7 @@ from metalearn.training.regularisers import leading_component
 from transfer import copied, finetune, fresh, initialize
 from transfer.finetuning.curve import Curve
 
-from .harness.cifar import Cifar, accuracy, cifar, fewer, normalised
+from .harness.cifar import AT_ONCE, Cifar, accuracy, cifar, fewer, normalised
 from .harness.rows import append, keep_in, origin, run_benchmark, run_figures
 
 PUBLISHED = "cifar10_resnet20-12fca82f.th"
@@ -47,6 +47,7 @@ LOOSE = {"share": 0.2, "contrast": 0.02}  # a rule that small networks can satis
 DOMINANT = 0.01  # the share of images that count as dominant in the comparison of seeds
 # Snapshots at these shares of a training.
 KEPT = (0, 1 / 60, 1 / 12, 1 / 4, 1 / 2, 1)
+FOLLOWED = 1000  # test images that snapshots are compared on
 
 
 @dataclass(frozen=True)
@@ -292,7 +293,9 @@ def described(experiment: Experiment, name: str, trained: Trained, facts: dict[s
     strongest = [study.layer]
     dominant = study.components.dominant(study.layer, DOMINANT)
     rest = components(trained.model, without(batches, dominant), strongest)
-    steps = evolution(experiment.network(0), trained.curve.snapshots, batches, experiment.layers)
+    # Fewer images: up to 1,024 of them all components of a layer come from one decomposition.
+    some = batches[: FOLLOWED // AT_ONCE]
+    steps = evolution(experiment.network(0), trained.curve.snapshots, some, experiment.layers)
     right = {
         "train_accuracy": accuracy(trained.model, data.train),
         "test_accuracy": accuracy(trained.model, data.test),
