@@ -256,7 +256,8 @@ def _exact_integers(tensor: Tensor, name: str) -> Tensor:
 def _check_dtype(tensor: Tensor, name: str) -> None:
     """Raise TypeError for a dtype that torch cannot convert, such as packed 4-bit floats."""
     try:
-        tensor.reshape(-1)[:1].double()
+        # One new number: a view of the tensor could copy all of it.
+        torch.zeros(1, dtype=tensor.dtype, device=tensor.device).double()
         Rounding.of(tensor.dtype)
     except (RuntimeError, TypeError):
         raise TypeError(

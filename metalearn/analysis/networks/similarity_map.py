@@ -313,9 +313,13 @@ class _Sums:
         if a is not b or names_a != names_b:
             right = torch.stack([b[name] for name in names_b])  # (layers of b, pairs)
         # HSIC_1(K, L) is proportional to sum_{i > j} K_ij L_ij.
-        self.cross += (left @ right.T).cpu()
-        self.within[0] += left.square().sum(1).cpu()
-        self.within[1] += right.square().sum(1).cpu()
+        products = left @ right.T  # (layers of a, layers of b)
+        self.cross += products.cpu()
+        squares = [products.diagonal()] * 2
+        if right is not left:
+            squares = [torch.linalg.vecdot(side, side) for side in (left, right)]
+        for within, found in zip(self.within, squares, strict=True):
+            within += found.cpu()
         # Chance needs no more digits than float32 has.
         self._add_chance(left.float(), right.float().T.contiguous(), images)
         self.examples += images
