@@ -10,8 +10,9 @@ one half of every Gram matrix takes. The smaller the batch, the more of every si
 forward passes. Agreement: the 20 convolutions in float64, because torchvision's ReLUs write into
 what the other libraries keep of a batch norm, and their sums in float32 are off by some 1e-3.
 Memory: ResNet-50 against ViT-B/16 at 224x224, the peak of a fresh process above what it held after
-its imports. `--results benchmarks/results/similarity_map.jsonl` adds a JSON line a figure to that
-file.
+its imports. Large: 60 layers of a CIFAR ResNet on 10,000 images of 16 pixels, time and peak of the
+map and of the first components of all layers.
+`--results benchmarks/results/similarity_map.jsonl` adds a JSON line a figure to that file.
 
 The other libraries go into an environment of their own, which sees this one:
 
@@ -44,16 +45,20 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from metalearn.analysis.measures.cka import linear_cka
+from metalearn.analysis.networks.components import components
 from metalearn.analysis.networks.similarity_map import similarity_map as our_map
+from metalearn.models import cifar_resnet
 from metalearn.network.activations import representations
 from metalearn.runtime.options import Listed, listed, numbers
 
 from .harness.clock import Times, median_ratio, take_turns
-from .harness.memory import peak_above
+from .harness.memory import fresh_process, peak_above
 from .harness.memory import peak_of as peak_in_fresh_process
 from .harness.rows import keep_in, report, run_benchmark, run_figures
 
 OURS = "similarity_map"
+LARGE_IMAGES = 10_000
+LARGE_LAYERS = 60
 Side = Callable[[nn.Module, nn.Module, Any, list[str]], np.ndarray]
 
 
@@ -62,9 +67,10 @@ def similarity_map(
     batches: int = 1,
     rounds: int = 3,
     threads: int = 0,
-    figures: Listed = "time,agreement,memory",
+    figures: Listed = "time,agreement,memory,large",
     without: Listed = "",
     peak_of: int = 0,
+    large_of: str = "",
     results: str | None = None,
 ) -> None:
     """Measure time, agreement and memory.
@@ -74,11 +80,13 @@ def similarity_map(
         batches: how many batches, for time.
         rounds: how often each side is timed, in turn, after a small one that is not counted.
         threads: of torch; 0 is as many as it takes by itself.
-        figures: which of time, agreement and memory, with commas.
+        figures: which of time, agreement, memory and large, with commas.
         without: sides to leave out, with commas, such as "torch_cka", which takes by far the
             longest.
         peak_of: used by the benchmark itself, in a fresh process: the batch size whose peak of
             memory is printed in bytes.
+        large_of: used by the benchmark itself, in a fresh process: what is computed of many images
+            and layers, map or components; its seconds and its peak in bytes are printed.
         results: the file of JSON lines that the rows are added to [none: they are only printed].
     """
     if threads:
@@ -86,11 +94,15 @@ def similarity_map(
     if peak_of:
         print(_peak(peak_of))
         return
+    if large_of:
+        print(*_large_peak(large_of))
+        return
     keep_in(results)
     parts: dict[str, Callable[[], None]] = {
         "time": lambda: _times(batch, batches, rounds, sides(listed(without))),
         "agreement": lambda: _agreement(sides(listed(without))),
         "memory": _memory,
+        "large": _large,
     }
     run_figures(figures, parts)
 
@@ -272,6 +284,36 @@ def _peak(batch: int) -> int:
         our_map(a, b, (images(batch, 224) for _ in range(2)))
 
     return peak_above(work)
+
+
+def _large() -> None:
+    for what in ("map", "components"):
+        output = fresh_process("-m", "benchmarks.similarity_map", "--large_of", what)
+        seconds, peak = output.splitlines()[-1].split()
+        _report(
+            f"{what} of {LARGE_LAYERS} layers, {LARGE_IMAGES:,} images",
+            f"{float(seconds):.0f} s, peak {int(peak) / 2**30:.2f} GiB above the imported process",
+            {"seconds": float(seconds), "bytes": int(peak)},
+        )
+
+
+def _large_peak(what: str) -> tuple[float, int]:
+    """Seconds and peak bytes of a map or of all first components, over many images and layers."""
+    torch.manual_seed(0)
+    model = cifar_resnet(LARGE_LAYERS + 2).eval()
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    layers = names[1:]  # the norms of all blocks
+    batches = list(images(LARGE_IMAGES, 16).split(256))
+
+    def work() -> None:
+        if what == "map":
+            our_map(model, model, batches, layers, layers)
+        else:
+            components(model, batches, layers)
+
+    started = time.perf_counter()
+    peak = peak_above(work)
+    return time.perf_counter() - started, peak
 
 
 def _report(figure: str, text: str, facts: dict[str, Any]) -> None:

@@ -13,7 +13,18 @@ from pathlib import Path
 from metalearn.runtime.tables import Table
 
 from .harness.rows import run_benchmark
-from .pages import costs, few_shot, init_strategies, one_shot, overview, reuse, speed
+from .pages import (
+    block_structure,
+    costs,
+    dynamics,
+    few_shot,
+    init_strategies,
+    one_shot,
+    overview,
+    reuse,
+    speed,
+    vit_vs_cnn,
+)
 
 HERE = Path(__file__).parent
 PAGES = (HERE / "README.md", *sorted((HERE / "pages").glob("*.md")))
@@ -24,6 +35,9 @@ TABLES: dict[str, Callable[[], Table | str]] = {
     **costs.TABLES,
     **speed.TABLES,
     **init_strategies.TABLES,
+    **block_structure.TABLES,
+    **vit_vs_cnn.TABLES,
+    **dynamics.TABLES,
     **overview.TABLES,
 }
 END = "<!-- end -->"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
@@ -233,8 +234,8 @@ def plain(value: Any) -> Any:
     None.
 
     Example:
-        >>> plain({"layer1": [0.5, float("nan")]})
-        {'layer1': [0.5, None]}
+        >>> plain({"layer1": [0.5, float("nan")], "images": np.array([3, 4])})
+        {'layer1': [0.5, None], 'images': [3, 4]}
     """
     if hasattr(value, "_asdict"):
         return plain(value._asdict())
@@ -242,12 +243,12 @@ def plain(value: Any) -> Any:
         return {key: plain(getattr(value, key)) for key in value.__dataclass_fields__}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, Tensor):
-        value = value.tolist()
-    if isinstance(value, list | tuple | np.ndarray):
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        value = value.tolist()  # numbers of Python's own
+    if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if np.isfinite(value) else None  # JSON has no NaN and no infinity
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None  # JSON has no NaN and no infinity
     if value is None or isinstance(value, str | int | bool):
         return value
     return str(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,7 +27,7 @@ from metalearn.analysis import (
     similarity_map,
 )
 from metalearn.models import MLP
-from metalearn.runtime.tables import FORMS, Table, check_table, flat_record
+from metalearn.runtime.tables import FORMS, Table, check_table, flat_record, plain
 from tests.helpers import made_up_tasks
 from transfer import copied, everywhere, initialize
 from transfer.__main__ import main as transfuse
@@ -242,3 +244,22 @@ def test_a_table_that_cannot_be_written_is_refused_before_the_work(
     output = capsys.readouterr()
     assert message in output.err and not output.out
     assert [path.name for path in (here / "runs").iterdir()] == ["trained.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (np.array([3, 4]), [3, 4]),
+        (np.int64(3), 3),
+        ([np.int32(4), np.float32(1.5)], [4, 1.5]),
+        (np.array([[1.5, np.nan]]), [[1.5, None]]),
+        (np.array(3), 3),
+        (np.bool_(True), True),
+        (torch.tensor(float("inf")), None),
+        (torch.tensor([True, False]), [True, False]),
+        (np.array(["x"]), ["x"]),
+    ],
+)
+def test_numbers_of_numpy_and_torch_become_those_of_python(value: object, expected: object) -> None:
+    found = plain(value)
+    assert found == expected and json.loads(json.dumps(found)) == expected
