@@ -67,8 +67,16 @@ def processes() -> BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
+    # torch imports torch._dynamo at the first step of an optimizer, which takes seconds.
     context.set_forkserver_preload(
-        ["metalearn.__main__", "metalearn.tasks", "metalearn.training", "scipy.stats", "transfer"]
+        [
+            "metalearn.__main__",
+            "metalearn.tasks",
+            "metalearn.training",
+            "scipy.stats",
+            "torch._dynamo",
+            "transfer",
+        ]
     )
     return context
 

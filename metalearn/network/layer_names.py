@@ -6,6 +6,10 @@
 "blocks.5@1:"       positions 1 to the last
 "blocks.5@mean"     the mean over all positions
 "blocks.5@1:mean"   the mean over positions 1 to the last
+
+What torch's recurrent modules return comes with the examples first, whatever their `batch_first`:
+"rnn:0" as (examples, time steps, features), and "gru:1", the last states, as (examples, layers,
+features). With `bidirectional=True` the features of a step are those of both directions.
 """
 
 from __future__ import annotations
@@ -32,12 +36,14 @@ class LayerOutput:
         path: the module.
         entry: the entry of a tuple or dictionary; "" for the whole.
         tokens: the positions as text; "" for all.
+        swapped: whether the module returns its examples second.
     """
 
     name: str
     path: str
     entry: str = ""
     tokens: str = ""
+    swapped: bool = False
 
     def of(self, output: Any) -> Tensor:
         """The tensor that this name means in what the module returned.
@@ -52,6 +58,8 @@ class LayerOutput:
             f"layer {self.path!r}",
             lambda entry: f"'{self.path}:{entry}'",
         )
+        if self.swapped and tensor.ndim == 3:
+            tensor = tensor.transpose(0, 1)  # (examples, time steps or layers, features)
         return self._positions(tensor) if self.tokens else tensor
 
     def _positions(self, output: Tensor) -> Tensor:
@@ -86,7 +94,9 @@ def named_output(model: nn.Module, name: str) -> LayerOutput:
     A module whose own name contains ":" or "@" is meant by its whole name.
 
     Raises:
-        ValueError: No such module, with near names; or tokens that cannot be read.
+        ValueError: No such module, with near names; tokens that cannot be read; time steps of a
+            recurrent module of several layers, which returns only those of the last; or positions
+            of a transformer with `batch_first=False`.
 
     Example:
         >>> import torch
@@ -106,12 +116,53 @@ def named_output(model: nn.Module, name: str) -> LayerOutput:
         raise ValueError(f"layer {name!r}: after @ comes {FORMS}")
     else:
         _parsed(tokens, name)
-    if rest in known:
-        return LayerOutput(name, resolve(model, rest), "", tokens)
     path, colon, entry = rest.rpartition(":")
-    if not colon:
-        return LayerOutput(name, resolve(model, rest), "", tokens)
-    return LayerOutput(name, resolve(model, path), entry, tokens)
+    if rest in known or not colon:
+        path, entry = rest, ""
+    path = resolve(model, path)
+    module = model.get_submodule(path)
+    if tokens:
+        _check_positions(model, name, path, entry)
+    return LayerOutput(name, path, entry, tokens, _returns_examples_second(module, entry))
+
+
+def _returns_examples_second(module: nn.Module, entry: str) -> bool:
+    """Whether an entry of what a recurrent module returns has the examples second."""
+    if not isinstance(module, nn.RNNBase):
+        return False
+    # The last states have them second, whatever `batch_first` is.
+    return entry == "1" or (entry == "0" and not module.batch_first)
+
+
+def _check_positions(model: nn.Module, name: str, path: str, entry: str) -> None:
+    """Raise ValueError if the positions of a layer are not those that its name promises."""
+    module = model.get_submodule(path)
+    kind = type(module).__name__
+    if isinstance(module, nn.RNNBase) and entry == "0" and module.num_layers > 1:
+        raise ValueError(
+            f"layer {name!r}: {path!r} is one {kind} of num_layers={module.num_layers}, which"
+            f" returns the time steps of its last layer only; build an nn.{kind}(num_layers=1) for"
+            " each layer, and name the one that you mean"
+        )
+    parts = path.split(".") if path else []
+    # The layer and what it is inside of: torch's transformers hand their order of dimensions down.
+    for length in range(len(parts) + 1):
+        around = ".".join(parts[:length])
+        if _has_positions_first(model.get_submodule(around)):
+            raise ValueError(
+                f"layer {name!r}: {around or 'the model'!r}"
+                f" ({type(model.get_submodule(around)).__name__}) has batch_first=False, so"
+                " its outputs are (positions, examples, features); build it with batch_first=True"
+            )
+
+
+def _has_positions_first(module: nn.Module) -> bool:
+    """Whether a part of one of torch's transformers takes and returns positions first."""
+    if isinstance(module, nn.TransformerEncoder | nn.TransformerDecoder):
+        module = module.layers[0]
+    if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+        module = module.self_attn
+    return isinstance(module, nn.MultiheadAttention) and not module.batch_first
 
 
 def positions_of(output: Tensor) -> Tensor:

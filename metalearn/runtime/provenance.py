@@ -28,7 +28,12 @@ def versions() -> dict[str, str]:
     }
 
 
-def check_same(settings: Record, stored: Record, path: str | os.PathLike[str]) -> None:
+CURE = "Use the earlier settings to resume it, or name another checkpoint to start a new run"
+
+
+def check_same(
+    settings: Record, stored: Record, path: str | os.PathLike[str], cure: str = CURE
+) -> None:
     """Raise an error that names each setting that differs from those of a checkpoint.
 
     Under "training", only the settings that both have are compared: versions of torch add options
@@ -38,6 +43,7 @@ def check_same(settings: Record, stored: Record, path: str | os.PathLike[str]) -
         settings: of the run that wants to resume.
         stored: of the run that wrote the checkpoint.
         path: the checkpoint, for the message.
+        cure: what to do about it, for the message.
 
     Raises:
         ValueError: a setting differs. The message has both values and the cure.
@@ -55,8 +61,7 @@ def check_same(settings: Record, stored: Record, path: str | os.PathLike[str]) -
             different.append(f"{name} is {value!r} but was {earlier.get(name, 'not set')!r}")
     if different:
         raise ValueError(
-            f"{path} was written by a run with other settings: {'; '.join(different)}. Use the"
-            " earlier settings to resume it, or name another checkpoint to start a new run"
+            f"{path} was written by a run with other settings: {'; '.join(different)}. {cure}"
         )
 
 

@@ -2,19 +2,45 @@
 
 A penalty is entered once per training, with the model, and gives a function that is called after
 every forward pass. What that function returns, a scalar, is added to the loss.
+
+A penalty that remembers something from step to step returns an object with `__call__`,
+`state_dict()` and `load_state_dict(state)` in the place of a function, so that a training that was
+stopped continues with what it remembered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 Extra: TypeAlias = Callable[[], Tensor]
 Penalty: TypeAlias = Callable[[nn.Module], AbstractContextManager[Extra]]
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """What a penalty gives that remembers something from step to step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers: tensors, numbers, and lists and dictionaries of them."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Remember what `state_dict` returned."""
+
+
+def state_of(extra: Extra) -> dict[str, Any]:
+    """What a penalty remembers; nothing if it is a plain function."""
+    return extra.state_dict() if isinstance(extra, Stateful) else {}
+
+
+def load_state(extra: Extra, state: dict[str, Any]) -> None:
+    """Give a penalty what `state_of` returned."""
+    if isinstance(extra, Stateful):
+        extra.load_state_dict(state)
 
 
 @contextmanager
@@ -49,5 +75,21 @@ class together:
     def __call__(self, model: nn.Module) -> Iterator[Extra]:
         """Enter all penalties for a training of `model`."""
         with ExitStack() as stack:
-            extras = [stack.enter_context(penalty(model)) for penalty in self.penalties]
-            yield lambda: torch.stack([extra() for extra in extras]).sum()
+            yield _Sum([stack.enter_context(penalty(model)) for penalty in self.penalties])
+
+
+class _Sum:
+    """The sum of what several penalties add."""
+
+    def __init__(self, extras: Sequence[Extra]) -> None:
+        self.extras = extras
+
+    def __call__(self) -> Tensor:
+        return torch.stack([extra() for extra in self.extras]).sum()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {str(number): state_of(extra) for number, extra in enumerate(self.extras)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for number, extra in enumerate(self.extras):
+            load_state(extra, state[str(number)])

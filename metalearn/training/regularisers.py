@@ -142,39 +142,55 @@ class leading_component:
         names = self.layers
         if names is None:
             names = [name for name in layer_names(model) if name != last]
-        outputs: dict[str, Tensor] = {}
-        vectors: dict[str, Tensor] = {}
-
-        def keep(layer: LayerOutput) -> Callable[[nn.Module, Any, Any], None]:
-            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-                if torch.is_grad_enabled() and module.training:
-                    outputs[layer.name] = layer.of(output).flatten(1)  # (images, features)
-
-            return hook
-
+        shares = _LeadingShares(self, model)
         layers = [named_output(model, name) for name in names]
         handles = [
-            model.get_submodule(layer.path).register_forward_hook(keep(layer)) for layer in layers
+            model.get_submodule(layer.path).register_forward_hook(shares.hook(layer))
+            for layer in layers
         ]
-
-        def extra() -> Tensor:
-            total = next(model.parameters()).new_zeros(())
-            for name in list(outputs):
-                activations = outputs.pop(name)
-                if len(activations) < 3:
-                    raise ValueError(
-                        f"a batch of {len(activations)} images has no first component to penalise;"
-                        " take at least 3"
-                    )
-                share, vectors[name] = leading_share(activations, vectors.get(name))
-                total = total + self.weight * (share - self.above).relu()
-            return total
-
         try:
-            yield extra
+            yield shares
         finally:
             for handle in handles:
                 handle.remove()
+
+
+class _LeadingShares:
+    """The penalty on the layers that ran in the last pass; it remembers a vector for each."""
+
+    def __init__(self, penalty: leading_component, model: nn.Module) -> None:
+        self.penalty = penalty
+        self.zero = next(model.parameters()).new_zeros(())
+        self.outputs: dict[str, Tensor] = {}
+        self.vectors: dict[str, Tensor] = {}
+
+    def hook(self, layer: LayerOutput) -> Callable[[nn.Module, Any, Any], None]:
+        """A forward hook that keeps the output of a layer in training."""
+
+        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            if torch.is_grad_enabled() and module.training:
+                self.outputs[layer.name] = layer.of(output).flatten(1)  # (images, features)
+
+        return keep
+
+    def __call__(self) -> Tensor:
+        total = self.zero
+        for name in list(self.outputs):
+            activations = self.outputs.pop(name)
+            if len(activations) < 3:
+                raise ValueError(
+                    f"a batch of {len(activations)} images has no first component to penalise;"
+                    " take at least 3"
+                )
+            share, self.vectors[name] = leading_share(activations, self.vectors.get(name))
+            total = total + self.penalty.weight * (share - self.penalty.above).relu()
+        return total
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.vectors)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.vectors = {name: vector.to(self.zero.device) for name, vector in state.items()}
 
 
 def leading_share(activations: Tensor, vector: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -82,7 +82,7 @@ def test_entries_of_a_tuple_are_listed_and_can_be_named() -> None:
     with pytest.raises(ValueError, match="no layer 'lstn'"), representations(model, ["lstn:0"]):
         pass
     with representations(model, ["lstm:0", "a:b"]) as seen:
-        expected = model["lstm"](inputs)[0]
+        expected = model["lstm"](inputs)[0].transpose(0, 1)  # examples first
         model["a:b"](inputs)
     assert torch.equal(seen["lstm:0"], expected) and seen["a:b"].shape == (2, 1, 2)
 

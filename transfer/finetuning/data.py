@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
@@ -13,6 +14,30 @@ from torch import Tensor
 
 from metalearn.data.images import LabelledImages
 from metalearn.network.forward import Inputs, map_tensors
+
+
+@dataclass
+class Batches:
+    """Batches of a training set, in a fixed order.
+
+    Args:
+        inputs: of all images.
+        targets: their labels, (images,).
+        indices: of the images of each batch.
+        weight: of each class in the loss, (classes,); None if all are equal.
+    """
+
+    inputs: Inputs
+    targets: Tensor
+    indices: Iterator[Tensor]
+    weight: Tensor | None = None
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> tuple[Inputs, Tensor]:
+        index = next(self.indices).to(self.targets.device)
+        return rows_at(self.inputs, index), self.targets[index]
 
 
 class Structured:

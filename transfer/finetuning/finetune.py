@@ -65,6 +65,14 @@ def finetune(
     or of (dictionary of tensors, label), called as `model(**tensors)`. These tensors keep their
     dtype. `transform` and `augment` get the whole tuple or dictionary.
 
+    With `folder`, the state of a training is written at every evaluation (`evaluate_every`), as
+    `seed<seed>.training`: a file of the weights, the optimizer, the random generators, the scores
+    and losses and what else decides the next step. The same `train(model, seed)` with the same
+    settings, data and start then continues after the last evaluation, and ends with the same bits
+    as a training that was never stopped; `curve.seconds` adds up. Other settings, data or weights
+    are refused. A function counts by its name, so a changed function needs another folder. Only
+    what a model has in parameters and buffers is kept. One folder takes trainings of several seeds.
+
     Args:
         train_set: a data set of (image, integer label), which is held in memory, such as
             `metalearn.tasks.LabelledImages` or a part of `metalearn.data.labelled_sets.load`.
@@ -97,8 +105,10 @@ def finetune(
             added. GoogLeNet and Inception have entries in training mode only.
         penalty: added to the loss at every step: `metalearn.training.regularisers`. The curve has
             losses and penalties apart.
-        keep: numbers of updates after which to keep the weights, as `curve.snapshots`.
-        folder: where to write them, a safetensors file each; without it they stay in memory.
+        keep: numbers of updates after which to keep the weights, as `curve.snapshots`: in memory,
+            or as safetensors files in `folder`.
+        folder: where to keep a training, so that the same call continues it if it was stopped, and
+            loads it if it was finished. See below.
         decay: "cosine" lowers all rates along half a cosine, from their values at the first step to
             zero after the last; None keeps them.
 
@@ -133,8 +143,11 @@ def finetune(
     if isinstance(frozen, Mapping):
         frozen = check_steps(frozen, steps)
     keep = check_keep(keep, steps)
-    if folder is not None and not keep:
-        raise ValueError("folder= is for snapshots; name the steps to keep with keep=(0, 10, ...)")
+    if not (folder is None or isinstance(folder, str | os.PathLike)):
+        raise TypeError(
+            f"folder={folder!r} is a {type(folder).__name__}; give the path of a folder, or None to"
+            " keep nothing in files"
+        )
     if early_stop is not None and validation is None:
         raise ValueError(
             "early_stop needs validation=: stopping by the test set would choose the result by what"

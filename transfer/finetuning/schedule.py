@@ -5,6 +5,7 @@ Raghu et al. 2017 (arXiv:1706.05806) freeze layers from the bottom up while the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from torch import nn
@@ -65,15 +66,17 @@ class FreezeSchedule:
         """
         held = []
         for name, parameter in self.model.named_parameters():
-            if self.parameters.get(name) == step and parameter.requires_grad:
+            # A training that continues holds what was due before, too.
+            due = self.parameters.get(name, math.inf) <= step
+            if due and parameter.requires_grad:
                 parameter.requires_grad = False
                 # A gradient of zeros would still be moved by momentum and weight decay.
                 parameter.grad = None
                 if optimizer is not None:
                     optimizer.state.pop(parameter, None)
                 held.append(name)
-        for module, due in self.norms:
-            if due <= step:
+        for module, first in self.norms:
+            if first <= step:
                 module.eval()
         return held
 

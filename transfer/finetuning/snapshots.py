@@ -41,11 +41,32 @@ class Snapshots:
         if self.folder is None:
             self.taken[step] = weights
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        file = self.folder / f"seed{self.seed}-step{step:08d}.safetensors"
+        file = self._file(self.folder, step)
         # Whole or not at all, so that a kill leaves no half of a file.
         write_atomically(file, safetensors.torch.save(weights))
         self.taken[step] = file
+
+    def find(self, step: int) -> None:
+        """Take over the files of a training that continues after `step` updates.
+
+        Raises:
+            FileNotFoundError: one is missing.
+        """
+        if self.folder is None:
+            return
+        for earlier in sorted(self.keep):
+            file = self._file(self.folder, earlier)
+            if earlier > step:
+                break
+            if not file.is_file():
+                raise FileNotFoundError(
+                    f"the snapshot {file} is missing, and the training has passed step {earlier};"
+                    " put it back, or name another folder= to train anew"
+                )
+            self.taken[earlier] = file
+
+    def _file(self, folder: Path, step: int) -> Path:
+        return folder / f"seed{self.seed}-step{step:08d}.safetensors"
 
 
 def check_keep(keep: Sequence[int], steps: int) -> tuple[int, ...]:

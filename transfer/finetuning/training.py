@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import islice
 from typing import Any, TypeAlias
 
 import torch
@@ -20,12 +21,13 @@ from metalearn.network.forward import Inputs, forward, map_tensors
 from metalearn.network.modes import evaluation_mode
 from metalearn.runtime.checks import whole_number
 from metalearn.runtime.files import Record, _checksum
-from metalearn.training.penalty import Penalty, no_penalty
-from transfer.finetuning.curve import Curve, Snapshot
-from transfer.finetuning.data import named_tensors, order, rows_at, subset
+from metalearn.training.penalty import Extra, Penalty, no_penalty
+from transfer.finetuning.curve import Curve
+from transfer.finetuning.data import Batches, named_tensors, order, rows_at, subset
+from transfer.finetuning.history import Advance, History
 from transfer.finetuning.schedule import FreezeSchedule
-from transfer.finetuning.scores import _counts, scores
 from transfer.finetuning.snapshots import Snapshots
+from transfer.finetuning.state import Training, checkpoint, start_settings, without_addresses
 from transfer.finetuning.trainable import freeze, parameter_groups
 
 # By name; any other is passed as a callable.
@@ -49,7 +51,6 @@ PLAIN_SETTINGS = (
 )
 NAMED_SETTINGS = ("optimizer", "transform", "augment")
 Transform: TypeAlias = Callable[[Any], Any]
-Advance: TypeAlias = Callable[..., None]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -109,8 +110,10 @@ class FineTuning:
 
         Raises:
             TypeError: `model` is no module.
-            ValueError: labels exceed the head's outputs.
+            ValueError: labels exceed the head's outputs, or `folder` holds the state of another
+                training; the message names the settings that differ.
             FloatingPointError: a loss or a prediction is not finite.
+            BlockingIOError: another process trains in `folder` with the same seed.
         """
         if not isinstance(model, nn.Module):
             raise TypeError(
@@ -128,11 +131,24 @@ class FineTuning:
             schedule.hold(0)
         elif self.frozen:
             self.frozen(model)
+        history = History(
+            model,
+            logits=partial(self._logits, model),
+            test=(self.test_inputs, self.test_targets),
+            validation=self.validation,
+            classes=self.classes,
+            metric=self.metric,
+            steps=self.steps,
+            early_stop=self.early_stop,
+            advance=advance or _silent,
+        )
+        snapshots = Snapshots(self.keep, self.folder, seed)
         optimizer = self._optimizer(model)
+        training = Training(model, optimizer, schedule, history, snapshots, device)
         # Dropout and augmentation draw from torch's generators, which are left as they were.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
-            return self._train(model, optimizer, schedule, seed, advance or _silent)
+            return self._train(training, seed)
 
     @property
     def settings(self) -> Record:
@@ -186,67 +202,90 @@ class FineTuning:
         make = OPTIMIZERS[self.optimizer] if isinstance(self.optimizer, str) else self.optimizer
         return make(parameter_groups(model, {"": self.lr, **(self.rates or {})}), lr=self.lr)
 
-    def _train(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        schedule: FreezeSchedule | None,
-        seed: int,
-        advance: Advance,
-    ) -> Curve:
-        # All training images of this seed are moved to the device at once.
-        device = torch.device(self.device)
-        index = self.chosen(seed)
-        inputs = map_tensors(lambda tensor: tensor[index].to(device), self.train_inputs)
-        targets = self.train_targets[index].to(device)
-        weight = self._class_weights(targets)
-        batches = order(targets.cpu(), self.batch, seed, balanced=self.balance == "batches")
-        history = _History(self, model, advance)
-        history.evaluate(0)  # what the start scores before any training
-        snapshots = Snapshots(self.keep, self.folder, seed)
-        snapshots.take(0, model)
-        model.train()
-        if schedule is not None:
-            schedule.hold(0)  # norms, which `train` has switched back
-        step = 0
-        rates = [group["lr"] for group in optimizer.param_groups]
+    def _train(self, training: Training, seed: int) -> Curve:
+        model, history, schedule = training.model, training.history, training.schedule
+        settings = self._state_settings(training, seed)
+        with checkpoint(self.folder, seed, settings) as file:
+            state = file.load()
+            if state is None:
+                history.evaluate(0)  # what the start scores before any training
+                training.snapshots.take(0, model)
+            model.train()
+            if schedule is not None:
+                schedule.hold(0)  # norms, which `train` has switched back
+            # A penalty is entered with the weights of the start, also if they are replaced then.
+            with (self.penalty or no_penalty)(model) as extra:
+                if state is None:
+                    file.save(training, extra)
+                else:
+                    training.load_state_dict(state, extra)
+                batches = self._batches(seed, skipped=history.step)
+                while not history.finished:
+                    self._steps(training, batches, extra)
+                    file.save(training, extra)
+        return history.finish(training.snapshots.taken)
+
+    def _steps(self, training: Training, batches: Batches, extra: Extra) -> None:
+        """Train up to the next evaluation, and evaluate."""
+        model, optimizer, history = training.model, training.optimizer, training.history
         started = time.perf_counter()
         # Between two evaluations losses stay on the device.
-        with (self.penalty or no_penalty)(model) as extra:
-            while step < self.steps and not history.stopped:
-                losses: list[Tensor] = []
-                penalties: list[Tensor] = []
-                for _ in range(min(self.evaluate_every, self.steps - step)):
-                    index = next(batches).to(device)
-                    batch = self._prepared(rows_at(inputs, index), training=True)
-                    logits = forward(model, batch, self.output)
-                    loss = F.cross_entropy(logits, targets[index], weight=weight)
-                    losses.append(loss.detach())
-                    if self.penalty is not None:
-                        added = extra()
-                        penalties.append(added.detach())
-                        loss = loss + added
-                    optimizer.zero_grad()
-                    loss.backward()
-                    self._decay(optimizer, rates, step)
-                    optimizer.step()
-                    step += 1
-                    snapshots.take(step, model)
-                    if schedule is not None:
-                        schedule.hold(step, optimizer)
-                history.add_losses(step, losses, penalties)
-                history.seconds += time.perf_counter() - started
-                history.evaluate(step)
-                started = time.perf_counter()
-        return history.finish(snapshots.taken)
+        losses: list[Tensor] = []
+        penalties: list[Tensor] = []
+        step = history.step
+        end = min(step + self.evaluate_every, self.steps)
+        while step < end:
+            inputs, targets = next(batches)
+            logits = forward(model, self._prepared(inputs, training=True), self.output)
+            loss = F.cross_entropy(logits, targets, weight=batches.weight)
+            losses.append(loss.detach())
+            if self.penalty is not None:
+                added = extra()
+                penalties.append(added.detach())
+                loss = loss + added
+            optimizer.zero_grad()
+            loss.backward()
+            self._decay(training, step)
+            optimizer.step()
+            step += 1
+            training.snapshots.take(step, model)
+            if training.schedule is not None:
+                training.schedule.hold(step, optimizer)
+        history.add_losses(step, losses, penalties)
+        history.seconds += time.perf_counter() - started
+        history.evaluate(step)
 
-    def _decay(self, optimizer: Optimizer, rates: Sequence[float], step: int) -> None:
+    def _batches(self, seed: int, skipped: int) -> Batches:
+        """The batches of this seed on the device, without the first ones."""
+        device = torch.device(self.device)
+        # All training images of this seed are moved to the device at once.
+        index = self.chosen(seed)
+        inputs = map_tensors(lambda tensor: tensor[index].to(device), self.train_inputs)
+        targets = self.train_targets[index]
+        indices = order(targets, self.batch, seed, balanced=self.balance == "batches")
+        targets = targets.to(device)
+        weight = self._class_weights(targets)
+        return Batches(inputs, targets, islice(indices, skipped, None), weight)
+
+    def _state_settings(self, training: Training, seed: int) -> Record:
+        """Everything that decides the result of a training; nothing if it is not saved."""
+        if self.folder is None:
+            return {}
+        return {
+            **self.settings,
+            **start_settings(training.model, training.optimizer),
+            "seed": seed,
+            "device": torch.device(self.device).type,
+            "keep": list(self.keep),
+        }
+
+    def _decay(self, training: Training, step: int) -> None:
         """Set the rates of the next step, after so many steps."""
         if self.decay is None:
             return  # an optimizer of the user's own may set its rates itself
         # Half a cosine, from 1 at the first step to almost 0 at the last.
         share = (1 + math.cos(math.pi * step / self.steps)) / 2
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        for group, rate in zip(training.optimizer.param_groups, training.rates, strict=True):
             group["lr"] = rate * share
 
     def _class_weights(self, targets: Tensor) -> Tensor | None:
@@ -285,123 +324,6 @@ class FineTuning:
             raise
 
 
-class _History:
-    """Scores and losses of one training, and the rule that stops it early."""
-
-    def __init__(self, plan: FineTuning, model: nn.Module, advance: Advance) -> None:
-        self.plan = plan
-        self.model = model
-        self.advance = advance
-        self.steps: list[int] = []
-        self.scores: dict[str, list[float]] = {}
-        self.losses: list[float] = []
-        self.penalties: list[float] = []
-        self.validation: list[float] = []
-        self.predicted: list[dict[int, int]] = []
-        self.seconds = 0.0
-        self.best = 0  # the evaluation with the best validation score
-        self.best_weights: dict[str, Tensor] = {}
-
-    @property
-    def stopped(self) -> bool:
-        # Evaluations since the best one.
-        patience = self.plan.early_stop
-        return patience is not None and len(self.steps) - 1 - self.best >= patience
-
-    def add_losses(self, step: int, losses: list[Tensor], penalties: list[Tensor]) -> None:
-        """Add the losses and penalties of the steps up to `step`; raises if one is not finite."""
-        # One transfer for all steps; it waits for the device, so its work counts in the seconds.
-        values = torch.stack(losses).tolist()
-        added = torch.stack(penalties).tolist() if penalties else []
-        first = step - len(values) + 1
-        for number, loss in enumerate(values):
-            if not math.isfinite(loss):
-                raise FloatingPointError(
-                    f"the loss is {loss} at step {first + number}; a lower lr keeps it finite"
-                )
-            if added and not math.isfinite(added[number]):
-                raise FloatingPointError(
-                    f"the penalty is {added[number]} at step {first + number}; check its values,"
-                    " or take a smaller strength"
-                )
-        self.losses += values
-        self.penalties += added
-
-    def evaluate(self, step: int) -> None:
-        """Score the model on the test set, and on the validation set if there is one."""
-        plan = self.plan
-        advanced = step - self.steps[-1] if self.steps else 0
-        logits = self._logits(plan.test_inputs, plan.test_targets)
-        results = scores(logits, plan.test_targets, plan.classes)
-        self.steps.append(step)
-        self.predicted.append(_counts(logits.argmax(1)))
-        for name, value in results.items():
-            self.scores.setdefault(name, []).append(value)
-        if plan.validation:
-            self._validate(*plan.validation)
-        if advanced:
-            self.advance(advanced, f"{plan.metric} {results[plan.metric]:.3f}")
-
-    def _validate(self, inputs: Inputs, targets: Tensor) -> None:
-        plan = self.plan
-        score = scores(self._logits(inputs, targets), targets, plan.classes)[plan.metric]
-        best = max(self.validation, default=-math.inf)
-        self.validation.append(score)
-        if plan.early_stop is not None and score > best:
-            self.best = len(self.steps) - 1
-            self.best_weights = {
-                name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()
-            }
-
-    def finish(self, snapshots: Mapping[int, Snapshot]) -> Curve:
-        """The curve; a model that stopped early goes back to its best weights."""
-        plan = self.plan
-        # Without early stopping the last evaluation counts.
-        last = len(self.steps) - 1
-        best = last if plan.early_stop is None else self.best
-        if self.best_weights and best != last:
-            self.model.load_state_dict(self.best_weights)
-        # The progress bar ends full, though training stopped before.
-        if self.steps[-1] < plan.steps:
-            self.advance(plan.steps - self.steps[-1], "stopped early")
-        return Curve(
-            metric=plan.metric,
-            steps=tuple(self.steps),
-            scores={name: tuple(values) for name, values in self.scores.items()},
-            losses=tuple(self.losses),
-            seconds=round(self.seconds, 3),
-            best=best,
-            validation=tuple(self.validation),
-            test_counts=_counts(plan.test_targets),
-            predicted_counts=self.predicted[best],
-            penalties=tuple(self.penalties),
-            snapshots=snapshots,
-        )
-
-    def _logits(self, inputs: Inputs, targets: Tensor) -> Tensor:
-        """The model's logits (examples, classes or more); raises if they cannot be scored."""
-        logits = self.plan._logits(self.model, inputs, len(targets))
-        # A test set of its own may have labels beyond those of training.
-        classes = max(self.plan.classes, int(targets.max()) + 1)
-        if logits.ndim != 2:
-            raise ValueError(
-                f"{type(self.model).__name__} puts out {tuple(logits.shape[1:])} for an image;"
-                f" fine-tuning needs one number a class, ({classes},): add a pooling and a head, or"
-                " name another entry with output="
-            )
-        if logits.shape[1] < classes:
-            raise ValueError(
-                f"labels run to {classes - 1}, but the head of {type(self.model).__name__} puts out"
-                f" {tuple(logits.shape[1:])} for an image; build the model with outputs={classes}"
-            )
-        if not logits.isfinite().all():
-            steps = self.steps[-1] if self.steps else 0
-            raise FloatingPointError(
-                f"the predictions after {steps} steps are not finite; try a lower lr"
-            )
-        return logits
-
-
 def _silent(count: int = 1, text: str = "") -> None:
     """Show no progress."""
 
@@ -412,4 +334,4 @@ def _name(thing: Any) -> str | None:
         return thing
     if hasattr(thing, "__qualname__"):
         return f"{thing.__module__}.{thing.__qualname__}"
-    return repr(thing)
+    return without_addresses(repr(thing))

@@ -307,6 +307,12 @@ def _features(model: nn.Module, layer: str, inputs: Tensor, convention: str, bat
             dtype = like.dtype if part.is_floating_point() else None
             with representations(model, [layer]) as outputs:
                 _forward(model, part.to(like.device, dtype))
+            if outputs[layer].shape[:1] != part.shape[:1]:
+                raise ValueError(
+                    f"layer {layer}: the output is {tuple(outputs[layer].shape)} for"
+                    f" {len(part)} examples; its first dimension is not the examples, so name"
+                    " another layer"
+                )
             pieces.append(_matrix(outputs[layer], layer, convention).cpu())
     features = torch.cat(pieces)
     if not features.isfinite().all():

@@ -143,3 +143,37 @@ def test_layers_without_positions_are_refused() -> None:
     lstm = nn.LSTM(3, 5, num_layers=2, batch_first=True)
     with pytest.raises(ValueError, match="':0'"):
         position_map(lstm, torch.rand(8, 4, 3), "")
+    with pytest.raises(ValueError, match=r"num_layers=2.*nn\.LSTM\(num_layers=1\)"):
+        position_map(lstm, torch.rand(8, 4, 3), ":0")
+    with pytest.raises(ValueError, match=r"num_layers=2.*nn\.LSTM\(num_layers=1\)"):
+        compare_layers(lstm, lstm, torch.rand(30, 4, 3), [":0@3"], draws=0)
+
+
+def test_time_steps_of_a_module_with_time_first_are_time_steps() -> None:
+    class Transposing(nn.Module):
+        def __init__(self, *, batch_first: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.rnn = nn.GRU(2, 4, batch_first=batch_first)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            if self.rnn.batch_first:
+                return self.rnn(inputs)[0]
+            return self.rnn(inputs.transpose(0, 1))[0].transpose(0, 1)
+
+    inputs = torch.randn(30, 5, 2)
+    first, second = (
+        position_map(Transposing(batch_first=batch_first), inputs, "rnn:0", draws=0)
+        for batch_first in (True, False)
+    )
+    assert second.values.shape == (5, 5)
+    np.testing.assert_allclose(first.values, second.values, atol=1e-5)
+    # A network that takes time first is not given its examples first.
+    rnn = nn.GRU(2, 4)
+    with pytest.raises(ValueError, match="examples"):
+        compare_layers(rnn, rnn, inputs, [":0@-1"], draws=0)
+    with pytest.raises(ValueError, match="its first dimension is not the images"):
+        position_map(rnn, inputs, ":0", draws=0)
+    examples = Examples(inputs, torch.arange(30) % 3)
+    with pytest.raises(ValueError, match=r"\(5, 4\) for 30 examples"):
+        linear_probes(rnn, examples, examples, [":0@-1"])

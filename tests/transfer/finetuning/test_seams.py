@@ -52,7 +52,7 @@ def test_snapshots_are_the_weights_after_their_steps() -> None:
 
 def test_snapshots_in_files_are_the_same_and_survive_in_the_record(tmp_path: Path) -> None:
     curve = training(keep=(0, 9), folder=tmp_path / "snapshots")
-    assert sorted(path.name for path in (tmp_path / "snapshots").iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "snapshots").glob("*.safetensors")) == [
         "seed3-step00000000.safetensors",
         "seed3-step00000009.safetensors",
     ]
@@ -146,7 +146,6 @@ def test_settings_record_what_decides() -> None:
         ({"frozen": {"conv": 1}}, "no layer 'conv'"),
         ({"keep": (0, 10)}, "keep=10 lies past the end of 9 steps"),
         ({"keep": (-1,)}, r"keep\[0\]=-1"),
-        ({"folder": "somewhere"}, "name the steps to keep"),
         ({"penalty": pulled({"0.bias": torch.ones(4)}, {"0": 1.0})}, "no value for '0.weight'"),
     ],
 )
