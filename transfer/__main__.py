@@ -77,8 +77,8 @@ def compare(
     train = question.training(parts)
     distributed.join(torch.device(question.device))
     rank = distributed.rank()
-    channels = parts.train.images.shape[1]
-    build = question.build(len(parts.train.names), channels)
+    _, channels, size, _ = parts.train.images.shape
+    build = question.build(len(parts.train.names), channels, size)
     # One rank pretrains, and the others read what it wrote.
     weights = distributed.rank_zero_first(
         lambda: question.pretrained(runs, channels, shown=progress and rank == 0)

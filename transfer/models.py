@@ -71,8 +71,12 @@ def _check_family(name: str) -> None:
         raise ValueError(f"there is no CBR network {name!r}; there are {', '.join(FAMILY)}")
 
 
-NETWORKS = {f"cbr_{name}": partial(cbr, name) for name in FAMILY}
-"""The networks of this file by name, called with outputs and channels."""
+# Conv4 and ResNet12 are left out: they normalise by the current batch, in tests too.
+NETWORKS: dict[str, registry.Builder] = {f"cbr_{name}": partial(cbr, name) for name in FAMILY}
+NETWORKS |= {
+    name: network for name, network in registry.OURS.items() if name not in ("conv4", "resnet12")
+}
+"""The CBR family, SmallViT and the CIFAR ResNets by name, called with outputs and channels."""
 
 
 class CBR(nn.Module):
@@ -139,18 +143,19 @@ class Block(nn.Module):
         return F.max_pool2d(maps, 3, stride=2, padding=int(padded))
 
 
-def build(name: str, outputs: int, channels: int = 3) -> nn.Module:
+def build(name: str, outputs: int, channels: int = 3, size: int | None = None) -> nn.Module:
     """Build a classification network by its name, randomly initialised: nothing is downloaded.
 
     Inception and GoogLeNet are built without their auxiliary heads.
 
     Args:
-        name: one of torchvision's ("resnet50"), of the CBR family ("cbr_small"), of timm's if it is
-            installed ("timm:resnet18"), or package.module:callable, which is imported and called
-            with the number of outputs.
+        name: one of torchvision's ("resnet50"), of the CBR family ("cbr_small"), "smallvit" or
+            "cifar_resnet20" (to 110), of timm's if it is installed ("timm:resnet18"), or
+            package.module:callable, which is imported and called with the number of outputs.
         outputs: of the head.
         channels: of the images. If torchvision's network reads another number, the weight of its
             first convolution is replaced (see `read_channels`).
+        size: height and width of the images in pixels, for "smallvit" [32]; the others take any.
 
     Raises:
         ValueError: for a name that does not exist, with near matches.
@@ -168,7 +173,8 @@ def build(name: str, outputs: int, channels: int = 3) -> nn.Module:
     channels = whole_number("channels", channels)
     if name.startswith("cbr_"):
         _check_family(name.removeprefix("cbr_"))
-    model = registry.build(name, outputs, channels, networks=NETWORKS)
+    options = {"size": size} if name == "smallvit" and size is not None else {}
+    model = registry.build(name, outputs, channels, networks=NETWORKS, **options)
     if name in registry.torchvision_names():  # the others are built for `channels`
         read_channels(model, channels)
     return model
@@ -185,6 +191,7 @@ class Build:
     outputs: int
     channels: int
     slim: bool = False
+    size: int | None = None
 
     def __call__(self) -> nn.Module:
         """Build the network from torch's global generator."""
@@ -192,7 +199,8 @@ class Build:
             return slim(self.name, "layer2", self.outputs, channels=self.channels)
         if self.name == "cbr-mini":
             return CBR(*MINI, outputs=self.outputs, channels=self.channels)
-        return build(self.name.replace("cbr-", "cbr_"), self.outputs, self.channels)
+        name = self.name.replace("cbr-", "cbr_")
+        return build(name, self.outputs, self.channels, self.size)
 
 
 def slim(name: str, through: str, outputs: int, width: float = 0.5, channels: int = 3) -> ResNet:

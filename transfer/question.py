@@ -54,9 +54,9 @@ class Transfer:
             its share [all; 160 of glyphs].
         size: height and width of the images in pixels [the data set's own].
         channels: 1 for grey, 3 for colour [the data set's own; 3 with weights].
-        model: cbr-mini, cbr-tiny, cbr-small, cbr-large_t, cbr-large_w, any torchvision model,
-            timm:NAME, or package.module:callable, called with the number of outputs [cbr-mini for
-            glyphs, cbr-tiny for others].
+        model: cbr-mini, cbr-tiny, cbr-small, cbr-large_t, cbr-large_w, smallvit, cifar_resnet20
+            (32, 44, 56, 110), any torchvision model, timm:NAME, or package.module:callable, called
+            with the number of outputs [cbr-mini for glyphs, cbr-tiny for others].
         weights: a weights file, torchvision's name (ResNet18_Weights.IMAGENET1K_V1, or DEFAULT for
             the model's best), or timm:NAME; what is not in a cache is downloaded with --download
             alone.
@@ -180,9 +180,9 @@ class Transfer:
             validation = labelled_sets.sized(validation, self.size, channels)
         return Split(train, validation, test)
 
-    def build(self, outputs: int, channels: int) -> Build:
+    def build(self, outputs: int, channels: int, size: int) -> Build:
         """A function that builds the network with its own random start."""
-        return Build(self.network, outputs, channels)
+        return Build(self.network, outputs, channels, size=size)
 
     def pretrained(self, folder: Path, channels: int, *, shown: bool) -> Pretrained:
         """The weights to transfer: read, or trained here once and kept in `folder`.
@@ -235,7 +235,7 @@ class Transfer:
         """Train the network on the data set to transfer from."""
         # One network for all seeds of the comparison, as with weights from a file.
         torch.manual_seed(0)
-        model = self.build(train.classes, channels)()
+        model = self.build(train.classes, channels, train.train_inputs.shape[-1])()
         with progress(f"pretraining on {dataset}", train.steps, shown=shown) as advance:
             curve = train(model, 0, advance)
         record = {

@@ -94,8 +94,8 @@ class Experiment:
         test_rotations: whether turned characters of Omniglot are classes at test, too [preset].
         size: height and width of the images in pixels [the data set's own].
         channels: 1 for grey, 3 for colour [what the model takes, or the data set has].
-        model: conv4, resnet12, any torchvision model by name, or package.module:callable, called
-            with the number of ways.
+        model: conv4, resnet12, smallvit, cifar_resnet20 (32, 44, 56, 110), any torchvision model by
+            name, or package.module:callable, called with the number of ways.
         weights: what the network starts from: a weights file, torchvision's name
             (ResNet18_Weights.IMAGENET1K_V1, or DEFAULT for the model's best), or timm:NAME. Weights
             that are not in a cache are downloaded only with --download.

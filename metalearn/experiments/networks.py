@@ -43,12 +43,15 @@ def build_network(preset: Preset, ways: int, channels: int, size: int, norm: str
         return registry.build(
             name, ways, channels, hidden=preset.hidden, size=size, pool=preset.pool
         )
+    if name == "smallvit":
+        return registry.build(name, ways, channels, size=size)
     if name in OWN:
-        return registry.build(name, ways, channels)
+        # The CIFAR ResNets have running statistics, which a few-shot task has not.
+        return batch_statistics(registry.build(name, ways, channels))
     if is_registered(name) and not name.startswith(TIMM) and name not in torchvision_names():
         hint = near(name, [*OWN, *torchvision_names()]) or "such as resnet18, vgg11 or vit_b_16"
         raise ValueError(
-            f"there is no model {name!r}: conv4, resnet12, a torchvision model ({hint}),"
+            f"there is no model {name!r}: {', '.join(OWN)}, a torchvision model ({hint}),"
             " timm:NAME, or package.module:callable"
         )
     # A network of torchvision's, timm's or the user's has running statistics.

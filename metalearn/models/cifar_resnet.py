@@ -10,7 +10,9 @@ from metalearn.runtime.checks import positive
 CHANNELS = (16, 32, 64)
 
 
-def cifar_resnet(depth: int = 20, width: int = 1, classes: int = 10) -> CifarResNet:
+def cifar_resnet(
+    depth: int = 20, width: int = 1, classes: int = 10, channels: int = 3
+) -> CifarResNet:
     """A residual network of `6 m + 2` layers, `width` times as wide as the published one.
 
     He et al. 2016 (arXiv:1512.03385, section 4.2): three stages of `m` blocks with 16, 32 and 64
@@ -21,6 +23,7 @@ def cifar_resnet(depth: int = 20, width: int = 1, classes: int = 10) -> CifarRes
         depth: 6 m + 2 for a whole m: 14, 20, 26, 32, 38, 44, 56, 110, 164.
         width: factor on the channels of every stage.
         classes: outputs of the head.
+        channels: of the images.
 
     Returns:
         The network, with batch norm that keeps running statistics. Its head is `linear`.
@@ -34,21 +37,23 @@ def cifar_resnet(depth: int = 20, width: int = 1, classes: int = 10) -> CifarRes
         >>> network(torch.rand(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
-    depth, width, classes = positive(depth=depth, width=width, classes=classes)
+    depth, width, classes, channels = positive(
+        depth=depth, width=width, classes=classes, channels=channels
+    )
     blocks, rest = divmod(depth - 2, 6)
     if rest or not blocks:
         nearest = 6 * max(1, round((depth - 2) / 6)) + 2
         raise ValueError(f"depth={depth}: a CIFAR ResNet has 6 m + 2 layers; take {nearest}")
-    return CifarResNet(blocks, width, classes)
+    return CifarResNet(blocks, width, classes, channels)
 
 
 class CifarResNet(nn.Module):
     """What `cifar_resnet` builds: layers conv1, bn1, layer1.0 to layer3.m and linear."""
 
-    def __init__(self, blocks: int, width: int, classes: int) -> None:
+    def __init__(self, blocks: int, width: int, classes: int, channels: int = 3) -> None:
         super().__init__()
-        first, second, third = (width * channels for channels in CHANNELS)
-        self.conv1 = nn.Conv2d(3, first, 3, padding=1, bias=False)
+        first, second, third = (width * count for count in CHANNELS)
+        self.conv1 = nn.Conv2d(channels, first, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(first)
         self.layer1 = _stage(first, first, blocks)
         self.layer2 = _stage(first, second, blocks)
@@ -59,7 +64,7 @@ class CifarResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (examples, 3, height, width) -> logits (examples, classes)."""
+        """Images (examples, channels, height, width) -> logits (examples, classes)."""
         maps = F.relu(self.bn1(self.conv1(images)))
         maps = self.layer3(self.layer2(self.layer1(maps)))
         return self.linear(maps.mean((2, 3)))

@@ -6,18 +6,37 @@ import difflib
 import importlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
 
+from .cifar_resnet import CifarResNet, cifar_resnet
 from .conv4 import Conv4
 from .resnet12 import ResNet12
+from .vit import SmallViT
 
 TIMM = "timm:"
 # Far more than any head has: a larger number is a mistake, or a file made to fill the memory.
 MOST_OUTPUTS = 10**8
 Builder = Callable[..., nn.Module]  # called with outputs, channels, and options by name
-OURS: dict[str, Builder] = {"conv4": Conv4, "resnet12": ResNet12}
+DEPTHS = (20, 32, 44, 56, 110)  # of the CIFAR ResNets of He et al. 2016, table 6
+
+
+def _small_vit(outputs: int, channels: int = 3, **options: Any) -> SmallViT:
+    return SmallViT(outputs, channels=channels, **options)
+
+
+def _cifar_resnet(depth: int, outputs: int, channels: int = 3, width: int = 1) -> CifarResNet:
+    return cifar_resnet(depth, width, outputs, channels)
+
+
+OURS: dict[str, Builder] = {
+    "conv4": Conv4,
+    "resnet12": ResNet12,
+    "smallvit": _small_vit,
+    **{f"cifar_resnet{depth}": partial(_cifar_resnet, depth) for depth in DEPTHS},
+}
 
 
 def runs_code(name: str) -> bool:
@@ -45,11 +64,13 @@ def build(
     a file.
 
     Args:
-        name: "conv4", "resnet50", "timm:resnet18", or "package.module:callable".
+        name: "conv4", "resnet12", "smallvit", "cifar_resnet20" (to 110), "resnet50",
+            "timm:resnet18", or "package.module:callable".
         outputs: of the head.
         channels: of the images, for ours and timm's; torchvision's networks read 3.
         networks: a table of networks to choose from besides torchvision's and timm's.
-        options: further arguments of a network of that table, such as Conv4's `size`.
+        options: further arguments of a network of that table, such as Conv4's and SmallViT's
+            `size`, or the `width` of a CIFAR ResNet.
 
     Returns:
         The network. Inception and GoogLeNet are built without their auxiliary heads.
@@ -62,6 +83,8 @@ def build(
     Example:
         >>> build("conv4", outputs=5, channels=1, size=28).head.out_features
         5
+        >>> build("cifar_resnet20", outputs=5, channels=1).conv1.in_channels
+        1
         >>> build("squeezenet1_1", outputs=2).classifier[1].out_channels
         2
     """

@@ -148,7 +148,7 @@ def _check_positions(model: nn.Module, name: str, path: str, entry: str) -> None
     # The layer and what it is inside of: torch's transformers hand their order of dimensions down.
     for length in range(len(parts) + 1):
         around = ".".join(parts[:length])
-        if _has_positions_first(model.get_submodule(around)):
+        if has_positions_first(model.get_submodule(around)):
             raise ValueError(
                 f"layer {name!r}: {around or 'the model'!r}"
                 f" ({type(model.get_submodule(around)).__name__}) has batch_first=False, so"
@@ -156,8 +156,15 @@ def _check_positions(model: nn.Module, name: str, path: str, entry: str) -> None
             )
 
 
-def _has_positions_first(module: nn.Module) -> bool:
-    """Whether a part of one of torch's transformers takes and returns positions first."""
+def has_positions_first(module: nn.Module) -> bool:
+    """Whether a part of one of torch's transformers takes and returns positions first.
+
+    Example:
+        >>> has_positions_first(nn.TransformerEncoderLayer(4, 2, 8))
+        True
+        >>> has_positions_first(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True))
+        False
+    """
     if isinstance(module, nn.TransformerEncoder | nn.TransformerDecoder):
         module = module.layers[0]
     if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):

@@ -178,6 +178,26 @@ def resolve(model: nn.Module, name: str, *, parameters: bool = False) -> str:
     return name
 
 
+def check_reached(model: nn.Module, paths: Iterable[str], setting: str) -> None:
+    """Raise ValueError for a path of a module without parameters.
+
+    Args:
+        model: any network.
+        paths: of modules or parameters, or wildcards, which exist.
+        setting: what the paths are for, for the message.
+
+    Example:
+        >>> check_reached(nn.Sequential(nn.ReLU(), nn.Linear(2, 1)), ["1"], "rates")
+    """
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    for path in paths:
+        if not any(_matches(name, path) for name in names):
+            raise ValueError(
+                f"{setting} names {path!r} ({type(model.get_submodule(path)).__name__}), which has"
+                f" no parameters; the layers that have some are {', '.join(layers(model))}"
+            )
+
+
 def is_wildcard(path: str) -> bool:
     """Whether a path is a pattern, such as `*lora_*`."""
     return isinstance(path, str) and any(mark in path for mark in "*?[")

@@ -87,10 +87,17 @@ class BlockStudy(Tabular):
         blocks = [f"{block.first} to {block.last}" for block in self.structure.blocks]
         found = "No block structure." if not blocks else f"Block structure: {', '.join(blocks)}."
         carried = 100 * self.components.carried(self.layer, self.dominant)
+        number = len(self.dominant)
+        which = f"the {number} dominant ones hold {carried:.0f} % of it"
+        if not len(self.components.dominant(self.layer)):
+            which = (
+                f"none stands out, and the {number} with the largest scores, taken in their place,"
+                f" hold {carried:.0f} % of it"
+            )
         return (
             f"{found} The first component of {self.layer} holds {100 * row.share:.0f} % of its"
             f" variance, carried by about {row.participation:.0f} of {self.components.images}"
-            f" images; the {len(self.dominant)} dominant ones hold {carried:.0f} % of it."
+            f" images; {which}."
         )
 
     def __str__(self) -> str:
@@ -165,10 +172,9 @@ def block_study(
         'all images'
     """
     parts = components(model, loader, layers, seed=seed)
-    names = [row.layer for row in parts.layers]
+    names = list(parts.names)
+    strongest = parts.strongest.layer
     found = similarity_map(model, model, loader, names, names, draws=0)
-    shares = [row.share for row in parts.layers]
-    strongest = names[int(np.nanargmax(shares))]
     dominant = parts.dominant(strongest)
     if not len(dominant):
         dominant = parts.dominant(strongest, share)
@@ -262,7 +268,7 @@ def evolution(
         **rule: numbers of the rule, as `block_structure` takes them.
 
     Raises:
-        ValueError: A snapshot of another network.
+        ValueError: No snapshot, or one of another network; or all layers are constant.
 
     Example:
         >>> import torch
@@ -272,6 +278,11 @@ def evolution(
         1.0
     """
     network = build if isinstance(build, nn.Module) else build()
+    if not snapshots:
+        raise ValueError(
+            "there are no snapshots; give {step: weights}, such as curve.snapshots of a fine-tuning"
+            " with keep="
+        )
     last = max(snapshots)
     measured: dict[int, tuple[Components, SimilarityMap]] = {}
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -287,7 +298,7 @@ def evolution(
     end = set(_dominant(measured[last][0], share))
     rows = []
     for step, (parts, found) in measured.items():
-        strongest = max(parts.layers, key=lambda row: np.nan_to_num(row.share))
+        strongest = parts.strongest
         here = set(_dominant(parts, share))
         rows.append(
             EvolutionStep(
@@ -304,5 +315,4 @@ def evolution(
 
 def _dominant(parts: Components, share: float) -> list[int]:
     """The most dominant images of the layer whose first component holds the largest share."""
-    strongest = max(parts.layers, key=lambda row: np.nan_to_num(row.share))
-    return parts.dominant(strongest.layer, share).tolist()
+    return parts.dominant(parts.strongest.layer, share).tolist()

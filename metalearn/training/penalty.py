@@ -43,6 +43,22 @@ def load_state(extra: Extra, state: dict[str, Any]) -> None:
         extra.load_state_dict(state)
 
 
+def enter(penalty: Penalty, model: nn.Module) -> AbstractContextManager[Extra]:
+    """The context manager of a penalty for a training of `model`.
+
+    Raises:
+        TypeError: `penalty` returns none.
+    """
+    entered = penalty(model)
+    if not isinstance(entered, AbstractContextManager):
+        raise TypeError(
+            f"penalty={penalty!r} returned a {type(entered).__name__} for the model; a penalty"
+            " returns a context manager, such as pulled(weights) or a function under"
+            " contextlib.contextmanager"
+        )
+    return entered
+
+
 @contextmanager
 def no_penalty(model: nn.Module) -> Iterator[Extra]:
     """The penalty that adds nothing."""
@@ -75,7 +91,7 @@ class together:
     def __call__(self, model: nn.Module) -> Iterator[Extra]:
         """Enter all penalties for a training of `model`."""
         with ExitStack() as stack:
-            yield _Sum([stack.enter_context(penalty(model)) for penalty in self.penalties])
+            yield _Sum([stack.enter_context(enter(part, model)) for part in self.penalties])
 
 
 class _Sum:

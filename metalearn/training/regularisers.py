@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from metalearn.models.weights import Weights, read
 from metalearn.network.layer_names import LayerOutput, named_output
-from metalearn.network.layers import assign, head
+from metalearn.network.layers import assign, check_reached, head
 from metalearn.network.layers import layers as layer_names
 from metalearn.training.penalty import Extra, Penalty, no_penalty, together
 
@@ -142,6 +142,11 @@ class leading_component:
         names = self.layers
         if names is None:
             names = [name for name in layer_names(model) if name != last]
+        if not names:
+            raise ValueError(
+                f"leading_component() has no layer of {type(model).__name__} to penalise; name some"
+                " with layers="
+            )
         shares = _LeadingShares(self, model)
         layers = [named_output(model, name) for name in names]
         handles = [
@@ -225,7 +230,9 @@ def _strengths(model: nn.Module, strength: Strength) -> dict[str, float]:
     by_path = strength if isinstance(strength, Mapping) else {"": strength}
     for path, value in by_path.items():
         _check_from_zero(f"strength of {path!r}" if path else "strength", value)
-    return assign(model, by_path)
+    assigned = assign(model, by_path)
+    check_reached(model, by_path, "strength")
+    return assigned
 
 
 def _check_shape(name: str, what: str, given: Tensor, parameter: Tensor) -> None:

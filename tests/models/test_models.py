@@ -71,3 +71,27 @@ def test_one_registry_builds_our_networks_and_those_of_a_callers_table() -> None
         registry.build("conv5", 5)
     with pytest.raises(TypeError, match="squeezenet1_1 takes no options, but size"):
         registry.build("squeezenet1_1", 5, size=16)
+
+
+@pytest.mark.parametrize("name", ["smallvit", "cifar_resnet20"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_networks_for_small_images_are_built_by_name(name: str, channels: int) -> None:
+    options = {"size": 28, "depth": 1, "width": 12} if name == "smallvit" else {}
+    network = registry.build(name, 4, channels, **options)
+    assert network(torch.rand(2, channels, 28, 28)).shape == (2, 4)
+
+
+def test_cifar_resnets_have_their_number_of_weights() -> None:
+    """He et al. 2016, table 6, in millions: without the batch norms and the bias."""
+    for depth, millions in ((20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)):
+        network = registry.build(f"cifar_resnet{depth}", 10)
+        count = sum(weight.numel() for weight in network.parameters() if weight.ndim > 1)
+        assert count / 1e6 == pytest.approx(millions, abs=0.03)
+    assert registry.build("cifar_resnet20", 10, width=2).linear.in_features == 128
+
+
+def test_near_names_of_networks_for_small_images() -> None:
+    with pytest.raises(ValueError, match="cifar_resnet20"):
+        registry.build("cifar_resnet21", 10)
+    with pytest.raises(ValueError, match="patch=4 does not divide images of 30 pixels"):
+        registry.build("smallvit", 10, size=30)

@@ -84,3 +84,21 @@ def test_evolution_compares_dominant_images_with_those_of_the_end() -> None:
     with pytest.raises(ValueError, match="not of this Sequential"):
         evolution(network, {0: {"x": torch.zeros(1)}, 1: end}, inputs)
     assert np.isfinite([row["similarity"] for row in found.records()]).all()
+
+
+def test_networks_that_are_dead_and_no_snapshots_are_refused() -> None:
+    images = torch.randn(20, 3)
+    dead = nn.Sequential(nn.Threshold(1e9, 0.0), nn.Threshold(1e9, 0.0), nn.Linear(3, 2))
+    with pytest.raises(ValueError, match=r"all layers \(0, 1\) are constant over the 20 images"):
+        block_study(dead, images, ["0", "1"])
+    with pytest.raises(ValueError, match=r"all layers \(0, 1\) are constant"):
+        evolution(dead, {0: dead.state_dict()}, images, ["0", "1"])
+    with pytest.raises(ValueError, match="no snapshots"):
+        evolution(dead, {}, images)
+
+
+def test_the_answer_tells_when_no_image_stands_out() -> None:
+    images = torch.cat([torch.ones(30, 4), -torch.ones(30, 4)])
+    network = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+    answer = block_study(network, images, ["0", "1"]).answer()
+    assert "about 60 of 60 images; none stands out" in answer

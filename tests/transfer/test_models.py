@@ -11,7 +11,7 @@ from torch import nn
 
 from metalearn import head, layers
 from transfer import initialize, transfusion
-from transfer.models import build, cbr, read_channels, slim
+from transfer.models import Build, build, cbr, read_channels, slim
 
 TABLE = {"large_t": 8_532_480, "large_w": 8_432_128, "small": 2_108_672, "tiny": 1_076_480}
 FULL = {"large_t": 8_539_173, "large_w": 8_443_461, "small": 2_114_341, "tiny": 1_079_845}
@@ -175,3 +175,15 @@ def test_the_weights_of_a_full_network_do_not_fit_the_narrow_part() -> None:
 def test_slim_refuses_what_it_cannot_make(options: dict, message: str) -> None:
     with torch.device("meta"), pytest.raises(ValueError, match=message):
         slim(**{"name": "resnet18", "through": "layer2", "outputs": 2, **options})
+
+
+@pytest.mark.parametrize("name", ["smallvit", "cifar_resnet20"])
+def test_networks_for_small_images_take_the_size_of_the_images(name: str) -> None:
+    make = Build(name, outputs=3, channels=1, size=12)
+    assert make()(torch.rand(2, 1, 12, 12)).shape == (2, 3)
+    assert head(make()) in ("head", "linear")
+
+
+def test_networks_that_normalise_by_the_batch_have_no_name_here() -> None:
+    with pytest.raises(ValueError, match="no network 'conv4'"):
+        build("conv4", 2)

@@ -143,6 +143,8 @@ def finetune(
     if isinstance(frozen, Mapping):
         frozen = check_steps(frozen, steps)
     keep = check_keep(keep, steps)
+    if folder == "":
+        raise ValueError("folder='' is empty; give the path of a folder, '.' for the current one")
     if not (folder is None or isinstance(folder, str | os.PathLike)):
         raise TypeError(
             f"folder={folder!r} is a {type(folder).__name__}; give the path of a folder, or None to"

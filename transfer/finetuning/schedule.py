@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 from torch.optim import Optimizer
 
-from metalearn.network.layers import assign, is_inside, resolve
+from metalearn.network.layers import assign, check_reached, is_inside, resolve
 from metalearn.network.norm import statistics_of
 from metalearn.runtime.checks import whole_number
 
@@ -29,8 +29,8 @@ class FreezeSchedule:
             start, the longest match wins.
 
     Raises:
-        ValueError: a path that does not exist, with near names, or paths that hold all parameters
-            before the end.
+        ValueError: a path that does not exist, with near names, or that holds nothing; or all
+            parameters are held.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
@@ -44,15 +44,24 @@ class FreezeSchedule:
             resolve(model, path, parameters=True)
         self.model = model
         self.parameters = assign(model, steps)
-        trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
-        due = [self.parameters.get(name) for name in trained]
-        if None not in due:
-            raise ValueError(
-                f"frozen= holds every parameter of {type(model).__name__} from step"
-                f" {max(due, default=0)} on, so the rest of the training would do nothing; leave a"
-                " layer out, such as the head"
-            )
         self.norms = _statistics(model, steps)
+        # A norm without parameters has statistics to hold.
+        held = [name for name, module in model.named_modules() if statistics_of(module)]
+        check_reached(
+            model,
+            [path for path in steps if not any(is_inside(name, path) for name in held)],
+            "frozen",
+        )
+        self._check_something_trains(steps)
+
+    def _check_something_trains(self, steps: Mapping[str, int]) -> None:
+        trained = [name for name, p in self.model.named_parameters() if p.requires_grad]
+        due = [self.parameters.get(name, math.inf) for name in trained]
+        if trained and steps and max(due) < math.inf:
+            raise ValueError(
+                f"frozen= holds all parameters from step {max(due)} on, so nothing is left to"
+                " train; leave out a layer, such as the head"
+            )
 
     def hold(self, step: int, optimizer: Optimizer | None = None) -> list[str]:
         """Hold what is due after `step` updates.

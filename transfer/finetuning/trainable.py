@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from metalearn.network.layers import assign, is_inside, owners
+from metalearn.network.layers import assign, check_reached, is_inside, owners
 from metalearn.network.layers import head as find_head
 from metalearn.network.layers import layers as layer_names
 from metalearn.network.norm import frozen_statistics, norm_parameters, statistics_of
@@ -149,7 +149,9 @@ def parameter_groups(model: nn.Module, rates: Mapping[str, float]) -> list[dict[
         name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
     }
     groups: dict[float, list[nn.Parameter]] = {}
-    for name, rate in assign(model, rates).items():
+    assigned = assign(model, rates)
+    check_reached(model, rates, "rates")
+    for name, rate in assigned.items():
         if name in parameters:
             groups.setdefault(rate, []).append(parameters[name])
     if not groups:

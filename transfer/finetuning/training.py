@@ -21,7 +21,7 @@ from metalearn.network.forward import Inputs, forward, map_tensors
 from metalearn.network.modes import evaluation_mode
 from metalearn.runtime.checks import whole_number
 from metalearn.runtime.files import Record, _checksum
-from metalearn.training.penalty import Extra, Penalty, no_penalty
+from metalearn.training.penalty import Extra, Penalty, enter, no_penalty
 from transfer.finetuning.curve import Curve
 from transfer.finetuning.data import Batches, named_tensors, order, rows_at, subset
 from transfer.finetuning.history import Advance, History
@@ -214,7 +214,7 @@ class FineTuning:
             if schedule is not None:
                 schedule.hold(0)  # norms, which `train` has switched back
             # A penalty is entered with the weights of the start, also if they are replaced then.
-            with (self.penalty or no_penalty)(model) as extra:
+            with enter(self.penalty or no_penalty, model) as extra:
                 if state is None:
                     file.save(training, extra)
                 else:

@@ -6,7 +6,7 @@ Raghu, Unterthiner, Kornblith, Zhang and Dosovitskiy 2021 (arXiv:2108.08810).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from metalearn.analysis.checks import check_kind
 from metalearn.analysis.plotting.pictured import Pictured
 from metalearn.network.forward import Inputs, arguments, tensors_of
+from metalearn.network.layer_names import has_positions_first
 from metalearn.network.layers import resolve
 from metalearn.network.modes import evaluation_mode
 from metalearn.network.transformers import Branch, attention, may_be_norm, stream
+from metalearn.runtime.checks import whole_number
 from metalearn.runtime.tables import Tabular, aligned, plain
 
 from .batches import ToInputs, count, inputs_of, loader_of, running, tensor_of, to_device
@@ -363,12 +365,16 @@ def patch_grid(
         >>> patch_grid(SmallViT(depth=1), torch.rand(1, 3, 32, 32))
         PatchGrid(height=8, width=8, special=1, patch=(4.0, 4.0))
     """
+    chosen = None if grid is None else _pair("grid", grid, "(rows, columns), such as (8, 8)")
+    size = None if patch is None else _pair("patch", patch, "pixels, such as 16 or (16, 16)")
+    images = next((tensor for tensor in tensors_of(inputs) if tensor.ndim == 4), None)
+    if images is None:
+        raise ValueError(
+            "no input has the shape (images, channels, height, width); patches are parts of images"
+        )
+    pixels = images.shape[-2:]
     tokens, embedded = _token_count(model, inputs)
-    shape = grid or embedded
-    if shape is None:
-        side = math.isqrt(tokens - (special or 0))
-        shape = (side, side)
-    height, width = shape
+    height, width = chosen or embedded or _square(tokens, pixels, special or 0)
     left_over = tokens - height * width
     if not 0 <= left_over <= MOST_SPECIAL or (special is not None and special != left_over):
         given = "" if special is None else f" and {special} special tokens"
@@ -376,21 +382,46 @@ def patch_grid(
             f"{tokens} tokens are not a grid of {height} x {width} patches{given}; give"
             " grid=(rows, columns) and special="
         )
-    images = next(tensor for tensor in tensors_of(inputs) if tensor.ndim == 4)
-    pixels = images.shape[-2:]
-    size = (pixels[0] / height, pixels[1] / width)
-    if patch is not None:
-        size = (patch, patch) if isinstance(patch, int) else (patch[0], patch[1])
-    elif pixels[0] % height or pixels[1] % width:
+    if size is None and (pixels[0] % height or pixels[1] % width):
         raise ValueError(
             f"a grid of {height} x {width} patches does not divide images of {pixels[0]} x"
             f" {pixels[1]} pixels; give patch= in pixels, or grid="
         )
+    size = size or (pixels[0] // height, pixels[1] // width)
     return PatchGrid(height, width, left_over, (float(size[0]), float(size[1])))
+
+
+def _pair(name: str, value: Any, example: str) -> tuple[int, int]:
+    """Two whole numbers above 0, or one of them twice for a patch."""
+    both = (value, value) if name == "patch" and isinstance(value, int) else value
+    if not isinstance(both, tuple | list) or len(both) != 2:
+        raise ValueError(f"{name}={value!r}; give {example}")
+    first, second = (whole_number(f"{name}[{i}]", number) for i, number in enumerate(both))
+    return first, second
+
+
+def _square(tokens: int, pixels: Sequence[int], special: int) -> tuple[int, int]:
+    """The grid of square patches of a square image, if the network has no convolution."""
+    if not 0 <= special < tokens:
+        raise ValueError(f"special={special}; give a number of the {tokens} tokens, less than all")
+    if pixels[0] != pixels[1]:
+        raise ValueError(
+            f"the grid of {tokens} tokens cannot be told from images of {pixels[0]} x {pixels[1]}"
+            " pixels, as the network embeds its patches without a convolution; give grid=(rows,"
+            " columns)"
+        )
+    side = math.isqrt(tokens - special)
+    return side, side
 
 
 def _token_count(model: nn.Module, inputs: Inputs) -> tuple[int, tuple[int, int] | None]:
     """How many tokens enter the first norm of tokens, and the map of the patch embedding."""
+    for path, module in model.named_modules():
+        if has_positions_first(module):
+            raise ValueError(
+                f"{path or 'the network'} ({type(module).__name__}) has batch_first=False, so its"
+                " tokens are (positions, images, features); build it with batch_first=True"
+            )
     tokens: list[int] = []
     maps: list[tuple[int, int]] = []
 
@@ -416,7 +447,8 @@ def _token_count(model: nn.Module, inputs: Inputs) -> tuple[int, tuple[int, int]
     if not tokens:
         raise ValueError(
             f"{type(model).__name__} has no tokens: none of its norms took (examples, tokens,"
-            " features). For a convolutional network compare layers with similarity_map"
+            " features), as in a convolutional network, or with attention in windows (Swin), which"
+            " has no map over the whole image. Compare layers with similarity_map"
         )
     return tokens[0], maps[-1] if maps else None
 

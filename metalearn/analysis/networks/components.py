@@ -103,6 +103,21 @@ class Components(Pictured, Tabular):
         cosines = [float(first.scores @ second.scores) ** 2 for first, second in pairs]
         return (*cosines, math.nan)
 
+    @property
+    def strongest(self) -> Component:
+        """The component that holds the largest share of its layer's variance.
+
+        Raises:
+            ValueError: All layers are constant.
+        """
+        known = [row for row in self.layers if not math.isnan(row.share)]
+        if not known:
+            raise ValueError(
+                f"all layers ({', '.join(self.names)}) are constant over the {self.images} images,"
+                " so none has a component; check the weights and the images"
+            )
+        return max(known, key=lambda row: row.share)
+
     def dominant(
         self, layer: str, share: float | None = None, *, deviations: float = DEVIATIONS
     ) -> np.ndarray:
@@ -296,7 +311,9 @@ class _Reader:
                     sizes[name] = output[0].numel() * output.element_size()
             self.images += count(inputs)
         if self.images < FEWEST:
-            raise ValueError(f"{self.images} images; a component needs at least {FEWEST}")
+            raise ValueError(
+                f"{self.images} images; a component needs at least {FEWEST}: give more images"
+            )
         groups: list[list[str]] = []
         held = math.inf
         for name in names:

@@ -6,20 +6,22 @@ Raghu, Gilmer, Yosinski and Sohl-Dickstein 2017 (arXiv:1706.05806); Morcos, Ragh
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from numbers import Real
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metalearn.analysis.checks import check_kind, check_seed, listed
 from metalearn.analysis.plotting.pictured import Pictured
+from metalearn.models.weights import read
 from metalearn.network.activations import representations
 from metalearn.network.layers import layers as layer_names
 from metalearn.network.modes import evaluation_mode
@@ -58,7 +60,12 @@ class Dynamics(Pictured, Tabular):
         """The first step from which each layer's similarity to the end stays at `level` or above.
 
         None for a layer that only the end itself satisfies.
+
+        Raises:
+            ValueError: `level` is no number.
         """
+        if isinstance(level, bool) or not isinstance(level, Real):
+            raise ValueError(f"level={level!r}; give a similarity, such as 0.9")
         steps: dict[str, int | None] = {}
         for layer, row in zip(self.layers, self.values, strict=True):
             below = np.flatnonzero(~(row >= level))  # NaN is below
@@ -173,15 +180,21 @@ def convergence(
 def weights_of_snapshot(network: nn.Module, snapshot: Snapshot, source: str) -> dict[str, Tensor]:
     """The weights of a snapshot, which must be those of this network."""
     if not isinstance(snapshot, Mapping):
-        snapshot = safetensors.torch.load_file(snapshot)
+        snapshot = read(os.fspath(snapshot)).tensors
     wanted = network.state_dict()
     missing = [name for name in wanted if name not in snapshot]
     other = [
         name for name in wanted if name in snapshot and snapshot[name].shape != wanted[name].shape
     ]
-    if missing or other:
-        name = (missing or other)[0]
-        how = "is missing" if missing else f"has shape {tuple(snapshot[name].shape)}"
+    # Weights left over are of layers that this network does not have.
+    left_over = [name for name in snapshot if name not in wanted]
+    if missing or other or left_over:
+        name = (missing or other or left_over)[0]
+        how = "is only in the snapshot"
+        if missing:
+            how = "is missing"
+        elif other:
+            how = f"has shape {tuple(snapshot[name].shape)}"
         raise ValueError(
             f"the snapshot of {source} is not of this {type(network).__name__}: {name!r} {how};"
             " build the network that was trained"

@@ -24,7 +24,7 @@ from metalearn.analysis.checks import (
 from metalearn.analysis.measures.inputs import as_floats, real_tensor
 from metalearn.analysis.plotting.pictured import Pictured
 from metalearn.episodes import Examples
-from metalearn.network.activations import representations
+from metalearn.network.activations import is_raw, representations
 from metalearn.network.layer_names import named_output
 from metalearn.network.layers import layers as layer_names
 from metalearn.network.modes import evaluation_mode
@@ -326,6 +326,8 @@ def _forward(model: nn.Module, inputs: Tensor) -> None:
     try:
         model(inputs)
     except (RuntimeError, ValueError) as error:
+        if not is_raw(error):
+            raise  # it names its cure already, such as a position that is not there
         raise ValueError(
             f"the model does not take inputs of {tuple(inputs.shape[1:])}"
             f" ({str(error).splitlines()[0]}); bring the images to its channels and size"

@@ -226,3 +226,55 @@ def test_results_print_draw_and_become_rows(tmp_path: Path) -> None:
     np.testing.assert_allclose(lines[0].get_ydata(), [row.patches for row in norms.branches])
     norms.plot(tmp_path / "norms.png")
     assert (tmp_path / "norms.png").read_bytes().startswith(b"\x89PNG")
+
+
+class LinearPatches(nn.Module):
+    """A transformer that embeds patches of 8 pixels without a convolution."""
+
+    def __init__(self, *, batch_first: bool = True) -> None:
+        super().__init__()
+        self.embed = nn.Linear(64, 8)
+        self.block = nn.TransformerEncoderLayer(
+            8, 2, 16, dropout=0.0, batch_first=batch_first, norm_first=True
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.embed(nn.functional.unfold(images, 8, stride=8).mT)
+        if not self.block.self_attn.batch_first:
+            return self.block(tokens.transpose(0, 1)).transpose(0, 1)
+        return self.block(tokens)
+
+
+def test_the_grid_of_images_that_are_no_square_is_not_guessed() -> None:
+    """16 x 64 pixels are 2 x 8 patches, which a square of 4 x 4 would pass for."""
+    images = torch.rand(3, 1, 16, 64)
+    with pytest.raises(ValueError, match=r"16 tokens .* 16 x 64 pixels.*give grid="):
+        attention_distances(LinearPatches(), images)
+    found = attention_distances(LinearPatches(), images, grid=(2, 8))
+    assert (found.grid.height, found.grid.width) == (2, 8)
+    assert found.grid.patch == (8, 8)
+    assert attention_distances(LinearPatches(), torch.rand(3, 1, 32, 32)).grid[:2] == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"grid": 8}, r"grid=8; give \(rows, columns\)"),
+        ({"grid": (0, 16)}, r"grid\[0\]=0"),
+        ({"patch": 0}, r"patch\[0\]=0"),
+        ({"patch": "4"}, "patch='4'; give pixels"),
+        ({"special": 70}, "special=70; give a number of the 16 tokens"),
+    ],
+)
+def test_odd_grids_and_patches_are_named(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        attention_distances(LinearPatches(), torch.rand(2, 1, 32, 32), **options)
+
+
+def test_tokens_that_are_not_images_first_are_refused() -> None:
+    network, images = LinearPatches(batch_first=False), torch.rand(16, 1, 32, 32)
+    for measure in (attention_distances, stream_norms):  # 16 images of 16 tokens
+        with pytest.raises(ValueError, match=r"block .* build it with batch_first=True"):
+            measure(network, images)
+    with pytest.raises(ValueError, match="no input has the shape"):
+        attention_distances(network.block, torch.rand(4, 9, 8))

@@ -12,7 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metalearn.analysis.networks.dynamics import class_sensitivity, convergence, generalising
+from metalearn.analysis.networks.dynamics import (
+    Dynamics,
+    class_sensitivity,
+    convergence,
+    generalising,
+)
 
 
 def network() -> nn.Sequential:
@@ -165,3 +170,22 @@ def test_sensitivity_refuses_too_few_examples_and_one_class() -> None:
         class_sensitivity(model, torch.randn(6, 20), torch.arange(6) % 2, ["0"])
     with pytest.raises(ValueError, match="one class"):
         class_sensitivity(model, torch.randn(60, 2), torch.zeros(60).long(), ["0"])
+
+
+def test_snapshots_of_a_deeper_network_and_missing_files_are_refused() -> None:
+    def network(depth: int) -> nn.Module:
+        return nn.Sequential(*(nn.Linear(3, 3) for _ in range(depth)))
+
+    deeper = network(3).state_dict()
+    with pytest.raises(ValueError, match=r"step 5 .* '2.weight' is only in the snapshot"):
+        convergence(network(2), {0: network(2).state_dict(), 5: deeper}, torch.randn(30, 3))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        convergence(network(2), {0: "nowhere.safetensors", 5: deeper}, torch.randn(30, 3))
+
+
+def test_a_level_that_is_no_number_is_named() -> None:
+    values = np.array([[0.1, 0.2, 1.0]])
+    dynamics = Dynamics((0, 5, 10), ("a",), values, None, "linear_cka", 10)
+    assert dynamics.reached() == {"a": None}
+    with pytest.raises(ValueError, match="level='x'"):
+        dynamics.reached("x")

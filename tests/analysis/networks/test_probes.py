@@ -170,7 +170,7 @@ def test_bad_input_is_named() -> None:
         linear_probes(network(), train, test, shots=6)
     with pytest.raises(ValueError, match="the label 3, which no training example has"):
         linear_probes(network(), train, clusters(5, 0.1, classes=4))
-    with pytest.raises(ValueError, match=r"does not take inputs of \(3, 16, 16\)"):
+    with pytest.raises(ValueError, match="images have 3 channels, and this Conv4 takes 1"):
         linear_probes(
             Conv4(3, channels=1, size=16, hidden=4),
             *[Examples(torch.rand(6, 3, 16, 16), torch.arange(6) % 3)] * 2,

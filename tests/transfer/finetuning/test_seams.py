@@ -144,6 +144,12 @@ def test_settings_record_what_decides() -> None:
         ({"frozen": {"0": 9}}, "past the end of 9 steps"),
         ({"frozen": {"0": -1}}, r"frozen\['0'\]=-1 must be at least 0"),
         ({"frozen": {"conv": 1}}, "no layer 'conv'"),
+        ({"frozen": {"2": 1}}, r"frozen names '2' \(ReLU\), which has no parameters"),
+        ({"frozen": {"": 3}}, "holds all parameters from step 3 on"),
+        ({"rates": {"2": 0.1}}, r"rates names '2' \(ReLU\), which has no parameters"),
+        ({"penalty": pulled({}, {"2": 1.0})}, "strength names '2'"),
+        ({"penalty": leading_component(layers=[])}, "no layer of Sequential to penalise"),
+        ({"folder": ""}, "folder='' is empty"),
         ({"keep": (0, 10)}, "keep=10 lies past the end of 9 steps"),
         ({"keep": (-1,)}, r"keep\[0\]=-1"),
         ({"penalty": pulled({"0.bias": torch.ones(4)}, {"0": 1.0})}, "no value for '0.weight'"),
@@ -157,6 +163,8 @@ def test_bad_schedules_and_snapshots_are_refused(options: dict, message: str) ->
 def test_other_kinds_are_refused() -> None:
     with pytest.raises(TypeError, match="a penalty, such as pulled"):
         training(penalty=3)
+    with pytest.raises(TypeError, match="returned a NoneType for the model"):
+        training(penalty=lambda model: None)
     with pytest.raises(TypeError, match=r"\{layer: step\}"):
         training(frozen=3)
     with pytest.raises(TypeError, match="whole number"):
