@@ -10,6 +10,7 @@ if not hasattr(metalearn, "meta_train"):
     )
 
 from transfer.comparison.compare import Comparison, compare
+from transfer.experts.votes import disagreement
 from transfer.finetuning.finetune import finetune
 from transfer.finetuning.trainable import freeze, frozen_transformer, linear_probe, parameter_groups
 from transfer.initialisation.sources import copied, fresh, gabor, mean_var, permuted
@@ -19,6 +20,7 @@ __all__ = [
     "Comparison",
     "compare",
     "copied",
+    "disagreement",
     "everywhere",
     "finetune",
     "freeze",
