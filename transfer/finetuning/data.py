@@ -62,6 +62,50 @@ class Structured:
         return torch.stack(tensors)  # (examples, *shape of the entry)
 
 
+class WithNumbers:
+    """A data set of (input, numbers), with its numbers apart.
+
+    `targets` has the numbers of all items stacked. `[i]` gives the input and the label 0.
+
+    Raises:
+        TypeError: it is no data set of pairs, or an item has no numbers.
+        ValueError: items have different shapes of numbers, or there are none.
+    """
+
+    def __init__(self, dataset: Any, name: str) -> None:
+        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            raise TypeError(
+                f"the {name} set is a {type(dataset).__name__}; give a data set of (input,"
+                " numbers), such as torch.utils.data.TensorDataset(images, votes)"
+            )
+        # Each item is read once: reading may be slow, or augment at random.
+        self.inputs: list[Any] = []
+        targets: list[Tensor] = []
+        for i in range(len(dataset)):
+            try:
+                entry, numbers = dataset[i]
+                targets.append(torch.as_tensor(numbers))
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise TypeError(
+                    f"item {i} of the {name} set is no pair (input, numbers): {error}"
+                ) from error
+            self.inputs.append(entry)
+            if targets[i].shape != targets[0].shape:
+                raise ValueError(
+                    f"the targets of item {i} of the {name} set have shape"
+                    f" {tuple(targets[i].shape)} but those of item 0 {tuple(targets[0].shape)}"
+                )
+        if not targets:
+            raise ValueError(f"the {name} set is empty; give it items")
+        self.targets = torch.stack(targets)  # (items, *shape of the numbers)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.inputs[index], 0
+
+
 def structured(dataset: Any) -> Any:
     """The data set itself, or `Structured` if its inputs are tuples or dictionaries.
 

@@ -11,7 +11,6 @@ from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -23,8 +22,8 @@ from metalearn.runtime.files import Record, _checksum
 from metalearn.training.penalty import Penalty, no_penalty
 from transfer.finetuning.curve import Curve, Snapshot
 from transfer.finetuning.data import named_tensors, order, rows_at, subset
+from transfer.finetuning.objectives import Classification, Objective
 from transfer.finetuning.schedule import FreezeSchedule
-from transfer.finetuning.scores import _counts, scores
 from transfer.finetuning.snapshots import Snapshots
 from transfer.finetuning.trainable import freeze, parameter_groups
 
@@ -87,6 +86,7 @@ class FineTuning:
     penalty: Penalty | None = None
     keep: tuple[int, ...] = ()
     folder: str | os.PathLike[str] | None = None
+    objective: Objective = field(default_factory=Classification)
 
     def __repr__(self) -> str:
         return (
@@ -142,6 +142,8 @@ class FineTuning:
         settings["frozen"] = dict(frozen) if isinstance(frozen, Mapping) else _name(frozen)
         if self.penalty is not None:
             settings["penalty"] = _name(self.penalty)
+        if not isinstance(self.objective, Classification):
+            settings["loss"] = repr(self.objective)
         if self.output is not None:
             settings["output"] = self.output
         settings |= {"rates": dict(self.rates or {}), "data": self.checksums}
@@ -176,7 +178,7 @@ class FineTuning:
 
     def chosen(self, seed: int) -> Tensor:
         """Indices of the training images that this seed trains on (see `subset`)."""
-        return subset(self.train_targets, self.images, seed)
+        return subset(self.objective.labels(self.train_targets), self.images, seed)
 
     def _optimizer(self, model: nn.Module) -> Optimizer:
         # A rate of its own for each layer that `rates` names; "" is all the rest.
@@ -197,7 +199,8 @@ class FineTuning:
         inputs = map_tensors(lambda tensor: tensor[index].to(device), self.train_inputs)
         targets = self.train_targets[index].to(device)
         weight = self._class_weights(targets)
-        batches = order(targets.cpu(), self.batch, seed, balanced=self.balance == "batches")
+        labels = self.objective.labels(targets.cpu())
+        batches = order(labels, self.batch, seed, balanced=self.balance == "batches")
         history = _History(self, model, advance)
         history.evaluate(0)  # what the start scores before any training
         snapshots = Snapshots(self.keep, self.folder, seed)
@@ -216,7 +219,7 @@ class FineTuning:
                     index = next(batches).to(device)
                     batch = self._prepared(rows_at(inputs, index), training=True)
                     logits = forward(model, batch, self.output)
-                    loss = F.cross_entropy(logits, targets[index], weight=weight)
+                    loss = self.objective.loss(logits, targets[index], weight)
                     losses.append(loss.detach())
                     if self.penalty is not None:
                         added = extra()
@@ -318,9 +321,9 @@ class _History:
         plan = self.plan
         advanced = step - self.steps[-1] if self.steps else 0
         logits = self._logits(plan.test_inputs, plan.test_targets)
-        results = scores(logits, plan.test_targets, plan.classes)
+        results = plan.objective.scores(logits, plan.test_targets, plan.classes)
         self.steps.append(step)
-        self.predicted.append(_counts(logits.argmax(1)))
+        self.predicted.append(plan.objective.class_counts(logits.argmax(1)))
         for name, value in results.items():
             self.scores.setdefault(name, []).append(value)
         if plan.validation:
@@ -330,7 +333,8 @@ class _History:
 
     def _validate(self, inputs: Inputs, targets: Tensor) -> None:
         plan = self.plan
-        score = scores(self._logits(inputs, targets), targets, plan.classes)[plan.metric]
+        logits = self._logits(inputs, targets)
+        score = plan.objective.scores(logits, targets, plan.classes)[plan.metric]
         best = max(self.validation, default=-math.inf)
         self.validation.append(score)
         if plan.early_stop is not None and score > best:
@@ -358,7 +362,7 @@ class _History:
             seconds=round(self.seconds, 3),
             best=best,
             validation=tuple(self.validation),
-            test_counts=_counts(plan.test_targets),
+            test_counts=plan.objective.class_counts(plan.test_targets),
             predicted_counts=self.predicted[best],
             penalties=tuple(self.penalties),
             snapshots=snapshots,
@@ -367,19 +371,8 @@ class _History:
     def _logits(self, inputs: Inputs, targets: Tensor) -> Tensor:
         """The model's logits (examples, classes or more); raises if they cannot be scored."""
         logits = self.plan._logits(self.model, inputs, len(targets))
-        # A test set of its own may have labels beyond those of training.
-        classes = max(self.plan.classes, int(targets.max()) + 1)
-        if logits.ndim != 2:
-            raise ValueError(
-                f"{type(self.model).__name__} puts out {tuple(logits.shape[1:])} for an image;"
-                f" fine-tuning needs one number a class, ({classes},): add a pooling and a head, or"
-                " name another entry with output="
-            )
-        if logits.shape[1] < classes:
-            raise ValueError(
-                f"labels run to {classes - 1}, but the head of {type(self.model).__name__} puts out"
-                f" {tuple(logits.shape[1:])} for an image; build the model with outputs={classes}"
-            )
+        plan = self.plan
+        plan.objective.check_outputs(logits, targets, plan.classes, type(self.model).__name__)
         if not logits.isfinite().all():
             steps = self.steps[-1] if self.steps else 0
             raise FloatingPointError(
