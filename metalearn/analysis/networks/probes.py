@@ -180,8 +180,8 @@ def linear_probes(
     if shots is not None:
         meaning = "it is how many training examples each class has"
         shots = check_whole(shots, "shots", 1, meaning)
-    names = _names(network, layers)
-    _check_settings(convention, ridge)
+    names = probed_layers(network, layers)
+    check_probe(convention, ridge)
     training = _examples(train, shots, seed)
     testing = _examples(test, None, seed)
     classes, answers = training.targets.unique(return_inverse=True)
@@ -190,8 +190,8 @@ def linear_probes(
     ridges = RIDGES if ridge is None else (ridge,)
     rows = []
     for name in names:
-        x = _features(network, name, training.inputs, convention, batch)
-        y = _features(network, name, testing.inputs, convention, batch)
+        x = features_of(network, name, training.inputs, convention, batch)
+        y = features_of(network, name, testing.inputs, convention, batch)
         outputs, chosen = ridge_readout(x, targets, y, ridges)
         correct = (outputs.argmax(1) == truth).double()
         rows.append(Probe(name, Estimate.of(correct), x.shape[1], chosen))
@@ -199,14 +199,16 @@ def linear_probes(
     return Probes(tuple(rows), convention, len(answers), len(truth), len(classes), chance)
 
 
-def _names(network: nn.Module, layers: Sequence[str] | None) -> list[str]:
+def probed_layers(network: nn.Module, layers: Sequence[str] | None) -> list[str]:
+    """The names of the layers to probe; by default all of the network."""
     if layers is None:
         return layer_names(network)
     names = check_all(listed(layers, "layers"), str, "layers", "give names of modules")
     return [named_output(network, name).name for name in names]
 
 
-def _check_settings(convention: str, ridge: float | None) -> None:
+def check_probe(convention: str, ridge: float | None) -> None:
+    """Raise ValueError for an unknown convention, or a ridge that is not above 0."""
     if convention not in CONVENTIONS:
         raise ValueError(
             f"there is no convention {convention!r}; choose {' or '.join(CONVENTIONS)}"
@@ -296,7 +298,9 @@ def _label(data: Any, i: int) -> int:
     return int(label.item())
 
 
-def _features(model: nn.Module, layer: str, inputs: Tensor, convention: str, batch: int) -> Tensor:
+def features_of(
+    model: nn.Module, layer: str, inputs: Tensor, convention: str, batch: int
+) -> Tensor:
     """A layer's output for all inputs, as a matrix (examples, features) on the CPU."""
     floats = (weight for weight in model.parameters() if weight.is_floating_point())
     like = next(floats, torch.empty(0))
