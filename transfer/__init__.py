@@ -10,6 +10,7 @@ if not hasattr(metalearn, "meta_train"):
     )
 
 from transfer.comparison.compare import Comparison, compare
+from transfer.experts.probes import disagreement_probes
 from transfer.experts.votes import disagreement
 from transfer.finetuning.finetune import finetune
 from transfer.finetuning.trainable import freeze, frozen_transformer, linear_probe, parameter_groups
@@ -21,6 +22,7 @@ __all__ = [
     "compare",
     "copied",
     "disagreement",
+    "disagreement_probes",
     "everywhere",
     "finetune",
     "freeze",

@@ -45,16 +45,18 @@ def disagreement(
     """
     votes = check_counts(counts)
     raters = votes.sum(1)  # (items,)
-    spread = spread_of_shares(votes / raters[:, None], grades)
-    if not unbiased:
-        return spread
-    if not (raters > 1).any():
+    if unbiased and not (raters > 1).any():
         raise ValueError(
             f"all {len(votes)} items have one rater, which says nothing about disagreement; give"
             " votes of two or more raters an item"
         )
-    # 1 / 0 for one rater gives NaN, because the spread of one vote is 0.
-    return spread * (raters / (raters - 1))
+    # One rater makes 0 / 0 below, which is NaN.
+    pairs = raters * (raters - 1 if unbiased else raters)
+    if grades is None:
+        # Pairs of raters who differ, as whole numbers: equal votes give equal bits, whatever the
+        # order of the classes, so that ties stay ties.
+        return (raters.square() - votes.square().sum(1)) / pairs
+    return spread_of_shares(votes / raters[:, None], grades) * raters.square() / pairs
 
 
 def spread_of_shares(shares: Tensor, grades: Sequence[float] | None = None) -> Tensor:
