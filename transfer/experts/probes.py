@@ -194,8 +194,8 @@ def disagreement_probes(
 
     Args:
         model: a network.
-        train: `Examples(inputs, votes)`, or a data set of (input, votes). Votes are how many
-            raters chose each class, (classes,).
+        train: `Examples(inputs, votes)`, or a data set of (input, votes), with inputs as the
+            network takes them. Votes are how many raters chose each class, (classes,).
         test: the same for the test items.
         layers: module paths; by default all of `metalearn.layers(model)`.
         above: items whose disagreement is above it are the positives of the AUC; None takes the
@@ -309,13 +309,13 @@ def contest_of(
     def statistics(counts: np.ndarray) -> np.ndarray:
         """AUC and rank correlation of both, and their differences, (6,)."""
         of_truth = ranks["truth"](counts)
-        values = []
+        scores = {}
         for name in ("direct", "via"):
             predicted = ranks[name](counts)
-            values.append(
-                (area(predicted, positive, counts), correlation(predicted, of_truth, counts))
+            scores[name] = np.array(
+                [area(predicted, positive, counts), correlation(predicted, of_truth, counts)]
             )
-        return np.concatenate([*values, np.subtract(*values)])
+        return np.concatenate([*scores.values(), scores["direct"] - scores["via"]])
 
     intervals = bootstrap(statistics, len(positive), draws=draws, seed=seed)
     return Contest(
@@ -333,7 +333,9 @@ def _items(data: Any, name: str) -> tuple[Tensor, Tensor, int]:
         targets = data.targets
     else:
         dataset = WithNumbers(data, name)
-        inputs = torch.stack([torch.as_tensor(entry) for entry in dataset.inputs])
+        inputs = dataset.inputs
+        if not isinstance(inputs, Tensor):
+            inputs = torch.stack([torch.as_tensor(entry) for entry in inputs])
         targets = dataset.targets
     votes = check_counts(targets, f"votes of the {name} set")
     if len(inputs) != len(votes):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from metalearn.data.images import LabelledImages
 from metalearn.network.forward import Inputs, map_tensors
@@ -65,7 +66,8 @@ class Structured:
 class WithNumbers:
     """A data set of (input, numbers), with its numbers apart.
 
-    `targets` has the numbers of all items stacked. `[i]` gives the input and the label 0.
+    `targets` has the numbers of all items stacked, and `inputs` a list of their inputs, or the
+    tensor of a `TensorDataset`. `[i]` gives the input and the label 0.
 
     Raises:
         TypeError: it is no data set of pairs, or an item has no numbers.
@@ -78,8 +80,11 @@ class WithNumbers:
                 f"the {name} set is a {type(dataset).__name__}; give a data set of (input,"
                 " numbers), such as torch.utils.data.TensorDataset(images, votes)"
             )
+        self.inputs: Any = []
+        if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
+            self.inputs, self.targets = dataset.tensors
+            return
         # Each item is read once: reading may be slow, or augment at random.
-        self.inputs: list[Any] = []
         targets: list[Tensor] = []
         for i in range(len(dataset)):
             try:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from metalearn.data.images import in_memory_together
+from metalearn.data.images import in_memory, in_memory_together
 from metalearn.network.forward import Inputs
 from metalearn.runtime.checks import whole_number
 from metalearn.runtime.files import Record
@@ -217,10 +217,20 @@ def _real_parts(
             )
     objective = objective.fitted(targets["training"])
     check_defined(objective, targets, metric)
-    read = [structured(dataset) for dataset in sets.values()]
-    parts = _inputs(read, in_memory_together(*read)[0])
-    paired = [(inputs, values) for (inputs, _), values in zip(parts, targets.values(), strict=True)]
+    inputs = [_inputs_of(dataset) for dataset in sets.values()]
+    _check_entries(*inputs)
+    paired = list(zip(inputs, targets.values(), strict=True))
     return paired, objective
+
+
+def _inputs_of(dataset: WithNumbers) -> Inputs:
+    """The inputs of a data set with real targets, in memory."""
+    if isinstance(dataset.inputs, Tensor):
+        return dataset.inputs
+    readable = structured(dataset)
+    if isinstance(readable, Structured):
+        return readable.inputs
+    return in_memory(readable)[0]
 
 
 def _parts(given: Sequence[Any], metric: str) -> tuple[list[tuple[Inputs, Tensor]], Record]:
@@ -233,8 +243,13 @@ def _parts(given: Sequence[Any], metric: str) -> tuple[list[tuple[Inputs, Tensor
     sets = [structured(dataset) for dataset in given]
     # Labels have the same numbers in all parts; `names` are what they were.
     read, names, labels = in_memory_together(*sets)
-    parts = _inputs(sets, read)
+    parts: list[tuple[Inputs, Tensor]] = []
+    for dataset, (images, targets) in zip(sets, read, strict=True):
+        # Of several inputs, only positions were read.
+        inputs = dataset.inputs if isinstance(dataset, Structured) else images
+        parts.append((inputs, targets))
     _check_labels(parts[0][1], parts[1][1], metric, names)
+    _check_entries(*[inputs for inputs, _ in parts])
     absent = _absent(parts[0][1], names)
     if absent:
         log.warning(
@@ -243,19 +258,6 @@ def _parts(given: Sequence[Any], metric: str) -> tuple[list[tuple[Inputs, Tensor
         )
         labels["absent_classes"] = absent
     return parts, labels
-
-
-def _inputs(
-    sets: Sequence[Any], read: Sequence[tuple[Tensor, Tensor]]
-) -> list[tuple[Inputs, Tensor]]:
-    """Inputs and labels of each data set, checked to have the same entries."""
-    parts: list[tuple[Inputs, Tensor]] = []
-    for dataset, (images, targets) in zip(sets, read, strict=True):
-        # Of several inputs, only positions were read.
-        inputs = dataset.inputs if isinstance(dataset, Structured) else images
-        parts.append((inputs, targets))
-    _check_entries(*[inputs for inputs, _ in parts])
-    return parts
 
 
 def _absent(targets: Tensor, names: Sequence[str]) -> list[str]:

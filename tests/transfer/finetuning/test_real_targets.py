@@ -171,3 +171,25 @@ def test_a_head_of_another_size_is_refused() -> None:
         training("soft", outputs=3)
     with pytest.raises(ValueError, match=r"outputs=1"):
         training("mse", outputs=2)
+
+
+def test_pairs_read_one_by_one_and_several_inputs_train_alike() -> None:
+    inputs, votes = voted()
+    settings = {"steps": 4, "batch": 8, "loss": "soft"}
+    together = TensorDataset(inputs, votes)
+    pairs = list(zip(inputs, votes, strict=True))
+    expected = finetune(together, together, **settings)(network(), seed=0)
+    one_by_one = finetune(pairs, pairs, **settings)(network(), seed=0)
+    assert (one_by_one.losses, one_by_one.scores) == (expected.losses, expected.scores)
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x)
+
+    named = [({"x": entry}, vote) for entry, vote in pairs]
+    several = finetune(named, named, **settings)(Named(), seed=0)
+    assert (several.losses, several.scores) == (expected.losses, expected.scores)
