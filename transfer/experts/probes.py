@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -234,42 +234,72 @@ def disagreement_probes(
     check_probe(convention, ridge)
     inputs, votes, dropped = _items(train, "training")
     test_inputs, test_votes, test_dropped = _items(test, "test")
-    if votes.shape[1] != test_votes.shape[1]:
-        raise ValueError(
-            f"the training votes are of {votes.shape[1]} classes and the test votes of"
-            f" {test_votes.shape[1]}; give both the same classes"
-        )
-    target = disagreement(votes)  # (training items,)
-    truth = disagreement(test_votes)  # (test items,)
-    if target.min() == target.max():
-        raise ValueError(
-            f"all training items have the disagreement {float(target[0]):g}: there is nothing to"
-            " predict; add items on which raters differ"
-        )
-    above = float(target.mean()) if above is None else float(above)
-    shares = votes / votes.sum(1, keepdim=True)  # (training items, classes)
-    ridges = RIDGES if ridge is None else (ridge,)
+    problem = _Problem.of(votes, test_votes, above, RIDGES if ridge is None else (ridge,))
+    # Pooled features of all layers fit in memory, and then one pass through the network does.
+    groups = [names] if convention == "pool" else [[name] for name in names]
     rows = []
-    for name in names:
-        x = features_of(model, name, inputs, convention, batch)
-        y = features_of(model, name, test_inputs, convention, batch)
-        direct, direct_ridge = ridge_readout(x, target[:, None], y, ridges)
-        predicted, via_ridge = ridge_readout(x, shares, y, ridges)
-        # The predicted shares sum to 1, because the targets do; after this their sum is at least 1.
-        predicted = predicted.clamp(min=0)
-        via = spread_of_shares(predicted / predicted.sum(1, keepdim=True))
-        contest = contest_of(direct[:, 0], via, truth, above, draws=draws, seed=seed)
-        rows.append(LayerProbe(name, x.shape[1], contest, (direct_ridge, via_ridge)))
+    for name, x, y in _features(model, groups, inputs, test_inputs, convention, batch):
+        direct, via, chosen = problem.predictions(x, y)
+        contest = contest_of(direct, via, problem.truth, problem.above, draws=draws, seed=seed)
+        rows.append(LayerProbe(name, x.shape[1], contest, chosen))
     return DisagreementProbes(
         tuple(rows),
         convention,
         len(votes),
         len(test_votes),
         (dropped, test_dropped),
-        above,
-        float((truth > above).double().mean()),
-        float(truth.mean()),
+        problem.above,
+        float((problem.truth > problem.above).double().mean()),
+        float(problem.truth.mean()),
     )
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """The targets of the probes, the same for every layer.
+
+    Attributes:
+        target: (training items,) disagreements.
+        shares: (training items, classes) of the votes.
+        truth: (test items,) disagreements.
+        above: the threshold of a high one.
+        ridges: to choose from.
+    """
+
+    target: Tensor
+    shares: Tensor
+    truth: Tensor
+    above: float
+    ridges: tuple[float, ...]
+
+    @classmethod
+    def of(
+        cls, votes: Tensor, test_votes: Tensor, above: float | None, ridges: tuple[float, ...]
+    ) -> _Problem:
+        """The targets of these votes (items, classes), checked."""
+        if votes.shape[1] != test_votes.shape[1]:
+            raise ValueError(
+                f"the training votes are of {votes.shape[1]} classes and the test votes of"
+                f" {test_votes.shape[1]}; give both the same classes"
+            )
+        target = disagreement(votes)
+        if target.min() == target.max():
+            raise ValueError(
+                f"all training items have the disagreement {float(target[0]):g}: there is nothing"
+                " to predict; add items on which raters differ"
+            )
+        threshold = float(target.mean()) if above is None else float(above)
+        shares = votes / votes.sum(1, keepdim=True)
+        return cls(target, shares, disagreement(test_votes), threshold, ridges)
+
+    def predictions(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, tuple[float, float]]:
+        """Disagreements of the test items, direct and via the votes, and the ridges of both."""
+        direct, direct_ridge = ridge_readout(x, self.target[:, None], y, self.ridges)
+        predicted, via_ridge = ridge_readout(x, self.shares, y, self.ridges)
+        # The predicted shares sum to 1, because the targets do; after this their sum is at least 1.
+        predicted = predicted.clamp(min=0)  # (test items, classes)
+        via = spread_of_shares(predicted / predicted.sum(1, keepdim=True))
+        return direct[:, 0], via, (direct_ridge, via_ridge)
 
 
 def contest_of(
@@ -324,6 +354,22 @@ def contest_of(
         intervals[4],
         intervals[5],
     )
+
+
+def _features(
+    model: nn.Module,
+    groups: Sequence[Sequence[str]],
+    inputs: Tensor,
+    test_inputs: Tensor,
+    convention: str,
+    batch: int,
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Each layer with its training and test features; a group is one pass through the network."""
+    for group in groups:
+        training = features_of(model, group, inputs, convention, batch)
+        testing = features_of(model, group, test_inputs, convention, batch)
+        for name in group:
+            yield name, training[name], testing[name]
 
 
 def _items(data: Any, name: str) -> tuple[Tensor, Tensor, int]:

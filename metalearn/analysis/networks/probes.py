@@ -190,8 +190,8 @@ def linear_probes(
     ridges = RIDGES if ridge is None else (ridge,)
     rows = []
     for name in names:
-        x = features_of(network, name, training.inputs, convention, batch)
-        y = features_of(network, name, testing.inputs, convention, batch)
+        x = features_of(network, [name], training.inputs, convention, batch)[name]
+        y = features_of(network, [name], testing.inputs, convention, batch)[name]
         outputs, chosen = ridge_readout(x, targets, y, ridges)
         correct = (outputs.argmax(1) == truth).double()
         rows.append(Probe(name, Estimate.of(correct), x.shape[1], chosen))
@@ -299,24 +299,26 @@ def _label(data: Any, i: int) -> int:
 
 
 def features_of(
-    model: nn.Module, layer: str, inputs: Tensor, convention: str, batch: int
-) -> Tensor:
-    """A layer's output for all inputs, as a matrix (examples, features) on the CPU."""
+    model: nn.Module, layers: Sequence[str], inputs: Tensor, convention: str, batch: int
+) -> dict[str, Tensor]:
+    """The outputs of layers for all inputs, as matrices (examples, features) on the CPU."""
     floats = (weight for weight in model.parameters() if weight.is_floating_point())
     like = next(floats, torch.empty(0))
     batches = -(-len(inputs) // batch)
-    pieces = []
+    pieces: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     with evaluation_mode([model]), torch.no_grad():
         for part in inputs.tensor_split(batches):
             dtype = like.dtype if part.is_floating_point() else None
-            with representations(model, [layer]) as outputs:
+            with representations(model, layers) as outputs:
                 _forward(model, part.to(like.device, dtype))
-            pieces.append(_matrix(outputs[layer], layer, convention).cpu())
-    features = torch.cat(pieces)
-    if not features.isfinite().all():
-        raise ValueError(
-            f"layer {layer}: features that are not finite; check the weights and the inputs"
-        )
+            for layer in layers:
+                pieces[layer].append(_matrix(outputs[layer], layer, convention).cpu())
+    features = {layer: torch.cat(parts) for layer, parts in pieces.items()}
+    for layer, matrix in features.items():
+        if not matrix.isfinite().all():
+            raise ValueError(
+                f"layer {layer}: features that are not finite; check the weights and the inputs"
+            )
     return features
 
 
