@@ -147,7 +147,7 @@ def _train_votes(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 def _tensors(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a file of `torch.save`, without running code from it."""
     _check_there(path)
-    reconstruct = np.empty(0).__reduce__()[0]  # numpy's own way to restore an array
+    reconstruct: Any = np.empty(0).__reduce__()[0]  # numpy's own way to restore an array
     kinds = [type(np.dtype(kind)) for kind in ("u1", "i4", "i8", "f8")]
     try:
         with torch.serialization.safe_globals([reconstruct, np.ndarray, np.dtype, *kinds]):

@@ -103,6 +103,6 @@ def triage_curves(
             title="Who decides", xlabel="share decided by the algorithm", ylabel="mean loss an item"
         )
         axes.set_ylim(bottom=0)
-        finish(axes, len(curves))
+        finish(axes, 2)  # long names, one below the other
 
-    return panels([draw], 6.4)
+    return panels([draw], 6.4, height=5.2)
