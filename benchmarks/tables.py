@@ -16,6 +16,7 @@ from .harness.rows import run_benchmark
 from .pages import (
     block_structure,
     costs,
+    disagreement,
     dynamics,
     few_shot,
     init_strategies,
@@ -38,6 +39,7 @@ TABLES: dict[str, Callable[[], Table | str]] = {
     **block_structure.TABLES,
     **vit_vs_cnn.TABLES,
     **dynamics.TABLES,
+    **disagreement.TABLES,
     **overview.TABLES,
 }
 END = "<!-- end -->"

@@ -37,8 +37,10 @@ FLOORS = (
     "metalearn",
     "transfer.initialisation",
     "transfer.models",
+    "transfer.experts.votes",
     "transfer.finetuning",
     "transfer.comparison",
+    "transfer.experts",
     "transfer",
     "benchmarks",
 )

@@ -10,6 +10,9 @@ if not hasattr(metalearn, "meta_train"):
     )
 
 from transfer.comparison.compare import Comparison, compare
+from transfer.experts.probes import disagreement_probes
+from transfer.experts.triage import triage
+from transfer.experts.votes import disagreement
 from transfer.finetuning.finetune import finetune
 from transfer.finetuning.trainable import freeze, frozen_transformer, linear_probe, parameter_groups
 from transfer.initialisation.sources import copied, fresh, gabor, mean_var, permuted
@@ -19,6 +22,8 @@ __all__ = [
     "Comparison",
     "compare",
     "copied",
+    "disagreement",
+    "disagreement_probes",
     "everywhere",
     "finetune",
     "freeze",
@@ -31,4 +36,5 @@ __all__ = [
     "parameter_groups",
     "permuted",
     "transfusion",
+    "triage",
 ]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from metalearn.data.images import LabelledImages
 from metalearn.network.forward import Inputs, map_tensors
@@ -85,6 +86,54 @@ class Structured:
                     " example by padding"
                 )
         return torch.stack(tensors)  # (examples, *shape of the entry)
+
+
+class WithNumbers:
+    """A data set of (input, numbers), with its numbers apart.
+
+    `targets` has the numbers of all items stacked, and `inputs` a list of their inputs, or the
+    tensor of a `TensorDataset`. `[i]` gives the input and the label 0.
+
+    Raises:
+        TypeError: it is no data set of pairs, or an item has no numbers.
+        ValueError: items have different shapes of numbers, or there are none.
+    """
+
+    def __init__(self, dataset: Any, name: str) -> None:
+        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            raise TypeError(
+                f"the {name} set is a {type(dataset).__name__}; give a data set of (input,"
+                " numbers), such as torch.utils.data.TensorDataset(images, votes)"
+            )
+        self.inputs: Any = []
+        if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
+            self.inputs, self.targets = dataset.tensors
+            return
+        # Each item is read once: reading may be slow, or augment at random.
+        targets: list[Tensor] = []
+        for i in range(len(dataset)):
+            try:
+                entry, numbers = dataset[i]
+                targets.append(torch.as_tensor(numbers))
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise TypeError(
+                    f"item {i} of the {name} set is no pair (input, numbers): {error}"
+                ) from error
+            self.inputs.append(entry)
+            if targets[i].shape != targets[0].shape:
+                raise ValueError(
+                    f"the targets of item {i} of the {name} set have shape"
+                    f" {tuple(targets[i].shape)} but those of item 0 {tuple(targets[0].shape)}"
+                )
+        if not targets:
+            raise ValueError(f"the {name} set is empty; give it items")
+        self.targets = torch.stack(targets)  # (items, *shape of the numbers)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.inputs[index], 0
 
 
 def structured(dataset: Any) -> Any:

@@ -13,12 +13,26 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from metalearn.data.images import in_memory_together
+from metalearn.data.images import in_memory, in_memory_together
 from metalearn.network.forward import Inputs
 from metalearn.runtime.checks import whole_number
 from metalearn.runtime.files import Record
 from metalearn.training.penalty import Penalty
-from transfer.finetuning.data import Structured, named_tensors, order, structured, subset
+from transfer.finetuning.data import (
+    Structured,
+    WithNumbers,
+    named_tensors,
+    order,
+    structured,
+    subset,
+)
+from transfer.finetuning.objectives import (
+    Classification,
+    Objective,
+    RealTargets,
+    check_defined,
+    objective_of,
+)
 from transfer.finetuning.schedule import check_steps
 from transfer.finetuning.snapshots import check_keep
 from transfer.finetuning.training import OPTIMIZERS, FineTuning, Transform
@@ -31,7 +45,7 @@ CALLABLES = {
     "augment": "a function of a batch of images, such as v2.RandomCrop",
     "penalty": "a penalty, such as pulled(weights)",
 }
-METRICS = ("accuracy", "balanced_accuracy", "auc")
+METRICS = Classification.metrics
 
 
 def finetune(
@@ -43,7 +57,8 @@ def finetune(
     lr: float = 1e-3,
     optimizer: str | Callable[..., Optimizer] = "adam",
     evaluate_every: int | None = None,
-    metric: str = "accuracy",
+    loss: str | Objective = "cross_entropy",
+    metric: str | None = None,
     images: int | float | None = None,
     validation: Any = None,
     early_stop: int | None = None,
@@ -59,7 +74,7 @@ def finetune(
     folder: str | os.PathLike[str] | None = None,
     decay: str | None = None,
 ) -> FineTuning:
-    """Make a function `train(model, seed)` that trains with cross-entropy and returns a `Curve`.
+    """Make a function `train(model, seed)` that trains a model and returns a `Curve`.
 
     A model of several inputs takes data of (tuple of tensors, label), called as `model(*tensors)`,
     or of (dictionary of tensors, label), called as `model(**tensors)`. These tensors keep their
@@ -83,8 +98,14 @@ def finetune(
         lr: the rate of all parameters that `rates` does not name.
         optimizer: "adam", "adamw", "sgd" (momentum 0.9), or a callable of (parameter groups, lr=).
         evaluate_every: steps between tests; by default a twentieth of `steps`.
-        metric: "accuracy", "balanced_accuracy" (the mean recall over classes) or "auc" (see `auc`).
-            All are recorded.
+        loss: "cross_entropy" with integer labels; "soft", cross-entropy with the shares of votes,
+            for data sets of (image, how many raters chose each class); or "mse", squared error with
+            a number for each image, such as its `disagreement`.
+        metric: with labels "accuracy" (the default), "balanced_accuracy" (the mean recall over
+            classes) or "auc" (see `auc`); with the other losses "rank" (the default), Spearman's
+            correlation of the predicted and the true disagreement, or "auc_above", the AUC of a
+            disagreement above the mean of the training set; `loss=SoftVotes(above=0.3)` sets
+            another threshold. All are recorded.
         images: how many of the training images, a number or (a float up to 1) a fraction; each
             class keeps its share, drawn by the seed.
         validation: a data set for early stopping.
@@ -137,7 +158,9 @@ def finetune(
     evaluate_every = whole_number("evaluate_every", evaluate_every)
     if early_stop is not None:
         early_stop = whole_number("early_stop", early_stop)
-    _check_choices(metric, optimizer, balance, decay)
+    objective = objective_of(loss)
+    metric = metric or objective.metrics[0]
+    _check_choices(metric, objective, optimizer, balance, decay)
     _check_calls(transform=transform, augment=augment, penalty=penalty)
     _check_layers(lr, rates, frozen)
     if isinstance(frozen, Mapping):
@@ -156,16 +179,25 @@ def finetune(
             " it is judged on"
         )
     _check_device(device)
-    (train, test, *held_out), labels = _parts(train_set, test_set, validation, metric)
+    given = {"training": train_set, "test": test_set}
+    if validation is not None:
+        given["validation"] = validation
+    labels: Record = {}
+    if isinstance(objective, RealTargets):
+        (train, test, *held_out), objective = _real_parts(given, objective, metric)
+        classes = objective.outputs(train[1])
+    else:
+        (train, test, *held_out), labels = _parts(list(given.values()), metric)
+        classes = int(train[1].max()) + 1
     inputs, targets = train
-    subset(targets, images, 0)  # raises if so many images cannot be had
+    subset(objective.labels(targets), images, 0)  # raises if so many images cannot be had
     return FineTuning(
         train_inputs=inputs,
         train_targets=targets,
         test_inputs=test[0],
         test_targets=test[1],
         validation=held_out[0] if held_out else None,
-        classes=int(targets.max()) + 1,
+        classes=classes,
         steps=steps,
         batch=batch,
         lr=lr,
@@ -186,21 +218,47 @@ def finetune(
         keep=keep,
         folder=folder,
         decay=decay,
+        objective=objective,
     )
 
 
-def _parts(
-    train_set: Any, test_set: Any, validation: Any, metric: str
-) -> tuple[list[tuple[Inputs, Tensor]], Record]:
+def _real_parts(
+    given: Mapping[str, Any], objective: RealTargets, metric: str
+) -> tuple[list[tuple[Inputs, Tensor]], RealTargets]:
+    """Inputs and real targets of each data set, and the objective with its threshold."""
+    sets = {name: WithNumbers(dataset, name) for name, dataset in given.items()}
+    targets = {name: objective.read(dataset.targets, name) for name, dataset in sets.items()}
+    for name, values in targets.items():
+        if values.shape[1:] != targets["training"].shape[1:]:
+            raise ValueError(
+                f"the votes of the {name} set are of {values.shape[1]} classes and those of the"
+                f" training set of {targets['training'].shape[1]}; give both the same classes"
+            )
+    objective = objective.fitted(targets["training"])
+    check_defined(objective, targets, metric)
+    inputs = [_inputs_of(dataset) for dataset in sets.values()]
+    _check_entries(*inputs)
+    paired = list(zip(inputs, targets.values(), strict=True))
+    return paired, objective
+
+
+def _inputs_of(dataset: WithNumbers) -> Inputs:
+    """The inputs of a data set with real targets, in memory."""
+    if isinstance(dataset.inputs, Tensor):
+        return dataset.inputs
+    readable = structured(dataset)
+    if isinstance(readable, Structured):
+        return readable.inputs
+    return in_memory(readable)[0]
+
+
+def _parts(given: Sequence[Any], metric: str) -> tuple[list[tuple[Inputs, Tensor]], Record]:
     """Read the data sets into memory, and check that they fit each other.
 
     Returns:
         Inputs and targets of the training set, the test set and, if there is one, the validation
         set; and a record of the labels.
     """
-    given = [train_set, test_set]
-    if validation is not None:
-        given.append(validation)
     sets = [structured(dataset) for dataset in given]
     # Labels have the same numbers in all parts; `names` are what they were.
     read, names, labels = in_memory_together(*sets)
@@ -237,9 +295,11 @@ def _check_entries(train: Inputs, test: Inputs, validation: Inputs | None = None
             )
 
 
-def _check_choices(metric: str, optimizer: Any, balance: str | None, decay: str | None) -> None:
-    if metric not in METRICS:
-        raise ValueError(f"metric={metric!r}; choose {', '.join(METRICS)}")
+def _check_choices(
+    metric: str, objective: Objective, optimizer: Any, balance: str | None, decay: str | None
+) -> None:
+    if metric not in objective.metrics:
+        raise ValueError(f"metric={metric!r}; choose {', '.join(objective.metrics)}")
     if not (callable(optimizer) or (isinstance(optimizer, str) and optimizer in OPTIMIZERS)):
         raise ValueError(
             f"optimizer={optimizer!r}; choose {', '.join(OPTIMIZERS)}, or pass a callable of"
@@ -249,6 +309,11 @@ def _check_choices(metric: str, optimizer: Any, balance: str | None, decay: str 
         raise ValueError(f"balance={balance!r}; choose 'loss', 'batches' or None")
     if decay not in ("cosine", None):
         raise ValueError(f"decay={decay!r}; choose 'cosine' or None")
+    if balance is not None and isinstance(objective, RealTargets):
+        raise ValueError(
+            f"balance={balance!r} is for classes of different size, and this loss has real targets;"
+            " leave it out"
+        )
 
 
 def _check_layers(lr: Any, rates: object, frozen: object) -> None:

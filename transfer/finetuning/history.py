@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from metalearn.network.forward import Inputs
 from metalearn.runtime.files import Record
 from transfer.finetuning.curve import Curve, Snapshot
-from transfer.finetuning.scores import _counts, scores
+from transfer.finetuning.objectives import Objective
 
 Advance: TypeAlias = Callable[..., None]
 Part: TypeAlias = tuple[Any, Tensor]
-"""Inputs and labels."""
+"""Inputs and labels, or other targets."""
 
 # What a stopped training needs of its history to continue.
 LISTS = ("steps", "scores", "validation", "predicted", "seconds", "best", "best_weights")
@@ -32,6 +32,7 @@ class History:
         test: the test set.
         validation: the validation set, if there is one.
         classes: the number of classes.
+        objective: scores the logits.
         metric: the name of the score that counts.
         steps: of the whole training.
         early_stop: evaluations without a better validation score after which training stops.
@@ -46,6 +47,7 @@ class History:
         test: Part,
         validation: Part | None,
         classes: int,
+        objective: Objective,
         metric: str,
         steps: int,
         early_stop: int | None,
@@ -56,6 +58,7 @@ class History:
         self.test = test
         self.validation_set = validation
         self.classes = classes
+        self.objective = objective
         self.metric = metric
         self.planned = steps
         self.early_stop = early_stop
@@ -123,9 +126,9 @@ class History:
         advanced = step - self.step
         inputs, targets = self.test
         logits = self._logits(inputs, targets)
-        results = scores(logits, targets, self.classes)
+        results = self.objective.scores(logits, targets, self.classes)
         self.steps.append(step)
-        self.predicted.append(_counts(logits.argmax(1)))
+        self.predicted.append(self.objective.class_counts(logits.argmax(1)))
         for name, value in results.items():
             self.scores.setdefault(name, []).append(value)
         if self.validation_set:
@@ -134,7 +137,8 @@ class History:
             self.advance(advanced, f"{self.metric} {results[self.metric]:.3f}")
 
     def _validate(self, inputs: Inputs, targets: Tensor) -> None:
-        score = scores(self._logits(inputs, targets), targets, self.classes)[self.metric]
+        logits = self._logits(inputs, targets)
+        score = self.objective.scores(logits, targets, self.classes)[self.metric]
         best = max(self.validation, default=-math.inf)
         self.validation.append(score)
         if self.early_stop is not None and score > best:
@@ -161,7 +165,7 @@ class History:
             seconds=round(self.seconds, 3),
             best=best,
             validation=tuple(self.validation),
-            test_counts=_counts(self.test[1]),
+            test_counts=self.objective.class_counts(self.test[1]),
             predicted_counts=self.predicted[best],
             penalties=tuple(self.penalties),
             snapshots=snapshots,
@@ -170,19 +174,8 @@ class History:
     def _logits(self, inputs: Inputs, targets: Tensor) -> Tensor:
         """The model's logits (examples, classes or more); raises if they cannot be scored."""
         logits = self.logits(inputs, len(targets))
-        # A test set of its own may have labels beyond those of training.
-        classes = max(self.classes, int(targets.max()) + 1)
-        if logits.ndim != 2:
-            raise ValueError(
-                f"{type(self.model).__name__} puts out {tuple(logits.shape[1:])} for an image;"
-                f" fine-tuning needs one number a class, ({classes},): add a pooling and a head, or"
-                " name another entry with output="
-            )
-        if logits.shape[1] < classes:
-            raise ValueError(
-                f"labels run to {classes - 1}, but the head of {type(self.model).__name__} puts out"
-                f" {tuple(logits.shape[1:])} for an image; build the model with outputs={classes}"
-            )
+        name = type(self.model).__name__
+        self.objective.check_outputs(logits, targets, self.classes, name)
         if not logits.isfinite().all():
             raise FloatingPointError(
                 f"the predictions after {self.step} steps are not finite; try a lower lr"

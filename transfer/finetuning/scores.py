@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
+from transfer.finetuning.ranks import Ranks, area
+
 
 def majority(metric: str, counts: Mapping[int, int]) -> float:
     """The score of predicting the most frequent class for every image.
@@ -85,8 +87,6 @@ def auc(logits: Tensor, targets: Tensor) -> float:
         >>> auc(logits, torch.tensor([0, 0, 1, 1]))
         0.75
     """
-    from scipy.stats import rankdata  # here, since it takes long to import
-
     _check_scored(logits, targets)
     classes = logits.shape[1]
     if classes > 2:
@@ -106,9 +106,7 @@ def auc(logits: Tensor, targets: Tensor) -> float:
                 f"the AUC of class {label} is not defined: {p} of {p + n} test images are of it;"
                 " use metric='accuracy'"
             )
-        # U / (p n), with U = sum of the positives' ranks - p (p + 1) / 2
-        ranks = rankdata(values[:, label].numpy())
-        areas.append((ranks[positive].sum() - p * (p + 1) / 2) / (p * n))
+        areas.append(area(Ranks(values[:, label].numpy())(), positive))
     return float(np.mean(areas))
 
 

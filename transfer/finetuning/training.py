@@ -12,7 +12,6 @@ from itertools import islice
 from typing import Any, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -25,6 +24,7 @@ from metalearn.training.penalty import Extra, Penalty, enter, no_penalty
 from transfer.finetuning.curve import Curve
 from transfer.finetuning.data import Batches, named_tensors, order, rows_at, subset
 from transfer.finetuning.history import Advance, History
+from transfer.finetuning.objectives import Classification, Objective
 from transfer.finetuning.schedule import FreezeSchedule
 from transfer.finetuning.snapshots import Snapshots
 from transfer.finetuning.state import Training, checkpoint, start_settings, without_addresses
@@ -89,6 +89,7 @@ class FineTuning:
     keep: tuple[int, ...] = ()
     folder: str | os.PathLike[str] | None = None
     decay: str | None = None
+    objective: Objective = field(default_factory=Classification)
 
     def __repr__(self) -> str:
         return (
@@ -137,6 +138,7 @@ class FineTuning:
             test=(self.test_inputs, self.test_targets),
             validation=self.validation,
             classes=self.classes,
+            objective=self.objective,
             metric=self.metric,
             steps=self.steps,
             early_stop=self.early_stop,
@@ -159,6 +161,8 @@ class FineTuning:
         settings["frozen"] = dict(frozen) if isinstance(frozen, Mapping) else _name(frozen)
         if self.penalty is not None:
             settings["penalty"] = _name(self.penalty)
+        if not isinstance(self.objective, Classification):
+            settings["loss"] = repr(self.objective)
         if self.output is not None:
             settings["output"] = self.output
         if self.decay is not None:
@@ -195,7 +199,7 @@ class FineTuning:
 
     def chosen(self, seed: int) -> Tensor:
         """Indices of the training images that this seed trains on (see `subset`)."""
-        return subset(self.train_targets, self.images, seed)
+        return subset(self.objective.labels(self.train_targets), self.images, seed)
 
     def _optimizer(self, model: nn.Module) -> Optimizer:
         # A rate of its own for each layer that `rates` names; "" is all the rest.
@@ -237,7 +241,7 @@ class FineTuning:
         while step < end:
             inputs, targets = next(batches)
             logits = forward(model, self._prepared(inputs, training=True), self.output)
-            loss = F.cross_entropy(logits, targets, weight=batches.weight)
+            loss = self.objective.loss(logits, targets, batches.weight)
             losses.append(loss.detach())
             if self.penalty is not None:
                 added = extra()
@@ -262,7 +266,8 @@ class FineTuning:
         index = self.chosen(seed)
         inputs = map_tensors(lambda tensor: tensor[index].to(device), self.train_inputs)
         targets = self.train_targets[index]
-        indices = order(targets, self.batch, seed, balanced=self.balance == "batches")
+        labels = self.objective.labels(targets)
+        indices = order(labels, self.batch, seed, balanced=self.balance == "batches")
         targets = targets.to(device)
         weight = self._class_weights(targets)
         return Batches(inputs, targets, islice(indices, skipped, None), weight)

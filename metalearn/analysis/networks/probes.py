@@ -180,8 +180,8 @@ def linear_probes(
     if shots is not None:
         meaning = "it is how many training examples each class has"
         shots = check_whole(shots, "shots", 1, meaning)
-    names = _names(network, layers)
-    _check_settings(convention, ridge)
+    names = probed_layers(network, layers)
+    check_probe(convention, ridge)
     training = _examples(train, shots, seed)
     testing = _examples(test, None, seed)
     classes, answers = training.targets.unique(return_inverse=True)
@@ -190,8 +190,8 @@ def linear_probes(
     ridges = RIDGES if ridge is None else (ridge,)
     rows = []
     for name in names:
-        x = _features(network, name, training.inputs, convention, batch)
-        y = _features(network, name, testing.inputs, convention, batch)
+        x = features_of(network, [name], training.inputs, convention, batch)[name]
+        y = features_of(network, [name], testing.inputs, convention, batch)[name]
         outputs, chosen = ridge_readout(x, targets, y, ridges)
         correct = (outputs.argmax(1) == truth).double()
         rows.append(Probe(name, Estimate.of(correct), x.shape[1], chosen))
@@ -199,14 +199,16 @@ def linear_probes(
     return Probes(tuple(rows), convention, len(answers), len(truth), len(classes), chance)
 
 
-def _names(network: nn.Module, layers: Sequence[str] | None) -> list[str]:
+def probed_layers(network: nn.Module, layers: Sequence[str] | None) -> list[str]:
+    """The names of the layers to probe; by default all of the network."""
     if layers is None:
         return layer_names(network)
     names = check_all(listed(layers, "layers"), str, "layers", "give names of modules")
     return [named_output(network, name).name for name in names]
 
 
-def _check_settings(convention: str, ridge: float | None) -> None:
+def check_probe(convention: str, ridge: float | None) -> None:
+    """Raise ValueError for an unknown convention, or a ridge that is not above 0."""
     if convention not in CONVENTIONS:
         raise ValueError(
             f"there is no convention {convention!r}; choose {' or '.join(CONVENTIONS)}"
@@ -296,29 +298,33 @@ def _label(data: Any, i: int) -> int:
     return int(label.item())
 
 
-def _features(model: nn.Module, layer: str, inputs: Tensor, convention: str, batch: int) -> Tensor:
-    """A layer's output for all inputs, as a matrix (examples, features) on the CPU."""
+def features_of(
+    model: nn.Module, layers: Sequence[str], inputs: Tensor, convention: str, batch: int
+) -> dict[str, Tensor]:
+    """The outputs of layers for all inputs, as matrices (examples, features) on the CPU."""
     floats = (weight for weight in model.parameters() if weight.is_floating_point())
     like = next(floats, torch.empty(0))
     batches = -(-len(inputs) // batch)
-    pieces = []
+    pieces: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     with evaluation_mode([model]), torch.no_grad():
         for part in inputs.tensor_split(batches):
             dtype = like.dtype if part.is_floating_point() else None
-            with representations(model, [layer]) as outputs:
+            with representations(model, layers) as outputs:
                 _forward(model, part.to(like.device, dtype))
-            if outputs[layer].shape[:1] != part.shape[:1]:
-                raise ValueError(
-                    f"layer {layer}: the output is {tuple(outputs[layer].shape)} for"
-                    f" {len(part)} examples; its first dimension is not the examples, so name"
-                    " another layer"
-                )
-            pieces.append(_matrix(outputs[layer], layer, convention).cpu())
-    features = torch.cat(pieces)
-    if not features.isfinite().all():
-        raise ValueError(
-            f"layer {layer}: features that are not finite; check the weights and the inputs"
-        )
+            for layer in layers:
+                if outputs[layer].shape[:1] != part.shape[:1]:
+                    raise ValueError(
+                        f"layer {layer}: the output is {tuple(outputs[layer].shape)} for"
+                        f" {len(part)} examples; its first dimension is not the examples, so name"
+                        " another layer"
+                    )
+                pieces[layer].append(_matrix(outputs[layer], layer, convention).cpu())
+    features = {layer: torch.cat(parts) for layer, parts in pieces.items()}
+    for layer, matrix in features.items():
+        if not matrix.isfinite().all():
+            raise ValueError(
+                f"layer {layer}: features that are not finite; check the weights and the inputs"
+            )
     return features
 
 

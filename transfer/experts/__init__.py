@@ -1,0 +1,1 @@
+"""Disagreement of human raters: measured, predicted from a network, and used to divide work."""
