@@ -14,11 +14,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from metalearn.data.images import in_memory_together
+from metalearn.data.labelled_sequences import Sequences
 from metalearn.network.forward import Inputs
 from metalearn.runtime.checks import whole_number
 from metalearn.runtime.files import Record
 from metalearn.training.penalty import Penalty
-from transfer.finetuning.data import Structured, named_tensors, order, structured, subset
+from transfer.finetuning.data import (
+    Structured,
+    named_tensors,
+    order,
+    sequence_parts,
+    structured,
+    subset,
+)
 from transfer.finetuning.schedule import check_steps
 from transfer.finetuning.snapshots import check_keep
 from transfer.finetuning.training import OPTIMIZERS, FineTuning, Transform
@@ -67,7 +75,9 @@ def finetune(
     Args:
         train_set: a data set of (image, integer label), which is held in memory, such as
             `metalearn.tasks.LabelledImages` or a part of `metalearn.data.labelled_sets.load`. In
-            place of an image there may be features or, as integers (tokens,), token ids.
+            place of an image there may be features or, as integers (tokens,), token ids. A set of
+            `Sequences` may have several labels an example: the model then returns (examples,
+            labels, classes), and loss and scores are over all labels.
         test_set: the same for the test scores.
         steps: updates of the weights.
         batch: images an update. The last images of an epoch that do not fill a batch are left out
@@ -141,6 +151,11 @@ def finetune(
     _check_device(device)
     (train, test, *held_out), labels = _parts(train_set, test_set, validation, metric)
     inputs, targets = train
+    if targets.ndim > 1 and (images is not None or balance == "batches"):
+        raise ValueError(
+            "images= and balance='batches' draw by the label of an example, and these have"
+            f" {targets.shape[1]} labels each; leave them out, and make smaller sets instead"
+        )
     subset(targets, images, 0)  # raises if so many images cannot be had
     return FineTuning(
         train_inputs=inputs,
@@ -183,6 +198,11 @@ def _parts(
     given = [train_set, test_set]
     if validation is not None:
         given.append(validation)
+    if isinstance(train_set, Sequences):
+        sequences = sequence_parts(*given)
+        names = list(map(str, range(train_set.classes)))
+        _check_labels(sequences[0][1], sequences[1][1], metric, names)
+        return sequences, {}
     sets = [structured(dataset) for dataset in given]
     # Labels have the same numbers in all parts; `names` are what they were.
     read, names, labels = in_memory_together(*sets)

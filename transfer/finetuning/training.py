@@ -216,7 +216,9 @@ class FineTuning:
                     index = next(batches).to(device)
                     batch = self._prepared(rows_at(inputs, index), training=True)
                     logits = forward(model, batch, self.output)
-                    loss = F.cross_entropy(logits, targets[index], weight=weight)
+                    # One row for each label, of which an example may have several.
+                    rows = logits.flatten(0, -2)
+                    loss = F.cross_entropy(rows, targets[index].flatten(), weight=weight)
                     losses.append(loss.detach())
                     if self.penalty is not None:
                         added = extra()
@@ -240,8 +242,8 @@ class FineTuning:
         if self.balance != "loss":
             return None
         # (classes,); a class without images would be divided by zero.
-        counts = torch.bincount(targets, minlength=self.classes).clamp(min=1)
-        return len(targets) / (self.classes * counts.float())
+        counts = torch.bincount(targets.flatten(), minlength=self.classes).clamp(min=1)
+        return targets.numel() / (self.classes * counts.float())
 
     def _prepared(self, inputs: Inputs, *, training: bool = False) -> Inputs:
         """A batch as the network takes it: bytes become numbers in [0, 1]."""
@@ -318,7 +320,7 @@ class _History:
         plan = self.plan
         advanced = step - self.steps[-1] if self.steps else 0
         logits = self._logits(plan.test_inputs, plan.test_targets)
-        results = scores(logits, plan.test_targets, plan.classes)
+        results = scores(logits, plan.test_targets.flatten(), plan.classes)
         self.steps.append(step)
         self.predicted.append(_counts(logits.argmax(1)))
         for name, value in results.items():
@@ -330,7 +332,8 @@ class _History:
 
     def _validate(self, inputs: Inputs, targets: Tensor) -> None:
         plan = self.plan
-        score = scores(self._logits(inputs, targets), targets, plan.classes)[plan.metric]
+        logits = self._logits(inputs, targets)
+        score = scores(logits, targets.flatten(), plan.classes)[plan.metric]
         best = max(self.validation, default=-math.inf)
         self.validation.append(score)
         if plan.early_stop is not None and score > best:
@@ -365,8 +368,16 @@ class _History:
         )
 
     def _logits(self, inputs: Inputs, targets: Tensor) -> Tensor:
-        """The model's logits (examples, classes or more); raises if they cannot be scored."""
+        """The model's logits (labels, classes or more); raises if they cannot be scored."""
         logits = self.plan._logits(self.model, inputs, len(targets))
+        if targets.ndim > 1 and logits.shape[:-1] != targets.shape:
+            raise ValueError(
+                f"{type(self.model).__name__} puts out {tuple(logits.shape[1:])} for an example of"
+                f" {targets.shape[1]} labels; it must be ({targets.shape[1]}, {self.plan.classes}):"
+                " sequence_model(body, **data.dimensions)"
+            )
+        if targets.ndim > 1:
+            logits = logits.flatten(0, 1)  # (examples * labels, classes)
         # A test set of its own may have labels beyond those of training.
         classes = max(self.plan.classes, int(targets.max()) + 1)
         if logits.ndim != 2:
