@@ -12,7 +12,15 @@ if not hasattr(metalearn, "meta_train"):
 from transfer.comparison.compare import Comparison, compare
 from transfer.finetuning.finetune import finetune
 from transfer.finetuning.trainable import freeze, frozen_transformer, linear_probe, parameter_groups
-from transfer.initialisation.sources import copied, fresh, gabor, mean_var, permuted
+from transfer.initialisation.sources import (
+    copied,
+    fresh,
+    gabor,
+    mean_var,
+    normal,
+    permuted,
+    xavier,
+)
 from transfer.initialisation.strategies import everywhere, initialize, transfusion
 
 __all__ = [
@@ -28,7 +36,9 @@ __all__ = [
     "initialize",
     "linear_probe",
     "mean_var",
+    "normal",
     "parameter_groups",
     "permuted",
     "transfusion",
+    "xavier",
 ]
