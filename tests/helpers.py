@@ -278,3 +278,11 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.words.append(data)
+
+
+def body_of_two_blocks(width: int = 8) -> nn.TransformerEncoder:
+    """A transformer without dropout that takes embeddings (examples, tokens, width)."""
+    block = nn.TransformerEncoderLayer(
+        width, 2, 2 * width, dropout=0.0, batch_first=True, norm_first=True
+    )
+    return nn.TransformerEncoder(block, 2, nn.LayerNorm(width), enable_nested_tensor=False)

@@ -28,7 +28,7 @@ class Sequences(Dataset[tuple[Tensor, Any]]):
             are divided by 255); or token ids (examples, tokens), int64.
         targets: int64 labels (examples,), or (examples, labels) if a sequence has several. The
             labels belong to the last tokens, each of which has equally many.
-        classes: the number of values that a label has.
+        outputs: the number of values that a label has.
         vocabulary: the number of token ids; None for features.
         last: the number of tokens, from the end, whose outputs are the answer.
         padded: whether id 0 stands for no token, at the end of a sequence.
@@ -41,21 +41,21 @@ class Sequences(Dataset[tuple[Tensor, Any]]):
 
     Example:
         >>> bits = torch.tensor([[0, 1], [1, 1]])
-        >>> data = Sequences(bits, torch.tensor([1, 0]), classes=2, vocabulary=2)
+        >>> data = Sequences(bits, torch.tensor([1, 0]), outputs=2, vocabulary=2)
         >>> data[1], data.dimensions
         ((tensor([1, 1]), 0), {'vocabulary': 2, 'outputs': 2, 'tokens': 2})
     """
 
     inputs: Tensor
     targets: Tensor
-    classes: int
+    outputs: int
     vocabulary: int | None = None
     last: int = 1
     padded: bool = False
     description: Record = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        positive(classes=self.classes, last=self.last)
+        positive(outputs=self.outputs, last=self.last)
         self._check_inputs()
         targets = self.targets
         if targets.dtype != torch.int64 or targets.ndim not in (1, 2):
@@ -68,7 +68,7 @@ class Sequences(Dataset[tuple[Tensor, Any]]):
                 f"{len(self.inputs)} sequences have {len(targets)} rows of labels; give one row"
                 " for each sequence, and at least one"
             )
-        _check_range("label", targets, self.classes, "classes")
+        _check_range("label", targets, self.outputs, "outputs")
         if self.last > self.inputs.shape[1]:
             raise ValueError(f"last={self.last} exceeds the {self.inputs.shape[1]} tokens")
         if self.labels % self.last:
@@ -101,7 +101,7 @@ class Sequences(Dataset[tuple[Tensor, Any]]):
     @property
     def dimensions(self) -> dict[str, Any]:
         """The arguments of `sequence_model` for a model of these sequences."""
-        sizes: dict[str, Any] = {"outputs": self.classes, "tokens": self.inputs.shape[1]}
+        sizes: dict[str, Any] = {"outputs": self.outputs, "tokens": self.inputs.shape[1]}
         if self.vocabulary is None:
             sizes = {"inputs": self.inputs.shape[2], **sizes}
         else:
@@ -132,7 +132,7 @@ class Sequences(Dataset[tuple[Tensor, Any]]):
         """The sequences at some indices.
 
         Example:
-            >>> data = Sequences(torch.zeros(4, 3, 1), torch.tensor([0, 1, 1, 0]), classes=2)
+            >>> data = Sequences(torch.zeros(4, 3, 1), torch.tensor([0, 1, 1, 0]), outputs=2)
             >>> len(data.at(slice(0, 3))), data.at([1, 3]).targets.tolist()
             (3, [1, 0])
         """
@@ -140,7 +140,7 @@ class Sequences(Dataset[tuple[Tensor, Any]]):
         return Sequences(
             self.inputs[rows],
             self.targets[rows],
-            self.classes,
+            self.outputs,
             self.vocabulary,
             self.last,
             self.padded,

@@ -21,7 +21,7 @@ Tree = int | tuple[str, tuple[Any, ...]]
 DEPTH = 10  # below it there are digits alone
 ARGUMENTS = (2, 10)
 OPERATION = 0.25  # the probability that a node is an operation
-TRIALS = 10_000  # draws for each string, before the lengths are refused
+TRIALS = 10_000  # draws without a new string, after which the lengths are refused
 
 
 def _median(values: Sequence[int]) -> int:
@@ -68,7 +68,7 @@ def listops(count: int, *, shortest: int = 500, longest: int = 2000, seed: int =
 
     Example:
         >>> data = listops(3, shortest=10, longest=64)
-        >>> data.inputs.shape, data.dimensions["vocabulary"], data.classes
+        >>> data.inputs.shape, data.dimensions["vocabulary"], data.outputs
         (torch.Size([3, 64]), 16, 10)
     """
     count = whole_number("count", count)
@@ -83,10 +83,10 @@ def listops(count: int, *, shortest: int = 500, longest: int = 2000, seed: int =
     trials = 0
     while len(drawn) < count:
         trials += 1
-        if trials > TRIALS * (len(drawn) + 1):
+        if trials > TRIALS:
             raise ValueError(
-                f"{len(drawn)} different strings of {shortest} to {longest} tokens in {trials - 1}"
-                " draws; allow more lengths, or ask for fewer strings"
+                f"after {len(drawn)} strings of {shortest} to {longest} tokens, {TRIALS:,}"
+                " draws gave no new one; allow more lengths, or ask for fewer strings"
             )
         tree = _drawn(generator, longest)
         if tree is None:
@@ -97,6 +97,7 @@ def listops(count: int, *, shortest: int = 500, longest: int = 2000, seed: int =
         inputs[len(drawn), : len(ids)] = torch.tensor(ids)
         targets[len(drawn)] = value(tree)
         drawn.add(ids)
+        trials = 0
     record = {"source": "listops", "shortest": shortest, "longest": longest, "seed": seed}
     return Sequences(inputs, targets, 10, VOCABULARY, padded=True, description=record)
 

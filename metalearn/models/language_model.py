@@ -260,9 +260,11 @@ def _header(content: bytes, path: Path) -> _Header:
         raise Damaged(f"{path} has {len(content):,} bytes: it is no whole model of llama2.c")
     header = _Header(*struct.unpack("<7i", content[:28]))
     sizes = [abs(size) for size in header]
-    fits = min(header._replace(vocabulary=1)) >= 1 and header.vocabulary and max(sizes) <= LARGEST
-    # A width that a file of this length cannot hold is refused before memory is taken.
-    fits = fits and sizes[0] * (sizes[5] + 2 * sizes[0] * sizes[2]) * 4 <= len(content)
+    positive_sizes = min(header._replace(vocabulary=1)) >= 1 and header.vocabulary
+    fits = positive_sizes and max(sizes) <= LARGEST
+    # Sizes that a file of this length cannot hold are refused before memory is taken.
+    numbers = header.width * (sizes[5] + header.depth * (2 * header.width + 3 * header.hidden))
+    fits = fits and 4 * numbers <= len(content)
     if not fits or header.width % (2 * header.heads) or header.heads % header.key_value_heads:
         raise Damaged(
             f"{path} does not begin with the sizes of a model of llama2.c ({header}); name a file"

@@ -200,7 +200,7 @@ def _parts(
         given.append(validation)
     if isinstance(train_set, Sequences):
         sequences = sequence_parts(*given)
-        names = list(map(str, range(train_set.classes)))
+        names = list(map(str, range(train_set.outputs)))
         _check_labels(sequences[0][1], sequences[1][1], metric, names)
         return sequences, {}
     sets = [structured(dataset) for dataset in given]
