@@ -14,11 +14,10 @@ from metalearn.data.sequences import text_windows
 from metalearn.models import LanguageModel
 from metalearn.models.language_model import read_llama2c, rotated
 from metalearn.runtime.files import Damaged
+from tests.helpers import write_llama2c
 from transfer import finetune
 
 STORIES = Path(os.environ.get("METALEARN_DATA", "data")) / "weights" / "stories260K.bin"
-KINDS = ("norm1", "query", "key", "value", "project", "norm2", "gate", "down", "up")
-TABLES = 2 * 6 * 2  # numbers of the two tables of rotations, for 6 positions of 4 features
 
 
 def model() -> LanguageModel:
@@ -30,26 +29,12 @@ def model() -> LanguageModel:
     return network
 
 
-def written(network: LanguageModel, path: Path, *, shared: bool) -> Path:
-    """The file of a network, written from the layout's description."""
-    tensors = [network.tokens.weight]
-    for kind in KINDS:
-        tensors += [getattr(block, kind).weight for block in network.decoder.blocks]
-    tensors += [network.decoder.norm.weight, torch.zeros(TABLES)]
-    if not shared:
-        tensors.append(network.output.weight)
-    values = torch.cat([tensor.detach().flatten() for tensor in tensors])
-    header = struct.pack("<7i", 8, 12, 2, 2, 1, 7 if shared else -7, 6)
-    path.write_bytes(header + values.numpy().astype("<f4").tobytes())
-    return path
-
-
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_file_gives_back_its_model(tmp_path: Path, shared: bool) -> None:
     network = model()
     if shared:
         network.output.weight = network.tokens.weight
-    read = read_llama2c(written(network, tmp_path / "model.bin", shared=shared))
+    read = read_llama2c(write_llama2c(network, tmp_path / "model.bin", shared=shared))
     for name, tensor in network.state_dict().items():
         assert torch.equal(read.state_dict()[name], tensor), name
     assert (read.output.weight is read.tokens.weight) == shared
@@ -77,7 +62,7 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_truncated_file_and_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
-    path = written(model(), tmp_path / "model.bin", shared=True)
+    path = write_llama2c(model(), tmp_path / "model.bin", shared=True)
     content = path.read_bytes()
     path.write_bytes(content[:-8])
     with pytest.raises(Damaged, match=r"numbers after its header, but .* needs .* truncated"):
@@ -100,7 +85,7 @@ def test_rotations_keep_lengths_and_depend_on_the_distance_alone() -> None:
 
 
 def test_reading_draws_no_random_number(tmp_path: Path) -> None:
-    path = written(model(), tmp_path / "model.bin", shared=True)
+    path = write_llama2c(model(), tmp_path / "model.bin", shared=True)
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)

@@ -92,8 +92,8 @@ def frozen_transformer(
     arXiv:2103.05247). A table of tokens that belongs to the body does not train: an `nn.Embedding`
     is the input only if no norm is in the same top module. With L layers of width d that is 4 d L
     numbers of norms, 2 d of the last norm, and those of positions, input and output. In that paper
-    input and output start fresh: `initialize(model, {"": copied(weights), layers(model)[0]:
-    fresh()})`.
+    input and output start fresh: `metalearn.models.sequence_model` puts them around a body, and
+    `initialize(model, {"body": copied(weights), "": fresh()})` starts the body.
 
     Args:
         model: changed in place.
