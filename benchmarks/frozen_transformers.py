@@ -18,7 +18,6 @@ architecture, trained here on `--text`) and memory (trained here on bit memory).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,8 +28,6 @@ import torch
 from torch import nn
 
 from metalearn.data.labelled_sequences import Sequences
-from metalearn.data.labelled_sets import load
-from metalearn.data.sequences import bit_memory, bit_xor, cut, joined, listops, patches
 from metalearn.models import sequence_model
 from metalearn.runtime.checks import positive_number
 from metalearn.runtime.options import Listed, listed, numbers
@@ -54,6 +51,7 @@ from transfer.initialisation.sources import Source
 
 from .harness.bodies import BODIES, Body, trained_on_memory, trained_on_text
 from .harness.rows import Row, append, choose, keep_in, origin, run_benchmark
+from .harness.sequence_tasks import TASKS, Amount, Task
 
 STARTS = (
     "pretrained",
@@ -71,32 +69,13 @@ UNFROZEN = ("trained", "trained-random")
 
 
 @dataclass(frozen=True)
-class Task:
-    """A task of the table.
-
-    Args:
-        steps: of the experiment for two cores.
-        chance: the accuracy without learning anything between tokens.
-        parts: from the study to the sequences for training, validation and test.
-        augment: from a batch of sequences to another, in training.
-    """
-
-    steps: int
-    chance: float
-    parts: Callable[[Study], tuple[Sequences, Sequences, Sequences]]
-    augment: Callable[[torch.Tensor], torch.Tensor] | None = None
-
-
-@dataclass(frozen=True)
 class Study:
     """One call of this command."""
 
     body: str
     weights: str | None
     text: str | None
-    root: str | None
-    train: int
-    test: int
+    amount: Amount
     steps: int | None
     batch: int
     clip: float
@@ -185,78 +164,6 @@ class Study:
         return copied(weights)
 
 
-def _memory(study: Study) -> tuple[Sequences, Sequences, Sequences]:
-    """Short bit memory: 5 strings of 40 bits, 24 tokens."""
-    return _drawn(study, lambda count, seed: bit_memory(count, bits=40, patch=10, seed=seed))
-
-
-def _long_memory(study: Study) -> tuple[Sequences, Sequences, Sequences]:
-    """The paper's: 5 strings of 1,000 bits, 120 tokens."""
-    return _drawn(study, lambda count, seed: bit_memory(count, seed=seed))
-
-
-def _xor(study: Study) -> tuple[Sequences, Sequences, Sequences]:
-    return _drawn(study, lambda count, seed: bit_xor(count, seed=seed))
-
-
-def _short_listops(study: Study) -> tuple[Sequences, Sequences, Sequences]:
-    return _drawn(study, lambda count, seed: listops(count, shortest=10, longest=64, seed=seed))
-
-
-def _listops(study: Study) -> tuple[Sequences, Sequences, Sequences]:
-    return _drawn(study, lambda count, seed: listops(count, shortest=100, longest=512, seed=seed))
-
-
-def _drawn(
-    study: Study, draw: Callable[[int, int], Sequences]
-) -> tuple[Sequences, Sequences, Sequences]:
-    """Sequences for training, validation and test, from three seeds."""
-    counts = (study.train, study.test, study.test)
-    train, validation, test = (draw(count, seed) for seed, count in enumerate(counts))
-    return train, validation, test
-
-
-def _images(
-    study: Study, name: str, size: int, *, grey: bool = False
-) -> tuple[Sequences, Sequences, Sequences]:
-    """Patches of images; the validation images are of the training set."""
-    parts = load(name, study.root, progress=study.progress)
-    generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(parts.train), generator=generator)
-    train = patches(parts.train, size, grey=grey)
-    test = patches(parts.test, size, grey=grey)
-    chosen = torch.randperm(len(test), generator=generator)[: study.test]
-    return (
-        train.at(order[study.test : study.test + study.train]),
-        train.at(order[: study.test]),
-        test.at(chosen),
-    )
-
-
-def _augmented(tokens: torch.Tensor) -> torch.Tensor:
-    """Lu et al.'s augmentation of CIFAR-10: crop with a margin of 4, flip, rotate by up to 20°."""
-    from torchvision.transforms import v2
-
-    images = joined(tokens, 4, 3)
-    change = v2.Compose(
-        [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), v2.RandomRotation(20)]
-    )
-    # Each image by itself: a transform of a batch changes all alike.
-    return cut(torch.stack([change(image) for image in images]), 4)
-
-
-TASKS: dict[str, Task] = {
-    "memory": Task(800, 0.75, _memory),
-    "xor": Task(400, 0.5, _xor),
-    "mnist": Task(600, 0.1, lambda study: _images(study, "mnist", 4)),
-    "listops-short": Task(1000, 0.1, _short_listops),
-    "long-memory": Task(10_000, 0.75, _long_memory),
-    "cifar10": Task(10_000, 0.1, lambda study: _images(study, "cifar10", 4), _augmented),
-    "listops": Task(10_000, 0.1, _listops),
-    "lra": Task(10_000, 0.1, lambda study: _images(study, "cifar10", 1, grey=True)),
-}
-
-
 def frozen_transformers(
     tasks: Listed = "memory,xor,mnist",
     starts: Listed = DEFAULT,
@@ -313,9 +220,7 @@ def frozen_transformers(
         body=body,
         weights=weights,
         text=text,
-        root=root or os.environ.get("METALEARN_DATA"),
-        train=min(train, 200) if quick else train,
-        test=min(test, 100) if quick else test,
+        amount=Amount(min(train, 200) if quick else train, min(test, 100) if quick else test, root),
         steps=4 if quick else steps,
         batch=batch,
         clip=positive_number("clip", clip),
@@ -327,9 +232,10 @@ def frozen_transformers(
         progress=progress,
     )
     for name in names:
-        parts = TASKS[name].parts(study)
+        parts = TASKS[name].parts(study.amount)
         result, settings = study.sweep(name, rows, parts)
-        print(f"{name}, chance {100 * TASKS[name].chance:.0f} %\n{result}\n", flush=True)
+        settings["chance"] = TASKS[name].chance(parts[2])
+        print(f"{name}, chance {100 * settings['chance']:.0f} %\n{result}\n", flush=True)
         for record in result.records():
             append(described(study, name, record, settings, parts[0]) | {"note": note})
 
@@ -347,7 +253,6 @@ def described(study: Study, task: str, record: Row, settings: Row, data: Sequenc
         "start": record["row"],
         "task": task,
         "sequences": settings["task"],
-        "chance": TASKS[task].chance,
         "parameters": sum(size for size, _ in sizes),
         "trained_parameters": sum(size for size, trains in sizes if trains),
         "device": study.device,

@@ -121,13 +121,21 @@ class SequenceModel(nn.Module):
                 f"sequences of {tokens} tokens, {tuple(inputs.shape)}; this model takes"
                 f" {sizes.last} to {sizes.tokens}: sequence_model(..., tokens={tokens})"
             )
-        if sizes.inputs is not None and (inputs.ndim != 3 or inputs.shape[2] != sizes.inputs):
-            raise ValueError(
-                f"sequences {tuple(inputs.shape)}; this model takes (examples, tokens,"
-                f" {sizes.inputs}): sequence_model(..., inputs=) is the number of features"
-            )
+        if sizes.inputs is not None:
+            _check_features(inputs, sizes.inputs)
         if sizes.vocabulary is not None:
             _check_ids(inputs, sizes.vocabulary)
+
+
+def _check_features(inputs: Tensor, size: int) -> None:
+    """Raise ValueError if inputs are no features of this size."""
+    real = inputs.is_floating_point() or inputs.dtype == torch.uint8
+    if inputs.ndim != 3 or inputs.shape[2] != size or not real:
+        raise ValueError(
+            f"sequences of {inputs.dtype} {tuple(inputs.shape)}; this model takes (examples,"
+            f" tokens, {size}), real numbers: sequence_model(..., inputs=) takes the number of"
+            " features"
+        )
 
 
 def _check_ids(inputs: Tensor, vocabulary: int) -> None:
