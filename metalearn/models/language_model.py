@@ -88,9 +88,9 @@ def rotated(features: Tensor) -> Tensor:
         [1.0, -0.301, -1.325]
     """
     tokens, size = features.shape[-2:]
-    options = {"dtype": torch.float32, "device": features.device}
-    wavelengths = BASE ** (torch.arange(0, size, 2, **options) / size)  # (d / 2,)
-    angles = torch.arange(tokens, **options)[:, None] / wavelengths  # (tokens, d / 2)
+    pairs = torch.arange(0, size, 2, dtype=torch.float32, device=features.device)  # (d / 2,)
+    positions = torch.arange(tokens, dtype=torch.float32, device=features.device)
+    angles = positions[:, None] / BASE ** (pairs / size)  # (tokens, d / 2)
     cosine = angles.cos().to(features.dtype)
     sine = angles.sin().to(features.dtype)
     first = features[..., 0::2]
@@ -235,20 +235,19 @@ def read_llama2c(path: str | os.PathLike[str]) -> LanguageModel:
         )
     if shared:
         model.output.weight = model.tokens.weight
-    rotations = 2 * header.positions * (header.width // header.heads // 2)
-    groups = _in_order(model)
-    needed = sum(parameter.numel() for parameter in groups) + rotations
-    needed += 0 if shared else model.output.weight.numel()
+    # Two tables, which are computed here instead.
+    rotations = torch.empty(2 * header.positions, header.width // header.heads // 2)
+    stored = [*_in_order(model), rotations]
+    if not shared:
+        stored.append(model.output.weight)
+    needed = sum(tensor.numel() for tensor in stored)
     values = torch.frombuffer(bytearray(content[28:]), dtype=torch.float32)
     if len(values) != needed:
         raise Damaged(
             f"{place} has {len(values):,} numbers after its header, but {header} needs {needed:,};"
             " it is truncated or another format; fetch it again"
         )
-    if not shared:
-        rest = values[-model.output.weight.numel() :]
-        _fill([model.output.weight], rest)
-    _fill(groups, values)
+    _fill(stored, values)
     if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
         raise Damaged(f"{place} holds numbers that are not finite; fetch it again")
     return model
@@ -273,16 +272,16 @@ def _header(content: bytes, path: Path) -> _Header:
     return header
 
 
-def _in_order(model: LanguageModel) -> list[nn.Parameter]:
+def _in_order(model: LanguageModel) -> list[Tensor]:
     """The parameters in the order of the file, without an output of its own."""
     kinds = ("norm1", "query", "key", "value", "project", "norm2", "gate", "down", "up")
-    parameters = [model.tokens.weight]
+    parameters: list[Tensor] = [model.tokens.weight]
     for kind in kinds:
         parameters += [getattr(block, kind).weight for block in model.decoder.blocks]
     return [*parameters, model.decoder.norm.weight]
 
 
-def _fill(parameters: list[nn.Parameter], values: Tensor) -> None:
+def _fill(parameters: list[Tensor], values: Tensor) -> None:
     """Copy values into parameters, one after the other."""
     place = 0
     with torch.no_grad():

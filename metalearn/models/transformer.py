@@ -63,8 +63,9 @@ class SequenceModel(nn.Module):
         self.kind = body.kind
         self.input = _input_layer(sizes, body.width)
         self.dropout = nn.Dropout(dropout)
-        table = nn.Parameter(torch.zeros(sizes.tokens, body.width)) if positions else None
-        self.register_parameter("positions", table)
+        self.positions: nn.Parameter | None = None
+        if positions:
+            self.positions = nn.Parameter(torch.zeros(sizes.tokens, body.width))
         self.body = body.module
         # The output is registered last: it is the head.
         self.output = nn.Linear(body.width, sizes.labels * sizes.outputs)

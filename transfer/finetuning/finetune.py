@@ -200,8 +200,8 @@ def _parts(
         given.append(validation)
     if isinstance(train_set, Sequences):
         sequences = sequence_parts(*given)
-        names = list(map(str, range(train_set.outputs)))
-        _check_labels(sequences[0][1], sequences[1][1], metric, names)
+        values = list(map(str, range(train_set.outputs)))
+        _check_labels(sequences[0][1], sequences[1][1], metric, values)
         return sequences, {}
     sets = [structured(dataset) for dataset in given]
     # Labels have the same numbers in all parts; `names` are what they were.
