@@ -19,6 +19,7 @@ from .pages import (
     disagreement,
     dynamics,
     few_shot,
+    frozen_transformers,
     init_strategies,
     one_shot,
     overview,
@@ -40,6 +41,7 @@ TABLES: dict[str, Callable[[], Table | str]] = {
     **vit_vs_cnn.TABLES,
     **dynamics.TABLES,
     **disagreement.TABLES,
+    **frozen_transformers.TABLES,
     **overview.TABLES,
 }
 END = "<!-- end -->"

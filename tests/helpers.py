@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from collections.abc import Callable
 from html.parser import HTMLParser
 from multiprocessing.connection import Connection
@@ -19,7 +20,7 @@ from torch import nn
 import metalearn as ml
 from metalearn.data.images import LabelledImages
 from metalearn.episodes import Episode, Examples, stack
-from metalearn.models import MLP, Conv4
+from metalearn.models import MLP, Conv4, LanguageModel
 
 ROOT = Path(__file__).parents[1]
 
@@ -278,3 +279,37 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.words.append(data)
+
+
+def body_of_two_blocks(width: int = 8) -> nn.TransformerEncoder:
+    """A transformer without dropout that takes embeddings (examples, tokens, width)."""
+    block = nn.TransformerEncoderLayer(
+        width, 2, 2 * width, dropout=0.0, batch_first=True, norm_first=True
+    )
+    return nn.TransformerEncoder(block, 2, nn.LayerNorm(width), enable_nested_tensor=False)
+
+
+def write_llama2c(network: LanguageModel, path: Path, *, shared: bool) -> Path:
+    """Write a language model's file from the description of llama2.c's layout, for 6 positions."""
+    decoder = network.decoder
+    block = decoder.blocks[0]
+    tensors = [network.tokens.weight]
+    for kind in ("norm1", "query", "key", "value", "project", "norm2", "gate", "down", "up"):
+        tensors += [getattr(each, kind).weight for each in decoder.blocks]
+    features = decoder.width // block.heads
+    tensors += [decoder.norm.weight, torch.zeros(2 * 6 * features // 2)]
+    if not shared:
+        tensors.append(network.output.weight)
+    vocabulary = network.tokens.num_embeddings
+    sizes = (
+        decoder.width,
+        block.up.out_features,
+        len(decoder.blocks),
+        block.heads,
+        block.key_value_heads,
+        vocabulary if shared else -vocabulary,
+        6,
+    )
+    values = torch.cat([tensor.detach().flatten() for tensor in tensors])
+    path.write_bytes(struct.pack("<7i", *sizes) + values.numpy().astype("<f4").tobytes())
+    return path

@@ -15,7 +15,15 @@ from transfer.experts.triage import triage
 from transfer.experts.votes import disagreement
 from transfer.finetuning.finetune import finetune
 from transfer.finetuning.trainable import freeze, frozen_transformer, linear_probe, parameter_groups
-from transfer.initialisation.sources import copied, fresh, gabor, mean_var, permuted
+from transfer.initialisation.sources import (
+    copied,
+    fresh,
+    gabor,
+    mean_var,
+    normal,
+    permuted,
+    xavier,
+)
 from transfer.initialisation.strategies import everywhere, initialize, transfusion
 
 __all__ = [
@@ -33,8 +41,10 @@ __all__ = [
     "initialize",
     "linear_probe",
     "mean_var",
+    "normal",
     "parameter_groups",
     "permuted",
     "transfusion",
     "triage",
+    "xavier",
 ]

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from metalearn.data.images import LabelledImages
+from metalearn.data.labelled_sequences import Sequences
 from metalearn.network.forward import Inputs, map_tensors
 
 
@@ -170,6 +171,27 @@ def structured(dataset: Any) -> Any:
     return dataset
 
 
+def sequence_parts(train: Sequences, *others: Any) -> list[tuple[Inputs, Tensor]]:
+    """Inputs and labels of sets of sequences that belong together.
+
+    Raises:
+        TypeError: one of them is another kind of data set.
+        ValueError: they differ in the number of classes, of labels, or in the sizes of the inputs.
+    """
+    for data in others:
+        if not isinstance(data, Sequences):
+            raise TypeError(
+                f"the training set is {train!r}, and another part is a {type(data).__name__}; give"
+                " Sequences for all parts"
+            )
+        if data.dimensions != train.dimensions:
+            raise ValueError(
+                f"the training set has {train.dimensions} and another part {data.dimensions}; give"
+                " all the same"
+            )
+    return [(data.inputs, data.targets) for data in (train, *others)]
+
+
 def named_tensors(inputs: Inputs) -> dict[str, Tensor]:
     """The tensors of a structure by name.
 
@@ -194,7 +216,7 @@ def subset(targets: Tensor, images: int | float | None, seed: int) -> Tensor:
     Shares are rounded by largest remainder, and every class keeps at least one image.
 
     Args:
-        targets: integer labels (images,).
+        targets: integer labels (images,); (examples, labels) if all are taken.
         images: how many, or (a float up to 1) a fraction; None for all.
         seed: of the draw.
 
@@ -210,7 +232,9 @@ def subset(targets: Tensor, images: int | float | None, seed: int) -> Tensor:
         >>> targets[subset(targets, 6, seed=0)].tolist()
         [0, 0, 0, 0, 1, 1]
     """
-    if not isinstance(targets, Tensor) or targets.ndim != 1 or targets.is_floating_point():
+    dimensions = (1, 2) if images is None else (1,)
+    integers = isinstance(targets, Tensor) and not targets.is_floating_point()
+    if not integers or targets.ndim not in dimensions:
         raise TypeError(f"subset() needs integer labels (images,) as a tensor, not {targets!r:.60}")
     if not (images is None or isinstance(images, Real)) or isinstance(images, bool):
         raise TypeError(
@@ -273,7 +297,7 @@ def order(targets: Tensor, batch: int, seed: int, *, balanced: bool = False) -> 
     """Endless batches of indices: in every epoch a new permutation by `seed`.
 
     Args:
-        targets: integer labels (images,).
+        targets: integer labels (images,); (examples, labels) unless `balanced`.
         batch: indices a batch; at most one epoch.
         seed: of the permutations.
         balanced: draw with replacement instead, each class equally likely.
@@ -284,8 +308,9 @@ def order(targets: Tensor, batch: int, seed: int, *, balanced: bool = False) -> 
     generator = torch.Generator().manual_seed(seed)
     count = len(targets)
     size = min(batch, count)
-    # An image of a class of n has probability proportional to 1 / n.
-    chances = (1 / torch.bincount(targets).clamp(min=1).double())[targets]
+    if balanced:
+        # An image of a class of n has probability proportional to 1 / n.
+        chances = (1 / torch.bincount(targets).clamp(min=1).double())[targets]
     while True:
         if balanced:
             epoch = torch.multinomial(chances, count, replacement=True, generator=generator)

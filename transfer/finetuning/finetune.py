@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from metalearn.data.images import in_memory, in_memory_together
+from metalearn.data.labelled_sequences import Sequences
 from metalearn.network.forward import Inputs
 from metalearn.runtime.checks import whole_number
 from metalearn.runtime.files import Record
@@ -23,6 +24,7 @@ from transfer.finetuning.data import (
     WithNumbers,
     named_tensors,
     order,
+    sequence_parts,
     structured,
     subset,
 )
@@ -90,7 +92,10 @@ def finetune(
 
     Args:
         train_set: a data set of (image, integer label), which is held in memory, such as
-            `metalearn.tasks.LabelledImages` or a part of `metalearn.data.labelled_sets.load`.
+            `metalearn.tasks.LabelledImages` or a part of `metalearn.data.labelled_sets.load`. In
+            place of an image there may be features or, as integers (tokens,), token ids. A set of
+            `Sequences` may have several labels an example: the model then returns (examples,
+            labels, classes), and loss and scores are over all labels.
         test_set: the same for the test scores.
         steps: updates of the weights.
         batch: images an update. The last images of an epoch that do not fill a batch are left out
@@ -190,6 +195,12 @@ def finetune(
         (train, test, *held_out), labels = _parts(list(given.values()), metric)
         classes = int(train[1].max()) + 1
     inputs, targets = train
+    several = targets.ndim > 1 and isinstance(objective, Classification)
+    if several and (images is not None or balance == "batches"):
+        raise ValueError(
+            "images= and balance='batches' draw by the label of an example, and these have"
+            f" {targets.shape[1]} labels each; leave them out, and make smaller sets instead"
+        )
     subset(objective.labels(targets), images, 0)  # raises if so many images cannot be had
     return FineTuning(
         train_inputs=inputs,
@@ -259,6 +270,12 @@ def _parts(given: Sequence[Any], metric: str) -> tuple[list[tuple[Inputs, Tensor
         Inputs and targets of the training set, the test set and, if there is one, the validation
         set; and a record of the labels.
     """
+    train_set = given[0]
+    if isinstance(train_set, Sequences):
+        sequences = sequence_parts(*given)
+        values = list(map(str, range(train_set.outputs)))
+        _check_labels(sequences[0][1], sequences[1][1], metric, values)
+        return sequences, {}
     sets = [structured(dataset) for dataset in given]
     # Labels have the same numbers in all parts; `names` are what they were.
     read, names, labels = in_memory_together(*sets)

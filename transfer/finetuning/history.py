@@ -128,7 +128,7 @@ class History:
         logits = self._logits(inputs, targets)
         results = self.objective.scores(logits, targets, self.classes)
         self.steps.append(step)
-        self.predicted.append(self.objective.class_counts(logits.argmax(1)))
+        self.predicted.append(self.objective.class_counts(logits.argmax(-1)))
         for name, value in results.items():
             self.scores.setdefault(name, []).append(value)
         if self.validation_set:
@@ -172,7 +172,10 @@ class History:
         )
 
     def _logits(self, inputs: Inputs, targets: Tensor) -> Tensor:
-        """The model's logits (examples, classes or more); raises if they cannot be scored."""
+        """The model's logits, (examples, classes or more); raises if they cannot be scored.
+
+        With several labels an example they are (examples, labels, classes or more).
+        """
         logits = self.logits(inputs, len(targets))
         name = type(self.model).__name__
         self.objective.check_outputs(logits, targets, self.classes, name)

@@ -20,12 +20,12 @@ Scores: TypeAlias = dict[str, float]
 
 @dataclass(frozen=True)
 class Classification:
-    """Cross-entropy with integer labels (examples,)."""
+    """Cross-entropy with integer labels (examples,), or (examples, labels) if each has several."""
 
     metrics = ("accuracy", "balanced_accuracy", "auc")
 
     def labels(self, targets: Tensor) -> Tensor:
-        """The class of each example, (examples,); subsets and batches go by it."""
+        """The classes of each example, as given; subsets and batches go by them."""
         return targets
 
     def class_counts(self, labels: Tensor) -> dict[int, int]:
@@ -34,14 +34,23 @@ class Classification:
 
     def loss(self, outputs: Tensor, targets: Tensor, weight: Tensor | None) -> Tensor:
         """The mean cross-entropy, with `weight` (classes,)."""
-        return F.cross_entropy(outputs, targets, weight=weight)
+        # One row for each label, of which an example may have several.
+        return F.cross_entropy(outputs.flatten(0, -2), targets.flatten(), weight=weight)
 
     def scores(self, outputs: Tensor, targets: Tensor, classes: int) -> Scores:
-        """Accuracy, balanced accuracy and AUC."""
-        return scores(outputs, targets, classes)
+        """Accuracy, balanced accuracy and AUC over all labels."""
+        return scores(outputs.flatten(0, -2), targets.flatten(), classes)
 
     def check_outputs(self, outputs: Tensor, targets: Tensor, classes: int, name: str) -> None:
-        """There must be an output for each class."""
+        """There must be an output for each class, of every label."""
+        if targets.ndim > 1:
+            if outputs.shape[:-1] != targets.shape:
+                raise ValueError(
+                    f"{name} puts out {tuple(outputs.shape[1:])} for an example of"
+                    f" {targets.shape[1]} labels; it must be ({targets.shape[1]}, {classes}):"
+                    " sequence_model(body, **data.dimensions)"
+                )
+            outputs = outputs.flatten(0, 1)  # (examples * labels, classes)
         # A test set of its own may have labels beyond those of training.
         needed = max(classes, int(targets.max()) + 1)
         if outputs.ndim != 2:

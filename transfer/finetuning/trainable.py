@@ -6,7 +6,7 @@ Frozen layers, the linear probe, the frozen transformer, and a rate per layer fo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -16,7 +16,12 @@ from metalearn.network.layers import assign, check_reached, is_inside, owners
 from metalearn.network.layers import head as find_head
 from metalearn.network.layers import layers as layer_names
 from metalearn.network.norm import frozen_statistics, norm_parameters, statistics_of
+from metalearn.network.positions import position_tables
+from metalearn.runtime.checks import sequence
 from transfer.initialisation.strategies import check_network, through_layer
+
+PARTS = ("output", "norms", "input", "positions")
+"""What trains in a frozen transformer, in the order of the ablation of Lu et al. 2021."""
 
 
 def freeze(model: nn.Module, through: str | None = None, *, head: str | None = None) -> list[str]:
@@ -72,43 +77,85 @@ def linear_probe(model: nn.Module, *, head: str | None = None) -> list[str]:
     return freeze(model, head=head)
 
 
-def frozen_transformer(model: nn.Module, *, head: str | None = None) -> list[str]:
+def frozen_transformer(
+    model: nn.Module,
+    *,
+    head: str | None = None,
+    positions: str | None = None,
+    parts: Sequence[str] = PARTS,
+) -> list[str]:
     """Freeze the attention and feed-forward weights of a transformer.
 
     What still trains are the normalisation layers' weights and biases, the input (the first layer),
-    the output (the head), and the embeddings of positions and classes, which are bare parameters
-    outside of every block (Lu et al. 2021, arXiv:2103.05247). In that paper input and output start
-    fresh: `initialize(model, {"": copied(weights), layers(model)[0]: fresh()})`.
+    the output (the head), and the embeddings of positions and classes: bare parameters outside of
+    every block, and each `nn.Embedding` whose name says positions (Lu et al. 2021,
+    arXiv:2103.05247). A table of tokens that belongs to the body does not train: an `nn.Embedding`
+    is the input only if no norm is in the same top module. With L layers of width d that is 4 d L
+    numbers of norms, 2 d of the last norm, and those of positions, input and output. In that paper
+    input and output start fresh: `metalearn.models.sequence_model` puts them around a body, and
+    `initialize(model, {"body": copied(weights), "": fresh()})` starts the body.
 
     Args:
         model: changed in place.
         head: the path of the head; by default the last Linear or Conv2d.
+        positions: the path of a table of positions whose name does not say so.
+        parts: what trains, of "output", "norms", "input" and "positions", for the paper's ablation.
 
     Returns:
         The names of the parameters that still train.
 
     Raises:
-        ValueError: the model has no normalisation layer.
+        ValueError: the model has no normalisation layer, or there is no such part.
 
     Example:
         >>> block = nn.TransformerEncoderLayer(4, 1, 8, batch_first=True)
-        >>> frozen_transformer(nn.Sequential(nn.Linear(3, 4), block, nn.Linear(4, 2)))[:4]
+        >>> model = nn.Sequential(nn.Linear(3, 4), block, nn.Linear(4, 2))
+        >>> frozen_transformer(model)[:4]
         ['0.weight', '0.bias', '1.norm1.weight', '1.norm1.bias']
+        >>> frozen_transformer(model, parts=("output",))
+        ['2.weight', '2.bias']
     """
     check_network("frozen_transformer()", model, head=head)
+    unknown = [
+        part for part in sequence("parts", parts, "('output', 'norms')") if part not in PARTS
+    ]
+    if unknown:
+        raise ValueError(f"there is no part {unknown[0]!r} to train; choose {', '.join(PARTS)}")
     norms = norm_parameters(model)
     if not norms:
         raise ValueError(
             f"{type(model).__name__} has no normalisation layer to train; frozen_transformer is for"
             " transformers"
         )
-    trained = [layer_names(model)[0], find_head(model, head), *norms]
+    places = {
+        "output": [find_head(model, head)],
+        "norms": norms,
+        "input": _input(model, norms),
+        "positions": position_tables(model, positions),
+    }
+    trained: list[str] = []
+    for part in parts:
+        trained += places[part]
     owner = owners(model)
     for name, parameter in model.named_parameters():
         inside = any(is_inside(name, path) for path in trained)
         # A bare parameter belongs to a layer without being inside it.
-        parameter.requires_grad_(inside or not is_inside(name, owner[name]))
+        bare = "positions" in parts and not is_inside(name, owner[name])
+        parameter.requires_grad_(inside or bare)
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _input(model: nn.Module, norms: Sequence[str]) -> list[str]:
+    """The first layer, unless it is a block, or a table of tokens inside the body."""
+    first = layer_names(model)[0]
+    # A network of one block may have the whole body as its first layer.
+    if any(is_inside(norm, first) for norm in norms):
+        return []
+    top = first.partition(".")[0]
+    in_body = any(is_inside(norm, top) for norm in norms)
+    if in_body and isinstance(model.get_submodule(first), nn.Embedding):
+        return []
+    return [first]
 
 
 def parameter_groups(model: nn.Module, rates: Mapping[str, float]) -> list[dict[str, Any]]:

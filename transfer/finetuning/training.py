@@ -298,8 +298,8 @@ class FineTuning:
         if self.balance != "loss":
             return None
         # (classes,); a class without images would be divided by zero.
-        counts = torch.bincount(targets, minlength=self.classes).clamp(min=1)
-        return len(targets) / (self.classes * counts.float())
+        counts = torch.bincount(targets.flatten(), minlength=self.classes).clamp(min=1)
+        return targets.numel() / (self.classes * counts.float())
 
     def _prepared(self, inputs: Inputs, *, training: bool = False) -> Inputs:
         """A batch as the network takes it: bytes become numbers in [0, 1]."""

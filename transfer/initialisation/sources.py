@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.network.norm import is_norm
+from metalearn.runtime.checks import positive_number
 
 from .weights import Pretrained, Weights, read
 
@@ -197,6 +198,56 @@ class permuted(FromWeights):
         # The numbers of values must agree, not the shapes.
         order = torch.randperm(given.numel(), generator=generator)
         return Start(given.flatten()[order.to(given.device)].view(slot.tensor.shape), "drawn")
+
+
+@dataclass(frozen=True)
+class normal:
+    """Start from N(0, std^2), which GPT-2's own initialisation is for std = 0.02.
+
+    As with `mean_var`, normalisation layers stay as built. Vectors (biases) become zero.
+    """
+
+    std: float = 0.02
+
+    def __post_init__(self) -> None:
+        positive_number("std", self.std)
+
+    def __call__(self, slot: Slot, generator: torch.Generator) -> Start:
+        """The start of one tensor."""
+        return _matrix(slot, self.std, generator)
+
+
+@dataclass(frozen=True)
+class xavier:
+    """Start from Xavier's normal distribution: variance `gain^2 * 2 / (inputs + outputs)`.
+
+    Glorot and Bengio 2010. As with `mean_var`, normalisation layers stay as built. Vectors (biases)
+    become zero.
+    """
+
+    gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive_number("gain", self.gain)
+
+    def __call__(self, slot: Slot, generator: torch.Generator) -> Start:
+        """The start of one tensor."""
+        if slot.tensor.ndim < 2:
+            return _matrix(slot, 1.0, generator)
+        # (outputs, inputs, *kernel): every place of a kernel counts as inputs and as outputs.
+        outputs, inputs = slot.tensor.shape[:2]
+        places = slot.tensor[0, 0].numel()
+        return _matrix(slot, self.gain * math.sqrt(2 / (places * (inputs + outputs))), generator)
+
+
+def _matrix(slot: Slot, std: float, generator: torch.Generator) -> Start:
+    """Normal draws for a matrix or a kernel, zeros for a vector."""
+    if not slot.drawable:
+        return Start(None, "skipped", AS_BUILT)
+    if slot.tensor.ndim < 2:
+        return Start(torch.zeros(slot.tensor.shape), "drawn", "zero", 0.0, 0.0)
+    draws = torch.randn(slot.tensor.shape, generator=generator, dtype=torch.float64)
+    return Start(std * draws, "drawn", "", 0.0, std**2)
 
 
 @dataclass(frozen=True)
