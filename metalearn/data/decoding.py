@@ -112,18 +112,19 @@ def check_memory(needed: int, what: str, cure: str) -> None:
 
 
 def as_tensor(image: Any, name: str) -> Tensor:
-    """Convert a PIL image, an array or a tensor to a tensor of uint8 or of floating values.
+    """Convert a PIL image, an array or a tensor to a tensor of uint8, of floats or of token ids.
 
     A PIL image becomes (channels, height, width): upright, with 1 or 3 channels, and uint8 unless
     it has more than 8 bits a channel. 16-bit values are divided by 65,535, and booleans become 0
-    and 1.
+    and 1. Integers of other types with fewer than three dimensions, such as (tokens,), are token
+    ids, which an embedding takes: they become int64.
 
     Args:
         image: the image.
         name: what it is called in messages.
 
     Raises:
-        TypeError: if it is anything else, or holds integers of another width.
+        TypeError: if it is anything else, or an image of integers of another width.
         ValueError: if it holds NaN or infinity.
 
     Example:
@@ -148,6 +149,8 @@ def as_tensor(image: Any, name: str) -> Tensor:
         return values.to(torch.float32) / 65535
     if values.dtype == torch.bool:
         return values.to(torch.float32)
+    if values.dtype in (torch.int8, torch.int16, torch.int32, torch.int64) and values.ndim < 3:
+        return values.long()
     if values.dtype != torch.uint8 and not values.is_floating_point():
         raise TypeError(f"{name} holds {values.dtype}; give uint8 images or floating-point values")
     if values.is_floating_point() and not bool(torch.isfinite(values).all()):

@@ -189,8 +189,12 @@ def in_memory(dataset: Any) -> tuple[Tensor, Tensor, tuple[str, ...], Record]:
     """Read any data set into memory.
 
     Returns:
-        Inputs (n, ...) as uint8 or float32, labels (n,) int64 from 0, the classes' names by label,
-        and the record of labels (see `number_labels`).
+        Inputs (n, ...) as uint8, float32 or, for token ids, int64; labels (n,) int64 from 0, the
+        classes' names by label, and the record of labels (see `number_labels`).
+
+    Raises:
+        TypeError: an item is no pair, or some items are token ids and others are not.
+        ValueError: there are no items, or their shapes differ.
     """
     if isinstance(dataset, LabelledImages):
         return dataset.images, dataset.labels, dataset.names, {}
@@ -214,11 +218,23 @@ def in_memory(dataset: Any) -> tuple[Tensor, Tensor, tuple[str, ...], Record]:
             advance()
     if not inputs:
         raise ValueError(f"{name} is empty: there is nothing to draw tasks from")
+    _check_tokens(inputs, name)
     # One dtype for all: a single image that does not fit 8 bits makes all of them floats.
     if any(image.dtype != torch.uint8 for image in inputs):
         inputs = [_as_float(image) for image in inputs]
     numbers, classes, record = number_labels(labels, name)
     return torch.stack(_in_one_shape(inputs, name)), numbers, _names(dataset, classes), record
+
+
+def _check_tokens(inputs: list[Tensor], name: str) -> None:
+    """Raise TypeError if some items are token ids and others are not."""
+    tokens = [values.dtype == torch.int64 for values in inputs]
+    if any(tokens) and not all(tokens):
+        number = tokens.index(not tokens[0])
+        raise TypeError(
+            f"item {number} of {name} is {inputs[number].dtype} but item 0 is {inputs[0].dtype};"
+            " give token ids as integers in all items, or floating-point values in all"
+        )
 
 
 def in_memory_together(
@@ -305,13 +321,16 @@ def _names(dataset: Any, classes: list[str]) -> tuple[str, ...]:
 
 
 def _as_float(image: Tensor) -> Tensor:
-    """The values of an image in [0, 1], if it is stored as uint8."""
+    """The values of an image in [0, 1], if it is stored as uint8; others are returned unchanged."""
     return image / 255 if image.dtype == torch.uint8 else image
 
 
 def _compact(values: Tensor) -> Tensor:
-    """The values as uint8 if that is exact (multiples of 1/255 in [0, 1]), else as float32."""
-    if values.dtype == torch.uint8:
+    """The values as uint8 if that is exact (multiples of 1/255 in [0, 1]), else as float32.
+
+    Token ids (int64) are returned unchanged.
+    """
+    if values.dtype in (torch.uint8, torch.int64):
         return values
     values = values.to(torch.float32)
     # k / 255 in float32 is exact for uint8: multiply, round, and compare with the way back.

@@ -316,7 +316,9 @@ def _failure(path: str, module: nn.Module, inputs: Any, error: Exception) -> str
         f"{tensor.dtype} of {' x '.join(map(str, tensor.shape))}" for tensor in tensors
     )
     cure = "bring the inputs to the channels and size that the model takes"
-    if not all(map(_is_real, tensors)):
+    if isinstance(module, nn.Embedding):
+        cure = f"give integers from 0 to {module.num_embeddings - 1}"
+    elif not all(map(_is_real, tensors)):
         cure = "give real numbers, such as inputs.float() / 255"
     reason = str(error).strip().splitlines()[0]
     return f"{name} cannot take its input, {described or 'no tensor'} ({reason}); {cure}"

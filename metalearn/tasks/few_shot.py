@@ -34,8 +34,9 @@ class FewShot(Dataset[Episode]):
         dataset: a `LabelledImages`, or any data set of (image or feature tensor or PIL image,
             label) with a length (torchvision's, `TensorDataset`, ...), which is decoded once into
             memory. Transforms are applied once, so a random one is frozen. Inputs are stored as
-            uint8 if every value is a multiple of 1/255 in [0, 1], else as float32. Labels may be of
-            any kind (see `number_labels`).
+            uint8 if every value is a multiple of 1/255 in [0, 1], else as float32. Integers with
+            fewer than three dimensions, such as token ids (tokens,), stay integers. Labels may be
+            of any kind (see `number_labels`).
         ways: classes per task.
         shots: support examples per class.
         queries: query examples per class.

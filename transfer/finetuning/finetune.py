@@ -66,7 +66,8 @@ def finetune(
 
     Args:
         train_set: a data set of (image, integer label), which is held in memory, such as
-            `metalearn.tasks.LabelledImages` or a part of `metalearn.data.labelled_sets.load`.
+            `metalearn.tasks.LabelledImages` or a part of `metalearn.data.labelled_sets.load`. In
+            place of an image there may be features or, as integers (tokens,), token ids.
         test_set: the same for the test scores.
         steps: updates of the weights.
         batch: images an update. The last images of an epoch that do not fill a batch are left out
