@@ -5,6 +5,8 @@ from metalearn.data.folders import image_folder, mini_imagenet
 from metalearn.data.glyphs import glyphs
 from metalearn.data.images import LabelledImages
 from metalearn.data.omniglot import omniglot
+from metalearn.data.pointer_images import pointer_images
+from metalearn.data.pointer_value import pointer_vectors
 from metalearn.tasks.few_shot import SEEDS, FewShot
 from metalearn.tasks.one_shot import OneShotRuns, one_shot_runs
 from metalearn.tasks.sinusoid import Sinusoid
@@ -22,4 +24,6 @@ __all__ = [
     "mini_imagenet",
     "omniglot",
     "one_shot_runs",
+    "pointer_images",
+    "pointer_vectors",
 ]
