@@ -13,18 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from metalearn.data.pointer_value import PointerVectors, pointer_vectors
-from metalearn.runtime import files, provenance
 from metalearn.runtime.checks import sequence, whole_number
-from metalearn.runtime.files import Record, _checksum
 from metalearn.runtime.progress import progress as shown_progress
-from metalearn.studies.pointer_scores import PointerScores, pointer_scores
-from transfer.finetuning.finetune import finetune
-from transfer.finetuning.training import FineTuning
 from transfer.studies.pointer_results import GridCell, PointerGrid
+from transfer.studies.pointer_training import PointerSets, trained
 
 __all__ = ["GridCell", "PointerGrid", "PointerProblem", "pointer_grid"]
 
@@ -196,60 +191,13 @@ def _cell(
     path: Path | None,
 ) -> GridCell:
     """Train and score one network, or read what was done before."""
-    train_set = problem.train(size, seed)
-    options = dict(training)
-    if options.get("early_stop") is not None:
-        options["validation"] = problem.validation(tests, seed)
-    # A small training set may lack a class, which `finetune` refuses in its test set. The scores
-    # are taken below.
-    train = finetune(train_set, _first(train_set, tests), **options)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = build()
-    if not isinstance(network, nn.Module):
-        raise TypeError(f"build() returned a {type(network).__name__}, not a torch.nn.Module")
-    settings = _settings(train, problem, tests, network)
-    record = _stored(path, settings)
-    if record is None:
-        curve = train(network, seed)
-        iid = problem.iid(tests, seed)
-        scores = pointer_scores(network, train_set, iid, problem.adversarial(tests, seed))
-        # JSON has no NaN, so None stands for it.
-        values = [None if math.isnan(value) else value for value in scores]
-        record = {"scores": values, "seconds": curve.seconds}
-        if path is not None:
-            tensors = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
-            files.save(path, tensors, {**record, "settings": settings})
-    scores = PointerScores(*[math.nan if value is None else value for value in record["scores"]])
-    return GridCell(
-        problem.complexity, problem.function, size, seed, scores, record["seconds"], path
+    sets = PointerSets(
+        problem.train(size, seed), problem.iid(tests, seed), problem.adversarial(tests, seed)
     )
-
-
-def _first(data: PointerVectors, count: int) -> PointerVectors:
-    """The first examples."""
-    return replace(data, inputs=data.inputs[:count], labels=data.labels[:count])
-
-
-def _settings(train: FineTuning, problem: PointerProblem, tests: int, network: nn.Module) -> Record:
-    """All that decides the result of one training."""
-    start = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
-    return {
-        "train": train.settings,
-        "problem": dict(vars(problem)),
-        "tests": tests,
-        "start": _checksum(start, "")[:16],
-    }
-
-
-def _stored(path: Path | None, settings: Record) -> Record | None:
-    """The record of a training that was finished before; None if there is none.
-
-    Raises:
-        ValueError: it had other settings.
-    """
-    if path is None or not path.exists():
-        return None
-    _, record = files.load(path)
-    provenance.check_same(settings, record["settings"], path)
-    return record
+    if training.get("early_stop") is not None:
+        sets = replace(sets, validation=problem.validation(tests, seed))
+    settings = {"problem": dict(vars(problem)), "tests": tests}
+    done = trained(build, sets, seed, settings, path, **training)
+    return GridCell(
+        problem.complexity, problem.function, size, seed, done.scores, done.seconds, path
+    )
