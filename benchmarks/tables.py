@@ -13,7 +13,16 @@ from pathlib import Path
 from metalearn.runtime.tables import Table
 
 from .harness.rows import run_benchmark
-from .pages import costs, few_shot, init_strategies, one_shot, overview, reuse, speed
+from .pages import (
+    costs,
+    few_shot,
+    init_strategies,
+    one_shot,
+    overview,
+    pointer_values,
+    reuse,
+    speed,
+)
 
 HERE = Path(__file__).parent
 PAGES = (HERE / "README.md", *sorted((HERE / "pages").glob("*.md")))
@@ -24,6 +33,7 @@ TABLES: dict[str, Callable[[], Table | str]] = {
     **costs.TABLES,
     **speed.TABLES,
     **init_strategies.TABLES,
+    **pointer_values.TABLES,
     **overview.TABLES,
 }
 END = "<!-- end -->"
