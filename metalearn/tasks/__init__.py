@@ -1,6 +1,7 @@
 """Tasks to learn: `FewShot` and the data sets it draws from, `Sinusoid`, and one-shot runs."""
 
 from metalearn.data.cifar import cifar_fs, fc100
+from metalearn.data.eurosat import eurosat
 from metalearn.data.folders import image_folder, mini_imagenet
 from metalearn.data.glyphs import glyphs
 from metalearn.data.images import LabelledImages
@@ -18,6 +19,7 @@ __all__ = [
     "OneShotRuns",
     "Sinusoid",
     "cifar_fs",
+    "eurosat",
     "fc100",
     "glyphs",
     "image_folder",
