@@ -23,6 +23,7 @@ from .pages import (
     init_strategies,
     one_shot,
     overview,
+    pointer_values,
     reuse,
     speed,
     vit_vs_cnn,
@@ -42,6 +43,7 @@ TABLES: dict[str, Callable[[], Table | str]] = {
     **dynamics.TABLES,
     **disagreement.TABLES,
     **frozen_transformers.TABLES,
+    **pointer_values.TABLES,
     **overview.TABLES,
 }
 END = "<!-- end -->"

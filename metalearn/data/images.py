@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from metalearn.data.decoding import as_tensor
+from metalearn.data.vectors import LabelledVectors
 from metalearn.runtime.checks import sequence
 from metalearn.runtime.files import Record
 from metalearn.runtime.progress import progress
@@ -198,6 +199,8 @@ def in_memory(dataset: Any) -> tuple[Tensor, Tensor, tuple[str, ...], Record]:
     """
     if isinstance(dataset, LabelledImages):
         return dataset.images, dataset.labels, dataset.names, {}
+    if isinstance(dataset, LabelledVectors):
+        return dataset.inputs, dataset.labels, dataset.names, {}
     try:
         count = len(dataset)
     except TypeError:

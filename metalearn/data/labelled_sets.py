@@ -22,6 +22,7 @@ from metalearn.runtime.checks import positive
 from metalearn.runtime.npz import array_header
 
 from .decoding import NO_FILES, check_memory, decode_classes, existing_root, folders_in, images_in
+from .eurosat import eurosat
 from .folders import split_folders
 from .glyphs import glyphs
 from .images import LabelledImages, in_memory, number_labels
@@ -60,7 +61,8 @@ def load(
     Args:
         dataset: a MedMNIST file (`path.npz`), a folder of images (see `image_folders`), the name of
             a MedMNIST set ("pneumoniamnist", or "pneumoniamnist_64" for its images of 64 pixels) or
-            of a torchvision set ("cifar10"), or "glyphs" (the 80 test characters; nothing is read).
+            of a torchvision set ("cifar10"), "eurosat" (see `metalearn.tasks.eurosat`), or "glyphs"
+            (the 80 test characters; nothing is read).
         root: the folder that holds named sets; by default METALEARN_DATA, or else ./data.
         size: the height and width in pixels of all images; None keeps their own.
         channels: 1 (grey) or 3 (colour; grey images are repeated). None keeps their own, and reads
@@ -85,6 +87,9 @@ def load(
     folder = _folder_of(dataset, top)
     if dataset == "glyphs":
         parts = divided(glyphs("test", drawers=40), 0.5, seed)
+    elif dataset.lower() == "eurosat":
+        images = eurosat(top, download=download, progress=progress)
+        parts = divided(images, held_out, seed)
     elif dataset.endswith(".npz"):
         parts = medmnist_file(dataset)
     elif folder is not None:

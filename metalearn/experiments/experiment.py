@@ -76,8 +76,8 @@ class Experiment:
     """A data set, a model, and a preset with the settings that override it.
 
     Args:
-        dataset: glyphs (embedded), omniglot, mini-imagenet, cifar-fs, fc100, or the path of your
-            own folder of class folders.
+        dataset: glyphs (embedded), omniglot, mini-imagenet, cifar-fs, fc100, eurosat (for the test
+            alone), or the path of your own folder of class folders.
         splits: for a folder, a CSV file with the columns filename, label and split, or a folder
             with train.csv, val.csv and test.csv.
         split_ratio: for a folder without split folders, the shares of its classes for training,

@@ -10,7 +10,7 @@ from metalearn import tasks
 from metalearn.data.images import LabelledImages
 from metalearn.runtime.options import Listed, listed
 
-DATASETS = ("glyphs", "omniglot", "mini-imagenet", "cifar-fs", "fc100")
+DATASETS = ("glyphs", "omniglot", "mini-imagenet", "cifar-fs", "fc100", "eurosat")
 
 
 def load(
@@ -51,6 +51,8 @@ def load(
         return tasks.cifar_fs(root, split, download=download)
     if dataset == "fc100":
         return tasks.fc100(root, split, download=download)
+    if dataset == "eurosat":
+        return tasks.eurosat(root, split, download=download)
     if Path(dataset).is_dir():
         return tasks.image_folder(dataset, split, splits=splits or fractions(split_ratio))
     # A misspelt name, or a folder that is not there.

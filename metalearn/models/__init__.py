@@ -1,12 +1,14 @@
-"""Networks: Conv4, ResNet12, MLP, SmallViT, LanguageModel and cifar_resnet, and others by name.
+"""Networks: Conv4, ResNet12, MLP, PointerMLP, SmallViT, LanguageModel, and others by name.
 
-`sequence_model` makes a model of sequences of any transformer.
+`cifar_resnet` builds ResNets for small images; `sequence_model` makes a model of sequences of any
+transformer.
 """
 
 from .cifar_resnet import cifar_resnet
 from .conv4 import Conv4
 from .language_model import LanguageModel
 from .mlp import MLP
+from .pointer_mlp import PointerMLP
 from .resnet12 import ResNet12
 from .transformer import sequence_model
 from .vit import SmallViT
@@ -15,6 +17,7 @@ __all__ = [
     "MLP",
     "Conv4",
     "LanguageModel",
+    "PointerMLP",
     "ResNet12",
     "SmallViT",
     "cifar_resnet",

@@ -1,10 +1,13 @@
 """Tasks to learn: `FewShot` and the data sets it draws from, `Sinusoid`, and one-shot runs."""
 
 from metalearn.data.cifar import cifar_fs, fc100
+from metalearn.data.eurosat import eurosat
 from metalearn.data.folders import image_folder, mini_imagenet
 from metalearn.data.glyphs import glyphs
 from metalearn.data.images import LabelledImages
 from metalearn.data.omniglot import omniglot
+from metalearn.data.pointer_images import pointer_images
+from metalearn.data.pointer_value import pointer_vectors
 from metalearn.tasks.few_shot import SEEDS, FewShot
 from metalearn.tasks.one_shot import OneShotRuns, one_shot_runs
 from metalearn.tasks.sinusoid import Sinusoid
@@ -16,10 +19,13 @@ __all__ = [
     "OneShotRuns",
     "Sinusoid",
     "cifar_fs",
+    "eurosat",
     "fc100",
     "glyphs",
     "image_folder",
     "mini_imagenet",
     "omniglot",
     "one_shot_runs",
+    "pointer_images",
+    "pointer_vectors",
 ]

@@ -18,6 +18,7 @@ from metalearn.tasks import (
     LabelledImages,
     Sinusoid,
     cifar_fs,
+    eurosat,
     fc100,
     glyphs,
     image_folder,
@@ -229,7 +230,9 @@ def test_odd_sinusoids_are_named(changed: dict[str, Any], message: str) -> None:
         Sinusoid(**changed)
 
 
-@pytest.mark.parametrize("source", [cifar_fs, fc100, image_folder, mini_imagenet, omniglot])
+@pytest.mark.parametrize(
+    "source", [cifar_fs, eurosat, fc100, image_folder, mini_imagenet, omniglot]
+)
 @pytest.mark.parametrize(
     ("root", "split"),
     [
