@@ -23,6 +23,7 @@ from metalearn.runtime.files import Record, _checksum
 from metalearn.training.penalty import Penalty, no_penalty
 from transfer.finetuning.curve import Curve, Snapshot
 from transfer.finetuning.data import named_tensors, order, rows_at, subset
+from transfer.finetuning.rehearsal import Rehearsal, route
 from transfer.finetuning.schedule import FreezeSchedule
 from transfer.finetuning.scores import _counts, scores
 from transfer.finetuning.snapshots import Snapshots
@@ -87,6 +88,7 @@ class FineTuning:
     penalty: Penalty | None = None
     keep: tuple[int, ...] = ()
     folder: str | os.PathLike[str] | None = None
+    rehearsal: Rehearsal | None = None
 
     def __repr__(self) -> str:
         return (
@@ -144,6 +146,8 @@ class FineTuning:
             settings["penalty"] = _name(self.penalty)
         if self.output is not None:
             settings["output"] = self.output
+        if self.rehearsal is not None:
+            settings["rehearsal"] = self.rehearsal.record()
         settings |= {"rates": dict(self.rates or {}), "data": self.checksums}
         return settings | self.labels
 
@@ -197,7 +201,13 @@ class FineTuning:
         inputs = map_tensors(lambda tensor: tensor[index].to(device), self.train_inputs)
         targets = self.train_targets[index].to(device)
         weight = self._class_weights(targets)
-        batches = order(targets.cpu(), self.batch, seed, balanced=self.balance == "batches")
+        balanced = self.balance == "batches"
+        batches = order(targets.cpu(), self.batch, seed, balanced=balanced)
+        tasks = None
+        if self.rehearsal is not None:
+            inputs, targets, tasks, batches = self.rehearsal.joined(
+                inputs, targets, self.batch, seed, balanced=balanced
+            )
         history = _History(self, model, advance)
         history.evaluate(0)  # what the start scores before any training
         snapshots = Snapshots(self.keep, self.folder, seed)
@@ -214,6 +224,7 @@ class FineTuning:
                 penalties: list[Tensor] = []
                 for _ in range(min(self.evaluate_every, self.steps - step)):
                     index = next(batches).to(device)
+                    route(model, None if tasks is None else tasks[index])
                     batch = self._prepared(rows_at(inputs, index), training=True)
                     logits = forward(model, batch, self.output)
                     loss = F.cross_entropy(logits, targets[index], weight=weight)
