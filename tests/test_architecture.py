@@ -39,6 +39,7 @@ FLOORS = (
     "transfer.models",
     "transfer.finetuning",
     "transfer.comparison",
+    "transfer.continual",
     "transfer",
     "benchmarks",
 )

@@ -236,10 +236,11 @@ def alphabet_superclasses(
             f"{len(large)} alphabets have the {tasks * each} characters that {tasks} tasks of"
             f" each={each} need, and {alphabets} are wanted; take a smaller each="
         )
-    return {
-        name: [characters[name][task * each : (task + 1) * each] for task in range(tasks)]
-        for name in large[:alphabets]
-    }
+    superclasses = {}
+    for name in large[:alphabets]:
+        members = characters[name]
+        superclasses[name] = [members[task * each : (task + 1) * each] for task in range(tasks)]
+    return superclasses
 
 
 def mixed(near: Split, far: Split, share: float, seed: int = 0) -> Split:
