@@ -1,0 +1,431 @@
+"""Tasks learned one after another, with a file for each task that is finished."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from metalearn.network.layers import head as find_head
+from metalearn.runtime import files, provenance
+from metalearn.runtime.checks import sequence, whole_number
+from metalearn.runtime.files import Damaged, Record, _checksum
+from metalearn.runtime.tables import plain
+from transfer.continual.memories import Finished, Memory, NextTask
+from transfer.continual.task_sequence import Stage, TaskSequence, Weights, separate_heads
+from transfer.finetuning.curve import Curve
+from transfer.finetuning.data import named_tensors, rows_at
+from transfer.finetuning.finetune import FineTuning
+from transfer.initialisation.sources import copied
+from transfer.initialisation.strategies import initialize
+
+Build: TypeAlias = Callable[[], nn.Module]
+Train: TypeAlias = Callable[[Any, Any], FineTuning]
+Advance: TypeAlias = Callable[..., None]
+POINTS = 5  # of a course: how often all tasks so far are tested while one is learned
+
+
+def learn_sequence(
+    build: Build,
+    tasks: Sequence[Any],
+    train: Train,
+    seed: int = 0,
+    memory: Memory | None = None,
+    *,
+    heads: Literal["own", "shared"] = "own",
+    head: str | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    points: int = POINTS,
+    advance: Advance | None = None,
+) -> TaskSequence:
+    """Learn tasks one after another with one network.
+
+    Task i starts from the network after task i - 1. With a head for each task it also gets a fresh
+    head, and earlier tasks are tested with theirs. Everything is drawn from the seed. With a folder
+    every finished task is a file, written whole or not at all: a sequence that was killed goes on
+    with the task that was cut off, and ends with the same weights.
+
+    Args:
+        build: makes the network with one head, as wide as the classes of the largest task.
+        tasks: each a `Split`, or a pair (train, test) of data sets; see `split_classes`, `shifted`.
+        train: `train(train_set, test_set)` makes the training of a task, such as
+            `partial(finetune, steps=3000, lr=0.01)`.
+        seed: of the network and of all trainings.
+        memory: what keeps earlier tasks: `ewc(...)`, `replay(...)`; None for nothing.
+        heads: "own", a head for each task, or "shared", one for all (the same label space).
+        head: the path of the head; by default the last Linear or Conv2d.
+        folder: where finished tasks are kept; None keeps them in memory.
+        points: how often the earlier tasks are tested while one is learned; 0 for never.
+        advance: called as `advance(count, text)` while it trains, as `finetune` does.
+
+    Returns:
+        The sequence: accuracies, weights and heads after every task.
+
+    Raises:
+        ValueError: tasks of other image shapes, of one class, of other numbers of classes under a
+            shared head; a head too narrow for a task; a memory that does not fit; a folder with
+            another sequence.
+        TypeError: `train` makes no `FineTuning`.
+
+    Example:
+        >>> from functools import partial
+        >>> from transfer import finetune
+        >>> from transfer.data import load, split_classes
+        >>> tasks = split_classes(load("glyphs"), [range(3), range(3, 6)])
+        >>> def build():
+        ...     return nn.Sequential(nn.Flatten(), nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> result = learn_sequence(build, tasks, partial(finetune, steps=10), seed=1)
+        >>> len(result.weights), sorted(result.stages[1].heads[0])
+        (2, ['3.bias', '3.weight'])
+    """
+    learner = Learner.of(build, tasks, train, heads=heads, head=head, points=points)
+    return learner.learn(seed, memory, folder, advance)
+
+
+@dataclass(frozen=True)
+class Learner:
+    """Tasks that are checked and ready to be learned, under any seed and with any memory.
+
+    Attributes:
+        build: makes the network.
+        trainings: one for each task.
+        shared: whether all tasks have one head.
+        head: the path of the head.
+        points: of a course.
+    """
+
+    build: Build
+    trainings: tuple[FineTuning, ...]
+    shared: bool
+    head: str
+    points: int
+
+    @classmethod
+    def of(
+        cls,
+        build: Build,
+        tasks: Sequence[Any],
+        train: Train,
+        *,
+        heads: str = "own",
+        head: str | None = None,
+        points: int = POINTS,
+    ) -> Learner:
+        """Check the tasks and the network before anything is trained."""
+        if heads not in ("own", "shared"):
+            raise ValueError(
+                f"heads={heads!r}; choose 'own', a head for each task, or 'shared', one for all"
+            )
+        points = whole_number("points", points, least=0)
+        if isinstance(build, nn.Module) or not callable(build):
+            raise TypeError(f"build is a {type(build).__name__}; pass a function: build() -> model")
+        trainings = _trainings(tasks, train)
+        shared = heads == "shared"
+        _check_together(trainings, shared=shared)
+        model = built(build, 0)
+        path = find_head(model, head)
+        if not path and not shared:
+            raise ValueError(
+                f"the network is one {type(model).__name__}, all of it head: nothing would be kept"
+                " from task to task; put layers before it, or pass heads='shared'"
+            )
+        _check_width(model, trainings)
+        return cls(build, trainings, shared, path, points)
+
+    def learn(
+        self,
+        seed: int,
+        memory: Memory | None = None,
+        folder: str | os.PathLike[str] | None = None,
+        advance: Advance | None = None,
+    ) -> TaskSequence:
+        """Learn all tasks, or go on with those that `folder` has not."""
+        seed = whole_number("seed", seed, least=0)
+        self.check_memory(memory)
+        stages: list[Stage] = []
+        for task in range(len(self.trainings)):
+            stages.append(self.stage(stages, seed, memory if task else None, folder, advance))
+        return TaskSequence(
+            tuple(stages), self.head, self.shared, seed, "none" if memory is None else repr(memory)
+        )
+
+    def check_memory(self, memory: Memory | None) -> None:
+        """Raise an error if a memory does not fit the network and the tasks."""
+        if memory is None:
+            return
+        if not hasattr(memory, "prepare") or isinstance(memory, type):
+            raise TypeError(f"memory={memory!r}; give ewc(100.0), replay(0.1) or None")
+        memory.check(built(self.build, 0), self.trainings)
+
+    def stage(
+        self,
+        before: Sequence[Stage],
+        seed: int,
+        memory: Memory | None = None,
+        folder: str | os.PathLike[str] | None = None,
+        advance: Advance | None = None,
+        *,
+        training: FineTuning | None = None,
+        name: str | None = None,
+    ) -> Stage:
+        """Learn the next task, or read it.
+
+        Args:
+            before: the tasks so far.
+            seed: of the sequence.
+            memory: what keeps earlier tasks.
+            folder: where finished tasks are kept.
+            advance: called while it trains.
+            training: in place of that of the next task, such as one with frozen layers.
+            name: of the file, for a stage that is no part of the sequence itself.
+        """
+        task = len(before)
+        plan = training or self.trainings[task]
+        model = self.start(before, seed)
+        settings: Record = plain(
+            {
+                "train": plan.settings,
+                "task": task,
+                "seed": seed,
+                "shared": self.shared,
+                "memory": None if memory is None else repr(memory),
+                "points": self.points,
+                "start": _digest(model.state_dict()),
+            }
+        )
+        label = name or ("" if memory is None else _file_name(repr(memory)))
+        path = None
+        if folder is not None:
+            parts = [f"seed{seed}", label, f"task{task}"]
+            path = Path(folder) / ("-".join(part for part in parts if part) + ".safetensors")
+            stored = _read(path, settings)
+            if stored is not None:
+                return stored
+        stage = self._learned(model, plan, before, seed, memory, advance)
+        if path is not None:
+            _write(path, stage, settings)
+            # The same as a sequence that goes on would read.
+            return _read(path, settings) or stage
+        return stage
+
+    def start(self, before: Sequence[Stage], seed: int) -> nn.Module:
+        """The network as it starts the next task."""
+        task = len(before)
+        model = built(self.build, seed_of(seed, task))
+        if before:
+            sources = {"": copied(before[-1].weights)}
+            if self.shared:
+                sources[self.head] = copied(before[-1].weights)
+            # A head that no path names stays fresh.
+            initialize(model, sources, head=self.head)
+        return model
+
+    def network(self, weights: Weights) -> nn.Module:
+        """A network with these weights, on the device of the training."""
+        model = built(self.build, 0)
+        source = copied(weights)
+        initialize(model, {"": source, self.head: source}, head=self.head)
+        return model.to(self.trainings[0].device)
+
+    def correct(self, model: nn.Module, task: int) -> Tensor:
+        """Which test images of a task a network gets right (test images,), as float64."""
+        training = self.trainings[task]
+        logits = training._logits(model, training.test_inputs, len(training.test_targets))
+        return (logits.argmax(1) == training.test_targets).double()
+
+    def accuracies(self, weights: Weights, heads: Sequence[Weights]) -> tuple[float, ...]:
+        """The accuracy on every task, NaN for one without a head."""
+        values = []
+        for task in range(len(self.trainings)):
+            if not self.shared and task >= len(heads):
+                values.append(float("nan"))
+                continue
+            own = {} if self.shared else heads[task]
+            values.append(float(self.correct(self.network({**weights, **own}), task).mean()))
+        return tuple(values)
+
+    def _learned(
+        self,
+        model: nn.Module,
+        plan: FineTuning,
+        before: Sequence[Stage],
+        seed: int,
+        memory: Memory | None,
+        advance: Advance | None,
+    ) -> Stage:
+        task = len(before)
+        earlier: tuple[Weights, ...] = before[-1].heads if before and not self.shared else ()
+        training = plan
+        if memory is not None and before:
+            past = []
+            for number, stage in enumerate(before):
+                now = stage.heads[-1] if self.shared else earlier[number]
+                known = self.trainings[number]
+                past.append(Finished(known, stage.weights, now, seed_of(seed, number)))
+            following = NextTask(model, plan, past, self.head, self.shared, seed_of(seed, task))
+            training = memory.prepare(following)
+        training = replace(training, keep=self._kept(training), folder=None)
+        curve = training(model, seed_of(seed, task), advance)
+        course = {}
+        for step, snapshot in curve.snapshots.items():
+            weights, heads = separate_heads(snapshot, self.head, earlier, shared=self.shared)
+            course[step] = self.accuracies(weights, heads)[: task + 1]
+        state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+        weights, heads = separate_heads(state, self.head, earlier, shared=self.shared)
+        accuracy = self.accuracies(weights, heads)
+        return Stage(weights, heads, accuracy, replace(curve, snapshots={}), course)
+
+    def _kept(self, training: FineTuning) -> tuple[int, ...]:
+        """The steps of a course."""
+        if not self.points:
+            return ()
+        steps = training.steps
+        return tuple(sorted({round(steps * i / self.points) for i in range(self.points + 1)}))
+
+
+def built(build: Build, seed: int) -> nn.Module:
+    """The network with the weights that the seed draws."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build()
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"build() returned a {type(model).__name__}; it must return a module")
+    return model
+
+
+def seed_of(seed: int, task: int) -> int:
+    """The seed of one task; that of the first is the sequence's own.
+
+    Example:
+        >>> seed_of(3, 0), seed_of(3, 1) == seed_of(4, 1)
+        (3, False)
+    """
+    if not task:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed} task {task}".encode()).digest()[:6])
+
+
+def _trainings(tasks: Sequence[Any], train: Train) -> tuple[FineTuning, ...]:
+    given = sequence("tasks", tasks, "split_classes(images, [range(5), range(5, 10)])")
+    if len(given) < 2:
+        raise ValueError(f"there is {len(given)} task; a sequence needs two or more")
+    trainings = []
+    for number, task in enumerate(given):
+        try:
+            train_set, test_set = task[0], task[-1]
+            training = train(train_set, test_set)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"task {number}: {error}") from error
+        if not isinstance(training, FineTuning):
+            raise TypeError(
+                f"train() made a {type(training).__name__}; give a function of (train set, test"
+                " set) that makes a FineTuning, such as partial(finetune, steps=3000)"
+            )
+        trainings.append(training)
+    return tuple(trainings)
+
+
+def _check_together(trainings: Sequence[FineTuning], *, shared: bool) -> None:
+    first = trainings[0]
+    for number, training in enumerate(trainings[1:], start=1):
+        pairs = zip(
+            named_tensors(first.train_inputs).values(),
+            named_tensors(training.train_inputs).values(),
+            strict=False,
+        )
+        for one, other in pairs:
+            if one.shape[1:] != other.shape[1:]:
+                raise ValueError(
+                    f"images of task {number} are {tuple(other.shape[1:])} and those of task 0"
+                    f" {tuple(one.shape[1:])}; bring all to one shape, for example with load(size=,"
+                    " channels=)"
+                )
+        if shared and training.classes != first.classes:
+            raise ValueError(
+                f"task {number} has {training.classes} classes and task 0 {first.classes}: one"
+                " shared head needs the same labels in all tasks; use heads='own'"
+            )
+
+
+def _check_width(model: nn.Module, trainings: Sequence[FineTuning]) -> None:
+    """Raise ValueError if the network does not take the images or has too few outputs."""
+    device = trainings[0].device
+    model.to(device)
+    for number, training in enumerate(trainings):
+        inputs = rows_at(training.test_inputs, torch.arange(min(2, len(training.test_targets))))
+        logits = training._logits(model, inputs, len(next(iter(named_tensors(inputs).values()))))
+        if logits.ndim != 2 or logits.shape[1] < training.classes:
+            raise ValueError(
+                f"task {number} has {training.classes} classes, and build() makes a network that"
+                f" outputs {tuple(logits.shape[1:])}; build it for the largest task, with"
+                f" {max(t.classes for t in trainings)} outputs"
+            )
+
+
+def _digest(tensors: Weights) -> str:
+    return _checksum({name: tensor.detach().cpu() for name, tensor in tensors.items()}, "")[:16]
+
+
+def _file_name(text: str) -> str:
+    """A text as a part of a file name, with a checksum that keeps it unique."""
+    stem = re.sub(r"[^\w.=+-]+", "-", text).strip("-")[:40]
+    return f"{stem}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def _write(path: Path, stage: Stage, settings: Record) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Files that a kill left half written.
+    for torn in path.parent.glob(f".{path.name}.*"):
+        torn.unlink(missing_ok=True)
+    tensors = {f"weights.{name}": tensor for name, tensor in stage.weights.items()}
+    for task, head in enumerate(stage.heads):
+        tensors |= {f"heads.{task}.{name}": tensor for name, tensor in head.items()}
+    record = {
+        "settings": settings,
+        "curve": stage.curve.to_dict(),
+        "accuracy": plain(stage.accuracy),
+        "course": plain(stage.course),
+    }
+    files.save(path, tensors, record)
+
+
+def _read(path: Path, settings: Record) -> Stage | None:
+    """The stage in a file; None if there is none, or it is damaged."""
+    try:
+        tensors, record = files.load(path)
+    except FileNotFoundError:
+        return None
+    except Damaged as error:
+        print(f"{error}: the task is learned again", file=sys.stderr, flush=True)
+        return None
+    provenance.check_same(settings, record["settings"], path)
+    weights: dict[str, Tensor] = {}
+    heads: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        kind, _, name = key.partition(".")
+        # Copies: what was read shares memory with the file, which may be replaced.
+        if kind == "weights":
+            weights[name] = tensor.clone()
+        else:
+            task, _, name = name.partition(".")
+            heads.setdefault(int(task), {})[name] = tensor.clone()
+    return Stage(
+        weights=weights,
+        heads=tuple(heads[task] for task in sorted(heads)),
+        accuracy=_with_nan(record["accuracy"]),
+        curve=Curve.from_dict(record["curve"]),
+        course={int(step): _with_nan(values) for step, values in record["course"].items()},
+    )
+
+
+def _with_nan(values: Sequence[float | None]) -> tuple[float, ...]:
+    """JSON has no NaN."""
+    return tuple(float("nan") if value is None else value for value in values)
