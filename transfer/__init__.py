@@ -1,4 +1,4 @@
-"""Partial weight transfer as one call, and comparisons of initialisations with their tests."""
+"""Partial weight transfer as one call, comparisons of initialisations, and forgetting."""
 
 import metalearn
 
@@ -10,6 +10,9 @@ if not hasattr(metalearn, "meta_train"):
     )
 
 from transfer.comparison.compare import Comparison, compare
+from transfer.continual.forgetting import Forgetting, forgetting
+from transfer.continual.memories import ewc, replay
+from transfer.continual.sequence import learn_sequence
 from transfer.finetuning.finetune import finetune
 from transfer.finetuning.trainable import freeze, frozen_transformer, linear_probe, parameter_groups
 from transfer.initialisation.sources import copied, fresh, gabor, mean_var, permuted
@@ -17,18 +20,23 @@ from transfer.initialisation.strategies import everywhere, initialize, transfusi
 
 __all__ = [
     "Comparison",
+    "Forgetting",
     "compare",
     "copied",
     "everywhere",
+    "ewc",
     "finetune",
+    "forgetting",
     "freeze",
     "fresh",
     "frozen_transformer",
     "gabor",
     "initialize",
+    "learn_sequence",
     "linear_probe",
     "mean_var",
     "parameter_groups",
     "permuted",
+    "replay",
     "transfusion",
 ]

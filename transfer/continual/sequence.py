@@ -146,12 +146,22 @@ class Learner:
         memory: Memory | None = None,
         folder: str | os.PathLike[str] | None = None,
         advance: Advance | None = None,
+        *,
+        first: Stage | None = None,
     ) -> TaskSequence:
-        """Learn all tasks, or go on with those that `folder` has not."""
+        """Learn all tasks, or go on with those that `folder` has not.
+
+        Args:
+            seed: of the network and of all trainings.
+            memory: what keeps earlier tasks.
+            folder: where finished tasks are kept.
+            advance: called while it trains.
+            first: the first task, if it is learned already: no memory changes it.
+        """
         seed = whole_number("seed", seed, least=0)
         self.check_memory(memory)
-        stages: list[Stage] = []
-        for task in range(len(self.trainings)):
+        stages: list[Stage] = [] if first is None else [first]
+        for task in range(len(stages), len(self.trainings)):
             stages.append(self.stage(stages, seed, memory if task else None, folder, advance))
         return TaskSequence(
             tuple(stages), self.head, self.shared, seed, "none" if memory is None else repr(memory)
@@ -174,6 +184,7 @@ class Learner:
         advance: Advance | None = None,
         *,
         training: FineTuning | None = None,
+        start: nn.Module | None = None,
         name: str | None = None,
     ) -> Stage:
         """Learn the next task, or read it.
@@ -185,11 +196,12 @@ class Learner:
             folder: where finished tasks are kept.
             advance: called while it trains.
             training: in place of that of the next task, such as one with frozen layers.
+            start: the network, in place of the one that starts the next task.
             name: of the file, for a stage that is no part of the sequence itself.
         """
         task = len(before)
         plan = training or self.trainings[task]
-        model = self.start(before, seed)
+        model = self.start(before, seed) if start is None else start
         settings: Record = plain(
             {
                 "train": plan.settings,
@@ -208,6 +220,8 @@ class Learner:
             path = Path(folder) / ("-".join(part for part in parts if part) + ".safetensors")
             stored = _read(path, settings)
             if stored is not None:
+                if advance is not None:
+                    advance(plan.steps, "read")
                 return stored
         stage = self._learned(model, plan, before, seed, memory, advance)
         if path is not None:
