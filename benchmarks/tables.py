@@ -13,13 +13,14 @@ from pathlib import Path
 from metalearn.runtime.tables import Table
 
 from .harness.rows import run_benchmark
-from .pages import costs, few_shot, init_strategies, one_shot, overview, reuse, speed
+from .pages import costs, few_shot, forgetting, init_strategies, one_shot, overview, reuse, speed
 
 HERE = Path(__file__).parent
 PAGES = (HERE / "README.md", *sorted((HERE / "pages").glob("*.md")))
 TABLES: dict[str, Callable[[], Table | str]] = {
     **few_shot.TABLES,
     **one_shot.TABLES,
+    **forgetting.TABLES,
     **reuse.TABLES,
     **costs.TABLES,
     **speed.TABLES,
