@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -85,8 +85,8 @@ class Setting:
         """A function that builds the network."""
         size = self.images.train.images.shape[-1]
         if self.model == "conv4":
-            return partial(conv4, outputs, self.hidden, size)
-        return BuildByName(self.model, outputs, 3, self.norm)
+            return partial(conv4, outputs, self.hidden, size, self.norm)
+        return partial(without_dropout, BuildByName(self.model, outputs, 3, self.norm))
 
     def training(self, **changes: Any) -> Any:
         """A function of (train set, test set) that makes the training of a task."""
@@ -106,9 +106,19 @@ class Setting:
         return {name: getattr(self, name) for name in names}
 
 
-def conv4(outputs: int, hidden: int, size: int) -> nn.Module:
-    """Conv4 with group norm: examples are normalised alone, and nothing follows the next task."""
-    return group_normalised(Conv4(outputs, channels=3, hidden=hidden, size=size))
+def conv4(outputs: int, hidden: int, size: int, norm: str) -> nn.Module:
+    """Conv4, with group norm: examples are normalised alone, and nothing follows the next task."""
+    model = Conv4(outputs, channels=3, hidden=hidden, size=size)
+    return group_normalised(model) if norm == "group" else model
+
+
+def without_dropout(build: Callable[[], nn.Module]) -> nn.Module:
+    """A network whose dropout does nothing, as EWC needs it."""
+    model = build()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
 
 
 def forgetting(
@@ -201,6 +211,7 @@ def anatomy(
     note: str,
     report: str | None,
     *,
+    k: Sequence[int] = (10, 3, 20),
     progress: bool,
 ) -> study.Forgetting:
     """Two tasks of other classes, with every memory."""
@@ -214,7 +225,7 @@ def anatomy(
         memories,
         folder=setting.folder / f"anatomy-{classes.replace('/', '-').replace(',', '')}",
         points=4,
-        k=(10, 3, 20),
+        k=k,
         probe=500,
         progress=progress,
     )
