@@ -39,7 +39,7 @@ def anatomy_rows() -> list[Row]:
         return []
     last = rows[-1]
     names = ("classes", *SETTING)
-    same = [row for row in rows if all(row[name] == last[name] for name in names)]
+    same = [row for row in rows if _agree(row, last, names)]
     shown, _ = shown_and_superseded(
         same, lambda row: (row["memory"], row["seed"]), lambda row: row["steps"]
     )
@@ -102,7 +102,7 @@ def semantics() -> Table:
     rows = [row for row in load(RESULTS) if row["figure"] == "semantics"]
     if rows:
         last = rows[-1]
-        rows = [row for row in rows if all(row[name] == last[name] for name in SETTING)]
+        rows = [row for row in rows if _agree(row, last, SETTING)]
     shown, _ = shown_and_superseded(
         rows, lambda row: (row["pair"], row["seed"]), lambda row: row["steps"]
     )
@@ -131,6 +131,10 @@ def semantics() -> Table:
 def listing() -> str:
     """The runs behind the tables."""
     return Runs(RESULTS).listing()
+
+
+def _agree(row: Row, other: Row, names: tuple[str, ...]) -> bool:
+    return all(row[name] == other[name] for name in names)
 
 
 def _with_nan(values: list[float | None]) -> tuple[float, ...]:

@@ -107,16 +107,15 @@ def shifted(parts: Split, superclasses: Mapping[str, Sequence[Iterable[Class]]])
         raise ValueError(
             f"{len(superclasses)} superclass(es): there is nothing to tell apart; give two or more"
         )
-    groups = {
-        name: [_numbers(parts.train, name, members) for members in of_tasks]
-        for name, of_tasks in superclasses.items()
-    }
-    counts = {name: len(of_tasks) for name, of_tasks in groups.items()}
+    groups: dict[str, list[list[int]]] = {}
+    for name, of_tasks in superclasses.items():
+        groups[name] = [_numbers(parts.train, name, members) for members in of_tasks]
+    counts = {name: len(numbers) for name, numbers in groups.items()}
     if len(set(counts.values())) != 1:
         raise ValueError(f"superclasses have other numbers of tasks, {counts}; give all as many")
     used: list[int] = []
-    for of_tasks in groups.values():
-        used += itertools.chain.from_iterable(of_tasks)
+    for numbers in groups.values():
+        used += itertools.chain.from_iterable(numbers)
     repeated = [number for number in used if used.count(number) > 1]
     if repeated:
         raise ValueError(

@@ -14,7 +14,7 @@ from benchmarks.pages import forgetting as page
 from metalearn.data.images import LabelledImages
 from metalearn.data.labelled_sets import Split
 
-NAMES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 def images(each: int, seed: int) -> LabelledImages:

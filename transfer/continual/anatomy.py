@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,15 @@ from metalearn.analysis.networks.positions import matrix
 from metalearn.episodes import Examples
 from metalearn.runtime.statistics import Estimate
 from metalearn.runtime.tables import plain
+from transfer.continual.checked_tasks import seed_of
 from transfer.continual.norms import keeps_running_statistics, reestimated
 from transfer.continual.resets import Group, layer_groups, reset
-from transfer.continual.sequence import Learner, seed_of
+from transfer.continual.sequence import Learner
 from transfer.continual.task_sequence import TaskSequence, Weights, head_tensors
 from transfer.finetuning.data import rows_at, subset
+
+Outputs: TypeAlias = dict[tuple[str, str], Mapping[str, Tensor]]
+"""(network, images) -> {layer: output}."""
 
 ROWS = 10_000  # examples times positions of a layer
 DRAWS = 20  # shuffles for a chance level
@@ -142,23 +146,49 @@ def anatomy(
     # Sides of one comparison have equally many images.
     count = min(probe, *(len(learner.trainings[task].test_targets) for task in (0, last)))
     images = {
-        "first": learner.trainings[0].probe(count),
-        "last": learner.trainings[last].probe(count),
+        task: learner.trainings[number].probe(count)
+        for task, number in (("first", 0), ("last", last))
     }
-    outputs = {
-        (network, task): layer_outputs(networks[network], names, images[task], network)
-        for network in networks
-        for task in images
-    }
-    cka = _compared(outputs["before", "first"], outputs["after", "first"], names, "linear_cka")
-    high = None
+    outputs: Outputs = {}
+    for network, module in networks.items():
+        for task in images:
+            outputs[network, task] = layer_outputs(module, names, images[task], network)
+    continued = None
     if ceiling is not None:
         other = learner.network(ceiling).eval()
         continued = layer_outputs(other, names, images["first"], "ceiling")
-        high = _compared(outputs["before", "first"], continued, names, "linear_cka")
-    spaces = {number: _subspaces(outputs, names, number) for number in k}
     probes = {side: _probed(learner, network, names, probe) for side, network in networks.items()}
     resets = _resets(learner, states, groups)
+    correct = {side: learner.correct(network, 0) for side, network in networks.items()}
+    anew = math.nan
+    if keeps_running_statistics(networks["after"]):
+        again = reestimated(networks["after"], learner.trainings[0], seed_of(sequence.seed, 0))
+        anew = float(learner.correct(again, 0).mean())
+    return Anatomy(
+        layers=tuple(_rows(outputs, continued, names, probes, resets, k)),
+        before=float(correct["before"].mean()),
+        after=float(correct["after"].mean()),
+        forgetting=Estimate.of(correct["before"] - correct["after"]),
+        reset_head=resets["head"][0],
+        reestimated=anew,
+        options={"probe": count, "k": list(k)},
+    )
+
+
+def _rows(
+    outputs: Outputs,
+    continued: Mapping[str, Tensor] | None,
+    names: Sequence[str],
+    probes: Mapping[str, Mapping[str, float]],
+    resets: Mapping[str, Sequence[float]],
+    k: Sequence[int],
+) -> list[LayerAnatomy]:
+    """A row for each layer, from the outputs of both networks on the images of both tasks."""
+    cka = _compared(outputs["before", "first"], outputs["after", "first"], names, "linear_cka")
+    high = None
+    if continued is not None:
+        high = _compared(outputs["before", "first"], continued, names, "linear_cka")
+    spaces = {number: _subspaces(outputs, names, number) for number in k}
     rows = []
     for place, layer in enumerate(names):
         first = spaces[k[0]]["first task, before and after"][layer]
@@ -181,20 +211,7 @@ def anatomy(
                 note="; ".join(note for note in (cka[layer].note, first.note) if note),
             )
         )
-    correct = {side: learner.correct(network, 0) for side, network in networks.items()}
-    anew = math.nan
-    if keeps_running_statistics(networks["after"]):
-        network = reestimated(networks["after"], learner.trainings[0], seed_of(sequence.seed, 0))
-        anew = float(learner.correct(network, 0).mean())
-    return Anatomy(
-        layers=tuple(rows),
-        before=float(correct["before"].mean()),
-        after=float(correct["after"].mean()),
-        forgetting=Estimate.of(correct["before"] - correct["after"]),
-        reset_head=resets["head"][0],
-        reestimated=anew,
-        options={"probe": count, "k": list(k)},
-    )
+    return rows
 
 
 def _compared(
@@ -209,9 +226,7 @@ def _compared(
     )
 
 
-def _subspaces(
-    outputs: Mapping[tuple[str, str], Mapping[str, Tensor]], names: Sequence[str], k: int
-) -> dict[str, Profile]:
+def _subspaces(outputs: Outputs, names: Sequence[str], k: int) -> dict[str, Profile]:
     """The four comparisons of the k leading directions; channels are neurons."""
     profiles = {}
     for name, (network, task, other, other_task) in COMPARISONS.items():
@@ -230,7 +245,7 @@ def _of_layer(profiles: Mapping[str, Profile], layer: str) -> dict[str, float]:
     return {name: profile[layer].similarity for name, profile in profiles.items()}
 
 
-def _overlap(outputs: Mapping[tuple[str, str], Mapping[str, Tensor]], layer: str) -> float:
+def _overlap(outputs: Outputs, layer: str) -> float:
     """The overlap of the features of both tasks in the network of the first."""
     sides = [
         matrix(outputs["before", task][layer], "positions", ROWS, 0) for task in ("first", "last")

@@ -78,7 +78,9 @@ def _courses(axes: Axes, result: ForgettingResult) -> None:
         steps = sorted(set.intersection(*(set(run.courses[-1]) for run in runs)))
         if not steps:
             continue
-        means = [MeanStd.of([run.courses[-1][step][0] for run in runs]) for step in steps]
+        means = []
+        for step in steps:
+            means.append(result.over_seeds(name, lambda run, step=step: run.courses[-1][step][0]))
         look = look_of(number)
         axes.plot(steps, [100 * mean.mean for mean in means], **look, label=name)
         if len(runs) > 1:
@@ -150,7 +152,9 @@ def _freezing(axes: Axes, result: ForgettingResult) -> None:
     runs = [run for run in result.of(result.baseline) if run.frozen]
     ticks = ["none", *result.layers]
     x = np.arange(len(ticks))
-    values = [MeanStd.of([run.frozen[place] for run in runs]) for place in range(len(ticks))]
+    values = []
+    for place in range(len(ticks)):
+        values.append(MeanStd.of([run.frozen[place] for run in runs]))
     _errorbars(axes, x, values, 0, 1, "last task", 100)
     layer_ticks(axes, ticks)
     axes.set(

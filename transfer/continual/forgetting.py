@@ -20,19 +20,12 @@ from metalearn.runtime.progress import progress as shown_progress
 from metalearn.runtime.tables import plain
 from transfer.comparison.run import checked_seeds
 from transfer.continual.anatomy import Anatomy, anatomy
+from transfer.continual.checked_tasks import Build, Train, built
 from transfer.continual.memories import Memory
 from transfer.continual.resets import layer_groups
 from transfer.continual.results import ForgettingResult, Run
-from transfer.continual.sequence import (
-    POINTS,
-    Advance,
-    Build,
-    Learner,
-    Train,
-    _digest,
-    _file_name,
-    built,
-)
+from transfer.continual.sequence import POINTS, Advance, Learner
+from transfer.continual.stage_files import digest, file_name
 from transfer.continual.task_sequence import Stage, TaskSequence, Weights
 
 
@@ -246,7 +239,7 @@ class Study:
                 folder=self.folder,
                 advance=self.advance,
                 training=training,
-                name=_file_name(f"frozen {layer}"),
+                name=file_name(f"frozen {layer}"),
             )
             accuracies.append(stage.accuracy[last])
         return tuple(accuracies)
@@ -255,15 +248,15 @@ class Study:
         """The anatomy of a sequence, from its file if it was measured before."""
         settings = plain(
             {
-                "weights": [_digest(result.state(after, 0)) for after in (0, -1)],
-                "ceiling": None if continued is None else _digest(continued),
+                "weights": [digest(result.state(after, 0)) for after in (0, -1)],
+                "ceiling": None if continued is None else digest(continued),
                 "test": [training.checksums for training in self.learner.trainings],
                 "layers": list(self.layers),
                 "probe": self.probe,
                 "k": list(self.k),
             }
         )
-        label = "" if result.memory == "none" else f"-{_file_name(result.memory)}"
+        label = "" if result.memory == "none" else f"-{file_name(result.memory)}"
         path = self.folder / f"seed{result.seed}{label}-anatomy.safetensors"
         try:
             _, record = files.load(path)

@@ -151,10 +151,13 @@ def _gradients(model: nn.Module, examples: Examples, weights: Weights) -> dict[s
 
 
 def _row(layer: str, names: list[str], first: Weights, second: Weights) -> LayerInterference:
-    sides = [
-        torch.cat([side[name].flatten() for name in names]).double() for side in (first, second)
-    ]
+    sides = [_joined(side, names) for side in (first, second)]
     product = float(sides[0] @ sides[1])
     norms = float(sides[0].norm()), float(sides[1].norm())
     scale = norms[0] * norms[1]
     return LayerInterference(layer, product, product / scale if scale else math.nan, norms)
+
+
+def _joined(gradients: Weights, names: list[str]) -> Tensor:
+    """The gradients of some parameters as one vector, in float64."""
+    return torch.cat([gradients[name].flatten() for name in names]).double()

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import torch
 from torch import Tensor, nn
 
 from metalearn.network.layers import head as find_head
-from metalearn.runtime import files, provenance
-from metalearn.runtime.checks import sequence, whole_number
-from metalearn.runtime.files import Damaged, Record, _checksum
+from metalearn.runtime.checks import whole_number
+from metalearn.runtime.files import Record
 from metalearn.runtime.tables import plain
+from transfer.continual.checked_tasks import (
+    Build,
+    Train,
+    built,
+    check_together,
+    check_width,
+    seed_of,
+    trainings_of,
+)
 from transfer.continual.memories import Finished, Memory, NextTask
+from transfer.continual.stage_files import digest, file_name, read_stage, write_stage
 from transfer.continual.task_sequence import Stage, TaskSequence, Weights, separate_heads
-from transfer.finetuning.curve import Curve
-from transfer.finetuning.data import named_tensors, rows_at
 from transfer.finetuning.finetune import FineTuning
 from transfer.initialisation.sources import copied
 from transfer.initialisation.strategies import initialize
 
-Build: TypeAlias = Callable[[], nn.Module]
-Train: TypeAlias = Callable[[Any, Any], FineTuning]
 Advance: TypeAlias = Callable[..., None]
 POINTS = 5  # of a course: how often all tasks so far are tested while one is learned
 
@@ -127,9 +128,9 @@ class Learner:
         points = whole_number("points", points, least=0)
         if isinstance(build, nn.Module) or not callable(build):
             raise TypeError(f"build is a {type(build).__name__}; pass a function: build() -> model")
-        trainings = _trainings(tasks, train)
+        trainings = trainings_of(tasks, train)
         shared = heads == "shared"
-        _check_together(trainings, shared=shared)
+        check_together(trainings, shared=shared)
         model = built(build, 0)
         path = find_head(model, head)
         if not path and not shared:
@@ -137,7 +138,7 @@ class Learner:
                 f"the network is one {type(model).__name__}, all of it head: nothing would be kept"
                 " from task to task; put layers before it, or pass heads='shared'"
             )
-        _check_width(model, trainings)
+        check_width(model, trainings)
         return cls(build, trainings, shared, path, points)
 
     def learn(
@@ -210,24 +211,24 @@ class Learner:
                 "shared": self.shared,
                 "memory": None if memory is None else repr(memory),
                 "points": self.points,
-                "start": _digest(model.state_dict()),
+                "start": digest(model.state_dict()),
             }
         )
-        label = name or ("" if memory is None else _file_name(repr(memory)))
+        label = name or ("" if memory is None else file_name(repr(memory)))
         path = None
         if folder is not None:
             parts = [f"seed{seed}", label, f"task{task}"]
             path = Path(folder) / ("-".join(part for part in parts if part) + ".safetensors")
-            stored = _read(path, settings)
+            stored = read_stage(path, settings)
             if stored is not None:
                 if advance is not None:
                     advance(plan.steps, "read")
                 return stored
         stage = self._learned(model, plan, before, seed, memory, advance)
         if path is not None:
-            _write(path, stage, settings)
+            write_stage(path, stage, settings)
             # The same as a sequence that goes on would read.
-            return _read(path, settings) or stage
+            return read_stage(path, settings) or stage
         return stage
 
     def start(self, before: Sequence[Stage], seed: int) -> nn.Module:
@@ -303,143 +304,3 @@ class Learner:
             return ()
         steps = training.steps
         return tuple(sorted({round(steps * i / self.points) for i in range(self.points + 1)}))
-
-
-def built(build: Build, seed: int) -> nn.Module:
-    """The network with the weights that the seed draws."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = build()
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"build() returned a {type(model).__name__}; it must return a module")
-    return model
-
-
-def seed_of(seed: int, task: int) -> int:
-    """The seed of one task; that of the first is the sequence's own.
-
-    Example:
-        >>> seed_of(3, 0), seed_of(3, 1) == seed_of(4, 1)
-        (3, False)
-    """
-    if not task:
-        return seed
-    return int.from_bytes(hashlib.sha256(f"{seed} task {task}".encode()).digest()[:6])
-
-
-def _trainings(tasks: Sequence[Any], train: Train) -> tuple[FineTuning, ...]:
-    given = sequence("tasks", tasks, "split_classes(images, [range(5), range(5, 10)])")
-    if len(given) < 2:
-        raise ValueError(f"there is {len(given)} task; a sequence needs two or more")
-    trainings = []
-    for number, task in enumerate(given):
-        try:
-            train_set, test_set = task[0], task[-1]
-            training = train(train_set, test_set)
-        except (ValueError, TypeError) as error:
-            raise type(error)(f"task {number}: {error}") from error
-        if not isinstance(training, FineTuning):
-            raise TypeError(
-                f"train() made a {type(training).__name__}; give a function of (train set, test"
-                " set) that makes a FineTuning, such as partial(finetune, steps=3000)"
-            )
-        trainings.append(training)
-    return tuple(trainings)
-
-
-def _check_together(trainings: Sequence[FineTuning], *, shared: bool) -> None:
-    first = trainings[0]
-    for number, training in enumerate(trainings[1:], start=1):
-        pairs = zip(
-            named_tensors(first.train_inputs).values(),
-            named_tensors(training.train_inputs).values(),
-            strict=False,
-        )
-        for one, other in pairs:
-            if one.shape[1:] != other.shape[1:]:
-                raise ValueError(
-                    f"images of task {number} are {tuple(other.shape[1:])} and those of task 0"
-                    f" {tuple(one.shape[1:])}; bring all to one shape, for example with load(size=,"
-                    " channels=)"
-                )
-        if shared and training.classes != first.classes:
-            raise ValueError(
-                f"task {number} has {training.classes} classes and task 0 {first.classes}: one"
-                " shared head needs the same labels in all tasks; use heads='own'"
-            )
-
-
-def _check_width(model: nn.Module, trainings: Sequence[FineTuning]) -> None:
-    """Raise ValueError if the network does not take the images or has too few outputs."""
-    device = trainings[0].device
-    model.to(device)
-    for number, training in enumerate(trainings):
-        inputs = rows_at(training.test_inputs, torch.arange(min(2, len(training.test_targets))))
-        logits = training._logits(model, inputs, len(next(iter(named_tensors(inputs).values()))))
-        if logits.ndim != 2 or logits.shape[1] < training.classes:
-            raise ValueError(
-                f"task {number} has {training.classes} classes, and build() makes a network that"
-                f" outputs {tuple(logits.shape[1:])}; build it for the largest task, with"
-                f" {max(t.classes for t in trainings)} outputs"
-            )
-
-
-def _digest(tensors: Weights) -> str:
-    return _checksum({name: tensor.detach().cpu() for name, tensor in tensors.items()}, "")[:16]
-
-
-def _file_name(text: str) -> str:
-    """A text as a part of a file name, with a checksum that keeps it unique."""
-    stem = re.sub(r"[^\w.=+-]+", "-", text).strip("-")[:40]
-    return f"{stem}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
-
-
-def _write(path: Path, stage: Stage, settings: Record) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Files that a kill left half written.
-    for torn in path.parent.glob(f".{path.name}.*"):
-        torn.unlink(missing_ok=True)
-    tensors = {f"weights.{name}": tensor for name, tensor in stage.weights.items()}
-    for task, head in enumerate(stage.heads):
-        tensors |= {f"heads.{task}.{name}": tensor for name, tensor in head.items()}
-    record = {
-        "settings": settings,
-        "curve": stage.curve.to_dict(),
-        "accuracy": plain(stage.accuracy),
-        "course": plain(stage.course),
-    }
-    files.save(path, tensors, record)
-
-
-def _read(path: Path, settings: Record) -> Stage | None:
-    """The stage in a file; None if there is none, or it is damaged."""
-    try:
-        tensors, record = files.load(path)
-    except FileNotFoundError:
-        return None
-    except Damaged as error:
-        print(f"{error}: the task is learned again", file=sys.stderr, flush=True)
-        return None
-    provenance.check_same(settings, record["settings"], path)
-    weights: dict[str, Tensor] = {}
-    heads: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        kind, _, name = key.partition(".")
-        # Copies: what was read shares memory with the file, which may be replaced.
-        if kind == "weights":
-            weights[name] = tensor.clone()
-        else:
-            task, _, name = name.partition(".")
-            heads.setdefault(int(task), {})[name] = tensor.clone()
-    return Stage(
-        weights=weights,
-        heads=tuple(heads[task] for task in sorted(heads)),
-        accuracy=_with_nan(record["accuracy"]),
-        curve=Curve.from_dict(record["curve"]),
-        course={int(step): _with_nan(values) for step, values in record["course"].items()},
-    )
-
-
-def _with_nan(values: Sequence[float | None]) -> tuple[float, ...]:
-    """JSON has no NaN."""
-    return tuple(float("nan") if value is None else value for value in values)

@@ -21,8 +21,9 @@ from metalearn.runtime import files
 from metalearn.training.regularisers import pulled
 from tests.helpers import striped_images
 from transfer import finetune
+from transfer.continual.checked_tasks import seed_of
 from transfer.continual.memories import ewc, replay
-from transfer.continual.sequence import learn_sequence, seed_of
+from transfer.continual.sequence import learn_sequence
 from transfer.continual.task_sequence import TaskSequence
 
 
