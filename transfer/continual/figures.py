@@ -78,9 +78,7 @@ def _courses(axes: Axes, result: ForgettingResult) -> None:
         steps = sorted(set.intersection(*(set(run.courses[-1]) for run in runs)))
         if not steps:
             continue
-        means = []
-        for step in steps:
-            means.append(result.over_seeds(name, lambda run, step=step: run.courses[-1][step][0]))
+        means = [result.course(name, step) for step in steps]
         look = look_of(number)
         axes.plot(steps, [100 * mean.mean for mean in means], **look, label=name)
         if len(runs) > 1:
@@ -112,10 +110,7 @@ def _similarities(axes: Axes, result: ForgettingResult, memory: str) -> None:
 def _subspaces(axes: Axes, result: ForgettingResult, memory: str) -> None:
     x = np.arange(len(result.layers))
     for number, name in enumerate(COMPARISONS):
-        values = [
-            result.layer(memory, layer, lambda row, name=name: row.subspace[result.k][name])
-            for layer in result.layers
-        ]
+        values = [result.subspace(memory, layer, name) for layer in result.layers]
         _errorbars(axes, x, values, number, len(COMPARISONS), name, 1)
     layer_ticks(axes, result.layers)
     axes.set(
@@ -132,10 +127,7 @@ def _resets(axes: Axes, result: ForgettingResult, memory: str) -> None:
         "reset_single": "this layer alone",
     }
     for number, (kind, label) in enumerate(kinds.items()):
-        values = [
-            result.layer(memory, layer, lambda row, kind=kind: getattr(row, kind))
-            for layer in result.layers
-        ]
+        values = [result.reset(memory, layer, kind) for layer in result.layers]
         _errorbars(axes, x, values, number, len(kinds), label, 100)
     mark(axes, 100 * result.over_seeds(memory, lambda run: run.anatomy.before).mean, "before")
     mark(axes, 100 * result.over_seeds(memory, lambda run: run.anatomy.after).mean, "after")

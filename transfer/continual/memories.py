@@ -11,6 +11,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from metalearn.network.forward import Inputs
 from metalearn.network.layers import is_inside
 from metalearn.runtime.checks import whole_number
 from metalearn.training.penalty import Penalty, together
@@ -113,7 +114,7 @@ class ewc:
         device = torch.device(first.device)
         model.to(device)
         rows = rows_at(first.train_inputs, torch.arange(min(2, len(first.train_targets))), device)
-        check_no_dropout(model, first._prepared(rows))
+        check_no_dropout(model, _one_tensor(first._prepared(rows), "ewc"))
         # Entering it checks the paths and the strengths.
         with pulled(model, self.strength)(model):
             pass
@@ -141,7 +142,8 @@ class ewc:
             index = index[subset(training.train_targets[index], self.images, earlier.seed)]
         device = torch.device(training.device)
         network.to(device)
-        inputs = training._prepared(rows_at(training.train_inputs, index, device))
+        rows = rows_at(training.train_inputs, index, device)
+        inputs = _one_tensor(training._prepared(rows), "ewc")
         targets = training.train_targets[index].to(device)
         return fisher(network, inputs, targets, labels=self.labels, chunk=self.chunk)
 
@@ -183,8 +185,7 @@ class replay:
                     "balance='loss' weights the classes of one task, and replay mixes tasks; use"
                     " balance='batches', or leave it out"
                 )
-            if not isinstance(training.train_inputs, Tensor):
-                raise TypeError("replay needs inputs of one tensor an image, not several")
+            _one_tensor(training.train_inputs, "replay")
             count = self._count(training)
             sizes = [len(self._kept(earlier, number, 0)) for earlier in trainings[:number]]
             if count > sum(sizes):
@@ -238,6 +239,16 @@ class replay:
                 f" {classes} classes; take store={tasks * classes} or more"
             )
         return index[subset(targets, self.store // tasks, seed)]
+
+
+def _one_tensor(inputs: Inputs, memory: str) -> Tensor:
+    """The inputs, which must be one tensor. Raises TypeError for several."""
+    if not isinstance(inputs, Tensor):
+        raise TypeError(
+            f"{memory} needs inputs of one tensor an image, and these are a"
+            f" {type(inputs).__name__} of several"
+        )
+    return inputs
 
 
 def with_penalty(training: FineTuning, penalty: Penalty) -> FineTuning:

@@ -123,6 +123,22 @@ class ForgettingResult(Tabular):
         place = self.place(layer)
         return self.over_seeds(memory, lambda run: value(run.anatomy.layers[place]))
 
+    def accuracy(self, memory: str, after: int, task: int) -> MeanStd:
+        """The accuracy on a task after another, over seeds."""
+        return self.over_seeds(memory, lambda run: run.accuracy[after][task])
+
+    def course(self, memory: str, step: int) -> MeanStd:
+        """The accuracy on the first task at a step of the last one, over seeds."""
+        return self.over_seeds(memory, lambda run: run.courses[-1][step][0])
+
+    def subspace(self, memory: str, layer: str, comparison: str) -> MeanStd:
+        """The similarity of a layer's leading directions in a comparison, over seeds."""
+        return self.layer(memory, layer, lambda row: row.subspace[self.k][comparison])
+
+    def reset(self, memory: str, layer: str, kind: str) -> MeanStd:
+        """The accuracy on the first task with layers put back, over seeds; see `RESETS`."""
+        return self.layer(memory, layer, lambda row: getattr(row, kind))
+
     def place(self, layer: str) -> int:
         """The number of a layer from the bottom."""
         if layer not in self.layers:

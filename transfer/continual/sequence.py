@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -291,6 +291,7 @@ class Learner:
         curve = training(model, seed_of(seed, task), advance)
         course = {}
         for step, snapshot in curve.snapshots.items():
+            assert isinstance(snapshot, Mapping)  # kept in memory, without a folder
             weights, heads = separate_heads(snapshot, self.head, earlier, shared=self.shared)
             course[step] = self.accuracies(weights, heads)[: task + 1]
         state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}

@@ -40,7 +40,7 @@ def memories_table(result: ForgettingResult) -> Table:
                 result.forgetting(name).shown("+.1f", 100),
                 percent(result.over_seeds(name, lambda run: run.accuracy[-1][-1])),
                 number(result.layer(name, top, lambda row: row.cka)),
-                number(result.layer(name, top, lambda row: row.subspace[result.k][BOTH])),
+                number(result.subspace(name, top, BOTH)),
             )
         )
     note = (
@@ -55,10 +55,7 @@ def matrix_table(result: ForgettingResult, memory: str) -> Table:
     columns = ("after", *(f"task {task}, %" for task in range(result.tasks)))
     rows = []
     for after in range(result.tasks):
-        cells = [
-            percent(result.over_seeds(memory, lambda run, i=after, j=task: run.accuracy[i][j]))
-            for task in range(result.tasks)
-        ]
+        cells = [percent(result.accuracy(memory, after, task)) for task in range(result.tasks)]
         rows.append((f"task {after}", *cells))
     return Table(columns, rows, title=f"Accuracy on each task, memory: {memory}")
 
@@ -111,10 +108,7 @@ def subspace_table(result: ForgettingResult, memory: str) -> Table:
     columns = ("layer", *COMPARISONS, "chance, 95 %", "overlap of the tasks, before")
     rows = []
     for layer in result.layers:
-        spaces = [
-            number(result.layer(memory, layer, lambda row, name=name: row.subspace[result.k][name]))
-            for name in COMPARISONS
-        ]
+        spaces = [number(result.subspace(memory, layer, name)) for name in COMPARISONS]
         rows.append(
             (
                 layer,
@@ -248,9 +242,7 @@ def _replay_stores_apart(result: ForgettingResult) -> Criterion:
         names = [name for name, text in result.memories.items() if text.startswith(f"{kind}(")]
         if not names:
             return Criterion(statement, f"no {kind}", None)
-        values = [
-            result.layer(name, top, lambda row: row.subspace[result.k][BOTH]).mean for name in names
-        ]
+        values = [result.subspace(name, top, BOTH).mean for name in names]
         means[kind] = sum(values) / len(values)
     if any(map(math.isnan, means.values())):
         return Criterion(statement, "-", None)
