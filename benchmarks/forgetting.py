@@ -90,7 +90,7 @@ class Setting:
 
     def training(self, **changes: Any) -> Any:
         """A function of (train set, test set) that makes the training of a task."""
-        options = {
+        options: dict[str, Any] = {
             "steps": self.steps,
             "batch": self.batch,
             "lr": self.lr,
