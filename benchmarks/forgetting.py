@@ -125,7 +125,7 @@ def forgetting(
     figures: Listed = "anatomy,semantics",
     seeds: Listed = "0,1,2",
     classes: str = "0,1,2,3,4/5,6,7,8,9",
-    ewc_strengths: Listed = "10,100,1000",
+    ewc_strengths: Listed = "1,10,100",
     replay_shares: Listed = "0.05,0.1,0.3",
     model: str = "conv4",
     hidden: int = 32,

@@ -288,7 +288,12 @@ class Learner:
             following = NextTask(model, plan, past, self.head, self.shared, seed_of(seed, task))
             training = memory.prepare(following)
         training = replace(training, keep=self._kept(training), folder=None)
-        curve = training(model, seed_of(seed, task), advance)
+        try:
+            curve = training(model, seed_of(seed, task), advance)
+        except FloatingPointError as error:
+            kept = "" if memory is None else f", {memory}"
+            cure = "" if memory is None else "; a strong memory needs a lower lr or less strength"
+            raise FloatingPointError(f"task {task}, seed {seed}{kept}: {error}{cure}") from error
         course = {}
         for step, snapshot in curve.snapshots.items():
             assert isinstance(snapshot, Mapping)  # kept in memory, without a folder

@@ -322,3 +322,8 @@ def test_it_prints_and_records() -> None:
     assert "memory: replay(share=0.5" in str(result)
     assert len(result.records()) == 3
     assert result.to_dict()["accuracy"][0][1] is None
+
+
+def test_a_strength_that_diverges_is_named_with_its_task_and_the_cure() -> None:
+    with pytest.raises(FloatingPointError, match=r"task 1, seed 0, ewc\(strength=1e\+09.*lower lr"):
+        learned(ewc(1e9))
