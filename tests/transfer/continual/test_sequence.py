@@ -325,5 +325,5 @@ def test_it_prints_and_records() -> None:
 
 
 def test_a_strength_that_diverges_is_named_with_its_task_and_the_cure() -> None:
-    with pytest.raises(FloatingPointError, match="task 1, seed 0, ewc.strength=1.*lower lr"):
+    with pytest.raises(FloatingPointError, match=r"task 1, seed 0, ewc.strength=1.*lower lr"):
         learned(ewc(1e9))
