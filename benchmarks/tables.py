@@ -19,6 +19,7 @@ from .pages import (
     disagreement,
     dynamics,
     few_shot,
+    forgetting,
     frozen_transformers,
     init_strategies,
     one_shot,
@@ -34,6 +35,7 @@ PAGES = (HERE / "README.md", *sorted((HERE / "pages").glob("*.md")))
 TABLES: dict[str, Callable[[], Table | str]] = {
     **few_shot.TABLES,
     **one_shot.TABLES,
+    **forgetting.TABLES,
     **reuse.TABLES,
     **costs.TABLES,
     **speed.TABLES,

@@ -41,6 +41,7 @@ FLOORS = (
     "transfer.finetuning",
     "transfer.comparison",
     "transfer.experts",
+    "transfer.continual",
     "transfer",
     "benchmarks",
 )

@@ -1,4 +1,4 @@
-"""Partial weight transfer as one call, and comparisons of initialisations with their tests."""
+"""Partial weight transfer as one call, comparisons of initialisations, and forgetting."""
 
 import metalearn
 
@@ -10,6 +10,9 @@ if not hasattr(metalearn, "meta_train"):
     )
 
 from transfer.comparison.compare import Comparison, compare
+from transfer.continual.forgetting import Forgetting, forgetting
+from transfer.continual.memories import ewc, replay
+from transfer.continual.sequence import learn_sequence
 from transfer.experts.probes import disagreement_probes
 from transfer.experts.triage import triage
 from transfer.experts.votes import disagreement
@@ -28,22 +31,27 @@ from transfer.initialisation.strategies import everywhere, initialize, transfusi
 
 __all__ = [
     "Comparison",
+    "Forgetting",
     "compare",
     "copied",
     "disagreement",
     "disagreement_probes",
     "everywhere",
+    "ewc",
     "finetune",
+    "forgetting",
     "freeze",
     "fresh",
     "frozen_transformer",
     "gabor",
     "initialize",
+    "learn_sequence",
     "linear_probe",
     "mean_var",
     "normal",
     "parameter_groups",
     "permuted",
+    "replay",
     "transfusion",
     "triage",
     "xavier",

@@ -1,4 +1,4 @@
-"""The command line: `transfuse compare`, every setting from the signatures below."""
+"""The command line: `transfuse compare` and `forget`, every setting from their signatures."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ from metalearn.runtime.provenance import machine
 from metalearn.runtime.tables import check_table
 from transfer.comparison.compare import compare as compare_strategies
 from transfer.comparison.tables import final_table
+from transfer.continual.command import forget
 from transfer.finetuning.finetune import FineTuning
 from transfer.question import Transfer
 
-__all__ = ["Transfer", "compare", "main"]
+__all__ = ["Transfer", "compare", "forget", "main"]
 
 PROCESSES = 4  # that share out the runs on a CPU, at most
 
@@ -140,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
         # SIGTERM ends the workers too; runs that are done are kept.
         with parallel.sigterm_exits():
             auto_cli(
-                {"compare": compare},
+                {"compare": compare, "forget": forget},
                 args=arguments,
                 prog="transfuse",
                 as_positional=False,

@@ -14,6 +14,7 @@ from metalearn.analysis.adaptation.page import report
 from metalearn.analysis.adaptation.verdict import Verdict, verdict
 from metalearn.analysis.measures.cca import canonical_correlations, cca, pwcca, svcca
 from metalearn.analysis.measures.cka import linear_cka, rbf_cka
+from metalearn.analysis.measures.overlap import overlap
 from metalearn.analysis.measures.procrustes import procrustes
 from metalearn.analysis.measures.streaming import Streaming
 from metalearn.analysis.measures.subspace import subspace
@@ -71,6 +72,7 @@ __all__ = [
     "linear_probes",
     "localisation",
     "over_seeds",
+    "overlap",
     "position_map",
     "procrustes",
     "pwcca",

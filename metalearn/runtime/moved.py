@@ -60,7 +60,6 @@ MOVED = {
     "metalearn.tasks.split_table": "metalearn.data.split_table",
     "metalearn.weights": "metalearn.models.weights",
     "metalearn.workers": "metalearn.runtime.parallel",
-    "transfer.data": "metalearn.data.labelled_sets",
     "transfer.freezing": "transfer.finetuning.trainable",
     "transfer.plots": "transfer.comparison.figures",
     "transfer.report": "transfer.comparison.page",

@@ -56,7 +56,10 @@ def printed() -> list[str]:
 @cache
 def parser(name: str) -> Parser:
     """The real parser of metalearn, transfuse, or a benchmark."""
-    commands = {"metalearn": METALEARN, "transfuse": {"compare": transfuse.compare}}
+    commands = {
+        "metalearn": METALEARN,
+        "transfuse": {"compare": transfuse.compare, "forget": transfuse.forget},
+    }
     if name in commands:
         return auto_parser(commands[name], prog=name, as_positional=False, parser_class=Parser)
     benchmark = getattr(importlib.import_module(name), name.partition(".")[2])
@@ -210,6 +213,7 @@ def test_a_trial_run_keeps_nothing_unless_a_file_is_named(
         "engine",
         "few_shot",
         "finetuning",
+        "forgetting",
         "init_strategies",
         "measures",
         "one_shot",

@@ -421,6 +421,7 @@ CALLS: dict[str, dict[str, tuple[Arguments, Arguments]]] = {
             {"fraction": SHARE, "debiased": one_of("True", "False")},
         ),
         "subspace": ({"x": MATRIX, "y": MATRIX, "k": COUNT}, {}),
+        "overlap": ({"x": MATRIX, "y": MATRIX}, {"centred": one_of("True", "False")}),
         "measured": (
             {"name": MEASURE, "x": MATRIX, "y": MATRIX},
             {"groups": COUNT, "draws": COUNT, "seed": SEED, "k": COUNT},
@@ -721,6 +722,7 @@ def silent(name: str, result: Any) -> str:
         "procrustes",
         "rbf_cka",
         "subspace",
+        "overlap",
         "linear_cka",
         "over_batches",
     ):

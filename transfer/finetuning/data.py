@@ -27,19 +27,23 @@ class Batches:
         targets: their labels, (images,).
         indices: of the images of each batch.
         weight: of each class in the loss, (classes,); None if all are equal.
+        tasks: the number of each image's task, (images,), which chooses its head; None if there is
+            one task.
     """
 
     inputs: Inputs
     targets: Tensor
     indices: Iterator[Tensor]
     weight: Tensor | None = None
+    tasks: Tensor | None = None
 
     def __iter__(self) -> Batches:
         return self
 
-    def __next__(self) -> tuple[Inputs, Tensor]:
+    def __next__(self) -> tuple[Inputs, Tensor, Tensor | None]:
         index = next(self.indices).to(self.targets.device)
-        return rows_at(self.inputs, index), self.targets[index]
+        tasks = None if self.tasks is None else self.tasks[index]
+        return rows_at(self.inputs, index), self.targets[index], tasks
 
 
 class Structured:

@@ -25,6 +25,7 @@ from transfer.finetuning.curve import Curve
 from transfer.finetuning.data import Batches, named_tensors, order, rows_at, subset
 from transfer.finetuning.history import Advance, History
 from transfer.finetuning.objectives import Classification, Objective
+from transfer.finetuning.rehearsal import Rehearsal, route
 from transfer.finetuning.schedule import FreezeSchedule
 from transfer.finetuning.snapshots import Snapshots
 from transfer.finetuning.state import Training, checkpoint, start_settings, without_addresses
@@ -90,6 +91,7 @@ class FineTuning:
     folder: str | os.PathLike[str] | None = None
     decay: str | None = None
     objective: Objective = field(default_factory=Classification)
+    rehearsal: Rehearsal | None = None
 
     def __repr__(self) -> str:
         return (
@@ -167,6 +169,8 @@ class FineTuning:
             settings["output"] = self.output
         if self.decay is not None:
             settings["decay"] = self.decay
+        if self.rehearsal is not None:
+            settings["rehearsal"] = self.rehearsal.record()
         settings |= {"rates": dict(self.rates or {}), "data": self.checksums}
         return settings | self.labels
 
@@ -239,7 +243,8 @@ class FineTuning:
         step = history.step
         end = min(step + self.evaluate_every, self.steps)
         while step < end:
-            inputs, targets = next(batches)
+            inputs, targets, tasks = next(batches)
+            route(model, tasks)
             logits = forward(model, self._prepared(inputs, training=True), self.output)
             loss = self.objective.loss(logits, targets, batches.weight)
             losses.append(loss.detach())
@@ -267,10 +272,16 @@ class FineTuning:
         inputs = map_tensors(lambda tensor: tensor[index].to(device), self.train_inputs)
         targets = self.train_targets[index]
         labels = self.objective.labels(targets)
-        indices = order(labels, self.batch, seed, balanced=self.balance == "batches")
+        balanced = self.balance == "batches"
+        indices = order(labels, self.batch, seed, balanced=balanced)
         targets = targets.to(device)
         weight = self._class_weights(targets)
-        return Batches(inputs, targets, islice(indices, skipped, None), weight)
+        tasks = None
+        if self.rehearsal is not None:
+            inputs, targets, tasks, indices = self.rehearsal.joined(
+                inputs, targets, self.batch, seed, balanced=balanced
+            )
+        return Batches(inputs, targets, islice(indices, skipped, None), weight, tasks)
 
     def _state_settings(self, training: Training, seed: int) -> Record:
         """Everything that decides the result of a training; nothing if it is not saved."""

@@ -9,7 +9,10 @@ invariant to
 - `cca`: any invertible linear map of either side;
 - `pwcca`: any invertible linear map of its second argument;
 - `svcca`, `linear_cka`, `rbf_cka`, `procrustes`: a rotation or reflection of either side;
-- `subspace`: a rotation or reflection of both sides together.
+- `subspace`, `overlap`: a rotation or reflection of both sides together.
+
+`overlap` is of two sets of examples that need not correspond; it is invariant to translations only
+with `centred=True`.
 
 Unrelated matrices score high if there are few examples and many features, so read a similarity
 beside its chance level (`chance.measured`).
@@ -17,6 +20,7 @@ beside its chance level (`chance.measured`).
 
 from .cca import canonical_correlations, cca, pwcca, svcca
 from .cka import linear_cka, rbf_cka
+from .overlap import overlap
 from .procrustes import procrustes
 from .subspace import subspace
 
@@ -24,6 +28,7 @@ __all__ = [
     "canonical_correlations",
     "cca",
     "linear_cka",
+    "overlap",
     "procrustes",
     "pwcca",
     "rbf_cka",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from metalearn.training.regularisers import pulled
 from tests.helpers import striped_images
 from transfer import compare, disagreement, everywhere, finetune, fresh
 from transfer.finetuning.curve import Curve
@@ -193,3 +196,33 @@ def test_pairs_read_one_by_one_and_several_inputs_train_alike() -> None:
     named = [({"x": entry}, vote) for entry, vote in pairs]
     several = finetune(named, named, **settings)(Named(), seed=0)
     assert (several.losses, several.scores) == (expected.losses, expected.scores)
+
+
+def test_a_training_on_votes_that_was_stopped_continues_with_the_same_bits(tmp_path: Path) -> None:
+    parts = [TensorDataset(*voted(200)), TensorDataset(*voted(400, raters=20, seed=1))]
+    options: dict[str, Any] = {
+        "steps": 12,
+        "batch": 20,
+        "evaluate_every": 4,
+        "loss": "soft",
+        "decay": "cosine",
+        "frozen": {"0": 6},
+        "penalty": pulled(network(), 0.1),
+        "keep": (0, 6),
+    }
+
+    def stop(count: int = 1, text: str = "") -> None:
+        if (tmp_path / "seed0.training.previous").exists():
+            raise KeyboardInterrupt
+
+    train = finetune(*parts, **options, folder=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train(network(), 0, stop)
+    continued, whole = network(), network()
+    curve, expected = train(continued, 0), finetune(*parts, **options)(whole, 0)
+    assert curve.losses == expected.losses and curve.scores == expected.scores
+    assert list(curve.snapshots) == [0, 6]
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(continued.state_dict()[name], tensor), name
+    with pytest.raises(ValueError, match="loss"):
+        finetune(*parts, **{**options, "loss": SoftVotes(above=0.1)}, folder=tmp_path)(network(), 0)
