@@ -873,18 +873,5 @@ def text_states() -> list[str]:
     return [*between((values[1] for values in states), 2), f"{far:.2f}"]
 
 
-@claim
-def freezing_costs() -> list[str]:
-    """Share of the time and test accuracy of the earliest schedule, and without freezing."""
-    (row,) = dynamics.of("freezing")
-    rows = {schedule["scale"]: schedule for schedule in row["rows"]}
-    without, earliest = rows[None], rows[min(scale for scale in rows if scale is not None)]
-    return [
-        f"{earliest['share_of_time']:.2f}",
-        points(earliest["score"]["mean"]),
-        points(without["score"]["mean"]),
-    ]
-
-
 if __name__ == "__main__":
     run_benchmark(claims)
