@@ -21,7 +21,17 @@ import torch
 from metalearn.analysis import linear_cka
 
 from .harness.rows import RESULTS, Row, load, run_benchmark
-from .pages import costs, few_shot, init_strategies, one_shot, reuse, speed
+from .pages import (
+    block_structure,
+    costs,
+    dynamics,
+    few_shot,
+    init_strategies,
+    one_shot,
+    reuse,
+    speed,
+    vit_vs_cnn,
+)
 from .papers.figures import ACCURACY, FINN, RAGHU
 from .tables import HERE
 from .tables import PAGES as RESULT_PAGES
@@ -450,6 +460,24 @@ def overview_engine() -> list[str]:
     return [f"{rows[-1]['median_ratio']:.2f}"]
 
 
+@claim
+def overview_blocks() -> list[str]:
+    """The largest first components over seeds."""
+    return block_shares()[:2]
+
+
+@claim
+def overview_vit() -> list[str]:
+    """The range of the heads, and the ranks of the own patch."""
+    return [*vit_heads(), *vit_places()]
+
+
+@claim
+def overview_settling() -> list[str]:
+    """Rank correlations of depth and similarity, and the heads of both groups."""
+    return [*settling_ranks(), *labels_groups()[:2]]
+
+
 # The pages
 
 
@@ -676,6 +704,173 @@ def queries_at_test() -> list[str]:
         spread = statistics.stdev(accuracies)
         numbers += [str(queries), points(statistics.fmean(accuracies)), points(spread)]
     return numbers
+
+
+def seeded_networks() -> list[Row]:
+    """The networks of the benchmark of block structure that were trained from random weights."""
+    rows = matching(block_structure.networks(), start="random")
+    return [row for row in rows if "strength" not in row]
+
+
+@claim
+def block_shares() -> list[str]:
+    """The largest first components over seeds, and that of the published ResNet-20."""
+    rows = seeded_networks()
+    # In words: no network has a block.
+    assert not any(row["blocks"] for row in block_structure.networks())
+    (published,) = matching(block_structure.networks(), start="published")
+    return [*between((row["share"] for row in rows), 2), f"{published['share']:.2f}"]
+
+
+@claim
+def block_dominant() -> list[str]:
+    """How much the mean similarity changes without the dominant images."""
+    changes = []
+    for row in seeded_networks():
+        maps = row["maps"]
+        changes.append(maps["without the dominant images"] - maps["all images"])
+    assert min(changes) > -0.0005  # in words: it does not fall
+    return [f"{max(changes):.3f}"]
+
+
+@claim
+def block_overlap() -> list[str]:
+    """The shared dominant images of two seeds."""
+    return between((row["overlap"] for row in block_structure.pairs()), 2)
+
+
+@claim
+def block_penalty() -> list[str]:
+    """The largest share and the test accuracy of the first seed, without and with the penalty."""
+    plain = seeded_networks()[0]
+    penalised = [row for row in block_structure.networks() if "strength" in row]
+    costs_of = (plain["test_accuracy"] - row["test_accuracy"] for row in penalised)
+    return [
+        f"{plain['share']:.2f}",
+        *between((row["share"] for row in penalised), 2),
+        *between((100 * cost for cost in costs_of), 1),
+    ]
+
+
+@claim
+def published_resnet20() -> list[str]:
+    """The accuracy of the published weights on the JPEG copy."""
+    (row,) = matching(block_structure.networks(), start="published")
+    return [points(row["test_accuracy"])]
+
+
+def trained_vit(pool: str) -> Row:
+    """The row of a trained transformer."""
+    (row,) = matching(vit_vs_cnn.transformers(), pool=pool, trained=True)
+    return row
+
+
+@claim
+def vit_heads() -> list[str]:
+    """The nearest and the farthest head of the trained transformers, and uniform attention."""
+    rows = [trained_vit(pool) for pool in ("class", "mean")]
+    distances = []
+    for row in rows:
+        for heads in row["distances"]["distances"]:
+            distances += heads
+    return [*between(distances, 1), f"{rows[0]['distances']['uniform']:.1f}"]
+
+
+@claim
+def vit_depths() -> list[str]:
+    """The most similar depths of ResNet-20 for both quarters of each trained transformer."""
+    numbers = []
+    for pool in ("class", "mean"):
+        matches = trained_vit(pool)["best_matches"]
+        for rows in (
+            [row for row in matches if row["depth"] <= 0.25],
+            [row for row in matches if row["depth"] >= 0.75],
+        ):
+            numbers.append(vit_vs_cnn.depth_of(rows).removesuffix(" %"))
+    return numbers
+
+
+@claim
+def vit_places() -> list[str]:
+    """The rank of the own patch in the last block, with a class token and with a mean."""
+    last = [trained_vit(pool)["places"]["layers"][-1] for pool in ("class", "mean")]
+    return [f"{row['rank']:.1f}" for row in last]
+
+
+@claim
+def vit_skips() -> list[str]:
+    """What the skip connections of one block are worth, in points."""
+    worths = []
+    for pool in ("class", "mean"):
+        row = trained_vit(pool)
+        worths += [row["test_accuracy"] - right for right in row["without_skip"].values()]
+    return between((100 * worth for worth in worths), 1)
+
+
+@claim
+def settling_ranks() -> list[str]:
+    """The rank correlations of depth and similarity to the end, over seeds and steps."""
+    values = []
+    for row in dynamics.of("settling"):
+        values += row["bottom_up"].values()
+    return between(values, 2)
+
+
+def at_step(figure: str, layer: str, step: int) -> list[float]:
+    """Similarity of a layer to the end at a step, one for each seed."""
+    values = []
+    for row in dynamics.of(figure):
+        found = row["convergence"]
+        values.append(found["values"][found["layers"].index(layer)][found["steps"].index(step)])
+    return values
+
+
+@claim
+def settling_layers() -> list[str]:
+    """Similarity to the end at step 300, of the first and the last block."""
+    return [
+        *between(at_step("settling", "block1", 300), 2),
+        *between(at_step("settling", "block4", 300), 2),
+    ]
+
+
+@claim
+def settling_control() -> list[str]:
+    """Similarity of the last block to another seed's end, after the training."""
+    values = []
+    for row in dynamics.of("settling"):
+        found = row["convergence"]
+        values.append(found["other"][found["layers"].index("block4")][-1])
+    return between(values, 2)
+
+
+@claim
+def labels_groups() -> list[str]:
+    """Similarity of the head within both groups, and of the last and the first block."""
+    (row,) = dynamics.of("labels")
+    groups = {tuple(group["groups"]): group["layers"] for group in row["groups"]}
+    numbers = []
+    for layer in ("head", "block4", "block1"):
+        for name in ("true", "random"):
+            numbers.append(f"{groups[name, name][layer]['mean']:.2f}")
+    return numbers
+
+
+@claim
+def text_layers() -> list[str]:
+    """Similarity of both LSTMs to their end at step 300."""
+    lower = between(at_step("text", "lstm1:0", 300), 2)
+    # The same for every seed, as printed.
+    (upper,) = set(between(at_step("text", "lstm2:0", 300), 2))
+    return [*lower, upper]
+
+
+@claim
+def text_states() -> list[str]:
+    """Similarity of the second LSTM's states, one step and 16 steps apart."""
+    states = [row["by_distance"]["lstm2:0"] for row in dynamics.of("text")]
+    far = max(abs(values[16]) for values in states)
+    return [*between((values[1] for values in states), 2), f"{far:.2f}"]
 
 
 if __name__ == "__main__":
