@@ -43,7 +43,7 @@ from .harness.cifar import AT_ONCE, Cifar, accuracy, cifar, fewer, normalised
 from .harness.rows import append, keep_in, origin, run_benchmark, run_figures
 
 PUBLISHED = "cifar10_resnet20-12fca82f.th"
-LOOSE = {"share": 0.2, "contrast": 0.02}  # a rule that small networks can satisfy
+LOOSE: dict[str, Any] = {"share": 0.2, "contrast": 0.02}  # a rule that small networks can satisfy
 DOMINANT = 0.01  # the share of images that count as dominant in the comparison of seeds
 # Snapshots at these shares of a training.
 KEPT = (0, 1 / 60, 1 / 12, 1 / 4, 1 / 2, 1)

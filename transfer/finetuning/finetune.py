@@ -164,7 +164,8 @@ def finetune(
     if early_stop is not None:
         early_stop = whole_number("early_stop", early_stop)
     objective = objective_of(loss)
-    metric = metric or objective.metrics[0]
+    if metric is None:
+        metric = objective.metrics[0]
     _check_choices(metric, objective, optimizer, balance, decay)
     _check_calls(transform=transform, augment=augment, penalty=penalty)
     _check_layers(lr, rates, frozen)
