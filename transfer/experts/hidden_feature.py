@@ -105,8 +105,8 @@ def hidden_case(
 
     Example:
         >>> case = hidden_case(3, items=50, test_items=50, steps=2, draws=0)
-        >>> case.raters, round(case.mean, 1)
-        (3, 0.3)
+        >>> case.raters, 0 < case.mean < 0.5
+        (3, True)
     """
     train = hidden_votes(items, raters, seed=2 * seed)
     test = hidden_votes(test_items, raters, seed=2 * seed + 1)

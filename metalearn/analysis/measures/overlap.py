@@ -33,6 +33,7 @@ def overlap(x: Matrix, y: Matrix, *, centred: bool = False) -> float:
             feature that varies).
 
     Example:
+        >>> import torch
         >>> x = torch.tensor([[1.0, 0.0], [2.0, 0.0]])
         >>> round(overlap(x, 3 * x), 6), overlap(x, x.flip(1))
         (1.0, 0.0)
