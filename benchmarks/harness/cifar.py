@@ -55,10 +55,12 @@ def cifar(root: str | None, images: int, probe: int, size: int = 32) -> Cifar:
     left_out = torch.ones(len(parts.train), dtype=torch.bool)
     left_out[train] = False
     chosen = subset(parts.test.labels, probe, seed=0)
+    # Folders come class by class, and a network with batch statistics needs mixed batches.
+    mixed = torch.randperm(len(parts.test), generator=torch.Generator().manual_seed(0))
     return Cifar(
         taken(parts.train, train),
         taken(parts.train, left_out.nonzero()[:, 0]),
-        parts.test,
+        taken(parts.test, mixed),
         parts.test.images[chosen].float() / 255,
         parts.test.labels[chosen],
     )
