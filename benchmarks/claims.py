@@ -873,5 +873,26 @@ def text_states() -> list[str]:
     return [*between((values[1] for values in states), 2), f"{far:.2f}"]
 
 
+def freezing_rows() -> dict[float | None, Row]:
+    """The schedules of freeze training by their scale; None freezes nothing."""
+    (row,) = dynamics.of("freezing")
+    return {schedule["scale"]: schedule for schedule in row["rows"]}
+
+
+@claim
+def freezing_costs() -> list[str]:
+    """Share of the time and test accuracy at scale 0.5, and the accuracy without freezing."""
+    early, without = freezing_rows()[0.5], freezing_rows()[None]
+    accuracies = [points(row["score"]["mean"]) for row in (early, without)]
+    return ["0.5", f"{early['share_of_time']:.2f}", *accuracies]
+
+
+@claim
+def freezing_gentle() -> list[str]:
+    """Share of the time and test accuracy at scale 1."""
+    row = freezing_rows()[1.0]
+    return ["1", f"{row['share_of_time']:.2f}", points(row["score"]["mean"])]
+
+
 if __name__ == "__main__":
     run_benchmark(claims)
