@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .forward import select
-from .layers import check_network, resolve
+from .layers import check_network, module_at, resolve
 
 TOKENS = re.compile(r"(?P<start>-?\d+)?(?P<colon>:)?(?P<stop>-?\d+)?(?::?(?P<mean>mean))?")
 FORMS = "an index (@0), a slice (@1: or @1:5), @mean, or the mean of a slice (@1:mean)"
@@ -106,8 +106,7 @@ def named_output(model: nn.Module, name: str) -> LayerOutput:
         torch.Size([4, 3])
     """
     check_network(model)
-    known = dict(model.named_modules(remove_duplicate=False))
-    if name in known:
+    if not isinstance(name, str) or module_at(model, name) is not None:
         return LayerOutput(name, resolve(model, name))
     rest, at, tokens = name.rpartition("@")
     if not at:
@@ -117,7 +116,7 @@ def named_output(model: nn.Module, name: str) -> LayerOutput:
     else:
         _parsed(tokens, name)
     path, colon, entry = rest.rpartition(":")
-    if rest in known or not colon:
+    if module_at(model, rest) is not None or not colon:
         path, entry = rest, ""
     path = resolve(model, path)
     module = model.get_submodule(path)

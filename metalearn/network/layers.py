@@ -147,6 +147,22 @@ def is_inside(name: str, path: str) -> bool:
     return path in ("", name) or name.startswith(f"{path}.")
 
 
+def module_at(model: nn.Module, path: str) -> nn.Module | None:
+    """The module at a path; None if there is none. Nothing but the path is walked.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2))
+        >>> module_at(model, "0") is model[0], module_at(model, "1")
+        (True, None)
+    """
+    module: nn.Module | None = model
+    for part in path.split(".") if path else []:
+        if module is None:
+            break
+        module = module._modules.get(part)
+    return module
+
+
 def resolve(model: nn.Module, name: str, *, parameters: bool = False) -> str:
     """Check that `name` is a module of `model`, and return it.
 
@@ -166,6 +182,8 @@ def resolve(model: nn.Module, name: str, *, parameters: bool = False) -> str:
             f"a layer is named by its path, a string such as {example!r}, not by {name!r}, a"
             f" {type(name).__name__}"
         )
+    if module_at(model, name) is not None:
+        return name
     paths = [path for path, _ in model.named_modules(remove_duplicate=False)]
     if parameters:
         paths += [path for path, _ in model.named_parameters(remove_duplicate=False)]
