@@ -331,13 +331,15 @@ class _Sums:
         if not draws:
             return
         orders = rearranged(images, images, self.generator, draws)  # (draws, images)
-        sources = torch.stack([shuffled_pairs(order) for order in orders], 1)  # (pairs, draws)
-        sources = sources.to(right.device)
+        orders = orders.T.contiguous().to(right.device)
+        pairs = torch.tril_indices(images, images, -1, device=right.device)  # (2, all pairs)
         columns = draws * right.shape[1]
         total = torch.zeros(len(left), columns, dtype=torch.float64, device=right.device)
-        for part, rows in zip(left.split(PAIRS, 1), sources.split(PAIRS), strict=True):
-            shuffled = right.index_select(0, rows.flatten())  # (some pairs x draws, layers of b)
-            total += part @ shuffled.view(len(rows), -1)  # (layers of a, draws x layers of b)
+        for part, some in zip(left.split(PAIRS, 1), pairs.split(PAIRS, 1), strict=True):
+            sources = shuffled_pairs(orders, some).flatten()  # (some pairs x draws,)
+            shuffled = right.index_select(0, sources)  # (some pairs x draws, layers of b)
+            by_pair = shuffled.view(part.shape[1], -1)  # (some pairs, draws x layers of b)
+            total += part @ by_pair  # (layers of a, draws x layers of b)
         by_draw = total.cpu().unflatten(1, (draws, -1))  # (layers of a, draws, layers of b)
         self.chance += by_draw.movedim(1, 0)
 
