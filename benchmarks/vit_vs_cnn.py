@@ -5,7 +5,12 @@
 
 The measurements of Raghu et al. 2021 in small: two vision transformers, with a class token and with
 a mean over patches, beside a ResNet-20, all trained on the same 10,000 images of CIFAR-10. Each
-transformer is also measured before training. The last figure trains on shares of the images.
+transformer is also measured before training.
+
+How much data each block needs is a figure of its own: transformers of 10 %, 30 % and all of the
+images, as many steps each.
+
+    python -m benchmarks.vit_vs_cnn --figures shares --epochs 5 --seeds 0,1   # half an hour
 
 On a GPU, all images for 200 epochs, with three seeds and flipped and shifted images:
 
@@ -17,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +31,13 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from metalearn.analysis import residual_off
+from metalearn.data.images import LabelledImages
 from metalearn.episodes import Examples
 from metalearn.models import SmallViT, cifar_resnet
 from metalearn.runtime.options import Listed, numbers
 from metalearn.runtime.options import device as usable
 from metalearn.runtime.tables import plain
+from metalearn.studies.data_scale import data_scale
 from metalearn.studies.vit_vs_cnn import ViTStudy
 from metalearn.studies.vit_vs_cnn import vit_vs_cnn as study_of
 from transfer import finetune
@@ -75,12 +83,14 @@ class Experiment:
         torch.manual_seed(seed)
         return cifar_resnet(20)
 
-    def fit(self, model: nn.Module, seed: int, family: str) -> Curve:
-        """Train a network in place."""
+    def fit(
+        self, model: nn.Module, seed: int, family: str, images: LabelledImages | None = None
+    ) -> Curve:
+        """Train a network in place, on all images or on those given."""
         optimizer, rate = OPTIMIZERS[family]
         steps = self.epochs * (self.images // self.batch)
         train = finetune(
-            self.data.train,
+            self.data.train if images is None else images,
             self.data.test,
             steps=steps,
             batch=self.batch,
@@ -146,7 +156,7 @@ def vit_vs_cnn(
     """Train transformers and a convolutional network, and compare what they represent.
 
     Args:
-        figures: which of networks (the measurements), with commas.
+        figures: which of networks (the measurements) and shares (of the images), with commas.
         seeds: of the weights and the order of the images.
         pools: of the transformers: class (a class token), mean (the mean over patches).
         width: features of a token.
@@ -184,6 +194,7 @@ def vit_vs_cnn(
     kinds = choose("pool", pools, POOLS)
     parts: dict[str, Callable[[], None]] = {
         "networks": lambda: of_networks(experiment, chosen, kinds),
+        "shares": lambda: of_shares(experiment, chosen),
     }
     run_figures(figures, parts)
 
@@ -202,6 +213,29 @@ def of_networks(experiment: Experiment, seeds: list[int], pools: list[str]) -> N
             described(experiment, vit, cnn, seed, pool, 0.0)
             curve = experiment.fit(vit, seed, "vit")
             described(experiment, vit, cnn, seed, pool, curve.seconds)
+
+
+def of_shares(experiment: Experiment, seeds: list[int]) -> None:
+    """Transformers of shares of the images, block by block beside those of all images."""
+    data = experiment.data
+
+    def train(network: nn.Module, images: Tensor, labels: Tensor, seed: int) -> None:
+        part = LabelledImages(images, labels, data.train.names, data.train.description)
+        experiment.fit(network, seed, "vit", part)
+
+    study = data_scale(
+        partial(SmallViT, width=experiment.width, depth=experiment.depth, heads=experiment.heads),
+        data.train.images,
+        data.train.labels,
+        train,
+        torch.cat(data.batches()),
+        seeds=seeds,
+        layers=experiment.blocks,
+        labelled=experiment.labelled(),
+        shots=SHOTS,
+    )
+    facts = {"seeds": seeds, **study.to_dict()}
+    experiment.report("vit with class token, shares of the images", str(study), facts)
 
 
 def described(

@@ -108,6 +108,22 @@ def skips() -> Table:
     return table(("network", "block", "test without it, %", "change, points"), lines)
 
 
+def shares() -> Table:
+    """Similarity to the transformers of all images, and probes, block by block."""
+    lines = []
+    for row in newest():
+        for part in row.get("shares", ()):
+            for layer, similarity in part["similarity"].items():
+                share = percent(part["share"], 0)
+                cells = (
+                    number(similarity["mean"], 1, 2),
+                    percent(part["probes"][layer]["mean"], 1),
+                )
+                lines.append((f"{share} %", part["examples"], layer, *cells))
+    columns = ("share", "images", "layer", "CKA with all images, other seed", "10-shot probe, %")
+    return table(columns, lines)
+
+
 def listing() -> str:
     """The runs behind the tables."""
     return Runs(RESULTS).listing()
@@ -118,5 +134,6 @@ TABLES: dict[str, Callable[[], Table | str]] = {
     "vit_heads": heads,
     "vit_places": places,
     "vit_skips": skips,
+    "vit_shares": shares,
     "vit_runs": listing,
 }

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from metalearn.analysis.networks.block_structure import BlockStructure, block_structure
 from metalearn.analysis.networks.components import Components, components, without
 from metalearn.analysis.networks.dynamics import Snapshot, weights_of_snapshot
-from metalearn.analysis.networks.similarity_map import SimilarityMap, similarity_map
+from metalearn.analysis.networks.similarity_map import FEWEST, SimilarityMap, similarity_map
 from metalearn.analysis.plotting.maps import strip
 from metalearn.analysis.plotting.page import Section, write_page
 from metalearn.runtime.tables import Table, Tabular, plain
@@ -162,7 +162,8 @@ def block_study(
         **rule: numbers of the rule, as `block_structure` takes them.
 
     Raises:
-        ValueError: As `components` and `similarity_map` do.
+        ValueError: Too few images beside the dominant ones; and as `components` and
+            `similarity_map` do.
 
     Example:
         >>> import torch
@@ -179,6 +180,11 @@ def block_study(
     if not len(dominant):
         dominant = parts.dominant(strongest, share)
     others = np.setdiff1d(np.arange(parts.images), dominant)
+    if len(others) < FEWEST:
+        raise ValueError(
+            f"{parts.images} images, of which {len(dominant)} dominate {strongest!r}: the map"
+            f" without them needs {FEWEST} others; give more images"
+        )
     random = np.random.default_rng(seed).choice(others, len(dominant), replace=False)
 
     def map_without(images: np.ndarray) -> SimilarityMap:

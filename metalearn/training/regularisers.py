@@ -119,7 +119,7 @@ class leading_component:
 
     Raises:
         ValueError: When it is entered, a layer that does not exist; in training, fewer than 3
-            images in a batch.
+            images in a batch, or a layer that the first forward pass does not run.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -147,8 +147,8 @@ class leading_component:
                 f"leading_component() has no layer of {type(model).__name__} to penalise; name some"
                 " with layers="
             )
-        shares = _LeadingShares(self, model)
         layers = [named_output(model, name) for name in names]
+        shares = _LeadingShares(self, model, [layer.name for layer in layers])
         handles = [
             model.get_submodule(layer.path).register_forward_hook(shares.hook(layer))
             for layer in layers
@@ -163,8 +163,11 @@ class leading_component:
 class _LeadingShares:
     """The penalty on the layers that ran in the last pass; it remembers a vector for each."""
 
-    def __init__(self, penalty: leading_component, model: nn.Module) -> None:
+    def __init__(
+        self, penalty: leading_component, model: nn.Module, names: Sequence[str]
+    ) -> None:
         self.penalty = penalty
+        self.not_seen = set(names)  # layers that no forward pass has run
         self.zero = next(model.parameters()).new_zeros(())
         self.outputs: dict[str, Tensor] = {}
         self.vectors: dict[str, Tensor] = {}
@@ -173,12 +176,18 @@ class _LeadingShares:
         """A forward hook that keeps the output of a layer in training."""
 
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            self.not_seen.discard(layer.name)
             if torch.is_grad_enabled() and module.training:
                 self.outputs[layer.name] = layer.of(output).flatten(1)  # (images, features)
 
         return keep
 
     def __call__(self) -> Tensor:
+        if self.not_seen:
+            raise ValueError(
+                f"leading_component(): the forward pass does not run layer"
+                f" {min(self.not_seen)!r}, so it has no component; leave it out of layers="
+            )
         total = self.zero
         for name in list(self.outputs):
             activations = self.outputs.pop(name)

@@ -102,3 +102,10 @@ def test_the_answer_tells_when_no_image_stands_out() -> None:
     network = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
     answer = block_study(network, images, ["0", "1"]).answer()
     assert "about 60 of 60 images; none stands out" in answer
+
+
+def test_too_few_images_beside_the_dominant_ones_are_refused() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    with pytest.raises(ValueError, match="4 images, of which 1 dominate.* give more images"):
+        block_study(network, torch.randn(4, 6), ["0", "1"])

@@ -180,6 +180,15 @@ def test_bad_penalties_are_refused_when_they_are_entered() -> None:
             extra()
 
 
+def test_a_layer_that_does_not_run_is_named() -> None:
+    model = network()
+    model.unused = nn.Linear(4, 4)
+    with leading_component(layers=["0", "unused"])(model) as extra:
+        nn.Sequential.forward(model[:3], torch.rand(9, 4).double())
+        with pytest.raises(ValueError, match="does not run layer 'unused'.*leave it out"):
+            extra()
+
+
 def meta_trained(**options: object) -> MLP:
     torch.manual_seed(0)
     learner = MAML(MLP(1, 1, (4,)), lr=0.01, loss=F.mse_loss)
