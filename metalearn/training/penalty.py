@@ -59,6 +59,11 @@ def enter(penalty: Penalty, model: nn.Module) -> AbstractContextManager[Extra]:
     return entered
 
 
+def reads_outputs(penalty: Penalty) -> bool:
+    """Whether a penalty says that it depends on outputs of the network, not on weights alone."""
+    return bool(getattr(penalty, "reads_outputs", False))
+
+
 @contextmanager
 def no_penalty(model: nn.Module) -> Iterator[Extra]:
     """The penalty that adds nothing."""
@@ -83,6 +88,11 @@ class together:
 
     def __init__(self, *penalties: Penalty) -> None:
         self.penalties = penalties
+
+    @property
+    def reads_outputs(self) -> bool:
+        """Whether one of them depends on outputs of the network."""
+        return any(map(reads_outputs, self.penalties))
 
     def __repr__(self) -> str:
         return f"together({', '.join(map(repr, self.penalties))})"

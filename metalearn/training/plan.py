@@ -14,7 +14,7 @@ from metalearn.evaluation import Tasks, check_tasks, describe
 from metalearn.runtime.checks import positive_number
 from metalearn.runtime.files import Record
 
-from .penalty import Penalty
+from .penalty import Penalty, reads_outputs
 from .precision import check_precision
 
 FilePath = str | os.PathLike[str]
@@ -84,6 +84,11 @@ def check_arguments(
         raise TypeError(
             f"settings={settings!r} is a {type(settings).__name__}; give a dictionary of what else"
             " decides the run"
+        )
+    if plan.penalty is not None and reads_outputs(plan.penalty):
+        raise ValueError(
+            f"penalty={plan.penalty!r} reads outputs of the network, and meta_train takes penalties"
+            " of weights alone, such as pulled()"
         )
     for name, path in paths.items():
         if path is not None and not isinstance(path, str | os.PathLike):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -132,6 +132,7 @@ class leading_component:
     weight: float = 10.0
     above: float = 0.1
     layers: Sequence[str] | None = None
+    reads_outputs: ClassVar[bool] = True  # of the network, so it is not for meta_train
 
     @contextmanager
     def __call__(self, model: nn.Module) -> Iterator[Extra]:
@@ -163,9 +164,7 @@ class leading_component:
 class _LeadingShares:
     """The penalty on the layers that ran in the last pass; it remembers a vector for each."""
 
-    def __init__(
-        self, penalty: leading_component, model: nn.Module, names: Sequence[str]
-    ) -> None:
+    def __init__(self, penalty: leading_component, model: nn.Module, names: Sequence[str]) -> None:
         self.penalty = penalty
         self.not_seen = set(names)  # layers that no forward pass has run
         self.zero = next(model.parameters()).new_zeros(())
@@ -185,8 +184,8 @@ class _LeadingShares:
     def __call__(self) -> Tensor:
         if self.not_seen:
             raise ValueError(
-                f"leading_component(): the forward pass does not run layer"
-                f" {min(self.not_seen)!r}, so it has no component; leave it out of layers="
+                f"leading_component(): no forward pass has run layer {min(self.not_seen)!r}, so it"
+                " has no component; leave it out of layers="
             )
         total = self.zero
         for name in list(self.outputs):

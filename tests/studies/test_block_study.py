@@ -107,5 +107,5 @@ def test_the_answer_tells_when_no_image_stands_out() -> None:
 def test_too_few_images_beside_the_dominant_ones_are_refused() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
-    with pytest.raises(ValueError, match="4 images, of which 1 dominate.* give more images"):
+    with pytest.raises(ValueError, match=r"4 images, of which 1 dominate.* give more images"):
         block_study(network, torch.randn(4, 6), ["0", "1"])

@@ -17,6 +17,7 @@ from metalearn.training.regularisers import (
     Penalty,
     leading_component,
     leading_share,
+    no_penalty,
     pulled,
     together,
 )
@@ -185,7 +186,7 @@ def test_a_layer_that_does_not_run_is_named() -> None:
     model.unused = nn.Linear(4, 4)
     with leading_component(layers=["0", "unused"])(model) as extra:
         nn.Sequential.forward(model[:3], torch.rand(9, 4).double())
-        with pytest.raises(ValueError, match="does not run layer 'unused'.*leave it out"):
+        with pytest.raises(ValueError, match=r"has run layer 'unused'.*leave it out"):
             extra()
 
 
@@ -238,6 +239,12 @@ def test_strength_zero_meta_trains_as_without() -> None:
     free, none = meta_trained(), meta_trained(penalty=pulled(MLP(1, 1, (4,)), 0.0))
     for name, p in none.named_parameters():
         assert torch.equal(p, dict(free.named_parameters())[name]), name
+
+
+def test_a_penalty_of_outputs_is_refused_in_meta_training() -> None:
+    for penalty in (leading_component(), together(leading_component(), no_penalty)):
+        with pytest.raises(ValueError, match="meta_train takes penalties of weights alone"):
+            meta_trained(penalty=penalty)
 
 
 def test_a_penalty_of_a_meta_training_that_is_not_finite_is_named() -> None:
