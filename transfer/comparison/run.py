@@ -33,6 +33,8 @@ from transfer.finetuning.data import named_tensors
 from transfer.finetuning.finetune import FineTuning
 from transfer.initialisation.strategies import Strategy, initialize
 
+TRIED = 4  # inputs of the first try: debiased measures need as many
+
 Build: TypeAlias = Callable[[], nn.Module]
 Train: TypeAlias = Callable[[nn.Module, int], Curve]
 Key: TypeAlias = tuple[str, int]
@@ -89,10 +91,10 @@ class Plan:
         return profile_of(first, second, self.probe, layers=self.layers, measure=self.measure)
 
     def try_out(self, seed: int) -> None:
-        """Start every strategy and run two inputs, to find errors before hours of training."""
+        """Start every strategy and run a few inputs, to find errors before hours of training."""
         for name in self.strategies:
             model, _ = self.start(name, seed)
-            few = replace(self, probe=map_tensors(lambda tensor: tensor[:2], self.probe))
+            few = replace(self, probe=map_tensors(lambda tensor: tensor[:TRIED], self.probe))
             try:
                 outputs((model, {}), [], few.probe)
             except (RuntimeError, TypeError) as error:

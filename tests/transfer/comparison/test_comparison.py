@@ -520,3 +520,9 @@ def test_the_images_of_a_training_are_hashed_once(monkeypatch: pytest.MonkeyPatc
     train = dataclasses.replace(TRAIN)
     assert train.settings == train.settings
     assert len(hashed) == 2  # training and test images
+
+
+def test_layers_without_positions_are_compared_by_any_measure() -> None:
+    strategies = {"random": everywhere(fresh()), "all": transfusion(pretrained())}
+    result = compare(strategies, build, TRAIN, TRAIN.probe(16), seeds=(0,), measure="linear_cka")
+    assert result.measure == "linear_cka"
