@@ -35,9 +35,11 @@ def test_files_it_points_at_exist() -> None:
 def test_options_it_mentions_exist() -> None:
     from metalearn.experiments.experiment import Experiment
     from transfer.__main__ import Transfer
+    from transfer.continual.question import Forget
 
     known = {
         *Experiment.__dataclass_fields__,
+        *Forget.__dataclass_fields__,
         *Transfer.__dataclass_fields__,
         "algorithms",
         "algorithm",
