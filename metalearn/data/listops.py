@@ -189,8 +189,8 @@ def parsed(text: str) -> Tree:
             pending[-1][1].append(int(word))
     if len(pending) > 1:
         raise ValueError(
-            f"the string does not close: {len(pending) - 1} brackets are open at its end, as if it"
-            f" were cut off: ... {text[-40:]}"
+            f"the string does not close, as if it were cut off; open at its end: {len(pending) - 1}"
+            f" of its operations: ... {text[-40:]}"
         )
     trees = pending[0][1]
     if len(trees) != 1:

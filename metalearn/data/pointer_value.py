@@ -197,9 +197,9 @@ def _checked(
         raise ValueError(f"complexity={m}: a window has 1 to 10 values; give 0 to 9")
     if function not in list(FUNCTIONS):  # a list, since what cannot be hashed is no name either
         matches = difflib.get_close_matches(str(function), FUNCTIONS, n=1)
-        hint = f"did you mean {matches[0]}? " if matches else ""
+        hint = f" (did you mean {matches[0]}?)" if matches else ""
         raise ValueError(
-            f"there is no function {function!r}; {hint}Choose from {', '.join(FUNCTIONS)}"
+            f"there is no function {function!r}{hint}; choose from {', '.join(FUNCTIONS)}"
         )
     if k and m == 0:
         raise ValueError(

@@ -185,7 +185,16 @@ class LanguageModel(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Token ids (examples, tokens) -> logits of the next token (examples, tokens, tokens)."""
-        return self.output(self.decoder(self.tokens(ids)))
+        try:
+            tokens = self.tokens(ids)
+        except IndexError as error:
+            # Only now are the ids read: comparing values would keep tasks from being stacked.
+            last = self.tokens.num_embeddings - 1
+            raise ValueError(
+                f"token ids run from {int(ids.min())} to {int(ids.max())}, but the table has 0 to"
+                f" {last}: LanguageModel(vocabulary=)"
+            ) from error
+        return self.output(self.decoder(tokens))
 
 
 class _Header(NamedTuple):

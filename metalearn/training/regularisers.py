@@ -234,10 +234,16 @@ def leading_share(activations: Tensor, vector: Tensor | None = None) -> tuple[Te
     return share, vector
 
 
-def _strengths(model: nn.Module, strength: Strength) -> dict[str, float]:
+def check_strength(strength: Strength) -> None:
+    """Raise ValueError for a strength that is not a finite number from 0."""
     by_path = strength if isinstance(strength, Mapping) else {"": strength}
     for path, value in by_path.items():
         _check_from_zero(f"strength of {path!r}" if path else "strength", value)
+
+
+def _strengths(model: nn.Module, strength: Strength) -> dict[str, float]:
+    check_strength(strength)
+    by_path = strength if isinstance(strength, Mapping) else {"": strength}
     assigned = assign(model, by_path)
     check_reached(model, by_path, "strength")
     return assigned

@@ -107,8 +107,8 @@ def test_long_strings_fit_their_limit() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[MAX 4 3 [MIN 2 3 ] 1", "does not close: 1 brackets are open"),
-        ("[MAX [MIN [SM 1", "does not close: 3 brackets"),
+        ("[MAX 4 3 [MIN 2 3 ] 1", "does not close, as if it were cut off; open at its end: 1"),
+        ("[MAX [MIN [SM 1", "open at its end: 3 of its operations"),
         ("1 ]", "word 1 of the string, ']', closes nothing"),
         ("[MAX ]", "an operation without arguments"),
         ("[AVG 1 2 ]", r"word 0 of the string is '\[AVG'; ListOps has 0 1"),

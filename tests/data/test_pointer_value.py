@@ -168,8 +168,8 @@ def test_few_shot_tasks_take_vectors() -> None:
         ({"complexity": -1}, "complexity=-1"),
         ({"holdout": 1}, "holdout=1 with complexity=0"),
         ({"complexity": 2, "holdout": 7}, "holdout=7.*give at most 6"),
-        ({"function": "maximum"}, "'maximum'; did you mean max"),
-        ({"function": "xyz"}, "'xyz'; Choose from sum, min, max, median, majority"),
+        ({"function": "maximum"}, r"'maximum' \(did you mean max"),
+        ({"function": "xyz"}, "'xyz'; choose from sum, min, max, median, majority"),
         ({"function": ["sum"]}, "there is no function"),
         ({"complexity": 1, "adversarial": True}, "holdout=0 holds out none"),
         (

@@ -121,3 +121,8 @@ def cost(network: nn.Module, ids: torch.Tensor) -> float:
     with torch.no_grad():
         logits = network(ids[:, :-1])
     return float(nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()))
+
+
+def test_ids_outside_the_table_are_named() -> None:
+    with pytest.raises(ValueError, match=r"run from 2 to 7, but the table has 0 to 6"):
+        model()(torch.tensor([[2, 7]]))

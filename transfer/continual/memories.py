@@ -15,7 +15,7 @@ from metalearn.network.forward import Inputs
 from metalearn.network.layers import is_inside
 from metalearn.runtime.checks import whole_number
 from metalearn.training.penalty import Penalty, together
-from metalearn.training.regularisers import Strength, pulled
+from metalearn.training.regularisers import Strength, check_strength, pulled
 from transfer.continual.fisher import LABELS, check_no_dropout, check_single_examples, fisher
 from transfer.finetuning.data import rows_at, subset
 from transfer.finetuning.finetune import FineTuning
@@ -91,8 +91,8 @@ class ewc:
         chunk: images whose gradients are in memory together; see `fisher`.
 
     Raises:
-        ValueError: When it is used: a network with batch norm or active dropout, or a strength that
-            is not a finite number from 0.
+        ValueError: A strength that is not a finite number from 0; and when it is used, a network
+            with batch norm or active dropout, or a path that reaches nothing.
     """
 
     strength: Strength = 100.0
@@ -101,6 +101,7 @@ class ewc:
     chunk: int = 32
 
     def __post_init__(self) -> None:
+        check_strength(self.strength)
         if self.labels not in LABELS:
             raise ValueError(f"labels={self.labels!r}; choose {' or '.join(LABELS)}")
         if self.images is not None:

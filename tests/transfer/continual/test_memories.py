@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.training.regularisers import pulled
+from transfer import ewc
 
 
 class LeastSquares(NamedTuple):
@@ -76,3 +77,9 @@ def test_the_ends_are_the_optima_of_the_tasks_and_of_both() -> None:
         torch.cat([FIRST.inputs, SECOND.inputs]), torch.cat([FIRST.targets, SECOND.targets])
     )
     torch.testing.assert_close(minimum(1.0), both.optimum)
+
+
+@pytest.mark.parametrize("strength", [-1.0, float("nan"), {"0": -1.0}])
+def test_a_strength_of_ewc_is_checked_when_it_is_made(strength: float | dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"strength.*give a finite number from 0"):
+        ewc(strength)
