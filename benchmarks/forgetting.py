@@ -130,7 +130,7 @@ def forgetting(
     model: str = "conv4",
     hidden: int = 32,
     norm: str = "group",
-    steps: int = 800,
+    steps: int = 400,
     batch: int = 64,
     lr: float = 0.02,
     each: int = 2000,
