@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from metalearn.analysis import Estimate
+from metalearn.analysis.plotting.measure_names import measure_name
 from metalearn.analysis.plotting.style import GRID, INK, MUTED, STYLE
-from transfer.comparison.tables import measure_name, not_reached
+from transfer.comparison.tables import not_reached
 from transfer.finetuning.figures import draw_majority, start_look
 from transfer.finetuning.scores import words
 
@@ -274,7 +275,7 @@ def _draw_kept(axes: Axes, comparison: ComparisonResult) -> None:
     )
     axes.set(
         title="What each layer keeps of its start",
-        ylabel=f"{measure_name(comparison)} of start and end",
+        ylabel=f"{measure_name(comparison.measure)} of start and end",
         ylim=(-0.02, 1.04),
     )
     _finish(axes, "y", columns=4, below=-0.3 if crowded else -0.12)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from metalearn.analysis import Estimate
+from metalearn.analysis.plotting.measure_names import measure_name
 from metalearn.runtime.tables import Table
 from transfer.finetuning.scores import words
 
@@ -58,7 +59,7 @@ def kept_table(comparison: ComparisonResult) -> Table:
         values = [layers.get(layer, NOTHING) for layers in kept.values()]  # (starts,)
         chance = max(level for _, level, _ in values)
         rows.append((layer, *[number(each.mean) for each, _, _ in values], number(chance)))
-    columns = (f"{measure_name(comparison)} of start and end", *kept, "chance (95 %)")
+    columns = (f"{measure_name(comparison.measure)} of start and end", *kept, "chance (95 %)")
     return Table(columns, rows, note=KEPT)
 
 
@@ -85,7 +86,7 @@ def alike_table(comparison: ComparisonResult) -> Table:
     rows = []
     for layer in _layers(ends.values()):
         rows.append((layer, *[_pair(layers.get(layer)) for layers in ends.values()]))
-    return Table((f"{measure_name(comparison)} of two ends", *ends), rows, note=ALIKE)
+    return Table((f"{measure_name(comparison.measure)} of two ends", *ends), rows, note=ALIKE)
 
 
 def percent(estimate: Estimate | None) -> str:
@@ -113,11 +114,6 @@ def speed(row: BaselineTest) -> str:
 def not_reached(row: BaselineTest) -> str:
     """How many seeds did not reach the threshold."""
     return f"not reached by {row.seeds - row.reached} of {row.seeds}"
-
-
-def measure_name(comparison: ComparisonResult) -> str:
-    """The measure of similarity in words."""
-    return comparison.measure.removeprefix("linear_").upper()
 
 
 def _against_baseline(

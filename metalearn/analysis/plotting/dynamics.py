@@ -10,6 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from metalearn.analysis.plotting.measure_names import measure_name
+
 from .style import MUTED, finish, panels
 
 
@@ -41,6 +43,8 @@ def _draw(
         label = "to another seed's end (mean)"
         axes.plot(places, np.nanmean(other, 0), color=MUTED, ls="--", label=label)
     axes.set_xticks(places, [f"{step:,}" for step in steps])
-    axes.set(title="How layers near their end", xlabel="training step", ylabel=measure)
+    axes.set(
+        title="How layers near their end", xlabel="training step", ylabel=measure_name(measure)
+    )
     axes.set_ylim(top=1.03)
     finish(axes, 3)

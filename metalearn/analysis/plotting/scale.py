@@ -9,6 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from metalearn.analysis.plotting.measure_names import measure_name
+
 from .style import finish, layer_axis_width, layer_ticks, look_of, panels
 
 
@@ -26,6 +28,6 @@ def _draw(
     for place, (label, values) in enumerate(lines.items()):
         axes.plot(np.arange(len(layers)), values, **look_of(place), label=label)
     layer_ticks(axes, layers)
-    axes.set(title="Similarity to the network of all data", ylabel=measure)
+    axes.set(title="Similarity to the network of all data", ylabel=measure_name(measure))
     axes.set_ylim(top=1.03)
     finish(axes, 3)
