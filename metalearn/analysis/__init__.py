@@ -34,6 +34,7 @@ from metalearn.analysis.networks.localisation import localisation, position_map
 from metalearn.analysis.networks.probes import Probe, Probes, linear_probes
 from metalearn.analysis.networks.profile import LayerSimilarity, Profile
 from metalearn.analysis.networks.receptive_fields import receptive_fields
+from metalearn.analysis.networks.shortcuts import shortcut_norms
 from metalearn.analysis.networks.similarity_map import SimilarityMap, similarity_map
 from metalearn.runtime.renamed import renamed_attributes
 from metalearn.runtime.statistics import Estimate, MeanStd
@@ -81,6 +82,7 @@ __all__ = [
     "report",
     "residual_off",
     "residual_points",
+    "shortcut_norms",
     "similarity_between",
     "similarity_map",
     "skip",

@@ -28,6 +28,12 @@ def stream_ratios(
     return panels([draw], layer_axis_width(len(branches)))
 
 
+def shortcut_ratios(blocks: Sequence[str], ratios: Sequence[float]) -> Figure:
+    """Norm of the shortcut over norm of the branch, over depth, on a logarithmic scale."""
+    draw = partial(_draw_shortcuts, blocks=blocks, ratios=ratios)
+    return panels([draw], layer_axis_width(len(blocks)))
+
+
 def _draw_heads(
     axes: Axes, layers: Sequence[str], distances: Sequence[np.ndarray], uniform: float
 ) -> None:
@@ -54,3 +60,11 @@ def _draw_ratios(
     layer_ticks(axes, branches)
     axes.set(title="What the skip connections carry", ylabel="norm of stream / norm of branch")
     finish(axes, 2)
+
+
+def _draw_shortcuts(axes: Axes, blocks: Sequence[str], ratios: Sequence[float]) -> None:
+    axes.plot(np.arange(len(blocks)), ratios, **look_of(0), label="mean over images")
+    axes.set_yscale("log")
+    layer_ticks(axes, blocks)
+    axes.set(title="What the shortcuts carry", ylabel="norm of shortcut / norm of branch")
+    finish(axes, 1)
