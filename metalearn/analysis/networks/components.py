@@ -7,9 +7,9 @@ carry the first component of many layers in a row, which is the block structure.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ FEWEST = 4  # images
 DIRECT = 1024  # images up to which all eigenvectors are cheap
 MOST_STEPS = 300  # of the power iteration
 TOLERANCE = 1e-6  # residual at which it stops, as a share of the eigenvalue
+STALLED = 20  # steps in float32 without a smaller residual, after which float64 goes on
 GUARD = 7  # further vectors in the block, which make its convergence faster
 CHUNK = 2**25  # numbers in float64 at a time
 DEVIATIONS = 5.0  # robust standard deviations from which an image stands out
@@ -409,7 +410,8 @@ def leading_component(
     """The largest eigenvalue of `A A^T` and its unit vector, by block power iteration.
 
     One step takes the block `U` (images, k) to the orthonormal `Q` of `A (A^T U)`, then rotates it
-    to the eigenvectors of `Q^T A A^T Q` (Rayleigh and Ritz). Products are summed in float64.
+    to the eigenvectors of `Q^T A A^T Q` (Rayleigh and Ritz). Steps in float32, which are faster,
+    bring the block near; the steps that decide are summed in float64.
 
     Args:
         activations: `A` before centring, (images, features), float32 or float64.
@@ -424,19 +426,62 @@ def leading_component(
     width = min(1 + GUARD, images)
     generator = torch.Generator().manual_seed(seed)
     block = torch.randn(images, width, generator=generator, dtype=torch.float64)
+
+    def exactly(block: Tensor) -> Tensor:
+        return _product(activations, mean, _transposed_product(activations, mean, block))
+
+    near = _power_steps(_in_float32(activations, mean), block.float(), STALLED)
+    value, vector, residual, _ = _power_steps(exactly, near.block.double(), MOST_STEPS)
+    return value, _signed(vector), residual
+
+
+class _Leading(NamedTuple):
+    """The largest eigenvalue with its vector (images,), its residual, and the block (images, k)."""
+
+    value: float
+    vector: Tensor
+    residual: float
+    block: Tensor
+
+
+def _power_steps(multiply: Callable[[Tensor], Tensor], block: Tensor, stalled: int) -> _Leading:
+    """Power steps of a block, until the residual is small or stops falling.
+
+    Args:
+        multiply: from a block (images, k) to `A A^T` times it.
+        block: the first one.
+        stalled: how many steps without a smaller residual end it.
+    """
     block = torch.linalg.qr(block).Q  # (images, k)
-    value, residual = 0.0, math.inf
+    value, residual, smallest = 0.0, math.inf, math.inf
+    vector = block[:, -1]
+    since = 0  # steps since the smallest residual
     for _ in range(MOST_STEPS):
-        image = _product(activations, mean, _transposed_product(activations, mean, block))
+        image = multiply(block)
+        if not bool(image.isfinite().all()):
+            break  # beyond float32: the steps in float64 go on from here
         values, rotation = torch.linalg.eigh(block.mT @ image)  # in rising order
         value = float(values[-1])
         vector = block @ rotation[:, -1]  # (images,)
         change = image @ rotation[:, -1] - value * vector
         residual = float(change.norm()) / max(value, torch.finfo(torch.float64).tiny)
-        if residual <= TOLERANCE:
+        since = 0 if residual < smallest else since + 1
+        smallest = min(smallest, residual)
+        if residual <= TOLERANCE or since == stalled:
             break
         block = torch.linalg.qr(image).Q
-    return value, _signed(vector), residual
+    return _Leading(value, vector, residual, block)
+
+
+def _in_float32(activations: Tensor, mean: Tensor) -> Callable[[Tensor], Tensor]:
+    """`A A^T` times a block, without a copy of the centred activations."""
+    rows, level = activations.float(), mean.float()
+
+    def multiply(block: Tensor) -> Tensor:
+        directions = rows.mT @ block - torch.outer(level, block.sum(0))  # (features, k)
+        return rows @ directions - level @ directions
+
+    return multiply
 
 
 def _by_decomposition(activations: Tensor, mean: Tensor) -> tuple[float, Tensor, float]:
