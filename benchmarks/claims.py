@@ -24,6 +24,7 @@ from .harness.rows import RESULTS, Row, load, run_benchmark
 from .pages import (
     block_structure,
     costs,
+    disagreement,
     dynamics,
     few_shot,
     init_strategies,
@@ -894,6 +895,56 @@ def freezing_gentle() -> list[str]:
     """Share of the time and test accuracy at scale 1."""
     row = freezing_rows()[1.0]
     return ["1", f"{row['share_of_time']:.2f}", points(row["score"]["mean"])]
+
+
+def auc_means(contests: Iterable[Row]) -> tuple[float, float]:
+    """The AUC direct and via the votes, means over seeds."""
+    rows = list(contests)
+    direct, via = (
+        statistics.mean(row[way]["auc"]["value"] for row in rows) for way in ("direct", "via")
+    )
+    return direct, via
+
+
+def layer_aucs() -> list[tuple[float, float]]:
+    """The AUC direct and via the votes of every layer."""
+    rows = disagreement.rows_of("probes")
+    places = range(len(rows[0]["layers"]))
+    return [auc_means(row["layers"][place]["contest"] for row in rows) for place in places]
+
+
+@claim
+def disagreement_layers() -> list[str]:
+    """Direct and via the votes: in the last layer, and the best direct one of the first stages."""
+    layers = layer_aucs()
+    assert max(via for _, via in layers) == layers[-1][1]  # in words: the highest of all
+    middle = layers[2:8]
+    assert all(direct > via for direct, via in middle)
+    last = [f"{layers[-1][1]:.3f}", f"{layers[-1][0]:.3f}"]
+    return [*last, *between((direct for direct, _ in middle), 2)]
+
+
+@claim
+def disagreement_heads() -> list[str]:
+    """By how much the AUC via the votes is higher, of both pairs of losses."""
+    pairs = [
+        auc_means(row[name] for row in disagreement.rows_of("heads")) for name in disagreement.PAIRS
+    ]
+    return [f"{via - direct:.3f}" for direct, via in pairs]
+
+
+@claim
+def disagreement_triage() -> list[str]:
+    """The best shares of three rankings with their losses, and the losses of people and network."""
+    (row, *_) = disagreement.rows_of("triage")
+    losses = row["losses"]["uncertainty of the network"]
+    share = row["best_share"]["uncertainty of the network"]
+    worse = [
+        statistics.mean(row["best_share"][name] for row in disagreement.rows_of("triage"))
+        for name in ("uncertainty minus predicted human error", "predicted disagreement")
+    ]
+    numbers = [f"{value:.4f}" for value in (min(losses), losses[0], losses[-1])]
+    return [points(share), *numbers, *map(points, worse)]
 
 
 if __name__ == "__main__":
