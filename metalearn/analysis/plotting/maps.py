@@ -14,12 +14,12 @@ MOST_COLUMNS = 8
 
 
 def strip(maps: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
-    """Maps (height, width), or images (height, width, 3), in rows of at most eight.
+    """Maps (height, width), or images (height, width, 3), in equal rows of at most eight.
 
     Each map has a scale of its own, from 0 to its largest value.
     """
-    columns = min(len(maps), MOST_COLUMNS)
-    rows = -(-len(maps) // columns)
+    rows = -(-len(maps) // MOST_COLUMNS)
+    columns = -(-len(maps) // rows)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(1.5 * columns, 1.9 * rows), facecolor="white")
         for place, (values, title) in enumerate(zip(maps, titles, strict=True), 1):
