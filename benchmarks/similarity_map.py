@@ -10,8 +10,8 @@ one half of every Gram matrix takes. The smaller the batch, the more of every si
 forward passes. Agreement: the 20 convolutions in float64, because torchvision's ReLUs write into
 what the other libraries keep of a batch norm, and their sums in float32 are off by some 1e-3.
 Memory: ResNet-50 against ViT-B/16 at 224x224, the peak of a fresh process above what it held after
-its imports. Large: 60 layers of a CIFAR ResNet on 10,000 images of 16 pixels, time and peak of the
-map and of the first components of all layers.
+its imports. Map and components: of 60 layers of a CIFAR ResNet on 10,000 images of 16 pixels, time
+and peak of the map, and of the first components of all layers.
 `--results benchmarks/results/similarity_map.jsonl` adds a JSON line a figure to that file.
 
 The other libraries go into an environment of their own, which sees this one:
@@ -67,7 +67,7 @@ def similarity_map(
     batches: int = 1,
     rounds: int = 3,
     threads: int = 0,
-    figures: Listed = "time,agreement,memory,large",
+    figures: Listed = "time,agreement,memory,map,components",
     without: Listed = "",
     peak_of: int = 0,
     large_of: str = "",
@@ -80,7 +80,8 @@ def similarity_map(
         batches: how many batches, for time.
         rounds: how often each side is timed, in turn, after a small one that is not counted.
         threads: of torch; 0 is as many as it takes by itself.
-        figures: which of time, agreement, memory and large, with commas.
+        figures: which of time, agreement, memory, map and components, with commas; the last two
+            are of many images and layers.
         without: sides to leave out, with commas, such as "torch_cka", which takes by far the
             longest.
         peak_of: used by the benchmark itself, in a fresh process: the batch size whose peak of
@@ -102,7 +103,8 @@ def similarity_map(
         "time": lambda: _times(batch, batches, rounds, sides(listed(without))),
         "agreement": lambda: _agreement(sides(listed(without))),
         "memory": _memory,
-        "large": _large,
+        "map": lambda: _large("map"),
+        "components": lambda: _large("components"),
     }
     run_figures(figures, parts)
 
@@ -286,15 +288,14 @@ def _peak(batch: int) -> int:
     return peak_above(work)
 
 
-def _large() -> None:
-    for what in ("map", "components"):
-        output = fresh_process("-m", "benchmarks.similarity_map", "--large_of", what)
-        seconds, peak = output.splitlines()[-1].split()
-        _report(
-            f"{what} of {LARGE_LAYERS} layers, {LARGE_IMAGES:,} images",
-            f"{float(seconds):.0f} s, peak {int(peak) / 2**30:.2f} GiB above the imported process",
-            {"seconds": float(seconds), "bytes": int(peak)},
-        )
+def _large(what: str) -> None:
+    output = fresh_process("-m", "benchmarks.similarity_map", "--large_of", what)
+    seconds, peak = output.splitlines()[-1].split()
+    _report(
+        f"{what} of {LARGE_LAYERS} layers, {LARGE_IMAGES:,} images",
+        f"{float(seconds):.0f} s, peak {int(peak) / 2**30:.2f} GiB above the imported process",
+        {"seconds": float(seconds), "bytes": int(peak)},
+    )
 
 
 def _large_peak(what: str) -> tuple[float, int]:
