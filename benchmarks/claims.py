@@ -29,6 +29,7 @@ from .pages import (
     few_shot,
     init_strategies,
     one_shot,
+    pointer_values,
     reuse,
     speed,
     vit_vs_cnn,
@@ -945,6 +946,61 @@ def disagreement_triage() -> list[str]:
     ]
     numbers = [f"{value:.4f}" for value in (min(losses), losses[0], losses[-1])]
     return [points(share), *numbers, *map(points, worse)]
+
+
+def pointer_row(complexity: int, function: str, size: int) -> Row:
+    """A row of the grid of pointer value retrieval."""
+    (rows,) = [
+        rows
+        for rows in pointer_values.grouped("grid", ("complexity", "function", "size"))
+        if (rows[0]["complexity"], rows[0]["function"], rows[0]["size"])
+        == (complexity, function, size)
+    ]
+    (row,) = rows  # one seed
+    return row
+
+
+@claim
+def pointer_examples() -> list[str]:
+    """Test accuracy by the number of examples, of each problem."""
+    cells = [
+        (0, "value", 1000),
+        (0, "value", 10_000),
+        (1, "max", 10_000),
+        (1, "sum", 10_000),
+        (1, "sum", 100_000),
+    ]
+    rows = [pointer_row(*cell) for cell in cells]
+    # In words: the training set is right in the first two.
+    assert {points(row["train"]) for row in rows[:2]} == {"100.0"}
+    return [points(row["iid"]) for row in rows]
+
+
+@claim
+def pointer_shift() -> list[str]:
+    """With 100,000 examples: inputs of the same labels, then the windows left out."""
+    rows = [pointer_row(1, function, 100_000) for function in ("sum", "max")]
+    same = [points(row["same_labels"]) for row in rows]
+    return [*same, *(points(row["adversarial"]) for row in rows)]
+
+
+@claim
+def pointer_layers() -> list[str]:
+    """Probes of the pointed value, the values and the label, by layer."""
+    by_network = {}
+    for (row,) in pointer_values.grouped("probes", ("network", "size")):
+        by_network[row["network"]] = {layer["layer"]: layer for layer in row["layers"]}
+    value, summed = by_network["value, m = 0"], by_network["sum, m = 1"]
+    best = max(summed, key=lambda layer: summed[layer]["pointed value"])
+    known = max(summed, key=lambda layer: summed[layer]["label"])
+    assert (best, known) == ("layer2", "layer3")
+    cells = [
+        value["layer1"]["pointed value"],
+        value["layer3"]["values (mean)"],
+        summed["layer2"]["pointed value"],
+        summed["layer3"]["label"],
+    ]
+    return [points(cell) for cell in cells]
 
 
 if __name__ == "__main__":
