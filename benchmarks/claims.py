@@ -417,6 +417,22 @@ def overview_speed() -> list[str]:
 
 
 @claim
+def overview_pointers() -> list[str]:
+    """The sum of pointed values with 100,000 examples: tests, then windows left out."""
+    row = pointer_row(1, "sum", 100_000)
+    return [points(row["iid"]), points(row["adversarial"])]
+
+
+@claim
+def overview_disagreement() -> list[str]:
+    """AUC via the votes and directly, last layer; directly and via where a feature is hidden."""
+    direct, via = layer_aucs()[-1]
+    cases = [row["cases"][0]["contest"] for row in disagreement.rows_of("hidden")]
+    hidden = auc_means(cases)
+    return [f"{via:.3f}", f"{direct:.3f}", *(f"{auc:.2f}" for auc in hidden)]
+
+
+@claim
 def overview_starts() -> list[str]:
     """Steps of three starts to the threshold, with 500 radiographs."""
     # In words: no final score differs, nor do Mean-Var's steps.
