@@ -74,13 +74,13 @@ def test_the_gradient_is_finite_if_singular_values_meet() -> None:
 
 
 def test_more_ways_than_features_are_refused() -> None:
-    with pytest.raises(ValueError, match="3 features for 5 ways.*wider"):
+    with pytest.raises(ValueError, match=r"3 features for 5 ways.*wider"):
         value(torch.randn(5, 3, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("weight", [torch.zeros(3, 5), torch.ones(3, 5)])
 def test_a_head_without_full_rank_is_refused(weight: Tensor) -> None:
-    with pytest.raises(ValueError, match="'1' has no full rank.*at random.*ratio=0"):
+    with pytest.raises(ValueError, match=r"'1' has no full rank.*at random.*ratio=0"):
         value(weight.double())
     assert math.isfinite(value(weight.double(), ratio=0.0))
 
@@ -93,9 +93,9 @@ def test_strengths_that_are_no_numbers_from_0(strengths: dict) -> None:
 
 def test_heads_that_do_not_exist_or_have_no_weight() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
-    with pytest.raises(ValueError, match="heat"), spectral(head="heat")(model):
+    with pytest.raises(ValueError, match=r"heat"), spectral(head="heat")(model):
         pass
-    with pytest.raises(ValueError, match="'1' has none.*head="), spectral(head="1")(model):
+    with pytest.raises(ValueError, match=r"'1' has none.*head="), spectral(head="1")(model):
         pass
 
 
@@ -142,7 +142,7 @@ def test_a_resumed_training_ends_with_the_same_weights(tmp_path: Path) -> None:
 
 
 def test_a_learner_that_does_not_train_its_head_is_refused() -> None:
-    with pytest.raises(ValueError, match="no parameter that ProtoNet trains"):
+    with pytest.raises(ValueError, match=r"no parameter that ProtoNet trains"):
         meta_train(ProtoNet(images_network()), tasks(), steps=1, penalty=spectral(), progress=False)
 
 
