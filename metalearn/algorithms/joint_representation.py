@@ -23,8 +23,9 @@ def joint_representation(
     Alternating least squares, each half in closed form: B given, one regression per task; all w_t
     given, one regression for B. It starts from the leading eigenvectors of `sum y² x x^T`
     (Tripuraneni et al. 2021, arXiv:2002.11684, algorithm 1), from those of the mean `y x` of each
-    task, and at random, and the best fit counts, because one start may end in a local minimum. Du et al. 2021 (arXiv:2002.09434) bound the error of the minimum by
-    `O(dk / (n T) + k / n2)`, with n examples of each of T tasks of d inputs, and n2 of a new task.
+    task, and at random, and the best fit counts, because one start may end in a local minimum. Du
+    et al. 2021 (arXiv:2002.09434) bound the error of the minimum by `O(dk / (n T) + k / n2)`, with
+    n examples of each of T tasks of d inputs, and n2 of a new task.
 
     Args:
         tasks: episodes with inputs (examples, inputs) and real targets (examples, 1), such as

@@ -57,7 +57,7 @@ class ProtoNet(FeatureLearner):
         super().__init__(model, head=head, loss=loss, execution=execution, output=output)
         self.normalised = normalised
 
-    def check_normalised(self, normalised: bool) -> bool:
+    def check_normalised(self, normalised: object) -> bool:
         """Whether prototypes are divided by their length, if it is True or False."""
         if not isinstance(normalised, bool):
             raise TypeError(

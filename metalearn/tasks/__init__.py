@@ -1,4 +1,4 @@
-"""Tasks to learn: `FewShot` and the data sets it draws from, regression tasks, and one-shot runs."""
+"""Tasks to learn: `FewShot` and the data sets it draws from, regression, and one-shot runs."""
 
 from metalearn.data.cifar import cifar_fs, fc100
 from metalearn.data.eurosat import eurosat

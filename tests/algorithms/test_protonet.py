@@ -49,7 +49,7 @@ def test_prototypes_of_unit_length_are_the_same_with_and_without() -> None:
 
 
 def test_other_values_are_refused() -> None:
-    with pytest.raises(TypeError, match="normalised='yes'.*True or False"):
+    with pytest.raises(TypeError, match=r"normalised='yes'.*True or False"):
         ProtoNet(nn.Linear(2, 2), normalised="yes")  # type: ignore[arg-type]
 
 
