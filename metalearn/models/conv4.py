@@ -63,8 +63,10 @@ class Conv4(nn.Module):
                 " pool=False"
             )
         # (examples, channels, size, size) -> (examples, hidden, size / 2, size / 2) and so on
-        for number, inputs in enumerate((channels, hidden, hidden, hidden), start=1):
-            self.add_module(f"block{number}", _block(inputs, hidden, norm, pool=pool))
+        self.block1 = _block(channels, hidden, norm, pool=pool)
+        self.block2 = _block(hidden, hidden, norm, pool=pool)
+        self.block3 = _block(hidden, hidden, norm, pool=pool)
+        self.block4 = _block(hidden, hidden, norm, pool=pool)
         self.pool = pool
         # Four poolings leave size // 16 positions a side; without them the mean leaves one.
         positions = (size // 16) ** 2 if pool else 1
@@ -89,8 +91,7 @@ class Conv4(nn.Module):
             )
         _, channels, height, width = images.shape
         # A user may have replaced a layer: only those of known kinds are checked.
-        conv: nn.Module = self.block1.conv
-        head = self.head
+        conv, head = self.block1.conv, self.head
         if isinstance(conv, nn.Conv2d) and channels != conv.in_channels:
             raise ValueError(
                 f"the images have {channels} channels, and this Conv4 takes {conv.in_channels};"
@@ -115,7 +116,7 @@ class Conv4(nn.Module):
         return images
 
 
-def _block(inputs: int, outputs: int, norm: str, *, pool: bool) -> nn.Module:
+def _block(inputs: int, outputs: int, norm: str, *, pool: bool) -> ConvBlock | StandardisedBlock:
     """A block with one of `NORMS`."""
     if norm not in NORMS:
         raise ValueError(f"norm={norm!r}; choose {', '.join(NORMS)}")
@@ -123,7 +124,7 @@ def _block(inputs: int, outputs: int, norm: str, *, pool: bool) -> nn.Module:
         return StandardisedBlock(inputs, outputs, pool=pool)
     block = ConvBlock(inputs, outputs, pool)
     if norm == "group":
-        block.norm = nn.GroupNorm(math.gcd(GROUPS, outputs), outputs)
+        block.add_module("norm", nn.GroupNorm(math.gcd(GROUPS, outputs), outputs))
     return block
 
 
