@@ -6,6 +6,7 @@ et al. 2022 (arXiv:2010.01992) ask which learners keep them so.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from metalearn.algorithms.base import Learner
 from metalearn.analysis.adaptation.predictors import Predictors, predictors
 from metalearn.analysis.plotting.page import Section, write_page
-from metalearn.evaluation import Tasks
+from metalearn.evaluation import Tasks, describe
 from metalearn.runtime.checks import sequence, whole_number
+from metalearn.runtime.files import write_atomically
 from metalearn.runtime.tables import Table, Tabular, plain
 from metalearn.training.loop import meta_train
 
@@ -101,8 +103,8 @@ def predictor_course(
         episodes: training tasks.
         measured_on: tasks whose predictors are measured, such as 100.
         steps: the outer steps at which to measure, rising; 0 is before training.
-        checkpoint: the file of the run [a temporary one]. If it exists, it must not be beyond the
-            first of the steps.
+        checkpoint: the file of the run [a temporary one]. The measures are kept beside it, and a
+            run that was stopped goes on from both.
         training: further arguments of `meta_train`, such as `penalty`; a schedule is not among
             them, because each part would end it.
 
@@ -110,7 +112,8 @@ def predictor_course(
         The course.
 
     Raises:
-        ValueError: the steps do not rise, there are none, or a schedule is given.
+        ValueError: the steps do not rise, there are none, a schedule is given, or the run was
+            measured on other tasks before.
         TypeError: the steps are not a list of whole numbers.
 
     Example:
@@ -132,14 +135,35 @@ def predictor_course(
             "a schedule ends with each part of the training, so predictor_course() takes none; use"
             " a constant rate"
         )
-    measures = []
     with TemporaryDirectory() as folder:
         file = Path(folder) / "run.safetensors" if checkpoint is None else Path(fspath(checkpoint))
+        store = file.with_suffix(".predictors.json")
+        stored = _stored(store, measured_on) if file.exists() else {}
         for step in points:
+            # A run that was stopped has the measures up to its checkpoint.
+            if str(step) in stored and step != points[-1]:
+                continue
             if step:
                 meta_train(learner, episodes, steps=step, checkpoint=file, **training)
-            measures.append(predictors(learner, measured_on))
+            stored[str(step)] = predictors(learner, measured_on).to_dict()
+            record = {"tasks": plain(describe(measured_on)), "steps": stored}
+            write_atomically(store, json.dumps(record).encode())
+    measures = [Predictors.from_dict(stored[str(step)]) for step in points]
     return Course(tuple(points), tuple(measures))
+
+
+def _stored(store: Path, measured_on: Tasks) -> dict[str, Any]:
+    """The measures of a run that was stopped, by step."""
+    if not store.exists():
+        return {}
+    record = json.loads(store.read_text())
+    if record["tasks"] != plain(describe(measured_on)):
+        raise ValueError(
+            f"{store} holds measures on other tasks; give the run another checkpoint, or the tasks"
+            " that it was measured on"
+        )
+    steps: dict[str, Any] = record["steps"]
+    return steps
 
 
 def courses_figure(courses: Mapping[str, Course]) -> Figure:

@@ -10,7 +10,7 @@ import torch
 from metalearn import ANIL, meta_train
 from metalearn.data.glyphs import glyphs
 from metalearn.models import Conv4
-from metalearn.studies.predictor_course import courses_figure, predictor_course
+from metalearn.studies.predictor_course import Course, courses_figure, predictor_course
 from metalearn.tasks import FewShot
 from metalearn.training.regularisers import spectral
 
@@ -37,6 +37,24 @@ def test_the_weights_are_those_of_one_run(tmp_path: Path) -> None:
     course.report(tmp_path / "page.html")
     assert "stay bounded" in (tmp_path / "page.html").read_text()
     assert courses_figure({"with": course, "without": course}).axes
+
+
+def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
+    def course(name: str, steps: tuple[int, ...]) -> Course:
+        return predictor_course(
+            learner(), tasks("train"), tasks("test"), steps, checkpoint=tmp_path / name,
+            meta_batch=2, progress=False,
+        )  # fmt: skip
+
+    whole = course("whole.safetensors", (0, 1, 2))
+    course("parts.safetensors", (0, 1))
+    assert course("parts.safetensors", (0, 1, 2)) == whole
+    assert course("parts.safetensors", (0, 1, 2)) == whole
+    with pytest.raises(ValueError, match="measures on other tasks"):
+        predictor_course(
+            learner(), tasks("train"), tasks("train"), (0, 1, 2), meta_batch=2, progress=False,
+            checkpoint=tmp_path / "parts.safetensors",
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("steps", [(), (3, 1), (2, 2)])

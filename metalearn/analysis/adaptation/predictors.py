@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,18 @@ class Predictors(Tabular):
     def to_dict(self) -> dict[str, Any]:
         """The numbers as JSON-able values; an infinite condition number is None."""
         return plain({**self.records()[0], "singular_values": self.singular_values})
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Predictors:
+        """What `to_dict` returned."""
+        condition = record["condition"]
+        return cls(
+            **{
+                **record,
+                "condition": math.inf if condition is None else condition,
+                "singular_values": tuple(record["singular_values"]),
+            }
+        )
 
     def table(self) -> Table:
         """The norm and the condition number."""
