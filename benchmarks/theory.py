@@ -16,6 +16,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from metalearn import ANIL, MAML, ProtoNet, evaluate
-from metalearn.algorithms.base import Learner
 from metalearn.algorithms.joint_representation import subspace_error
 from metalearn.experiments.experiment import Experiment
 from metalearn.runtime.files import write_atomically
@@ -35,7 +35,7 @@ from metalearn.studies.shared_representation import AXES, Setting, measure, vari
 from metalearn.tasks import SharedSubspace
 from metalearn.training.regularisers import spectral
 
-from .harness.markdown import percent, table
+from .harness.markdown import number, percent, table
 from .harness.rows import Row, append, choose, keep_in, origin, run_benchmark
 
 FIGURES = ("law", "subspace", "glyphs", "omniglot")
@@ -53,6 +53,7 @@ class Training:
         ratio: of the penalty.
         norm: of the penalty.
         test_tasks: test tasks.
+        measured_tasks: tasks whose predictors are measured.
         folder: of finished parts.
         progress: whether to show progress.
         settings: of `Experiment`.
@@ -63,14 +64,16 @@ class Training:
     ratio: float
     norm: float
     test_tasks: int
+    measured_tasks: int
     folder: Path
     progress: bool
     settings: dict[str, Any]
 
-    def measured(self) -> list[int]:
-        """The steps at which predictors are measured."""
-        count = min(self.points, self.steps)
-        return [self.steps * number // count for number in range(count + 1)]
+    def measured(self, steps: int | None = None) -> list[int]:
+        """The steps at which predictors are measured, in a training of so many [`steps`]."""
+        last = steps or self.steps
+        count = min(self.points, last)
+        return [last * place // count for place in range(count + 1)]
 
 
 def theory(
@@ -132,6 +135,7 @@ def theory(
         ratio=ratio,
         norm=norm,
         test_tasks=test_tasks,
+        measured_tasks=min(MEASURED, 4 * test_tasks),
         folder=Path(folder),
         progress=progress,
         settings={"ways": ways, "shots": shots, "hidden": hidden, "root": root, "device": device},
@@ -179,14 +183,15 @@ def law(seeds: Sequence[int], folder: Path, note: str, *, quick: bool) -> None:
             for seed in seeds:
                 settings = {"figure": "law", "axis": axis, "value": value, "seed": seed}
                 settings |= plain({"setting": setting})
-                row = finished(folder, settings, lambda _, s=setting, n=seed: _numbers(s, n))  # type: ignore[misc]
+                row = finished(folder, settings, partial(_numbers, setting, seed))
                 keep(row, note)
             lines.append((axis, f"{value:g}", f"{row['error']:.4f}", f"{row['law']:.4f}"))
             print(f"law: {axis} {value:g} error {row['error']:.4f}", flush=True)
     print(table(("varied", "value", "error of the last seed", "law"), lines))
 
 
-def _numbers(setting: Setting, seed: int) -> Row:
+def _numbers(setting: Setting, seed: int, checkpoint: Path) -> Row:
+    """The numbers of one problem; nothing is trained, so there is no checkpoint."""
     point = measure(setting, seed)
     return {name: getattr(point, name) for name in ("error", "law", "risk", "oracle", "exact")}
 
@@ -226,20 +231,15 @@ class Subspace:
             20, 2, 10, 20, MEASURED, self.condition, 0.5, 2 * self.seed + 1, basis=tasks.basis
         )
         torch.manual_seed(self.seed)
-        model = nn.Sequential(nn.Linear(20, 2, bias=False), nn.Linear(2, 1, bias=False))
-        options = {"loss": F.mse_loss, "execution": "vectorized", "steps": 5}
-        learner: Learner = (
-            MAML(model, lr=0.01, **options)
-            if self.name == "maml"
-            else ANIL(model, lr=0.1, **options)
-        )
-        count = min(self.training.points, self.steps)
-        points = [self.steps * number // count for number in range(count + 1)]
+        body = nn.Linear(20, 2, bias=False)
+        model = nn.Sequential(body, nn.Linear(2, 1, bias=False))
+        method, lr = {"maml": (MAML, 0.01), "anil": (ANIL, 0.1)}[self.name]
+        learner = method(model, lr=lr, steps=5, loss=F.mse_loss, execution="vectorized")
         course = predictor_course(
             learner,
             tasks,
             new,
-            points,
+            self.training.measured(self.steps),
             checkpoint=checkpoint,
             meta_batch=16,
             optimizer=lambda parameters: torch.optim.Adam(parameters, lr=5e-3),
@@ -247,7 +247,7 @@ class Subspace:
         )
         result = evaluate(learner, new, progress=False)
         return {
-            "error": subspace_error(model[0].weight.T, tasks.basis),
+            "error": subspace_error(body.weight.T, tasks.basis),
             "loss": result.mean,
             "course": course.records(),
         }
@@ -265,7 +265,8 @@ def few_shot(
                 row = finished(training.folder, part.settings(), part.compute)
                 keep(row, note)
                 last = row["course"][-1]
-                cells = (percent(row["accuracy"]), f"{last['norm']:.3g}", f"{last['condition']}")
+                norm, condition = (number(last[name], digits=2) for name in ("norm", "condition"))
+                cells = (percent(row["accuracy"]), norm, condition)
                 lines.append((algorithm, row["kept_by"], f"{seed}", *cells))
                 print(f"{dataset}: {lines[-1]}", flush=True)
     columns = ("learner", "kept diverse by", "seed", "accuracy, %", "norm", "condition number")
@@ -315,6 +316,7 @@ class FewShotPart:
             "seed": self.seed,
             "steps": self.training.steps,
             "test_tasks": self.training.test_tasks,
+            "measured_tasks": self.training.measured_tasks,
             "measured": self.training.measured(),
             "device": experiment.device,
         }
@@ -332,7 +334,7 @@ class FewShotPart:
         course = predictor_course(
             learner,
             experiment.training_tasks(self.algorithm),
-            experiment.testing_tasks("validation", tasks=min(MEASURED, chosen.steps * 50)),
+            experiment.testing_tasks("validation", tasks=self.training.measured_tasks),
             self.training.measured(),
             checkpoint=checkpoint,
             meta_batch=chosen.meta_batch,
