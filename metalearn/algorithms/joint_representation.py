@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,8 +15,16 @@ FIRST_STEPS = 20  # from every start; the best then goes on
 RANDOM_STARTS = 3  # alternating least squares may end in a local minimum
 
 
+class LinearTasks(Protocol):
+    """Tasks by index, such as `SharedSubspace` or a list of episodes."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Episode: ...
+
+
 def joint_representation(
-    tasks: Sequence[Episode], rank: int = 2, *, queries: bool = False, steps: int = 2000
+    tasks: LinearTasks, rank: int = 2, *, queries: bool = False, steps: int = 2000
 ) -> Tensor:
     """The subspace that explains all tasks best: `min over B, w_t of sum_t |y_t - X_t B w_t|²`.
 
@@ -136,7 +144,7 @@ def subspace_error(estimate: Tensor, basis: Tensor) -> float:
     return float((basis - directions @ (directions.T @ basis)).square().sum())
 
 
-def _examples(tasks: Sequence[Episode], *, queries: bool) -> tuple[Tensor, Tensor]:
+def _examples(tasks: LinearTasks, *, queries: bool) -> tuple[Tensor, Tensor]:
     """Inputs (tasks, examples, inputs) and targets (tasks, examples) in double precision."""
     inputs: list[Tensor] = []
     targets: list[Tensor] = []

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -87,25 +88,28 @@ def measure(setting: Setting, seed: int = 0) -> Point:
         >>> point.error < 0.01, point.risk < 0.01
         (True, True)
     """
-    d, k, n, n2 = (setting.inputs, setting.rank, setting.shots, setting.new_shots)
-    noise = setting.noise
-    common = {"inputs": d, "rank": k, "queries": 1, "noise": noise, "dtype": torch.float64}
-    tasks = SharedSubspace(
-        shots=n, tasks=setting.tasks, condition=setting.condition, seed=seed, **common
+    make = partial(
+        SharedSubspace, setting.inputs, setting.rank, noise=setting.noise, dtype=torch.float64
     )
-    new = SharedSubspace(
-        shots=n2, tasks=NEW_TASKS, seed=seed + NEW_SEED, basis=tasks.basis, **common
+    tasks = make(
+        shots=setting.shots, tasks=setting.tasks, condition=setting.condition, seed=seed, queries=1
     )
-    basis = joint_representation(tasks, k)
+    new = make(
+        shots=setting.new_shots, tasks=NEW_TASKS, seed=seed + NEW_SEED, basis=tasks.basis, queries=1
+    )
+    # d - k directions lie outside the subspace.
+    outside = setting.inputs - setting.rank
+    variance = setting.noise**2
+    basis = joint_representation(tasks, setting.rank)
     inverse = torch.linalg.inv(tasks.predictors.T @ tasks.predictors)
     return Point(
         setting=setting,
         seed=seed,
         error=subspace_error(basis, tasks.basis),
-        law=noise**2 * (d - k) / n * float(inverse.trace()),
+        law=variance * outside / setting.shots * float(inverse.trace()),
         risk=excess_risk(basis, new),
         oracle=excess_risk(tasks.basis, new),
-        exact=noise**2 * k / (n2 - k - 1),
+        exact=variance * setting.rank / (setting.new_shots - setting.rank - 1),
     )
 
 
@@ -230,4 +234,4 @@ def varied(axis: str, values: Sequence[float], base: Setting) -> list[Setting]:
     known = vars(Setting())
     if axis not in known:
         raise ValueError(f"there is no setting {axis!r}; choose from {', '.join(known)}")
-    return [replace(base, **{axis: value}) for value in values]
+    return [Setting(**{**vars(base), axis: value}) for value in values]
