@@ -64,14 +64,13 @@ class Course(Tabular):
     def __str__(self) -> str:
         return str(self.table())
 
-    def figure(self) -> Figure:
-        """Norm and condition number over steps."""
-        return courses_figure({self.predictors[0].kind: self})
+    def figures(self) -> dict[str, Figure]:
+        """Norm and condition number over steps, by caption."""
+        return course_figures({self.predictors[0].kind: self})
 
     def report(self, path: str | PathLike[str]) -> None:
         """Write the page."""
-        pictures = {"Norm and condition number of the tasks' predictors": self.figure()}
-        sections = [Section("Over training", tables=[self.table()], pictures=pictures)]
+        sections = [Section("Over training", tables=[self.table()], pictures=self.figures())]
         write_page(path, TITLE, self.answer(), sections)
 
     def answer(self) -> str:
@@ -166,8 +165,8 @@ def _stored(store: Path, measured_on: Tasks) -> dict[str, Any]:
     return steps
 
 
-def courses_figure(courses: Mapping[str, Course]) -> Figure:
-    """Norm and condition number over steps, a line for each course.
+def course_figures(courses: Mapping[str, Course]) -> dict[str, Figure]:
+    """Norm and condition number over steps, a line for each course, by caption.
 
     Args:
         courses: by what the lines are called.

@@ -10,7 +10,7 @@ import torch
 from metalearn import ANIL, meta_train
 from metalearn.data.glyphs import glyphs
 from metalearn.models import Conv4
-from metalearn.studies.predictor_course import Course, courses_figure, predictor_course
+from metalearn.studies.predictor_course import Course, course_figures, predictor_course
 from metalearn.tasks import FewShot
 from metalearn.training.regularisers import spectral
 
@@ -36,7 +36,8 @@ def test_the_weights_are_those_of_one_run(tmp_path: Path) -> None:
     assert len(course.records()) == 3 and "condition number" in str(course)
     course.report(tmp_path / "page.html")
     assert "stay bounded" in (tmp_path / "page.html").read_text()
-    assert courses_figure({"with": course, "without": course}).axes
+    figures = course_figures({"with": course, "without": course})
+    assert [len(figure.axes[0].lines) for figure in figures.values()] == [2, 2]
 
 
 def test_a_stopped_run_goes_on(tmp_path: Path) -> None:

@@ -14,25 +14,22 @@ Line = tuple[Sequence[int], Sequence[float], Sequence[float]]
 """Steps, norms and condition numbers of one training."""
 
 
-def predictor_lines(lines: Mapping[str, Line]) -> Figure:
-    """Two panels over outer steps: norms, and condition numbers on a logarithmic scale."""
+def predictor_lines(lines: Mapping[str, Line]) -> dict[str, Figure]:
+    """Norms and condition numbers over outer steps, a line for each training, by caption."""
     norms = {name: (steps, values) for name, (steps, values, _) in lines.items()}
     conditions = {name: (steps, values) for name, (steps, _, values) in lines.items()}
-    return panels(
-        [
-            partial(_draw, lines=norms, label="norm of a task's predictor", scale="linear"),
-            partial(_draw, lines=conditions, label="condition number", scale="log"),
-        ],
-        9.2,
-    )
+    measures = {"Norm of a task's predictor": norms, "Condition number": conditions}
+    return {
+        caption: panels([partial(_draw, lines=values, label=caption)], 6.4)
+        for caption, values in measures.items()
+    }
 
 
 def _draw(
-    axes: Axes, lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], label: str, scale: str
+    axes: Axes, lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], label: str
 ) -> None:
     for name, (steps, values) in lines.items():
         axes.plot(steps, values, marker="o", ms=3.5, label=name)
-    axes.set_yscale(scale)
-    axes.set(title=label.capitalize(), xlabel="outer step", ylabel=label)
-    if len(lines) > 1:
-        finish(axes, 1)
+    axes.set(title=label, xlabel="outer step", ylabel=label.lower())
+    axes.set_ylim(bottom=0)
+    finish(axes, 3)
