@@ -49,6 +49,7 @@ def joint_representation(
         ValueError: fewer tasks than `rank`, a rank above the inputs, no more examples in a task
             than `rank`, fewer examples together than B has entries, or inputs and targets of other
             shapes or not finite.
+        TypeError: the tasks have no index, or `rank` is not whole.
 
     Example:
         >>> from metalearn.tasks import SharedSubspace
@@ -57,6 +58,10 @@ def joint_representation(
         >>> subspace_error(basis, tasks.basis) < 1e-12
         True
     """
+    if not hasattr(tasks, "__len__") or not hasattr(tasks, "__getitem__"):
+        raise TypeError(
+            f"tasks is a {type(tasks).__name__}; give tasks by index, such as SharedSubspace(...)"
+        )
     (rank,) = positive(rank=rank)
     steps = whole_number("steps", steps)
     inputs, targets = _examples(tasks, queries=queries)

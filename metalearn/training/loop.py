@@ -37,7 +37,7 @@ from metalearn.runtime.progress import progress as shown_progress
 from .finite import check_weights, outer_rates, refuse_step
 from .log import records
 from .optimizers import OptimizerChoice, ScheduleChoice, build_optimizer
-from .penalty import Extra, Penalty, no_penalty
+from .penalty import Extra, Penalty, enter, no_penalty
 from .plan import FilePath, Plan, check_arguments, clipping_bound
 from .precision import computing_in
 from .state import (
@@ -200,7 +200,7 @@ def _train(
         records(log, tensorboard, state.step) as write,
         shown_progress("training", plan.steps, done=state.step, shown=plan.shown) as advance,
         contextlib.closing(_meta_batches(state, plan)) as meta_batches,
-        (plan.penalty or no_penalty)(state.learner.model) as extra,
+        enter(plan.penalty or no_penalty, state.learner.model) as extra,
     ):
         # `resumed` may have found a finished run.
         if state.step < plan.steps:

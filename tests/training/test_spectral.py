@@ -152,3 +152,8 @@ def test_regression_heads_of_one_output_have_ratio_1() -> None:
     meta_train(learner, sinusoids, steps=2, penalty=spectral(), progress=False)
     with spectral(norm=0.0)(learner.model) as extra:
         assert float(extra().detach()) == pytest.approx(1)
+
+
+def test_a_penalty_that_was_not_called_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"returned a spectral.*context manager"):
+        trained(spectral)

@@ -14,7 +14,7 @@ from metalearn.algorithms.base import Learner
 from metalearn.algorithms.nil import NIL
 from metalearn.algorithms.protonet import ProtoNet
 from metalearn.episodes import Examples, unstack
-from metalearn.evaluation import Tasks, load
+from metalearn.evaluation import Tasks, check_learner, check_tasks, load
 from metalearn.network.modes import evaluation_mode
 from metalearn.runtime.checks import whole_number
 from metalearn.runtime.tables import Table, Tabular, plain
@@ -103,6 +103,8 @@ def predictors(learner: Learner, episodes: Tasks, tasks: int | None = None) -> P
         >>> result.kind, result.tasks, result.norm <= 5**0.5
         ('prototypes', 20, True)
     """
+    check_learner(learner)
+    check_tasks("tasks", episodes)
     count = len(episodes) if tasks is None else whole_number("tasks", tasks)
     if not 1 <= count <= len(episodes):
         raise ValueError(f"tasks={count}; give a number from 1 to {len(episodes)}, those there are")

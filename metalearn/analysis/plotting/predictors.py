@@ -7,6 +7,7 @@ from functools import partial
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .style import finish, panels
 
@@ -31,5 +32,6 @@ def _draw(
     for name, (steps, values) in lines.items():
         axes.plot(steps, values, marker="o", ms=3.5, label=name)
     axes.set(title=label, xlabel="outer step", ylabel=label.lower())
-    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
     finish(axes, 3)
