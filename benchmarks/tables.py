@@ -27,6 +27,7 @@ from .pages import (
     pointer_values,
     reuse,
     speed,
+    theory,
     vit_vs_cnn,
 )
 
@@ -43,6 +44,7 @@ TABLES: dict[str, Callable[[], Table | str]] = {
     **block_structure.TABLES,
     **vit_vs_cnn.TABLES,
     **dynamics.TABLES,
+    **theory.TABLES,
     **disagreement.TABLES,
     **frozen_transformers.TABLES,
     **pointer_values.TABLES,

@@ -36,6 +36,7 @@ FAMILY: dict[str, Callable[..., ml.Learner]] = {
     "NIL sum": lambda model, **options: ml.NIL(model, rule="sum", **options),
     "NIL class_mean": lambda model, **options: ml.NIL(model, rule="class_mean", **options),
     "ProtoNet": lambda model, **options: ml.ProtoNet(model, **options),
+    "ProtoNet normalised": lambda model, **options: ml.ProtoNet(model, normalised=True, **options),
 }
 EXACT = [name for name in FAMILY if name != "FOMAML"]
 WAYS_TO_RUN = ["loop", "threads", "vectorized"]

@@ -11,6 +11,7 @@ from metalearn.analysis.adaptation.over_seeds import (
     over_seeds,
 )
 from metalearn.analysis.adaptation.page import report
+from metalearn.analysis.adaptation.predictors import Predictors, predictors
 from metalearn.analysis.adaptation.verdict import Verdict, verdict
 from metalearn.analysis.measures.cca import canonical_correlations, cca, pwcca, svcca
 from metalearn.analysis.measures.cka import linear_cka, rbf_cka
@@ -48,6 +49,7 @@ __all__ = [
     "Freezing",
     "LayerSimilarity",
     "MeanStd",
+    "Predictors",
     "Probe",
     "Probes",
     "Profile",
@@ -75,6 +77,7 @@ __all__ = [
     "over_seeds",
     "overlap",
     "position_map",
+    "predictors",
     "procrustes",
     "pwcca",
     "rbf_cka",

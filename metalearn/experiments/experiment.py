@@ -59,7 +59,7 @@ POSITIVE = {
     "clip_value": "leave it out to train without clipping",
 }
 CHOICES = {
-    "norm": ("batch", "frozen"),
+    "norm": ("batch", "frozen", "group", "none"),
     "precision": ("float32", "float64", "tf32", "bfloat16"),
     "schedule": ("constant", "cosine"),
     "channels": (1, 3),
@@ -101,8 +101,9 @@ class Experiment:
             that are not in a cache are downloaded only with --download.
         normalize: imagenet, none (images in 0 to 1), or MEAN/STD by channel [what the weights were
             trained with, else none].
-        norm: batch (statistics of the current batch, transductive, as in the MAML papers) or frozen
-            (those of pretrained weights).
+        norm: batch (statistics of the current batch, transductive, as in the MAML papers), frozen
+            (those of pretrained weights), or for conv4 group (group norm) or none
+            (weight-standardised convolutions): no example then depends on others.
         hidden: channels of conv4 [preset].
         pool: max-pool in conv4; false for strides and a mean over space [preset].
         adapt_norm: whether the norms' weights and biases move in the inner loop [preset].
@@ -145,7 +146,7 @@ class Experiment:
     model: str | None = None
     weights: str | None = None
     normalize: str | None = None
-    norm: Literal["batch", "frozen"] = "batch"
+    norm: Literal["batch", "frozen", "group", "none"] = "batch"
     hidden: int | None = None
     pool: bool | None = None
     adapt_norm: bool | None = None

@@ -28,12 +28,16 @@ def build_network(preset: Preset, ways: int, channels: int, size: int, norm: str
         ways: outputs.
         channels: of the images.
         size: height and width of the images.
-        norm: "batch" or "frozen" statistics.
+        norm: "batch" or "frozen" statistics; for conv4 also "group" and "none".
 
     Raises:
-        ValueError: there is no such model, or it has no statistics to freeze.
+        ValueError: there is no such model, it has no statistics to freeze, or no such norm.
     """
     name = preset.model
+    if norm in ("group", "none") and name != "conv4":
+        raise ValueError(
+            f"norm={norm!r} is a variant of conv4, and the model is {name}; use norm='batch'"
+        )
     if norm == "frozen" and name in OWN:
         raise ValueError(
             f"norm='frozen' keeps the statistics of pretrained weights, and {name} has none;"
@@ -41,7 +45,7 @@ def build_network(preset: Preset, ways: int, channels: int, size: int, norm: str
         )
     if name == "conv4":
         return registry.build(
-            name, ways, channels, hidden=preset.hidden, size=size, pool=preset.pool
+            name, ways, channels, hidden=preset.hidden, size=size, pool=preset.pool, norm=norm
         )
     if name == "smallvit":
         return registry.build(name, ways, channels, size=size)

@@ -1,6 +1,8 @@
-"""Conv4, the standard network of few-shot learning, normalised by the current batch."""
+"""Conv4, the standard network of few-shot learning."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +10,11 @@ from torch import Tensor, nn
 from metalearn.kernels.conv_cpu import in_channels_last, in_fastest_format, norm_pool_relu
 from metalearn.kernels.conv_per_task import conv_norm_pool_relu
 from metalearn.models.initialization import xavier_
+from metalearn.models.standardised import StandardisedBlock
 from metalearn.runtime.checks import positive
+
+NORMS = ("batch", "group", "none")
+GROUPS = 8  # of group norm; fewer if they do not divide the channels
 
 
 class Conv4(nn.Module):
@@ -26,9 +32,12 @@ class Conv4(nn.Module):
         size: height and width of the images in pixels.
         pool: max-pool after every block; False for convolutions of stride 2 and a mean over space
             before the head, as in Finn's Omniglot network.
+        norm: "batch" (batch norm by the current batch), "group" (group norm), or "none":
+            weight-standardised convolutions in place of norms. With "group" and "none" no example
+            depends on the others of its batch.
 
     Raises:
-        ValueError: if `size` is too small for four poolings.
+        ValueError: if `size` is too small for four poolings, or there is no such norm.
 
     Example:
         >>> Conv4(ways=5)(torch.rand(2, 1, 28, 28)).shape
@@ -42,6 +51,7 @@ class Conv4(nn.Module):
         hidden: int = 64,
         size: int = 28,
         pool: bool = True,  # noqa: FBT001, FBT002 (public: scripts pass it by position)
+        norm: str = "batch",
     ) -> None:
         super().__init__()
         ways, channels, hidden, size = positive(
@@ -53,10 +63,10 @@ class Conv4(nn.Module):
                 " pool=False"
             )
         # (examples, channels, size, size) -> (examples, hidden, size / 2, size / 2) and so on
-        self.block1 = ConvBlock(channels, hidden, pool)
-        self.block2 = ConvBlock(hidden, hidden, pool)
-        self.block3 = ConvBlock(hidden, hidden, pool)
-        self.block4 = ConvBlock(hidden, hidden, pool)
+        self.block1 = _block(channels, hidden, norm, pool=pool)
+        self.block2 = _block(hidden, hidden, norm, pool=pool)
+        self.block3 = _block(hidden, hidden, norm, pool=pool)
+        self.block4 = _block(hidden, hidden, norm, pool=pool)
         self.pool = pool
         # Four poolings leave size // 16 positions a side; without them the mean leaves one.
         positions = (size // 16) ** 2 if pool else 1
@@ -104,6 +114,18 @@ class Conv4(nn.Module):
         for block in self._blocks():
             images = block(images)
         return images
+
+
+def _block(inputs: int, outputs: int, norm: str, *, pool: bool) -> ConvBlock | StandardisedBlock:
+    """A block with one of `NORMS`."""
+    if norm not in NORMS:
+        raise ValueError(f"norm={norm!r}; choose {', '.join(NORMS)}")
+    if norm == "none":
+        return StandardisedBlock(inputs, outputs, pool=pool)
+    block = ConvBlock(inputs, outputs, pool)
+    if norm == "group":
+        block.add_module("norm", nn.GroupNorm(math.gcd(GROUPS, outputs), outputs))
+    return block
 
 
 class ConvBlock(nn.Module):

@@ -1,4 +1,4 @@
-"""Tasks to learn: `FewShot` and the data sets it draws from, `Sinusoid`, and one-shot runs."""
+"""Tasks to learn: `FewShot` and the data sets it draws from, regression, and one-shot runs."""
 
 from metalearn.data.cifar import cifar_fs, fc100
 from metalearn.data.eurosat import eurosat
@@ -10,6 +10,7 @@ from metalearn.data.pointer_images import pointer_images
 from metalearn.data.pointer_value import pointer_vectors
 from metalearn.tasks.few_shot import SEEDS, FewShot
 from metalearn.tasks.one_shot import OneShotRuns, one_shot_runs
+from metalearn.tasks.shared_subspace import SharedSubspace
 from metalearn.tasks.sinusoid import Sinusoid
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "FewShot",
     "LabelledImages",
     "OneShotRuns",
+    "SharedSubspace",
     "Sinusoid",
     "cifar_fs",
     "eurosat",

@@ -37,7 +37,7 @@ from metalearn.runtime.progress import progress as shown_progress
 from .finite import check_weights, outer_rates, refuse_step
 from .log import records
 from .optimizers import OptimizerChoice, ScheduleChoice, build_optimizer
-from .penalty import Extra, Penalty, no_penalty
+from .penalty import Extra, Penalty, enter, no_penalty
 from .plan import FilePath, Plan, check_arguments, clipping_bound
 from .precision import computing_in
 from .state import (
@@ -200,7 +200,7 @@ def _train(
         records(log, tensorboard, state.step) as write,
         shown_progress("training", plan.steps, done=state.step, shown=plan.shown) as advance,
         contextlib.closing(_meta_batches(state, plan)) as meta_batches,
-        (plan.penalty or no_penalty)(state.learner.model) as extra,
+        enter(plan.penalty or no_penalty, state.learner.model) as extra,
     ):
         # `resumed` may have found a finished run.
         if state.step < plan.steps:
@@ -237,7 +237,7 @@ def _step(state: TrainingState, plan: Plan, meta_batches: MetaBatches, extra: Ex
         refuse_step(state, losses, plan.episodes, tasks, plan.precision)
     if plan.penalty is not None:
         # Once, after the gradients of all tasks and ranks are summed.
-        _add_penalty(extra(), state.step + 1)
+        _add_penalty(extra(), state)
     parameters = list(state.learner.meta_parameters().values())
     if plan.clip_value is not None:
         clip_grad_value_(parameters, plan.clip_value)
@@ -254,15 +254,30 @@ def _step(state: TrainingState, plan: Plan, meta_batches: MetaBatches, extra: Ex
     return rates
 
 
-def _add_penalty(value: Tensor, step: int) -> None:
-    """Add the gradient of a penalty to `.grad`; raises FloatingPointError if it is not finite."""
+def _add_penalty(value: Tensor, state: TrainingState) -> None:
+    """Add the gradient of a penalty to `.grad`.
+
+    Raises:
+        FloatingPointError: it is not finite.
+        ValueError: it depends on parameters, and on none that the learner trains.
+    """
     if not value.isfinite():
         raise FloatingPointError(
-            f"the penalty is {value.item()} at step {step}; check its values, or take a smaller"
-            " strength"
+            f"the penalty is {value.item()} at step {state.step + 1}; check its values, or take a"
+            " smaller strength"
         )
-    if value.requires_grad:
-        value.backward()
+    if not value.requires_grad:
+        return
+    parameters = list(state.learner.meta_parameters().values())
+    gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+    if all(gradient is None for gradient in gradients):
+        raise ValueError(
+            f"the penalty depends on no parameter that {type(state.learner).__name__} trains, so it"
+            " would change nothing; omit it, or penalise a layer that is trained"
+        )
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
 
 def _meta_batches(state: TrainingState, plan: Plan) -> MetaBatches:

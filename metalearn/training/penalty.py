@@ -10,8 +10,10 @@ stopped continues with what it remembered.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from numbers import Real
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -119,3 +121,9 @@ class _Sum:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for number, extra in enumerate(self.extras):
             load_state(extra, state[str(number)])
+
+
+def check_from_zero(name: str, value: float) -> None:
+    """Raise ValueError for a number that is not finite and from 0."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
+        raise ValueError(f"{name}={value!r}; give a finite number from 0")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -16,9 +14,18 @@ from metalearn.models.weights import Weights, read
 from metalearn.network.layer_names import LayerOutput, named_output
 from metalearn.network.layers import assign, check_reached, head
 from metalearn.network.layers import layers as layer_names
-from metalearn.training.penalty import Extra, Penalty, no_penalty, together
+from metalearn.training.penalty import Extra, Penalty, check_from_zero, no_penalty, together
+from metalearn.training.spectral import spectral
 
-__all__ = ["Extra", "Penalty", "leading_component", "no_penalty", "pulled", "together"]
+__all__ = [
+    "Extra",
+    "Penalty",
+    "leading_component",
+    "no_penalty",
+    "pulled",
+    "spectral",
+    "together",
+]
 
 
 Strength: TypeAlias = float | Mapping[str, float]
@@ -137,8 +144,8 @@ class leading_component:
     @contextmanager
     def __call__(self, model: nn.Module) -> Iterator[Extra]:
         """Enter the penalty for a training of `model`."""
-        _check_from_zero("weight", self.weight)
-        _check_from_zero("above", self.above)
+        check_from_zero("weight", self.weight)
+        check_from_zero("above", self.above)
         last = head(model)
         names = self.layers
         if names is None:
@@ -238,7 +245,7 @@ def check_strength(strength: Strength) -> None:
     """Raise ValueError for a strength that is not a finite number from 0."""
     by_path = strength if isinstance(strength, Mapping) else {"": strength}
     for path, value in by_path.items():
-        _check_from_zero(f"strength of {path!r}" if path else "strength", value)
+        check_from_zero(f"strength of {path!r}" if path else "strength", value)
 
 
 def _strengths(model: nn.Module, strength: Strength) -> dict[str, float]:
@@ -255,8 +262,3 @@ def _check_shape(name: str, what: str, given: Tensor, parameter: Tensor) -> None
             f"pulled(): the {what} of {name!r} has shape {tuple(given.shape)} and the parameter"
             f" {tuple(parameter.shape)}; leave that layer out of strength={{...}}"
         )
-
-
-def _check_from_zero(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
-        raise ValueError(f"{name}={value!r}; give a finite number from 0")
