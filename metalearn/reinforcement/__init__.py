@@ -1,0 +1,27 @@
+"""Meta-reinforcement learning: MAML and ANIL for policies (Finn et al. 2017, section 5.3)."""
+
+from .environments import Environment
+from .evaluation import Returns, returns
+from .learner import PolicyANIL, PolicyMAML
+from .navigation import Navigation
+from .policies import GaussianPolicy
+from .randomness import Draws
+from .rollouts import Trajectories, collect
+from .training import PolicyCurve, meta_train_policy
+from .trpo import TRPO
+
+__all__ = [
+    "TRPO",
+    "Draws",
+    "Environment",
+    "GaussianPolicy",
+    "Navigation",
+    "PolicyANIL",
+    "PolicyCurve",
+    "PolicyMAML",
+    "Returns",
+    "Trajectories",
+    "collect",
+    "meta_train_policy",
+    "returns",
+]
