@@ -6,6 +6,7 @@ from .learner import PolicyANIL, PolicyMAML
 from .navigation import Navigation
 from .policies import GaussianPolicy
 from .randomness import Draws
+from .reuse import PolicyReuse, policy_reuse
 from .rollouts import Trajectories, collect
 from .training import PolicyCurve, meta_train_policy
 from .trpo import TRPO
@@ -19,9 +20,11 @@ __all__ = [
     "PolicyANIL",
     "PolicyCurve",
     "PolicyMAML",
+    "PolicyReuse",
     "Returns",
     "Trajectories",
     "collect",
     "meta_train_policy",
+    "policy_reuse",
     "returns",
 ]

@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from metalearn.runtime import files
 from metalearn.runtime.checks import positive, whole_number
 from metalearn.runtime.files import Record
