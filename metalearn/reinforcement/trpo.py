@@ -209,7 +209,7 @@ def _line_search(
     with torch.no_grad():
         for backtracks in range(settings.backtracks):
             tried = _moved(unchanged, settings.shrink**backtracks * step)
-            surrogate, kl = (float(value) for value in objective(tried))
+            surrogate, kl = (value.item() for value in objective(tried))
             # A comparison with NaN is False.
             if surrogate < before and kl < settings.max_kl:
                 return tried, StepRecord(before, surrogate, kl, True, backtracks)  # noqa: FBT003
