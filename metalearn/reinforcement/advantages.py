@@ -164,7 +164,7 @@ def normalized(values: Tensor, mask: Tensor) -> Tensor:
 
     Example:
         >>> normalized(torch.tensor([[[1.0, 3.0, 9.0]]]), torch.tensor([[[1.0, 1.0, 0.0]]]))
-        tensor([[[-1.0000,  1.0000,  0.0000]]])
+        tensor([[[-1.,  1.,  0.]]])
     """
     count = mask.sum((1, 2), keepdim=True)
     mean = (values * mask).sum((1, 2), keepdim=True) / count
