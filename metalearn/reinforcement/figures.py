@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 # One goal in each quarter of the plane, at different distances.
 GOALS = ((0.4, 0.35), (-0.45, 0.25), (0.3, -0.4))
-SHOWN = 5  # paths of a goal before adaptation, and as many after it
+BEFORE = "#a3adb8"  # grey
+SHOWN = 4  # paths of a goal before adaptation, and as many after it
 
 
 def paths(
@@ -61,18 +62,20 @@ def paths(
         later=later,
         seed=seed,
     )
+    shown = [adapted.trajectories[stage].observations[:, :SHOWN].abs().max() for stage in (0, -1)]
+    edge = 1.05 * max(float(goals.abs().max()), *map(float, shown))
     draws: list[Callable[[Axes], None]] = [
-        partial(_panel, adapted, task) for task in range(len(goals))
+        partial(_panel, adapted, task, edge) for task in range(len(goals))
     ]
     return panels(draws, 3.7 * min(len(draws), 3) + 0.3, height=4.3)
 
 
-def _panel(adapted: Adaptation, task: int, axes: Axes) -> None:
-    """The paths to one goal."""
-    from metalearn.analysis.plotting.style import BAND, COLOURS, INK
+def _panel(adapted: Adaptation, task: int, edge: float, axes: Axes) -> None:
+    """The paths to one goal, in a square from -edge to edge."""
+    from metalearn.analysis.plotting.style import COLOURS, INK
 
     goal = adapted.tasks[task].tolist()
-    looks = ((0, BAND, "before adaptation"), (-1, COLOURS[0], "after adaptation"))
+    looks = ((0, BEFORE, "before adaptation"), (-1, COLOURS[0], "after adaptation"))
     for stage, colour, label in looks:
         trajectories = adapted.trajectories[stage]
         for episode in range(min(SHOWN, trajectories.rewards.shape[1])):
@@ -90,7 +93,7 @@ def _panel(adapted: Adaptation, task: int, axes: Axes) -> None:
     axes.plot(*goal, "*", color=COLOURS[1], ms=15, mec="white", label="goal", zorder=5)
     first, last = (float(adapted.trajectories[i].returns[task].mean()) for i in (0, -1))
     axes.set_title(f"return {first:.1f} before, {last:.1f} after", fontsize=9.5)
-    axes.set_aspect("equal", adjustable="datalim")
+    axes.set(xlim=(-edge, edge), ylim=(-edge, edge), aspect="equal")
     axes.tick_params(length=0)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
 

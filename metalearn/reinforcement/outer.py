@@ -12,7 +12,7 @@ from metalearn.network.module_call import Weights
 
 from .environments import Environment
 from .learner import Batch, PolicyMAML
-from .policies import kl_divergence, log_probability
+from .policies import LEAST_LOG_STD, kl_divergence, log_probability
 from .randomness import Draws
 from .rollouts import Trajectories, collect, per_step
 from .trpo import TRPO, Objective, Parameters, StepRecord, trust_region_step
@@ -95,19 +95,33 @@ def outer_objective(
     tasks = len(query.mask)
     with torch.no_grad():
         old_means = learner.means(collected_with, query.observations)
-        old_log_std = per_step(collected_with["log_std"])
+        old_log_std = per_step(collected_with["log_std"]).clamp(min=LEAST_LOG_STD)
+        curvatures = _curvatures(query, old_log_std)
         old = learner.log_probability(collected_with, query)
 
     def objective(parameters: Mapping[str, Tensor]) -> Objective:
         weights = learner.adapt_all(learner.weights(tasks, parameters), support)
         means = learner.means(weights, query.observations)
-        log_std = per_step(weights["log_std"])
+        log_std = per_step(weights["log_std"]).clamp(min=LEAST_LOG_STD)
         new = log_probability(means, log_std, query.actions)
         surrogate = -query.mean((new - old).exp() * query.advantages)
         kl = query.mean(kl_divergence(old_means, old_log_std, means, log_std))
-        return Objective(surrogate.mean(), kl.mean())
+        return Objective(surrogate.mean(), kl.mean(), (means, log_std), curvatures)
 
     return objective
+
+
+def _curvatures(batch: Batch, log_std: Tensor) -> tuple[Tensor, Tensor]:
+    """The second derivatives of the mean divergence, by means and by log_std, where it is zero.
+
+    They are 1 / sigma² and 2 (the Fisher information of a normal distribution), times the weight of
+    a step in the mean over steps and tasks.
+    """
+    # (tasks, steps, 1)
+    weights = (batch.mask / batch.mask.sum(-1, keepdim=True) / len(batch.mask))[..., None]
+    # log_std has a row a task, which counts for all steps of it, or one row for all tasks
+    rows = log_std[..., 0].numel()
+    return weights * (-2 * log_std).exp(), torch.full_like(log_std, 2 / rows)
 
 
 def outer_step(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,10 +22,15 @@ class Objective(NamedTuple):
     Attributes:
         surrogate: a scalar to lower.
         kl: a scalar, zero with a zero gradient at the parameters before the step.
+        outputs: what `kl` depends on, if its Hessian by them is known.
+        curvatures: that Hessian, which is diagonal: a tensor for each output, that broadcasts
+            against it.
     """
 
     surrogate: Tensor
     kl: Tensor
+    outputs: tuple[Tensor, ...] = ()
+    curvatures: tuple[Tensor, ...] = ()
 
 
 class StepRecord(NamedTuple):
@@ -140,6 +145,49 @@ def hessian_product(scalar: Tensor, parameters: list[Tensor], *, damping: float 
     return product
 
 
+def gauss_newton_product(
+    outputs: Sequence[Tensor],
+    curvatures: Sequence[Tensor],
+    parameters: list[Tensor],
+    *,
+    damping: float = 0.0,
+) -> Product:
+    """From v to `(J^T C J + damping) v`, with J the derivative of the outputs by the parameters.
+
+    If the derivative of a scalar by the outputs is zero, as that of a divergence is where it
+    begins, and C is its Hessian by them, this is its exact Hessian by the parameters. It takes
+    about 2/3 of the time of `hessian_product`, because the scalar is not differentiated twice.
+
+    Args:
+        outputs: functions of the parameters, with their graph.
+        curvatures: the diagonal C, a tensor for each output, that broadcasts against it.
+        parameters: what they are differentiated by.
+        damping: added to the diagonal.
+
+    Example:
+        >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> product = gauss_newton_product([3 * w], [torch.tensor(1.0)], [w])
+        >>> product(torch.tensor([1.0, 1.0]))
+        tensor([9., 9.])
+    """
+    # J^T u is linear in u, so its derivative by u at any place, times v, is J v.
+    places = [torch.zeros_like(output, requires_grad=True) for output in outputs]
+    pulled = torch.autograd.grad(
+        outputs, parameters, grad_outputs=places, create_graph=True, allow_unused=True
+    )
+    transposed = flat(pulled, parameters)
+
+    def product(vector: Tensor) -> Tensor:
+        pushed = torch.autograd.grad(transposed @ vector, places, retain_graph=True)
+        weighted = [c * tangent for c, tangent in zip(curvatures, pushed, strict=True)]
+        rows = torch.autograd.grad(
+            outputs, parameters, grad_outputs=weighted, retain_graph=True, allow_unused=True
+        )
+        return flat(rows, parameters) + damping * vector
+
+    return product
+
+
 def trust_region_step(
     objective: Callable[[Parameters], Objective],
     parameters: Mapping[str, Tensor],
@@ -185,14 +233,23 @@ def trust_region_step(
                 "the outer gradient is not finite; lower the inner rate, or start with a larger"
                 " standard deviation"
             )
-        product = hessian_product(before.kl, tensors, damping=settings.damping)
+        product = _divergence_product(before, tensors, settings.damping)
         natural = conjugate_gradients(product, gradient, settings.iterations)
-        curvature = float(natural @ product(natural))
+        curvature = (natural @ product(natural)).item()
     scale = 0.0
     # A curvature that is not above zero, or not a number, allows no step.
     if curvature > 0:
         scale = math.sqrt(2 * settings.max_kl / curvature)
     return _line_search(objective, start, -scale * natural, before.surrogate.item(), settings)
+
+
+def _divergence_product(objective: Objective, parameters: list[Tensor], damping: float) -> Product:
+    """Products with the Hessian of the divergence, by its outputs if they are known."""
+    if objective.outputs:
+        return gauss_newton_product(
+            objective.outputs, objective.curvatures, parameters, damping=damping
+        )
+    return hessian_product(objective.kl, parameters, damping=damping)
 
 
 def _line_search(
@@ -209,7 +266,8 @@ def _line_search(
     with torch.no_grad():
         for backtracks in range(settings.backtracks):
             tried = _moved(unchanged, settings.shrink**backtracks * step)
-            surrogate, kl = (value.item() for value in objective(tried))
+            result = objective(tried)
+            surrogate, kl = result.surrogate.item(), result.kl.item()
             # A comparison with NaN is False.
             if surrogate < before and kl < settings.max_kl:
                 return tried, StepRecord(before, surrogate, kl, True, backtracks)  # noqa: FBT003

@@ -13,6 +13,7 @@ from metalearn.reinforcement.outer import Sampling, outer_objective, sample
 from metalearn.reinforcement.trpo import (
     Objective,
     conjugate_gradients,
+    gauss_newton_product,
     hessian_product,
     trust_region_step,
 )
@@ -48,8 +49,9 @@ def test_the_step_on_a_quadratic_is_the_natural_gradient_of_length_max_kl() -> N
     assert record.accepted and record.after < record.before
 
 
-def test_products_with_the_hessian_of_the_divergence_are_exact() -> None:
-    learner = PolicyMAML(GaussianPolicy(MLP(2, 2, hidden=(3,))).double(), lr=0.2)
+@pytest.mark.parametrize("settings", [{"lr": 0.2}, {"lr": {"head": 0.2}}], ids=str)
+def test_products_with_the_hessian_of_the_divergence_are_exact(settings: dict) -> None:
+    learner = PolicyMAML(GaussianPolicy(MLP(2, 2, hidden=(3,))).double(), **settings)
     sampled = sample(learner, Navigation(), Sampling(2, 3, 5), Draws(0))
     *support, query = sampled.batches
     objective = outer_objective(learner, support, query, sampled.weights)
@@ -78,6 +80,10 @@ def test_products_with_the_hessian_of_the_divergence_are_exact() -> None:
     middle = torch.cat([tensor.detach().flatten() for tensor in start.values()])
     differences = kl_gradient(middle + 1e-5 * vector) - kl_gradient(middle - 1e-5 * vector)
     torch.testing.assert_close(product, differences / 2e-5, rtol=1e-6, atol=1e-8)
+    # The same from the outputs of the policies.
+    _, _, outputs, curvatures = objective(start)
+    cheaper = gauss_newton_product(outputs, curvatures, list(start.values()))(vector)
+    torch.testing.assert_close(cheaper, product, rtol=1e-10, atol=1e-12)
 
 
 def test_a_step_that_is_never_accepted_changes_nothing_and_is_recorded() -> None:
