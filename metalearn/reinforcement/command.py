@@ -103,8 +103,8 @@ def rl(
     print(f"{result}\n")
     if table:
         result.table().write(table)
-    print(policy_reuse(learner, built, tasks=min(test_tasks, 10), progress=progress, **test))
-    save(_figure(learner, built, curve, test), picture)
+    print(policy_reuse(learner, built, tasks=min(test_tasks, 20), progress=progress, **test))
+    save(_figure(learner, built, curve, {**test, "steps": test_steps}), picture)
     seconds = duration(time.monotonic() - started)
     print(f"\nThe picture: {os.path.abspath(picture)} ({seconds} in all)")
 

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from .learner import PolicyMAML
+    from .rollouts import Trajectories
     from .training import PolicyCurve
 
 # One goal in each quarter of the plane, at different distances.
 GOALS = ((0.4, 0.35), (-0.45, 0.25), (0.3, -0.4))
 BEFORE = "#a3adb8"  # grey
-SHOWN = 4  # paths of a goal before adaptation, and as many after it
+SHOWN = 2  # paths of a goal before adaptation, and as many after it
 
 
 def paths(
@@ -38,12 +39,14 @@ def paths(
 ) -> Figure:
     """Paths of a policy to a few goals, before and after adaptation; a panel for each goal.
 
+    Thin lines are single paths, thick ones the mean position of all episodes.
+
     Args:
         learner: not changed.
         environment: navigation.
         goals: (goals, 2); by default three.
         steps: gradient steps.
-        episodes: that a gradient step learns from; a few of them are drawn.
+        episodes: that a gradient step learns from, and of the mean path.
         horizon: the most steps of an episode.
         later: a factor of the inner rate after the first step.
         seed: of the actions.
@@ -78,24 +81,29 @@ def _panel(adapted: Adaptation, task: int, edge: float, axes: Axes) -> None:
     looks = ((0, BEFORE, "before adaptation"), (-1, COLOURS[0], "after adaptation"))
     for stage, colour, label in looks:
         trajectories = adapted.trajectories[stage]
-        for episode in range(min(SHOWN, trajectories.rewards.shape[1])):
-            length = int(trajectories.lengths[task, episode])
+        lengths = trajectories.lengths[task].long().tolist()
+        for episode, length in enumerate(lengths[:SHOWN]):
             walked = trajectories.observations[task, episode, :length].cpu()
-            axes.plot(
-                walked[:, 0],
-                walked[:, 1],
-                color=colour,
-                lw=1.1,
-                alpha=0.9,
-                label=None if episode else label,
-            )
-    axes.plot(0, 0, "o", color=INK, ms=5, label="start")
+            axes.plot(walked[:, 0], walked[:, 1], color=colour, lw=0.6, alpha=0.6)
+        mean = mean_path(trajectories, task).cpu()
+        axes.plot(mean[:, 0], mean[:, 1], color=colour, lw=2.6, label=label, zorder=3)
+    axes.plot(0, 0, "o", color=INK, ms=5, label="start", zorder=4)
     axes.plot(*goal, "*", color=COLOURS[1], ms=15, mec="white", label="goal", zorder=5)
     first, last = (float(adapted.trajectories[i].returns[task].mean()) for i in (0, -1))
-    axes.set_title(f"return {first:.1f} before, {last:.1f} after", fontsize=9.5)
+    steps = len(adapted.trajectories) - 1
+    axes.set_title(f"return {first:.1f}, {last:.1f} after {steps} steps", fontsize=9.5)
     axes.set(xlim=(-edge, edge), ylim=(-edge, edge), aspect="equal")
     axes.tick_params(length=0)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
+
+
+def mean_path(trajectories: Trajectories, task: int) -> Tensor:
+    """The mean position (time, 2) of a task's episodes; one that has ended stays at its end."""
+    positions = trajectories.observations[task]
+    last = trajectories.lengths[task].long() - 1
+    # (episodes, time): the step, or the last of the episode
+    steps = torch.arange(positions.shape[1], device=last.device).minimum(last[:, None])
+    return positions.gather(1, steps[..., None].expand_as(positions)).mean(0)
 
 
 def training(curve: PolicyCurve) -> Figure:

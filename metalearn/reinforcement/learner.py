@@ -92,9 +92,9 @@ class PolicyMAML(nn.Module):
         self.first_order = first_order
         self.discount = discount
         self.decay = decay
-        paths = {"": lr} if not hasattr(lr, "items") else dict(lr)
+        paths = dict(lr) if isinstance(lr, Mapping) else {"": lr}
         if adapt_std is None:
-            adapt_std = not hasattr(lr, "items")
+            adapt_std = not isinstance(lr, Mapping)
         self.rates = assign_rates(policy, {self._path(path): rate for path, rate in paths.items()})
         if not adapt_std and "log_std" not in paths:
             self.rates.pop("log_std", None)

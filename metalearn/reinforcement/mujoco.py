@@ -79,7 +79,7 @@ class Physics:
                 f" that of gymnasium, and if that is missing, install it again with {INSTALL}"
             )
         try:
-            with _without_warnings(mujoco):
+            with without_warnings():
                 self.model = mujoco.MjModel.from_xml_path(str(path))
         except ValueError as error:
             reason = str(error).strip().splitlines()[0]
@@ -138,8 +138,9 @@ class Physics:
 
 
 @contextmanager
-def _without_warnings(mujoco: Any) -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
     """Keep MuJoCo's warnings about model files from standard error and its log file."""
+    mujoco = import_mujoco()
     mujoco.set_mju_user_warning(lambda _: None)
     try:
         yield
