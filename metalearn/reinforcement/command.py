@@ -67,18 +67,25 @@ def rl(
         test_tasks: new tasks to test on.
         test_episodes: of each task and gradient step in the test.
         test_steps: gradient steps in the test.
-        checkpoint: a file that the training is written to, and goes on from.
+        checkpoint: the file that the training is written to, and goes on from [by its settings, in
+            runs/].
         picture: the picture to write: .png, .svg or .pdf.
         table: also write the table of returns to this file: .csv, .md, .tex, .html or .txt.
         progress: show progress.
     """
-    from metalearn.analysis.plotting.style import save  # takes long to import
+    from metalearn.analysis.plotting.style import check_picture, save  # takes long to import
 
     started = time.monotonic()
     check_table(table)
+    check_picture(picture)
     Path(picture).absolute().parent.mkdir(parents=True, exist_ok=True)
     built = build_environment(environment)
     widths = numbers(hidden, "hidden")
+    if checkpoint is None:
+        sizes = f"{meta_batch}x{episodes}x{horizon}"
+        units = "-".join(map(str, widths))
+        name = f"rl-{environment}-{algorithm}-{sizes}-{units}-lr{lr:g}-seed{seed}"
+        checkpoint = f"runs/{name}.safetensors"
     torch.manual_seed(seed)
     policy = GaussianPolicy(MLP(built.observations, built.actions, hidden=widths))
     learner = policy_learner(algorithm)(policy, lr)
@@ -106,7 +113,8 @@ def rl(
     print(policy_reuse(learner, built, tasks=min(test_tasks, 20), progress=progress, **test))
     save(_figure(learner, built, curve, {**test, "steps": test_steps}), picture)
     seconds = duration(time.monotonic() - started)
-    print(f"\nThe picture: {os.path.abspath(picture)} ({seconds} in all)")
+    print(f"\nThe trained policy: {checkpoint}")
+    print(f"The picture: {os.path.abspath(picture)} ({seconds} in all)")
 
 
 def _figure(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metalearn.network.functional import Functional
+from metalearn.network.layers import is_inside
 from metalearn.network.module_call import Weights
 from metalearn.runtime.checks import positive
 
@@ -102,7 +105,7 @@ def collect(
             _check_finite("observation", observations, alive, t)
             seen = observations.to(log_std)
             actions = network(weights, seen) + noise[:, :, t]
-            observations, rewards, done = environment.step(actions)
+            observations, rewards, done = environment.step(actions.cpu())
             _check_finite("reward", rewards, alive, t)
             steps.add(seen, actions, rewards, alive)
             alive = alive & ~done
@@ -122,10 +125,15 @@ def per_step(log_std: Tensor) -> Tensor:
 
 
 def check_policy(policy: GaussianPolicy, environment: Environment) -> None:
-    """Raise ValueError if a policy does not fit an environment."""
+    """Raise ValueError if a policy does not fit an environment, or its head is not its last layer.
+
+    Args:
+        policy: the policy.
+        environment: where it is to run.
+    """
     name = type(environment).__name__
     example = torch.zeros(1, 1, environment.observations).to(policy.log_std)
-    with torch.no_grad():
+    with torch.no_grad(), _linear_layers_run(policy) as ran:
         try:
             width = policy(example).shape[-1]
         except RuntimeError as error:
@@ -140,6 +148,28 @@ def check_policy(policy: GaussianPolicy, environment: Environment) -> None:
             f" action of {name} has {environment.actions}; build its network with"
             f" {environment.actions} outputs"
         )
+    if ran and not is_inside(ran[-1], policy.head):
+        last = ran[-1].removeprefix("network.")
+        raise ValueError(
+            f"the last linear layer that runs is {ran[-1]!r}, and the policy's head is"
+            f" {policy.head!r}; build the policy with GaussianPolicy(network, head={last!r})"
+        )
+
+
+@contextmanager
+def _linear_layers_run(policy: GaussianPolicy) -> Iterator[list[str]]:
+    """The names of the linear layers that run, in that order."""
+    ran: list[str] = []
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+        for name, module in policy.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        yield ran
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class _Recorder:
@@ -153,9 +183,10 @@ class _Recorder:
     def add(self, seen: Tensor, actions: Tensor, rewards: Tensor, alive: Tensor) -> None:
         """Add one step of every episode."""
         # What follows the end of an episode counts 0, be it finite or not.
+        rewards = torch.where(alive, rewards, 0).to(self.like)
+        alive = alive.to(self.like.device)
         seen = torch.where(alive[..., None], seen, 0)
         actions = torch.where(alive[..., None], actions, 0)
-        rewards = torch.where(alive, rewards, 0).to(self.like)
         self.steps.append((seen, actions, rewards, alive.to(self.like)))
 
     def trajectories(self) -> Trajectories:

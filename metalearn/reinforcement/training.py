@@ -109,7 +109,7 @@ def meta_train_policy(
     outer: TRPO | None = None,
     patience: int = 10,
     checkpoint: str | os.PathLike[str] | None = None,
-    checkpoint_every: int = 10,
+    checkpoint_every: int = 1,
     progress: bool = False,
 ) -> PolicyCurve:
     """Train the meta-initialisation of a policy by TRPO (Finn et al. 2017, section 5.3).

@@ -55,3 +55,21 @@ def test_a_head_that_is_not_linear_needs_the_number_of_actions() -> None:
     assert GaussianPolicy(network, actions=2).actions == 2
     with pytest.raises(ValueError, match=r"no Linear or Conv2d.*head="):
         GaussianPolicy(nn.Sequential(nn.Tanh()))
+
+
+class TwoHeads(nn.Module):
+    """The layer that is registered last is not the one that computes the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(2, 2)
+        self.auxiliary = nn.Linear(2, 2)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.out(inputs)
+
+
+def test_a_head_that_is_not_the_last_layer_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"GaussianPolicy\(network, head='out'\)"):
+        check_policy(GaussianPolicy(TwoHeads()), Navigation())
+    check_policy(GaussianPolicy(TwoHeads(), head="out"), Navigation())
