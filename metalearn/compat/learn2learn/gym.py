@@ -5,5 +5,6 @@ from ._missing import uncovered
 __getattr__ = uncovered(
     __name__,
     "reinforcement learning is not covered under learn2learn's names; metalearn.reinforcement has"
-    " MAML and ANIL for policies, with environments of its own",
+    " MAML and ANIL for policies, and metalearn.engine.inner_loop.inner_loop takes any"
+    " differentiable loss, such as a policy gradient",
 )
