@@ -216,7 +216,7 @@ def reinforcement(
 
     Args:
         parts: returns and speed, with commas.
-        environments: navigation, half-cheetah-dir and half-cheetah-vel, with commas.
+        environments: navigation, half-cheetah-dir, half-cheetah-vel and ant-dir, with commas.
         algorithms: maml and anil, with commas.
         seeds: of initial weights, tasks and episodes, with commas.
         steps: outer steps.

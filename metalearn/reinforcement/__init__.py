@@ -3,6 +3,7 @@
 from .environments import Environment
 from .evaluation import Returns, returns
 from .learner import PolicyANIL, PolicyMAML
+from .locomotion import AntDir, HalfCheetahDir, HalfCheetahVel
 from .navigation import Navigation
 from .policies import GaussianPolicy
 from .randomness import Draws
@@ -13,9 +14,12 @@ from .trpo import TRPO
 
 __all__ = [
     "TRPO",
+    "AntDir",
     "Draws",
     "Environment",
     "GaussianPolicy",
+    "HalfCheetahDir",
+    "HalfCheetahVel",
     "Navigation",
     "PolicyANIL",
     "PolicyCurve",

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 
 def rl(
-    environment: Literal["navigation", "half-cheetah-dir", "half-cheetah-vel"] = "navigation",
+    environment: Literal[
+        "navigation", "half-cheetah-dir", "half-cheetah-vel", "ant-dir"
+    ] = "navigation",
     algorithm: Literal["maml", "anil"] = "maml",
     steps: int = 60,
     meta_batch: int = 20,
@@ -54,8 +56,8 @@ def rl(
     returns over training.
 
     Args:
-        environment: navigation (2-D), half-cheetah-dir or half-cheetah-vel (both need the extra
-            `rl`).
+        environment: navigation (2-D); or half-cheetah-dir, half-cheetah-vel or ant-dir, which need
+            the extra `rl`.
         algorithm: maml (everything adapts) or anil (only the head).
         steps: outer steps.
         meta_batch: tasks of an outer step.

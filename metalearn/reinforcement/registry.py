@@ -6,25 +6,15 @@ from collections.abc import Callable
 
 from .environments import Environment
 from .learner import PolicyANIL, PolicyMAML
+from .locomotion import AntDir, HalfCheetahDir, HalfCheetahVel
 from .navigation import Navigation
 
-
-def _half_cheetah_dir() -> Environment:
-    from .half_cheetah import HalfCheetahDir  # needs mujoco
-
-    return HalfCheetahDir()
-
-
-def _half_cheetah_vel() -> Environment:
-    from .half_cheetah import HalfCheetahVel  # needs mujoco
-
-    return HalfCheetahVel()
-
-
+# Those on MuJoCo import it when they are built.
 ENVIRONMENTS: dict[str, Callable[[], Environment]] = {
     "navigation": Navigation,
-    "half-cheetah-dir": _half_cheetah_dir,
-    "half-cheetah-vel": _half_cheetah_vel,
+    HalfCheetahDir.name: HalfCheetahDir,
+    HalfCheetahVel.name: HalfCheetahVel,
+    AntDir.name: AntDir,
 }
 
 ALGORITHMS: dict[str, type[PolicyMAML]] = {"maml": PolicyMAML, "anil": PolicyANIL}

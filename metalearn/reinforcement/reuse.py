@@ -280,6 +280,7 @@ def _with_body_held(learner: PolicyMAML) -> PolicyMAML:
         learner.policy,
         {name: rate for name, rate in learner.rates.items() if is_inside(name, head)},
         steps=learner.steps,
+        first_order=learner.first_order,
         adapt_std=False,
         discount=learner.discount,
         decay=learner.decay,

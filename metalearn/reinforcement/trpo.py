@@ -109,7 +109,11 @@ def conjugate_gradients(
         if squared < tolerance:
             break
         image = product(direction)
-        length = squared / (direction @ image)
+        curvature = direction @ image
+        # Rounding can make it zero or negative, where the quadratic has no minimum.
+        if not curvature > 0:
+            break
+        length = squared / curvature
         x = x + length * direction
         residual = residual - length * image
         following = residual @ residual

@@ -42,25 +42,25 @@ def test_without_gymnasium_the_message_has_the_line_to_type(
 
 
 def test_unknown_environments_are_named() -> None:
-    with pytest.raises(ValueError, match="no environment 'ant'; choose from navigation"):
-        build_environment("ant")
+    with pytest.raises(ValueError, match="no environment 'humanoid'; choose from navigation"):
+        build_environment("humanoid")
 
 
 @pytest.fixture
-def cheetah(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def bodies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     # MuJoCo writes its log into the working directory.
     monkeypatch.chdir(tmp_path)
     pytest.importorskip("mujoco")
     pytest.importorskip("gymnasium")
-    from metalearn.reinforcement import half_cheetah
+    from metalearn.reinforcement import locomotion
 
-    return half_cheetah
+    return locomotion
 
 
-def test_the_steps_are_those_of_gymnasium(cheetah: Any) -> None:
+def test_the_steps_are_those_of_gymnasium(bodies: Any) -> None:
     import gymnasium
 
-    environment = cheetah.HalfCheetahDir(threads=1, action_scale=1.0)
+    environment = bodies.HalfCheetahDir(threads=1, action_scale=1.0)
     draws = Draws(seed=3)
     tasks = torch.tensor([[1.0], [-1.0]])
     observations = environment.reset(tasks, 2, draws)
@@ -83,10 +83,46 @@ def test_the_steps_are_those_of_gymnasium(cheetah: Any) -> None:
     oracle.close()
 
 
-def test_finns_observation_adds_the_position_of_the_torso(cheetah: Any) -> None:
+def test_the_steps_of_the_ant_are_those_of_gymnasium(bodies: Any) -> None:
+    import gymnasium
+
+    environment = bodies.AntDir(threads=1, action_scale=1.0)
+    observations = environment.reset(torch.tensor([[-1.0]]), 1, Draws(5))
+    options: dict[str, Any] = {
+        "include_cfrc_ext_in_observation": False,
+        "contact_cost_weight": 0.0,
+    }
+    oracle = gymnasium.make("Ant-v5", **options).unwrapped
+    oracle.reset(seed=0)
+    oracle.set_state(environment.physics.positions[0], environment.physics.velocities[0])
+    np.testing.assert_allclose(observations[0, 0], oracle._get_obs(), atol=1e-12)
+    for _ in range(20):
+        action = 2 * torch.rand(8, dtype=torch.float64) - 1
+        x = oracle.data.qpos[0]
+        step = environment.step(action[None, None])
+        seen, _, ended, _, info = oracle.step(action.numpy())
+        np.testing.assert_allclose(step.observations[0, 0], seen, atol=1e-8)
+        # Gymnasium's velocity is that of one substep earlier.
+        velocity = (oracle.data.qpos[0] - x) / 0.05
+        expected = -velocity + info["reward_ctrl"] + info["reward_survive"]
+        assert float(step.rewards) == pytest.approx(expected, abs=1e-8)
+        assert bool(step.done) == ended
+    oracle.close()
+
+
+def test_an_ant_that_falls_ends_its_episode(bodies: Any) -> None:
+    environment = bodies.AntDir(threads=1)
+    environment.reset(torch.ones(1, 1), 2, Draws(0))
+    environment.physics.positions[1, 2] = 3.0
+    step = environment.step(torch.zeros(1, 2, 8))
+    assert step.done.tolist() == [[False, True]]
+    assert float(step.rewards[0, 0] - step.rewards[0, 1]) > 0.5  # 1 for an upright torso
+
+
+def test_finns_observation_adds_the_position_of_the_torso(bodies: Any) -> None:
     import mujoco
 
-    environment = cheetah.HalfCheetahVel(threads=1, observation="finn")
+    environment = bodies.HalfCheetahVel(threads=1, observation="finn")
     environment.reset(torch.tensor([[1.0]]), 1, Draws(0))
     step = environment.step(torch.ones(1, 1, 6))
     assert step.observations.shape == (1, 1, environment.observations) == (1, 1, 20)
@@ -96,8 +132,8 @@ def test_finns_observation_adds_the_position_of_the_torso(cheetah: Any) -> None:
     np.testing.assert_allclose(step.observations[0, 0, 17:], data.body("torso").xpos, atol=1e-12)
 
 
-def test_the_reward_of_a_velocity_by_hand(cheetah: Any) -> None:
-    environment = cheetah.HalfCheetahVel(threads=1)
+def test_the_reward_of_a_velocity_by_hand(bodies: Any) -> None:
+    environment = bodies.HalfCheetahVel(threads=1)
     environment.reset(torch.tensor([[0.5], [2.0]]), 1, Draws(0))
     before = environment.physics.positions[:, 0].copy()
     # 20 is beyond the range, which is 10
@@ -108,11 +144,11 @@ def test_the_reward_of_a_velocity_by_hand(cheetah: Any) -> None:
     assert not step.done.any()
 
 
-def test_threads_and_other_episodes_do_not_change_an_episode(cheetah: Any) -> None:
+def test_threads_and_other_episodes_do_not_change_an_episode(bodies: Any) -> None:
     actions = torch.randn(5, 3, 4, 6)
     results = []
     for threads in (1, 3):
-        environment = cheetah.HalfCheetahDir(threads=threads)
+        environment = bodies.HalfCheetahDir(threads=threads)
         environment.reset(torch.ones(3, 1), 4, Draws(1))
         results.append([environment.step(action).observations for action in actions][-1])
     assert torch.equal(*results)
@@ -121,16 +157,16 @@ def test_threads_and_other_episodes_do_not_change_an_episode(cheetah: Any) -> No
     torch.testing.assert_close(few, results[0][:2, :3])
 
 
-def test_tasks_are_in_their_ranges(cheetah: Any) -> None:
-    directions = cheetah.HalfCheetahDir(threads=1).sample_tasks(200, Draws(0))
+def test_tasks_are_in_their_ranges(bodies: Any) -> None:
+    directions = bodies.HalfCheetahDir(threads=1).sample_tasks(200, Draws(0))
     assert set(directions.flatten().tolist()) == {-1.0, 1.0}
     assert abs(float(directions.mean())) < 0.2
-    velocities = cheetah.HalfCheetahVel(threads=1).sample_tasks(200, Draws(0))
+    velocities = bodies.HalfCheetahVel(threads=1).sample_tasks(200, Draws(0))
     assert 0 <= float(velocities.min()) < 0.1 and 1.9 < float(velocities.max()) <= 2
 
 
-def test_an_unstable_episode_is_not_finite_and_the_others_go_on(cheetah: Any) -> None:
-    environment = cheetah.HalfCheetahDir(threads=1)
+def test_an_unstable_episode_is_not_finite_and_the_others_go_on(bodies: Any) -> None:
+    environment = bodies.HalfCheetahDir(threads=1)
     environment.reset(torch.ones(1, 1), 3, Draws(0))
     environment.physics.velocities[1] = 1e12
     step = environment.step(torch.zeros(1, 3, 6))
@@ -138,11 +174,11 @@ def test_an_unstable_episode_is_not_finite_and_the_others_go_on(cheetah: Any) ->
     assert finite.tolist() == [[True, False, True]]
 
 
-def test_a_policy_runs_and_learns_from_the_cheetah(cheetah: Any) -> None:
+def test_a_policy_runs_and_learns_from_the_cheetah(bodies: Any) -> None:
     from metalearn.models import MLP
     from metalearn.reinforcement import GaussianPolicy, PolicyMAML, meta_train_policy
 
-    environment = cheetah.HalfCheetahDir(threads=1)
+    environment = bodies.HalfCheetahDir(threads=1)
     learner = PolicyMAML(GaussianPolicy(MLP(17, 6, hidden=(8,))), lr=0.1)
     curve = meta_train_policy(learner, environment, steps=1, meta_batch=2, episodes=3, horizon=5)
     assert curve.steps[0].length == 5
@@ -150,20 +186,20 @@ def test_a_policy_runs_and_learns_from_the_cheetah(cheetah: Any) -> None:
         meta_train_policy(PolicyMAML(GaussianPolicy(MLP(20, 6, hidden=(8,)))), environment, steps=1)
 
 
-def test_model_files_that_are_missing_or_no_models_are_named(cheetah: Any, tmp_path: Path) -> None:
+def test_model_files_that_are_missing_or_no_models_are_named(bodies: Any, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no model file .*cheetah.xml; name one with"):
-        cheetah.HalfCheetahDir(model_file=tmp_path / "cheetah.xml")
+        bodies.HalfCheetahDir(model_file=tmp_path / "cheetah.xml")
     file = tmp_path / "other.xml"
     file.write_text("<html></html>")
     with pytest.raises(ValueError, match=r"other.xml is not a model of MuJoCo"):
         Physics(file, substeps=5)
     with pytest.raises(ValueError, match="observation='v4' is not one of 'v5', 'finn'"):
-        cheetah.HalfCheetahDir(observation="v4")
+        bodies.HalfCheetahDir(observation="v4")
 
 
 def test_no_warning_is_printed_and_no_log_is_written(
-    cheetah: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    bodies: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    cheetah.HalfCheetahDir(threads=1)
+    bodies.HalfCheetahDir(threads=1)
     assert capfd.readouterr() == ("", "")
     assert not list(tmp_path.iterdir())  # the working directory
