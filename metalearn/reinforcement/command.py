@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from metalearn.models.mlp import MLP
+from metalearn.runtime.checks import positive
 from metalearn.runtime.options import Listed, numbers
 from metalearn.runtime.progress import duration
 from metalearn.runtime.tables import check_table
@@ -80,6 +81,8 @@ def rl(
     started = time.monotonic()
     check_table(table)
     check_picture(picture)
+    # Before the training rather than after it.
+    positive(test_tasks=test_tasks, test_episodes=test_episodes, test_steps=test_steps)
     Path(picture).absolute().parent.mkdir(parents=True, exist_ok=True)
     built = build_environment(environment)
     widths = numbers(hidden, "hidden")

@@ -276,6 +276,7 @@ class _Run:
 
 def _differences(stored: Record, now: Record) -> Iterator[tuple[str, Any, Any]]:
     """The settings that differ: name, the stored value, and that of now."""
-    for name in sorted(stored.keys() | now.keys()):
+    # The learner's first, as they are listed.
+    for name in {**now, **stored}:
         if stored.get(name) != now.get(name):
             yield name, stored.get(name), now.get(name)

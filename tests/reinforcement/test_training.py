@@ -59,6 +59,8 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     meta_train_policy(learner(), Navigation(), steps=1, checkpoint=file, **SIZES)
     with pytest.raises(ValueError, match=r"trained with reward='distance'.*'squared'"):
         meta_train_policy(learner(), Navigation("squared"), steps=1, checkpoint=file, **SIZES)
+    with pytest.raises(ValueError, match="trained with learner='PolicyMAML'"):
+        meta_train_policy(learner(PolicyANIL), Navigation(), steps=1, checkpoint=file, **SIZES)
     with pytest.raises(ValueError, match=r"trained with lr=0\.1"):
         meta_train_policy(learner(lr=0.2), Navigation(), steps=1, checkpoint=file, **SIZES)
 
