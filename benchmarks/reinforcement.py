@@ -121,8 +121,11 @@ def trained_and_tested(settings: Settings, environment: str, algorithm: str, see
         "returns": result.records(),
         "per_task": result.per_task,
         "layers": reuse.records(),
-        "body_held": reuse.head_only.records() if reuse.head_only else None,
-        "lost_by_holding_the_body": reuse.lost,
+        "all_adapts": reuse.returns.means[-1],
+        "body_held": [
+            {"factor": held.factor, "return": held.returns.means[-1], "lost": held.lost}
+            for held in reuse.held
+        ],
         "answer": reuse.answer,
     }
     means = ", ".join(f"{mean:.1f}" for mean in result.means)

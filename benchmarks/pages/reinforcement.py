@@ -85,19 +85,25 @@ def policy_layers() -> Table:
 def policy_body() -> Table:
     """The return that is lost if the body is held during adaptation."""
     runs = Runs(RESULTS)
-    columns = ("environment", "algorithm", "all adapts", "body held", "lost", "run")
+    columns = (
+        "environment",
+        "algorithm",
+        "all adapts",
+        "head's rate times",
+        "body held",
+        "lost",
+        "run",
+    )
     lines = []
     for rows in grouped():
-        held = [row for row in rows if row["body_held"]]
-        if not held:
-            continue
-        first = held[0]
-        # The loss is paired over the tasks of the reuse report.
-        lost = [row["lost_by_holding_the_body"]["mean"] for row in held]
-        alone = [row["body_held"][-1]["return"]["mean"] for row in held]
-        both = [value + extra for value, extra in zip(alone, lost, strict=True)]
-        cells = [over_seeds(values, digits=1) for values in (both, alone, lost)]
-        lines.append((first["environment"], first["algorithm"], *cells, runs.of(*held)))
+        first = rows[0]
+        everything = over_seeds([row["all_adapts"] for row in rows], digits=1)
+        for place, held in enumerate(first["body_held"]):
+            cases = [row["body_held"][place] for row in rows]
+            alone = over_seeds([case["return"] for case in cases], digits=1)
+            lost = over_seeds([case["lost"]["mean"] for case in cases], digits=1)
+            problem = (first["environment"], first["algorithm"], everything)
+            lines.append((*problem, f"{held['factor']:g}", alone, lost, runs.of(*rows)))
     return table(columns, lines)
 
 

@@ -22,6 +22,7 @@ from .evaluation import LATER, Returns, adaptation, returns
 from .learner import PolicyMAML
 from .rollouts import Trajectories
 
+FACTORS = (1.0, 2.0, 4.0)  # of the head's rate, with the body held
 CHANGED = 0.05  # a body whose CKA falls by less counts as reused
 
 
@@ -44,52 +45,70 @@ class PolicyLayer:
 
 
 @dataclass(frozen=True)
+class HeldBody:
+    """Adaptation of the head alone, on the same tasks.
+
+    Attributes:
+        factor: the head's rate over the learner's own.
+        returns: before adaptation and after each gradient step.
+        lost: what the whole learner's last return is above this one's, paired over tasks.
+    """
+
+    factor: float
+    returns: Returns
+    lost: Estimate
+
+
+@dataclass(frozen=True)
 class PolicyReuse(Tabular):
     """The result of `policy_reuse`; prints as a table with its answer.
 
     Attributes:
         layers: the rows, in order.
         head: the name of the head.
-        returns: after each gradient step, of the whole learner.
-        head_only: the same, with the body held and the head adapted by the learner's own rates.
+        returns: before adaptation and after each gradient step, of the whole learner.
+        held: the same with the body held, at several rates of the head; empty for a learner that
+            holds its body anyway.
         measure: of the similarity.
     """
 
     layers: tuple[PolicyLayer, ...]
     head: str
     returns: Returns
-    head_only: Returns | None
+    held: tuple[HeldBody, ...]
     measure: str
 
     @property
-    def lost(self) -> Estimate | None:
-        """The return after the last step that is lost if the body is held, paired over tasks.
-
-        None for a learner that holds its body.
-        """
-        if self.head_only is None:
-            return None
-        return Estimate.of(self.returns.per_task[-1] - self.head_only.per_task[-1])
+    def best_held(self) -> HeldBody:
+        """The rate of the head that does best alone."""
+        return max(self.held, key=lambda held: held.returns.means[-1])
 
     @property
     def answer(self) -> str:
-        """One sentence."""
-        body = [row for row in self.layers if not is_inside(row.layer, self.head)]
-        if self.lost is None:
+        """Whether the body changes, and what it costs to hold it, in words."""
+        if not self.held:
             return "The inner loop does not move the body: only the head adapts."
-        least = min(body, key=lambda row: row.similarity.mean, default=None)
-        seen = "The body has no layer."
-        if least is not None:
+        words = []
+        body = [row for row in self.layers if not is_inside(row.layer, self.head)]
+        if body:
+            least = min(body, key=lambda row: row.similarity.mean)
             how = "hardly changes" if least.similarity.mean >= 1 - CHANGED else "changes"
-            seen = (
-                f"The body {how}: its least similar layer, {least.layer}, has"
-                f" {self.measure} {least.similarity.shown('.3f')} after adaptation."
+            words.append(
+                f"The body {how}: its least similar layer, {least.layer}, has {self.measure}"
+                f" {least.similarity.shown('.3f')} after adaptation."
             )
-        cost = f"costs {self.lost.shown('.2f')} of return"
-        if self.lost.low <= 0 <= self.lost.high:
-            cost = f"costs nothing that {self.returns.per_task.shape[1]} tasks show"
-            cost += f" ({self.lost.shown('.2f')} of return)"
-        return f"{seen} Holding it during adaptation {cost}."
+        cost = f"If the body is held, adaptation loses {self._loss(self.held[0])}"
+        if self.best_held is not self.held[0]:
+            cost += f", and {self._loss(self.best_held)}"
+        words.append(f"{cost}.")
+        return " ".join(words)
+
+    def _loss(self, held: HeldBody) -> str:
+        """What holding the body costs, in words."""
+        lost = f"{held.lost.shown('.2f')} of return"
+        if held.lost.low <= 0 <= held.lost.high:
+            lost = f"nothing that {self.returns.per_task.shape[1]} tasks show ({lost})"
+        return f"{lost} at {held.factor:g} times the head's rate"
 
     def records(self) -> list[dict[str, Any]]:
         """A row for each layer."""
@@ -121,8 +140,19 @@ class PolicyReuse(Tabular):
         )
         return Table(columns, rows, note=note)
 
+    def held_table(self) -> Table:
+        """The returns with the body held, as text."""
+        rows = [("all adapts", "1", self.returns.estimates[-1].shown(".2f"), "")]
+        for held in self.held:
+            last = held.returns.estimates[-1].shown(".2f")
+            rows.append(("body held", f"{held.factor:g}", last, held.lost.shown(".2f")))
+        return Table(("adaptation", "head's rate times", "return after", "lost"), rows)
+
     def __str__(self) -> str:
-        return f"{self.table()}\n{self.answer}"
+        parts = [str(self.table())]
+        if self.held:
+            parts.append(str(self.held_table()))
+        return "\n\n".join([*parts, self.answer])
 
 
 def policy_reuse(
@@ -136,6 +166,7 @@ def policy_reuse(
     horizon: int = 100,
     later: float = LATER,
     measure: str = "linear_cka",
+    factors: Sequence[float] = FACTORS,
     steps_per_episode: int = 25,
     draws: int = 20,
     seed: int = 0,
@@ -146,7 +177,8 @@ def policy_reuse(
     The question of Raghu et al. 2020 (arXiv:1909.09157) for policies. For every test task, each
     layer's output under the weights before and after adaptation is compared by `compare_layers`, on
     observations that both policies visited. Chance shuffles whole episodes. Then the same tasks are
-    adapted with the body held.
+    adapted with the body held: at the same rate, and at larger rates of the head, because a body
+    that moves also makes a gradient step longer.
 
     Args:
         learner: not changed.
@@ -158,6 +190,7 @@ def policy_reuse(
         horizon: the most steps of an episode.
         later: a factor of the inner rate after the first step.
         measure: of `compare_layers`.
+        factors: of the head's rate, with the body held; the first is what is compared first.
         steps_per_episode: how many observations of an episode are compared, evenly spaced.
         draws: how often chance shuffles.
         seed: of tasks, episodes and draws.
@@ -225,12 +258,14 @@ def policy_reuse(
                 Estimate.of(moved),
             )
         )
-    head = learner.policy.head
     full = returns(learner, environment, **settings)
-    held = None
-    if any(not is_inside(name, head) for name in learner.rates if name != "log_std"):
-        held = returns(_with_body_held(learner), environment, **settings)
-    return PolicyReuse(tuple(rows), head, full, held, measure)
+    held = []
+    if _moves_body(learner):
+        for factor in factors:
+            alone = returns(_with_body_held(learner, factor), environment, **settings)
+            lost = Estimate.of(full.per_task[-1] - alone.per_task[-1])
+            held.append(HeldBody(factor, alone, lost))
+    return PolicyReuse(tuple(rows), learner.policy.head, full, tuple(held), measure)
 
 
 def visited_observations(trajectories: Trajectories, task: int, count: int) -> Tensor:
@@ -273,18 +308,28 @@ def _moved(learner: PolicyMAML, layer: str, before: Weights, after: Weights) -> 
     return (distance / size) ** 0.5 if size else float("nan")
 
 
-def _with_body_held(learner: PolicyMAML) -> PolicyMAML:
-    """The same learner on the same policy, whose inner loop leaves the body."""
+def _moves_body(learner: PolicyMAML) -> bool:
+    """Whether the inner loop moves more than the head and the standard deviation."""
     head = learner.policy.head
-    held = PolicyMAML(
+    return any(name != "log_std" and not is_inside(name, head) for name in learner.rates)
+
+
+def _with_body_held(learner: PolicyMAML, factor: float) -> PolicyMAML:
+    """The same learner on the same policy, whose inner loop leaves the body.
+
+    Args:
+        learner: whose rates.
+        factor: of the head's rates; that of the standard deviation stays.
+    """
+    head = learner.policy.head
+    rates = {name: factor * rate for name, rate in learner.rates.items() if is_inside(name, head)}
+    if "log_std" in learner.rates:
+        rates["log_std"] = learner.rates["log_std"]
+    return PolicyMAML(
         learner.policy,
-        {name: rate for name, rate in learner.rates.items() if is_inside(name, head)},
+        rates,
         steps=learner.steps,
         first_order=learner.first_order,
-        adapt_std=False,
         discount=learner.discount,
         decay=learner.decay,
     )
-    if "log_std" in learner.rates:
-        held.rates["log_std"] = learner.rates["log_std"]
-    return held

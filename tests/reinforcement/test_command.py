@@ -87,7 +87,11 @@ def test_the_tables_draw_what_the_benchmark_measured(
     assert [row[1] for row in drawn["policy_returns"].rows] == ["maml", "anil"]
     assert "±" in drawn["policy_returns"].rows[0][2]
     # ANIL's body is held anyway.
-    assert [row[1] for row in drawn["policy_body"].rows] == ["maml"]
+    assert [(row[1], row[3]) for row in drawn["policy_body"].rows] == [
+        ("maml", "1"),
+        ("maml", "2"),
+        ("maml", "4"),
+    ]
     layers = [(row[1], row[2]) for row in drawn["policy_layers"].rows]
     assert layers == [(name, layer) for name in ("maml", "anil") for layer in ("layer1", "head")]
     assert "benchmarks.reinforcement" in drawn["reinforcement_runs"]

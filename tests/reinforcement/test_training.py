@@ -121,10 +121,23 @@ def test_the_body_of_anil_does_not_move_and_that_of_maml_does() -> None:
     moved = policy_reuse(learner(lr=2.0), Navigation(), **sizes)
     assert all(row.moved.mean > 0 for row in moved.layers)
     assert moved.layers[1].similarity.mean < 1
-    assert moved.lost is not None
-    # With the head alone, the two learners adapt alike, up to the standard deviation.
-    assert moved.head_only is not None
-    torch.testing.assert_close(moved.head_only.per_task[0], still.returns.per_task[0])
+    assert not still.held
+    assert [held.factor for held in moved.held] == [1, 2, 4]
+    # Nothing has adapted before the first step.
+    for held in moved.held:
+        torch.testing.assert_close(held.returns.per_task[0], moved.returns.per_task[0])
+    lost = moved.returns.per_task[-1] - moved.held[0].returns.per_task[-1]
+    assert moved.held[0].lost.mean == pytest.approx(float(lost.mean()))
+    assert "If the body is held, adaptation loses" in moved.answer
+
+
+def test_a_held_body_is_anil_with_the_standard_deviation() -> None:
+    maml = learner(lr=0.5)
+    test: dict[str, int] = {"tasks": 3, "steps": 2, "episodes": 4, "horizon": 8}
+    held = policy_reuse(maml, Navigation(), draws=5, factors=(2.0,), **test).held[0]
+    anil = PolicyANIL(maml.policy, 1.0, adapt_std=True)
+    anil.rates["log_std"] = 0.5
+    torch.testing.assert_close(held.returns.per_task, returns(anil, Navigation(), **test).per_task)
 
 
 class Ends(Navigation):
