@@ -95,7 +95,7 @@ class PolicyReuse(Tabular):
             how = "hardly changes" if least.similarity.mean >= 1 - CHANGED else "changes"
             words.append(
                 f"The body {how}: its least similar layer, {least.layer}, has {self.measure}"
-                f" {least.similarity.shown('.3f')} after adaptation."
+                f" {least.similarity.shown('.4f')} after adaptation."
             )
         cost = f"If the body is held, adaptation loses {self._loss(self.held[0])}"
         if self.best_held is not self.held[0]:
@@ -105,10 +105,13 @@ class PolicyReuse(Tabular):
 
     def _loss(self, held: HeldBody) -> str:
         """What holding the body costs, in words."""
+        rate = "the head's own rate"
+        if held.factor != 1:
+            rate = f"{held.factor:g} times the head's rate"
         lost = f"{held.lost.shown('.2f')} of return"
-        if held.lost.low <= 0 <= held.lost.high:
+        if held.lost.low <= 0:
             lost = f"nothing that {self.returns.per_task.shape[1]} tasks show ({lost})"
-        return f"{lost} at {held.factor:g} times the head's rate"
+        return f"{lost} at {rate}"
 
     def records(self) -> list[dict[str, Any]]:
         """A row for each layer."""
@@ -127,7 +130,7 @@ class PolicyReuse(Tabular):
         rows = [
             (
                 row.layer,
-                row.similarity.shown(".3f"),
+                row.similarity.shown(".4f"),
                 f"{row.chance.mean:.3f}",
                 row.moved.shown(".3f"),
             )
