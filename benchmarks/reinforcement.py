@@ -40,6 +40,7 @@ from metalearn.reinforcement.registry import (
     policy_learner,
 )
 from metalearn.runtime.options import Listed, numbers
+from metalearn.runtime.options import device as usable
 from metalearn.runtime.tables import plain
 
 from .harness.clock import medians, take_turns
@@ -63,6 +64,7 @@ class Settings:
     test_tasks: int
     test_steps: int
     rounds: int
+    device: str
     folder: Path
     progress: bool
     note: str
@@ -86,7 +88,8 @@ def trained_and_tested(settings: Settings, environment: str, algorithm: str, see
     built = build_environment(environment)
     torch.manual_seed(seed)
     network = MLP(built.observations, built.actions, hidden=settings.hidden)
-    learner = policy_learner(algorithm)(GaussianPolicy(network), settings.lr)
+    policy = GaussianPolicy(network).to(settings.device)
+    learner = policy_learner(algorithm)(policy, settings.lr)
     name = f"{environment}-{algorithm}-{settings.steps}-{settings.horizon}-seed{seed}"
     curve = meta_train_policy(
         learner,
@@ -114,6 +117,7 @@ def trained_and_tested(settings: Settings, environment: str, algorithm: str, see
         "steps": settings.steps,
         "test_tasks": settings.test_tasks,
         "hidden": settings.hidden,
+        "device": settings.device,
         "settings": curve.settings,
         "seconds": curve.seconds,
         "rejected": curve.rejected,
@@ -209,6 +213,7 @@ def reinforcement(
     test_tasks: int = 40,
     test_steps: int = 3,
     rounds: int = 7,
+    device: str = "cpu",
     folder: str = "runs/reinforcement",
     quick: bool = False,  # noqa: FBT001, FBT002  # a command line setting
     progress: bool = True,  # noqa: FBT001, FBT002  # a command line setting
@@ -231,6 +236,7 @@ def reinforcement(
         test_tasks: new tasks to test on.
         test_steps: gradient steps in the test.
         rounds: how often each side of the speed is timed.
+        device: of the policies: auto (cuda where there is one, else cpu), cpu or cuda.
         folder: where trainings are kept.
         quick: a run of a minute, to see it work.
         progress: show progress.
@@ -251,6 +257,7 @@ def reinforcement(
         test_tasks,
         test_steps,
         rounds,
+        usable(device),
         Path(folder),
         progress,
         note,

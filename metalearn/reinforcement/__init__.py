@@ -13,6 +13,7 @@ Example (a few tiny steps; leave the sizes out for those of the papers):
 
 from .environments import Environment
 from .evaluation import Returns, returns
+from .figures import paths
 from .learner import PolicyANIL, PolicyMAML
 from .locomotion import AntDir, HalfCheetahDir, HalfCheetahVel
 from .navigation import Navigation
@@ -40,6 +41,7 @@ __all__ = [
     "Trajectories",
     "collect",
     "meta_train_policy",
+    "paths",
     "policy_reuse",
     "returns",
 ]

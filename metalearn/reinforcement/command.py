@@ -12,6 +12,7 @@ import torch
 from metalearn.models.mlp import MLP
 from metalearn.runtime.checks import positive
 from metalearn.runtime.options import Listed, numbers
+from metalearn.runtime.options import device as usable
 from metalearn.runtime.progress import duration
 from metalearn.runtime.tables import check_table
 
@@ -44,6 +45,7 @@ def rl(
     test_tasks: int = 40,
     test_episodes: int = 20,
     test_steps: int = 3,
+    device: str = "auto",
     checkpoint: str | None = None,
     picture: str = "rl.png",
     table: str | None = None,
@@ -70,6 +72,8 @@ def rl(
         test_tasks: new tasks to test on.
         test_episodes: of each task and gradient step in the test.
         test_steps: gradient steps in the test.
+        device: of the policy: auto (cuda where there is one, else cpu), cpu or cuda; environments
+            run on the CPU.
         checkpoint: the file that the training is written to, and goes on from [by its settings, in
             runs/].
         picture: the picture to write: .png, .svg or .pdf.
@@ -93,6 +97,7 @@ def rl(
         checkpoint = f"runs/{name}.safetensors"
     torch.manual_seed(seed)
     policy = GaussianPolicy(MLP(built.observations, built.actions, hidden=widths))
+    policy = policy.to(usable(device))
     learner = policy_learner(algorithm)(policy, lr)
     print(
         f"{algorithm} on {environment}: {steps} outer steps of {meta_batch} tasks x {episodes}"

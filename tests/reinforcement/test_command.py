@@ -46,6 +46,7 @@ def test_the_command_ends_with_a_table_and_a_picture(
         ("--horizon 0", "horizon=0 must be at least 1"),
         ("--episodes 0", "episodes=0 must be at least 1"),
         ("--test-tasks 0", "test_tasks=0 must be at least 1"),
+        ("--device nowhere", "device='nowhere' cannot be used here"),
         ("--steps 0", "steps=0 must be at least 1"),
         ("--picture paths.doc", "'paths.doc' does not end in a kind of picture"),
         ("--hidden 8,x", "hidden='8,x' are not whole numbers"),
