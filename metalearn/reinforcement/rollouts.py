@@ -99,8 +99,8 @@ def collect(
     steps = _Recorder(log_std, horizon)
     alive = torch.ones(count, episodes, dtype=torch.bool)
     with torch.no_grad():
-        observations = environment.reset(tasks, episodes, draws)
         check_policy(policy, environment)
+        observations = environment.reset(tasks, episodes, draws)
         for t in range(horizon):
             _check_finite("observation", observations, alive, t)
             seen = observations.to(log_std)
@@ -125,13 +125,24 @@ def per_step(log_std: Tensor) -> Tensor:
 
 
 def check_policy(policy: GaussianPolicy, environment: Environment) -> None:
-    """Raise ValueError if a policy does not fit an environment, or its head is not its last layer.
+    """Check that a policy fits an environment.
 
     Args:
         policy: the policy.
         environment: where it is to run.
+
+    Raises:
+        TypeError: the environment is not one of many episodes at once.
+        ValueError: the numbers of observations or actions differ, or the policy's head is not the
+            last linear layer that runs.
     """
     name = type(environment).__name__
+    if not isinstance(environment, Environment):
+        raise TypeError(
+            f"{name} is not an environment of many episodes at once; use Navigation(),"
+            " HalfCheetahDir(), ..., or write a class with the methods of"
+            " metalearn.reinforcement.Environment"
+        )
     example = torch.zeros(1, 1, environment.observations).to(policy.log_std)
     with torch.no_grad(), _linear_layers_run(policy) as ran:
         try:

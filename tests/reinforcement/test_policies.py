@@ -73,3 +73,13 @@ def test_a_head_that_is_not_the_last_layer_is_refused() -> None:
     with pytest.raises(ValueError, match=r"GaussianPolicy\(network, head='out'\)"):
         check_policy(GaussianPolicy(TwoHeads()), Navigation())
     check_policy(GaussianPolicy(TwoHeads(), head="out"), Navigation())
+
+
+def test_an_environment_of_one_episode_is_refused() -> None:
+    class Gym:
+        def reset(self) -> None: ...
+
+        def step(self) -> None: ...
+
+    with pytest.raises(TypeError, match=r"Gym is not an environment of many episodes at once"):
+        check_policy(GaussianPolicy(MLP(2, 2)), Gym())  # type: ignore[arg-type]
