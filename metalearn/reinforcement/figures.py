@@ -78,7 +78,9 @@ def _panel(adapted: Adaptation, task: int, edge: float, axes: Axes) -> None:
     from metalearn.analysis.plotting.style import COLOURS, INK
 
     goal = adapted.tasks[task].tolist()
-    looks = ((0, BEFORE, "before adaptation"), (-1, COLOURS[0], "after adaptation"))
+    steps = len(adapted.trajectories) - 1
+    after = f"after {steps} gradient step{'s' if steps > 1 else ''}"
+    looks = ((0, BEFORE, "before adaptation"), (-1, COLOURS[0], after))
     for stage, colour, label in looks:
         trajectories = adapted.trajectories[stage]
         lengths = trajectories.lengths[task].long().tolist()
@@ -90,8 +92,7 @@ def _panel(adapted: Adaptation, task: int, edge: float, axes: Axes) -> None:
     axes.plot(0, 0, "o", color=INK, ms=5, label="start", zorder=4)
     axes.plot(*goal, "*", color=COLOURS[1], ms=15, mec="white", label="goal", zorder=5)
     first, last = (float(adapted.trajectories[i].returns[task].mean()) for i in (0, -1))
-    steps = len(adapted.trajectories) - 1
-    axes.set_title(f"return {first:.1f}, {last:.1f} after {steps} steps", fontsize=9.5)
+    axes.set_title(f"return {first:.1f} before, {last:.1f} after", fontsize=9.5)
     axes.set(xlim=(-edge, edge), ylim=(-edge, edge), aspect="equal")
     axes.tick_params(length=0)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)

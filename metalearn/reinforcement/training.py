@@ -167,7 +167,7 @@ def meta_train_policy(
         run = _Run(learner, settings, Path(checkpoint) if checkpoint else None)
         if run.path:
             opened.enter_context(files.locked(run.path))
-            run.resume()
+            run.resume(steps)
         advance = opened.enter_context(
             show_progress("meta-training", steps, done=len(run.steps), shown=progress)
         )
@@ -249,8 +249,8 @@ class _Run:
         }
         checkpoints.save(self.path, tensors, record)
 
-    def resume(self) -> None:
-        """Go on from the checkpoint, if there is one."""
+    def resume(self, steps: int) -> None:
+        """Go on from the checkpoint, if there is one, up to so many steps."""
         assert self.path is not None
         try:
             tensors, record = checkpoints.load(self.path, set_aside=True)
@@ -264,6 +264,11 @@ class _Run:
             raise ValueError(
                 f"{self.path} was trained with {name}={stored!r}, and this training has {now!r};"
                 " use the same settings, or another file"
+            )
+        if record["step"] > steps:
+            raise ValueError(
+                f"{self.path} has {record['step']} outer steps, more than steps={steps}; pass at"
+                " least as many, or another file"
             )
         checkpoints.load_weights(self.learner, checkpoints.of_learner(tensors), str(self.path))
         self.steps = [OuterStep(**step) for step in record["curve"]]

@@ -52,6 +52,8 @@ def test_a_resumed_training_is_the_same_to_the_bit(tmp_path: Path) -> None:
     loaded = learner()
     assert meta_train_policy(loaded, Navigation(), steps=4, **options).steps == curve.steps
     assert torch.equal(weights(whole), weights(loaded))
+    with pytest.raises(ValueError, match="has 4 outer steps, more than steps=3"):
+        meta_train_policy(learner(), Navigation(), steps=3, **options)
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
