@@ -25,6 +25,7 @@ from .pages import (
     one_shot,
     overview,
     pointer_values,
+    reinforcement,
     reuse,
     speed,
     theory,
@@ -48,6 +49,7 @@ TABLES: dict[str, Callable[[], Table | str]] = {
     **disagreement.TABLES,
     **frozen_transformers.TABLES,
     **pointer_values.TABLES,
+    **reinforcement.TABLES,
     **overview.TABLES,
 }
 END = "<!-- end -->"

@@ -1,4 +1,4 @@
-"""The command line: `metalearn reuse | train | evaluate | sweep`.
+"""The command line: `metalearn reuse | train | evaluate | sweep | rl`.
 
 Every setting comes from the signatures below.
 """
@@ -23,6 +23,7 @@ from metalearn.experiments import results as wording
 from metalearn.experiments.experiment import Experiment, parse
 from metalearn.experiments.sweep import sweep as run_sweep
 from metalearn.experiments.sweep import table as sweep_table
+from metalearn.reinforcement.command import rl
 from metalearn.runtime import distributed, files, provenance
 from metalearn.runtime.files import Record
 from metalearn.runtime.installation import check_files
@@ -317,7 +318,13 @@ def main(arguments: list[str] | None = None) -> int:
             check_files()
         # Options, help and types come from the signatures and docstrings above.
         auto_cli(
-            {"reuse": reuse, "train": train, "evaluate": evaluate_checkpoint, "sweep": sweep},
+            {
+                "reuse": reuse,
+                "train": train,
+                "evaluate": evaluate_checkpoint,
+                "sweep": sweep,
+                "rl": rl,
+            },
             args=arguments,
             prog="metalearn",
             as_positional=False,
@@ -331,7 +338,7 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
-    except (ValueError, FileNotFoundError, FloatingPointError, OSError) as error:
+    except (ValueError, FileNotFoundError, FloatingPointError, ImportError, OSError) as error:
         print(f"metalearn: {error}", file=sys.stderr)
         return 2
     return 0

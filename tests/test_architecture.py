@@ -31,6 +31,7 @@ FLOORS = (
     "metalearn.analysis.networks",
     "metalearn.analysis.adaptation",
     "metalearn.analysis",
+    "metalearn.reinforcement",
     "metalearn.experiments",
     "metalearn.studies",
     "metalearn.compat",

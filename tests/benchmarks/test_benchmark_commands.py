@@ -34,6 +34,7 @@ METALEARN = {
     "train": command_line.train,
     "evaluate": command_line.evaluate_checkpoint,
     "sweep": command_line.sweep,
+    "rl": command_line.rl,
 }
 
 

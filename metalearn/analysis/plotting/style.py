@@ -62,13 +62,21 @@ def save(figure: Figure, path: str | PathLike[str]) -> None:
     Raises:
         ValueError: matplotlib does not write files of this ending.
     """
+    write_atomically(path, rendered(figure, check_picture(path)))
+
+
+def check_picture(path: str | PathLike[str]) -> str:
+    """The format of a picture by the ending of its name, to be checked before the work.
+
+    Raises:
+        ValueError: matplotlib does not write files of this ending.
+    """
     kind = Path(fspath(path)).suffix.lstrip(".").lower()
-    known = figure.canvas.get_supported_filetypes()
-    if kind not in known:
+    if kind not in Figure().canvas.get_supported_filetypes():
         raise ValueError(
             f"{fspath(path)!r} does not end in a kind of picture; use .png, .svg or .pdf"
         )
-    write_atomically(path, rendered(figure, kind))
+    return kind
 
 
 def rendered(figure: Figure, kind: str) -> bytes:

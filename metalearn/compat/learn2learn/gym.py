@@ -4,7 +4,7 @@ from ._missing import uncovered
 
 __getattr__ = uncovered(
     __name__,
-    "reinforcement learning is not covered; environments come from gymnasium, and"
-    " metalearn.engine.inner_loop.inner_loop takes any differentiable loss, such as a policy"
-    " gradient",
+    "reinforcement learning is not covered under learn2learn's names; metalearn.reinforcement has"
+    " MAML and ANIL for policies, and metalearn.engine.inner_loop.inner_loop takes any"
+    " differentiable loss, such as a policy gradient",
 )
