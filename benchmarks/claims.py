@@ -27,6 +27,7 @@ from .pages import (
     disagreement,
     dynamics,
     few_shot,
+    forgetting,
     init_strategies,
     one_shot,
     pointer_values,
@@ -414,6 +415,12 @@ def overview_speed() -> list[str]:
     """learn2learn's meta-gradient as a multiple of ours, images, on a CPU and on a GPU."""
     numbers = between(learn2learn_ratios(CPU, images=True), 1)
     return [*numbers, *between(learn2learn_ratios(H100, images=True), 0)]
+
+
+@claim
+def overview_forgetting() -> list[str]:
+    """What is forgotten, and the recovery by the upper and the lower half."""
+    return [*forgetting_depth()[:2], *forgetting_resets()[:2]]
 
 
 @claim
@@ -1017,6 +1024,50 @@ def pointer_layers() -> list[str]:
         summed["layer3"]["label"],
     ]
     return [points(cell) for cell in cells]
+
+
+def first(cell: str) -> str:
+    """The mean of a cell that has its interval, too."""
+    return cell.split()[0].removeprefix("+")
+
+
+@claim
+def forgetting_depth() -> list[str]:
+    """What is forgotten with nothing kept, and the CKA and ceiling of the ends."""
+    lost = forgetting.memories().rows[0][3].removeprefix("+").split(" ± ")
+    rows = forgetting.layers().rows
+    similarities = [first(row[1]) for row in rows]
+    assert similarities == sorted(similarities, reverse=True)  # in words: falls with depth
+    ends = [first(rows[place][column]) for column in (1, 2) for place in (0, -1)]
+    return [*lost, *ends]
+
+
+@claim
+def forgetting_resets() -> list[str]:
+    """Recovery by the upper and the lower half, and the cost of freezing the lower one."""
+    measured = [row[1] for row in forgetting.statements().rows]
+    upper, lower = (first(cell) for cell in measured[1:3])
+    return [upper, lower, *measured[3].removesuffix(" points").split(" ± ")]
+
+
+@claim
+def forgetting_memories() -> list[str]:
+    """EWC's forgetting by strength with its cost, then that of the largest share of replay."""
+    rows = {row[0]: row for row in forgetting.memories().rows}
+    ewc = [first(rows[name][3]) for name in ("ewc 1", "ewc 10", "ewc 100")]
+    replay = rows["replay 0.3"]
+    cost = [first(rows[name][4]) for name in ("ewc 100", "none")]
+    return [*ewc, *cost, *replay[3].split(" ± "), first(replay[4])]
+
+
+@claim
+def forgetting_directions() -> list[str]:
+    """The similarity of both tasks' directions after replay and after EWC."""
+    cell = forgetting.statements().rows[-1][1]
+    assert forgetting.statements().rows[-1][2] == "no"
+    overlaps = [float(first(row[-1])) for row in forgetting.subspaces().rows]
+    assert min(overlaps) > 0.99  # in words
+    return re.findall(r"\d\.\d+", cell)
 
 
 if __name__ == "__main__":
