@@ -28,6 +28,7 @@ from .pages import (
     dynamics,
     few_shot,
     forgetting,
+    frozen_transformers,
     init_strategies,
     one_shot,
     pointer_values,
@@ -1068,6 +1069,48 @@ def forgetting_directions() -> list[str]:
     overlaps = [float(first(row[-1])) for row in forgetting.subspaces().rows]
     assert min(overlaps) > 0.99  # in words
     return re.findall(r"\d\.\d+", cell)
+
+
+def frozen_rows(task: str) -> dict[str, Row]:
+    """The rows of the stories body on a task, by start."""
+    rows = [row for row in load(frozen_transformers.RESULTS) if row["task"] == task]
+    return {row["start"]: row for row in rows if row["body"]["name"] == "stories"}
+
+
+@claim
+def frozen_memory() -> list[str]:
+    """Bit memory: frozen starts beside chance, then bodies that are trained."""
+    rows = frozen_rows("memory")
+    assert all(row["at_edge"] for row in rows.values())  # in words: at the edge
+    means = {start: points(row["test"]["mean"]) for start, row in rows.items()}
+    chance = f"{100 * rows['pretrained']['chance']:.0f}"
+    names = ("normal", "xavier", "trained", "trained-random")
+    return [means["pretrained"], chance, *(means[name] for name in names)]
+
+
+@claim
+def frozen_scale() -> list[str]:
+    """Bit memory with statistics alone."""
+    means = {start: row["test"]["mean"] for start, row in frozen_rows("memory").items()}
+    scale = means["xavier"] - means["normal"]
+    assert scale > means["pretrained"] - means["statistics"]  # in words: matters more
+    return [points(means["statistics"])]
+
+
+@claim
+def frozen_xor() -> list[str]:
+    """Xor: every start but normal, then normal."""
+    means = {start: points(row["test"]["mean"]) for start, row in frozen_rows("xor").items()}
+    normal = means.pop("normal")
+    (mean,) = set(means.values())
+    return [mean, normal]
+
+
+@claim
+def overview_frozen() -> list[str]:
+    """Bit memory: frozen pretrained, frozen random at two scales, trained from both starts."""
+    pretrained, chance, *others = frozen_memory()
+    return [pretrained, chance, *others]
 
 
 if __name__ == "__main__":
