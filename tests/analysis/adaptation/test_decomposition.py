@@ -19,7 +19,7 @@ from metalearn.evaluation import evaluate
 SIZE = 8  # half of the inputs is noise, half holds the class
 
 
-def tasks(count: int = 40, regression: bool = False, seed: int = 0) -> Episode:
+def tasks(count: int = 20, regression: bool = False, seed: int = 0) -> Episode:
     """Two classes at plus and minus a direction of each task, in the second half of the inputs; or
     the coordinate along it.
     """

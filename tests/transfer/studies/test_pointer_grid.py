@@ -150,7 +150,7 @@ def test_table_picture_and_page(tmp_path: Path) -> None:
         ({"sizes": [100, 100]}, "sizes=.*each once"),
         ({"sizes": [0]}, r"sizes\[0\]=0"),
         ({"seeds": []}, r"seeds=\[\]"),
-        ({"functions": ["maxx"], "complexities": [0]}, "'maxx'; did you mean max"),
+        ({"functions": ["maxx"], "complexities": [0]}, r"'maxx' \(did you mean max"),
         ({"functions": ["sum", "sum"]}, "functions=.*each once"),
         ({"complexities": [8]}, "size=200: .*60 different inputs"),
         ({"holdout": -1}, "holdout=-1"),
