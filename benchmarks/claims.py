@@ -1113,5 +1113,40 @@ def overview_frozen() -> list[str]:
     return [pretrained, chance, *others]
 
 
+def forgotten_points() -> dict[str, str]:
+    """The points that each pair of tasks makes forgotten, by its name."""
+    return {row[0]: first(row[2]) for row in forgetting.semantics().rows}
+
+
+def mixture(share: int) -> str:
+    """The name of the pair whose second task has this share of near classes."""
+    return f"ship, truck; then {share} % airplane, automobile, the rest cat, horse"
+
+
+@claim
+def forgetting_similar() -> list[str]:
+    """After the near and after the far second task."""
+    lost = forgotten_points()
+    return [lost[mixture(100)], lost[mixture(0)]]
+
+
+@claim
+def forgetting_axis() -> list[str]:
+    """After mixtures of near and far classes."""
+    lost = forgotten_points()
+    return [lost[mixture(share)] for share in (25, 50, 75)]
+
+
+@claim
+def forgetting_groups() -> list[str]:
+    """Animals and vehicles, after vehicles and after animals."""
+    lost = forgotten_points()
+    return [
+        lost[f"{group} of deer, dog, ship, truck; then {second}"]
+        for second in ("airplane, automobile", "cat, horse")
+        for group in ("deer, dog", "ship, truck")
+    ]
+
+
 if __name__ == "__main__":
     run_benchmark(claims)
