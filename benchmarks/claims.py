@@ -1148,5 +1148,16 @@ def forgetting_groups() -> list[str]:
     ]
 
 
+@claim
+def forgetting_other() -> list[str]:
+    """With a third class in the first task: after the near task, beside without, and the far one."""
+    lost = forgotten_points()
+    near, far = (
+        lost[f"ship, truck of ship, truck, other; then {second}"]
+        for second in ("airplane, automobile", "cat, horse")
+    )
+    return [near, lost[mixture(100)], far]
+
+
 if __name__ == "__main__":
     run_benchmark(claims)
