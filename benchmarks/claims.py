@@ -1150,7 +1150,7 @@ def forgetting_groups() -> list[str]:
 
 @claim
 def forgetting_other() -> list[str]:
-    """With a third class in the first task: after the near task, beside without, and the far one."""
+    """With a third class in the first task: after the near task, without it, after the far one."""
     lost = forgotten_points()
     near, far = (
         lost[f"ship, truck of ship, truck, other; then {second}"]
