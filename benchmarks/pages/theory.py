@@ -8,20 +8,11 @@ from benchmarks.harness.markdown import NONE, number, over_seeds, table
 from benchmarks.harness.rows import RESULTS as FOLDER
 from benchmarks.harness.rows import Row, load
 from metalearn.runtime.tables import Table
+from metalearn.studies.shared_representation import COLUMNS as LAW
 
 from .common import Runs, device
 
 RESULTS = FOLDER / "theory.jsonl"
-LAW = (
-    "varied",
-    "value",
-    "error of the subspace",
-    "law",
-    "error / law",
-    "risk of a new task",
-    "with the true subspace",
-    "exact",
-)
 SUBSPACE = (
     "learner",
     "condition of the tasks",

@@ -319,14 +319,14 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(tmp_path, start):
         seen = len((killed / "log.jsonl").read_bytes()) if (killed / "log.jsonl").exists() else 0
         while (
             process.is_alive()
-            and kills < 3
+            and kills < 6
             and (
                 not (killed / "log.jsonl").exists()
                 or len((killed / "log.jsonl").read_bytes()) == seen
             )
         ):
             time.sleep(0.001)
-        if kills < 3:
+        if kills < 6:
             time.sleep(chance.uniform(0, 0.1))
             process.kill()
         process.join()

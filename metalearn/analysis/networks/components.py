@@ -430,8 +430,10 @@ def leading_component(
     def exactly(block: Tensor) -> Tensor:
         return _product(activations, mean, _transposed_product(activations, mean, block))
 
-    near = _power_steps(_in_float32(activations, mean), block.float(), STALLED)
-    value, vector, residual, _ = _power_steps(exactly, near.block.double(), MOST_STEPS)
+    if _float32_holds(activations):
+        near = _power_steps(_in_float32(activations, mean), block.float(), STALLED)
+        block = near.block.double()
+    value, vector, residual, _ = _power_steps(exactly, block, MOST_STEPS)
     return value, _signed(vector), residual
 
 
@@ -458,8 +460,6 @@ def _power_steps(multiply: Callable[[Tensor], Tensor], block: Tensor, stalled: i
     since = 0  # steps since the smallest residual
     for _ in range(MOST_STEPS):
         image = multiply(block)
-        if not bool(image.isfinite().all()):
-            break  # beyond float32: the steps in float64 go on from here
         values, rotation = torch.linalg.eigh(block.mT @ image)  # in rising order
         value = float(values[-1])
         vector = block @ rotation[:, -1]  # (images,)
@@ -471,6 +471,12 @@ def _power_steps(multiply: Callable[[Tensor], Tensor], block: Tensor, stalled: i
             break
         block = torch.linalg.qr(image).Q
     return _Leading(value, vector, residual, block)
+
+
+def _float32_holds(activations: Tensor) -> bool:
+    """Whether squared norms of products `A A^T U` neither overflow nor vanish in float32."""
+    largest = float(activations.abs().max())
+    return largest > 1e-6 and largest**2 * activations.numel() < 1e15
 
 
 def _in_float32(activations: Tensor, mean: Tensor) -> Callable[[Tensor], Tensor]:

@@ -109,7 +109,8 @@ def shortcut_norms(
     `||shortcut|| / ||branch||` for each image: large where the block passes its input on, small
     where the branch replaces it. The two are the sides of an addition of equal shapes, and the
     shortcut is the one that fewer convolutions and linear layers made. So no class of block needs
-    to be known, and the output of the network stays the same to the last bit.
+    to be known, and the output of the network stays the same to the last bit. Sums of sides that
+    equally many layers made are left out.
 
     Args:
         model: a network with residual blocks, of any library.

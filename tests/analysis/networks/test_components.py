@@ -234,3 +234,18 @@ def test_a_loader_of_float32_rounds_little() -> None:
     exact, same, _ = leading_component(x.double(), x.double().mean(0))
     assert value == pytest.approx(exact, rel=1e-9)
     torch.testing.assert_close(vector, same)
+
+
+@pytest.mark.parametrize("scale", [1e-22, 1.0, 1e16, 1e17, 1e18, 1e19, 1e22])
+def test_steps_in_float32_neither_overflow_nor_decide(scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    activations = torch.randn(60, 12, generator=generator)
+    activations[:, 0] *= 5
+    activations = activations * scale
+    mean = activations.double().mean(0)
+    centred = activations.double() - mean
+    values, vectors = torch.linalg.eigh(centred @ centred.T)
+    value, vector, residual = leading_component(activations, mean)
+    assert value == pytest.approx(float(values[-1]), rel=1e-9)
+    assert abs(float(vector @ vectors[:, -1])) == pytest.approx(1, abs=1e-9)
+    assert residual <= 1e-6
