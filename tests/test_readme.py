@@ -43,6 +43,7 @@ def test_options_it_mentions_exist() -> None:
         *Transfer.__dataclass_fields__,
         "algorithms",
         "algorithm",
+        "environment",
         "checkpoint",
         "help",
         "config",

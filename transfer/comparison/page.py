@@ -12,6 +12,7 @@ from metalearn.runtime.files import write_atomically
 from transfer.comparison.tables import (
     alike_table,
     final_table,
+    first_table,
     kept_table,
     steps_table,
     weights_table,
@@ -63,6 +64,7 @@ def html(
         counts=counts_words(comparison),
         final=final_table(comparison),
         steps=steps_table(comparison),
+        first=first_table(comparison),
         explained=explained(comparison),
         kept=kept_table(comparison),
         weights=weights_table(comparison),

@@ -54,6 +54,33 @@ class LayerRetention:
 
 
 @dataclass(frozen=True)
+class FirstStep:
+    """A start on the first batch of its training, before the first update.
+
+    Attributes:
+        loss: of the batch.
+        gradients: the norm of the gradient of each layer that trains.
+        dead: units of linear and convolutional layers whose weights have no gradient.
+        units: all units of linear and convolutional layers that train.
+    """
+
+    loss: float
+    gradients: dict[str, float]
+    dead: int
+    units: int
+
+    @property
+    def gradient(self) -> float:
+        """The norm of the gradient of all layers together."""
+        return math.hypot(*self.gradients.values())
+
+    @property
+    def dead_share(self) -> float:
+        """The share of units that are dead; NaN without units."""
+        return self.dead / self.units if self.units else math.nan
+
+
+@dataclass(frozen=True)
 class Run:
     """One strategy under one seed.
 
@@ -65,6 +92,7 @@ class Run:
         kept: what each layer kept.
         filters: of the first layer, (2, filters, channels, height, width), at the start and at the
             end; None if the first layer is no convolution.
+        first: the start before the first update; None if the training is a function of the user's.
     """
 
     strategy: str
@@ -73,6 +101,7 @@ class Run:
     initialisation: Record = field(repr=False)
     kept: tuple[LayerRetention, ...] = field(repr=False)
     filters: Tensor | None = field(default=None, repr=False)
+    first: FirstStep | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -245,6 +274,7 @@ class ComparisonResult(Tabular):
                 "curve": run.curve.to_dict(),
                 "start": run.initialisation,
                 "kept": run.kept,
+                "first": run.first,
             }
             for run in self.runs
         ]

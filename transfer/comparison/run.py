@@ -25,7 +25,8 @@ from metalearn.runtime.files import Damaged, Record, _checksum
 from metalearn.runtime.progress import progress as shown_progress
 from metalearn.runtime.tables import plain
 from transfer.comparison import statistics
-from transfer.comparison.results import EndSimilarity, LayerRetention, Run
+from transfer.comparison.first_step import first_step
+from transfer.comparison.results import EndSimilarity, FirstStep, LayerRetention, Run
 from transfer.comparison.retention import Network, Profile, first_filters, outputs, retained
 from transfer.comparison.retention import profile as profile_of
 from transfer.finetuning.curve import Curve
@@ -139,6 +140,7 @@ class Plan:
         model, report = self.start(name, seed)
         before = _state(model)
         curve = self._trained(model, name, seed, advance)
+        first = self._first_step(name, seed)
         after = _state(model)
         model.cpu()  # as the probe is
         kept = retained(model, before, after, self.probe, layers=self.layers, measure=self.measure)
@@ -152,6 +154,7 @@ class Plan:
             "curve": curve.to_dict(),
             "initialisation": report,
             "kept": plain(kept),
+            "first": plain(first),
             "settings": {**self.settings, "start": _short_checksum(before)},
             "versions": provenance.versions(),
         }
@@ -176,6 +179,15 @@ class Plan:
             )
         return curve
 
+    def _first_step(self, name: str, seed: int) -> FirstStep | None:
+        """The start of a run on its first batch; None for a user's own training."""
+        # It runs after the training, whose errors name what does not fit, so the start is built
+        # once more.
+        if not isinstance(self.train, FineTuning):
+            return None
+        start, _ = self.start(name, seed)
+        return first_step(start, self.train, seed)
+
     def read(self, name: str, seed: int) -> Run:
         """The run that was performed."""
         tensors, record = files.load(self.path(name, seed))
@@ -190,7 +202,16 @@ class Plan:
         if filters is not None:
             filters = filters.clone()  # otherwise all of the file stays in memory with them
         curve = Curve.from_dict(record["curve"])
-        return Run(name, seed, curve, record["initialisation"], tuple(kept), filters)
+        first = record.get("first")  # files of earlier versions have none
+        return Run(
+            name,
+            seed,
+            curve,
+            record["initialisation"],
+            tuple(kept),
+            filters,
+            FirstStep(**first) if first else None,
+        )
 
     def end(self, name: str, seed: int) -> dict[str, Tensor]:
         """The weights and buffers that the run ended with."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from metalearn.analysis import Estimate
 from metalearn.analysis.plotting.measure_names import measure_name
 from metalearn.runtime.tables import Table
+from transfer.comparison import statistics
 from transfer.finetuning.scores import words
 
 if TYPE_CHECKING:
@@ -20,6 +21,10 @@ TESTS = ("p (t)", "p (Holm)", "p (sign flip)")
 KEPT = (
     "(Outputs of a layer on the probe before and after training, mean over seeds; positions as"
     " examples, channels as features. Chance: with the images of one side shuffled.)"
+)
+FIRST = (
+    "(On the first batch, mean over seeds. A unit of a linear or convolutional layer is dead if its"
+    " weights have no gradient.)"
 )
 ALIKE = (
     "(At the end of training, two seeds of the same start / one of this start and one of the"
@@ -49,6 +54,21 @@ def steps_table(comparison: ComparisonResult) -> Table:
         tests = _test_cells(row, comparison.baseline, lambda steps: steps.shown("+.0f"))
         rows.append((row.strategy, f"{steps}{_collapsed(row)}", *tests, speed(row)))
     return _against_baseline(comparison, [f"steps to {comparison.threshold:.4g}"], rows)
+
+
+def first_table(comparison: ComparisonResult) -> Table:
+    """Loss, gradient and dead units of each start before the first update, means over seeds."""
+    rows = []
+    for name in comparison.strategies:
+        firsts = [run.first for run in comparison.of(name) if run.first]
+        if not firsts:
+            continue
+        loss = statistics.over_seeds([first.loss for first in firsts], comparison.level)
+        gradient = statistics.over_seeds([first.gradient for first in firsts], comparison.level)
+        dead = statistics.over_seeds([first.dead_share for first in firsts], comparison.level)
+        rows.append((name, loss.shown(".3g"), gradient.shown(".3g"), dead.shown(".1f", 100, " %")))
+    columns = ("before the first update", "loss", "gradient norm", "dead units")
+    return Table(columns, rows, note=FIRST)
 
 
 def kept_table(comparison: ComparisonResult) -> Table:

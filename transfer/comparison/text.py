@@ -9,6 +9,7 @@ from transfer.comparison import statistics
 from transfer.comparison.tables import (
     alike_table,
     final_table,
+    first_table,
     kept_table,
     not_reached,
     points,
@@ -33,6 +34,7 @@ def text(comparison: ComparisonResult) -> str:
         str(final_table(comparison)),
         str(steps_table(comparison)),
         "\n".join(notes),
+        *[str(table) for table in (first_table(comparison),) if table.rows],
         str(kept_table(comparison)),
         str(weights_table(comparison)),
     ]

@@ -126,14 +126,7 @@ class FineTuning:
         device = torch.device(self.device)
         model.to(device)
         # Layers are frozen before the optimizer takes its parameters.
-        schedule = None
-        if isinstance(self.frozen, str):
-            freeze(model, self.frozen)
-        elif isinstance(self.frozen, Mapping):
-            schedule = FreezeSchedule(model, self.frozen)
-            schedule.hold(0)
-        elif self.frozen:
-            self.frozen(model)
+        schedule = self._freeze(model)
         history = History(
             model,
             logits=partial(self._logits, model),
@@ -204,6 +197,35 @@ class FineTuning:
     def chosen(self, seed: int) -> Tensor:
         """Indices of the training images that this seed trains on (see `subset`)."""
         return subset(self.objective.labels(self.train_targets), self.images, seed)
+
+    def first_loss(self, model: nn.Module, seed: int) -> Tensor:
+        """The loss of the first batch of this seed, before any update and without the penalty.
+
+        The model is in training mode then, its running statistics change, and layers are frozen.
+        """
+        device = torch.device(self.device)
+        model.to(device).train()
+        self._freeze(model)
+        # Dropout and augmentation draw as at the first step.
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            batches = self._batches(seed, skipped=0)
+            inputs, targets, tasks = next(batches)
+            route(model, tasks)
+            logits = forward(model, self._prepared(inputs, training=True), self.output)
+            return self.objective.loss(logits, targets, batches.weight)
+
+    def _freeze(self, model: nn.Module) -> FreezeSchedule | None:
+        """Freeze what is frozen from the start; returns the schedule of later steps, if any."""
+        if isinstance(self.frozen, Mapping):
+            schedule = FreezeSchedule(model, self.frozen)
+            schedule.hold(0)
+            return schedule
+        if isinstance(self.frozen, str):
+            freeze(model, self.frozen)
+        elif self.frozen:
+            self.frozen(model)
+        return None
 
     def _optimizer(self, model: nn.Module) -> Optimizer:
         # A rate of its own for each layer that `rates` names; "" is all the rest.
