@@ -200,7 +200,7 @@ def test_svcca_and_the_first_side_of_pwcca_see_an_invertible_map():
 @pytest.mark.parametrize("measure", [*MEASURES, subspace_of_two])
 def test_unrelated_matrices_score_near_nought_or_their_floor(measure):
     draws = np.random.default_rng(0)
-    x, y = draws.normal(size=(1500, 12)), draws.normal(size=(1500, 12))
+    x, y = draws.normal(size=(600, 12)), draws.normal(size=(600, 12))
     name, options = ("subspace", {"k": 2}) if measure is subspace_of_two else (measure.__name__, {})
     value, chance = measured(name, x, y, **options)
     assert value < 0.3
