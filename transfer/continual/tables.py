@@ -222,7 +222,7 @@ def _along_sweeps(result: ForgettingResult) -> list[Criterion]:
         names = [name for name, text in result.memories.items() if text.startswith(f"{kind}(")]
         statement = f"along {kind}, forgetting falls as the top layer's CKA rises"
         if len(names) < 3:
-            rows.append(Criterion(statement, f"{len(names)} settings, 3 are needed", None))
+            rows.append(Criterion(statement, f"{len(names)} of the 3 settings needed", None))
             continue
         top = result.layers[-1]
         alike = [result.layer(name, top, lambda row: row.cka).mean for name in names]
@@ -286,11 +286,15 @@ def _note(result: ForgettingResult, memory: str) -> str:
     lines.append("; ceiling: CKA after as many more steps on task 0")
     if not result.is_forgotten(memory):
         lines.append(
-            f"; the forgetting, {result.forgetting(memory).shown('+.1f', 100)} points, is within"
-            " its interval of zero, so no recovery is defined"
+            f"; the forgetting, {result.forgetting(memory).shown('+.1f', 100)} points, has an"
+            " interval that holds zero, so no recovery is defined"
         )
-    notes = {row.note for run in result.of(memory) for row in run.anatomy.layers if row.note}
-    return "".join(lines) + ")" + "".join(f"\n({note})" for note in sorted(notes))
+    notes: dict[str, None] = {}  # each once, in the order of layers
+    for run in result.of(memory):
+        for row in run.anatomy.layers:
+            if row.note:
+                notes[f"\n({row.layer}: {row.note})"] = None
+    return "".join(lines) + ")" + "".join(notes)
 
 
 def _units(result: ForgettingResult) -> str:
