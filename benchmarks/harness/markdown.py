@@ -67,16 +67,28 @@ def estimate(
     return f"{mean} ± {number(value['interval'], scale, digits)}"
 
 
-def over_seeds(values: Iterable[float | None], scale: float = 1, digits: int = 3) -> str:
+def over_seeds(
+    values: Iterable[float | None], scale: float = 1, digits: int = 3, *, counted: bool = False
+) -> str:
     """The mean and the standard deviation of one value a seed; a dash if there is none.
+
+    Args:
+        values: one a seed.
+        scale: a factor for all values.
+        digits: behind the point.
+        counted: the table has a column for the number of seeds, so one seed is not marked.
 
     Example:
         >>> over_seeds([0.5, 0.7]), over_seeds([0.5]), over_seeds([None])
         ('0.600 ± 0.141', '0.500 (one seed)', '-')
+        >>> over_seeds([0.5], counted=True)
+        '0.500'
     """
     known = [value for value in values if value is not None]
     if not known:
         return NONE
+    if counted and len(known) == 1:
+        return number(scale * known[0], digits=digits)
     return MeanStd.of(known).text(scale, digits, "seed")
 
 

@@ -30,7 +30,7 @@ def grouped(part: str, names: Sequence[str]) -> list[list[Row]]:
 
 def scores(rows: Sequence[Row]) -> list[str]:
     """The accuracies over seeds, then the entropies of the labels."""
-    cells = [over_seeds([row[name] for row in rows], 100, 1) for name in SCORES]
+    cells = [over_seeds([row[name] for row in rows], 100, 1, counted=True) for name in SCORES]
     entropies = [number(rows[0][name], digits=2) for name in ("entropy", "adversarial_entropy")]
     return [*cells, "; ".join(entropies)]
 
@@ -45,12 +45,21 @@ def trained(rows: Sequence[Row]) -> str:
 def grid() -> Table:
     """Accuracy of each complexity, function and number of examples."""
     runs = Runs(RESULTS)
-    columns = ("m", "function", "examples", *SCORE_COLUMNS, "entropy, bits", "trained by", "run")
+    columns = (
+        "m",
+        "function",
+        "examples",
+        *SCORE_COLUMNS,
+        "entropy, bits",
+        "trained by",
+        "seeds",
+        "run",
+    )
     lines = []
     for rows in grouped("grid", ("complexity", "function", "size")):
         first = rows[0]
         problem = (str(first["complexity"]), first["function"], f"{first['size']:,}")
-        lines.append((*problem, *scores(rows), trained(rows), runs.of(*rows)))
+        lines.append((*problem, *scores(rows), trained(rows), str(len(rows)), runs.of(*rows)))
     return table(columns, lines)
 
 
@@ -61,10 +70,12 @@ def probes() -> Table:
     lines = []
     for rows in grouped("probes", ("network", "size")):
         for place, layer in enumerate(rows[0]["layers"]):
-            cells = [over_seeds(_accuracies(rows, place, fact), 100, 1) for fact in facts]
+            cells = [
+                over_seeds(_accuracies(rows, place, fact), 100, 1, counted=True) for fact in facts
+            ]
             name = rows[0]["network"]
-            lines.append((name, layer["layer"], *cells, runs.of(*rows)))
-    return table(("network", "layer", *facts, "run"), lines)
+            lines.append((name, layer["layer"], *cells, str(len(rows)), runs.of(*rows)))
+    return table(("network", "layer", *facts, "seeds", "run"), lines)
 
 
 def _accuracies(rows: Sequence[Row], place: int, fact: str) -> list[Any]:
@@ -81,25 +92,26 @@ def transfer() -> Table:
         *SCORE_COLUMNS,
         "entropy, bits",
         "trained by",
+        "seeds",
         "run",
     )
     lines = []
     for rows in grouped("transfer", ("function", "start", "size")):
         first = rows[0]
         problem = (first["function"], first["start"], f"{first['size']:,}")
-        lines.append((*problem, *scores(rows), trained(rows), runs.of(*rows)))
+        lines.append((*problem, *scores(rows), trained(rows), str(len(rows)), runs.of(*rows)))
     return table(columns, lines)
 
 
 def visual() -> Table:
     """Accuracy on images of four digits."""
     runs = Runs(RESULTS)
-    columns = ("network", "images", *SCORE_COLUMNS, "entropy, bits", "trained by", "run")
+    columns = ("network", "images", *SCORE_COLUMNS, "entropy, bits", "trained by", "seeds", "run")
     lines = []
     for rows in grouped("visual", ("network", "size")):
         first = rows[0]
         problem = (first["network"], f"{first['size']:,}")
-        lines.append((*problem, *scores(rows), trained(rows), runs.of(*rows)))
+        lines.append((*problem, *scores(rows), trained(rows), str(len(rows)), runs.of(*rows)))
     return table(columns, lines)
 
 
