@@ -19,8 +19,8 @@ def answer(result: ForgettingResult) -> str:
     lost = result.forgetting(base)
     if not result.is_forgotten(base):
         return (
-            f"It is not shown that the first task is forgotten: {lost.shown('+.1f', 100)} points, an"
-            " interval that holds zero. What a reset of layers brings back is not defined."
+            f"It is not shown that the first task is forgotten: {lost.shown('+.1f', 100)} points,"
+            " an interval that holds zero. What a reset of layers brings back is not defined."
         )
     if lost.mean < 0:
         return (
