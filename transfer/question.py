@@ -35,6 +35,7 @@ LISTS = ("strategies", "through", "seeds")
 # Settings that decide no run, or only which runs there are: the folder of runs leaves them out.
 NOT_OF_RUNS = ("seeds", "strategies", "through", "device", "download")
 TESTS = 16  # of one run
+PRETRAINING_TESTS = 4  # only the last counts; the others show progress
 GLYPH_IMAGES = 160
 PRETRAINING_BATCH = 64
 PRETRAINING_RATE = 2e-3
@@ -208,7 +209,7 @@ class Transfer:
             steps=self.pretrain_steps,
             batch=PRETRAINING_BATCH,
             lr=PRETRAINING_RATE,
-            evaluate_every=max(1, self.pretrain_steps // TESTS),
+            evaluate_every=max(1, self.pretrain_steps // PRETRAINING_TESTS),
             transform=self._transform(),
             device=self.device,
         )
