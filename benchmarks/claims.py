@@ -34,6 +34,7 @@ from .pages import (
     pointer_values,
     reuse,
     speed,
+    theory,
     vit_vs_cnn,
 )
 from .papers.figures import ACCURACY, FINN, RAGHU
@@ -1161,3 +1162,36 @@ def forgetting_other() -> list[str]:
 
 if __name__ == "__main__":
     run_benchmark(claims)
+
+
+def law_means(axis: str, name: str) -> dict[float, str]:
+    """A column of the error law over seeds, to four digits, by the value that is varied."""
+    rows = [row for row in load(theory.RESULTS) if row["figure"] == "law" and row["axis"] == axis]
+    means = {}
+    for value in sorted({row["value"] for row in rows}):
+        values = [row[name] for row in rows if row["value"] == value]
+        means[value] = f"{statistics.mean(values):.4f}"
+    return means
+
+
+@claim
+def theory_tasks() -> list[str]:
+    """The error of the subspace with 10, 20, 40, 80 and 160 tasks."""
+    means = law_means("tasks", "error")
+    return [means[count] for count in (10, 20, 40, 80, 160)]
+
+
+@claim
+def theory_condition() -> list[str]:
+    """The error of the subspace at conditions 1, 4 and 8; the risk of a new task at 1 and 8."""
+    errors = law_means("condition", "error")
+    risks = law_means("condition", "risk")
+    return [errors[1], errors[4], errors[8], risks[1], risks[8]]
+
+
+@claim
+def theory_risk() -> list[str]:
+    """The risk of a new task with the true subspace, and exact, with 10 and 40 examples."""
+    measured = law_means("new_shots", "oracle")
+    exact = law_means("new_shots", "exact")
+    return [measured[10], exact[10], measured[40], exact[40]]
