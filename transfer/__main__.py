@@ -22,10 +22,12 @@ from metalearn.runtime.options import Parser, command
 from metalearn.runtime.progress import duration
 from metalearn.runtime.provenance import machine
 from metalearn.runtime.tables import check_table
+from transfer.comparison.compare import check_comparison
 from transfer.comparison.compare import compare as compare_strategies
 from transfer.comparison.tables import final_table
 from transfer.continual.command import forget
 from transfer.finetuning.finetune import FineTuning
+from transfer.initialisation.weights import Pretrained
 from transfer.question import Transfer
 
 __all__ = ["Transfer", "compare", "forget", "main"]
@@ -74,12 +76,29 @@ def compare(
     # Now, rather than after all the work.
     Path(report).absolute().parent.mkdir(parents=True, exist_ok=True)
     runs = Path(folder or question.folder)
+    runs.mkdir(parents=True, exist_ok=True)
     parts = question.parts()
     train = question.training(parts)
     distributed.join(torch.device(question.device))
     rank = distributed.rank()
     _, channels, size, _ = parts.train.images.shape
     build = question.build(len(parts.train.names), channels, size)
+    if processes is None:
+        processes = _processes(question.device)
+    checked: dict[str, Any] = {
+        "baseline": baseline,
+        "threshold": threshold,
+        "level": level,
+        "measure": measure,
+    }
+    inputs = train.probe(probe)
+    if not question.given:
+        # Errors are found before the pretraining, with the network's own weights in its place.
+        itself = Pretrained("the network itself", dict(build().state_dict()))
+        stand_ins = question.starts(itself, build)
+        check_comparison(
+            stand_ins, build, train, inputs, question.numbers, processes=processes, **checked
+        )
     # One rank pretrains, and the others read what it wrote.
     weights = distributed.rank_zero_first(
         lambda: question.pretrained(runs, channels, shown=progress and rank == 0)
@@ -87,8 +106,6 @@ def compare(
     strategies = question.starts(weights, build)
     if distributed.world_size() > 1:
         processes = 1  # the ranks share out the runs already
-    elif processes is None:
-        processes = _processes(question.device)
     if rank == 0:
         for line in _announcement(question, parts, train, strategies, runs):
             print(line)
@@ -97,13 +114,10 @@ def compare(
         strategies,
         build,
         train,
-        train.probe(probe),
+        inputs,
         question.numbers,
-        baseline=baseline,
         folder=runs,
-        threshold=threshold,
-        level=level,
-        measure=measure,
+        **checked,
         processes=processes,
         settings={"model": question.network, "weights": repr(weights)},
         progress=progress,

@@ -185,6 +185,27 @@ def test_a_folder_any_torchvision_model_slim_and_settings_from_a_file(
     )
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--through", "layer1"],
+        ["--baseline", "best"],
+        ["--measure", "nonsense"],
+        ["--level", "2"],
+        ["--probe", "0"],
+        ["--processes", "0"],
+    ],
+)
+def test_errors_come_before_the_pretraining(
+    here: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    def begun(*_: object, **__: object) -> None:
+        raise AssertionError("the pretraining has begun")
+
+    monkeypatch.setattr(Transfer, "pretrained", begun)
+    assert run(*GLYPHS, *arguments) == 2
+
+
 def test_a_network_of_ones_own(medical: str, here: Path) -> None:
     (here / "mine.py").write_text(
         "from torch import nn\ndef net(outputs): return nn.Sequential(nn.Conv2d(1, 2, 3),"

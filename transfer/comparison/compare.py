@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from pathlib import Path
 from typing import Any, TypeGuard
 
 import torch
@@ -143,16 +144,21 @@ def compare(
         >>> [row.answer for row in comparison.finals]
         ['', 'not decidable']
     """
-    # Errors in the arguments are found before hours of training.
-    _check_strategies(strategies)
-    _check_callables(build=build, train=train)
-    numbers = checked_seeds(seeds)
-    baseline = _baseline(strategies, baseline)
-    _check_numbers(level, threshold)
-    _check_probe(probe)
-    _check_layers(layers)
-    processes = whole_number("processes", processes)
     _check_kept(folder, settings)
+    # Errors in the arguments are found before hours of training.
+    numbers, baseline = check_comparison(
+        strategies,
+        build,
+        train,
+        probe,
+        seeds,
+        baseline=baseline,
+        threshold=threshold,
+        level=level,
+        measure=measure,
+        processes=processes,
+        layers=layers,
+    )
     parallel.check_startable("compare()", processes)
     distributed.join(torch.device("cpu"))
     if distributed.world_size() > 1 and folder is None:
@@ -171,7 +177,6 @@ def compare(
     decisive["own"] = dict(settings or {})
     with runs_folder(folder) as place:
         plan = Plan(dict(strategies), build, train, probe, layers, place, measure, decisive)
-        plan.try_out(numbers[0])
         runs, alike = _performed(plan, numbers, baseline, processes, progress=progress)
     if distributed.rank():
         # The first rank compares, and all return its result.
@@ -196,6 +201,43 @@ def compare(
         settings={**decisive, "versions": versions},
     )
     return distributed.broadcast(comparison)
+
+
+def check_comparison(
+    strategies: Mapping[str, Strategy | tuple[Build, Strategy]],
+    build: Build,
+    train: Train,
+    probe: Inputs,
+    seeds: Iterable[int],
+    *,
+    baseline: str | None = None,
+    threshold: float | None = None,
+    level: float = 0.05,
+    measure: str = "cca",
+    processes: int = 1,
+    layers: Sequence[str] | None = None,
+) -> tuple[list[int], str]:
+    """Check the arguments of `compare`, and try every start on a few inputs; nothing is trained.
+
+    Returns:
+        The seeds as a list, and the name of the baseline.
+
+    Raises:
+        ValueError: an argument cannot be used.
+        TypeError: an argument is of another kind.
+    """
+    _check_strategies(strategies)
+    _check_callables(build=build, train=train)
+    numbers = checked_seeds(seeds)
+    baseline = _baseline(strategies, baseline)
+    _check_numbers(level, threshold)
+    _check_probe(probe)
+    _check_layers(layers)
+    whole_number("processes", processes)
+    # No file is read or written in a try, so the plan needs no folder.
+    plan = Plan(dict(strategies), build, train, probe, layers, Path(), measure, {})
+    plan.try_out(numbers[0])
+    return numbers, baseline
 
 
 def _performed(
