@@ -1108,6 +1108,18 @@ def frozen_xor() -> list[str]:
 
 
 @claim
+def frozen_mnist() -> list[str]:
+    """MNIST: frozen xavier, pretrained, statistics, normal; trained from random, pretrained."""
+    rows = frozen_rows("mnist")
+    names = ("xavier", "pretrained", "statistics", "normal", "trained-random", "trained")
+    cells = []
+    for name in names:
+        test = rows[name]["test"]
+        cells += [points(test["mean"]), points(test["std"])]
+    return cells
+
+
+@claim
 def overview_frozen() -> list[str]:
     """Bit memory: frozen pretrained, frozen random at two scales, trained from both starts."""
     pretrained, chance, *others = frozen_memory()
