@@ -9,6 +9,7 @@ from benchmarks.harness.markdown import NONE, over_seeds, table
 from benchmarks.harness.rows import RESULTS as FOLDER
 from benchmarks.harness.rows import Row, load
 from metalearn.runtime.progress import duration
+from metalearn.runtime.statistics import Estimate
 from metalearn.runtime.tables import Table
 
 from .common import Runs, device
@@ -63,6 +64,28 @@ def policy_returns() -> Table:
 def _returns(rows: Sequence[Row], step: int) -> list[Any]:
     """The mean return after so many steps, one a seed."""
     return [row["returns"][step]["return"]["mean"] for row in rows if step < len(row["returns"])]
+
+
+def differences(environment: str, step: int) -> list[float]:
+    """ANIL's return minus MAML's after so many gradient steps, one value a seed that both have."""
+    returned: dict[str, dict[int, float]] = {"maml": {}, "anil": {}}
+    for rows in grouped():
+        if rows[0]["environment"] == environment:
+            for row in rows:
+                returned[row["algorithm"]][row["seed"]] = row["returns"][step]["return"]["mean"]
+    seeds = sorted(returned["maml"].keys() & returned["anil"].keys())
+    return [returned["anil"][seed] - returned["maml"][seed] for seed in seeds]
+
+
+def policy_pairs() -> Table:
+    """ANIL's returns minus MAML's, paired by seed."""
+    environments = dict.fromkeys(rows[0]["environment"] for rows in grouped())
+    lines = []
+    for environment in environments:
+        pairs = [differences(environment, step) for step in range(STEPS)]
+        cells = [Estimate.of(values).shown("+.1f") if values else NONE for values in pairs]
+        lines.append((environment, *cells, str(len(pairs[0]))))
+    return table(("environment", "before", "after 1", "after 2", "after 3", "seeds"), lines)
 
 
 def policy_layers() -> Table:
@@ -135,6 +158,7 @@ def listing() -> str:
 
 TABLES: dict[str, Callable[[], Table | str]] = {
     "policy_returns": policy_returns,
+    "policy_pairs": policy_pairs,
     "policy_layers": policy_layers,
     "policy_body": policy_body,
     "policy_speed": policy_speed,
