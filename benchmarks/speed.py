@@ -16,6 +16,8 @@ batch on every side. Images are random: the cost does not depend on what they sh
   CUDA that of this process's tensors
 - sampling: episodes per second of our sampler and of learn2learn's on the same images in memory,
   and of learn2learn's on its own Omniglot, which reads files (METALEARN_DATA names the folder)
+- transforms: the same with the random transforms of CIFAR-FS (crop, colours, flip, normalised) on
+  images of 32 x 32 pixels in memory, and with ours on images that are read for each task
 - start: a short Omniglot training run in a fresh process with nothing cached, data included
   (METALEARN_DATA names the folder)
 
@@ -41,6 +43,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import Dataset
 
 from metalearn import ANIL, BOIL, MAML, NIL, Episode, Examples, Learner, MetaSGD, meta_backward
 from metalearn.engine.execution import choose_execution
@@ -64,10 +67,12 @@ OURS = "metalearn"
 BARE = "bare convolutions"
 FILES = "learn2learn, its Omniglot"
 COMPARED = 4  # tasks over which gradients are compared
+ON_DEMAND = "metalearn, read for each task"
 DRAWS = {OURS: 2000, "learn2learn": 50, FILES: 5}  # episodes of a round of sampling
+TRANSFORMED_DRAWS = {OURS: 200, ON_DEMAND: 20, "learn2learn": 20}
 WITH_PEERS = ("maml", "fomaml", "anil")
 ALGORITHMS = (*WITH_PEERS, "boil", "meta-sgd", "nil")
-FIGURES = ("time", "gradients", "test", "memory", "sampling", "start")
+FIGURES = ("time", "gradients", "test", "memory", "sampling", "transforms", "start")
 EVERY_ALGORITHM = ",".join(ALGORITHMS)
 EVERY_FIGURE = ",".join(FIGURES)
 Run = Callable[[], Any]
@@ -211,7 +216,8 @@ def speed(
             alone), with commas.
         peers: which of learn2learn, higher, torchopt and torch (a loop by hand), with commas;
             nothing for ours alone.
-        figures: which of time, gradients, test, memory, sampling and start, with commas.
+        figures: which of time, gradients, test, memory, sampling, transforms and start, with
+            commas.
         rounds: how often each side is timed, in turn, after one round that is not counted.
         tasks: tasks of a meta-batch [the setting's].
         queries: query images per class.
@@ -247,6 +253,8 @@ def speed(
             session.measure(case, figure_names)
     if "sampling" in figure_names:
         session.sampling(queries)
+    if "transforms" in figure_names:
+        session.transforms(queries)
     if "start" in figure_names:
         session.start(Case("omniglot-5", "maml", tasks, queries))
 
@@ -381,18 +389,29 @@ class Session:
         with tempfile.TemporaryDirectory() as scratch:
             if root and "learn2learn" in runs:
                 runs[FILES] = cold.learn2learn_tasks(root, scratch, queries).sample
-            rates = self._rates(runs)
+            rates = self._rates(runs, DRAWS)
         sides = ", ".join(f"{name} {rate:,.0f} a second" for name, rate in medians(rates).items())
         facts = {"rates": rates, "queries": queries, "threads": 1}
         self._report(None, "sampling", facts, sides)
         torch.set_num_threads(threads)
 
-    def _rates(self, runs: Mapping[str, Run]) -> Times:
+    def transforms(self, queries: int) -> None:
+        """Episodes per second, 5-way 1-shot, with the random transforms of CIFAR-FS."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        runs = transformed_samplers(queries, learn2learn="learn2learn" in self.peers)
+        rates = self._rates(runs, TRANSFORMED_DRAWS)
+        sides = ", ".join(f"{name} {rate:,.0f} a second" for name, rate in medians(rates).items())
+        facts = {"rates": rates, "queries": queries, "threads": 1}
+        self._report(None, "transforms", facts, sides)
+        torch.set_num_threads(threads)
+
+    def _rates(self, runs: Mapping[str, Run], draws: Mapping[str, int]) -> Times:
         """Draws per second of each side in each round."""
-        repeated = {name: partial(_repeat, draw, DRAWS[name]) for name, draw in runs.items()}
+        repeated = {name: partial(_repeat, draw, draws[name]) for name, draw in runs.items()}
         rates = {}
         for name, seconds in take_turns(repeated, self.rounds).items():
-            rates[name] = [DRAWS[name] / value for value in seconds]
+            rates[name] = [draws[name] / value for value in seconds]
         return rates
 
     def start(self, case: Case) -> None:
@@ -673,19 +692,70 @@ def samplers(queries: int, *, learn2learn: bool, classes: int = 1028) -> dict[st
     numbers = iter(range(10**9))
     runs: dict[str, Run] = {OURS: lambda: tasks[next(numbers)]}
     if learn2learn:
-        # `Session` has imported it before, without the warnings of its age.
-        import learn2learn as l2l
-
-        dataset = l2l.data.MetaDataset(images)
-        steps = l2l.data.transforms
-        make = [steps.FusedNWaysKShots(dataset, n=5, k=1 + queries), steps.LoadData(dataset)]
-        taskset = l2l.data.Taskset(
-            dataset,
-            [*make, steps.RemapLabels(dataset), steps.ConsecutiveLabels(dataset)],
-            num_tasks=-1,
-        )
-        runs["learn2learn"] = taskset.sample
+        runs["learn2learn"] = _learn2learn_sampler(images, queries)
     return runs
+
+
+def transformed_samplers(
+    queries: int, *, learn2learn: bool, classes: int = 64, images_per_class: int = 100
+) -> dict[str, Run]:
+    """A call a side that draws one 5-way 1-shot episode with the same transforms of each image."""
+    from torchvision.transforms import v2
+
+    random_part = [
+        v2.RandomCrop(32, padding=4),
+        v2.ColorJitter(0.4, 0.4, 0.4),
+        v2.RandomHorizontalFlip(),
+    ]
+    last = [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.25] * 3)]
+    pixels = torch.randint(256, (classes * images_per_class, 3, 32, 32), dtype=torch.uint8)
+    labels = torch.arange(classes).repeat_interleave(images_per_class)
+    stored = LabelledImages(pixels, labels)
+    drawn = TransformedImages(pixels, labels, v2.Compose([*random_part, *last]))
+    count = 10**9
+    augment = v2.Compose(random_part)
+    normalize = ([0.5] * 3, [0.25] * 3)
+    tasks = FewShot(stored, 5, 1, queries, count, augment=augment, normalize=normalize)
+    unread = FewShot(drawn, 5, 1, queries, count, in_memory=False)
+    numbers = iter(range(count))
+    runs: dict[str, Run] = {
+        OURS: lambda: tasks[next(numbers)],
+        ON_DEMAND: lambda: unread[next(numbers)],
+    }
+    if learn2learn:
+        runs["learn2learn"] = _learn2learn_sampler(drawn, queries)
+    return runs
+
+
+class TransformedImages(Dataset[tuple[Tensor, int]]):
+    """Images in memory with a transform of each, as torchvision's data sets have it."""
+
+    def __init__(self, pixels: Tensor, labels: Tensor, transform: Callable[[Any], Tensor]) -> None:
+        self.pixels = pixels
+        self.targets = labels.tolist()
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self.pixels[index]), self.targets[index]
+
+
+def _learn2learn_sampler(images: Any, queries: int) -> Run:
+    # `Session` has imported it before, without the warnings of its age.
+    import learn2learn as l2l
+
+    dataset = l2l.data.MetaDataset(images)
+    steps = l2l.data.transforms
+    make = [steps.FusedNWaysKShots(dataset, n=5, k=1 + queries), steps.LoadData(dataset)]
+    taskset = l2l.data.Taskset(
+        dataset,
+        [*make, steps.RemapLabels(dataset), steps.ConsecutiveLabels(dataset)],
+        num_tasks=-1,
+    )
+    sample: Run = taskset.sample
+    return sample
 
 
 if __name__ == "__main__":

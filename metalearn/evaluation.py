@@ -25,6 +25,7 @@ from metalearn.runtime.progress import progress as shown_progress
 from metalearn.runtime.statistics import confidence_half_width, t_test
 from metalearn.runtime.tables import Tabular
 from metalearn.tasks.few_shot import FewShot
+from metalearn.tasks.mixture import Mixture
 
 
 class Tasks(Protocol):
@@ -97,8 +98,14 @@ class Evaluation(Tabular):
 
     def records(self) -> list[dict[str, Any]]:
         """One row for each task."""
-        values = self.per_episode.tolist()
-        return [{"task": task, self.measure: value} for task, value in enumerate(values)]
+        rows: list[dict[str, Any]] = []
+        sources = self.settings.get("task_sources")
+        for task, value in enumerate(self.per_episode.tolist()):
+            row = {"task": task, self.measure: value}
+            if sources:  # the tasks are of a Mixture
+                row["source"] = sources[task]
+            rows.append(row)
+        return rows
 
     def to_dict(self) -> Record:
         """The evaluation as a JSON-able record; the interval of a single task is None."""
@@ -321,7 +328,9 @@ class _Scores:
         results = {}
         for name, learner in self.learners.items():
             per_episode = distributed.all_reduce(torch.cat(self.per_learner[name]))
-            settings = {"learner": learner.settings(), "episodes": describe(episodes)}
+            settings: Record = {"learner": learner.settings(), "episodes": describe(episodes)}
+            if isinstance(episodes, Mixture):
+                settings["task_sources"] = [episodes.source(task) for task in range(self.tasks)]
             results[name] = Evaluation(per_episode, measure, tuple(map(int, checksums)), settings)
         return results
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
-from numbers import Integral, Real
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from metalearn.data.decoding import as_tensor
+from metalearn.data.items import KEYS, class_names, item_pair, number_labels, one_label
 from metalearn.data.vectors import LabelledVectors
 from metalearn.runtime.checks import sequence
 from metalearn.runtime.files import Record
@@ -127,67 +126,18 @@ def _kind(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
-def number_labels(labels: Any, source: str) -> tuple[Tensor, list[str], Record]:
-    """Number labels of any kind from 0, in their order.
+Convert = Callable[[Any, str], Tensor]  # an image and its name in messages -> its tensor
 
-    Whole numbers (also negative, with gaps, as floats or booleans), strings and tensors of one
-    element are accepted.
+
+def in_memory(
+    dataset: Any, keys: tuple[str, str] = KEYS, convert: Convert = as_tensor
+) -> tuple[Tensor, Tensor, tuple[str, ...], Record]:
+    """Read any data set into memory.
 
     Args:
-        labels: one label an image.
-        source: what they belong to, for messages.
-
-    Returns:
-        The class numbers (n,) int64, the classes' names in order, and a record of the number of
-        each label, which is empty if labels are 0, 1, ... already.
-
-    Raises:
-        TypeError: naming the item, if a label does not name one class.
-
-    Example:
-        >>> number_labels([2, 1, 2], "images")
-        (tensor([1, 0, 1]), ['1', '2'], {'labels': {'1': 0, '2': 1}})
-    """
-    if isinstance(labels, Tensor | np.ndarray) and labels.ndim == 1:
-        labels = labels.tolist()
-    listed = sequence("labels", labels, "[0, 0, 1]")
-    values = [_label(label, i, source) for i, label in enumerate(listed)]
-    # Numbers and strings cannot be put in one order.
-    kinds = sorted({type(value).__name__ for value in values})
-    if len(kinds) > 1:
-        raise TypeError(
-            f"the labels of {source} mix {' and '.join(kinds)}; make all of them numbers or all"
-            " strings"
-        )
-    classes = sorted(set(values))
-    numbers = {value: number for number, value in enumerate(classes)}
-    record: Record = {}
-    if classes != list(range(len(classes))):
-        record["labels"] = {str(value): number for value, number in numbers.items()}
-    names = [str(value) for value in classes]
-    return torch.tensor([numbers[value] for value in values], dtype=torch.int64), names, record
-
-
-def _label(label: Any, index: int, source: str) -> int | str:
-    """One label as a whole number or a string."""
-    # A scalar of torch or numpy of one of the kinds bool, int, unsigned, float and text.
-    value = np.asarray(label.cpu() if isinstance(label, Tensor) else label)
-    if value.size == 1 and value.dtype.kind in "biufU":
-        label = value.item()
-    if isinstance(label, str):
-        return label
-    if isinstance(label, Integral):
-        return int(label)
-    if isinstance(label, Real) and float(label).is_integer():
-        return int(float(label))
-    raise TypeError(
-        f"the label of item {index} of {source} is {label!r}, not an integer or a string; number"
-        " the classes, for example with target_transform"
-    )
-
-
-def in_memory(dataset: Any) -> tuple[Tensor, Tensor, tuple[str, ...], Record]:
-    """Read any data set into memory.
+        dataset: of pairs (image, label), or of dictionaries with both.
+        keys: of the image and of the label, in dictionaries.
+        convert: from an image and its name in messages to a tensor.
 
     Returns:
         Inputs (n, ...) as uint8, float32 or, for token ids, int64; labels (n,) int64 from 0, the
@@ -195,38 +145,72 @@ def in_memory(dataset: Any) -> tuple[Tensor, Tensor, tuple[str, ...], Record]:
 
     Raises:
         TypeError: an item is no pair, or some items are token ids and others are not.
-        ValueError: there are no items, or their shapes differ.
+        KeyError: an item is a dictionary without the keys; its own keys are listed.
+        ValueError: there are no items, their shapes differ, or parts of a `ConcatDataset` give one
+            number to different classes.
     """
-    if isinstance(dataset, LabelledImages):
-        return dataset.images, dataset.labels, dataset.names, {}
-    if isinstance(dataset, LabelledVectors):
-        return dataset.inputs, dataset.labels, dataset.names, {}
-    try:
-        count = len(dataset)
-    except TypeError:
-        raise TypeError(
-            f"{type(dataset).__name__} has no length, so its classes cannot be counted; use a data"
-            " set with len() and [i]"
-        ) from None
+    if isinstance(dataset, LabelledImages | LabelledVectors):
+        values = dataset.images if isinstance(dataset, LabelledImages) else dataset.inputs
+        if convert is not as_tensor:
+            values = converted(values, type(dataset).__name__, convert)
+        return values, dataset.labels, dataset.names, {}
+    count = length(dataset)
     name = type(dataset).__name__
+    listed = class_names(dataset, keys[1])
     inputs: list[Tensor] = []
     labels: list[Any] = []
     with progress(f"reading {name} into memory", count, unit="item") as advance:
         for i in range(count):
-            item = dataset[i]
-            if not isinstance(item, tuple | list) or len(item) != 2:
-                raise TypeError(f"item {i} of {name} is not a pair (image, label)")
-            inputs.append(_compact(as_tensor(item[0], f"item {i} of {name}")))
-            labels.append(_label(item[1], i, name))
+            image, label = item_pair(dataset[i], f"item {i} of {name}", keys)
+            inputs.append(compact(convert(image, f"item {i} of {name}")))
+            labels.append(one_label(label, i, name))
             advance()
-    if not inputs:
+    numbers, classes, record = number_labels(labels, name)
+    values = _stacked(inputs, name)
+    return values, numbers, tuple(listed.get(label, label) for label in classes), record
+
+
+def length(dataset: Any) -> int:
+    """The number of items of a data set, at least 1.
+
+    Raises:
+        TypeError: it has no length.
+        ValueError: it is empty.
+    """
+    name = type(dataset).__name__
+    try:
+        count = len(dataset)
+    except TypeError:
+        raise TypeError(
+            f"{name} has no length, so its classes cannot be counted; use a data set with len() and"
+            " [i]"
+        ) from None
+    if not count:
         raise ValueError(f"{name} is empty: there is nothing to draw tasks from")
+    return count
+
+
+def first_image(dataset: Any, keys: tuple[str, str] = KEYS) -> Any:
+    """The image of the first item, as the data set has it."""
+    if isinstance(dataset, LabelledImages | LabelledVectors):
+        return (dataset.images if isinstance(dataset, LabelledImages) else dataset.inputs)[0]
+    length(dataset)
+    return item_pair(dataset[0], f"item 0 of {type(dataset).__name__}", keys)[0]
+
+
+def converted(values: Tensor, name: str, convert: Convert) -> Tensor:
+    """Inputs in memory (items, ...) after a conversion of each."""
+    parts = [compact(convert(value, f"item {i} of {name}")) for i, value in enumerate(values)]
+    return _stacked(parts, name)
+
+
+def _stacked(inputs: list[Tensor], name: str) -> Tensor:
+    """The items of a data set as one tensor, in one dtype and one shape."""
     _check_tokens(inputs, name)
     # One dtype for all: a single image that does not fit 8 bits makes all of them floats.
     if any(image.dtype != torch.uint8 for image in inputs):
-        inputs = [_as_float(image) for image in inputs]
-    numbers, classes, record = number_labels(labels, name)
-    return torch.stack(_in_one_shape(inputs, name)), numbers, _names(dataset, classes), record
+        inputs = [as_float(image) for image in inputs]
+    return torch.stack(_in_one_shape(inputs, name))
 
 
 def _check_tokens(inputs: list[Tensor], name: str) -> None:
@@ -311,24 +295,12 @@ def _has_channels(image: Tensor, channels: int) -> bool:
     return image.dim() == 3 and len(image) == channels
 
 
-def _names(dataset: Any, classes: list[str]) -> tuple[str, ...]:
-    """The names of the classes; a number that counts in the data set's `classes` takes its name."""
-    listed = [str(name) for name in getattr(dataset, "classes", ())]
-
-    def name(label: str) -> str:
-        if label.isdecimal() and int(label) < len(listed):
-            return listed[int(label)]
-        return label
-
-    return tuple(map(name, classes))
-
-
-def _as_float(image: Tensor) -> Tensor:
+def as_float(image: Tensor) -> Tensor:
     """The values of an image in [0, 1], if it is stored as uint8; others are returned unchanged."""
     return image / 255 if image.dtype == torch.uint8 else image
 
 
-def _compact(values: Tensor) -> Tensor:
+def compact(values: Tensor) -> Tensor:
     """The values as uint8 if that is exact (multiples of 1/255 in [0, 1]), else as float32.
 
     Token ids (int64) are returned unchanged.

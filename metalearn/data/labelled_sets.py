@@ -25,7 +25,8 @@ from .decoding import NO_FILES, check_memory, decode_classes, existing_root, fol
 from .eurosat import eurosat
 from .folders import split_folders
 from .glyphs import glyphs
-from .images import LabelledImages, in_memory, number_labels
+from .images import LabelledImages, in_memory
+from .items import number_labels
 
 Path_ = str | os.PathLike[str]
 MEDMNIST_SIZES = (28, 64, 128, 224)

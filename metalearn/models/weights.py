@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import math
 import os
 import pickle
 import warnings
@@ -22,6 +21,9 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
+from metalearn.data.normalization import IMAGENET as IMAGENET
+from metalearn.data.normalization import PLAIN as PLAIN
+from metalearn.data.normalization import Normalization as Normalization
 from metalearn.network.layers import head, is_inside
 from metalearn.runtime.files import Damaged, Record, content, open_file, unreadable
 from metalearn.runtime.npz import array_header
@@ -37,61 +39,6 @@ REFUSALS = ("Unsupported", "unsupported", "TorchScript")
 SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".npz", ".safetensors", ".tar")
 INFLATION = 100  # a file whose tensors are that many times its own size holds no weights
 SMALL = 2**26  # bytes that are read from a file of any size
-
-
-class Normalization(NamedTuple):
-    """The mean and standard deviation of each channel, by which a network's images are normalised.
-
-    Example:
-        >>> Normalization.parse("0.5/0.25")
-        Normalization(mean=(0.5,), std=(0.25,))
-        >>> str(Normalization.parse("imagenet"))
-        '0.485,0.456,0.406/0.229,0.224,0.225'
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __str__(self) -> str:
-        return "/".join(",".join(f"{value:g}" for value in values) for values in self)
-
-    @classmethod
-    def parse(cls, text: str) -> Normalization | None:
-        """Read a normalization from a setting; None stands for images in 0 to 1.
-
-        Args:
-            text: "imagenet", "none", or MEAN/STD with commas between the channels.
-
-        Raises:
-            ValueError: for another text, or a deviation that is not positive.
-        """
-        if not isinstance(text, str):
-            raise TypeError(
-                f"normalize={text!r} is a {type(text).__name__}, not a text such as {IMAGENET}"
-            )
-        if text == "none":
-            return None
-        if text == "imagenet":
-            return IMAGENET
-        try:
-            mean, std = map(_numbers, text.split("/"))
-        except ValueError:
-            mean = std = []
-        finite = all(map(math.isfinite, [*mean, *std]))
-        if not mean or len(mean) != len(std) or not finite or min(std) <= 0:
-            raise ValueError(
-                f"normalize={text!r}; choose imagenet or none, or write MEAN/STD by channel, such"
-                f" as {IMAGENET}"
-            )
-        return cls(tuple(mean), tuple(std))
-
-
-def _numbers(text: str) -> list[float]:
-    return [float(value) for value in text.split(",")]
-
-
-IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-PLAIN = Normalization((0.0,), (1.0,))  # images in 0 to 1
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -736,6 +683,4 @@ class _Normalize(NamedTuple):
 
     def __call__(self, model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         images, *rest = inputs
-        # (channels, 1, 1), to broadcast over (examples, channels, height, width)
-        mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in self.normalization)
-        return ((images - mean) / std, *rest)
+        return (self.normalization(images), *rest)

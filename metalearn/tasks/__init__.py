@@ -9,6 +9,7 @@ from metalearn.data.omniglot import omniglot
 from metalearn.data.pointer_images import pointer_images
 from metalearn.data.pointer_value import pointer_vectors
 from metalearn.tasks.few_shot import SEEDS, FewShot
+from metalearn.tasks.mixture import Mixture
 from metalearn.tasks.one_shot import OneShotRuns, one_shot_runs
 from metalearn.tasks.shared_subspace import SharedSubspace
 from metalearn.tasks.sinusoid import Sinusoid
@@ -17,6 +18,7 @@ __all__ = [
     "SEEDS",
     "FewShot",
     "LabelledImages",
+    "Mixture",
     "OneShotRuns",
     "SharedSubspace",
     "Sinusoid",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from metalearn.data.images import in_memory
-from metalearn.episodes import Episode, Examples
+from metalearn.data.decoding import as_tensor
+from metalearn.data.images import first_image, in_memory
+from metalearn.data.items import KEYS
+from metalearn.data.normalization import Normalization
+from metalearn.data.on_demand import OnDemand
+from metalearn.episodes import Episode, Examples, stack
 from metalearn.runtime.checks import positive
 from metalearn.runtime.files import Record
+from metalearn.runtime.random_state import seeded as seeded_globally
+from metalearn.tasks.augmentation import (
+    Augmentation,
+    apply,
+    check_not_random,
+    checked_transform,
+    described,
+)
 from metalearn.tasks.keyed_random import philox, position, seeded
 
 SEEDS = {"train": 0, "validation": 1, "test": 2}
@@ -32,11 +46,12 @@ class FewShot(Dataset[Episode]):
 
     Args:
         dataset: a `LabelledImages`, or any data set of (image or feature tensor or PIL image,
-            label) with a length (torchvision's, `TensorDataset`, ...), which is decoded once into
-            memory. Transforms are applied once, so a random one is frozen. Inputs are stored as
+            label) with a length (torchvision's, `TensorDataset`, `Subset`, `ConcatDataset`, Hugging
+            Face's `datasets`, ...), which is read once into memory. Its own transforms are then
+            applied once, so a random one is frozen: pass it as `augment`. Inputs are stored as
             uint8 if every value is a multiple of 1/255 in [0, 1], else as float32. Integers with
             fewer than three dimensions, such as token ids (tokens,), stay integers. Labels may be
-            of any kind (see `number_labels`).
+            of any kind, also strings and numbers with gaps (see `number_labels`).
         ways: classes per task.
         shots: support examples per class.
         queries: query examples per class.
@@ -44,11 +59,28 @@ class FewShot(Dataset[Episode]):
         seed: names the stream of tasks, 0 to 2**64 - 1. Streams that must not overlap need
             different seeds: this project takes `SEEDS`, 0 for training, 1 for validation and 2 for
             test.
+        transform: preprocessing of every image, without random numbers, such as `v2.Resize((84,
+            84))`. It gets an image as the data set has it (of a `LabelledImages` a uint8 tensor),
+            and runs once an image if the data set is in memory.
+        augment: a random transform of every image of a task, support and query, such as
+            `v2.Compose([v2.RandomCrop(84, padding=8), v2.RandomHorizontalFlip()])`. It gets a
+            tensor (channels, height, width), uint8 if the images are stored so. It is drawn anew
+            for each task and depends on `(seed, i)` alone, also in the workers of a `DataLoader`.
+            Tasks for testing usually have none.
+        normalize: "imagenet", or a pair (mean, std) of numbers by channel, which is applied last.
+            Pretrained weights expect it, unless the network normalises its images itself (as that
+            of an `Experiment` does).
+        keys: of the image and the label, if the items are dictionaries.
+        in_memory: False reads the images of a task when it is drawn, for data sets that do not fit
+            in memory. The data set's own random transforms are then drawn anew, too, from
+            `(seed, i)` alone.
 
     Raises:
         ValueError: if there are fewer classes than `ways`, or a class has fewer images than
-            `shots + queries`. The message names the class.
+            `shots + queries`. The message names the class. If a transform returns images of
+            different shapes, or NaN. The message names the task, the item and the transform.
         TypeError: if a label does not name a class. The message names the item.
+        KeyError: if items are dictionaries without the `keys`. The message lists their keys.
 
     Example:
         >>> from metalearn.data.glyphs import glyphs
@@ -56,19 +88,39 @@ class FewShot(Dataset[Episode]):
         >>> support, query = tasks[7]
         >>> support.inputs.shape, query.targets.tolist()
         (torch.Size([5, 1, 28, 28]), [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4])
+        >>> from torchvision.transforms import v2
+        >>> crops = v2.RandomCrop(28, padding=4)
+        >>> augmented = FewShot(glyphs("test"), 5, 1, 3, tasks=100, augment=crops)
+        >>> torch.equal(augmented[7].support.inputs, augmented[7].support.inputs)
+        True
     """
 
     draws_by_index = True  # a task depends on the seed and its index alone
 
     def __init__(
-        self, dataset: Any, ways: int, shots: int, queries: int, tasks: int, seed: int = 0
+        self,
+        dataset: Any,
+        ways: int,
+        shots: int,
+        queries: int,
+        tasks: int,
+        seed: int = 0,
+        *,
+        transform: Any = None,
+        augment: Any = None,
+        normalize: Any = None,
+        keys: tuple[str, str] = KEYS,
+        in_memory: bool = True,
     ) -> None:
         self.dataset = dataset
         self.ways, self.shots, self.queries, self.tasks = positive(
             ways=ways, shots=shots, queries=queries, tasks=tasks
         )
         self.seed = seeded(seed)
-        self._inputs, labels, names, self._numbered = in_memory(dataset)
+        self.transform = transform
+        self.augment = None if augment is None else Augmentation(augment)
+        self.normalize = Normalization.of(normalize)
+        labels, names = self._read(keys, stored=in_memory)
         classes, sizes = np.unique(labels.numpy(), return_counts=True)
         present = set(classes.tolist())
         self._absent = [name for number, name in enumerate(names) if number not in present]
@@ -84,6 +136,26 @@ class FewShot(Dataset[Episode]):
         self._labels = [
             torch.arange(self.ways).repeat_interleave(n) for n in (self.shots, self.queries)
         ]
+
+    def _read(self, keys: tuple[str, str], *, stored: bool) -> tuple[Tensor, tuple[str, ...]]:
+        """Read the data set, or its labels alone -> the labels and the names of the classes."""
+        convert = as_tensor
+        if self.transform is not None:
+            convert = partial(apply, checked_transform("transform", self.transform))
+            check_not_random(self.transform, first_image(self.dataset, keys))
+        self._inputs: Tensor | None = None
+        self._files: OnDemand | None = None
+        if stored:
+            self._inputs, labels, names, self._numbered = in_memory(self.dataset, keys, convert)
+            return labels, names
+        self._files = OnDemand(self.dataset, keys, convert)
+        self._numbered = self._files.record
+        return self._files.labels, self._files.names
+
+    @property
+    def draws_globally(self) -> bool:
+        """Whether drawing a task uses the process's global random generators for a while."""
+        return self.augment is not None or self._files is not None
 
     def __repr__(self) -> str:
         numbers = ", ".join(f"{name}={value}" for name, value in self._numbers().items())
@@ -122,15 +194,38 @@ class FewShot(Dataset[Episode]):
         return self.tasks
 
     def __getitem__(self, index: int) -> Episode:
-        rows = self._draw(philox(self.seed, position(index, self.tasks)))
+        number = position(index, self.tasks)
+        rng = philox(self.seed, number)
+        rows = self._draw(rng)
         # (ways, shots + queries) -> the support rows class by class, then the query rows.
         in_order = np.concatenate((rows[:, : self.shots].ravel(), rows[:, self.shots :].ravel()))
-        inputs = _in_unit_range(self._inputs.index_select(0, torch.from_numpy(in_order)))
+        inputs = self._finished(self._images(in_order, number, rng))
         cut = self.ways * self.shots
         return Episode(
             Examples(inputs[:cut], self._labels[0].clone()),
             Examples(inputs[cut:], self._labels[1].clone()),
         )
+
+    def _images(self, rows: np.ndarray, number: int, rng: np.random.Generator) -> Tensor:
+        """The images of a task in their stored dtype, after its random transforms."""
+        if self._inputs is not None:
+            images = self._inputs.index_select(0, torch.from_numpy(rows))
+        else:
+            assert self._files is not None
+            # The data set's own transforms draw from the global generators. `rng` stays where it
+            # is, so `augment` draws what it draws of images in memory.
+            key = zlib.crc32(np.array((self.seed, number), dtype=np.uint64).tobytes())
+            with seeded_globally(key):
+                images = self._files.take(rows.tolist())
+        if self.augment is None:
+            return images
+        source = type(self.dataset).__name__
+        return self.augment(images, rng, lambda i: f"item {rows[i]} of {source} in task {number}")
+
+    def _finished(self, images: Tensor) -> Tensor:
+        """Images (..., channels, height, width) as floating-point values, normalised."""
+        values = torch.div(images, 255) if images.dtype == torch.uint8 else images
+        return values if self.normalize is None else self.normalize(values)
 
     def stack(self, indices: Sequence[int], device: torch.device | str = "cpu") -> Episode:
         """Several tasks as one stack on a device.
@@ -144,17 +239,20 @@ class FewShot(Dataset[Episode]):
         """
         if not len(indices):
             raise ValueError("stack([]) has no task; give the number of at least one task")
+        if self.draws_globally:  # each task has random numbers of its own
+            return stack([self[index] for index in indices], indices=indices).to(device)
         rows = np.stack(
             [self._draw(philox(self.seed, position(index, self.tasks))) for index in indices]
         )
+        assert self._inputs is not None
         images = self._inputs.index_select(0, torch.from_numpy(rows.ravel()))
         if torch.device(device).type == "cuda":
             # Pinned memory lets the copy overlap with computing.
             images = images.pin_memory().to(device, non_blocking=True)
         # (tasks, ways, shots + queries, channels, height, width)
         images = images.to(device).view(*rows.shape, *images.shape[1:])
-        support = _in_unit_range(images[:, :, : self.shots])
-        query = _in_unit_range(images[:, :, self.shots :])
+        support = self._finished(images[:, :, : self.shots])
+        query = self._finished(images[:, :, self.shots :])
         labels = [each.to(device).expand(len(rows), -1).clone() for each in self._labels]
         return Episode(
             Examples(support.flatten(1, 2), labels[0]),  # (tasks, ways * shots, ...)
@@ -179,12 +277,18 @@ class FewShot(Dataset[Episode]):
         data = {**data, **self._numbered}
         if self._absent:
             data["absent_classes"] = self._absent
-        return {**self._numbers(), "data": data}
+        return {**self._numbers(), **self._transforms(), "data": data}
 
-
-def _in_unit_range(images: Tensor) -> Tensor:
-    """Images as floating-point values in [0, 1]."""
-    return torch.div(images, 255) if images.dtype == torch.uint8 else images
+    def _transforms(self) -> Record:
+        """Its transforms in words; nothing for those that are not set, as in earlier records."""
+        record: Record = {}
+        if self.transform is not None:
+            record["transform"] = described(self.transform)
+        if self.augment is not None:
+            record["augment"] = described(self.augment.transform)
+        if self.normalize is not None:
+            record["normalize"] = str(self.normalize)
+        return record
 
 
 def _how_to_divide(dataset: Any) -> str:

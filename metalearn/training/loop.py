@@ -304,7 +304,9 @@ def _meta_batches(state: TrainingState, plan: Plan) -> MetaBatches:
             return tasks, load(episodes, share, state.learner)
 
     left = range(state.step, plan.steps)
-    if stream is None or not vars(type(episodes)).get("draws_by_index", False):
+    by_index = vars(type(episodes)).get("draws_by_index", False)
+    # A thread that uses the global generators would change what the step draws from them.
+    if stream is None or not by_index or getattr(episodes, "draws_globally", False):
         yield from map(draw, left)
         return
     with ThreadPoolExecutor(1, "metalearn-draw") as pool:

@@ -1,0 +1,106 @@
+"""A data set whose images are read each time they are drawn, for one larger than memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalearn.runtime.progress import progress
+
+from .decoding import as_tensor
+from .images import Convert, as_float, compact, length
+from .items import KEYS, class_names, item_pair, labels_of, number_labels, one_label
+
+
+class OnDemand:
+    """The labels of a data set in memory, and its images read when they are asked for.
+
+    Labels are taken from the data set's own list (`targets`, `labels`, `_labels`, a column), if it
+    agrees with the first and the last item. Otherwise every item is read once.
+
+    Args:
+        dataset: of pairs (image, label), or of dictionaries with both.
+        keys: of the image and of the label, in dictionaries.
+        convert: from an image and its name in messages to a tensor.
+
+    Attributes:
+        labels: (items,) int64, numbered from 0.
+        names: of the classes.
+        record: of the number of each label (see `number_labels`).
+
+    Raises:
+        TypeError: an item is no pair, or a label does not name a class.
+        KeyError: an item is a dictionary without the keys; its own keys are listed.
+        ValueError: there are no items.
+
+    Example:
+        >>> items = [(torch.full((1, 2, 2), i / 255), "ab"[i % 2]) for i in range(4)]
+        >>> images = OnDemand(items)
+        >>> images.labels.tolist(), images.take([3, 0])[:, 0, 0, 0].tolist()
+        ([0, 1, 0, 1], [3, 0])
+    """
+
+    def __init__(
+        self, dataset: Any, keys: tuple[str, str] = KEYS, convert: Convert = as_tensor
+    ) -> None:
+        self.dataset = dataset
+        self.keys = keys
+        self.convert = convert
+        self.name = type(dataset).__name__
+        count = length(dataset)
+        listed = class_names(dataset, keys[1])
+        labels = self._labels(count)
+        self.labels, classes, self.record = number_labels(labels, self.name)
+        self.names = tuple(listed.get(label, label) for label in classes)
+        self.shape = self._read(0).shape
+
+    def _labels(self, count: int) -> list[Any]:
+        """One label an item."""
+        listed = labels_of(self.dataset, self.keys[1])
+        if listed is not None and len(listed) == count:
+            ends = {i: one_label(listed[i], i, self.name) for i in (0, count - 1)}
+            if all(self._label(i) == label for i, label in ends.items()):
+                return listed
+        with progress(f"reading the labels of {self.name}", count, unit="item") as advance:
+            labels = []
+            for i in range(count):
+                labels.append(self._label(i))
+                advance()
+        return labels
+
+    def _label(self, index: int) -> int | str:
+        _, label = item_pair(self.dataset[index], f"item {index} of {self.name}", self.keys)
+        return one_label(label, index, self.name)
+
+    def _read(self, index: int) -> Tensor:
+        """One image, as it would be kept in memory."""
+        name = f"item {index} of {self.name}"
+        image, _ = item_pair(self.dataset[index], name, self.keys)
+        return compact(self.convert(image, name))
+
+    def take(self, rows: Sequence[int]) -> Tensor:
+        """The images of these items, (items, ...), as uint8, float32 or, for token ids, int64.
+
+        Raises:
+            ValueError: an image has another shape than the first of the data set.
+        """
+        images = [self._in_shape(self._read(row), row) for row in map(int, rows)]
+        if any(image.dtype != torch.uint8 for image in images):
+            images = [as_float(image) for image in images]
+        return torch.stack(images)
+
+    def _in_shape(self, image: Tensor, row: int) -> Tensor:
+        """An image in the shape of the first; grey among colour ones is repeated to 3 channels."""
+        grey_among_colour = image.shape[:1] == (1,) and self.shape[:1] == (3,)
+        if grey_among_colour and image.shape[1:] == self.shape[1:]:
+            return image.expand(self.shape)
+        if image.shape != self.shape:
+            raise ValueError(
+                f"item {row} of {self.name} has shape {tuple(image.shape)} but item 0 has"
+                f" {tuple(self.shape)}; bring all to one size and kind, for example with"
+                " transform=v2.Compose([v2.RGB(), v2.Resize((84, 84))])"
+            )
+        return image
