@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -33,3 +35,30 @@ def set_generators(states: Record, device: torch.device) -> None:
     random.setstate((version, tuple(state), gauss))
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(torch.tensor(states["cuda"], dtype=torch.uint8), device)
+
+
+@contextmanager
+def preserved(device: torch.device) -> Iterator[None]:
+    """A context that leaves the global generators as they were before it.
+
+    Args:
+        device: whose generator is left as it was too, if it is a CUDA device.
+
+    Example:
+        >>> with preserved(torch.device("cpu")):
+        ...     first = torch.rand(1)
+        >>> bool(first == torch.rand(1))
+        True
+    """
+    of_torch = torch.get_rng_state()
+    of_numpy = np.random.get_state()  # noqa: NPY002
+    of_python = random.getstate()
+    of_cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    try:
+        yield
+    finally:
+        torch.set_rng_state(of_torch)
+        np.random.set_state(of_numpy)  # noqa: NPY002
+        random.setstate(of_python)
+        if of_cuda is not None:
+            torch.cuda.set_rng_state(of_cuda, device)

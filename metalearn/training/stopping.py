@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 
@@ -60,31 +60,48 @@ def stop_signals() -> Iterator[Callable[[], signal.Signals | None]]:
             signal.signal(number, defaults[number])
 
 
+class Agreed(NamedTuple):
+    """What the ranks agree on after a step.
+
+    Attributes:
+        signal: that stops every rank, or None.
+        stops: whether a callback stops the training.
+    """
+
+    signal: signal.Signals | None
+    stops: bool
+
+    def __bool__(self) -> bool:
+        return self.signal is not None or self.stops
+
+
 def agreed_stop(
-    state: TrainingState, rates: list[float], received: signal.Signals | None
-) -> signal.Signals | None:
-    """The signal after which every rank stops, or None.
+    state: TrainingState, rates: list[float], received: signal.Signals | None, *, stops: bool
+) -> Agreed:
+    """What stops every rank after this step, if anything.
 
     Args:
         state: after a step.
         rates: the outer rates of the step.
         received: the signal that this rank received.
+        stops: whether a callback of this rank stops the training.
 
     Raises:
         ValueError: the ranks took this step at different rates.
     """
     rank = distributed.rank()
     count = distributed.world_size()
-    rows = torch.zeros(count, 1 + len(rates), dtype=torch.float64)  # (ranks, signal and rates)
+    # (ranks, signal, callback and rates)
+    rows = torch.zeros(count, 2 + len(rates), dtype=torch.float64)
     # 0 stands for no signal.
-    rows[rank] = torch.tensor([received or 0, *rates])
+    rows[rank] = torch.tensor([received or 0, stops, *rates])
     rows = distributed.all_reduce(rows)
-    if not rows[:, 1:].equal(rows[:1, 1:].expand(count, -1)):
+    if not rows[:, 2:].equal(rows[:1, 2:].expand(count, -1)):
         distributed.check_same(
             {f"at step {state.step} the outer rate": rates}, "Give every rank the same schedule"
         )
     highest = int(rows[:, 0].max())
-    return signal.Signals(highest) if highest else None
+    return Agreed(signal.Signals(highest) if highest else None, stops=bool(rows[:, 1].any()))
 
 
 def stop(received: signal.Signals, state: TrainingState, steps: int) -> NoReturn:
