@@ -185,7 +185,7 @@ def meta_train(
     distributed.same_weights(learner)
     received = _train(state, plan)
     if received:
-        stop(received, state, plan.steps)
+        stop(received, state.step, plan.steps, state.saved, "Pass checkpoint=")
     if plan.keep_best:
         state.take_best(plan.checkpoint)
     return state.curve

@@ -104,16 +104,24 @@ def agreed_stop(
     return Agreed(signal.Signals(highest) if highest else None, stops=bool(rows[:, 1].any()))
 
 
-def stop(received: signal.Signals, state: TrainingState, steps: int) -> NoReturn:
-    """Raise what the signal means, naming the last checkpoint."""
-    text = f"stopped after step {state.step} of {steps}; last checkpoint: {state.saved}"
+def stop(received: signal.Signals, step: int, steps: int, saved: str, keeping: str) -> NoReturn:
+    """Raise what the signal means, naming the last checkpoint.
+
+    Args:
+        received: the signal.
+        step: the number of steps done.
+        steps: the number of steps in all.
+        saved: the last checkpoint.
+        keeping: how to keep a checkpoint, if there is none.
+    """
+    text = f"stopped after step {step} of {steps}; last checkpoint: {saved}"
     if received == signal.SIGINT:
         raise KeyboardInterrupt(text)
     if distributed.rank() == 0:
         cure = f"This command goes on from there: {shlex.join(sys.orig_argv)}"
         if distributed.world_size() > 1:
             cure = distributed.CURE
-        if state.saved == NOT_SAVED:
-            cure = "Pass checkpoint= to keep what is trained"
+        if saved == NOT_SAVED:
+            cure = f"{keeping} to keep what is trained"
         print(f"training: SIGTERM: {text}. {cure}", file=sys.stderr, flush=True)
     raise SystemExit(128 + received)

@@ -23,7 +23,8 @@ def check_callbacks(callbacks: Any) -> tuple[Any, ...]:
     """
     if isinstance(callbacks, str) or not isinstance(callbacks, Sequence):
         raise TypeError(
-            f"callbacks={callbacks!r} is a {type(callbacks).__name__}; give a list, [EarlyStopping(5)]"
+            f"callbacks={callbacks!r} is a {type(callbacks).__name__}; give a list, such as"
+            " [EarlyStopping(5)]"
         )
     for callback in callbacks:
         _check_callback(callback)
