@@ -248,6 +248,7 @@ def sweep(
     seeds: Listed = "0",
     results: str = "sweep.jsonl",
     processes: int = 1,
+    executor: str | None = None,
     *,
     table: str | None = None,
     progress: bool = True,
@@ -269,7 +270,12 @@ def sweep(
         results: a file of JSON lines, one for each figure; rows are added to it, and figures that
             it holds already are not repeated.
         table: also write the table of all figures to this file: .csv, .md, .tex, .html or .txt.
-        processes: runs at once on this machine. If there are several, each has one intra-op thread.
+        processes: runs at once on this machine. If there are several, each has one intra-op thread,
+            and a CUDA device of its own where there are enough.
+        executor: what runs the jobs: processes, loky, dask or ray on this machine; dask:ADDRESS or
+            ray:ADDRESS, a cluster that runs; submitit or submitit:FOLDER (SLURM); or a
+            package.module:callable that returns anything with submit(function, *arguments)
+            [processes].
         progress: print when runs start and end.
         settings: the few-shot problem and its training.
     """
@@ -285,7 +291,14 @@ def sweep(
     problems = []
     for dataset, way, shot, seed in itertools.product(*axes):
         problems.append(Experiment(dataset=dataset, ways=way, shots=shot, seed=seed, **settings))
-    rows = run_sweep(problems, parse(algorithms), results, processes=processes, progress=progress)
+    rows = run_sweep(
+        problems,
+        parse(algorithms),
+        results,
+        processes=processes,
+        executor=executor,
+        progress=progress,
+    )
     if distributed.rank():
         return
     summary = sweep_table(rows)

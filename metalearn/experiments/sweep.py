@@ -11,8 +11,8 @@ import os
 import sys
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import closing, nullcontext
-from dataclasses import asdict, fields
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock
 
 from metalearn.engine.execution import in_flight
-from metalearn.runtime import distributed, parallel
+from metalearn.runtime import distributed, executors, parallel
 from metalearn.runtime.files import Record
 from metalearn.runtime.progress import duration
 from metalearn.runtime.provenance import machine, now, versions
@@ -61,6 +61,7 @@ def sweep(
     results: str | os.PathLike[str],
     *,
     processes: int = 1,
+    executor: Any = None,
     progress: bool = True,
 ) -> list[Record]:
     """Train and test each algorithm on each problem.
@@ -76,14 +77,21 @@ def sweep(
         problems: experiments, one for each data set, ways, shots and seed.
         algorithms: names as for `metalearn reuse`.
         results: a file of JSON lines; rows are added to it.
-        processes: runs at once on this machine. If there are several, each has one intra-op thread.
+        processes: runs at once on this machine. If there are several, each has one intra-op thread,
+            and a CUDA device of its own where there are enough.
+        executor: runs the jobs instead: anything with `submit(function, *arguments)` that returns a
+            future, such as a `concurrent.futures.ProcessPoolExecutor`, a submitit executor or a
+            client of Dask; or a name (see `metalearn.runtime.executors`). Its workers must see the
+            folder of the runs.
         progress: print when runs start and end.
 
     Returns:
         A row for each problem and algorithm, in the order given.
 
     Raises:
-        ValueError: an unknown algorithm, no process, or several processes under torchrun.
+        ValueError: an unknown algorithm, no process, or several processes or an executor under
+            torchrun.
+        TypeError: the executor has no `submit`.
         RuntimeError: the script lacks that guard.
 
     Example:
@@ -104,8 +112,19 @@ def sweep(
     distributed.join(torch.device("cpu"))
     rank = distributed.rank()
     ranks = distributed.world_size()
-    if ranks > 1 and processes > 1:
-        raise ValueError(f"torchrun has started {ranks} processes already; leave processes out")
+    if ranks > 1 and (processes > 1 or executor is not None):
+        raise ValueError(
+            f"torchrun has started {ranks} processes already; leave processes and executor out"
+        )
+    if executor == "processes":  # the default
+        executor = None
+    if executor is not None and not isinstance(executor, str):
+        executors.check_executor(executor)
+        if processes > 1:
+            raise ValueError(
+                f"processes={processes} and an executor: the executor decides how many run at once;"
+                " leave processes out"
+            )
     path = Path(results)
     if path.is_dir():
         raise ValueError(f"results={str(path)!r} is a folder; name a file, such as sweep.jsonl")
@@ -123,8 +142,13 @@ def sweep(
         _print(f"sweep: {missing} of {len(problems) * len(names)} figures to go")
 
     # A single process leaves SIGTERM to training, which finishes its step.
-    exiting = parallel.sigterm_exits() if processes > 1 else nullcontext()
-    with exiting, closing(_performed(jobs, processes, progress=progress)) as performed:
+    elsewhere = processes > 1 or executor is not None
+    exiting = parallel.sigterm_exits() if elsewhere else nullcontext()
+    with (
+        exiting,
+        _executor(executor, processes) as runs,
+        closing(_performed(jobs, processes, runs, progress=progress)) as performed,
+    ):
         for number, new_rows in enumerate(performed, 1):
             append(path, new_rows)
             rows += new_rows
@@ -257,10 +281,20 @@ def _jobs(problems: list[Experiment], names: list[str], done: dict[str, Record])
     return jobs
 
 
+def _executor(executor: Any, processes: int) -> AbstractContextManager[Any]:
+    """The executor, made here if it is a name; None without one."""
+    if isinstance(executor, str):
+        return executors.named(executor, processes)
+    return nullcontext(executor)
+
+
 def _performed(
-    jobs: list[Job], processes: int, *, progress: bool
+    jobs: list[Job], processes: int, executor: Any, *, progress: bool
 ) -> Generator[list[Record], None, None]:
     """The rows of every job that this process (or rank) performs."""
+    if executor is not None:
+        yield from _on_executor(jobs, executor, progress=progress)
+        return
     if processes > 1:
         yield from _in_processes(jobs, processes, progress=progress)
         return
@@ -289,6 +323,23 @@ def _in_processes(jobs: list[Job], processes: int, *, progress: bool) -> Iterato
                 yield _failed(job, str(error))
             else:
                 yield future.result()
+
+
+def _on_executor(jobs: list[Job], executor: Any, *, progress: bool) -> Iterator[list[Record]]:
+    """The rows of every job, performed by the workers of an executor."""
+    # Copies without the images that an experiment has loaded, which each worker loads itself.
+    sent = [(Job(replace(job.experiment), job.algorithms),) for job in jobs]
+    finished = executors.perform(
+        executor,
+        perform,
+        sent,
+        started=lambda arguments: _print_started(*arguments, progress=progress, what="submitted"),
+    )
+    for (job,), result in finished:
+        try:
+            yield result()
+        except Exception as error:  # of the worker: `perform` itself raises nothing
+            yield _failed(job, f"its worker failed: {type(error).__name__}: {error}")
 
 
 def perform(job: Job, *, progress: bool = False) -> list[Record]:
@@ -356,9 +407,9 @@ def _outcome(row: Record) -> str:
     return f"{name}: {100 * row['accuracy']:.2f} %"
 
 
-def _print_started(job: Job, *, progress: bool) -> None:
+def _print_started(job: Job, *, progress: bool, what: str = "started") -> None:
     if progress:
-        _print(f"sweep: {time.strftime('%H:%M:%S')} {job}: started")
+        _print(f"sweep: {time.strftime('%H:%M:%S')} {job}: {what}")
 
 
 def _print(line: str) -> None:

@@ -46,7 +46,7 @@ MOVED = {
     "metalearn.randomness": "metalearn.engine.randomness",
     "metalearn.ranks": "metalearn.runtime.distributed",
     "metalearn.readouts": "metalearn.algorithms.features",
-    "metalearn.records": "metalearn.training.log",
+    "metalearn.records": "metalearn.training.callbacks.json_lines",
     "metalearn.regimes": "metalearn.experiments.regimes",
     "metalearn.registry": "metalearn.models.registry",
     "metalearn.representations": "metalearn.network.activations",

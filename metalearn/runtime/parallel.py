@@ -22,6 +22,8 @@ from typing import Any
 
 import torch
 
+from .devices import own_device
+
 PATIENCE = 60.0  # seconds that a worker has for its step after its parent was stopped
 GRACE = 2.0  # the same after its parent has died
 GUARD = 'if __name__ == "__main__":'
@@ -124,7 +126,8 @@ class Workers:
     """Processes on this machine that share out independent jobs; a context manager.
 
     Each process is the only one of a `concurrent.futures.ProcessPoolExecutor`. If it dies, only its
-    own job fails, and another process takes its place. Processes start when there is work.
+    own job fails, and another process takes its place. Processes start when there is work. If the
+    machine has several CUDA devices, each process has one of its own (see `own_device`).
 
     Args:
         processes: how many jobs run at once.
@@ -297,8 +300,18 @@ def _unpack() -> None:
 
 def _call(work: Callable[..., Any], job: Job) -> Any:
     _unpack()
+    return call_in_worker(work, *_common[0], *job)
+
+
+def call_in_worker(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Call `work(*arguments)` in a worker process, on a CUDA device of its own.
+
+    Raises:
+        ChildProcessError: the process was stopped by Ctrl-C or SIGTERM.
+    """
     try:
-        return work(*_common[0], *job)
+        with own_device():
+            return work(*arguments)
     except (KeyboardInterrupt, SystemExit) as stopped:
         # These would end the parent's own work if they reached it.
         raise ChildProcessError(f"its process was stopped ({stopped!r})") from None

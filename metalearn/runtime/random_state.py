@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -38,7 +38,34 @@ def set_generators(states: Record, device: torch.device) -> None:
         torch.cuda.set_rng_state(torch.tensor(states["cuda"], dtype=torch.uint8), device)
 
 
-@contextlib.contextmanager
+@contextmanager
+def preserved(device: torch.device) -> Iterator[None]:
+    """A context that leaves the global generators as they were before it.
+
+    Args:
+        device: whose generator is left as it was too, if it is a CUDA device.
+
+    Example:
+        >>> with preserved(torch.device("cpu")):
+        ...     first = torch.rand(1)
+        >>> bool(first == torch.rand(1))
+        True
+    """
+    of_torch = torch.get_rng_state()
+    of_numpy = np.random.get_state()  # noqa: NPY002
+    of_python = random.getstate()
+    of_cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    try:
+        yield
+    finally:
+        torch.set_rng_state(of_torch)
+        np.random.set_state(of_numpy)  # noqa: NPY002
+        random.setstate(of_python)
+        if of_cuda is not None:
+            torch.cuda.set_rng_state(of_cuda, device)
+
+
+@contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed the global generators of torch's CPU, numpy and Python, and put their states back.
 
@@ -54,18 +81,12 @@ def seeded(seed: int) -> Iterator[None]:
         ...     torch.equal(torch.rand(2), first)
         True
     """
-    with _one_thread:
-        states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
-        try:
-            # Not torch.manual_seed, which seeds every CUDA device too.
-            torch.default_generator.manual_seed(seed)
-            np.random.seed(seed)  # noqa: NPY002
-            random.seed(seed)
-            yield
-        finally:
-            torch.set_rng_state(states[0])
-            np.random.set_state(states[1])  # noqa: NPY002
-            random.setstate(states[2])
+    with _one_thread, preserved(torch.device("cpu")):
+        # Not torch.manual_seed, which seeds every CUDA device too.
+        torch.default_generator.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        random.seed(seed)
+        yield
 
 
 _one_thread = threading.RLock()

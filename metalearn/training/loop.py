@@ -9,8 +9,9 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,21 +35,23 @@ from metalearn.runtime.checks import whole_number
 from metalearn.runtime.files import Record
 from metalearn.runtime.progress import progress as shown_progress
 
+from .callbacks import JsonLines, Status, TensorBoard
+from .callbacks.calls import Callbacks, check_callbacks
 from .finite import check_weights, outer_rates, refuse_step
-from .log import records
 from .optimizers import OptimizerChoice, ScheduleChoice, build_optimizer
 from .penalty import Extra, Penalty, enter, no_penalty
-from .plan import FilePath, Plan, check_arguments, clipping_bound
+from .plan import FilePath, Plan, check_arguments, check_paths, clipping_bound
 from .precision import computing_in
 from .state import (
     Curve,
     TrainingState,
+    best_checkpoint,
     decisive_settings,
     naming_the_checkpoint,
     record_settings,
     resumed,
 )
-from .stopping import agreed_stop, stop, stop_signals
+from .stopping import Agreed, agreed_stop, stop, stop_signals
 
 
 def meta_train(
@@ -71,6 +74,8 @@ def meta_train(
     progress: bool = True,
     settings: Record | None = None,
     penalty: Penalty | None = None,
+    callbacks: Sequence[Any] = (),
+    keep_best: bool = False,
 ) -> Curve:
     """Train the learner's parameters in place for `steps` outer steps.
 
@@ -93,15 +98,15 @@ def meta_train(
         clip_value: each gradient entry is clipped to this magnitude, as in the MAML papers' code.
         clip_norm: the gradient is scaled down to at most this norm.
         validation: tasks to evaluate on every `validate_every` steps and after the last; the best
-            checkpoint so far is kept as `<checkpoint>.best`.
+            checkpoint so far is kept as `<checkpoint>.best`, which `metalearn.training.restore`
+            reads like any other.
         validate_every: steps from one validation to the next.
         checkpoint: a path, written before the first step, every `checkpoint_every` steps, after the
             last, and on Ctrl-C or SIGTERM; the one before is kept as `<checkpoint>.previous`.
             `metalearn.training.restore` reads its weights.
         checkpoint_every: steps from one checkpoint to the next.
-        log: a path of JSON lines, one a step, also after resumes; an earlier run's log moves to
-            `<log>.previous`.
-        tensorboard: a folder for TensorBoard (the extra `tensorboard`).
+        log: short for the callback `JsonLines(log)`.
+        tensorboard: short for the callback `TensorBoard(tensorboard)`.
         precision: "bfloat16" runs what is safe in it under autocast; "tf32" multiplies float32 in
             tf32 on CUDA (10 bits of mantissa); None computes in the learner's dtype, as torch is
             set.
@@ -111,9 +116,14 @@ def meta_train(
             the checkpoint and compared on resume, except for what is under "notes".
         penalty: added to the loss once a step, from the meta-parameters alone, such as
             `metalearn.training.regularisers.pulled`. The curve has the loss without it.
+        callbacks: called on the way, in this order: `metalearn.training.callbacks` has loggers,
+            early stopping, a time limit and Optuna's pruning; `Callback` says how to write one.
+        keep_best: leave the learner with the weights of the best validation rather than of the last
+            step. The checkpoint keeps the last ones, from which a longer run continues.
 
     Returns:
-        Loss and accuracy of every step, and the validations.
+        Loss and accuracy of every step, the validations, and why the run was stopped early, if a
+        callback stopped it.
 
     Raises:
         FloatingPointError: a loss, a gradient or a weight is not finite; step, tasks and last good
@@ -126,6 +136,7 @@ def meta_train(
             written. (Only the main thread receives signals. Those that the program handles itself
             are left to it.)
         ConnectionError: another rank died; the last checkpoint is named.
+        Exception: what a callback raised, once the step is finished and the checkpoint written.
         torch.OutOfMemoryError: a GPU's memory does not suffice; the ways out are named.
 
     Warns:
@@ -147,6 +158,7 @@ def meta_train(
     distributed.join(device_of(learner))
     # An error on one rank before the first step is raised on all of them.
     with distributed.failing_together():
+        check_paths(checkpoint=checkpoint, log=log, tensorboard=tensorboard)
         plan = Plan(
             episodes=episodes,
             steps=whole_number("steps", steps),
@@ -160,10 +172,10 @@ def meta_train(
             precision=precision,
             shown=progress and distributed.rank() == 0,
             penalty=penalty,
+            callbacks=_with_logs(callbacks, log, tensorboard),
+            keep_best=keep_best,
         )
-        check_arguments(
-            learner, plan, settings, checkpoint=checkpoint, log=log, tensorboard=tensorboard
-        )
+        check_arguments(learner, plan, settings)
         _settle_head(learner, episodes)
         state = TrainingState(learner, *build_optimizer(learner, optimizer, schedule, plan.steps))
         state.settings = record_settings(state, episodes, plan.decisive(), settings)
@@ -171,10 +183,24 @@ def meta_train(
     distributed.check_same(decisive, "Start every rank with the same settings")
     # Otherwise the ranks would train different models with one gradient.
     distributed.same_weights(learner)
-    received = _train(state, plan, log, tensorboard)
+    received = _train(state, plan)
     if received:
-        stop(received, state, plan.steps)
+        stop(received, state.step, plan.steps, state.saved, "Pass checkpoint=")
+    if plan.keep_best:
+        state.take_best(plan.checkpoint)
     return state.curve
+
+
+def _with_logs(
+    callbacks: Sequence[Any], log: FilePath | None, tensorboard: FilePath | None
+) -> tuple[Any, ...]:
+    """The callbacks, after those that `log` and `tensorboard` stand for."""
+    logs: list[Any] = []
+    if log:
+        logs.append(JsonLines(log))
+    if tensorboard:
+        logs.append(TensorBoard(tensorboard))
+    return (*logs, *check_callbacks(callbacks))
 
 
 def _settle_head(learner: Learner, episodes: Tasks) -> None:
@@ -187,41 +213,75 @@ def _settle_head(learner: Learner, episodes: Tasks) -> None:
     random_state.set_generators(generators, device)
 
 
-def _train(
-    state: TrainingState, plan: Plan, log: FilePath | None, tensorboard: FilePath | None
-) -> signal.Signals | None:
+def _train(state: TrainingState, plan: Plan) -> signal.Signals | None:
     """Take the steps that are left; the signal that stopped them, or None."""
-    if distributed.rank() != 0:
-        log = tensorboard = None
+    rates: list[float] = []  # of the last step
+    callbacks = Callbacks(
+        plan.callbacks, state.device, lambda end: _status(state, plan, rates, end)
+    )
     with (
         resumed(state, plan.checkpoint, plan.steps),
         naming_the_checkpoint(state),
         stop_signals() as received,
-        records(log, tensorboard, state.step) as write,
+        callbacks.running(),
         shown_progress("training", plan.steps, done=state.step, shown=plan.shown) as advance,
         contextlib.closing(_meta_batches(state, plan)) as meta_batches,
         enter(plan.penalty or no_penalty, state.learner.model) as extra,
     ):
-        # `resumed` may have found a finished run.
-        if state.step < plan.steps:
+        # `resumed` may have found a finished run, and a callback may want no step.
+        agreed = Agreed(None, stops=distributed.broadcast(callbacks.stops))
+        if state.step < plan.steps and not agreed:
             _announce(state, plan)
-        stopping: signal.Signals | None = None
-        while state.step < plan.steps and not stopping:
-            rates = _step(state, plan, meta_batches, extra)
+        while state.step < plan.steps and not agreed:
+            rates[:] = _step(state, plan, meta_batches, extra)
             last = state.step == plan.steps
-            stopping = agreed_stop(state, rates, received())
-            # Every rank takes part in a validation, and the first one logs it.
-            validation = None
+            # Every rank takes part in a validation.
             if plan.validation is not None and (last or state.step % plan.validate_every == 0):
-                validation = _validate(state, plan.validation, plan.checkpoint)
-            write(_record(state, rates[0], validation))
-            if last or stopping or state.step % plan.checkpoint_every == 0:
+                _validate(state, plan.validation, plan)
+                callbacks.call("on_validation")
+            callbacks.call("on_step")
+            agreed = agreed_stop(state, rates, received(), stops=callbacks.stops)
+            if last or agreed or state.step % plan.checkpoint_every == 0:
                 # A checkpoint never holds weights that are not finite.
                 check_weights(state)
                 if plan.checkpoint:
-                    state.save(plan.checkpoint)
+                    _save(state, plan.checkpoint, callbacks)
             advance(text=_recent(state.curve))
-        return stopping or received()
+        state.curve.stopped = callbacks.reason()
+        stopped_by = agreed.signal or received()
+        if stopped_by:
+            callbacks.end = f"stopped: {stopped_by.name}"
+        return stopped_by
+
+
+def _save(state: TrainingState, path: FilePath, callbacks: Callbacks) -> None:
+    """Write a checkpoint, and call the callbacks."""
+    try:
+        state.save(path)
+    except OSError as error:
+        # A full disk fails the log first, whose error names the cause.
+        raise (callbacks.raised or error) from error
+    callbacks.call("on_checkpoint")
+
+
+def _status(state: TrainingState, plan: Plan, rates: list[float], end: str) -> Status:
+    """Where the training is, for callbacks."""
+    accuracy = state.curve.accuracies[-1] if rates else math.nan
+    return Status(
+        call="meta_train",
+        step=state.step,
+        steps=plan.steps,
+        model=state.learner,
+        settings=state.settings,
+        validates=plan.validation is not None,
+        validations=state.curve.validation,
+        step_loss=state.curve.losses[-1] if rates else None,
+        accuracy=None if math.isnan(accuracy) else accuracy,
+        lr=rates[0] if rates else None,
+        seconds=state.curve.seconds,
+        checkpoint=os.fspath(plan.checkpoint) if plan.checkpoint else None,
+        end=end,
+    )
 
 
 MetaBatches = Generator[tuple[list[int], Episode | None]]
@@ -391,7 +451,7 @@ def _forecast(state: TrainingState, plan: Plan, tasks: int) -> tuple[memory.Fore
     return expected, memory.ways_out(state.learner, expected, processes=processes)
 
 
-def _validate(state: TrainingState, tasks: Tasks, checkpoint: FilePath | None) -> Record:
+def _validate(state: TrainingState, tasks: Tasks, plan: Plan) -> None:
     """Evaluate, and keep the checkpoint of the best validation so far."""
     result = evaluate(state.learner, tasks)
     record: Record = {
@@ -401,27 +461,14 @@ def _validate(state: TrainingState, tasks: Tasks, checkpoint: FilePath | None) -
         "interval": None if math.isnan(result.interval) else result.interval,
     }
     state.curve.validation.append(record)
-    if checkpoint and state.curve.best is record:
+    if state.curve.best is not record:
+        return
+    if plan.checkpoint:
         saved = state.saved
-        state.save(f"{os.fspath(checkpoint)}.best", files.save)
+        state.save(best_checkpoint(plan.checkpoint), files.save)
         state.saved = saved  # messages name the checkpoint that a resume reads
-    return record
-
-
-def _record(state: TrainingState, rate: float, validation: Record | None) -> Record:
-    """What is logged of a step."""
-    record: Record = {
-        "step": state.step,
-        "loss": state.curve.losses[-1],
-        "lr": rate,
-        "seconds": round(state.curve.seconds, 3),
-    }
-    accuracy = state.curve.accuracies[-1]
-    if not math.isnan(accuracy):
-        record["accuracy"] = accuracy
-    if validation:
-        record["validation"] = validation
-    return record
+    elif plan.keep_best:
+        state.keep_best()
 
 
 def _recent(curve: Curve) -> str:

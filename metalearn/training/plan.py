@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from torch.utils.data import DataLoader
 
@@ -36,6 +37,8 @@ class Plan:
     precision: str | None
     shown: bool  # report progress on standard error
     penalty: Penalty | None = None
+    callbacks: tuple[Any, ...] = ()
+    keep_best: bool = False
 
     def decisive(self) -> Record:
         """The settings that must be the same on resume."""
@@ -68,10 +71,8 @@ def clipping_bound(name: str, value: float | None) -> float | None:
     return positive_number(name, value, "leave it out to train without clipping")
 
 
-def check_arguments(
-    learner: Learner, plan: Plan, settings: Record | None, **paths: FilePath | None
-) -> None:
-    """Check the arguments of `meta_train` that are not numbers."""
+def check_arguments(learner: Learner, plan: Plan, settings: Record | None) -> None:
+    """Check the arguments of `meta_train` that are neither numbers nor paths."""
     check_tasks("training tasks", plan.episodes)
     if plan.validation is not None:
         check_tasks("validation tasks", plan.validation)
@@ -90,9 +91,15 @@ def check_arguments(
             f"penalty={plan.penalty!r} reads outputs of the network, and meta_train takes penalties"
             " of weights alone, such as pulled()"
         )
+    if plan.keep_best and plan.validation is None:
+        raise ValueError("keep_best=True needs validations: pass validation=, or leave it out")
+    check_precision(plan.precision, device_of(learner))
+
+
+def check_paths(**paths: FilePath | None) -> None:
+    """Raise an error for an argument that is no path."""
     for name, path in paths.items():
         if path is not None and not isinstance(path, str | os.PathLike):
             raise TypeError(f"{name}={path!r} is a {type(path).__name__}; give a path, or omit it")
         if path == "":
             raise ValueError(f"{name}='' names no file; give a path, or omit it")
-    check_precision(plan.precision, device_of(learner))

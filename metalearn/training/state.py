@@ -36,12 +36,14 @@ class Curve:
         accuracies: the mean accuracy of every step's tasks; NaN for real targets.
         validation: a record of every validation: step, measure, mean, interval.
         seconds: the time spent in training steps, over all resumes.
+        stopped: why a callback stopped the run early; empty if none did.
     """
 
     losses: list[float] = field(default_factory=list)
     accuracies: list[float] = field(default_factory=list)
     validation: list[Record] = field(default_factory=list)
     seconds: float = 0.0
+    stopped: str = ""
 
     def __repr__(self) -> str:
         if not self.losses:
@@ -50,6 +52,8 @@ class Curve:
         if self.best:
             parts.append(f"best validation {self.best['mean']:.4g} at step {self.best['step']}")
         parts.append(f"{self.seconds:.0f} s")
+        if self.stopped:
+            parts.append(f"stopped: {self.stopped}")
         return f"Curve({', '.join(parts)})"
 
     @property
@@ -73,6 +77,7 @@ class TrainingState:
         settings: what the run was started with (see `record_settings`).
         curve: the course so far.
         saved: the last checkpoint, for messages.
+        best_weights: of the best validation, if no checkpoint holds them.
     """
 
     learner: Learner
@@ -81,6 +86,7 @@ class TrainingState:
     settings: Record = field(default_factory=dict)
     curve: Curve = field(default_factory=Curve)
     saved: str = NOT_SAVED
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def step(self) -> int:
@@ -101,6 +107,43 @@ class TrainingState:
             write(path, *self._packed(generators))
         # On every rank: each may have to name it.
         self.saved = f"{os.fspath(path)} (step {self.step})"
+
+    def keep_best(self) -> None:
+        """Keep these weights in memory as those of the best validation."""
+        self.best_weights = {
+            name: tensor.detach().clone() for name, tensor in self.learner.state_dict().items()
+        }
+
+    def take_best(self, path: str | os.PathLike[str] | None) -> None:
+        """Give the learner the weights of the best validation. Every rank must call this.
+
+        Args:
+            path: of the checkpoint; None if they are in memory.
+
+        Raises:
+            FileNotFoundError: the checkpoint of the best validation is missing.
+            ValueError: it is another run's.
+        """
+        if self.curve.best is None:  # stopped before the first validation
+            return
+        weights = self.best_weights
+        if path:
+            file = best_checkpoint(path)
+            loaded = _load_on_all_ranks(file)
+            if loaded is None:
+                raise FileNotFoundError(
+                    f"the best checkpoint {file} is missing, and keep_best=True reads it; put it"
+                    " back, or omit keep_best="
+                )
+            tensors, record = loaded
+            if record["step"] != self.curve.best["step"]:
+                raise ValueError(
+                    f"{file} is at step {record['step']}, but the best validation of this run was"
+                    f" at step {self.curve.best['step']}: it is another run's. Put the right one"
+                    " back, or omit keep_best="
+                )
+            weights = checkpoints.of_learner(tensors)
+        checkpoints.load_weights(self.learner, weights, "the best validation")
 
     def _packed(self, generators: list[Any]) -> tuple[dict[str, Tensor], Record]:
         """The tensors and the record of a checkpoint."""
@@ -156,6 +199,11 @@ class TrainingState:
             record["seconds"],
         )
         self.saved = f"{os.fspath(path)} (step {self.step})"
+
+
+def best_checkpoint(path: str | os.PathLike[str]) -> str:
+    """The file of the best validation, beside a checkpoint."""
+    return f"{os.fspath(path)}.best"
 
 
 def _load_on_all_ranks(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Record] | None:

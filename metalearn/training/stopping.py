@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 
@@ -60,43 +60,68 @@ def stop_signals() -> Iterator[Callable[[], signal.Signals | None]]:
             signal.signal(number, defaults[number])
 
 
+class Agreed(NamedTuple):
+    """What the ranks agree on after a step.
+
+    Attributes:
+        signal: that stops every rank, or None.
+        stops: whether a callback stops the training.
+    """
+
+    signal: signal.Signals | None
+    stops: bool
+
+    def __bool__(self) -> bool:
+        return self.signal is not None or self.stops
+
+
 def agreed_stop(
-    state: TrainingState, rates: list[float], received: signal.Signals | None
-) -> signal.Signals | None:
-    """The signal after which every rank stops, or None.
+    state: TrainingState, rates: list[float], received: signal.Signals | None, *, stops: bool
+) -> Agreed:
+    """What stops every rank after this step, if anything.
 
     Args:
         state: after a step.
         rates: the outer rates of the step.
         received: the signal that this rank received.
+        stops: whether a callback of this rank stops the training.
 
     Raises:
         ValueError: the ranks took this step at different rates.
     """
     rank = distributed.rank()
     count = distributed.world_size()
-    rows = torch.zeros(count, 1 + len(rates), dtype=torch.float64)  # (ranks, signal and rates)
+    # (ranks, signal, callback and rates)
+    rows = torch.zeros(count, 2 + len(rates), dtype=torch.float64)
     # 0 stands for no signal.
-    rows[rank] = torch.tensor([received or 0, *rates])
+    rows[rank] = torch.tensor([received or 0, stops, *rates])
     rows = distributed.all_reduce(rows)
-    if not rows[:, 1:].equal(rows[:1, 1:].expand(count, -1)):
+    if not rows[:, 2:].equal(rows[:1, 2:].expand(count, -1)):
         distributed.check_same(
             {f"at step {state.step} the outer rate": rates}, "Give every rank the same schedule"
         )
     highest = int(rows[:, 0].max())
-    return signal.Signals(highest) if highest else None
+    return Agreed(signal.Signals(highest) if highest else None, stops=bool(rows[:, 1].any()))
 
 
-def stop(received: signal.Signals, state: TrainingState, steps: int) -> NoReturn:
-    """Raise what the signal means, naming the last checkpoint."""
-    text = f"stopped after step {state.step} of {steps}; last checkpoint: {state.saved}"
+def stop(received: signal.Signals, step: int, steps: int, saved: str, keeping: str) -> NoReturn:
+    """Raise what the signal means, naming the last checkpoint.
+
+    Args:
+        received: the signal.
+        step: the number of steps done.
+        steps: the number of steps in all.
+        saved: the last checkpoint.
+        keeping: how to keep a checkpoint, if there is none.
+    """
+    text = f"stopped after step {step} of {steps}; last checkpoint: {saved}"
     if received == signal.SIGINT:
         raise KeyboardInterrupt(text)
     if distributed.rank() == 0:
         cure = f"This command goes on from there: {shlex.join(sys.orig_argv)}"
         if distributed.world_size() > 1:
             cure = distributed.CURE
-        if state.saved == NOT_SAVED:
-            cure = "Pass checkpoint= to keep what is trained"
+        if saved == NOT_SAVED:
+            cure = f"{keeping} to keep what is trained"
         print(f"training: SIGTERM: {text}. {cure}", file=sys.stderr, flush=True)
     raise SystemExit(128 + received)

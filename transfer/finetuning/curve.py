@@ -39,6 +39,7 @@ class Curve(Tabular):
             evaluation that counts; empty if they were not counted.
         penalties: of every step, what was added to the loss; empty without a penalty.
         snapshots: {step: the weights after that many updates}, in memory or as a file.
+        stopped: why a callback stopped the training early; empty if none did.
 
     Example:
         >>> curve = Curve("accuracy", (0, 10, 20), {"accuracy": (0.25, 0.5, 0.75)})
@@ -61,6 +62,7 @@ class Curve(Tabular):
     predicted_counts: Mapping[int, int] = field(default_factory=dict)
     penalties: tuple[float, ...] = ()
     snapshots: Mapping[int, Snapshot] = field(default_factory=dict, compare=False)
+    stopped: str = ""
 
     @property
     def values(self) -> tuple[float, ...]:
@@ -111,6 +113,8 @@ class Curve(Tabular):
         if self.collapsed:
             label = next(iter(self.predicted_counts))
             parts.append(f"collapsed: class {label} for every test image")
+        if self.stopped:
+            parts.append(f"stopped: {self.stopped}")
         return f"Curve({'; '.join(parts)})"
 
     def plot(self, path: str | os.PathLike[str]) -> None:
@@ -153,6 +157,8 @@ class Curve(Tabular):
         }
         if self.penalties:
             record["penalties"] = list(self.penalties)
+        if self.stopped:
+            record["stopped"] = self.stopped
         files = {str(step): str(file) for step, file in self.snapshots.items() if is_file(file)}
         return record | ({"snapshots": files} if files else {})
 
@@ -185,6 +191,7 @@ class Curve(Tabular):
             predicted_counts=_with_number_keys(record.get("predicted_counts", {})),
             penalties=tuple(record.get("penalties", ())),
             snapshots={int(step): Path(file) for step, file in record.get("snapshots", {}).items()},
+            stopped=record.get("stopped", ""),
         )
 
 

@@ -18,6 +18,7 @@ from metalearn.data.labelled_sequences import Sequences
 from metalearn.network.forward import Inputs
 from metalearn.runtime.checks import whole_number
 from metalearn.runtime.files import Record
+from metalearn.training.callbacks.calls import check_callbacks
 from metalearn.training.penalty import Penalty
 from transfer.finetuning.data import (
     Structured,
@@ -75,6 +76,8 @@ def finetune(
     keep: Sequence[int] = (),
     folder: str | os.PathLike[str] | None = None,
     decay: str | None = None,
+    callbacks: Sequence[Any] | Callable[[int], Sequence[Any]] = (),
+    keep_best: bool = False,
 ) -> FineTuning:
     """Make a function `train(model, seed)` that trains a model and returns a `Curve`.
 
@@ -137,6 +140,11 @@ def finetune(
             loads it if it was finished. See below.
         decay: "cosine" lowers all rates along half a cosine, from their values at the first step to
             zero after the last; None keeps them.
+        callbacks: called on the way (see `metalearn.training.callbacks`): a list; or a function of
+            the seed that makes one, so that each training has a log of its own. What one raises
+            stops the training after this step, whose state is written first.
+        keep_best: leave the model with the weights of the best validation score, which is then the
+            one that counts; `early_stop` does so too.
 
     Returns:
         The training function.
@@ -184,6 +192,13 @@ def finetune(
             "early_stop needs validation=: stopping by the test set would choose the result by what"
             " it is judged on"
         )
+    if keep_best and validation is None:
+        raise ValueError(
+            "keep_best=True needs validation=: the best by the test set would choose the result by"
+            " what it is judged on"
+        )
+    if not callable(callbacks):
+        callbacks = check_callbacks(callbacks)
     _check_device(device)
     given = {"training": train_set, "test": test_set}
     if validation is not None:
@@ -231,6 +246,8 @@ def finetune(
         folder=folder,
         decay=decay,
         objective=objective,
+        callbacks=callbacks,
+        keep_best=keep_best,
     )
 
 

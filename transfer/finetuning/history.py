@@ -36,6 +36,7 @@ class History:
         metric: the name of the score that counts.
         steps: of the whole training.
         early_stop: evaluations without a better validation score after which training stops.
+        keep_best: whether the evaluation with the best validation score counts.
         advance: called as `advance(count, text)` at every evaluation.
     """
 
@@ -51,6 +52,7 @@ class History:
         metric: str,
         steps: int,
         early_stop: int | None,
+        keep_best: bool,
         advance: Advance,
     ) -> None:
         self.model = model
@@ -62,6 +64,7 @@ class History:
         self.metric = metric
         self.planned = steps
         self.early_stop = early_stop
+        self.keep_best = keep_best or early_stop is not None
         self.advance = advance
         self.steps: list[int] = []
         self.scores: dict[str, list[float]] = {}
@@ -77,6 +80,11 @@ class History:
     def step(self) -> int:
         """The number of updates up to the last evaluation; 0 before any."""
         return self.steps[-1] if self.steps else 0
+
+    @property
+    def updates(self) -> int:
+        """The number of updates whose losses are in; those after `step` are not yet evaluated."""
+        return len(self.losses)
 
     @property
     def finished(self) -> bool:
@@ -100,7 +108,7 @@ class History:
         for name in VALUES_OF_STEPS:
             setattr(self, name, state[name].tolist())
         if self.step:
-            self.advance(self.step, f"continued after step {self.step}")
+            self.advance(self.step, f"continued after step {self.updates}")
 
     def add_losses(self, step: int, losses: list[Tensor], penalties: list[Tensor]) -> None:
         """Add the losses and penalties of the steps up to `step`; raises if one is not finite."""
@@ -141,17 +149,22 @@ class History:
         score = self.objective.scores(logits, targets, self.classes)[self.metric]
         best = max(self.validation, default=-math.inf)
         self.validation.append(score)
-        if self.early_stop is not None and score > best:
+        if self.keep_best and score > best:
             self.best = len(self.steps) - 1
             self.best_weights = {
                 name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()
             }
 
-    def finish(self, snapshots: Mapping[int, Snapshot]) -> Curve:
-        """The curve; a model that stopped early goes back to its best weights."""
-        # Without early stopping the last evaluation counts.
+    def finish(self, snapshots: Mapping[int, Snapshot], stopped: str = "") -> Curve:
+        """The curve; with early stopping the model goes back to its best weights.
+
+        Args:
+            snapshots: the weights that are kept.
+            stopped: why a callback stopped the training; empty if none did.
+        """
+        # Otherwise the last evaluation counts.
         last = len(self.steps) - 1
-        best = last if self.early_stop is None else self.best
+        best = self.best if self.keep_best else last
         if self.best_weights and best != last:
             self.model.load_state_dict(self.best_weights)
         # The progress bar ends full, though training stopped before.
@@ -169,6 +182,7 @@ class History:
             predicted_counts=self.predicted[best],
             penalties=tuple(self.penalties),
             snapshots=snapshots,
+            stopped=stopped,
         )
 
     def _logits(self, inputs: Inputs, targets: Tensor) -> Tensor:

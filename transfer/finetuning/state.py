@@ -59,7 +59,7 @@ class Training:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
 
     def state_dict(self, extra: Extra) -> Record:
-        """The state after the last evaluation.
+        """The state after the last update.
 
         Args:
             extra: what entering the penalty returned.
@@ -80,10 +80,10 @@ class Training:
             buffer.copy_(state["buffers"][name])
         _load_optimizer(self.optimizer, state["optimizer"])
         self.history.load_state_dict(state["history"])
-        self.snapshots.find(self.history.step)
+        self.snapshots.find(self.history.updates)
         # After the optimizer, which forgets the layers that are held.
         if self.schedule is not None:
-            self.schedule.hold(self.history.step, self.optimizer)
+            self.schedule.hold(self.history.updates, self.optimizer)
         load_state(extra, state["penalty"])
         # A finished training draws no more numbers.
         if not self.history.finished:
@@ -104,13 +104,13 @@ class Checkpoint:
         self.settings = json.loads(json.dumps(settings, default=str))
 
     def save(self, training: Training, extra: Extra) -> None:
-        """Write the state after the last evaluation; a kill leaves the one before."""
+        """Write the state after the last update; a kill leaves the one before."""
         if self.path is None:
             return
         tensors: dict[str, Tensor] = {}
         record = {
             "kind": KIND,
-            "step": training.history.step,
+            "step": training.history.updates,
             "settings": self.settings,
             "versions": provenance.versions(),
             # Packing moves the tensors of the state into `tensors`.

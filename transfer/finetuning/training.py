@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -18,9 +20,12 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from metalearn.network.activations import explain
 from metalearn.network.forward import Inputs, forward, map_tensors
 from metalearn.network.modes import evaluation_mode
+from metalearn.runtime import distributed
 from metalearn.runtime.checks import whole_number
 from metalearn.runtime.files import Record, _checksum
+from metalearn.training.callbacks.calls import check_callbacks
 from metalearn.training.penalty import Extra, Penalty, enter, no_penalty
+from metalearn.training.stopping import NOT_SAVED, stop, stop_signals
 from transfer.finetuning.curve import Curve
 from transfer.finetuning.data import Batches, named_tensors, order, rows_at, subset
 from transfer.finetuning.history import Advance, History
@@ -28,8 +33,15 @@ from transfer.finetuning.objectives import Classification, Objective
 from transfer.finetuning.rehearsal import Rehearsal, route
 from transfer.finetuning.schedule import FreezeSchedule
 from transfer.finetuning.snapshots import Snapshots
-from transfer.finetuning.state import Training, checkpoint, start_settings, without_addresses
+from transfer.finetuning.state import (
+    Checkpoint,
+    Training,
+    checkpoint,
+    start_settings,
+    without_addresses,
+)
 from transfer.finetuning.trainable import freeze, parameter_groups
+from transfer.finetuning.watching import Watch
 
 # By name; any other is passed as a callable.
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
@@ -92,6 +104,8 @@ class FineTuning:
     decay: str | None = None
     objective: Objective = field(default_factory=Classification)
     rehearsal: Rehearsal | None = None
+    callbacks: tuple[Any, ...] | Callable[[int], Any] = ()
+    keep_best: bool = False
 
     def __repr__(self) -> str:
         return (
@@ -116,6 +130,10 @@ class FineTuning:
             ValueError: labels exceed the head's outputs, or `folder` holds the state of another
                 training; the message names the settings that differ.
             FloatingPointError: a loss or a prediction is not finite.
+            KeyboardInterrupt: after Ctrl-C, once the step is finished and its state written.
+            SystemExit: with code 143 after SIGTERM, once the step is finished and its state
+                written.
+            Exception: what a callback raised, once the step is finished and its state written.
             BlockingIOError: another process trains in `folder` with the same seed.
         """
         if not isinstance(model, nn.Module):
@@ -137,6 +155,7 @@ class FineTuning:
             metric=self.metric,
             steps=self.steps,
             early_stop=self.early_stop,
+            keep_best=self.keep_best,
             advance=advance or _silent,
         )
         snapshots = Snapshots(self.keep, self.folder, seed)
@@ -145,7 +164,9 @@ class FineTuning:
         # Dropout and augmentation draw from torch's generators, which are left as they were.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
-            return self._train(training, seed)
+            # Under torchrun each rank has trainings of its own.
+            with distributed.standalone():
+                return self._train(training, seed)
 
     @property
     def settings(self) -> Record:
@@ -162,6 +183,8 @@ class FineTuning:
             settings["output"] = self.output
         if self.decay is not None:
             settings["decay"] = self.decay
+        if self.keep_best:
+            settings["keep_best"] = True
         if self.rehearsal is not None:
             settings["rehearsal"] = self.rehearsal.record()
         settings |= {"rates": dict(self.rates or {}), "data": self.checksums}
@@ -235,7 +258,7 @@ class FineTuning:
     def _train(self, training: Training, seed: int) -> Curve:
         model, history, schedule = training.model, training.history, training.schedule
         settings = self._state_settings(training, seed)
-        with checkpoint(self.folder, seed, settings) as file:
+        with checkpoint(self.folder, seed, settings) as file, stop_signals() as received:
             state = file.load()
             if state is None:
                 history.evaluate(0)  # what the start scores before any training
@@ -249,22 +272,56 @@ class FineTuning:
                     file.save(training, extra)
                 else:
                     training.load_state_dict(state, extra)
-                batches = self._batches(seed, skipped=history.step)
-                while not history.finished:
-                    self._steps(training, batches, extra)
-                    file.save(training, extra)
-        return history.finish(training.snapshots.taken)
+                watch = self._watch(training, seed, file.path, received)
+                with watch.callbacks.running():
+                    if state is None:
+                        watch.callbacks.call("on_validation")
+                    self._loop(training, seed, extra, file, watch)
+            interrupted = received()
+            if interrupted:
+                saved = NOT_SAVED if file.path is None else f"{file.path} (step {history.updates})"
+                stop(interrupted, history.updates, self.steps, saved, "Pass folder=")
+            if history.updates > history.step:
+                # Not in the file: the same call continues without this evaluation.
+                history.evaluate(history.updates)
+            return history.finish(training.snapshots.taken, watch.reason)
 
-    def _steps(self, training: Training, batches: Batches, extra: Extra) -> None:
-        """Train up to the next evaluation, and evaluate."""
+    def _watch(
+        self,
+        training: Training,
+        seed: int,
+        file: Path | None,
+        received: Callable[[], signal.Signals | None],
+    ) -> Watch:
+        """What calls the callbacks of this training."""
+        callbacks = self.callbacks
+        if callable(callbacks):
+            callbacks = check_callbacks(callbacks(seed))
+        # Checksums of the data take time that a training without callbacks does not need.
+        settings = {**self.settings, "seed": seed} if callbacks else {}
+        return Watch(training, callbacks, settings, file, received)
+
+    def _loop(
+        self, training: Training, seed: int, extra: Extra, file: Checkpoint, watch: Watch
+    ) -> None:
+        """Train to the end, or until a callback or a signal stops it; save every evaluation."""
+        history = training.history
+        batches = self._batches(seed, skipped=history.updates)
+        while not history.finished and not watch.stops:
+            self._steps(training, batches, extra, watch)
+            file.save(training, extra)
+            watch.saved()
+
+    def _steps(self, training: Training, batches: Batches, extra: Extra, watch: Watch) -> None:
+        """Train up to the next evaluation, and evaluate; or until the training stops."""
         model, optimizer, history = training.model, training.optimizer, training.history
         started = time.perf_counter()
         # Between two evaluations losses stay on the device.
         losses: list[Tensor] = []
         penalties: list[Tensor] = []
-        step = history.step
-        end = min(step + self.evaluate_every, self.steps)
-        while step < end:
+        step = history.updates
+        end = min(history.step + self.evaluate_every, self.steps)
+        while step < end and not watch.stops:
             inputs, targets, tasks = next(batches)
             route(model, tasks)
             logits = forward(model, self._prepared(inputs, training=True), self.output)
@@ -282,9 +339,13 @@ class FineTuning:
             training.snapshots.take(step, model)
             if training.schedule is not None:
                 training.schedule.hold(step, optimizer)
+            if step < end:
+                watch.stepped(step, losses[-1])
         history.add_losses(step, losses, penalties)
         history.seconds += time.perf_counter() - started
-        history.evaluate(step)
+        if step == end:
+            history.evaluate(step)
+            watch.stepped(step, losses[-1])
 
     def _batches(self, seed: int, skipped: int) -> Batches:
         """The batches of this seed on the device, without the first ones."""
