@@ -6,7 +6,7 @@ from metalearn.network.layers import body, head, layers
 from metalearn.network.norm import batch_statistics, frozen_statistics
 from metalearn.training.loop import meta_train
 
-from .algorithms import ANIL, BOIL, MAML, NIL, MetaSGD, ProtoNet, Reptile
+from .algorithms import ANIL, BOIL, MAML, NIL, MetaSGD, ProtoMAML, ProtoNet, Reptile
 from .episodes import Episode, Examples
 from .evaluation import evaluate
 from .runtime.installation import warn_of_others
@@ -25,6 +25,7 @@ __all__ = [
     "Examples",
     "Learner",
     "MetaSGD",
+    "ProtoMAML",
     "ProtoNet",
     "Reptile",
     "__version__",

@@ -32,6 +32,7 @@ FAMILY: dict[str, Callable[..., ml.Learner]] = {
     "ANIL": lambda model, **options: ml.ANIL(model, lr=0.4, steps=3, **options),
     "BOIL": lambda model, **options: ml.BOIL(model, lr=0.4, steps=2, **options),
     "MetaSGD": lambda model, **options: ml.MetaSGD(model, lr=0.3, steps=2, **options),
+    "ProtoMAML": lambda model, **options: ml.ProtoMAML(model, lr=0.02, steps=2, **options),
     "NIL softmax": lambda model, **options: ml.NIL(model, **options),
     "NIL sum": lambda model, **options: ml.NIL(model, rule="sum", **options),
     "NIL class_mean": lambda model, **options: ml.NIL(model, rule="class_mean", **options),

@@ -6,7 +6,18 @@ from .joint_representation import joint_representation
 from .maml import MAML
 from .meta_sgd import MetaSGD
 from .nil import NIL
+from .protomaml import ProtoMAML
 from .protonet import ProtoNet
 from .reptile import Reptile
 
-__all__ = ["ANIL", "BOIL", "MAML", "NIL", "MetaSGD", "ProtoNet", "Reptile", "joint_representation"]
+__all__ = [
+    "ANIL",
+    "BOIL",
+    "MAML",
+    "NIL",
+    "MetaSGD",
+    "ProtoMAML",
+    "ProtoNet",
+    "Reptile",
+    "joint_representation",
+]

@@ -304,14 +304,18 @@ class Learner(nn.Module):
         # Whatever recomputes in the backward pass must find the attention kernels of its forward
         # pass.
         with attention.twice_differentiable(needed=bool(self.rates) and not self.first_order):
-            logits = query_logits(self, network, episode)
-            self.check_labels(network, logits.shape, episode.query.targets)
-            loss = self.task_loss(network, logits, episode.query.targets)  # () or (tasks,)
+            loss, logits = self.outer_loss(network, episode)  # the loss is () or (tasks,)
             trained = list(self.meta_parameters().values())
             # The sum over tasks adds their gradients.
             with self.backward(network):
                 gradients = torch.autograd.grad(loss.sum(), trained, allow_unused=True)
         return OuterGradient(loss.detach(), logits.detach(), list(gradients))
+
+    def outer_loss(self, network: Functional, episode: Episode) -> tuple[Tensor, Tensor]:
+        """One task, or a stack -> its outer loss, () or (tasks,), and its query logits."""
+        logits = query_logits(self, network, episode)
+        self.check_labels(network, logits.shape, episode.query.targets)
+        return self.task_loss(network, logits, episode.query.targets), logits
 
     def backward(self, network: Functional) -> AbstractContextManager[None]:
         """A context manager for backward passes that watches the parameters that move.
@@ -333,6 +337,17 @@ class Learner(nn.Module):
             raise ValueError("there are no tasks: the stack of episodes is empty")
         if self.guessed and self.needs_head:
             self.settle_head(unstack(episodes)[0].support.inputs)  # which raises for a single task
+        targets = episodes.support.targets
+        if targets.device.type == "cpu" and targets.ndim == 2:  # other devices would be waited for
+            self.check_stack(targets)
+
+    def check_stack(self, targets: Tensor, first: int = 0) -> None:
+        """Check the support labels of a stack, for a learner that needs an example of each class.
+
+        Args:
+            targets: the support labels (tasks, examples).
+            first: the number of the first task, for the message.
+        """
 
     def settle_head(self, inputs: Inputs) -> None:
         """Check on the support inputs of one task that a guessed head makes the model's output.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from metalearn.engine.inner_loop import (
     Closure,
+    Rates,
     Update,
     Weights,
     describe_update,
@@ -136,9 +137,27 @@ class GradientLearner(Learner):
     # The inner loop.
 
     def fit(
-        self, network: Functional, support: Examples, predict: Callable[[Weights], Tensor]
+        self,
+        network: Functional,
+        support: Examples,
+        predict: Callable[[Weights], Tensor],
+        start: Weights | None = None,
     ) -> Adapted:
-        """Run the inner loop on the loss of these predictions for the support set."""
+        """Run the inner loop on the loss of these predictions for the support set.
+
+        Args:
+            network: what makes the predictions.
+            support: the support set.
+            predict: from weights to the logits of the support set.
+            start: first weights that are not the model's own, such as a head from prototypes; in a
+                stack with the task dimension.
+        """
+        return Adapted(self.descend(network, self.support_loss(network, support, predict), start))
+
+    def support_loss(
+        self, network: Functional, support: Examples, predict: Callable[[Weights], Tensor]
+    ) -> Closure:
+        """From weights to the loss of these predictions for a support set, which is checked."""
         self.check_support(network, support)
         # The number of outputs is known after the first forward pass, and stays.
         checked = False
@@ -151,10 +170,12 @@ class GradientLearner(Learner):
                 checked = True
             return self.task_loss(network, logits, support.targets)
 
-        return Adapted(self.descend(network, loss))
+        return loss
 
-    def descend(self, network: Functional, closure: Closure) -> Weights:
-        """Run the inner loop on a closure from weights to the support loss."""
+    def descend(
+        self, network: Functional, closure: Closure, start: Weights | None = None
+    ) -> Weights:
+        """Run the inner loop on a closure from weights to the support loss (see `fit`)."""
         rates = self.current_rates()
         if self.steps and not rates and self.assigned.keys() - self.held:
             raise ValueError(
@@ -162,22 +183,29 @@ class GradientLearner(Learner):
                 f" move nothing; name what is to move, as in lr={{{self.head!r}: 0.1}}, or use"
                 " requires_grad_(True)"
             )
-        update = self.update
-        if network.tasks is not None:
-            update = task_by_task(update)
-
-        def adapted() -> Weights:
-            return inner_loop(
-                closure,
-                network.weights(self.rates),
-                rates,
-                self.steps,
-                first_order=self.first_order,
-                update=update,
-                backward=lambda: self.backward(network),
+        return network.watched(
+            lambda: self.take_steps(
+                network, closure, {**network.weights(self.rates), **(start or {})}, rates
             )
+        )
 
-        return network.watched(adapted)
+    def take_steps(
+        self, network: Functional, closure: Closure, weights: Weights, rates: Rates
+    ) -> Weights:
+        """Take the inner steps from these weights."""
+        return inner_loop(
+            closure,
+            weights,
+            rates,
+            self.steps,
+            first_order=self.first_order,
+            update=self.update_on(network),
+            backward=lambda: self.backward(network),
+        )
+
+    def update_on(self, network: Functional) -> Update:
+        """The inner update for the tasks of a network."""
+        return self.update if network.tasks is None else task_by_task(self.update)
 
     def check_targets(
         self, network: Functional, support: Tensor, query: Tensor | None, logits: torch.Size

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from metalearn.algorithms import ANIL, BOIL, MAML, NIL, MetaSGD, ProtoNet, Reptile
+from metalearn.algorithms import ANIL, BOIL, MAML, NIL, MetaSGD, ProtoMAML, ProtoNet, Reptile
 from metalearn.algorithms.base import Learner
 from metalearn.algorithms.joint import JointTraining
 from metalearn.network.norm import norm_parameters
@@ -22,6 +22,7 @@ GRADIENT_BASED = {
     "boil": BOIL,
     "meta-sgd": MetaSGD,
     "reptile": Reptile,
+    "protomaml": ProtoMAML,
 }
 # Trainings with one head for all classes or tasks, or none; NIL's rule tests the body.
 JOINT = ("multiclass", "multitask", "random")
