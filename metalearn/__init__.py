@@ -6,7 +6,19 @@ from metalearn.network.layers import body, head, layers
 from metalearn.network.norm import batch_statistics, frozen_statistics
 from metalearn.training.loop import meta_train
 
-from .algorithms import ANIL, BOIL, MAML, NIL, MetaSGD, ProtoMAML, ProtoNet, Reptile
+from .algorithms import (
+    ANIL,
+    BOIL,
+    MAML,
+    NIL,
+    R2D2,
+    Baseline,
+    BaselinePlusPlus,
+    MetaSGD,
+    ProtoMAML,
+    ProtoNet,
+    Reptile,
+)
 from .episodes import Episode, Examples
 from .evaluation import evaluate
 from .runtime.installation import warn_of_others
@@ -21,6 +33,9 @@ __all__ = [
     "BOIL",
     "MAML",
     "NIL",
+    "R2D2",
+    "Baseline",
+    "BaselinePlusPlus",
     "Episode",
     "Examples",
     "Learner",

@@ -1,6 +1,7 @@
 """Each file is what distinguishes one algorithm."""
 
 from .anil import ANIL
+from .baseline import Baseline, BaselinePlusPlus
 from .boil import BOIL
 from .joint_representation import joint_representation
 from .maml import MAML
@@ -8,6 +9,7 @@ from .meta_sgd import MetaSGD
 from .nil import NIL
 from .protomaml import ProtoMAML
 from .protonet import ProtoNet
+from .r2d2 import R2D2
 from .reptile import Reptile
 
 __all__ = [
@@ -15,6 +17,9 @@ __all__ = [
     "BOIL",
     "MAML",
     "NIL",
+    "R2D2",
+    "Baseline",
+    "BaselinePlusPlus",
     "MetaSGD",
     "ProtoMAML",
     "ProtoNet",

@@ -241,6 +241,10 @@ class Learner(nn.Module):
         """A support set -> what was learned from it, on this network."""
         raise NotImplementedError
 
+    def initial_weights(self, network: Functional, support: Examples) -> Weights:
+        """Every weight by name before the inner loop; for a support set if it decides some."""
+        return network.weights(self.rates)
+
     def answer(self, network: Functional, adapted: Adapted, inputs: Inputs) -> Tensor:
         """Query inputs (queries, ...) of that task -> logits (queries, ways)."""
         return network.watched(lambda: network(adapted.weights, inputs))

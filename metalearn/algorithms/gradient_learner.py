@@ -141,18 +141,21 @@ class GradientLearner(Learner):
         network: Functional,
         support: Examples,
         predict: Callable[[Weights], Tensor],
-        start: Weights | None = None,
     ) -> Adapted:
-        """Run the inner loop on the loss of these predictions for the support set.
+        """Run the inner loop on the loss of these predictions for the support set."""
+        closure = self.support_loss(network, support, predict)
+        return Adapted(self.descend(network, closure, self.first_weights(network, support)))
 
-        Args:
-            network: what makes the predictions.
-            support: the support set.
-            predict: from weights to the logits of the support set.
-            start: first weights that are not the model's own, such as a head from prototypes; in a
-                stack with the task dimension.
+    def initial_weights(self, network: Functional, support: Examples) -> Weights:
+        """Every weight by name before the inner loop."""
+        return {**network.weights(self.rates), **self.first_weights(network, support)}
+
+    def first_weights(self, network: Functional, support: Examples) -> Weights:
+        """First weights of a task that are not the model's own, such as a head from prototypes.
+
+        In a stack they have the task dimension.
         """
-        return Adapted(self.descend(network, self.support_loss(network, support, predict), start))
+        return {}
 
     def support_loss(
         self, network: Functional, support: Examples, predict: Callable[[Weights], Tensor]
@@ -173,9 +176,15 @@ class GradientLearner(Learner):
         return loss
 
     def descend(
-        self, network: Functional, closure: Closure, start: Weights | None = None
+        self, network: Functional, closure: Closure, first: Weights | None = None
     ) -> Weights:
-        """Run the inner loop on a closure from weights to the support loss (see `fit`)."""
+        """Run the inner loop on a closure from weights to the support loss.
+
+        Args:
+            network: the network of the task, or of a stack.
+            closure: from weights to a scalar, or to (tasks,).
+            first: see `first_weights`.
+        """
         rates = self.current_rates()
         if self.steps and not rates and self.assigned.keys() - self.held:
             raise ValueError(
@@ -185,7 +194,7 @@ class GradientLearner(Learner):
             )
         return network.watched(
             lambda: self.take_steps(
-                network, closure, {**network.weights(self.rates), **(start or {})}, rates
+                network, closure, {**network.weights(self.rates), **(first or {})}, rates
             )
         )
 

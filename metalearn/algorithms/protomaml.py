@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-
-from metalearn.engine.labels import check_classes
-from metalearn.engine.solver import Adapted
 from metalearn.episodes import Examples
 from metalearn.network.functional import Functional
-from metalearn.network.layers import is_inside
 from metalearn.network.module_call import Weights
 
-from .base import explained
-from .features import check_stack_classes, class_means, flat_features
+from .features import class_means, flat_features
+from .fresh_head import FreshHead
 from .maml import MAML
 
 
-class ProtoMAML(MAML):
+class ProtoMAML(FreshHead, MAML):
     """MAML with a head from prototypes (Triantafillou et al., ICLR 2020, arXiv:1903.03096).
 
         W_k = 2 c_k,  b_k = -|c_k|^2
@@ -43,42 +37,21 @@ class ProtoMAML(MAML):
     """
 
     computes_only = True
-    needs_head = True
 
     def check_head(self, head: str | None) -> str:
         """The path of the head, if prototypes can be its weights."""
         path = super().check_head(head)
         module = self.model.get_submodule(path)
-        if not isinstance(module, nn.Linear) or module.bias is None:
+        if module.bias is None:
             raise ValueError(
                 f"ProtoMAML sets the weight and the bias of its head, and {path!r} is {module};"
                 " name a Linear with a bias with head="
             )
         return path
 
-    def check_stack(self, targets: Tensor, first: int = 0) -> None:
-        """Check that the support sets of a stack have examples of all their classes."""
-        check_stack_classes(targets, first)
-
-    @explained
-    def solve(self, network: Functional, support: Examples) -> Adapted:
-        """A support set -> adapted weights, with a row of the head for each of its classes."""
-        if self.guessed:
-            self.settle_head(network.first_task(support.inputs))
-        self.check_support(network, support)
-        return self.fit(
-            network,
-            support,
-            lambda weights: network(weights, support.inputs),
-            self.first_head(network, support),
-        )
-
-    def first_head(self, network: Functional, support: Examples) -> Weights:
-        """The weight (..., ways, features) and the bias (..., ways) of the head before a step."""
-        ways = network.classes
-        if ways is None:
-            ways = int(support.targets.max()) + 1
-            check_classes(support.targets, ways)
+    def first_weights(self, network: Functional, support: Examples) -> Weights:
+        """The head before a step: weight (..., ways, features) and bias (..., ways)."""
+        ways = self.ways(network, support)
         # The model's own tensors, and not those that move: the inner loop must not differentiate
         # the head by the body.
         features = flat_features(network, network.weights(), support.inputs)
@@ -86,19 +59,4 @@ class ProtoMAML(MAML):
         return {
             f"{network.head}.weight": 2 * means,
             f"{network.head}.bias": -means.square().sum(-1),
-        }
-
-    def check_targets(
-        self, network: Functional, support: Tensor, query: Tensor | None, logits: torch.Size
-    ) -> None:
-        """Check the labels of a stack before recorded operations run on it (see `Learner`)."""
-        self.check_stack(support)
-        super().check_targets(network, support, query, logits)
-
-    def meta_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters that the outer loop trains: all but the head's."""
-        return {
-            name: parameter
-            for name, parameter in super().meta_parameters().items()
-            if not is_inside(name.removeprefix("model."), self.head)
         }

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+# Algorithms that train a fresh head at test, on a body that was trained without one.
+FRESH_HEADS = ("baseline", "baseline++")
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -69,6 +72,9 @@ def preset(
             f"the paper behind {name!r} has no settings for {dataset!r}; use --preset quick and set"
             " what you know"
         )
+    if algorithm in FRESH_HEADS:
+        # The rate and the steps of the papers' inner loops are not those of a head from scratch.
+        return replace(settings, lr=0.1, inner_steps=100, test_steps=100)
     return settings
 
 
