@@ -23,10 +23,17 @@ from metalearn.data.images import LabelledImages
 from metalearn.episodes import Episode, Examples, stack
 from metalearn.models import MLP, Conv4, LanguageModel
 from metalearn.network.cosine_head import cosine_head
+from metalearn.network.norm import norm_parameters
 
 ROOT = Path(__file__).parents[1]
 
 # Learners
+
+
+def has_norms(model: nn.Module) -> bool:
+    """Whether a model has norms with weights."""
+    return bool(norm_parameters(model))
+
 
 FAMILY: dict[str, Callable[..., ml.Learner]] = {
     "MAML": lambda model, **options: ml.MAML(model, lr=0.4, steps=2, **options),
@@ -34,6 +41,9 @@ FAMILY: dict[str, Callable[..., ml.Learner]] = {
     "ANIL": lambda model, **options: ml.ANIL(model, lr=0.4, steps=3, **options),
     "BOIL": lambda model, **options: ml.BOIL(model, lr=0.4, steps=2, **options),
     "MetaSGD": lambda model, **options: ml.MetaSGD(model, lr=0.3, steps=2, **options),
+    "MAML++": lambda model, **options: ml.MAMLPlusPlus(
+        model, lr=0.3, steps=2, learned_rates=True, step_norms=has_norms(model), **options
+    ),
     "ProtoMAML": lambda model, **options: ml.ProtoMAML(model, lr=0.02, steps=2, **options),
     "Baseline": lambda model, **options: ml.Baseline(model, steps=4, **options),
     "Baseline++": lambda model, **options: ml.BaselinePlusPlus(

@@ -5,6 +5,7 @@ from .baseline import Baseline, BaselinePlusPlus
 from .boil import BOIL
 from .joint_representation import joint_representation
 from .maml import MAML
+from .maml_plus_plus import MAMLPlusPlus
 from .meta_sgd import MetaSGD
 from .nil import NIL
 from .protomaml import ProtoMAML
@@ -20,6 +21,7 @@ __all__ = [
     "R2D2",
     "Baseline",
     "BaselinePlusPlus",
+    "MAMLPlusPlus",
     "MetaSGD",
     "ProtoMAML",
     "ProtoNet",

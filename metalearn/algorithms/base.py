@@ -328,6 +328,9 @@ class Learner(nn.Module):
         """
         return network.tripwires(self.rates if self.steps else ())
 
+    def advance(self) -> None:
+        """Count an outer step, for a learner that changes with their number (MAML++)."""
+
     # Checks of tasks.
 
     def prepare(self, episodes: Episode) -> None:

@@ -460,8 +460,9 @@ class Experiment:
         """All settings that decide the final weights of a run, except for its length."""
         chosen = asdict(self.settings(algorithm))
         skipped = set(AT_TEST)
-        # A rate that falls to zero at the last step makes a longer run another run.
-        if chosen["schedule"] != "cosine":
+        # A rate that falls to zero at the last step makes a longer run another run, and so do the
+        # epochs of MAML++.
+        if chosen["schedule"] != "cosine" and algorithm != "maml++":
             skipped.add("steps")
         # Vinyals' was the only split of earlier runs.
         if self.dataset != "omniglot" or chosen["protocol"] == "vinyals":

@@ -14,6 +14,7 @@ from metalearn.algorithms import (
     R2D2,
     Baseline,
     BaselinePlusPlus,
+    MAMLPlusPlus,
     MetaSGD,
     ProtoMAML,
     ProtoNet,
@@ -35,6 +36,7 @@ GRADIENT_BASED = {
     "boil": BOIL,
     "meta-sgd": MetaSGD,
     "reptile": Reptile,
+    "maml++": MAMLPlusPlus,
     "protomaml": ProtoMAML,
     "baseline": Baseline,
 }
@@ -79,6 +81,15 @@ def build_learner(algorithm: str, model: nn.Module, preset: Preset, execution: s
     options: dict[str, Any] = {"execution": execution}
     if algorithm == "fomaml":
         options["first_order"] = True
+    if algorithm == "maml++":
+        # The paper trains 100 epochs of 500 steps, the first 50 of first order.
+        options |= {
+            "multi_step_epochs": 10,
+            "first_order_epochs": 50,
+            "learned_rates": True,
+            "step_norms": bool(norm_parameters(model)),
+            "epoch": max(preset.steps // 100, 1),
+        }
     return GRADIENT_BASED[algorithm](model, lr, preset.inner_steps, **options)
 
 

@@ -98,6 +98,9 @@ def _quick(dataset: str, ways: int, shots: int, algorithm: str) -> Preset | None
         # On characters it takes more steps at test, which are cheap: the body runs once.
         test_steps = 20 if characters else 10
         return replace(settings, lr=0.1, inner_steps=5, test_steps=test_steps)
+    if algorithm == "maml++":
+        # The paper's five steps in training and at test; its rates are learned from these.
+        return replace(settings, lr=0.1 if characters else 0.02, inner_steps=5, test_steps=5)
     if not characters:
         # At 0.1 MAML was at chance on miniImageNet after 700 steps; only ANIL's head bears it.
         return replace(settings, lr=0.02, inner_steps=3, test_steps=5)
