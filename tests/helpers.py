@@ -44,6 +44,7 @@ FAMILY: dict[str, Callable[..., ml.Learner]] = {
     "MAML++": lambda model, **options: ml.MAMLPlusPlus(
         model, lr=0.3, steps=2, learned_rates=True, step_norms=has_norms(model), **options
     ),
+    "MetaCurvature": lambda model, **options: ml.MetaCurvature(model, lr=0.3, steps=2, **options),
     "ProtoMAML": lambda model, **options: ml.ProtoMAML(model, lr=0.02, steps=2, **options),
     "Baseline": lambda model, **options: ml.Baseline(model, steps=4, **options),
     "Baseline++": lambda model, **options: ml.BaselinePlusPlus(

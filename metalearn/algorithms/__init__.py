@@ -6,6 +6,7 @@ from .boil import BOIL
 from .joint_representation import joint_representation
 from .maml import MAML
 from .maml_plus_plus import MAMLPlusPlus
+from .meta_curvature import MetaCurvature
 from .meta_sgd import MetaSGD
 from .nil import NIL
 from .protomaml import ProtoMAML
@@ -22,6 +23,7 @@ __all__ = [
     "Baseline",
     "BaselinePlusPlus",
     "MAMLPlusPlus",
+    "MetaCurvature",
     "MetaSGD",
     "ProtoMAML",
     "ProtoNet",

@@ -92,7 +92,7 @@ class Baseline(FreshHead, ANIL):
 
     def first_weights(self, network: Functional, support: Examples) -> Weights:
         """The fresh head: weight (..., ways, features) and bias (..., ways)."""
-        own = dict(self.model.get_submodule(self.head).named_parameters())
+        own: Weights = dict(self.model.get_submodule(self.head).named_parameters())
         fresh = self._fresh_head(own, self.ways(network, support))
         if network.tasks is not None:
             fresh = {name: t.expand(network.tasks, *t.shape) for name, t in fresh.items()}

@@ -77,6 +77,11 @@ class MAMLPlusPlus(MAML):
 
     # The epoch is an attribute, so that a new one is recorded anew.
     computes_only = True
+    learns_rates: bool
+    norm_names: tuple[str, ...]
+    norms: nn.ParameterDict
+    outer_steps: Tensor
+    epoch: int
 
     def __init__(
         self,
@@ -157,7 +162,8 @@ class MAMLPlusPlus(MAML):
         """The rates of a step, counted from 0."""
         if not self.learns_rates:
             return rates
-        return {name: rate[min(step, len(rate) - 1)] for name, rate in rates.items()}
+        tensors = {name: torch.as_tensor(rate) for name, rate in rates.items()}
+        return {name: rate[min(step, len(rate) - 1)] for name, rate in tensors.items()}
 
     def first_weights(self, network: Functional, support: Examples) -> Weights:
         """The norms of the first step."""
