@@ -252,7 +252,9 @@ class Learner(nn.Module):
     def adapted_model(self, support: Examples) -> nn.Module:
         """A copy of the model with the weights adapted to the support set of one task.
 
-        It is a separate module, without a graph to the learner, to be run, saved or exported.
+        It is a module of its own, without a graph to the learner: it can be run, hooked, trained on,
+        saved, or exported with `torch.export`. A head that has an output for each class of the
+        support set (ProtoMAML, Baseline) takes the place of the model's.
 
         Args:
             support: a support set without a task dimension.
@@ -276,9 +278,13 @@ class Learner(nn.Module):
                 " adapt; use predict()"
             )
         model = copy.deepcopy(self.model)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(adapted.weights[name])
+        for name, parameter in list(model.named_parameters()):
+            weight = adapted.weights[name].detach()
+            if weight.shape == parameter.shape:
+                with torch.no_grad():
+                    parameter.copy_(weight)
+            else:
+                _replace_rows(model, name, weight)
         return model
 
     # Gradients.
@@ -489,6 +495,16 @@ class Learner(nn.Module):
         """
         if query is not None:
             self.check_labels(network, logits, query)
+
+
+def _replace_rows(model: nn.Module, name: str, weight: Tensor) -> None:
+    """Replace a parameter of a Linear by one with another number of rows, in place."""
+    path, _, kind = name.rpartition(".")
+    module = model.get_submodule(path)
+    required = module.get_parameter(kind).requires_grad
+    module.register_parameter(kind, nn.Parameter(weight.clone(), requires_grad=required))
+    if isinstance(module, nn.Linear):
+        module.out_features = len(weight)
 
 
 def _are_labels(network: Functional, logits: torch.Size, targets: Tensor) -> bool:
