@@ -252,9 +252,9 @@ class Learner(nn.Module):
     def adapted_model(self, support: Examples) -> nn.Module:
         """A copy of the model with the weights adapted to the support set of one task.
 
-        It is a module of its own, without a graph to the learner: it can be run, hooked, trained on,
-        saved, or exported with `torch.export`. A head that has an output for each class of the
-        support set (ProtoMAML, Baseline) takes the place of the model's.
+        It is a module of its own, without a graph to the learner: it can be run, hooked, saved,
+        trained further, or exported with `torch.export`. A head that has an output for each class
+        of the support set (ProtoMAML, Baseline) takes the place of the model's.
 
         Args:
             support: a support set without a task dimension.
