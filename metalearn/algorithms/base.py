@@ -171,6 +171,7 @@ class Learner(nn.Module):
         # A copy of the dictionary alone: modules and parameters are the same objects.
         other = copy.copy(self)
         other._modules = dict(self._modules)
+        other._buffers = dict(self._buffers)
         return other
 
     def frozen(self, layers: Iterable[str]) -> Self:

@@ -31,6 +31,8 @@ from .base import Learner
 from .losses import Loss
 from .rates import LR, LayerRates, Rate, assign_rates, describe_rates, parameter_key
 
+BUFFER = "rate of "
+
 
 class GradientLearner(Learner):
     """A learner that takes gradient steps on the support set.
@@ -75,7 +77,16 @@ class GradientLearner(Learner):
     def rates(self) -> dict[str, Rate]:
         """The rate of every parameter that moves, by name; frozen ones are left out."""
         staying = self.held | self.frozen_names()
-        return {name: rate for name, rate in self.assigned.items() if name not in staying}
+        # Tensors are buffers, which move with `.to()`.
+        return {
+            name: self._fixed_rate(name, rate)
+            for name, rate in self.assigned.items()
+            if name not in staying
+        }
+
+    def _fixed_rate(self, name: str, rate: Rate) -> Rate:
+        kept = self._buffers.get(_buffer_of(name))
+        return rate if kept is None else kept
 
     def rates_of(self, lr: LR) -> dict[str, Rate]:
         """The rate of every parameter that has one, by name."""
@@ -133,6 +144,18 @@ class GradientLearner(Learner):
         if learned:
             # Registered, so the outer loop trains them and checkpoints store them.
             self.learned_rates = nn.ParameterDict(learned)
+        self._keep_fixed_rates()
+
+    def _keep_fixed_rates(self) -> None:
+        """Register tensors given as rates as buffers, so they move and are in `state_dict`."""
+        for key in [key for key in self._buffers if key.startswith(BUFFER)]:
+            del self._buffers[key]
+        for name, rate in self.assigned.items():
+            # A tensor with a graph is the caller's, who differentiates by it; so is a Parameter.
+            learned = isinstance(rate, nn.Parameter)
+            if isinstance(rate, Tensor) and not learned and not rate.requires_grad:
+                # Each of its own memory, as files of weights need it.
+                self.register_buffer(_buffer_of(name), rate.clone())
 
     # The inner loop.
 
@@ -292,6 +315,11 @@ class GradientLearner(Learner):
     def check_update(self, update: str | Update) -> Update:
         """The inner update."""
         return find_update(update)
+
+
+def _buffer_of(name: str) -> str:
+    """The name of the buffer of a parameter's rate."""
+    return f"{BUFFER}{parameter_key(name)}"
 
 
 def _is_named(reached_by: list[tuple[str, str]]) -> bool:
