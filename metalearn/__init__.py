@@ -6,7 +6,21 @@ from metalearn.network.layers import body, head, layers
 from metalearn.network.norm import batch_statistics, frozen_statistics
 from metalearn.training.loop import meta_train
 
-from .algorithms import ANIL, BOIL, MAML, NIL, MetaSGD, ProtoNet, Reptile
+from .algorithms import (
+    ANIL,
+    BOIL,
+    MAML,
+    NIL,
+    R2D2,
+    Baseline,
+    BaselinePlusPlus,
+    MAMLPlusPlus,
+    MetaCurvature,
+    MetaSGD,
+    ProtoMAML,
+    ProtoNet,
+    Reptile,
+)
 from .episodes import Episode, Examples
 from .evaluation import evaluate
 from .runtime.installation import warn_of_others
@@ -21,10 +35,16 @@ __all__ = [
     "BOIL",
     "MAML",
     "NIL",
+    "R2D2",
+    "Baseline",
+    "BaselinePlusPlus",
     "Episode",
     "Examples",
     "Learner",
+    "MAMLPlusPlus",
+    "MetaCurvature",
     "MetaSGD",
+    "ProtoMAML",
     "ProtoNet",
     "Reptile",
     "__version__",

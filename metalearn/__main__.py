@@ -73,9 +73,10 @@ def reuse(
     it).
 
     Args:
-        algorithms: maml, fomaml, anil, boil, meta-sgd, reptile, protonet, nil (on the body that
-            ANIL trains), nil-train, or training without an inner loop (multiclass, multitask,
-            random), with commas.
+        algorithms: maml, fomaml, anil, boil, meta-sgd, reptile, protomaml, protonet, r2d2, nil (on
+            the body that ANIL trains), nil-train, maml++, meta-curvature, baseline (on a body
+            trained by multiclass), baseline++, or training without an inner loop (multiclass,
+            multitask, random), with commas.
         checkpoint: analyse this trained run instead of training; it fixes the settings it was
             trained with.
         report: the page to write.
@@ -142,8 +143,9 @@ def train(
     """Train one learner, or resume its training, and test it.
 
     Args:
-        algorithm: maml, fomaml, anil, boil, meta-sgd, reptile, protonet, nil-train, nil (trains
-            anil and tests its body), multiclass, multitask or random.
+        algorithm: maml, fomaml, anil, boil, meta-sgd, reptile, protomaml, protonet, r2d2,
+            nil-train, nil (trains anil and tests its body), baseline (trains multiclass and tests
+            its body), baseline++, maml++, meta-curvature, multiclass, multitask or random.
         tensorboard: also write events to this folder (needs the extra `tensorboard`).
         table: also write the accuracy to this file: .csv, .md, .tex, .html or .txt.
         progress: show progress.
@@ -260,9 +262,10 @@ def sweep(
     the others; the exit code is then 1. Under torchrun the ranks share out the runs.
 
     Args:
-        algorithms: maml, fomaml, anil, boil, meta-sgd, reptile, protonet, nil (on the body that
-            ANIL trains), nil-train, or training without an inner loop (multiclass, multitask,
-            random), with commas.
+        algorithms: maml, fomaml, anil, boil, meta-sgd, reptile, protomaml, protonet, r2d2, nil (on
+            the body that ANIL trains), nil-train, maml++, meta-curvature, baseline (on a body
+            trained by multiclass), baseline++, or training without an inner loop (multiclass,
+            multitask, random), with commas.
         datasets: names or paths, with commas.
         ways: classes per task, with commas.
         shots: support images per class, with commas.

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
 from metalearn.algorithms.base import Learner
-from metalearn.algorithms.features import FeatureLearner
 from metalearn.episodes import Episode, Examples, stack, unstack
 from metalearn.network.forward import tensors_of
 from metalearn.network.modes import evaluation_mode
@@ -521,7 +520,7 @@ def _score(learner: Learner, episodes: Episode, first: int) -> Tensor:
     targets = episodes.query.targets
     if targets.ndim > 1 and not targets.shape[1]:
         raise ValueError(f"task {first} has no queries to score; give every task at least one")
-    if isinstance(learner, FeatureLearner) and episodes.support.targets.ndim == 2:
+    if episodes.support.targets.ndim == 2:
         learner.check_stack(episodes.support.targets, first)
     logits = learner(episodes)  # (tasks, queries, ways)
     has_nan = logits.isnan().flatten(1).any(1)  # (tasks,)

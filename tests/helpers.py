@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import struct
@@ -21,10 +22,18 @@ import metalearn as ml
 from metalearn.data.images import LabelledImages
 from metalearn.episodes import Episode, Examples, stack
 from metalearn.models import MLP, Conv4, LanguageModel
+from metalearn.network.cosine_head import cosine_head
+from metalearn.network.norm import norm_parameters
 
 ROOT = Path(__file__).parents[1]
 
 # Learners
+
+
+def has_norms(model: nn.Module) -> bool:
+    """Whether a model has norms with weights."""
+    return bool(norm_parameters(model))
+
 
 FAMILY: dict[str, Callable[..., ml.Learner]] = {
     "MAML": lambda model, **options: ml.MAML(model, lr=0.4, steps=2, **options),
@@ -32,11 +41,21 @@ FAMILY: dict[str, Callable[..., ml.Learner]] = {
     "ANIL": lambda model, **options: ml.ANIL(model, lr=0.4, steps=3, **options),
     "BOIL": lambda model, **options: ml.BOIL(model, lr=0.4, steps=2, **options),
     "MetaSGD": lambda model, **options: ml.MetaSGD(model, lr=0.3, steps=2, **options),
+    "MAML++": lambda model, **options: ml.MAMLPlusPlus(
+        model, lr=0.3, steps=2, learned_rates=True, step_norms=has_norms(model), **options
+    ),
+    "MetaCurvature": lambda model, **options: ml.MetaCurvature(model, lr=0.3, steps=2, **options),
+    "ProtoMAML": lambda model, **options: ml.ProtoMAML(model, lr=0.02, steps=2, **options),
+    "Baseline": lambda model, **options: ml.Baseline(model, steps=4, **options),
+    "Baseline++": lambda model, **options: ml.BaselinePlusPlus(
+        cosine_head(copy.deepcopy(model), scale=3.0), steps=4, **options
+    ),
     "NIL softmax": lambda model, **options: ml.NIL(model, **options),
     "NIL sum": lambda model, **options: ml.NIL(model, rule="sum", **options),
     "NIL class_mean": lambda model, **options: ml.NIL(model, rule="class_mean", **options),
     "ProtoNet": lambda model, **options: ml.ProtoNet(model, **options),
     "ProtoNet normalised": lambda model, **options: ml.ProtoNet(model, normalised=True, **options),
+    "R2D2": lambda model, **options: ml.R2D2(model, ridge=0.5, scale=2.0, **options),
 }
 EXACT = [name for name in FAMILY if name != "FOMAML"]
 WAYS_TO_RUN = ["loop", "threads", "vectorized"]

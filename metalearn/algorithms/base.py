@@ -171,6 +171,7 @@ class Learner(nn.Module):
         # A copy of the dictionary alone: modules and parameters are the same objects.
         other = copy.copy(self)
         other._modules = dict(self._modules)
+        other._buffers = dict(self._buffers)
         return other
 
     def frozen(self, layers: Iterable[str]) -> Self:
@@ -241,6 +242,10 @@ class Learner(nn.Module):
         """A support set -> what was learned from it, on this network."""
         raise NotImplementedError
 
+    def initial_weights(self, network: Functional, support: Examples) -> Weights:
+        """Every weight by name before the inner loop; for a support set if it decides some."""
+        return network.weights(self.rates)
+
     def answer(self, network: Functional, adapted: Adapted, inputs: Inputs) -> Tensor:
         """Query inputs (queries, ...) of that task -> logits (queries, ways)."""
         return network.watched(lambda: network(adapted.weights, inputs))
@@ -248,7 +253,9 @@ class Learner(nn.Module):
     def adapted_model(self, support: Examples) -> nn.Module:
         """A copy of the model with the weights adapted to the support set of one task.
 
-        It is a separate module, without a graph to the learner, to be run, saved or exported.
+        It is a module of its own, without a graph to the learner: it can be run, hooked, saved,
+        trained further, or exported with `torch.export`. A head that has an output for each class
+        of the support set (ProtoMAML, Baseline) takes the place of the model's.
 
         Args:
             support: a support set without a task dimension.
@@ -272,9 +279,13 @@ class Learner(nn.Module):
                 " adapt; use predict()"
             )
         model = copy.deepcopy(self.model)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(adapted.weights[name])
+        for name, parameter in list(model.named_parameters()):
+            weight = adapted.weights[name].detach()
+            if weight.shape == parameter.shape:
+                with torch.no_grad():
+                    parameter.copy_(weight)
+            else:
+                _replace_rows(model, name, weight)
         return model
 
     # Gradients.
@@ -304,14 +315,18 @@ class Learner(nn.Module):
         # Whatever recomputes in the backward pass must find the attention kernels of its forward
         # pass.
         with attention.twice_differentiable(needed=bool(self.rates) and not self.first_order):
-            logits = query_logits(self, network, episode)
-            self.check_labels(network, logits.shape, episode.query.targets)
-            loss = self.task_loss(network, logits, episode.query.targets)  # () or (tasks,)
+            loss, logits = self.outer_loss(network, episode)  # the loss is () or (tasks,)
             trained = list(self.meta_parameters().values())
             # The sum over tasks adds their gradients.
             with self.backward(network):
                 gradients = torch.autograd.grad(loss.sum(), trained, allow_unused=True)
         return OuterGradient(loss.detach(), logits.detach(), list(gradients))
+
+    def outer_loss(self, network: Functional, episode: Episode) -> tuple[Tensor, Tensor]:
+        """One task, or a stack -> its outer loss, () or (tasks,), and its query logits."""
+        logits = query_logits(self, network, episode)
+        self.check_labels(network, logits.shape, episode.query.targets)
+        return self.task_loss(network, logits, episode.query.targets), logits
 
     def backward(self, network: Functional) -> AbstractContextManager[None]:
         """A context manager for backward passes that watches the parameters that move.
@@ -319,6 +334,9 @@ class Learner(nn.Module):
         A use of one raises UnadaptedWeights.
         """
         return network.tripwires(self.rates if self.steps else ())
+
+    def advance(self) -> None:
+        """Count an outer step, for a learner that changes with their number (MAML++)."""
 
     # Checks of tasks.
 
@@ -333,6 +351,17 @@ class Learner(nn.Module):
             raise ValueError("there are no tasks: the stack of episodes is empty")
         if self.guessed and self.needs_head:
             self.settle_head(unstack(episodes)[0].support.inputs)  # which raises for a single task
+        targets = episodes.support.targets
+        if targets.device.type == "cpu" and targets.ndim == 2:  # other devices would be waited for
+            self.check_stack(targets)
+
+    def check_stack(self, targets: Tensor, first: int = 0) -> None:
+        """Check the support labels of a stack, for a learner that needs an example of each class.
+
+        Args:
+            targets: the support labels (tasks, examples).
+            first: the number of the first task, for the message.
+        """
 
     def settle_head(self, inputs: Inputs) -> None:
         """Check on the support inputs of one task that a guessed head makes the model's output.
@@ -467,6 +496,16 @@ class Learner(nn.Module):
         """
         if query is not None:
             self.check_labels(network, logits, query)
+
+
+def _replace_rows(model: nn.Module, name: str, weight: Tensor) -> None:
+    """Replace a parameter of a Linear by one with another number of rows, in place."""
+    path, _, kind = name.rpartition(".")
+    module = model.get_submodule(path)
+    required = module.get_parameter(kind).requires_grad
+    module.register_parameter(kind, nn.Parameter(weight.clone(), requires_grad=required))
+    if isinstance(module, nn.Linear):
+        module.out_features = len(weight)
 
 
 def _are_labels(network: Functional, logits: torch.Size, targets: Tensor) -> bool:

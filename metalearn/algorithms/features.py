@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from metalearn.engine.labels import check_classes
 from metalearn.engine.solver import Adapted
-from metalearn.episodes import Episode, Examples
+from metalearn.episodes import Examples
 from metalearn.network.activations import ending, output_of
 from metalearn.network.forward import Inputs
 from metalearn.network.functional import Functional
@@ -73,6 +73,12 @@ def class_members(support: Examples, ways: int) -> Tensor:
     return F.one_hot(support.targets.long(), ways).to(support.inputs.dtype)
 
 
+def check_stack_classes(targets: Tensor, first: int = 0) -> None:
+    """Raise ValueError if a support set of a stack (tasks, examples) lacks one of its classes."""
+    if targets.numel():
+        check_classes(targets, int(targets.max()) + 1, first)
+
+
 def class_means(support: Examples, ways: int) -> Tensor:
     """The mean feature of every class (..., ways, features)."""
     members = class_members(support, ways)
@@ -101,13 +107,6 @@ class FeatureLearner(Learner):
             self.guessed = False
             return ""
         return super().check_head(head)
-
-    def prepare(self, episodes: Episode) -> None:
-        """Check a stack of tasks before any of them runs, and find a guessed head."""
-        super().prepare(episodes)
-        targets = episodes.support.targets
-        if targets.device.type == "cpu" and targets.ndim == 2:  # other devices would be waited for
-            self.check_stack(targets)
 
     def settle_head(self, inputs: Inputs) -> None:
         """Find on the support inputs of one task which layer makes the output; "" if none does.
@@ -161,8 +160,7 @@ class FeatureLearner(Learner):
         Raises:
             ValueError: a support set has no example of a class; both are named.
         """
-        if targets.numel():
-            check_classes(targets, int(targets.max()) + 1, first)
+        check_stack_classes(targets, first)
 
     def check_targets(
         self, network: Functional, support: Tensor, query: Tensor | None, logits: torch.Size

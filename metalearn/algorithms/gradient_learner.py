@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from metalearn.engine.inner_loop import (
     Closure,
+    Rates,
     Update,
     Weights,
     describe_update,
@@ -29,6 +30,8 @@ from metalearn.runtime.renamed import warn_renamed
 from .base import Learner
 from .losses import Loss
 from .rates import LR, LayerRates, Rate, assign_rates, describe_rates, parameter_key
+
+BUFFER = "rate of "
 
 
 class GradientLearner(Learner):
@@ -74,7 +77,16 @@ class GradientLearner(Learner):
     def rates(self) -> dict[str, Rate]:
         """The rate of every parameter that moves, by name; frozen ones are left out."""
         staying = self.held | self.frozen_names()
-        return {name: rate for name, rate in self.assigned.items() if name not in staying}
+        # Tensors are buffers, which move with `.to()`.
+        return {
+            name: self._fixed_rate(name, rate)
+            for name, rate in self.assigned.items()
+            if name not in staying
+        }
+
+    def _fixed_rate(self, name: str, rate: Rate) -> Rate:
+        kept = self._buffers.get(_buffer_of(name))
+        return rate if kept is None else kept
 
     def rates_of(self, lr: LR) -> dict[str, Rate]:
         """The rate of every parameter that has one, by name."""
@@ -132,13 +144,46 @@ class GradientLearner(Learner):
         if learned:
             # Registered, so the outer loop trains them and checkpoints store them.
             self.learned_rates = nn.ParameterDict(learned)
+        self._keep_fixed_rates()
+
+    def _keep_fixed_rates(self) -> None:
+        """Register tensors given as rates as buffers, so they move and are in `state_dict`."""
+        for key in [key for key in self._buffers if key.startswith(BUFFER)]:
+            del self._buffers[key]
+        for name, rate in self.assigned.items():
+            # A tensor with a graph is the caller's, who differentiates by it; so is a Parameter.
+            learned = isinstance(rate, nn.Parameter)
+            if isinstance(rate, Tensor) and not learned and not rate.requires_grad:
+                # Each of its own memory, as files of weights need it.
+                self.register_buffer(_buffer_of(name), rate.clone())
 
     # The inner loop.
 
     def fit(
-        self, network: Functional, support: Examples, predict: Callable[[Weights], Tensor]
+        self,
+        network: Functional,
+        support: Examples,
+        predict: Callable[[Weights], Tensor],
     ) -> Adapted:
         """Run the inner loop on the loss of these predictions for the support set."""
+        closure = self.support_loss(network, support, predict)
+        return Adapted(self.descend(network, closure, self.first_weights(network, support)))
+
+    def initial_weights(self, network: Functional, support: Examples) -> Weights:
+        """Every weight by name before the inner loop."""
+        return {**network.weights(self.rates), **self.first_weights(network, support)}
+
+    def first_weights(self, network: Functional, support: Examples) -> Weights:
+        """First weights of a task that are not the model's own, such as a head from prototypes.
+
+        In a stack they have the task dimension.
+        """
+        return {}
+
+    def support_loss(
+        self, network: Functional, support: Examples, predict: Callable[[Weights], Tensor]
+    ) -> Closure:
+        """From weights to the loss of these predictions for a support set, which is checked."""
         self.check_support(network, support)
         # The number of outputs is known after the first forward pass, and stays.
         checked = False
@@ -151,10 +196,18 @@ class GradientLearner(Learner):
                 checked = True
             return self.task_loss(network, logits, support.targets)
 
-        return Adapted(self.descend(network, loss))
+        return loss
 
-    def descend(self, network: Functional, closure: Closure) -> Weights:
-        """Run the inner loop on a closure from weights to the support loss."""
+    def descend(
+        self, network: Functional, closure: Closure, first: Weights | None = None
+    ) -> Weights:
+        """Run the inner loop on a closure from weights to the support loss.
+
+        Args:
+            network: the network of the task, or of a stack.
+            closure: from weights to a scalar, or to (tasks,).
+            first: see `first_weights`.
+        """
         rates = self.current_rates()
         if self.steps and not rates and self.assigned.keys() - self.held:
             raise ValueError(
@@ -162,22 +215,29 @@ class GradientLearner(Learner):
                 f" move nothing; name what is to move, as in lr={{{self.head!r}: 0.1}}, or use"
                 " requires_grad_(True)"
             )
-        update = self.update
-        if network.tasks is not None:
-            update = task_by_task(update)
-
-        def adapted() -> Weights:
-            return inner_loop(
-                closure,
-                network.weights(self.rates),
-                rates,
-                self.steps,
-                first_order=self.first_order,
-                update=update,
-                backward=lambda: self.backward(network),
+        return network.watched(
+            lambda: self.take_steps(
+                network, closure, {**network.weights(self.rates), **(first or {})}, rates
             )
+        )
 
-        return network.watched(adapted)
+    def take_steps(
+        self, network: Functional, closure: Closure, weights: Weights, rates: Rates
+    ) -> Weights:
+        """Take the inner steps from these weights."""
+        return inner_loop(
+            closure,
+            weights,
+            rates,
+            self.steps,
+            first_order=self.first_order,
+            update=self.update_on(network),
+            backward=lambda: self.backward(network),
+        )
+
+    def update_on(self, network: Functional) -> Update:
+        """The inner update for the tasks of a network."""
+        return self.update if network.tasks is None else task_by_task(self.update)
 
     def check_targets(
         self, network: Functional, support: Tensor, query: Tensor | None, logits: torch.Size
@@ -255,6 +315,11 @@ class GradientLearner(Learner):
     def check_update(self, update: str | Update) -> Update:
         """The inner update."""
         return find_update(update)
+
+
+def _buffer_of(name: str) -> str:
+    """The name of the buffer of a parameter's rate."""
+    return f"{BUFFER}{parameter_key(name)}"
 
 
 def _is_named(reached_by: list[tuple[str, str]]) -> bool:

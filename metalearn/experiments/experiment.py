@@ -16,9 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from metalearn.algorithms import MAML, NIL
 from metalearn.algorithms.base import Learner
-from metalearn.algorithms.joint import JointTraining
 from metalearn.data.decoding import split_named
 from metalearn.data.images import LabelledImages
 from metalearn.engine.execution import check_execution
@@ -32,7 +30,16 @@ from metalearn.tasks.few_shot import SEEDS, FewShot
 from metalearn.training.loop import Curve, meta_train
 
 from .images import DATASETS, converted, fractions, load
-from .learners import ALGORITHMS, JOINT, build_learner, check_algorithm, parse, trained_by
+from .learners import (
+    ALGORITHMS,
+    JOINT,
+    MULTICLASS,
+    at_test,
+    build_learner,
+    check_algorithm,
+    parse,
+    trained_by,
+)
 from .networks import OWN, build_network, check_scores, is_registered
 from .presets import Preset, preset
 
@@ -292,9 +299,9 @@ class Experiment:
         queries = chosen.train_queries or self.shots
         # No seed of training meets the seed of another split's tasks.
         seed = SEEDS["train"] + len(SEEDS) * self.seed
-        if algorithm in JOINT:
+        if algorithm in JOINT or algorithm in MULTICLASS:
             queries += self.shots
-        if algorithm == "multiclass":
+        if algorithm in MULTICLASS:
             return Minibatches(images, chosen.meta_batch * self.ways * queries, seed=seed)
         return FewShot(images, self.ways, self.shots, queries, ENDLESS, seed=seed)
 
@@ -332,7 +339,7 @@ class Experiment:
 
     def _trained_as(self, algorithm: str) -> Experiment:
         """The experiment whose network is trained: with an output for every class or every way."""
-        if algorithm != "multiclass":
+        if algorithm not in MULTICLASS:
             return self
         channels, size = self.shape()
         classes = len(self.data("train").names)
@@ -420,7 +427,7 @@ class Experiment:
             self.training_tasks(algorithm),
             steps=chosen.steps,
             # A minibatch holds as many images as the tasks of a step.
-            meta_batch=1 if algorithm == "multiclass" else chosen.meta_batch,
+            meta_batch=1 if algorithm in MULTICLASS else chosen.meta_batch,
             optimizer=lambda parameters: torch.optim.Adam(parameters, lr=chosen.outer_lr),
             schedule=_schedule(chosen),
             clip_value=chosen.clip_value,
@@ -438,16 +445,8 @@ class Experiment:
         return learner, curve
 
     def tested(self, algorithm: str, learner: Learner) -> Learner:
-        """The learner as it is tested.
-
-        An inner loop takes the preset's steps at test. A body that was trained without an inner
-        loop is tested by NIL's rule.
-        """
-        if isinstance(learner, JointTraining):
-            return NIL(learner.model, execution=learner.execution)
-        if isinstance(learner, MAML):
-            return learner.with_steps(self.settings(algorithm).test_steps)
-        return learner
+        """The learner as it is tested; see `metalearn.experiments.learners.at_test`."""
+        return at_test(algorithm, learner, self.settings(algorithm))
 
     def checkpoint(self, algorithm: str) -> Path:
         """The file of an algorithm's run; its name holds a hash of all settings that decide it."""
@@ -461,8 +460,9 @@ class Experiment:
         """All settings that decide the final weights of a run, except for its length."""
         chosen = asdict(self.settings(algorithm))
         skipped = set(AT_TEST)
-        # A rate that falls to zero at the last step makes a longer run another run.
-        if chosen["schedule"] != "cosine":
+        # A rate that falls to zero at the last step makes a longer run another run, and so do the
+        # epochs of MAML++.
+        if chosen["schedule"] != "cosine" and algorithm != "maml++":
             skipped.add("steps")
         # Vinyals' was the only split of earlier runs.
         if self.dataset != "omniglot" or chosen["protocol"] == "vinyals":

@@ -28,15 +28,16 @@ def build_network(preset: Preset, ways: int, channels: int, size: int, norm: str
         ways: outputs.
         channels: of the images.
         size: height and width of the images.
-        norm: "batch" or "frozen" statistics; for conv4 also "group" and "none".
+        norm: "batch" or "frozen" statistics; for conv4 and resnet12 also "group" and "none".
 
     Raises:
         ValueError: there is no such model, it has no statistics to freeze, or no such norm.
     """
     name = preset.model
-    if norm in ("group", "none") and name != "conv4":
+    if norm in ("group", "none") and name not in ("conv4", "resnet12"):
         raise ValueError(
-            f"norm={norm!r} is a variant of conv4, and the model is {name}; use norm='batch'"
+            f"norm={norm!r} is a variant of conv4 and resnet12, and the model is {name}; use"
+            " norm='batch'"
         )
     if norm == "frozen" and name in OWN:
         raise ValueError(
@@ -47,6 +48,8 @@ def build_network(preset: Preset, ways: int, channels: int, size: int, norm: str
         return registry.build(
             name, ways, channels, hidden=preset.hidden, size=size, pool=preset.pool, norm=norm
         )
+    if name == "resnet12":
+        return registry.build(name, ways, channels, norm=norm)
     if name == "smallvit":
         return registry.build(name, ways, channels, size=size)
     if name in OWN:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+# Algorithms that train a fresh head at test, on a body that was trained without one.
+FRESH_HEADS = ("baseline", "baseline++")
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -69,6 +72,9 @@ def preset(
             f"the paper behind {name!r} has no settings for {dataset!r}; use --preset quick and set"
             " what you know"
         )
+    if algorithm in FRESH_HEADS:
+        # The rate and the steps of the papers' inner loops are not those of a head from scratch.
+        return replace(settings, lr=0.1, inner_steps=100, test_steps=100)
     return settings
 
 
@@ -92,6 +98,9 @@ def _quick(dataset: str, ways: int, shots: int, algorithm: str) -> Preset | None
         # On characters it takes more steps at test, which are cheap: the body runs once.
         test_steps = 20 if characters else 10
         return replace(settings, lr=0.1, inner_steps=5, test_steps=test_steps)
+    if algorithm == "maml++":
+        # The paper's five steps in training and at test; its rates are learned from these.
+        return replace(settings, lr=0.1 if characters else 0.02, inner_steps=5, test_steps=5)
     if not characters:
         # At 0.1 MAML was at chance on miniImageNet after 700 steps; only ANIL's head bears it.
         return replace(settings, lr=0.02, inner_steps=3, test_steps=5)

@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from metalearn.models.conv4 import GROUPS, NORMS
+from metalearn.models.dropblock import DropBlock
 from metalearn.models.initialization import xavier_
+from metalearn.models.standardised import StandardisedConv2d
 from metalearn.network.norm import batch_statistics
 from metalearn.runtime.checks import positive, widths_of_layers
+
+SLOPE = 0.1
+# leaky_relu(z) of a standard normal z has variance (1 + a²) / 2 - (1 - a)² / (2 pi).
+LEAKY_GAIN = ((1 + SLOPE**2) / 2 - (1 - SLOPE) ** 2 / (2 * math.pi)) ** -0.5
 
 
 class ResNet12(nn.Module):
     """Four residual blocks and a linear head: layers block1 to block4 and head.
 
     Each block has three 3x3 convolutions of 64 to 512 channels, LeakyReLU of slope 0.1 and a
-    max-pool. A mean over space comes before the head (Lee et al. 2019; BOIL's ResNet-12).
+    max-pool. A mean over space comes before the head (Lee et al. 2019, arXiv:1904.03758; BOIL's
+    ResNet-12).
 
     Args:
         ways: outputs of the head.
         channels: of the images.
         widths: channels of each block.
+        norm: "batch" (batch norm by the current batch), "group" (group norm), or "none":
+            weight-standardised convolutions in place of norms (see `Conv4`).
+        drop: the share of values to drop in training, after each block: squares of 5 pixels by
+            `DropBlock` in the last two blocks, single values before. Lee et al. take 0.1, which
+            their code reaches slowly in the last two. Tasks then run in the loop.
 
     Raises:
-        ValueError: if `widths` is empty.
+        ValueError: `widths` is empty, there is no such norm, or `drop` is not a share below 1.
 
     Example:
         >>> import torch
@@ -32,7 +46,13 @@ class ResNet12(nn.Module):
     """
 
     def __init__(
-        self, ways: int, channels: int = 3, widths: Sequence[int] = (64, 128, 256, 512)
+        self,
+        ways: int,
+        channels: int = 3,
+        widths: Sequence[int] = (64, 128, 256, 512),
+        *,
+        norm: str = "batch",
+        drop: float = 0.0,
     ) -> None:
         super().__init__()
         ways, channels = positive(ways=ways, channels=channels)
@@ -41,9 +61,17 @@ class ResNet12(nn.Module):
             raise ValueError(
                 "widths is empty; give the channels of each block, such as (64, 128, 256, 512)"
             )
+        if norm not in NORMS:
+            raise ValueError(f"norm={norm!r}; choose {', '.join(NORMS)}")
+        if not 0 <= drop < 1:
+            raise ValueError(f"drop={drop!r}; give a share from 0 to below 1, such as 0.1")
         inputs = (channels, *widths)
         for number, (before, after) in enumerate(zip(inputs, widths, strict=False), start=1):
-            self.add_module(f"block{number}", ResidualBlock(before, after))
+            block = ResidualBlock(before, after, norm)
+            if drop:
+                last = number > len(widths) - 2
+                block.finish.append(DropBlock(drop) if last else nn.Dropout(drop))
+            self.add_module(f"block{number}", block)
         self.head = nn.Linear(widths[-1], ways)
         xavier_(self)
 
@@ -57,29 +85,59 @@ class ResNet12(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Three convolutions with batch norm beside a 1x1 shortcut, then a 2x2 max-pool."""
+    """Three convolutions with norms beside a 1x1 shortcut, then a 2x2 max-pool.
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    Args:
+        inputs: channels.
+        outputs: channels.
+        norm: "batch", "group" or "none" (see `ResNet12`).
+    """
+
+    def __init__(self, inputs: int, outputs: int, norm: str = "batch") -> None:
         super().__init__()
-        # Convolutions need no bias before a batch norm.
         self.path = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.LeakyReLU(0.1),
-            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.LeakyReLU(0.1),
-            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
+            *_normed(inputs, outputs, 3, norm),
+            _activation(norm),
+            *_normed(outputs, outputs, 3, norm),
+            _activation(norm),
+            *_normed(outputs, outputs, 3, norm),
         )
         # The 1x1 convolution brings the input to the number of outputs.
-        self.shortcut = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
-        )
-        self.finish = nn.Sequential(nn.LeakyReLU(0.1), nn.MaxPool2d(2))
+        self.shortcut = nn.Sequential(*_normed(inputs, outputs, 1, norm))
+        self.finish = nn.Sequential(_activation(norm), nn.MaxPool2d(2))
+        # Without norms the sum of two maps of variance 1 would have variance 2.
+        self.scale = 0.5**0.5 if norm == "none" else 1.0
         # Normalise by the current batch, as in the few-shot papers.
         batch_statistics(self)
 
     def forward(self, maps: Tensor) -> Tensor:
         """(examples, channels, height, width) -> (examples, outputs, height / 2, width / 2)."""
-        return self.finish(self.path(maps) + self.shortcut(maps))
+        total = self.path(maps) + self.shortcut(maps)
+        return self.finish(total if self.scale == 1 else self.scale * total)
+
+
+class ScaledLeakyReLU(nn.LeakyReLU):
+    """A LeakyReLU whose output has variance 1 for standard normal inputs."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Any shape -> the same."""
+        return LEAKY_GAIN * super().forward(inputs)
+
+
+def _activation(norm: str) -> nn.Module:
+    return ScaledLeakyReLU(SLOPE) if norm == "none" else nn.LeakyReLU(SLOPE)
+
+
+def _normed(inputs: int, outputs: int, size: int, norm: str) -> list[nn.Module]:
+    """A convolution with its norm; a standardised one without a norm."""
+    padding = size // 2
+    # A channel of a single weight has no variance to standardise.
+    if norm == "none" and inputs * size > 1:
+        return [StandardisedConv2d(inputs, outputs, size, padding=padding)]
+    # Convolutions need no bias before a norm.
+    convolution = nn.Conv2d(inputs, outputs, size, padding=padding, bias=False)
+    if norm == "none":
+        return [convolution]
+    if norm == "group":
+        return [convolution, nn.GroupNorm(math.gcd(GROUPS, outputs), outputs)]
+    return [convolution, nn.BatchNorm2d(outputs)]

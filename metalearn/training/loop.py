@@ -308,6 +308,7 @@ def _step(state: TrainingState, plan: Plan, meta_batches: MetaBatches, extra: Ex
     state.optimizer.step()
     if state.schedule:
         state.schedule.step()
+    state.learner.advance()
     state.curve.losses.append(float(losses.mean()))
     state.curve.accuracies.append(float(right.mean()))
     state.curve.seconds += time.perf_counter() - started

@@ -297,3 +297,21 @@ def test_the_outer_loop_takes_names_too() -> None:
             ml.meta_train(
                 FAMILY["MAML"](smooth_network()), tasks, steps=1, progress=False, **{setting: value}
             )
+
+
+def test_tensors_given_as_rates_are_buffers() -> None:
+    model, episodes = smooth_network(), made_up_tasks()
+    rate = torch.tensor(0.3, dtype=torch.float64)
+    learner = ml.MAML(model, {"": rate, "6": 0.1})
+    assert torch.equal(learner(episodes), ml.MAML(model, {"": 0.3, "6": 0.1})(episodes))
+    kept = [name for name in learner.state_dict() if name.startswith("rate of ")]
+    assert sorted(kept) == [f"rate of {i}/{kind}" for i in "014" for kind in ("bias", "weight")]
+    other = ml.MAML(smooth_network(), {"": torch.zeros_like(rate), "6": 0.1})
+    other.load_state_dict(learner.state_dict())
+    assert torch.equal(other(episodes), learner(episodes))
+    moved_rates = copy.deepcopy(learner).to(torch.float32).rates
+    assert moved_rates["0.weight"].dtype == torch.float32
+    shared = learner.with_steps(2)
+    shared.lr = 0.2
+    assert not any(name.startswith("rate of ") for name in shared.state_dict())
+    assert any(name.startswith("rate of ") for name in learner.state_dict())

@@ -20,7 +20,9 @@ from metalearn.models import MLP, Conv4
 from metalearn.tasks import Sinusoid
 from tests.helpers import FAMILY, WAYS_TO_RUN, made_up_tasks, smooth_network
 
-WITHOUT_INNER_LOOP = [name for name in FAMILY if name.startswith(("NIL", "ProtoNet"))]
+NEED_EVERY_CLASS = [
+    name for name in FAMILY if name.startswith(("NIL", "Proto", "R2D2", "Baseline"))
+]
 CROSS_ENTROPIES = [
     F.cross_entropy,
     nn.CrossEntropyLoss(),
@@ -79,7 +81,7 @@ def test_cross_entropy_of_one_output_is_refused() -> None:
 
 
 @pytest.mark.parametrize("way", WAYS_TO_RUN)
-@pytest.mark.parametrize("name", WITHOUT_INNER_LOOP)
+@pytest.mark.parametrize("name", NEED_EVERY_CLASS)
 def test_the_task_and_the_absent_class_are_named(name: str, way: str) -> None:
     learner = FAMILY[name](smooth_network(), execution=way)
     for label in range(3):

@@ -136,6 +136,32 @@ def test_every_algorithm_trains_and_is_tested(algorithm: str, here: Path) -> Non
     )
 
 
+def test_reuse_takes_the_learners_with_a_head_of_their_own(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["protomaml", "baseline", "baseline++", "r2d2"]
+    options = ["--algorithms", ",".join(names), "--analysed_tasks", "3"]
+    assert run("reuse", *TINY, *options, "--test_steps", "2") == 0
+    facts = json.loads((here / "report.json").read_text())
+    assert [row["learner"] for row in facts["results"]] == names
+    # Baseline is tested on the body of the training on all classes, Baseline++ on its own.
+    assert sorted(facts["settings"]["learners"]) == [
+        "baseline++",
+        "multiclass",
+        "protomaml",
+        "r2d2",
+    ]
+
+
+def test_a_checkpoint_of_baseline_plus_plus_is_tested_with_a_fresh_head(here: Path) -> None:
+    assert run("train", *TINY, "--algorithm", "baseline++") == 0
+    (checkpoint,) = (here / "runs").glob("*.safetensors")
+    run_again = experiments.restored(checkpoint, execution="loop", test_steps=3)
+    learner = run_again.tested()
+    assert isinstance(learner, ml.BaselinePlusPlus) and learner.steps == 3
+    assert type(run_again.learner.model.head).__name__ == "CosineHead"
+
+
 def test_ones_own_folder_draws_the_class_split_by_seed_and_records_it(
     pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

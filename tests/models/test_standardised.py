@@ -110,5 +110,5 @@ def test_odd_values() -> None:
     with pytest.raises(ValueError, match=r"one weight.*larger kernel"):
         StandardisedConv2d(1, 4, 1)
     with pytest.raises(ValueError, match=r"norm='none' is a variant of conv4.*norm='batch'"):
-        Experiment(model="resnet12", norm="none").fresh_model()
+        Experiment(model="cifar_resnet20", norm="none").fresh_model()
     assert statistics(Experiment(norm="none", hidden=4).fresh_model()) == "no batch norm"

@@ -147,7 +147,7 @@ class FixedBody:
     @cached_property
     def starts(self) -> dict[str, Weights]:
         """The head's first weights, by the name of the start."""
-        weights = self.network.weights()
+        weights = self.learner.initial_weights(self.network, self.task.support)
         initial = {
             name: weights[name].detach() for name in weights if is_inside(name, self.network.head)
         }

@@ -181,7 +181,7 @@ def observe(
     task = _Task(learner, network, names, support, query)
 
     # The query examples under the meta-initialisation, and under the adapted weights.
-    initial = network.weights()
+    initial = learner.initial_weights(network, support)
     adapted = solve(learner, network, support)
     before = task.run(network, initial, query.inputs)
     after = task.run(answer, learner, network, adapted, query.inputs)
@@ -209,7 +209,9 @@ def observe(
         unmoved=unmoved,
         measured={name: moved[name] | cosines[name] for name in names},
         # NIL and ProtoNet predict from the support features that they keep, without a head.
-        scores=_scores(task, before, after, adapted.weights, uses_head=adapted.support is None),
+        scores=_scores(
+            task, before, after, initial, adapted.weights, uses_head=adapted.support is None
+        ),
         sizes=task.sizes,
         constant=task.constant_score(),
         other_seed=other_seed,
@@ -243,7 +245,13 @@ def _similarities(
 
 
 def _scores(
-    task: _Task, before: _Pass, after: _Pass, adapted: Weights, *, uses_head: bool
+    task: _Task,
+    before: _Pass,
+    after: _Pass,
+    initial: Weights,
+    adapted: Weights,
+    *,
+    uses_head: bool,
 ) -> dict[str, float]:
     """The query scores by the names of `Accuracies`' fields; NaN for a head that is not used."""
     own = task.score(after.logits)
@@ -256,7 +264,7 @@ def _scores(
         "own": own,
         "head_before": head_before,
         "head_after": head_after,
-        "headless_before": task.headless_score(task.network.weights(), before.features),
+        "headless_before": task.headless_score(initial, before.features),
         "headless_after": task.headless_score(adapted, after.features),
     }
 
@@ -298,7 +306,7 @@ def first_gradients(learner: Learner, network: Functional, support: Examples) ->
         lambda weights: learner.task_loss(
             network, network(weights, support.inputs), support.targets
         ),
-        network.weights(),
+        learner.initial_weights(network, support),
         learner.rates,
         first_order=True,
         # An update whose result is the gradient itself.
