@@ -39,7 +39,9 @@ def noise(image: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "augment", [USUAL, v2.RandomRotation(30), v2.RandAugment(), noise], ids=lambda each: str(each)
+    "augment",
+    [USUAL, v2.RandomRotation(30), v2.RandAugment(), noise],
+    ids=["usual", "rotation", "randaugment", "noise"],
 )
 def test_an_augmentation_depends_on_seed_and_task_alone(augment: Any) -> None:
     tasks = few_shot(augment=augment)
