@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from metalearn.analysis import linear_cka
+from metalearn.analysis import Estimate, linear_cka
 
 from .harness.rows import RESULTS, Row, load, run_benchmark
 from .pages import (
@@ -32,6 +32,7 @@ from .pages import (
     init_strategies,
     one_shot,
     pointer_values,
+    reinforcement,
     reuse,
     speed,
     theory,
@@ -1215,3 +1216,75 @@ def theory_risk() -> list[str]:
     measured = law_means("new_shots", "oracle")
     exact = law_means("new_shots", "exact")
     return [measured[10], exact[10], measured[40], exact[40]]
+
+
+def policy_rows(algorithm: str) -> list[Row]:
+    """The trainings on navigation of an algorithm."""
+    for rows in reinforcement.grouped():
+        if (rows[0]["environment"], rows[0]["algorithm"]) == ("navigation", algorithm):
+            return rows
+    raise LookupError(algorithm)
+
+
+def policy_return(algorithm: str, step: int) -> list[str]:
+    """The return after so many gradient steps and its standard deviation, over seeds."""
+    values = [row["returns"][step]["return"]["mean"] for row in policy_rows(algorithm)]
+    return [f"{statistics.mean(values):.1f}", f"{statistics.stdev(values):.1f}"]
+
+
+@claim
+def policy_adaptation() -> list[str]:
+    """MAML and ANIL before adaptation and after one step; the difference with its interval."""
+    difference = Estimate.of(reinforcement.differences("navigation", 1))
+    before = [policy_return(name, 0)[0] for name in ("maml", "anil")]
+    after = [*policy_return("maml", 1), *policy_return("anil", 1)]
+    return [*before, *after, f"{difference.mean:.1f}", f"{difference.interval:.1f}"]
+
+
+@claim
+def policy_body() -> list[str]:
+    """Similarity of MAML's body, its weights' move in percent, and what holding the body costs."""
+    rows = policy_rows("maml")
+    cells = []
+    for name, scale, digits in (("similarity", 1, 3), ("moved", 100, 1)):
+        # layer1 and layer2
+        for place in range(2):
+            values = [row["layers"][place][name]["mean"] for row in rows]
+            cells.append(f"{scale * statistics.mean(values):.{digits}f}")
+    costs = []
+    for place in range(len(rows[0]["body_held"])):
+        lost = [row["body_held"][place]["lost"]["mean"] for row in rows]
+        costs.append(f"{statistics.mean(lost):.1f}")
+    assert [case["factor"] for case in rows[0]["body_held"]] == [1, 2, 4]  # in words
+    (similarity,) = set(cells[:2])
+    return [similarity, *cells[2:], costs[0], costs[2]]
+
+
+@claim
+def policy_rates() -> list[str]:
+    """Steps of HalfCheetah a second: the environment, with a policy, and gymnasium's."""
+    rows = [row for row in load(reinforcement.RESULTS) if row["part"] == "speed"]
+    return [f"{row['steps_per_second']:,.0f}" for row in rows]
+
+
+@claim
+def theory_subspace() -> list[str]:
+    """The error of the subspace of ANIL and of MAML, at conditions 1 and 8."""
+    rows = [row for row in load(theory.RESULTS) if row["figure"] == "subspace"]
+    cells = []
+    for learner in ("anil", "maml"):
+        for condition in (1, 8):
+            errors = [
+                row["error"]
+                for row in rows
+                if (row["learner"], row["condition"]) == (learner, condition)
+            ]
+            cells.append(f"{statistics.mean(errors):.3f}")
+    return cells
+
+
+@claim
+def overview_policies() -> list[str]:
+    """Navigation: MAML and ANIL before and after one step; then the error of the subspace."""
+    before, _, maml, maml_std, anil, anil_std, *_ = policy_adaptation()
+    return [before, maml, maml_std, anil, anil_std, *theory_condition()[:3]]
