@@ -1288,3 +1288,25 @@ def overview_policies() -> list[str]:
     """Navigation: MAML and ANIL before and after one step; then the error of the subspace."""
     before, _, maml, maml_std, anil, anil_std, *_ = policy_adaptation()
     return [before, maml, maml_std, anil, anil_std, *theory_condition()[:3]]
+
+
+@claim
+def theory_spectral() -> list[str]:
+    """MAML on 20-way glyphs: condition and accuracy without and with the penalty, and the gain."""
+    rows = [row for row in load(theory.RESULTS) if row["figure"] == "glyphs"]
+    by_seed: dict[str, dict[int, Row]] = {}
+    for row in rows:
+        if row["learner"] == "maml":
+            by_seed.setdefault(row["kept_by"], {})[row["seed"]] = row
+    plain, kept = by_seed["nothing"], by_seed["spectral(1, 1)"]
+    cells = []
+    for name in ("condition", "accuracy"):
+        for trained in (plain, kept):
+            if name == "condition":
+                values = [row["course"][-1][name] for row in trained.values()]
+                cells.append(f"{statistics.mean(values):.1f}")
+            else:
+                values = [row[name] for row in trained.values()]
+                cells.append(points(statistics.mean(values)))
+    gains = Estimate.of([kept[seed]["accuracy"] - plain[seed]["accuracy"] for seed in plain])
+    return [*cells, points(gains.mean), points(gains.interval)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import random
@@ -22,6 +23,21 @@ import pytest
 import torch
 
 from tests.helpers import as_rank, send_result
+
+
+def pytest_collection() -> None:
+    """Collect no garbage while tests are collected: all of them live as long as the process."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported and collected out of every later garbage collection.
+
+    These are a million objects that live as long as the process.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

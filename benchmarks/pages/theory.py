@@ -98,7 +98,7 @@ def few_shot_table(rows: Iterable[Row]) -> Table:
                 over_seeds(gains, 100, 1),
                 first_to_last(same, "norm"),
                 first_to_last(same, "condition"),
-                f"{first['steps']:,}, {device(first)}",
+                f"{first['steps']:,}, {first['hidden']} channels, {device(first)}",
             )
         )
     return table(FEW_SHOT, lines)

@@ -145,6 +145,7 @@ def lengths(commands: Sequence[str]) -> set[tuple[str, int]]:
     return found
 
 
+@pytest.mark.slow  # the name of a checkpoint needs all images of its data set
 @pytest.mark.parametrize("name", recipes())
 def test_a_recipe_writes_the_files_that_it_names(name: str) -> None:
     recipe = recipes()[name]

@@ -82,6 +82,7 @@ def test_another_seed_gives_other_characters() -> None:
     assert float((one - other).square().sum(1).min()) > 1
 
 
+@pytest.mark.slow  # draws all 8,000 images
 def test_no_drawing_occurs_twice_and_no_two_classes_of_any_splits_are_alike() -> None:
     everything = [glyphs(split) for split in SPLITS]
     images = torch.cat([part.images for part in everything]).flatten(1)

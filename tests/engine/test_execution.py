@@ -153,7 +153,9 @@ def test_nothing_is_left_behind_by_many_calls() -> None:
 
 
 @pytest.mark.parametrize("way", WAYS_TO_RUN)
-@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("resnet18", marks=pytest.mark.slow), "squeezenet1_1"]
+)
 def test_torchvision_models_work_unchanged(name: str, way: str) -> None:
     torch.manual_seed(0)
     model = ml.batch_statistics(

@@ -54,7 +54,12 @@ def task():
     reason="the peak of a process is read from Linux's /proc",
 )
 @pytest.mark.parametrize(
-    ("way", "threads", "steps"), [("loop", 1, 3), ("threads", 2, 1), ("vectorized", 1, 1)]
+    ("way", "threads", "steps"),
+    [
+        ("loop", 1, 3),
+        pytest.param("threads", 2, 1, marks=pytest.mark.slow),
+        ("vectorized", 1, 1),
+    ],
 )
 def test_the_forecast_is_what_a_step_then_takes(way, threads, steps, fresh_process):
     expected, measured = fresh_process(peak, way, threads, steps)

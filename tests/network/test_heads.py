@@ -214,7 +214,12 @@ class WritesAfterTheHead(HeadFirst):
 @pytest.mark.parametrize("gradients_on", [True, False])
 @pytest.mark.parametrize(
     ("way", "past_autograd"),
-    [("loop", False), ("loop", True), ("vectorized", False), ("compiled", False)],
+    [
+        ("loop", False),
+        ("loop", True),
+        ("vectorized", False),
+        pytest.param("compiled", False, marks=pytest.mark.slow),
+    ],
 )
 def test_a_write_into_the_output_of_the_head_is_seen(
     way: str, past_autograd: bool, gradients_on: bool
