@@ -1235,7 +1235,8 @@ def policy_return(algorithm: str, step: int) -> list[str]:
 @claim
 def policy_adaptation() -> list[str]:
     """MAML and ANIL before adaptation and after one step; the difference with its interval."""
-    difference = Estimate.of(reinforcement.differences("navigation", 1))
+    (paired,) = [rows for key, rows in reinforcement.pairs().items() if key[0] == "navigation"]
+    difference = Estimate.of(reinforcement.differences(paired, 1))
     before = [policy_return(name, 0)[0] for name in ("maml", "anil")]
     after = [*policy_return("maml", 1), *policy_return("anil", 1)]
     return [*before, *after, f"{difference.mean:.1f}", f"{difference.interval:.1f}"]
@@ -1258,6 +1259,18 @@ def policy_body() -> list[str]:
     assert [case["factor"] for case in rows[0]["body_held"]] == [1, 2, 4]  # in words
     (similarity,) = set(cells[:2])
     return [similarity, *cells[2:], costs[0], costs[2]]
+
+
+@claim
+def policy_cheetah() -> list[str]:
+    """HalfCheetah-Dir: ANIL after 200 outer steps, before adaptation and after one step."""
+    (row,) = [
+        row
+        for row in load(reinforcement.RESULTS)
+        if row["part"] == "returns" and row["environment"] == "half-cheetah-dir"
+        if (row["algorithm"], row["steps"]) == ("anil", 200)
+    ]
+    return [f"{row['returns'][step]['return']['mean']:.1f}" for step in range(2)]
 
 
 @claim

@@ -22,13 +22,16 @@ def grouped() -> list[list[Row]]:
     """The trainings, together if they differ in their seed alone; the newest of each seed."""
     groups: dict[Hashable, dict[int, Row]] = {}
     for row in load(RESULTS):
-        if row["part"] != "returns":
-            continue
-        settings = row["settings"]
-        sizes = tuple(settings[name] for name in ("meta_batch", "episodes", "horizon"))
-        key = (row["environment"], row["algorithm"], row["steps"], sizes, tuple(row["hidden"]))
-        groups.setdefault(key, {})[row["seed"]] = row
+        if row["part"] == "returns":
+            groups.setdefault((row["algorithm"], training(row)), {})[row["seed"]] = row
     return [list(rows.values()) for rows in groups.values()]
+
+
+def training(row: Row) -> tuple[Any, ...]:
+    """The environment and what else MAML and ANIL share in a fair comparison."""
+    settings = row["settings"]
+    sizes = [settings[name] for name in ("meta_batch", "episodes", "horizon")]
+    return (row["environment"], row["steps"], *sizes, *row["hidden"])
 
 
 def trained(rows: Sequence[Row]) -> str:
@@ -66,26 +69,41 @@ def _returns(rows: Sequence[Row], step: int) -> list[Any]:
     return [row["returns"][step]["return"]["mean"] for row in rows if step < len(row["returns"])]
 
 
-def differences(environment: str, step: int) -> list[float]:
-    """ANIL's return minus MAML's after so many gradient steps, one value a seed that both have."""
-    returned: dict[str, dict[int, float]] = {"maml": {}, "anil": {}}
+def pairs() -> dict[tuple[Any, ...], list[tuple[Row, Row]]]:
+    """MAML's and ANIL's row of each seed that both have, by their training."""
+    maml: dict[tuple[Any, ...], Row] = {}
     for rows in grouped():
-        if rows[0]["environment"] == environment:
-            for row in rows:
-                returned[row["algorithm"]][row["seed"]] = row["returns"][step]["return"]["mean"]
-    seeds = sorted(returned["maml"].keys() & returned["anil"].keys())
-    return [returned["anil"][seed] - returned["maml"][seed] for seed in seeds]
+        for row in rows:
+            if row["algorithm"] == "maml":
+                maml[*training(row), row["seed"]] = row
+    paired: dict[tuple[Any, ...], list[tuple[Row, Row]]] = {}
+    for rows in grouped():
+        for row in rows:
+            other = maml.get((*training(row), row["seed"]))
+            if row["algorithm"] == "anil" and other is not None:
+                paired.setdefault(training(row), []).append((other, row))
+    return paired
+
+
+def differences(paired: Sequence[tuple[Row, Row]], step: int) -> list[float]:
+    """ANIL's return minus MAML's after so many gradient steps, one value a seed."""
+    values = []
+    for maml, anil in paired:
+        returned = [row["returns"][step]["return"]["mean"] for row in (maml, anil)]
+        values.append(returned[1] - returned[0])
+    return values
 
 
 def policy_pairs() -> Table:
     """ANIL's returns minus MAML's, paired by seed."""
-    environments = dict.fromkeys(rows[0]["environment"] for rows in grouped())
     lines = []
-    for environment in environments:
-        pairs = [differences(environment, step) for step in range(STEPS)]
-        cells = [Estimate.of(values).shown("+.1f") if values else NONE for values in pairs]
-        lines.append((environment, *cells, str(len(pairs[0]))))
-    return table(("environment", "before", "after 1", "after 2", "after 3", "seeds"), lines)
+    for (environment, steps, *_), paired in pairs().items():
+        cells = []
+        for step in range(STEPS):
+            cells.append(Estimate.of(differences(paired, step)).shown("+.1f"))
+        lines.append((environment, f"{steps:,}", *cells, str(len(paired))))
+    after = [f"after {step}" for step in range(1, STEPS)]
+    return table(("environment", "outer steps", "before", *after, "seeds"), lines)
 
 
 def policy_layers() -> Table:
