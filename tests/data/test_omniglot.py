@@ -221,6 +221,7 @@ def test_names_that_do_not_exist_are_refused_with_the_choices(tmp_path, wrong):
 
 
 @pytest.mark.data
+@pytest.mark.slow  # reads all images three times
 def test_the_real_splits_have_the_published_counts(real):
     for protocol, counts in COUNTS.items():
         splits = [

@@ -185,7 +185,7 @@ def test_a_share_of_the_meta_batch_is_scaled_by_the_whole() -> None:
 
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
-@pytest.mark.parametrize("algorithm", [ml.MAML, ml.ANIL])
+@pytest.mark.parametrize("algorithm", [ml.MAML, pytest.param(ml.ANIL, marks=pytest.mark.slow)])
 def test_compiled_tasks_are_those_of_the_loop_while_weights_and_labels_change(
     algorithm: type[ml.MAML],
 ) -> None:

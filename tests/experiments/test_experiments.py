@@ -140,7 +140,7 @@ def test_reuse_takes_the_learners_with_a_head_of_their_own(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = ["protomaml", "baseline", "baseline++", "r2d2"]
-    options = ["--algorithms", ",".join(names), "--analysed_tasks", "3"]
+    options = ["--algorithms", ",".join(names), "--analysed_tasks", "2"]
     assert run("reuse", *TINY, *options, "--test_steps", "2") == 0
     facts = json.loads((here / "report.json").read_text())
     assert [row["learner"] for row in facts["results"]] == names

@@ -213,6 +213,7 @@ def sweep_by_command(rank, folder):
     return main(["sweep", "--algorithms", "protonet", "--seeds", "0,1,2", *small])
 
 
+@pytest.mark.slow  # starts two ranks, each of which trains
 def test_ranks_share_out_the_runs(tmp_path, start_ranks):
     for process in start_ranks(sweep_by_command):
         process.join(300)
