@@ -1303,23 +1303,31 @@ def overview_policies() -> list[str]:
     return [before, maml, maml_std, anil, anil_std, *theory_condition()[:3]]
 
 
+def diversity(learner: str, kept_by: str) -> list[str]:
+    """20-way glyphs, without and with it: condition and accuracy; then the gain."""
+    by_seed: dict[str, dict[int, Row]] = {"nothing": {}, kept_by: {}}
+    for row in load(theory.RESULTS):
+        if row["figure"] == "glyphs" and row["learner"] == learner:
+            by_seed[row["kept_by"]][row["seed"]] = row
+    plain, kept = by_seed.values()
+    assert len(kept) == 3  # in words: three seeds
+    conditions = []
+    accuracies = []
+    for trained in (plain, kept):
+        course = [row["course"][-1]["condition"] for row in trained.values()]
+        conditions.append(f"{statistics.mean(course):.1f}")
+        accuracies.append(points(statistics.mean(row["accuracy"] for row in trained.values())))
+    gains = Estimate.of([kept[seed]["accuracy"] - plain[seed]["accuracy"] for seed in plain])
+    return [*conditions, *accuracies, points(gains.mean), points(gains.interval)]
+
+
 @claim
 def theory_spectral() -> list[str]:
-    """MAML on 20-way glyphs: condition and accuracy without and with the penalty, and the gain."""
-    rows = [row for row in load(theory.RESULTS) if row["figure"] == "glyphs"]
-    by_seed: dict[str, dict[int, Row]] = {}
-    for row in rows:
-        if row["learner"] == "maml":
-            by_seed.setdefault(row["kept_by"], {})[row["seed"]] = row
-    plain, kept = by_seed["nothing"], by_seed["spectral(1, 1)"]
-    cells = []
-    for name in ("condition", "accuracy"):
-        for trained in (plain, kept):
-            if name == "condition":
-                values = [row["course"][-1][name] for row in trained.values()]
-                cells.append(f"{statistics.mean(values):.1f}")
-            else:
-                values = [row[name] for row in trained.values()]
-                cells.append(points(statistics.mean(values)))
-    gains = Estimate.of([kept[seed]["accuracy"] - plain[seed]["accuracy"] for seed in plain])
-    return [*cells, points(gains.mean), points(gains.interval)]
+    """MAML with the spectral penalty."""
+    return diversity("maml", "spectral(1, 1)")
+
+
+@claim
+def theory_prototypes() -> list[str]:
+    """ProtoNet with prototypes of unit length."""
+    return diversity("protonet", "unit prototypes")
