@@ -16,6 +16,7 @@ import torch
 
 from metalearn import __version__
 from metalearn.data.labelled_sets import Split
+from metalearn.network.forward import Inputs
 from metalearn.runtime import distributed, files, parallel
 from metalearn.runtime.installation import check_files
 from metalearn.runtime.options import Parser, command
@@ -28,6 +29,7 @@ from transfer.comparison.tables import final_table
 from transfer.continual.command import forget
 from transfer.finetuning.finetune import FineTuning
 from transfer.initialisation.weights import Pretrained
+from transfer.models import Build
 from transfer.question import Transfer
 
 __all__ = ["Transfer", "compare", "forget", "main"]
@@ -93,12 +95,7 @@ def compare(
     }
     inputs = train.probe(probe)
     if not question.given:
-        # Errors are found before the pretraining, with the network's own weights in its place.
-        itself = Pretrained("the network itself", dict(build().state_dict()))
-        stand_ins = question.starts(itself, build)
-        check_comparison(
-            stand_ins, build, train, inputs, question.numbers, processes=processes, **checked
-        )
+        _check_before_pretraining(question, build, train, inputs, processes, checked)
     # One rank pretrains, and the others read what it wrote.
     weights = distributed.rank_zero_first(
         lambda: question.pretrained(runs, channels, shown=progress and rank == 0)
@@ -138,6 +135,27 @@ def compare(
     facts = {**comparison.to_dict(), "about": about, "question": asdict(question)}
     files.write_atomically(Path(report).with_suffix(".json"), json.dumps(facts, indent=1).encode())
     print(f"\nThe page with pictures: {os.path.abspath(report)} ({duration(seconds)} in all)")
+
+
+def _check_before_pretraining(
+    question: Transfer,
+    build: Build,
+    train: FineTuning,
+    probe: Inputs,
+    processes: int,
+    checked: dict[str, Any],
+) -> None:
+    """Raise what `compare` would raise, with the network's own weights as the pretrained ones."""
+    itself = Pretrained("the network itself", dict(build().state_dict()))
+    check_comparison(
+        question.starts(itself, build),
+        build,
+        train,
+        probe,
+        question.numbers,
+        processes=processes,
+        **checked,
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

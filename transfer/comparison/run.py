@@ -202,7 +202,6 @@ class Plan:
         if filters is not None:
             filters = filters.clone()  # otherwise all of the file stays in memory with them
         curve = Curve.from_dict(record["curve"])
-        first = record.get("first")  # files of earlier versions have none
         return Run(
             name,
             seed,
@@ -210,7 +209,7 @@ class Plan:
             record["initialisation"],
             tuple(kept),
             filters,
-            FirstStep(**first) if first else None,
+            _first_step_of(record),
         )
 
     def end(self, name: str, seed: int) -> dict[str, Tensor]:
@@ -221,6 +220,17 @@ class Plan:
             for key, tensor in tensors.items()
             if key.startswith("end.")
         }
+
+
+def _first_step_of(record: Record) -> FirstStep | None:
+    """The first step of a run's record; None if it has none, as files of earlier versions."""
+    first = record.get("first")
+    if first is None:
+        return None
+    gradients = {}
+    for layer, norm in first["gradients"].items():
+        gradients[layer] = math.nan if norm is None else norm  # JSON has no NaN
+    return FirstStep(**{**first, "gradients": gradients})
 
 
 def perform_runs(
