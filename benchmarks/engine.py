@@ -5,7 +5,8 @@
 Conv4-64, Omniglot 5-way 1-shot, 15 queries a class, one inner step, 32 tasks (random images: the
 cost does not depend on what they show). Time: both sides take turns, several rounds. Memory: the
 peak of a fresh process above what it held before the first task, for one task, for 32 and for 128
-tasks. Also the episodes per second of `FewShot[i]` with one thread, and the second start of
+tasks. Unequal tasks: padded stacks of 5 to 20 ways beside stacks of 12 ways, the time of an image.
+Also the episodes per second of `FewShot[i]` with one thread, and the second start of
 Omniglot if METALEARN_DATA names its folder. `--results benchmarks/results/engine.jsonl` adds a JSON
 line a figure to that file.
 """
@@ -15,15 +16,19 @@ from __future__ import annotations
 import os
 import statistics
 import time
+import warnings
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch.func import functional_call
+from torch.utils.data import TensorDataset
 
-from metalearn import MAML, Episode, Examples, meta_backward
+from metalearn import ANIL, MAML, Episode, Examples, Learner, ProtoNet, meta_backward
 from metalearn.engine.execution import choose_execution
 from metalearn.episodes import unstack
-from metalearn.models import Conv4
+from metalearn.models import MLP, Conv4
+from metalearn.padding import is_padding
 from metalearn.runtime.options import Listed
 from metalearn.tasks import FewShot, LabelledImages, omniglot
 
@@ -73,7 +78,7 @@ def plain_loop(model: torch.nn.Module, tasks: Episode, lr: float) -> None:
 def engine(
     rounds: int = 7,
     tasks: int = 32,
-    figures: Listed = "time,memory,sampling,start",
+    figures: Listed = "time,memory,unequal,sampling,start",
     peak_of: str | None = None,
     results: str | None = None,
 ) -> None:
@@ -82,7 +87,7 @@ def engine(
     Args:
         rounds: how often each side is timed, in turn, after one round that is not counted.
         tasks: the meta-batch.
-        figures: which of time, memory, sampling and start, with commas.
+        figures: which of time, memory, unequal, sampling and start, with commas.
         peak_of: used by the benchmark itself, in a fresh process: "way,tasks,threads", whose peak
             of memory is printed in bytes.
         results: the file of JSON lines that the rows are added to [none: they are only printed].
@@ -95,6 +100,7 @@ def engine(
     parts = {
         "time": lambda: _time(rounds, tasks),
         "memory": lambda: _memory(tasks),
+        "unequal": lambda: _unequal(rounds, tasks),
         "sampling": lambda: _sampling(rounds),
         "start": lambda: _start(rounds),
     }
@@ -165,6 +171,57 @@ def _peak(way: str, count: int, threads: int) -> int:
     for parameter in learner.parameters():
         parameter.grad = torch.zeros_like(parameter)
     return peak_above(lambda: meta_backward(learner, stacked))
+
+
+def _unequal(rounds: int, count: int) -> None:
+    """The time of an image in padded stacks of unequal tasks, over that in stacks of equal ones."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.rand(4000, 640, generator=generator)
+    images = torch.rand(4000, 1, 28, 28, generator=generator)
+    labels = torch.arange(100).repeat(40)
+    torch.manual_seed(0)
+    cases: dict[str, tuple[torch.Tensor, Learner]] = {
+        "ANIL on features, vectorized": (features, ANIL(MLP(640, 20), 0.1, 5)),
+        "MAML on features, vectorized": (features, MAML(MLP(640, 20), 0.1, 5)),
+        "ProtoNet on features, vectorized": (features, ProtoNet(MLP(640, 20))),
+        "ProtoNet, Conv4 with group norm, vectorized": (
+            images,
+            ProtoNet(Conv4(20, norm="group"), execution="vectorized"),
+        ),
+        "ProtoNet, Conv4 with batch norm, one by one": (images, ProtoNet(Conv4(20))),
+    }
+    for name, (inputs, learner) in cases.items():
+        data = TensorDataset(inputs, labels)
+        # Twelve and a half ways on the average, and twelve.
+        stacks = {
+            "unequal": FewShot(data, (5, 20), (1, 5), 10, count).stack(range(count)),
+            "equal": FewShot(data, 12, 3, 10, count).stack(range(count)),
+        }
+        sides = {side: partial(meta_backward, learner, stacks[side]) for side in stacks}
+        counts = {side: _examples(stacks[side]) for side in stacks}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*outputs, but the support set has")
+            seconds = take_turns(sides, rounds, before=learner.zero_grad)
+        ratio = median_ratio(seconds["unequal"], seconds["equal"])
+        each = ratio * counts["equal"] / counts["unequal"]
+        report(
+            "engine",
+            f"time of an image, padded stack of 5 to 20 ways: {name}",
+            f"{each:.2f} x that of a stack of 12 ways",
+            {
+                "seconds": seconds,
+                "examples": counts,
+                "ratio_per_example": each,
+                "execution": choose_execution(learner),
+                "threads": torch.get_num_threads(),
+                "tasks": count,
+            },
+        )
+
+
+def _examples(stacked: Episode) -> int:
+    """The examples of a stack that are not padding."""
+    return sum(int((~is_padding(part.targets)).sum()) for part in stacked)
 
 
 def _sampling(rounds: int) -> None:

@@ -13,6 +13,7 @@ characters as classes and with one query a class, which are the other two choice
 from __future__ import annotations
 
 import tempfile
+from typing import Any
 
 from metalearn import evaluate
 from metalearn.experiments.experiment import Experiment
@@ -22,7 +23,7 @@ from .harness.rows import append, choose, keep_in, origin, run_benchmark
 
 SPLITS = ("vinyals", "finn", "lake")
 # Test tasks beside those of the curve: characters upright, 15 queries a class.
-VARIATIONS = {
+VARIATIONS: dict[str, dict[str, Any]] = {
     "turned characters": {"test_rotations": True},
     "one query a class": {"queries": 1},
     "turned characters, one query a class": {"test_rotations": True, "queries": 1},
@@ -76,7 +77,7 @@ def _train(
 ) -> None:
     """Train one network, and add a row for each test of it."""
     for steps in points:
-        shared = {
+        shared: dict[str, Any] = {
             "dataset": "omniglot",
             "root": root,
             "protocol": split,
@@ -88,7 +89,7 @@ def _train(
         }
         experiment = Experiment(**shared)
         learner, curve = experiment.train(algorithm, progress=progress)
-        tests = {"15 queries a class": {}}
+        tests: dict[str, dict[str, Any]] = {"15 queries a class": {}}
         if steps == points[-1]:
             tests |= VARIATIONS
         for name, changes in tests.items():

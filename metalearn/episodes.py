@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metalearn.network.forward import map_tensors, tensors_of
+from metalearn.padding import PADDING, has_padding, padded, without_padding
 from metalearn.runtime.checks import sequence
 
 
@@ -64,11 +65,16 @@ class Episode(NamedTuple):
         return Episode(self.support.to(*args, **kwargs), self.query.to(*args, **kwargs))
 
 
-def stack(episodes: Iterable[Episode], *, indices: Sequence[int] | None = None) -> Episode:
-    """Stack single tasks of equal shapes, with a leading task dimension.
+def stack(
+    episodes: Iterable[Episode], *, pad: bool = False, indices: Sequence[int] | None = None
+) -> Episode:
+    """Stack single tasks, with a leading task dimension.
 
     Args:
         episodes: the tasks.
+        pad: let tasks differ in their numbers of examples and classes. Shorter ones are padded with
+            examples of the label `metalearn.padding.PADDING`, which learners leave out: they give
+            the same numbers for the stack as for each task alone. Targets must be class labels.
         indices: the numbers of the tasks in an error message; by default from 0 on.
 
     Returns:
@@ -77,6 +83,15 @@ def stack(episodes: Iterable[Episode], *, indices: Sequence[int] | None = None) 
     Raises:
         ValueError: there are no tasks, or a task's sizes differ from the others'.
         TypeError: a task is not an `Episode`.
+
+    Example:
+        >>> import torch
+        >>> pair = Examples(torch.rand(2, 3), torch.arange(2))
+        >>> triple = Examples(torch.rand(3, 3), torch.arange(3))
+        >>> tasks = stack([Episode(pair, pair), Episode(triple, triple)], pad=True)
+        >>> tasks.query.targets
+        tensor([[   0,    1, -100],
+                [   0,    1,    2]])
     """
     tasks = sequence("episodes", episodes, "[task, task]")
     if not tasks:
@@ -84,6 +99,8 @@ def stack(episodes: Iterable[Episode], *, indices: Sequence[int] | None = None) 
     try:
         for task in tasks:
             _refuse_tensors(task)
+        if pad:
+            tasks = _of_equal_size(tasks)
         supports, queries = zip(*tasks, strict=True)
         return Episode(_stack_examples(supports), _stack_examples(queries))
     except (RuntimeError, TypeError, ValueError):
@@ -91,6 +108,33 @@ def stack(episodes: Iterable[Episode], *, indices: Sequence[int] | None = None) 
         numbers = range(len(tasks)) if indices is None else indices
         _refuse_unequal(tasks, numbers)
         raise
+
+
+def _of_equal_size(tasks: Sequence[Episode]) -> list[Episode]:
+    """The tasks, padded to one number of support and of query examples.
+
+    Tasks whose targets are no class labels, or that have none, are left as they are.
+    """
+    support_labels = [support[1] for support, _ in tasks]
+    query_labels = [query[1] for _, query in tasks]
+    if not all(map(_are_labels, (*support_labels, *query_labels))):
+        return list(tasks)
+    shots = max(map(len, support_labels))
+    queries = max(map(len, query_labels))
+    ways = {int(labels.max()) for labels in support_labels}
+    if len(ways) > 1:
+        # Padding in every task tells, in any part of a stack, that tasks differ in classes.
+        shots += 1
+    return [
+        Episode(Examples(*padded(*support, shots)), Examples(*padded(*query, queries)))
+        for support, query in tasks
+    ]
+
+
+def _are_labels(targets: Tensor) -> bool:
+    """Whether the targets of a task are class labels, at least one."""
+    is_real = targets.is_floating_point() or targets.is_complex()
+    return targets.ndim == 1 and len(targets) > 0 and not is_real
 
 
 def _refuse_tensors(episode: Any) -> None:
@@ -111,7 +155,8 @@ def _refuse_unequal(episodes: list[Episode], indices: Sequence[int]) -> None:
                 raise ValueError(
                     f"tasks of unequal size cannot be stacked: {name} are {shape} in task {index}"
                     f" and {sizes[0][name]} in task {indices[0]}; take one task at a time, with"
-                    " meta_batch=1 in meta_train and tasks_at_once=1 in evaluate"
+                    " meta_batch=1 in meta_train and tasks_at_once=1 in evaluate, or stack class"
+                    " labels with stack(..., pad=True)"
                 )
 
 
@@ -155,10 +200,11 @@ def _shape(part: Any) -> Any:
 
 
 def unstack(episodes: Episode) -> list[Episode]:
-    """The single tasks of a stack, as views.
+    """The single tasks of a stack, as views; of a padded stack without the padding.
 
     Raises:
-        ValueError: the task dimension is missing, or differs between tensors.
+        ValueError: the task dimension is missing, or differs between tensors; or a task has nothing
+            but padding.
     """
     check_episode(episodes, "the stack of tasks")
     tensors: list[Tensor] = []  # support inputs, support targets, query inputs, query targets
@@ -172,17 +218,43 @@ def unstack(episodes: Episode) -> list[Episode]:
             f" support targets, query inputs and query targets have {sizes} entries along their"
             " first. Stack a single task by metalearn.episodes.stack([task])"
         )
-    return [part_of(episodes, number) for number in range(sizes[0])]
+    tasks = [part_of(episodes, number) for number in range(sizes[0])]
+    if not is_padded(episodes):
+        return tasks
+    return [
+        Episode(Examples(*without_padding(*support)), Examples(*without_padding(*query)))
+        for support, query in tasks
+    ]
 
 
-def part_of(episodes: Episode, index: int | slice) -> Episode:
-    """One task of a stack, or a shorter stack, as views."""
+def is_padded(episodes: Episode) -> bool:
+    """Whether a stack of tasks holds padding (see `stack`).
+
+    Raises:
+        ValueError: a task has no support example or no query beside it.
+    """
+    found = False
+    for name, (_, targets) in zip(("support example", "query"), episodes, strict=True):
+        if not has_padding(targets):
+            continue
+        found = True
+        empty = (targets == PADDING).all(-1).nonzero()
+        if len(empty):
+            raise ValueError(
+                f"task {int(empty[0])} of the stack has no {name}: all its labels are {PADDING},"
+                " which stands for padding; give it at least one"
+            )
+    return found
+
+
+def part_of(episodes: Episode, index: int | slice | Tensor) -> Episode:
+    """One task of a stack, or a shorter stack, as views; by a tensor of numbers in its order."""
     # A DataLoader may return plain lists in place of named tuples.
     support, query = episodes
     return Episode(_part_of_examples(*support, index), _part_of_examples(*query, index))
 
 
-def _part_of_examples(inputs: Any, targets: Tensor, index: int | slice) -> Examples:
+def _part_of_examples(inputs: Any, targets: Tensor, index: int | slice | Tensor) -> Examples:
     return Examples(map_tensors(lambda tensor: tensor[index], inputs), targets[index])
 
 

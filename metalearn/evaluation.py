@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
 from metalearn.algorithms.base import Learner
-from metalearn.episodes import Episode, Examples, stack, unstack
+from metalearn.episodes import Episode, Examples, is_padded, stack, unstack
 from metalearn.network.forward import tensors_of
 from metalearn.network.modes import evaluation_mode
+from metalearn.padding import is_padding
 from metalearn.runtime import distributed, random_state
 from metalearn.runtime.checks import whole_number
 from metalearn.runtime.files import Record
@@ -477,9 +478,14 @@ def load(episodes: Tasks, indices: Sequence[int], learner: nn.Module) -> Episode
     """A stack of tasks by index, on the learner's device and in its dtype."""
     if type(episodes) is FewShot:  # gathers the images of all tasks at once
         return to_device(episodes.stack(indices, _like(learner).device), learner)
-    stacked = stack((episodes[i] for i in indices), indices=indices)
+    stacked = stack((episodes[i] for i in indices), pad=sizes_vary(episodes), indices=indices)
     check_examples(stacked)
     return to_device(stacked, learner)
+
+
+def sizes_vary(episodes: Tasks) -> bool:
+    """Whether tasks say that they differ in size, so that their stacks are padded."""
+    return bool(getattr(episodes, "sizes_vary", False))
 
 
 def accuracies(logits: Tensor, targets: Tensor) -> Tensor:
@@ -487,15 +493,16 @@ def accuracies(logits: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         logits: (tasks, queries, ways).
-        targets: (tasks, queries).
+        targets: (tasks, queries); padded queries do not count.
 
     Returns:
         (tasks,) float64.
     """
     if targets.is_floating_point():
         return logits.new_full((len(logits),), math.nan, dtype=torch.float64)
-    correct = logits.argmax(-1) == targets  # (tasks, queries)
-    return correct.flatten(1).double().mean(1)
+    correct = (logits.argmax(-1) == targets).flatten(1).double()  # (tasks, queries)
+    real = (~is_padding(targets)).flatten(1)
+    return correct.sum(1) / real.sum(1)  # no prediction is the label of padding
 
 
 def describe(episodes: object) -> Record:
@@ -578,11 +585,12 @@ def _shared_out(
             yield len(query[1]), tasks
         return
     single = unstack(episodes) if isinstance(episodes, Episode) else episodes
+    pad = isinstance(episodes, Episode) or sizes_vary(episodes)
     for number, start in enumerate(range(0, len(single), at_once)):
         indices = range(start, min(start + at_once, len(single)))
         tasks = None
         if number % ranks == rank:
-            tasks = stack((single[i] for i in indices), indices=indices)
+            tasks = stack((single[i] for i in indices), pad=pad, indices=indices)
         yield len(indices), tasks
 
 
@@ -595,7 +603,8 @@ def _collated(loader: DataLoader[Episode]) -> Iterator[Episode]:
             raise
         sizes = str(error).strip().splitlines()[-1]
         raise ValueError(
-            f"this DataLoader stacks tasks of unequal size ({sizes}); build it with batch_size=1"
+            f"this DataLoader stacks tasks of unequal size ({sizes}); build it with batch_size=1,"
+            " or with collate_fn=functools.partial(metalearn.episodes.stack, pad=True)"
         ) from error
 
 
@@ -609,7 +618,9 @@ def _count(episodes: Any) -> int:
 
 
 def fingerprints(episodes: Episode) -> Tensor:
-    """A checksum of each task of a stack, (tasks,) float64."""
+    """A checksum of each task of a stack, (tasks,) float64; padding does not count."""
+    if is_padded(episodes):
+        return torch.cat([fingerprints(stack([task])) for task in unstack(episodes)])
     support, query = episodes
     # All targets and every 31st input value tell tasks apart, at a small share of the cost of all
     # values.

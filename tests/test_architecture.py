@@ -15,6 +15,7 @@ FLOORS = (
     "metalearn.runtime",
     "metalearn.kernels",
     "metalearn.network",
+    "metalearn.padding",
     "metalearn.episodes",
     "metalearn.data",
     "metalearn.tasks",

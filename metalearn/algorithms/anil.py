@@ -42,6 +42,7 @@ class ANIL(MAML):
     """
 
     computes_only = True
+    takes_padding = True
     needs_head = True
 
     def paths_of(self, lr: LR) -> Mapping[str, Rate]:

@@ -35,6 +35,7 @@ class BOIL(MAML):
     """
 
     computes_only = True
+    takes_padding = True
     needs_head = True
 
     def rates_of(self, lr: LR) -> dict[str, Rate]:

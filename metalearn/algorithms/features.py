@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from metalearn.engine.labels import check_classes
 from metalearn.engine.solver import Adapted
-from metalearn.episodes import Examples
+from metalearn.episodes import Episode, Examples
 from metalearn.network.activations import ending, output_of
 from metalearn.network.forward import Inputs
 from metalearn.network.functional import Functional
 from metalearn.network.layers import heads, is_inside
 from metalearn.network.module_call import Weights
+from metalearn.padding import has_padding, is_padding
 
 from .base import Learner, explained
 
@@ -63,14 +64,25 @@ def cosine_scores(support: Examples, queries: Tensor, ways: int, rule: str) -> T
     if rule == "sum":
         return cosines @ members
     if rule == "softmax":
+        # Padded examples belong to no class, and take no part in the softmax.
+        padding = is_padding(support.targets).unsqueeze(-2)  # (..., 1, shots)
+        cosines = cosines.masked_fill(padding, -torch.inf)
         # log sum_i a_qi y_ik, with a_qi the softmax over the support set
-        return (cosines.softmax(-1) @ members).log()
+        shares = cosines.softmax(-1) @ members  # (..., queries, ways)
+        # A class of other tasks of a padded stack has no share. The gradient of its log is NaN.
+        absent = (members.sum(-2) == 0).unsqueeze(-2)  # (..., 1, ways)
+        return shares.masked_fill(absent, 1).log()
     raise ValueError(f"there is no rule {rule!r}; choose one of {', '.join(RULES)}")
 
 
 def class_members(support: Examples, ways: int) -> Tensor:
-    """The one-hot labels of support examples (..., shots, ways), in the dtype of their features."""
-    return F.one_hot(support.targets.long(), ways).to(support.inputs.dtype)
+    """The one-hot labels of support examples (..., shots, ways), in the dtype of their features.
+
+    Padded examples have zeros.
+    """
+    padding = is_padding(support.targets)
+    labels = F.one_hot(support.targets.long().masked_fill(padding, 0), ways)
+    return labels.masked_fill(padding.unsqueeze(-1), 0).to(support.inputs.dtype)
 
 
 def check_stack_classes(targets: Tensor, first: int = 0) -> None:
@@ -80,10 +92,40 @@ def check_stack_classes(targets: Tensor, first: int = 0) -> None:
 
 
 def class_means(support: Examples, ways: int) -> Tensor:
-    """The mean feature of every class (..., ways, features)."""
+    """The mean feature of every class (..., ways, features); zeros for a class without examples.
+
+    Only a padded stack has such classes.
+    """
     members = class_members(support, ways)
+    counts = members.sum(-2).clamp(min=1).unsqueeze(-1)  # (..., ways, 1)
     # (..., ways, shots) @ (..., shots, features), over the examples of each class
-    return members.mT @ support.inputs / members.sum(-2).unsqueeze(-1)
+    return members.mT @ support.inputs / counts
+
+
+def absent_classes(targets: Tensor, ways: int) -> Tensor:
+    """Which classes the tasks of a padded stack do not have, a mask (tasks, ways).
+
+    Args:
+        targets: the support labels (tasks, examples).
+        ways: the number of classes of the largest task.
+    """
+    numbers = torch.arange(ways, device=targets.device)
+    return numbers > targets.amax(-1, keepdim=True)
+
+
+def check_queries(episodes: Episode) -> None:
+    """Raise ValueError if a query of a padded stack is of a class that its task does not have."""
+    targets = episodes.query.targets
+    if not has_padding(episodes.support.targets):
+        return
+    largest = episodes.support.targets.amax(-1, keepdim=True)
+    beyond = (targets > largest).any(-1).nonzero()
+    if len(beyond):
+        task = int(beyond[0])
+        raise ValueError(
+            f"task {task} of the stack has a query of class {int(targets[task].max())}, but the"
+            f" classes of its support set end at {int(largest[task])}; label both alike"
+        )
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -148,7 +190,19 @@ class FeatureLearner(Learner):
         if ways is None:
             ways = int(adapted.support.targets.max()) + 1
             check_classes(adapted.support.targets, ways)
-        return self.readout(adapted.support, flat_features(network, adapted.weights, inputs), ways)
+        queries = flat_features(network, adapted.weights, inputs)
+        logits = self.readout(adapted.support, queries, ways)
+        # A recording reads no values, and has no padded stacks.
+        if network.classes is not None or not has_padding(adapted.support.targets):
+            return logits
+        # (tasks, 1, ways): the classes that other tasks of the stack have
+        absent = absent_classes(adapted.support.targets, ways).unsqueeze(-2)
+        return logits.masked_fill(absent, -torch.inf)
+
+    def prepare(self, episodes: Episode) -> None:
+        """Check a stack of tasks before any of them runs (see `Learner`)."""
+        super().prepare(episodes)
+        check_queries(episodes)
 
     def check_stack(self, targets: Tensor, first: int = 0) -> None:
         """Check that the support sets of a stack have examples of all their classes.

@@ -49,6 +49,7 @@ class MAML(GradientLearner):
     """
 
     computes_only = True
+    takes_padding = True
 
     @explained
     def solve(self, network: Functional, support: Examples) -> Adapted:

@@ -26,6 +26,7 @@ class MetaSGD(MAML):
     """
 
     computes_only = True
+    takes_padding = True
 
     def rates_of(self, lr: LR) -> dict[str, Rate]:
         """A learned rate for every weight that moves."""

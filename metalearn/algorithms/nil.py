@@ -41,6 +41,7 @@ class NIL(FeatureLearner):
     """
 
     computes_only = True
+    takes_padding = True
 
     def __init__(
         self,

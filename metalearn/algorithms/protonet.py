@@ -43,6 +43,7 @@ class ProtoNet(FeatureLearner):
     """
 
     computes_only = True
+    takes_padding = True
 
     def __init__(
         self,

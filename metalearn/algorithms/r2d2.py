@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metalearn.episodes import Examples
+from metalearn.padding import is_padding
 
 from .features import FeatureLearner, class_members
 from .losses import Loss
@@ -50,6 +51,7 @@ class R2D2(FeatureLearner):
     """
 
     computes_only = True
+    takes_padding = True
 
     def __init__(
         self,
@@ -78,6 +80,8 @@ class R2D2(FeatureLearner):
         # A linear system is not solved in half precision.
         with torch.autocast(queries.device.type, enabled=False):
             inputs = _with_ones(support.inputs)  # (..., shots, features + 1)
+            # A row of zeros adds nothing to the regression.
+            inputs = inputs.masked_fill(is_padding(support.targets).unsqueeze(-1), 0)
             labels = class_members(Examples(inputs, support.targets), ways)  # (..., shots, ways)
             weight = ridge_weight(inputs, labels, self.log_ridge.exp())
             return self.scale * (_with_ones(queries) @ weight) + self.shift

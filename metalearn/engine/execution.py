@@ -12,14 +12,14 @@ derivatives through batch, layer and instance norm with task-adapted weights are
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from metalearn.episodes import Episode, Examples, part_of, unstack
+from metalearn.episodes import Episode, Examples, is_padded, part_of, unstack
 from metalearn.network.functional import DrawsRandomNumbers, Functional
 from metalearn.network.module_call import is_plain
 
@@ -28,6 +28,7 @@ from .labels import class_count, labels_on_cpu
 from .randomness import TaskRandomness, random_part, refuse_draws
 from .solver import OuterGradient, Solver, device_of, is_on, query_logits
 from .threads import in_order, in_threads, thread_count, tied_part
+from .unequal_tasks import by_size, groups, joined, takes_padding, trimmed
 
 WAYS = ("auto", "loop", "threads", "vectorized", "graphs", "compiled")
 # Vectorized tasks whose operations are recorded, and on what kind of device.
@@ -233,8 +234,14 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def predictions(learner: Solver, episodes: Episode) -> Tensor:
-    """Query logits (tasks, queries, ways) of a stack, differentiable if gradients are on."""
-    return torch.cat(list(run_tasks(learner, episodes, _predictions)))
+    """Query logits (tasks, queries, ways) of a stack, differentiable if gradients are on.
+
+    In a padded stack, tasks with fewer ways have the logit minus infinity for the others, and
+    padded queries have logits without a meaning.
+    """
+    plan = in_order_of_size(learner, episodes)
+    logits = joined(list(run_tasks(learner, plan.episodes, _predictions)))
+    return plan.restored(logits)
 
 
 def _predictions(learner: Solver, network: Functional, episode: Episode) -> Tensor:
@@ -242,6 +249,35 @@ def _predictions(learner: Solver, network: Functional, episode: Episode) -> Tens
     if network.tasks is None:
         return logits.unsqueeze(0)  # (1, queries, ways)
     return logits
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """A stack in the order in which its tasks run.
+
+    Attributes:
+        episodes: the stack in that order.
+        order: the number of each of its tasks in the caller's stack; None if it is the same.
+    """
+
+    episodes: Episode
+    order: Tensor | None = None
+
+    def restored(self, results: Tensor) -> Tensor:
+        """Results of the tasks (tasks, ...) in the order of the caller's stack."""
+        if self.order is None:
+            return results
+        return results[self.order.argsort().to(results.device)]
+
+
+def in_order_of_size(learner: Solver, episodes: Episode) -> Ordered:
+    """The order in which a stack runs: its own, unless padded tasks are vectorized in groups."""
+    if choose_execution(learner) not in VECTORIZED or not is_padded(episodes):
+        return Ordered(episodes)
+    if not takes_padding(learner):
+        return Ordered(episodes)
+    order = by_size(episodes)
+    return Ordered(part_of(episodes, order.to(episodes.query.targets.device)), order)
 
 
 def run_tasks(learner: Solver, episodes: Episode, work: Work[Result]) -> Iterator[Result]:
@@ -266,6 +302,9 @@ def run_tasks(learner: Solver, episodes: Episode, work: Work[Result]) -> Iterato
     way = choose_execution(learner)
     if way in RECORDED and work is _predictions and torch.is_grad_enabled():
         way = "vectorized"  # a recording has no graph to differentiate
+    if way in VECTORIZED and is_padded(episodes):
+        # A recording is of one size, and padded stacks are of many.
+        way = "vectorized" if takes_padding(learner) else "loop"
     if way in RECORDED:
         yield from _in_chunks(learner, episodes, work, _recorded)
     elif way == "vectorized":
@@ -279,10 +318,8 @@ def run_tasks(learner: Solver, episodes: Episode, work: Work[Result]) -> Iterato
 def _in_chunks(
     learner: Solver, episodes: Episode, work: Work[Result], run: Callable[..., Any]
 ) -> Iterator[Result]:
-    # Memory grows with the chunk, not with the stack.
-    for start in range(0, len(episodes.query.targets), CHUNK):
+    for chunk in _chunks(learner, episodes):
         randomness = TaskRandomness(device_of(learner))
-        chunk = part_of(episodes, slice(start, start + CHUNK))
         network = learner.network.stacked(len(chunk.query.targets))
         try:
             result = run(learner, network, chunk, work)
@@ -292,6 +329,16 @@ def _in_chunks(
         if randomness.changed():
             refuse_draws(learner.execution, "the model")
         yield result
+
+
+def _chunks(learner: Solver, episodes: Episode) -> Iterator[Episode]:
+    """The parts of a stack that are vectorized at once: memory grows with them."""
+    if is_padded(episodes):
+        for group in groups(learner, episodes, CHUNK):
+            yield trimmed(part_of(episodes, group))
+        return
+    for start in range(0, len(episodes.query.targets), CHUNK):
+        yield part_of(episodes, slice(start, start + CHUNK))
 
 
 def _at_once(learner: Solver, network: Functional, chunk: Episode, work: Work[Result]) -> Result:

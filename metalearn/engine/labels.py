@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from metalearn.padding import has_padding, is_padding
+
 RELABEL = "labels.unique(return_inverse=True)[1] numbers them so"
 
 
 def check_labels(targets: Tensor, ways: int) -> None:
-    """Check that labels are integers from 0 to ways - 1.
+    """Check that labels are integers from 0 to ways - 1; in a stack some may be padding.
 
     Raises:
         ValueError: they are not, or there are none.
@@ -18,7 +20,10 @@ def check_labels(targets: Tensor, ways: int) -> None:
         raise ValueError(f"class labels must be integers, not {targets.dtype}; use targets.long()")
     if not targets.numel():
         raise ValueError("there are no labels: the set of examples is empty")
-    if bool(((targets < 0) | (targets >= ways)).any()):
+    beyond = (targets < 0) | (targets >= ways)
+    if bool(beyond.any()) and targets.ndim == 2:
+        beyond &= ~is_padding(targets)
+    if bool(beyond.any()):
         raise ValueError(
             f"the labels run from {targets.min()} to {targets.max()}, but there are {ways} ways:"
             f" labels must be 0 to {ways - 1}; {RELABEL}"
@@ -27,6 +32,9 @@ def check_labels(targets: Tensor, ways: int) -> None:
 
 def check_classes(targets: Tensor, ways: int, first: int = 0) -> None:
     """Check that labels are 0 to ways - 1, and that every support set has an example of each class.
+
+    In a padded stack the tasks may differ in their classes, and each has those up to its largest
+    label.
 
     Args:
         targets: the labels of a support set (examples,), or of a stack of them (tasks, examples).
@@ -64,7 +72,8 @@ def absent_class(targets: Tensor, ways: int) -> tuple[int, int] | None:
         ways: the number of classes.
 
     Returns:
-        The numbers of the task and of the class; None if every class has an example.
+        The numbers of the task and of the class; None if every class has an example. A task of a
+        padded stack has the classes up to its largest label.
 
     Example:
         >>> absent_class(torch.tensor([[0, 1, 2], [0, 2, 2]]), ways=3)
@@ -75,6 +84,8 @@ def absent_class(targets: Tensor, ways: int) -> tuple[int, int] | None:
     classes = min(ways, targets.shape[-1] + 1)
     numbers = torch.arange(classes, device=targets.device)
     present = (targets.unsqueeze(-1) == numbers).any(-2)  # (..., classes)
+    if has_padding(targets):
+        present |= numbers > targets.amax(-1, keepdim=True)
     absent = (~present).flatten().nonzero()  # places among (tasks * classes,)
     if not len(absent):
         return None

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from metalearn.episodes import Episode
 from metalearn.network.functional import Functional
 
-from .execution import run_tasks
+from .execution import in_order_of_size, run_tasks
 from .memory import out_of_memory
 from .solver import OuterGradient, Solver
+from .unequal_tasks import joined
 
 
 class MetaBackward(NamedTuple):
@@ -81,8 +82,9 @@ def meta_backward(
     losses = []
     logits = []
     unreached = dict(trained)
+    plan = in_order_of_size(learner, episodes)
     with torch.enable_grad(), _naming_the_ways_out(learner, len(episodes.query.targets)):
-        for result in run_tasks(learner, episodes, _outer_gradient):
+        for result in run_tasks(learner, plan.episodes, _outer_gradient):
             losses.append(result.loss)
             logits.append(result.logits)
             # A task may leave out a parameter that another one uses.
@@ -101,7 +103,7 @@ def meta_backward(
             f"the outer loss does not depend on {names}; remove what the forward pass does not use,"
             " or exclude it with requires_grad_(False)"
         )
-    return MetaBackward(torch.cat(losses), torch.cat(logits))
+    return MetaBackward(plan.restored(torch.cat(losses)), plan.restored(joined(logits)))
 
 
 @contextlib.contextmanager

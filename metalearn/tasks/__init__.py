@@ -13,11 +13,13 @@ from metalearn.tasks.mixture import Mixture
 from metalearn.tasks.one_shot import OneShotRuns, one_shot_runs
 from metalearn.tasks.shared_subspace import SharedSubspace
 from metalearn.tasks.sinusoid import Sinusoid
+from metalearn.tasks.task_sizes import MetaDatasetSizes
 
 __all__ = [
     "SEEDS",
     "FewShot",
     "LabelledImages",
+    "MetaDatasetSizes",
     "Mixture",
     "OneShotRuns",
     "SharedSubspace",

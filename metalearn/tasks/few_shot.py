@@ -28,7 +28,9 @@ from metalearn.tasks.augmentation import (
     checked_transform,
     described,
 )
+from metalearn.tasks.class_counts import check_classes, check_examples
 from metalearn.tasks.keyed_random import philox, position, seeded
+from metalearn.tasks.task_sizes import Count, TaskSizes, task_sizes
 
 SEEDS = {"train": 0, "validation": 1, "test": 2}
 """The seeds that this project's commands give to the tasks of each split."""
@@ -52,13 +54,16 @@ class FewShot(Dataset[Episode]):
             uint8 if every value is a multiple of 1/255 in [0, 1], else as float32. Integers with
             fewer than three dimensions, such as token ids (tokens,), stay integers. Labels may be
             of any kind, also strings and numbers with gaps (see `number_labels`).
-        ways: classes per task.
-        shots: support examples per class.
-        queries: query examples per class.
+        ways: classes per task; (smallest, largest) draws their number for each task, such as
+            `ways=(5, 20)`.
+        shots: support examples per class, or likewise (smallest, largest).
+        queries: query examples per class, or likewise (smallest, largest).
         tasks: the length; a task past it raises IndexError.
         seed: names the stream of tasks, 0 to 2**64 - 1. Streams that must not overlap need
             different seeds: this project takes `SEEDS`, 0 for training, 1 for validation and 2 for
             test.
+        sizes: a rule for the sizes of tasks in place of ways, shots and queries, such as
+            `MetaDatasetSizes()`.
         transform: preprocessing of every image, without random numbers, such as `v2.Resize((84,
             84))`. It gets an image as the data set has it (of a `LabelledImages` a uint8 tensor),
             and runs once an image if the data set is in memory.
@@ -93,6 +98,9 @@ class FewShot(Dataset[Episode]):
         >>> augmented = FewShot(glyphs("test"), 5, 1, 3, tasks=100, augment=crops)
         >>> torch.equal(augmented[7].support.inputs, augmented[7].support.inputs)
         True
+        >>> varied = FewShot(glyphs("test"), ways=(2, 9), shots=(1, 3), queries=2, tasks=100)
+        >>> [len(varied[i].query.targets) for i in range(3)]
+        [4, 18, 12]
     """
 
     draws_by_index = True  # a task depends on the seed and its index alone
@@ -100,12 +108,13 @@ class FewShot(Dataset[Episode]):
     def __init__(
         self,
         dataset: Any,
-        ways: int,
-        shots: int,
-        queries: int,
-        tasks: int,
+        ways: Count | None = None,
+        shots: Count | None = None,
+        queries: Count | None = None,
+        tasks: int | None = None,
         seed: int = 0,
         *,
+        sizes: TaskSizes | None = None,
         transform: Any = None,
         augment: Any = None,
         normalize: Any = None,
@@ -113,29 +122,50 @@ class FewShot(Dataset[Episode]):
         in_memory: bool = True,
     ) -> None:
         self.dataset = dataset
-        self.ways, self.shots, self.queries, self.tasks = positive(
-            ways=ways, shots=shots, queries=queries, tasks=tasks
-        )
+        self.sizes = self._sizes_of({"ways": ways, "shots": shots, "queries": queries}, sizes)
+        (self.tasks,) = positive(tasks=tasks)
         self.seed = seeded(seed)
         self.transform = transform
         self.augment = None if augment is None else Augmentation(augment)
         self.normalize = Normalization.of(normalize)
         labels, names = self._read(keys, stored=in_memory)
-        classes, sizes = np.unique(labels.numpy(), return_counts=True)
+        classes, counts = np.unique(labels.numpy(), return_counts=True)
         present = set(classes.tolist())
         self._absent = [name for number, name in enumerate(names) if number not in present]
         # Rows by class: class c has sizes[c] rows from starts[c] on.
-        self._sizes = sizes
-        self._starts = np.cumsum(sizes) - sizes
+        self._sizes = counts
+        self._starts = np.cumsum(counts) - counts
         order = np.argsort(labels.numpy(), kind="stable")
         in_order = (order[1:] > order[:-1]).all()
         self._order = None if in_order else order
         self._check([names[c] for c in classes])
+        if self.sizes is not None:
+            return
         # Equally many images a class, and few, allow a faster draw (changing this changes tasks).
-        self._small = bool((sizes == sizes[0]).all() and sizes[0] <= 128)
+        self._small = bool((counts == counts[0]).all() and counts[0] <= 128)
         self._labels = [
             torch.arange(self.ways).repeat_interleave(n) for n in (self.shots, self.queries)
         ]
+
+    def _sizes_of(self, counts: Record, sizes: TaskSizes | None) -> TaskSizes | None:
+        """Keep the counts, and return the rule for sizes; None if all tasks have one size."""
+        given = [name for name, count in counts.items() if count is not None]
+        if sizes is not None and given:
+            raise TypeError(
+                f"{', '.join(given)} and sizes={sizes} both set the sizes of tasks; give one of"
+                " them"
+            )
+        missing = ", ".join(f"{name}=None" for name in counts if name not in given)
+        if sizes is None and missing:
+            raise TypeError(
+                f"{missing}: give FewShot ways, shots and queries, or sizes=MetaDatasetSizes()"
+            )
+        if sizes is None:
+            sizes = task_sizes(counts)
+        if sizes is None:
+            counts = dict(zip(counts, positive(**counts), strict=True))
+        self.ways, self.shots, self.queries = counts.values()
+        return sizes
 
     def _read(self, keys: tuple[str, str], *, stored: bool) -> tuple[Tensor, tuple[str, ...]]:
         """Read the data set, or its labels alone -> the labels and the names of the classes."""
@@ -163,32 +193,26 @@ class FewShot(Dataset[Episode]):
 
     def _numbers(self) -> Record:
         """The numbers that it was built with."""
-        return {name: getattr(self, name) for name in ("ways", "shots", "queries", "tasks", "seed")}
+        numbers = {"tasks": self.tasks, "seed": self.seed}
+        if self.sizes is not None:
+            return {**self.sizes.settings(), **numbers}
+        return {"ways": self.ways, "shots": self.shots, "queries": self.queries, **numbers}
+
+    @property
+    def sizes_vary(self) -> bool:
+        """Whether tasks may differ in size, so that stacks of them are padded."""
+        return self.sizes is not None
 
     def _check(self, names: list[str]) -> None:
         """Raise ValueError if there are too few classes, or too few images of one."""
-        if self.ways > len(names):
-            raise ValueError(
-                f"the data set has {len(names)} classes{self._absences()} but ways={self.ways}; ask"
-                f" for at most {len(names)} ways{_how_to_divide(self.dataset)}"
-            )
-        needed = self.shots + self.queries
-        small = np.flatnonzero(self._sizes < needed)
-        if len(small):
-            smallest = small[self._sizes[small].argmin()]
-            raise ValueError(
-                f"class {names[smallest]!r} has {self._sizes[smallest]} images but"
-                f" shots={self.shots} and queries={self.queries} need {needed} ({len(small)} of"
-                f" {len(names)} classes are too small); ask for fewer shots or queries, or leave"
-                " such classes out"
-            )
-
-    def _absences(self) -> str:
-        """The classes without images, for the message about too few classes."""
-        if not self._absent:
-            return ""
-        verb = "has" if len(self._absent) == 1 else "have"
-        return f" with images ({', '.join(map(repr, self._absent[:5]))} {verb} none)"
+        if self.sizes is None:
+            ways, needed = self.ways, self.shots + self.queries
+            asked = f"shots={self.shots} and queries={self.queries}"
+        else:
+            ways, needed = self.sizes.needs()
+            asked = f"tasks of {self.sizes}"
+        check_classes(self.dataset, names, self._absent, ways, f"ways={self.ways or ways}")
+        check_examples(names, self._sizes, needed, asked)
 
     def __len__(self) -> int:
         return self.tasks
@@ -196,6 +220,8 @@ class FewShot(Dataset[Episode]):
     def __getitem__(self, index: int) -> Episode:
         number = position(index, self.tasks)
         rng = philox(self.seed, number)
+        if self.sizes is not None:
+            return self._of_drawn_size(self.sizes, number, rng)
         rows = self._draw(rng)
         # (ways, shots + queries) -> the support rows class by class, then the query rows.
         in_order = np.concatenate((rows[:, : self.shots].ravel(), rows[:, self.shots :].ravel()))
@@ -204,6 +230,26 @@ class FewShot(Dataset[Episode]):
         return Episode(
             Examples(inputs[:cut], self._labels[0].clone()),
             Examples(inputs[cut:], self._labels[1].clone()),
+        )
+
+    def _of_drawn_size(self, sizes: TaskSizes, number: int, rng: np.random.Generator) -> Episode:
+        """A task whose numbers of classes and examples are drawn, too."""
+        size = sizes.draw(rng, self._sizes)
+        support = []
+        query = []
+        for c, shots, queries in zip(*size, strict=True):
+            rows = rng.choice(self._sizes[c], shots + queries, replace=False) + self._starts[c]
+            support.append(rows[:shots])
+            query.append(rows[shots:])
+        in_order = np.concatenate(support + query)
+        if self._order is not None:
+            in_order = self._order[in_order]
+        inputs = self._finished(self._images(in_order, number, rng))
+        labels = torch.arange(len(size.classes))
+        cut = int(size.shots.sum())
+        return Episode(
+            Examples(inputs[:cut], labels.repeat_interleave(torch.from_numpy(size.shots))),
+            Examples(inputs[cut:], labels.repeat_interleave(torch.from_numpy(size.queries))),
         )
 
     def _images(self, rows: np.ndarray, number: int, rng: np.random.Generator) -> Tensor:
@@ -231,7 +277,7 @@ class FewShot(Dataset[Episode]):
         """Several tasks as one stack on a device.
 
         It equals the stack of `[i]` for each index, but gathers all images at once and sends them
-        in their stored dtype.
+        in their stored dtype. Tasks of unequal size are padded (see `metalearn.episodes.stack`).
 
         Args:
             indices: the numbers of the tasks, at least one.
@@ -239,8 +285,9 @@ class FewShot(Dataset[Episode]):
         """
         if not len(indices):
             raise ValueError("stack([]) has no task; give the number of at least one task")
-        if self.draws_globally:  # each task has random numbers of its own
-            return stack([self[index] for index in indices], indices=indices).to(device)
+        if self.draws_globally or self.sizes_vary:  # each task has draws of its own
+            tasks = [self[index] for index in indices]
+            return stack(tasks, pad=self.sizes_vary, indices=indices).to(device)
         rows = np.stack(
             [self._draw(philox(self.seed, position(index, self.tasks))) for index in indices]
         )
@@ -289,25 +336,3 @@ class FewShot(Dataset[Episode]):
         if self.normalize is not None:
             record["normalize"] = str(self.normalize)
         return record
-
-
-def _how_to_divide(dataset: Any) -> str:
-    """How the classes of a folder were divided, and how to divide them differently."""
-    description = getattr(dataset, "description", None) or {}
-    if "classes_per_split" not in description:
-        return ""
-    counts: dict[str, int] = description["classes_per_split"]
-    parts = ", ".join(f"{count} for {split}" for split, count in counts.items())
-    how = f"by {description['classes_split_by']}"
-    if description["classes_split_by"] == "seed":
-        how = f"{'/'.join(map(_share, description.get('shares', ())))} by seed"
-    return (
-        f". The {sum(counts.values())} classes of {description.get('folder', 'the folder')} are"
-        f" divided {how}: {parts}. Divide them differently with --split-ratio 1,1,1 or --splits"
-        " FILE (image_folder's splits=), or make folders train, val and test"
-    )
-
-
-def _share(share: float) -> str:
-    """A fraction in percent, or a number of classes."""
-    return f"{100 * share:.3g}" if share < 1 else str(share)

@@ -20,8 +20,8 @@ class Mixture:
     i)` alone, if the sources do so. `source(i)` tells which source it is.
 
     Args:
-        sources: tasks by index, by name. For stacks all need tasks of one size; bring images to one
-            size with `FewShot(..., transform=)`.
+        sources: tasks by index, by name. For stacks all images need one size, as
+            `FewShot(..., transform=)` gives them; tasks of other ways or shots are padded.
         tasks: the length.
         weights: how often each source is drawn, by name, in proportion; by default equally often.
         seed: of the choice of sources.
@@ -80,6 +80,15 @@ class Mixture:
         """Whether drawing a task may use the process's global random generators."""
         return any(getattr(source, "draws_globally", True) for source in self.sources.values())
 
+    @property
+    def sizes_vary(self) -> bool:
+        """Whether tasks may differ in size, within a source or between sources."""
+        sources = list(self.sources.values())
+        if any(getattr(source, "sizes_vary", False) for source in sources):
+            return True
+        sizes = {_size(source) for source in sources}
+        return len(sizes) > 1
+
     def source(self, index: int) -> str:
         """The name of the source of a task."""
         draw = philox(self.seed, position(index, self.tasks)).random()
@@ -105,3 +114,8 @@ class Mixture:
             "weights": self.weights,
             "sources": parts,
         }
+
+
+def _size(source: Any) -> tuple[Any, ...]:
+    """The numbers that decide the size of a source's tasks, as far as it tells them."""
+    return tuple(getattr(source, name, None) for name in ("ways", "shots", "queries"))
