@@ -144,35 +144,55 @@ def coloured(images: Tensor, order: np.ndarray, factors: dict[int, np.ndarray]) 
             second and third.
         factors: (images,) for each of them; one that is missing is left out.
     """
-    images = images.clone()
-    for place in range(order.shape[1]):
-        for number, factor in factors.items():
-            rows = torch.from_numpy(np.flatnonzero(order[:, place] == number))
-            if len(rows):
-                scale = torch.from_numpy(factor)[rows].view(-1, 1, 1, 1)
-                images[rows] = _scaled(images[rows], scale, number)
-    return images
-
-
-def _scaled(images: Tensor, factor: Tensor, number: int) -> Tensor:
-    """Factor * image + (1 - factor) * other, with the other image black, grey or grey everywhere.
-
-    Black changes the brightness, the mean grey value the contrast, the grey image the saturation.
-    """
     whole = not images.is_floating_point()
-    values = images.float() if whole else images
-    if number == 0:
-        mixed = values * factor
-    elif number == 2 and values.shape[1] == 1:
-        return images  # a grey image has no saturation
-    else:
-        grey = values
-        if values.shape[1] == 3:
-            weights = values.new_tensor(LUMA).view(3, 1, 1)
-            grey = (values * weights).sum(1, keepdim=True)  # (images, 1, height, width)
+    # Pixels of uint8 stay whole numbers between the changes, as torchvision has them.
+    values = images.float() if whole else images.clone()
+    largest = 255 if whole else 1
+    for place in range(order.shape[1]):
+        scale, by_mean, by_grey = _weights(order[:, place], factors, values)
+        mixed = _mixed_in(values, by_mean, by_grey, whole=whole)
+        values.mul_(scale).add_(mixed).clamp_(0, largest)
         if whole:
-            grey = grey.floor()
-        if number == 1:
-            grey = grey.mean((1, 2, 3), keepdim=True)
-        mixed = values * factor + (1 - factor) * grey
-    return mixed.clamp(0, 255 if whole else 1).to(images.dtype)
+            values.floor_()
+    return values.to(images.dtype)
+
+
+def _weights(
+    numbers: np.ndarray, factors: dict[int, np.ndarray], like: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The weights of each image, of its mean grey value and of its grey image in the mixture.
+
+    A change is factor * image + (1 - factor) * other, with the other image black for the
+    brightness, the mean grey value everywhere for the contrast, the grey image for the saturation.
+
+    Args:
+        numbers: which change each image gets (images,).
+        factors: (images,) for each change.
+        like: the images (images, channels, height, width).
+
+    Returns:
+        Three times (images, 1, 1, 1).
+    """
+    scale = np.ones(len(numbers), np.float32)
+    others = np.zeros((3, len(numbers)), np.float32)
+    for number, factor in factors.items():
+        # A grey image has no saturation.
+        chosen = (numbers == number) & (number != 2 or like.shape[1] == 3)
+        scale[chosen] = factor[chosen]
+        others[number, chosen] = 1 - factor[chosen]
+    weights = torch.from_numpy(np.stack([scale, others[1], others[2]])).to(like.dtype)
+    by_image, by_mean, by_grey = weights.view(3, -1, 1, 1, 1)
+    return by_image, by_mean, by_grey
+
+
+def _mixed_in(values: Tensor, by_mean: Tensor, by_grey: Tensor, *, whole: bool) -> Tensor:
+    """What is added to the scaled images, (images, 1, height, width)."""
+    grey = values
+    if values.shape[1] == 3:
+        red, green, blue = LUMA
+        grey = values[:, :1] * red
+        grey.add_(values[:, 1:2], alpha=green).add_(values[:, 2:], alpha=blue)
+        if whole:
+            grey.floor_()
+    mean = grey.mean((1, 2, 3), keepdim=True)  # (images, 1, 1, 1)
+    return grey * by_grey + mean * by_mean
