@@ -32,6 +32,7 @@ from metalearn.training.loop import Curve, meta_train
 from .images import DATASETS, converted, fractions, load
 from .learners import (
     ALGORITHMS,
+    ANY_WAYS,
     JOINT,
     MULTICLASS,
     at_test,
@@ -55,6 +56,7 @@ COUNTS = (
     "hidden",
     "meta_batch",
     "train_queries",
+    "train_ways",
     "steps",
 )
 # The smallest value of each whole number.
@@ -119,6 +121,8 @@ class Experiment:
         test_steps: inner steps at test [preset].
         meta_batch: tasks per outer step [preset].
         train_queries: query images per class in training [preset].
+        train_ways: classes per task in training, for learners that take any number of them, such as
+            protonet [preset, else ways].
         steps: outer steps [preset].
         outer_lr: rate of the outer Adam [preset].
         schedule: of that rate: constant, or cosine (falls to zero at the last step) [preset].
@@ -162,6 +166,7 @@ class Experiment:
     test_steps: int | None = None
     meta_batch: int | None = None
     train_queries: int | None = None
+    train_ways: int | None = None
     steps: int | None = None
     outer_lr: float | None = None
     schedule: Literal["constant", "cosine"] | None = None
@@ -303,7 +308,13 @@ class Experiment:
             queries += self.shots
         if algorithm in MULTICLASS:
             return Minibatches(images, chosen.meta_batch * self.ways * queries, seed=seed)
-        return FewShot(images, self.ways, self.shots, queries, ENDLESS, seed=seed)
+        ways = chosen.train_ways or self.ways
+        if ways != self.ways and algorithm not in ANY_WAYS:
+            raise ValueError(
+                f"train_ways={ways}, but {algorithm} trains a head of {self.ways} outputs; leave it"
+                f" out, or choose {', '.join(ANY_WAYS)}"
+            )
+        return FewShot(images, ways, self.shots, queries, ENDLESS, seed=seed)
 
     def testing_tasks(self, split: str = "test", tasks: int | None = None) -> FewShot:
         """The tasks that every learner is tested on.
@@ -464,6 +475,9 @@ class Experiment:
         # epochs of MAML++.
         if chosen["schedule"] != "cosine" and algorithm != "maml++":
             skipped.add("steps")
+        # Earlier runs trained with as many ways as they were tested with.
+        if chosen["train_ways"] in (None, self.ways):
+            skipped.add("train_ways")
         # Vinyals' was the only split of earlier runs.
         if self.dataset != "omniglot" or chosen["protocol"] == "vinyals":
             skipped.add("protocol")

@@ -49,6 +49,8 @@ MULTICLASS = ("multiclass", "baseline++")
 # Trainings with one head for all classes or tasks, or none; NIL's rule tests the body.
 JOINT = ("multiclass", "multitask", "random")
 WITHOUT_INNER_LOOP = ("protonet", "r2d2", "nil", "nil-train", *JOINT)
+# Learners whose tasks may have other ways in training than at test.
+ANY_WAYS = ("protonet", "r2d2", "nil-train", "protomaml")
 ALGORITHMS = (*GRADIENT_BASED, "baseline++", *WITHOUT_INNER_LOOP)
 
 

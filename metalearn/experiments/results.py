@@ -40,9 +40,10 @@ def plan(experiment: Experiment, algorithm: str) -> str:
             f" {chosen.test_steps})"
         )
     queries = chosen.train_queries or experiment.shots
+    ways = chosen.train_ways or experiment.ways
     return (
         f"{algorithm}: {chosen.model}{inner}; {chosen.steps:,} outer steps of {chosen.meta_batch}"
-        f" tasks with {queries} queries a class; seed {experiment.seed}"
+        f" tasks of {ways} ways with {queries} queries a class; seed {experiment.seed}"
     )
 
 

@@ -81,7 +81,10 @@ class Run:
         }
         for name in base.__dataclass_fields__:
             value = getattr(experiment, name, None)
-            if name not in ("steps", "test_steps") and value not in (None, getattr(base, name)):
+            usual = getattr(base, name)
+            if name == "train_ways" and usual is None:
+                usual = experiment.ways
+            if name not in ("steps", "test_steps") and value not in (None, usual):
                 options[name] = value
         for name in NAMED:
             value = getattr(experiment, name)
@@ -211,8 +214,8 @@ def _experiment(
         # Runs that record neither are of a time when there was one split.
         stored = {"protocol": "vinyals", "test_rotations": False, **stored}
     settings = _recorded(stored, path)
-    # Every value of the preset is in the record.
-    values = {"preset": "quick", **settings, **changes}
+    # Every value of the preset is in the record, but for one that earlier runs did not have.
+    values = {"preset": "quick", "train_ways": settings.get("ways"), **settings, **changes}
     same_dataset = values.get("dataset") == settings.get("dataset")
     if not same_dataset:
         values["preset"] = "quick"  # the paper's may have no settings for this data set

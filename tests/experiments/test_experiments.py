@@ -385,3 +385,26 @@ def test_algorithms_are_read_from_a_list() -> None:
     assert parse("MAML, anil,maml") == ["maml", "anil"]
     with pytest.raises(ValueError, match="choose from maml"):
         parse(",")
+
+
+def test_training_ways_may_differ_where_no_head_is_trained(tmp_path: Path) -> None:
+    problem = Experiment(train_ways=9, steps=2, hidden=4, meta_batch=1, runs=str(tmp_path))
+    support = problem.training_tasks("protonet")[0].support
+    assert len(support.targets.unique()) == 9
+    assert len(problem.testing_tasks()[0].support.targets.unique()) == 5
+    problem.train("protonet", progress=False)
+    again = experiments.restored(problem.checkpoint("protonet"))
+    assert again.experiment.settings("protonet").train_ways == 9
+    assert "--train_ways 9" in again.command()
+    with pytest.raises(ValueError, match=r"train_ways=9, but maml trains a head of 5 outputs"):
+        problem.training_tasks("maml")
+    # Records of earlier runs do not name them, and all were trained with the ways of the test.
+    plain = Experiment(train_ways=5, hidden=4, runs=str(tmp_path))
+    assert "train_ways" not in plain.to_dict("protonet")
+
+
+def test_the_quick_preset_trains_prototypes_on_tasks_of_twenty_ways() -> None:
+    chosen = Experiment(dataset="omniglot").settings("protonet")
+    assert (chosen.train_ways, chosen.meta_batch) == (20, 1)
+    assert Experiment(dataset="omniglot", ways=30).settings("r2d2").train_ways == 30
+    assert Experiment(dataset="omniglot").settings("maml").train_ways is None

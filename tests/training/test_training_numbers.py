@@ -98,6 +98,7 @@ COUNTS = [
     "hidden",
     "meta_batch",
     "train_queries",
+    "train_ways",
     "steps",
     "seed",
 ]
@@ -110,6 +111,7 @@ MAY_BE_UNSET = (
     "hidden",
     "meta_batch",
     "train_queries",
+    "train_ways",
     "steps",
     "inner_steps",
     "test_steps",
