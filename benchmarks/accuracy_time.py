@@ -36,7 +36,8 @@ from .peers.loops import Plain, Recipe
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "accuracy_time.jsonl"
 PICTURE = HERE / "accuracy_time.png"
-ALGORITHMS = ("maml", "fomaml", "anil")
+ALGORITHMS = ("maml", "fomaml", "anil", "maml++", "protonet", "r2d2", "protomaml")
+PEERS_HAVE = ("maml", "fomaml", "anil")
 SIDES = ("metalearn", "learn2learn")
 LINES = {True: ("-", "#1f4e79"), False: ("--", "#c05020")}  # of ours, and of a peer
 
@@ -64,7 +65,10 @@ class Racer:
             channels, size = experiment.shape()
             net = Plain.conv4(experiment.ways, channels, experiment.settings().hidden, size)
             _copy(learner.model, net)
-        optimizer = torch.optim.Adam(net.parameters(), lr=experiment.settings(algorithm).outer_lr)
+        trained = list(net.parameters())
+        if side == "metalearn":
+            trained = list(learner.meta_parameters().values())
+        optimizer = torch.optim.Adam(trained, lr=experiment.settings(algorithm).outer_lr)
         return cls(side, algorithm, experiment, learner, net, optimizer)
 
     def train(self, seconds: float) -> None:
@@ -81,6 +85,7 @@ class Racer:
                 loops.meta_backward(self.side, self.net, self.recipe(), unstack(episodes))
             else:
                 meta_backward(self.learner, episodes)
+                self.learner.advance()
             self.optimizer.step()
             self.steps += 1
             self.seconds += time.perf_counter() - started
@@ -116,7 +121,7 @@ class Racer:
 
 
 def accuracy_time(
-    algorithms: str = "maml,fomaml,anil",
+    algorithms: str = "maml,anil,maml++,protonet,r2d2",
     sides: str = "metalearn,learn2learn",
     seconds: float = 300,
     slice: float = 20,
@@ -133,7 +138,8 @@ def accuracy_time(
     """Race the learners.
 
     Args:
-        algorithms: which of maml, fomaml and anil, with commas.
+        algorithms: which of maml, fomaml, anil, maml++, protonet, r2d2 and protomaml, with commas;
+            learn2learn takes part in the first three.
         sides: which of metalearn and learn2learn, with commas.
         seconds: of training for every run.
         slice: seconds of a turn; each run is tested after each of its turns.
@@ -161,7 +167,8 @@ def accuracy_time(
     present = installed(choose("side", sides, SIDES))
     racers = []
     for name in choose("algorithm", algorithms, ALGORITHMS):
-        racers += [Racer.of(side, name, experiment) for side in present]
+        sides_here = [side for side in present if side == "metalearn" or name in PEERS_HAVE]
+        racers += [Racer.of(side, name, experiment) for side in sides_here]
     race(racers, max(1, round(seconds / slice)), seconds, test_tasks, progress=progress)
     for racer in racers:
         last = racer.points[-1]
@@ -229,15 +236,20 @@ def picture(rows: list[Row], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     names = list(dict.fromkeys(row["algorithm"] for row in rows))
+    columns = min(len(names), 3)
+    lines = -(-len(names) // columns)
     figure, axes = plt.subplots(
-        1,
-        len(names),
-        figsize=(3.6 * len(names), 3.2),
+        lines,
+        columns,
+        figsize=(3.6 * columns, 3.2 * lines),
+        sharex=True,
         sharey=True,
         squeeze=False,
         layout="constrained",
     )
-    for axis, name in zip(axes[0], names, strict=True):
+    for axis in axes.flat[len(names) :]:
+        axis.remove()
+    for axis, name in zip(axes.flat, names, strict=False):
         for row in rows:
             if row["algorithm"] == name:
                 _draw_race(axis, row)
@@ -246,7 +258,8 @@ def picture(rows: list[Row], path: Path) -> None:
         axis.grid(alpha=0.3)
     first = rows[0]
     problem = f"{first['dataset']} {first['ways']}-way {first['shots']}-shot"
-    axes[0][0].set_ylabel(f"test accuracy, %\n({problem})")
+    for row_of_axes in axes:
+        row_of_axes[0].set_ylabel(f"test accuracy, %\n({problem})")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

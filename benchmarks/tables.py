@@ -22,6 +22,7 @@ from .pages import (
     forgetting,
     frozen_transformers,
     init_strategies,
+    omniglot_splits,
     one_shot,
     overview,
     pointer_values,
@@ -36,6 +37,7 @@ HERE = Path(__file__).parent
 PAGES = (HERE / "README.md", *sorted((HERE / "pages").glob("*.md")))
 TABLES: dict[str, Callable[[], Table | str]] = {
     **few_shot.TABLES,
+    **omniglot_splits.TABLES,
     **one_shot.TABLES,
     **forgetting.TABLES,
     **reuse.TABLES,

@@ -218,6 +218,7 @@ def test_a_trial_run_keeps_nothing_unless_a_file_is_named(
         "forgetting",
         "init_strategies",
         "measures",
+        "omniglot_splits",
         "one_shot",
         "reuse",
         "scale",

@@ -1,0 +1,86 @@
+"""The tables of the page on the splits of Omniglot, drawn from the results of its benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from benchmarks.harness.markdown import over_seeds, table
+from benchmarks.harness.rows import RESULTS as FOLDER
+from benchmarks.harness.rows import Row, load
+from metalearn.runtime.statistics import Estimate
+from metalearn.runtime.tables import Table
+
+from .common import Runs
+
+RESULTS = FOLDER / "omniglot_splits.jsonl"
+TEST = "15 queries a class"  # that of the curve
+NAMES = {
+    "vinyals": "Vinyals et al.: other alphabets",
+    "finn": "as Finn et al.: at random from all alphabets",
+    "lake": "Lake et al.: background and evaluation alphabets",
+}
+
+
+def rows_at(split: str, steps: int, test: str = TEST) -> list[Row]:
+    """The newest row of each seed of one point."""
+    by_seed = {}
+    for row in load(RESULTS):
+        if (row["protocol"], row["trained_steps"], row["test"]) == (split, steps, test):
+            by_seed[row["seed"]] = row
+    return [by_seed[seed] for seed in sorted(by_seed)]
+
+
+def points() -> list[int]:
+    """The numbers of steps that networks were tested after."""
+    return sorted({row["trained_steps"] for row in load(RESULTS)})
+
+
+def difference(split: str, steps: int, test: str = TEST) -> Estimate:
+    """A split minus that of Vinyals et al., paired by seed, in accuracy."""
+    base = {row["seed"]: row["accuracy"] for row in rows_at("vinyals", steps, test)}
+    rows = rows_at(split, steps, test)
+    return Estimate.of([row["accuracy"] - base[row["seed"]] for row in rows if row["seed"] in base])
+
+
+def curve() -> Table:
+    """The accuracy on each split after each number of steps."""
+    columns = ["split", "characters to train on"]
+    columns += [f"accuracy after {steps:,} steps, %" for steps in points()]
+    columns.append(f"minus Vinyals et al. after {points()[-1]:,}, points")
+    lines = []
+    for split, name in NAMES.items():
+        cells = []
+        for steps in points():
+            cells.append(over_seeds([row["accuracy"] for row in rows_at(split, steps)], 100, 1))
+        minus = ""
+        if split != "vinyals":
+            minus = difference(split, points()[-1]).shown("+.1f", 100)
+        lines.append((name, str(rows_at(split, points()[0])[0]["characters"]), *cells, minus))
+    return table(columns, lines)
+
+
+def tests() -> Table:
+    """The same networks under other test tasks."""
+    last = points()[-1]
+    found = dict.fromkeys(row["test"] for row in load(RESULTS) if row["trained_steps"] == last)
+    columns = ("test tasks", *NAMES, "finn minus vinyals, points")
+    lines = []
+    for test in found:
+        cells = []
+        for split in NAMES:
+            accuracies = [row["accuracy"] for row in rows_at(split, last, test)]
+            cells.append(over_seeds(accuracies, 100, 1))
+        lines.append((test, *cells, difference("finn", last, test).shown("+.1f", 100)))
+    return table(columns, lines)
+
+
+def runs() -> str:
+    """The commands behind the rows."""
+    return Runs(RESULTS).listing()
+
+
+TABLES: dict[str, Callable[[], Table | str]] = {
+    "omniglot_splits": curve,
+    "omniglot_splits_tests": tests,
+    "omniglot_splits_runs": runs,
+}
