@@ -106,7 +106,7 @@ def stack(
     except (RuntimeError, TypeError, ValueError):
         # Looked for only now: checking every stack would cost time.
         numbers = range(len(tasks)) if indices is None else indices
-        _refuse_unequal(tasks, numbers)
+        _refuse_unequal(tasks, numbers, pad=pad)
         raise
 
 
@@ -143,8 +143,14 @@ def _refuse_tensors(episode: Any) -> None:
         raise TypeError("a tensor is not a pair of inputs and targets")
 
 
-def _refuse_unequal(episodes: list[Episode], indices: Sequence[int]) -> None:
+def _refuse_unequal(episodes: list[Episode], indices: Sequence[int], *, pad: bool) -> None:
     """Raise an error naming what is not an episode, or the first task of other sizes."""
+    cure = (
+        "take one task at a time, with meta_batch=1 in meta_train and tasks_at_once=1 in evaluate,"
+        " or stack class labels with stack(..., pad=True)"
+    )
+    if pad:
+        cure = "padding takes tasks with class labels whose inputs have one shape"
     sizes = [
         check_episode(episode, f"task {index}")
         for episode, index in zip(episodes, indices, strict=True)
@@ -154,9 +160,7 @@ def _refuse_unequal(episodes: list[Episode], indices: Sequence[int]) -> None:
             if shape != sizes[0][name]:
                 raise ValueError(
                     f"tasks of unequal size cannot be stacked: {name} are {shape} in task {index}"
-                    f" and {sizes[0][name]} in task {indices[0]}; take one task at a time, with"
-                    " meta_batch=1 in meta_train and tasks_at_once=1 in evaluate, or stack class"
-                    " labels with stack(..., pad=True)"
+                    f" and {sizes[0][name]} in task {indices[0]}; {cure}"
                 )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,12 @@ class Augmentation:
         uneven = ""
         for step, at_once in self.steps:
             if at_once is not None and isinstance(parts, Tensor):
-                parts = at_once(parts, rng)
+                try:
+                    parts = at_once(parts, rng)
+                except (RuntimeError, ValueError, TypeError) as error:
+                    raise ValueError(
+                        f"augment={title(step)} on {name(0)} failed ({error})"
+                    ) from error
                 continue
             before = parts
             parts = _one_by_one(step, before, int(rng.integers(2**32)), name)
@@ -111,6 +117,26 @@ def apply(transform: Any, image: Any, name: str, argument: str = "transform") ->
     except Exception as error:
         raise ValueError(f"{text} failed ({type(error).__name__}: {error})") from error
     return as_tensor(changed, f"the result of {text}")
+
+
+@contextmanager
+def naming_transform(transform: Any, where: str = "") -> Iterator[None]:
+    """Name the transform in a ValueError about the images that it gives; None is no transform.
+
+    Args:
+        transform: what was applied.
+        where: the beginning of the message, such as the task.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if transform is None:
+            raise
+        text = str(error)
+        named = f"transform={title(transform)}"
+        if named not in text:
+            text = f"after {named}, {text}"
+        raise ValueError(f"{where}{text}") from error
 
 
 def check_not_random(transform: Any, image: Any) -> None:

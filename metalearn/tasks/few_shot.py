@@ -27,6 +27,7 @@ from metalearn.tasks.augmentation import (
     check_not_random,
     checked_transform,
     described,
+    naming_transform,
 )
 from metalearn.tasks.class_counts import check_classes, check_examples
 from metalearn.tasks.keyed_random import philox, position, seeded
@@ -176,7 +177,9 @@ class FewShot(Dataset[Episode]):
         self._inputs: Tensor | None = None
         self._files: OnDemand | None = None
         if stored:
-            self._inputs, labels, names, self._numbered = in_memory(self.dataset, keys, convert)
+            with naming_transform(self.transform):
+                read = in_memory(self.dataset, keys, convert)
+            self._inputs, labels, names, self._numbered = read
             return labels, names
         self._files = OnDemand(self.dataset, keys, convert)
         self._numbered = self._files.record
@@ -261,7 +264,7 @@ class FewShot(Dataset[Episode]):
             # The data set's own transforms draw from the global generators. `rng` stays where it
             # is, so `augment` draws what it draws of images in memory.
             key = zlib.crc32(np.array((self.seed, number), dtype=np.uint64).tobytes())
-            with seeded_globally(key):
+            with seeded_globally(key), naming_transform(self.transform, f"task {number}: "):
                 images = self._files.take(rows.tolist())
         if self.augment is None:
             return images

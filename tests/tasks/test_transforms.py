@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from metalearn.data.images import LabelledImages
 from metalearn.episodes import stack
-from metalearn.tasks import FewShot
+from metalearn.tasks import FewShot, glyphs
 from metalearn.tasks.augmentation import TRIALS, Augmentation
 from metalearn.tasks.batched_transforms import batched, coloured, cropped
 
@@ -248,3 +248,19 @@ def test_a_data_sets_own_random_transform_is_drawn_anew_on_demand() -> None:
     assert torch.equal(all_inputs(tasks, 5), all_inputs(again, 5))
     frozen = FewShot(Files(noise), 3, 1, 4, tasks=50)
     assert torch.equal(all_inputs(frozen, 5), all_inputs(frozen, 5))
+
+
+def test_a_transform_that_gives_other_shapes_is_named_with_item_and_task() -> None:
+    images = glyphs("test")
+
+    def uneven(image: Tensor) -> Tensor:
+        return image[:, : 10 + int(image.sum()) % 3]
+
+    with pytest.raises(ValueError, match=r"after transform=uneven, item \d+ of .* has shape"):
+        FewShot(images, 5, 1, 2, tasks=4, transform=uneven)
+    unread = FewShot(images, 5, 1, 2, tasks=4, transform=uneven, in_memory=False)
+    with pytest.raises(ValueError, match=r"task \d: after transform=uneven, item \d+ of .* shape"):
+        [unread[i] for i in range(4)]
+    large = FewShot(images, 5, 1, 2, tasks=4, augment=v2.RandomCrop(99))
+    with pytest.raises(ValueError, match=r"augment=RandomCrop on item \d+ of .* in task 3 failed"):
+        large[3]
