@@ -27,6 +27,7 @@ from torch import nn
 from metalearn import ANIL, MAML, ProtoNet, evaluate
 from metalearn.algorithms.joint_representation import subspace_error
 from metalearn.experiments.experiment import Experiment
+from metalearn.runtime.devices import resolved
 from metalearn.runtime.files import write_atomically
 from metalearn.runtime.options import Listed, listed, numbers
 from metalearn.runtime.tables import plain
@@ -318,7 +319,7 @@ class FewShotPart:
             "test_tasks": self.training.test_tasks,
             "measured_tasks": self.training.measured_tasks,
             "measured": self.training.measured(),
-            "device": experiment.device,
+            "device": resolved(experiment.device),
         }
 
     def compute(self, checkpoint: Path) -> Row:

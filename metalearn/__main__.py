@@ -375,7 +375,7 @@ def _changed_at_test(settings: dict[str, Any], checkpoint: str) -> dict[str, Any
 
 
 def _announce(experiment: Experiment, algorithms: Iterable[str]) -> None:
-    """Meet the other ranks, if torchrun started this one, and print what is about to be done."""
+    """Meet the other ranks, if there are any, and print what is about to be done."""
     distributed.join(torch.device(distributed.device(experiment.device)))
     if distributed.rank():
         return

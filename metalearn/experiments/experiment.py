@@ -131,7 +131,8 @@ class Experiment:
         seed: of the initial weights and of the training tasks; test tasks keep their own.
         execution: how tasks are run: auto, loop, threads, vectorized, graphs (CUDA) or compiled
             (CPU, small networks).
-        device: auto (cuda where there is one, else cpu), cpu, cuda, or any that torch knows.
+        device: auto (cuda where there is one, else cpu, in the process that trains), cpu, cuda, or
+            any that torch knows.
         precision: float32, float64, tf32 (CUDA), or bfloat16 (autocast).
         runs: the folder of checkpoints and logs; a run that was interrupted goes on from there.
 
@@ -197,7 +198,8 @@ class Experiment:
         if self.normalize is not None:
             Normalization.parse(self.normalize)
         check_execution(self.execution)
-        object.__setattr__(self, "device", device(self.device))
+        if self.device != "auto":  # which is resolved where the experiment runs
+            device(self.device)
         self._check_division()
 
     def _check_numbers(self) -> None:

@@ -1,4 +1,4 @@
-"""A CUDA device for each process of a machine that works on jobs of its own."""
+"""Which device "auto" is, and a CUDA device for each process that works on jobs of its own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,18 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
+
+
+def resolved(name: str) -> str:
+    """The name of a device; "auto" is cuda if this process has a CUDA device, otherwise cpu.
+
+    Example:
+        >>> resolved("cpu")
+        'cpu'
+    """
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @contextmanager

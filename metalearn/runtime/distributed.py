@@ -1,7 +1,8 @@
-"""The processes that torchrun starts: everything this library asks of `torch.distributed`.
+"""The processes that torchrun or srun starts: everything this library asks of `torch.distributed`.
 
-Each process is one rank. Without torchrun there is one rank, and every function here returns its
-argument unchanged.
+Each process is one rank. Without them there is one rank, and every function here returns its
+argument unchanged. The tasks of a step of SLURM (srun) are ranks like those of torchrun; set
+WORLD_SIZE=1 for tasks that are independent.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from . import heartbeat
+from . import heartbeat, slurm
+from .devices import resolved
 from .files import Record
 from .heartbeat import CURE
 from .provenance import flat, versions
@@ -63,17 +65,28 @@ def _in_group() -> bool:
 def device(name: str) -> str:
     """The device of this rank: "cuda" is the GPU with the process's number on this machine.
 
+    "auto" is cuda if there is a CUDA device, otherwise cpu.
+
     Example:
         >>> device("cpu")
         'cpu'
     """
+    slurm.become_rank()
+    name = resolved(name)
     if name == "cuda" and "LOCAL_RANK" in os.environ:
-        return f"cuda:{os.environ['LOCAL_RANK']}"
+        return f"cuda:{_own_gpu()}"
     return name
 
 
+def _own_gpu() -> int:
+    """The number of this rank's GPU among those that it sees."""
+    if "SLURM_STEP_NUM_TASKS" in os.environ and torch.cuda.device_count() == 1:
+        return 0  # srun --gpus-per-task=1 shows each task its own GPU alone
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def join(device: torch.device) -> None:
-    """Join the other ranks, if torchrun started this process.
+    """Join the other ranks, if torchrun or srun started this process.
 
     A process group that exists already is used as it is. Otherwise the ranks use nccl for a CUDA
     `device` and gloo for any other, and report to each other that they are alive. If one dies, the
@@ -85,20 +98,23 @@ def join(device: torch.device) -> None:
         device: the device of this rank's learner.
 
     Raises:
-        ValueError: two ranks would share one GPU, or ranks differ in the version of Python, torch,
-            numpy or metalearn.
+        ValueError: two ranks would share one GPU, ranks differ in the version of Python, torch,
+            numpy or metalearn, or a variable of SLURM is missing.
         ConnectionError: the other ranks cannot be reached.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    if dist.is_initialized():
+        return
+    slurm.become_rank()
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
     # The setting is checked before the ranks meet, so that all of them report a wrong one.
     patience = heartbeat.patience()
     if device.type == "cuda":
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        if device.index != local_rank:
+        gpu = _own_gpu()
+        if device.index != gpu:
             raise ValueError(
-                f"rank {local_rank} of this machine has its learner on {device}; move it to"
-                f" cuda:{local_rank} before training"
+                f"rank {os.environ.get('LOCAL_RANK', '0')} of this machine has its learner on"
+                f" {device}; move it to cuda:{gpu} before training"
             )
         torch.cuda.set_device(device)
     try:

@@ -21,6 +21,7 @@ from typing import Any
 from .parallel import Job, call_in_worker
 
 LONGEST_WAIT = 1.0  # seconds between two looks at the futures
+SUBMITIT_MINUTES = 24 * 60  # the limit of a job, for an executor by name
 NAMES = ("processes", "loky", "dask", "ray", "submitit")
 
 
@@ -141,8 +142,8 @@ def named(name: str, processes: int) -> Iterator[Any]:
 
     Args:
         name: loky, dask, ray or submitit; dask:ADDRESS and ray:ADDRESS for a cluster that runs, and
-            submitit:FOLDER for its logs; or package.module:callable, which is called without
-            arguments.
+            submitit:FOLDER for its logs (jobs may take a day); or package.module:callable, which is
+            called without arguments and sets what a cluster needs (partition, GPUs, time).
         processes: workers on this machine, for loky, dask and ray without an address.
 
     Raises:
@@ -159,9 +160,7 @@ def named(name: str, processes: int) -> Iterator[Any]:
             elif kind == "ray":
                 yield _ray(argument, processes, stack)
             elif kind == "submitit":
-                import submitit
-
-                yield submitit.AutoExecutor(argument or "submitit")
+                yield _submitit(argument)
             else:
                 yield _imported(name)
         except ModuleNotFoundError as error:
@@ -203,6 +202,15 @@ def _ray(address: str, processes: int, stack: ExitStack) -> RayExecutor:
         ray.init(num_cpus=processes, include_dashboard=False)
     stack.callback(ray.shutdown)
     return RayExecutor()
+
+
+def _submitit(folder: str) -> Any:
+    import submitit
+
+    executor = submitit.AutoExecutor(folder or "submitit")
+    # Submitit's own limit of five minutes would end a training.
+    executor.update_parameters(timeout_min=SUBMITIT_MINUTES)
+    return executor
 
 
 def _imported(name: str) -> Any:

@@ -14,6 +14,8 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
+from .devices import resolved
+
 Listed = str | int | list[str | int]
 """A setting that is a list: `maml,anil` or `[maml, anil]`, or a list in a YAML file."""
 
@@ -83,8 +85,7 @@ def device(name: str) -> str:
         >>> device("cpu")
         'cpu'
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+    name = resolved(name)
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, TypeError) as error:

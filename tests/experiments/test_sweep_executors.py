@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from metalearn.__main__ import main
@@ -107,3 +108,28 @@ def test_what_is_no_executor_is_refused(tmp_path: Path) -> None:
             problems(tmp_path, 0), ["protonet"], tmp_path / "rows", executor=InThisProcess(),
             processes=2,
         )  # fmt: skip
+
+
+def test_the_device_is_that_of_the_process_that_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine without a GPU may submit to workers that have one."""
+    (problem,) = problems(tmp_path, 0)
+    assert problem.device == "auto"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    devices: list[str] = []
+
+    def to(self: nn.Module, *, device: str, dtype: torch.dtype) -> nn.Module:
+        devices.append(device)
+        return self
+
+    monkeypatch.setattr(nn.Module, "to", to)
+    problem.fresh_model()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    problem.fresh_model()
+    assert devices == ["cuda", "cpu"]
+
+
+def test_a_device_that_cannot_be_used_is_refused_where_the_experiment_is_built() -> None:
+    with pytest.raises(ValueError, match="device='abacus' cannot be used here"):
+        Experiment(device="abacus")

@@ -151,10 +151,11 @@ def test_ray() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_submitit(tmp_path: Path) -> None:
-    submitit = pytest.importorskip("submitit")
-    executor = submitit.AutoExecutor(tmp_path, cluster="local")
-    executor.update_parameters(timeout_min=2)
-    assert results(executor, divmod, [(7, 2), (9, 4)]) == {(7, 2): (3, 1), (9, 4): (2, 1)}
+    pytest.importorskip("submitit")
+    with executors.named(f"submitit:{tmp_path}", 1) as executor:
+        assert results(executor, divmod, [(7, 2), (9, 4)]) == {(7, 2): (3, 1), (9, 4): (2, 1)}
+    # Submitit's own limit is five minutes.
+    assert executor._executor.parameters["timeout_min"] == 24 * 60
 
 
 def test_a_wrapper_of_a_few_lines_runs_ray_against_a_fake(monkeypatch: pytest.MonkeyPatch) -> None:
