@@ -45,6 +45,10 @@ FAMILY: dict[str, Callable[..., ml.Learner]] = {
         model, lr=0.3, steps=2, learned_rates=True, step_norms=has_norms(model), **options
     ),
     "MetaCurvature": lambda model, **options: ml.MetaCurvature(model, lr=0.3, steps=2, **options),
+    # A pull above the curvature of the loss (28): both solvers converge to 1e-10.
+    "ImplicitMAML": lambda model, **options: ml.ImplicitMAML(
+        model, lr=0.02, steps=30, strength=30.0, solver_steps=12, **options
+    ),
     "ProtoMAML": lambda model, **options: ml.ProtoMAML(model, lr=0.02, steps=2, **options),
     "Baseline": lambda model, **options: ml.Baseline(model, steps=4, **options),
     "Baseline++": lambda model, **options: ml.BaselinePlusPlus(

@@ -3,6 +3,7 @@
 from .anil import ANIL
 from .baseline import Baseline, BaselinePlusPlus
 from .boil import BOIL
+from .implicit_maml import ImplicitMAML
 from .joint_representation import joint_representation
 from .maml import MAML
 from .maml_plus_plus import MAMLPlusPlus
@@ -22,6 +23,7 @@ __all__ = [
     "R2D2",
     "Baseline",
     "BaselinePlusPlus",
+    "ImplicitMAML",
     "MAMLPlusPlus",
     "MetaCurvature",
     "MetaSGD",

@@ -255,13 +255,14 @@ class Learner(nn.Module):
 
         It is a module of its own, without a graph to the learner: it can be run, hooked, saved,
         trained further, or exported with `torch.export`. A head that has an output for each class
-        of the support set (ProtoMAML, Baseline) takes the place of the model's.
+        of the support set (ProtoMAML, Baseline) takes the place of the model's. ProtoNet, NIL and
+        R2D2 return a module that holds the support features.
 
         Args:
             support: a support set without a task dimension.
 
         Raises:
-            ValueError: the learner predicts from support features, and its model does not adapt.
+            ValueError: a learner of your own predicts from support features.
 
         Example:
             >>> from metalearn import MAML
@@ -275,8 +276,8 @@ class Learner(nn.Module):
         adapted = self.adapt(support)
         if adapted.support is not None:
             raise ValueError(
-                f"{type(self).__name__} predicts from support features, and its model does not"
-                " adapt; use predict()"
+                f"{type(self).__name__} predicts from support features, which its model does not"
+                " hold; write its adapted_model, or use predict()"
             )
         model = copy.deepcopy(self.model)
         for name, parameter in list(model.named_parameters()):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,7 +12,7 @@ from torch import Tensor, nn
 from metalearn.engine.labels import check_classes
 from metalearn.engine.solver import Adapted
 from metalearn.episodes import Episode, Examples
-from metalearn.network.activations import ending, output_of
+from metalearn.network.activations import ending, head_input, output_of
 from metalearn.network.forward import Inputs
 from metalearn.network.functional import Functional
 from metalearn.network.layers import heads, is_inside
@@ -204,6 +207,32 @@ class FeatureLearner(Learner):
         super().prepare(episodes)
         check_queries(episodes)
 
+    def adapted_model(self, support: Examples) -> nn.Module:
+        """A module that predicts as the learner does after the support set of one task.
+
+        It has a copy of the model and the features of the support set, so nothing that happens to
+        it reaches the learner. It can be run, hooked, saved, or exported with `torch.export`.
+
+        Args:
+            support: a support set without a task dimension.
+
+        Raises:
+            ValueError: a class has no support example.
+
+        Example:
+            >>> from metalearn import ProtoNet
+            >>> from metalearn.models import MLP
+            >>> learner = ProtoNet(MLP(4, 2))
+            >>> model = learner.adapted_model(Examples(torch.eye(4)[:3], torch.arange(3)))
+            >>> model(torch.eye(4)[:3]).argmax(-1)
+            tensor([0, 1, 2])
+        """
+        with torch.no_grad():
+            adapted = self.adapt(support)
+        assert adapted.support is not None  # see `solve`
+        check_classes(support.targets, int(support.targets.max()) + 1)
+        return FeatureModel(self, adapted.support)
+
     def check_stack(self, targets: Tensor, first: int = 0) -> None:
         """Check that the support sets of a stack have examples of all their classes.
 
@@ -240,6 +269,35 @@ class FeatureLearner(Learner):
             for name, parameter in trained.items()
             if not is_inside(name.removeprefix("model."), self.head)
         }
+
+
+class FeatureModel(nn.Module):
+    """From inputs (examples, ...) to the logits (examples, ways) of one task.
+
+    It has a copy of the learner, and the features and labels of the support set as buffers. What
+    `FeatureLearner.adapted_model` returns.
+
+    Args:
+        learner: its model has the head that was settled on.
+        support: the support set's features (shots, features) and labels (shots,).
+    """
+
+    features: Tensor
+    labels: Tensor
+
+    def __init__(self, learner: FeatureLearner, support: Examples) -> None:
+        super().__init__()
+        self.learner = copy.deepcopy(learner)
+        self.ways = int(support.targets.max()) + 1
+        self.register_buffer("features", support.inputs.detach().clone())
+        self.register_buffer("labels", support.targets.clone())
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The model's inputs -> logits."""
+        with head_input(self.learner.model, self.learner.head) as record:
+            self.learner.model(*args, **kwargs)
+        queries = record.features.flatten(1)  # (examples, features)
+        return self.learner.readout(Examples(self.features, self.labels), queries, self.ways)
 
 
 def flat_features(network: Functional, weights: Weights, inputs: Inputs) -> Tensor:

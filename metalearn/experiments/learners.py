@@ -14,6 +14,7 @@ from metalearn.algorithms import (
     R2D2,
     Baseline,
     BaselinePlusPlus,
+    ImplicitMAML,
     MAMLPlusPlus,
     MetaCurvature,
     MetaSGD,
@@ -33,6 +34,7 @@ from .presets import Preset
 GRADIENT_BASED = {
     "maml": MAML,
     "fomaml": MAML,
+    "imaml": ImplicitMAML,
     "anil": ANIL,
     "boil": BOIL,
     "meta-sgd": MetaSGD,

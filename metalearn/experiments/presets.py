@@ -77,6 +77,9 @@ def preset(
     if algorithm in FRESH_HEADS:
         # The rate and the steps of the papers' inner loops are not those of a head from scratch.
         return replace(settings, lr=0.1, inner_steps=100, test_steps=100)
+    if algorithm == "imaml":
+        # The implicit gradient needs an inner loop that converges, at a rate that allows it.
+        return replace(settings, lr=0.1, inner_steps=16, test_steps=16)
     return settings
 
 

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metalearn.engine.conjugate_gradients import Product, conjugate_gradients
 from metalearn.runtime.checks import positive_number, whole_number
 
 Parameters = dict[str, Tensor]
-Product = Callable[[Tensor], Tensor]
 
 
 class Objective(NamedTuple):
@@ -80,46 +80,6 @@ class TRPO:
             raise ValueError(f"damping={self.damping} must be a finite number of 0 or more")
         if not 0 < self.shrink < 1:
             raise ValueError(f"shrink={self.shrink} must lie between 0 and 1")
-
-
-def conjugate_gradients(
-    product: Product, vector: Tensor, iterations: int = 10, *, tolerance: float = 1e-10
-) -> Tensor:
-    """Solve `A x = b` for a positive definite A (Hestenes and Stiefel 1952).
-
-    Args:
-        product: from v to A v.
-        vector: b, (n,).
-        iterations: at most; n of them are exact.
-        tolerance: of the squared residual.
-
-    Returns:
-        x, (n,).
-
-    Example:
-        >>> a = torch.tensor([[4.0, 1.0], [1.0, 3.0]])
-        >>> conjugate_gradients(lambda v: a @ v, torch.tensor([1.0, 2.0]))
-        tensor([0.0909, 0.6364])
-    """
-    x = torch.zeros_like(vector)
-    residual = vector.clone()
-    direction = residual.clone()
-    squared = residual @ residual
-    for _ in range(iterations):
-        if squared < tolerance:
-            break
-        image = product(direction)
-        curvature = direction @ image
-        # Rounding can make it zero or negative, where the quadratic has no minimum.
-        if not curvature > 0:
-            break
-        length = squared / curvature
-        x = x + length * direction
-        residual = residual - length * image
-        following = residual @ residual
-        direction = residual + following / squared * direction
-        squared = following
-    return x
 
 
 def hessian_product(scalar: Tensor, parameters: list[Tensor], *, damping: float = 0.0) -> Product:
