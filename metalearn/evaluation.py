@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
 from metalearn.algorithms.base import Learner
+from metalearn.engine.solver import check_unwrapped
 from metalearn.episodes import Episode, Examples, is_padded, stack, unstack
 from metalearn.network.forward import tensors_of
 from metalearn.network.modes import evaluation_mode
@@ -338,6 +339,7 @@ class _Scores:
 def check_learner(learner: object) -> None:
     """Raise TypeError if `learner` is not a `Learner`."""
     if not isinstance(learner, Learner):
+        check_unwrapped(learner)
         raise TypeError(
             f"the learner is a {type(learner).__name__}; give a Learner, such as MAML(model,"
             " lr=0.1)"

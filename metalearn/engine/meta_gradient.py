@@ -14,7 +14,7 @@ from metalearn.network.functional import Functional
 
 from .execution import in_order_of_size, run_tasks
 from .memory import out_of_memory
-from .solver import OuterGradient, Solver
+from .solver import OuterGradient, Solver, check_unwrapped
 from .unequal_tasks import joined
 
 
@@ -44,6 +44,18 @@ def meta_backward(
     vectorized) and never with the meta-batch. Task gradients are added in task order, so results
     repeat.
 
+    Lightning Fabric, Accelerate and DistributedDataParallel wrap a learner as any module, and train
+    it by `loss.backward()` on its call; the wrapper averages the gradients of the ranks. This
+    function takes the learner itself, and no wrapper sees its gradients. On several ranks pass
+    `scale`, and add them up with `metalearn.runtime.distributed.all_reduce_gradients`:
+
+        meta_backward(learner, episodes, scale=1 / (tasks * ranks))
+        all_reduce_gradients(learner.parameters())
+
+    Learners that do not train the model's head (ProtoNet, NIL, R2D2, ProtoMAML, Baseline) leave it
+    without a gradient: on several ranks those wrappers need `find_unused_parameters=True`, or a
+    head with `requires_grad_(False)`.
+
     Args:
         learner: whose parameters get the gradient.
         episodes: a stack of tasks.
@@ -54,6 +66,7 @@ def meta_backward(
         The losses and query logits of the tasks.
 
     Raises:
+        TypeError: the learner is a wrapper around one.
         ValueError: the learner has nothing to train, or no outer loss depends on a trained
             parameter, which is named.
         torch.OutOfMemoryError: a GPU's memory does not suffice; the ways out are named.
@@ -68,6 +81,7 @@ def meta_backward(
         >>> metalearn.meta_backward(learner, tasks).losses.shape
         torch.Size([4])
     """
+    check_unwrapped(learner)
     learner.prepare(episodes)
     trained = learner.meta_parameters()
     if not trained:

@@ -155,6 +155,19 @@ def query_logits(learner: Solver, network: Functional, episode: Episode) -> Tens
     return answer(learner, network, adapted, episode.query.inputs)
 
 
+def check_unwrapped(learner: object) -> None:
+    """Raise TypeError for a wrapper of a learner, which forwards its `forward` alone.
+
+    Such are those of Fabric, Accelerate and DistributedDataParallel.
+    """
+    module = getattr(learner, "module", None)
+    if isinstance(module, nn.Module):
+        raise TypeError(
+            f"the learner is a {type(learner).__name__}, a wrapper whose call alone is that of the"
+            f" {type(module).__name__} in it; give what was wrapped, its .module"
+        )
+
+
 def device_of(learner: Solver) -> torch.device:
     """Where a learner's parameters are; the CPU if it has none."""
     return next((parameter.device for parameter in learner.parameters()), torch.device("cpu"))
