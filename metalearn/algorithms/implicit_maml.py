@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -101,73 +102,66 @@ class ImplicitMAML(MAML):
     def take_steps(
         self, network: Functional, closure: Closure, weights: Weights, rates: Rates
     ) -> Weights:
-        """Minimise the closure near these weights; the minimum is differentiable to them."""
+        """Minimise the pulled closure near these weights; the minimum is differentiable to them."""
         start = flat([weights[name].detach() for name in rates], network)
 
         def pulled(moved: Weights) -> Tensor:
             distance = flat([moved[name] for name in rates], network) - start
             return closure(moved) + self.strength / 2 * distance.square().sum(-1)
 
+        update = self.update_on(network)
         with torch.no_grad():
-            found = inner_loop(
+            minimum = inner_loop(
                 pulled,
                 weights,
                 rates,
                 self.steps,
-                update=self.update_on(network),
+                update=update,
                 backward=lambda: self.backward(network),
             )
         if not (torch.is_grad_enabled() and rates and self.steps):
-            return found
-        return self._implicit(network, closure, weights, [found[name] for name in rates], rates)
+            return minimum
+        moved = {name: minimum[name].detach().requires_grad_() for name in rates}
+        return {**weights, **self._differentiable(network, closure, weights, moved)}
 
-    def _implicit(
-        self,
-        network: Functional,
-        closure: Closure,
-        weights: Weights,
-        minimum: list[Tensor],
-        rates: Rates,
+    def _differentiable(
+        self, network: Functional, closure: Closure, weights: Weights, moved: Weights
     ) -> Weights:
-        """The weights at the minimum, with the derivatives of the implicit function theorem."""
-        leaves = [weight.detach().requires_grad_() for weight in minimum]
+        """The weights that moved to the minimum, differentiable by the implicit function theorem.
+
+        F(phi, theta) = phi - theta + grad L(phi) / strength is zero at the minimum, so
+        d phi = -(dF / d phi)^-1 dF, and dF / d phi = I + H / strength is symmetric.
+        """
+        leaves = list(moved.values())
         with attention.twice_differentiable(needed=True):
-            loss = closure({**weights, **dict(zip(rates, leaves, strict=True))})
-            gradients = torch.autograd.grad(loss.sum(), leaves, create_graph=True)
-        gradient = flat(gradients, network)
+            loss = closure({**weights, **moved})
+            slopes = flat(torch.autograd.grad(loss.sum(), leaves, create_graph=True), network)
+        phi = flat(leaves, network).detach()
+        theta = flat([weights[name] for name in moved], network)
+        zero = phi - theta + slopes / self.strength
 
         def product(vector: Tensor) -> Tensor:
             """From v to (I + H / strength) v."""
-            hessian_vector = torch.autograd.grad(
-                gradient,
-                leaves,
-                vector,
-                retain_graph=True,
-                allow_unused=True,
-                materialize_grads=True,
+            curved = torch.autograd.grad(
+                slopes, leaves, vector, retain_graph=True, allow_unused=True, materialize_grads=True
             )
-            return vector + flat(hessian_vector, network) / self.strength
+            return vector + flat(curved, network) / self.strength
 
-        def solved(vector: Tensor) -> Tensor:
+        def solve(vector: Tensor) -> Tensor:
             if torch.is_grad_enabled():
                 raise RuntimeError(
                     "the meta-gradient of ImplicitMAML has no derivative; use MAML for that"
                 )
             return conjugate_gradients(product, vector, self.solver_steps, tolerance=0.0)
 
-        # f(phi, theta) = phi - theta + grad L(phi) / strength is zero at the minimum, so
-        # d phi = -(df / d phi)^-1 df, and df / d phi = I + H / strength is symmetric.
-        values = flat(minimum, network)
-        zero = values - flat([weights[name] for name in rates], network) + gradient / self.strength
-        zero.register_hook(solved)
-        values = values - (zero - zero.detach())
-        sizes = [weight[0].numel() if network.task_dims else weight.numel() for weight in minimum]
-        parts = zip(values.split(sizes, -1), minimum, strict=True)
-        moved = [part.reshape(weight.shape) for part, weight in parts]
-        return {**weights, **dict(zip(rates, moved, strict=True))}
+        zero.register_hook(solve)  # the backward pass multiplies by the inverse here
+        phi = phi - (zero - zero.detach())
+        sizes = [leaf.numel() // (network.tasks or 1) for leaf in leaves]
+        parts = zip(moved, phi.split(sizes, -1), strict=True)
+        return {name: part.reshape(moved[name].shape) for name, part in parts}
 
 
-def flat(tensors: Any, network: Functional) -> Tensor:
+def flat(tensors: Iterable[Tensor], network: Functional) -> Tensor:
     """Tensors of a task as one vector (values,), or of a stack as (tasks, values)."""
     lead = () if network.tasks is None else (network.tasks,)
     return torch.cat([tensor.reshape(*lead, -1) for tensor in tensors], -1)

@@ -87,6 +87,8 @@ def build_learner(algorithm: str, model: nn.Module, preset: Preset, execution: s
     options: dict[str, Any] = {"execution": execution}
     if algorithm == "fomaml":
         options["first_order"] = True
+    if algorithm == "imaml":
+        options |= {"strength": 0.5, "solver_steps": 3}
     if algorithm == "maml++":
         # The paper trains 100 epochs of 500 steps, the first 50 of first order.
         options |= {
