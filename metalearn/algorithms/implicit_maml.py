@@ -56,6 +56,7 @@ class ImplicitMAML(MAML):
     """
 
     computes_only = True
+    takes_padding = True
 
     def __init__(
         self,

@@ -28,8 +28,9 @@ class MetaCurvature(MAML):
     matrix. The matrices start as identities, so before training Meta-Curvature is MAML. With
     diagonal matrices it would be a factored Meta-SGD.
 
-    (CAVIA, arXiv:1810.03642, needs no file: it is `MAML(model, lr={"context": 1.0})` for a model
-    that reads a parameter `context`, zero and with `requires_grad=False`.)
+    Of Meta-Curvature and CAVIA (arXiv:1810.03642) only this one has a file, because it changes the
+    update. CAVIA changes the model, and is then MAML: `MAML(model, lr={"context": 1.0})` for a
+    model that reads a parameter `context`, zero and with `requires_grad=False`.
 
     The arguments are those of `MAML`. Layers that get a rate later have no matrices and are
     refused.

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import metalearn as ml
-from metalearn.episodes import Episode, unstack
+from metalearn.episodes import Episode, stack, unstack
 from metalearn.models import MLP
-from tests.helpers import WAYS_TO_RUN, gradients, made_up_tasks, smooth_network
+from tests.helpers import WAYS_TO_RUN, gradients, made_up_tasks, point_task, smooth_network
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 
@@ -88,3 +88,28 @@ def test_a_layer_that_gets_a_rate_later_is_refused() -> None:
     with pytest.raises(ValueError, match=r"had no rate when .*build a new learner"):
         learner.lr = 0.1
     assert list(learner.rates) == ["head.bias"]
+
+
+class InContext(nn.Module):
+    """A model that reads a parameter of the task, as in CAVIA."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.context = nn.Parameter(torch.zeros(2), requires_grad=False)
+        self.body = nn.Linear(6, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        context = self.context.expand(len(x), -1)  # (examples, 2)
+        return self.head(torch.tanh(self.body(torch.cat([x, context], 1))))
+
+
+def test_cavia_is_maml_with_a_context() -> None:
+    """As the docstring says: the context alone moves, and the outer loop trains all the rest."""
+    learner = ml.MAML(InContext(), lr={"context": 1.0})
+    adapted = learner.adapt(point_task(0).support).weights
+    moved = [n for n, p in learner.model.named_parameters() if not torch.equal(adapted[n], p)]
+    assert moved == ["context"]
+    assert "model.context" not in learner.meta_parameters()
+    ml.meta_backward(learner, stack([point_task(seed) for seed in range(3)]))
+    assert all(bool(p.grad.any()) for p in learner.meta_parameters().values())

@@ -56,6 +56,7 @@ LEARNERS: dict[str, Callable[..., Learner]] = {
     "anil": lambda model, **how: ml.ANIL(model, 0.3, 2, **how),
     "boil": lambda model, **how: ml.BOIL(model, 0.3, 2, **how),
     "meta-sgd": lambda model, **how: ml.MetaSGD(model, 0.3, 2, **how),
+    "imaml": lambda model, **how: ml.ImplicitMAML(model, 0.05, 3, **how),
     "protonet": lambda model, **how: ml.ProtoNet(model, **how),
     "protonet, normalised": lambda model, **how: ml.ProtoNet(model, normalised=True, **how),
     "nil": lambda model, **how: ml.NIL(model, **how),
