@@ -74,8 +74,8 @@ def reuse(
 
     Args:
         algorithms: maml, fomaml, anil, boil, meta-sgd, reptile, protomaml, protonet, r2d2, nil (on
-            the body that ANIL trains), nil-train, maml++, meta-curvature, baseline (on a body
-            trained by multiclass), baseline++, or training without an inner loop (multiclass,
+            the body that ANIL trains), nil-train, maml++, imaml, meta-curvature, baseline (on a
+            body trained by multiclass), baseline++, or training without an inner loop (multiclass,
             multitask, random), with commas.
         checkpoint: analyse this trained run instead of training; it fixes the settings it was
             trained with.
@@ -145,7 +145,7 @@ def train(
     Args:
         algorithm: maml, fomaml, anil, boil, meta-sgd, reptile, protomaml, protonet, r2d2,
             nil-train, nil (trains anil and tests its body), baseline (trains multiclass and tests
-            its body), baseline++, maml++, meta-curvature, multiclass, multitask or random.
+            its body), baseline++, maml++, imaml, meta-curvature, multiclass, multitask or random.
         tensorboard: also write events to this folder (needs the extra `tensorboard`).
         table: also write the accuracy to this file: .csv, .md, .tex, .html or .txt.
         progress: show progress.
@@ -263,8 +263,8 @@ def sweep(
 
     Args:
         algorithms: maml, fomaml, anil, boil, meta-sgd, reptile, protomaml, protonet, r2d2, nil (on
-            the body that ANIL trains), nil-train, maml++, meta-curvature, baseline (on a body
-            trained by multiclass), baseline++, or training without an inner loop (multiclass,
+            the body that ANIL trains), nil-train, maml++, imaml, meta-curvature, baseline (on a
+            body trained by multiclass), baseline++, or training without an inner loop (multiclass,
             multitask, random), with commas.
         datasets: names or paths, with commas.
         ways: classes per task, with commas.

@@ -117,8 +117,9 @@ def _tasks_of_node(environment: Mapping[str, str]) -> str:
 def _number(environment: Mapping[str, str], name: str) -> int:
     value = environment.get(name, "")
     if not value.isdecimal():
+        found = repr(value) if value else "not set"
         raise ValueError(
-            f"this is a task of srun, but {name} is {value!r}; set RANK, WORLD_SIZE, LOCAL_RANK,"
+            f"this is a task of srun, but {name} is {found}; set RANK, WORLD_SIZE, LOCAL_RANK,"
             " MASTER_ADDR and MASTER_PORT yourself, or WORLD_SIZE=1 if tasks are independent"
         )
     return int(value)

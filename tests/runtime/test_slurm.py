@@ -98,7 +98,7 @@ def test_the_tasks_of_a_node(counts: str, node: str, local: str) -> None:
     [
         ({"SLURM_PROCID": "first"}, "SLURM_PROCID is 'first'.*WORLD_SIZE=1 if tasks are indep"),
         ({"SLURM_STEP_NUM_TASKS": "many"}, "SLURM_STEP_NUM_TASKS is 'many'"),
-        ({"SLURM_JOB_ID": ""}, "SLURM_JOB_ID is ''"),
+        ({"SLURM_JOB_ID": ""}, "SLURM_JOB_ID is not set"),
         ({"SLURM_STEP_NODELIST": ""}, "neither SLURM_STEP_NODELIST nor.*set MASTER_ADDR"),
     ],
 )
