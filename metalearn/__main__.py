@@ -21,6 +21,7 @@ import torch
 from metalearn import __version__, experiments
 from metalearn.experiments import results as wording
 from metalearn.experiments.experiment import Experiment, parse
+from metalearn.experiments.images import Protocol
 from metalearn.experiments.sweep import sweep as run_sweep
 from metalearn.experiments.sweep import table as sweep_table
 from metalearn.reinforcement.command import rl
@@ -46,6 +47,7 @@ AT_TEST = (
     "splits",
     "split_ratio",
     "root",
+    "in_memory",
     "download",
     "queries",
     "test_tasks",
@@ -178,7 +180,7 @@ def evaluate_checkpoint(
     splits: str | None = None,
     split_ratio: Listed | None = None,
     root: str | None = None,
-    protocol: Literal["vinyals", "finn", "lake"] | None = None,
+    protocol: Protocol | None = None,
     queries: int | None = None,
     test_tasks: int | None = None,
     test_steps: int | None = None,
@@ -186,6 +188,7 @@ def evaluate_checkpoint(
     execution: str | None = None,
     model: str | None = None,
     *,
+    in_memory: bool = True,
     table: str | None = None,
     trust_model: bool = False,
     progress: bool = True,
@@ -201,7 +204,8 @@ def evaluate_checkpoint(
         splits: for a folder, as in train.
         split_ratio: for a folder, as in train.
         root: the folder that holds the data sets; by default METALEARN_DATA, or else ./data.
-        protocol: for a run that was not trained on Omniglot, which of its characters to test on.
+        protocol: for a run that was not trained on Omniglot or CUB, which of its classes to test
+            on.
         queries: query images per class.
         test_tasks: how many tasks [600].
         test_steps: inner steps.
@@ -209,6 +213,7 @@ def evaluate_checkpoint(
         execution: how tasks are run: auto, loop, threads, vectorized or graphs [auto].
         model: the package.module:callable that the checkpoint names as its model, which is imported
             only if you name it too.
+        in_memory: false decodes image files when they are drawn.
         table: also write the accuracy to this file: .csv, .md, .tex, .html or .txt.
         trust_model: import and run whatever model the checkpoint names.
         progress: show progress.
@@ -218,6 +223,7 @@ def evaluate_checkpoint(
     settings: dict[str, Any] = {
         "dataset": dataset,
         "root": root,
+        "in_memory": in_memory,
         "queries": queries,
         "test_tasks": test_tasks,
         "test_steps": test_steps,

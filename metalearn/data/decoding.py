@@ -26,6 +26,7 @@ log = logging.getLogger("metalearn")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 # Part of the cache keys of users' own images: change it when decoding yields other pixels.
 READING = "upright, opaque, 8 bits"
+CURE = "give a smaller size, or read the images as they are drawn (in_memory=False)"
 NO_FILES = "`--dataset glyphs` needs no files"  # the last cure of every data set that is missing
 
 
@@ -309,13 +310,11 @@ def decode_all(
     """
     # Twice: before anything is read, as far as the size is known, and with the size of the files.
     if size is not None:
-        check_memory(
-            len(paths) * channels * size**2, f"{title} at size={size}", "give a smaller size"
-        )
+        check_memory(len(paths) * channels * size**2, f"{title} at size={size}", CURE)
     notes: list[str] = []
     # The first image decides the shape of all, and shows an error before the threads start.
     first = decode(paths[0], channels, size)
-    check_memory(len(paths) * first.numel(), title, "give a smaller size=")
+    check_memory(len(paths) * first.numel(), title, CURE)
     # (n, channels, height, width)
     images = torch.empty(len(paths), *first.shape, dtype=torch.uint8)
 

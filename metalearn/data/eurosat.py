@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from metalearn.runtime.checks import positive
-
-from .decoding import NO_FILES, checked_root, decode_classes, folders_in, images_in, split_named
 from .images import LabelledImages
+from .published import ClassFolders, Published, read_published
 
 CLASSES = (
     "AnnualCrop",
@@ -22,11 +20,27 @@ CLASSES = (
     "River",
     "SeaLake",
 )
-# Where class folders may be in the root: as torchvision has them, or directly.
-PLACES = ("eurosat/2750", "eurosat", "2750", "")
-SOURCE = (
-    "the folder 2750 of EuroSAT.zip (RGB, 90 MB) of https://github.com/phelber/EuroSAT, which is"
-    " universal_computation/data/2750 of https://github.com/kzl/universal-computation too"
+
+
+def _download(root: Path) -> None:
+    from torchvision.datasets import EuroSAT  # takes long to import
+
+    EuroSAT(str(root), download=True)
+
+
+EUROSAT = Published(
+    name="eurosat",
+    title="EuroSAT",
+    # As torchvision has it, or the class folders directly.
+    places=("eurosat/2750", "eurosat", "2750", ""),
+    layout=ClassFolders(),
+    splits={"test": list(CLASSES)},
+    put="the ten class folders",
+    source=(
+        "the folder 2750 of EuroSAT.zip (RGB, 90 MB) of https://github.com/phelber/EuroSAT, which"
+        " is universal_computation/data/2750 of https://github.com/kzl/universal-computation too"
+    ),
+    download=_download,
 )
 
 
@@ -35,6 +49,7 @@ def eurosat(
     split: str = "test",
     *,
     size: int = 64,
+    in_memory: bool = True,
     download: bool = False,
     cache: bool | str | os.PathLike[str] = True,
     progress: bool = True,
@@ -54,6 +69,7 @@ def eurosat(
             universal_computation/data/2750.
         split: "test"; there are no classes for training or validation.
         size: the height and width in pixels.
+        in_memory: as in `image_folder`.
         download: whether torchvision may download a missing set (90 MB).
         cache: False keeps no decoded images; a path is another folder to keep them in.
         progress: whether to show progress on stderr while decoding.
@@ -68,77 +84,13 @@ def eurosat(
         Traceback (most recent call last):
         FileNotFoundError: there is no EuroSAT in /nowhere: put the ten class folders of ...
     """
-    split = split_named(split)
-    if split != "test":
-        raise ValueError(
-            f"split={split!r}: EuroSAT's ten classes are all for the test, in another domain than"
-            " that of training. Train on another data set, and test with metalearn evaluate"
-            " --dataset eurosat; or divide the classes with --dataset PATH of their folder"
-        )
-    (size,) = positive(size=size)
-    top = eurosat_folder(root, download=download)
-    classes = {name: images_in(top / name) for name in CLASSES}
-    images, labels = decode_classes(
-        classes,
-        top,
-        "eurosat",
-        channels=3,
+    return read_published(
+        EUROSAT,
+        root,
+        split,
         size=size,
-        title="EuroSAT",
+        in_memory=in_memory,
+        download=download,
         cache=cache,
         progress=progress,
     )
-    description = {
-        "source": "eurosat",
-        "split": split,
-        "size": size,
-        "images_per_class": min(map(len, classes.values())),
-    }
-    return LabelledImages(images, labels, classes, description)
-
-
-def eurosat_folder(root: str | os.PathLike[str], *, download: bool = False) -> Path:
-    """The folder of EuroSAT's class folders.
-
-    Args:
-        root: as in `eurosat`.
-        download: whether torchvision may download a missing set.
-
-    Raises:
-        FileNotFoundError: there is none, or it cannot be downloaded.
-        ValueError: some of the class folders are missing.
-    """
-    top = checked_root(root)
-    found = _existing(top)
-    if found is not None:
-        return found
-    cure = f"put the ten class folders of {SOURCE}, into {top / 'eurosat' / '2750'}"
-    if not download:
-        raise FileNotFoundError(
-            f"there is no EuroSAT in {root}: {cure}, or pass download=True; {NO_FILES}"
-        )
-    from torchvision.datasets import EuroSAT
-
-    try:
-        EuroSAT(str(top), download=True)
-    except (OSError, RuntimeError) as error:
-        raise FileNotFoundError(
-            f"EuroSAT could not be downloaded ({error}): {cure}; {NO_FILES}"
-        ) from error
-    return top / "eurosat" / "2750"
-
-
-def _existing(root: Path) -> Path | None:
-    """The first place with class folders. Raises ValueError if it has only some of the ten."""
-    for place in PLACES:
-        folder = root / place
-        present = {path.name for path in folders_in(folder)}.intersection(CLASSES)
-        missing = sorted(set(CLASSES) - present)
-        if not missing:
-            return folder
-        if present:
-            raise ValueError(
-                f"{folder} has {len(present)} of EuroSAT's ten class folders, without"
-                f" {', '.join(missing)}; complete it from {SOURCE}"
-            )
-    return None

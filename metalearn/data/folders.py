@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence, Sized
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,19 +19,19 @@ from metalearn.runtime.files import Record
 from .decoding import (
     NO_FILES,
     checked_root,
-    decode_classes,
     existing_root,
     folders_in,
     images_in,
     split_named,
 )
+from .image_files import Classes, read_images
 from .images import LabelledImages
 from .split_table import FOLDERS, listed
 
 log = logging.getLogger("metalearn")
 FRACTIONS = (0.64, 0.16, 0.2)  # of the classes for training, validation and test
+T = TypeVar("T", Path, str)
 MINI_IMAGENET = {"train": 64, "validation": 16, "test": 20}  # classes of each split
-Classes = dict[str, list[Path]]
 
 
 def image_folder(
@@ -42,6 +42,7 @@ def image_folder(
     splits: str | os.PathLike[str] | Sequence[float] | None = None,
     seed: int = 0,
     channels: int = 3,
+    in_memory: bool = True,
     cache: bool | str | os.PathLike[str] = True,
     progress: bool = True,
 ) -> LabelledImages:
@@ -68,6 +69,8 @@ def image_folder(
             classes. None: split folders if they exist, else fractions 0.64, 0.16 and 0.2.
         seed: of a split by seed.
         channels: 3 for RGB, 1 for grey.
+        in_memory: False reads the images of a task when it is drawn, for more images than memory
+            holds. Tasks are the same either way.
         cache: False keeps no decoded images; a path is another folder to keep them in.
         progress: whether to show progress on stderr while decoding.
 
@@ -86,16 +89,6 @@ def image_folder(
     classes, description = _classes(top, split, splits, seed)
     # Caches of different splits of one folder lie side by side.
     layout = hashlib.sha256(repr((splits, seed)).encode()).hexdigest()[:8]
-    images, labels = decode_classes(
-        classes,
-        top,
-        f"{split}-{layout}",
-        channels=channels,
-        size=size,
-        title=top.name,
-        cache=cache,
-        progress=progress,
-    )
     description = {
         "source": "image_folder",
         "folder": top.resolve().name,
@@ -103,7 +96,18 @@ def image_folder(
         **description,
         "size": size,
     }
-    return LabelledImages(images, labels, classes, description)
+    return read_images(
+        classes,
+        top,
+        f"{split}-{layout}",
+        description,
+        channels=channels,
+        size=size,
+        title=top.name,
+        in_memory=in_memory,
+        cache=cache,
+        progress=progress,
+    )
 
 
 def mini_imagenet(
@@ -111,6 +115,7 @@ def mini_imagenet(
     split: str = "train",
     *,
     size: int = 84,
+    in_memory: bool = True,
     cache: bool | str | os.PathLike[str] = True,
     progress: bool = True,
 ) -> LabelledImages:
@@ -124,6 +129,7 @@ def mini_imagenet(
             published `train.csv`, `val.csv` and `test.csv`; or whose `miniimagenet` does.
         split: as in `image_folder`.
         size: as in `image_folder`.
+        in_memory: as in `image_folder`.
         cache: as in `image_folder`.
         progress: as in `image_folder`.
 
@@ -151,7 +157,15 @@ def mini_imagenet(
     source, splits = top, None
     if listed:
         source, splits = top / "images", top
-    data = image_folder(source, split, size=size, splits=splits, cache=cache, progress=progress)
+    data = image_folder(
+        source,
+        split,
+        size=size,
+        splits=splits,
+        in_memory=in_memory,
+        cache=cache,
+        progress=progress,
+    )
     expected = MINI_IMAGENET[split]
     if len(data.names) != expected:
         raise ValueError(
@@ -186,7 +200,7 @@ def _classes(top: Path, split: str, splits: Any, seed: int) -> tuple[Classes, Re
     shares = FRACTIONS
     if splits is not None:
         shares = tuple(splits)
-    dealt = _deal(top, shares, seed)
+    dealt = deal(folders_in(top), shares, seed, top)
     return {folder.name: images_in(folder) for folder in dealt[split]}, {
         "classes_split_by": "seed",
         "seed": seed,
@@ -235,12 +249,24 @@ def _in_folders(top: Path, split: str, folders: dict[str, Path]) -> Classes:
     return classes
 
 
-def _deal(top: Path, shares: tuple[float, ...], seed: int) -> dict[str, list[Path]]:
-    """Deal the class folders to the splits by seed.
+def deal(
+    classes: Sequence[T], shares: tuple[float, ...], seed: int, source: object
+) -> dict[str, list[T]]:
+    """Deal classes to the splits by seed.
 
-    `shares` are fractions that sum to 1, or numbers of classes.
+    Args:
+        classes: in an order that is the same on every machine.
+        shares: fractions that sum to 1, or numbers of classes.
+        seed: of the deal.
+        source: what has them, for messages.
+
+    Raises:
+        ValueError: if the shares are not three positive numbers, or there are too few classes.
+
+    Example:
+        >>> deal("abcdefgh", (5, 2, 1), 0, "the alphabet")["validation"]
+        ['a', 'b']
     """
-    folders = folders_in(top)
     positive_numbers = len(shares) == 3 and all(map(_is_positive, shares))
     counted = positive_numbers and all(isinstance(share, int | np.integer) for share in shares)
     if not positive_numbers or (not counted and abs(sum(shares) - 1) > 1e-6):
@@ -251,24 +277,24 @@ def _deal(top: Path, shares: tuple[float, ...], seed: int) -> dict[str, list[Pat
     needed = 3
     if counted:
         needed = sum(map(int, shares))
-    if len(folders) < needed:
+    if len(classes) < needed:
         raise ValueError(
-            f"{top} has {len(folders)} class folders but a split by seed needs {needed}; add"
+            f"{source} has {len(classes)} class folders but a split by seed needs {needed}; add"
             " classes, or name the splits in a CSV file"
         )
     if counted:
         train, validation, test = map(int, shares)
     else:
         # A small share still holds out one class.
-        validation, test = (max(1, round(share * len(folders))) for share in shares[1:])
-        train = len(folders) - validation - test
+        validation, test = (max(1, round(share * len(classes))) for share in shares[1:])
+        train = len(classes) - validation - test
     if train < 1:
         raise ValueError(
-            f"splits={shares} leave no class to train on: of {len(folders)} classes {validation}"
+            f"splits={shares} leave no class to train on: of {len(classes)} classes {validation}"
             f" and {test} are held out"
         )
     # The classes in random order; each split takes the next part.
-    order = [folders[i] for i in np.random.default_rng(seed).permutation(len(folders))]
+    order = [classes[i] for i in np.random.default_rng(seed).permutation(len(classes))]
     return {
         "train": sorted(order[:train]),
         "validation": sorted(order[train : train + validation]),

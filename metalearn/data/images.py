@@ -89,6 +89,15 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.images[index].float() / 255, int(self.labels[index])
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape of an image: (channels, height, width)."""
+        return tuple(self.images.shape[1:])
+
+    def take(self, rows: Tensor) -> Tensor:
+        """The images of these rows: (rows, channels, height, width), uint8."""
+        return self.images[rows]
+
     def classes(self, indices: Iterable[int], **description: Any) -> LabelledImages:
         """The images of some classes, relabelled 0, 1, ... in the order given.
 
@@ -99,13 +108,7 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
         Raises:
             ValueError: if a class does not exist or is named twice.
         """
-        chosen = [int(i) for i in indices]
-        unknown = [i for i in chosen if not 0 <= i < len(self.names)]
-        if unknown or len(set(chosen)) != len(chosen):
-            raise ValueError(
-                f"classes {unknown or chosen} do not exist or repeat: there are {len(self.names)}"
-                f" classes, 0 to {len(self.names) - 1}"
-            )
+        chosen = self._checked(indices)
         # Old label -> new label, and -1 for the classes that are left out.
         relabel = torch.full((len(self.names),), -1, dtype=torch.int64)
         relabel[chosen] = torch.arange(len(chosen))
@@ -117,6 +120,17 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
             [self.names[i] for i in chosen],
             {**self.description, **description},
         )
+
+    def _checked(self, indices: Iterable[int]) -> list[int]:
+        """The numbers of classes. Raises ValueError if one does not exist or is named twice."""
+        chosen = [int(i) for i in indices]
+        unknown = [i for i in chosen if not 0 <= i < len(self.names)]
+        if unknown or len(set(chosen)) != len(chosen):
+            raise ValueError(
+                f"classes {unknown or chosen} do not exist or repeat: there are {len(self.names)}"
+                f" classes, 0 to {len(self.names) - 1}"
+            )
+        return chosen
 
 
 def _kind(value: object) -> str:
@@ -192,8 +206,10 @@ def length(dataset: Any) -> int:
 
 def first_image(dataset: Any, keys: tuple[str, str] = KEYS) -> Any:
     """The image of the first item, as the data set has it."""
-    if isinstance(dataset, LabelledImages | LabelledVectors):
-        return (dataset.images if isinstance(dataset, LabelledImages) else dataset.inputs)[0]
+    if isinstance(dataset, LabelledImages):
+        return dataset.take(torch.tensor([0]))[0]
+    if isinstance(dataset, LabelledVectors):
+        return dataset.inputs[0]
     length(dataset)
     return item_pair(dataset[0], f"item 0 of {type(dataset).__name__}", keys)[0]
 

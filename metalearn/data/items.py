@@ -66,6 +66,8 @@ def class_names(dataset: Any, key: str = KEYS[1]) -> dict[str, str]:
     if isinstance(dataset, ConcatDataset):
         return _joint_names(dataset, key)
     names = getattr(dataset, "classes", None)
+    if callable(names):  # a method of LabelledImages, which has names beside it
+        names = getattr(dataset, "names", None)
     features = getattr(dataset, "features", None)
     if names is None and isinstance(features, Mapping) and key in features:
         names = getattr(features[key], "names", None)

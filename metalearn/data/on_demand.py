@@ -11,7 +11,7 @@ from torch import Tensor
 from metalearn.runtime.progress import progress
 
 from .decoding import as_tensor
-from .images import Convert, as_float, compact, length
+from .images import Convert, LabelledImages, as_float, compact, length
 from .items import KEYS, class_names, item_pair, labels_of, number_labels, one_label
 
 
@@ -78,7 +78,10 @@ class OnDemand:
     def _read(self, index: int) -> Tensor:
         """One image, as it would be kept in memory."""
         name = f"item {index} of {self.name}"
-        image, _ = item_pair(self.dataset[index], name, self.keys)
+        if isinstance(self.dataset, LabelledImages):  # as they are stored, not as `[i]` scales them
+            image = self.dataset.take(torch.tensor([index]))[0]
+        else:
+            image, _ = item_pair(self.dataset[index], name, self.keys)
         return compact(self.convert(image, name))
 
     def take(self, rows: Sequence[int]) -> Tensor:

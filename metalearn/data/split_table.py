@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
+
+from .csv_rows import Row as Line
+from .csv_rows import csv_rows
 
 FOLDERS = {
     "train": ("train", "training"),
@@ -87,27 +88,17 @@ def _rows(table: Path, top: Path, wanted: str, named: str | None) -> list[Row]:
         raise FileNotFoundError(
             f"there is no split file {table}: it needs the columns filename, label and split"
         )
-    text = _text(table)
-    # The separator is the candidate that the first line has most of.
-    first = text.partition("\n")[0]
-    separator = max(",;\t", key=first.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     rows = []
-    try:
-        header = _header(table, next(reader, []), first)
-        for fields in reader:
-            if any(field.strip() for field in fields):  # not an empty line
-                row = _row(header, fields, f"{table} line {reader.line_num}", top, named)
-                if row.split in ("", wanted) and not row.path.is_file():
-                    raise FileNotFoundError(f"{row.place} lists {row.path}, which does not exist")
-                rows.append(row)
-    except csv.Error as error:
-        raise ValueError(
-            f"{table} line {reader.line_num} cannot be read ({error}); mend the quotes of this line"
-        ) from error
+    has_splits = True
+    for line in csv_rows(table, ("filename", "label"), LAYOUT):
+        row = _row(line, top, named)
+        if row.split in ("", wanted) and not row.path.is_file():
+            raise FileNotFoundError(f"{row.place} lists {row.path}, which does not exist")
+        has_splits = "split" in line.values
+        rows.append(row)
     if not rows:
         raise ValueError(f"{table} {LAYOUT}")
-    if "split" not in header and named is None:
+    if not has_splits and named is None:
         raise ValueError(
             f"{table} has no column split, so its rows would be in every split; add the column with"
             " train, val or test, or give a folder with train.csv, val.csv and test.csv"
@@ -115,25 +106,9 @@ def _rows(table: Path, top: Path, wanted: str, named: str | None) -> list[Row]:
     return rows
 
 
-def _header(table: Path, fields: list[str], line: str) -> list[str]:
-    """The columns of a table by its first line."""
-    header = [name.strip().lower() for name in fields]
-    if not {"filename", "label"} <= set(header):
-        raise ValueError(f"{table} {LAYOUT}; its first line is {line.strip()[:80]!r}")
-    repeated = [name for name in COLUMNS if header.count(name) > 1]
-    if repeated:
-        raise ValueError(f"{table} has the column {repeated[0]} twice; keep one of them")
-    return header
-
-
-def _row(header: list[str], fields: list[str], place: str, top: Path, named: str | None) -> Row:
+def _row(line: Line, top: Path, named: str | None) -> Row:
     """One line of a table; `named` is the split that its file stands for, if any."""
-    if len(fields) != len(header):
-        raise ValueError(
-            f"{place} has {len(fields)} fields, but the first line names {len(header)} columns;"
-            " mend this line"
-        )
-    values = {name: value.strip() for name, value in zip(header, fields, strict=True)}
+    place, values = line
     # An empty field is an error also in the column split, not a missing split.
     empty = [name for name in COLUMNS if name in values and not values[name]]
     if empty:
@@ -145,7 +120,7 @@ def _row(header: list[str], fields: list[str], place: str, top: Path, named: str
         if split is None or (named is not None and split != named):
             allowed = _allowed(named)
             raise ValueError(f"{place} has the split {values['split']!r}; it may be {allowed}")
-    return Row(place, _file(top, values["filename"], place), values["label"], split or "")
+    return Row(place, file_within(top, values["filename"], place), values["label"], split or "")
 
 
 def _allowed(named: str | None) -> str:
@@ -155,8 +130,17 @@ def _allowed(named: str | None) -> str:
     return ", ".join(aliases[0] for aliases in FOLDERS.values())
 
 
-def _file(top: Path, name: str, place: str) -> Path:
-    """The file of a row, within `top`; it may be written with Windows' separators."""
+def file_within(top: Path, name: str, place: str) -> Path:
+    """The path of a file in `top` that a table lists; it may have Windows' separators.
+
+    Args:
+        top: the folder.
+        name: of the file, relative to it or absolute.
+        place: the line that lists it, for messages.
+
+    Raises:
+        ValueError: if the name is no path on this machine, or lies outside `top`.
+    """
     if "\0" in name:
         raise ValueError(f"{place} has a file name with a zero byte; mend this line")
     if PureWindowsPath(name).drive and os.name != "nt":
@@ -210,19 +194,3 @@ def _split_named(name: str) -> str | None:
         if name.strip().lower() in aliases:
             return split
     return None
-
-
-def _text(table: Path) -> str:
-    """The text of a file in UTF-8 or UTF-16, with line ends of one kind."""
-    content = table.read_bytes()
-    encoding = "utf-8-sig"
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):  # a byte order mark
-        encoding = "utf-16"
-    try:
-        text = content.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise ValueError(
-            f"{table} line {line} is not UTF-8 ({error.reason}); save the file as UTF-8"
-        ) from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")

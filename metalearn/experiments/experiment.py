@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ from metalearn.tasks.batches import ENDLESS, Minibatches
 from metalearn.tasks.few_shot import SEEDS, FewShot
 from metalearn.training.loop import Curve, meta_train
 
-from .images import DATASETS, converted, fractions, load
+from .images import DATASETS, PROTOCOLS, Protocol, converted, fractions, load
 from .learners import (
     ALGORITHMS,
     ANY_WAYS,
@@ -72,7 +72,7 @@ CHOICES = {
     "precision": ("float32", "float64", "tf32", "bfloat16"),
     "schedule": ("constant", "cosine"),
     "channels": (1, 3),
-    "protocol": ("vinyals", "finn", "lake"),
+    "protocol": get_args(Protocol),
 }
 # Settings that decide the result beside the preset's.
 DECISIVE = ("dataset", "ways", "shots", "weights", "norm", "seed", "precision")
@@ -85,13 +85,17 @@ class Experiment:
     """A data set, a model, and a preset with the settings that override it.
 
     Args:
-        dataset: glyphs (embedded), omniglot, mini-imagenet, cifar-fs, fc100, eurosat (for the test
-            alone), or the path of your own folder of class folders.
+        dataset: glyphs (embedded), omniglot, mini-imagenet, tiered-imagenet, cifar-fs, fc100, cub;
+            for the test alone crop-disease, eurosat, isic, chestx, fewtrans/dtd (and the others of
+            FewTrans); or the path of your own folder of class folders, or of a data set of
+            Meta-Album.
         splits: for a folder, a CSV file with the columns filename, label and split, or a folder
             with train.csv, val.csv and test.csv.
         split_ratio: for a folder without split folders, the shares of its classes for training,
             validation and test, as 64,16,20 or [2, 1, 1] [64,16,20].
         root: the folder that holds the data sets; by default METALEARN_DATA, or else ./data.
+        in_memory: false decodes image files when they are drawn, for more of them than memory
+            holds; the tasks stay the same.
         download: let torchvision or timm download a data set or weights that are not there.
         ways: classes per task.
         shots: support images per class.
@@ -99,7 +103,7 @@ class Experiment:
             more queries are worth points.
         preset: whose settings to follow: quick, finn2017, raghu2020 or boil2021.
         protocol: which characters of Omniglot are for training and test: vinyals, finn or lake
-            [preset].
+            [preset]; and which classes of CUB: chen2019, ye2020 or triantafillou2020 [chen2019].
         test_rotations: whether turned characters of Omniglot are classes at test, too [preset].
         size: height and width of the images in pixels [the data set's own].
         channels: 1 for grey, 3 for colour [what the model takes, or the data set has].
@@ -146,12 +150,13 @@ class Experiment:
     splits: str | None = None
     split_ratio: Listed | None = None
     root: str | None = None
+    in_memory: bool = True
     download: bool = False
     ways: int = 5
     shots: int = 1
     queries: int | None = None
     preset: Literal["quick", "finn2017", "raghu2020", "boil2021"] = "quick"
-    protocol: Literal["vinyals", "finn", "lake"] | None = None
+    protocol: Protocol | None = None
     test_rotations: bool | None = None
     size: int | None = None
     channels: int | None = None
@@ -190,11 +195,7 @@ class Experiment:
             value = getattr(self, name)
             if value is not None and value not in choices:
                 raise ValueError(f"{name}={value!r}; choose {' or '.join(map(str, choices))}")
-        if self.dataset != "omniglot" and (self.protocol or self.test_rotations is not None):
-            raise ValueError(
-                "--protocol and --test_rotations divide the characters of Omniglot, and the data"
-                f" set is {self.dataset}; leave them out"
-            )
+        self._check_protocol()
         if self.normalize is not None:
             Normalization.parse(self.normalize)
         check_execution(self.execution)
@@ -223,6 +224,21 @@ class Experiment:
                 raise TypeError(
                     f"{setting.name}={value!r} is a {type(value).__name__}; give a {setting.type}"
                 )
+
+    def _check_protocol(self) -> None:
+        """Raise if the protocol, or turned characters at test, are not those of this data set."""
+        choices = PROTOCOLS.get(self.dataset, ())
+        turned = self.test_rotations is not None and self.dataset != "omniglot"
+        if turned or (self.protocol and not choices):
+            raise ValueError(
+                "--protocol divides the classes of Omniglot or CUB, and --test_rotations those of"
+                f" Omniglot, and the data set is {self.dataset}; leave them out"
+            )
+        if self.protocol and self.protocol not in choices:
+            raise ValueError(
+                f"protocol={self.protocol!r} is not for {self.dataset}; choose"
+                f" {' or '.join(choices)}"
+            )
 
     def _check_division(self) -> None:
         """Raise if the classes of a folder cannot be divided as requested."""
@@ -283,6 +299,8 @@ class Experiment:
             self.dataset,
             split,
             self.root or os.environ.get("METALEARN_DATA", "data"),
+            size=self.size,
+            in_memory=self.in_memory,
             download=self.download,
             protocol=chosen.protocol,
             # Turned characters are always classes in training.
@@ -290,7 +308,7 @@ class Experiment:
             splits=self.splits,
             split_ratio=self.split_ratio,
         )
-        _, own_channels, own_size, _ = images.images.shape
+        own_channels, own_size, _ = images.image_shape
         if is_registered(chosen.model):
             own_channels = 3  # as all networks of torchvision and timm take by default
         return converted(images, self.channels or own_channels, self.size or own_size)
@@ -396,8 +414,8 @@ class Experiment:
         """Channels and size of the images."""
         if self.channels and self.size:
             return self.channels, self.size
-        images = self.data("train").images
-        return images.shape[1], images.shape[2]
+        channels, size, _ = self.data("train").image_shape
+        return channels, size
 
     def network(self, channels: int, size: int) -> nn.Module:
         """The network by its name, with fresh weights."""
@@ -481,7 +499,7 @@ class Experiment:
         if chosen["train_ways"] in (None, self.ways):
             skipped.add("train_ways")
         # Vinyals' was the only split of earlier runs.
-        if self.dataset != "omniglot" or chosen["protocol"] == "vinyals":
+        if self.dataset not in PROTOCOLS or chosen["protocol"] == "vinyals":
             skipped.add("protocol")
         settings = {name: getattr(self, name) for name in DECISIVE}
         settings["channels"], settings["size"] = self.shape()

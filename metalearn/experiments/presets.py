@@ -21,7 +21,8 @@ class Preset:
         queries: queries a class at test; None stands for as many as shots.
         schedule: of the outer rate, "constant" or "cosine" (to zero at the last step).
         protocol: the split of Omniglot's characters: "vinyals", "finn" or "lake" (see
-            `metalearn.tasks.omniglot`). Other data sets have one split.
+            `metalearn.tasks.omniglot`), or of CUB's classes (see `metalearn.tasks.cub`). Other data
+            sets have one split.
         test_rotations: whether Omniglot's turned characters are classes at test, too.
         differs: what is not as in the paper, in words.
     """
@@ -76,10 +77,12 @@ def preset(
         )
     if algorithm in FRESH_HEADS:
         # The rate and the steps of the papers' inner loops are not those of a head from scratch.
-        return replace(settings, lr=0.1, inner_steps=100, test_steps=100)
+        settings = replace(settings, lr=0.1, inner_steps=100, test_steps=100)
     if algorithm == "imaml":
         # Chosen with the strength in `build_learner`, on validation classes of glyphs.
-        return replace(settings, lr=0.05, inner_steps=8, test_steps=8)
+        settings = replace(settings, lr=0.05, inner_steps=8, test_steps=8)
+    if dataset == "cub":
+        settings = replace(settings, protocol="chen2019")
     return settings
 
 

@@ -25,6 +25,8 @@ def protocol(experiment: Experiment) -> str:
         chosen = experiment.settings()
         turned = ", turned characters too" if chosen.test_rotations else ""
         split = f"characters split by protocol {chosen.protocol}{turned}; "
+    if experiment.dataset == "cub":
+        split = f"classes split by protocol {experiment.settings().protocol}; "
     queries = experiment.test_queries()
     word = "query" if queries == 1 else "queries"
     return f"{split}{queries} {word} a class; norm: {experiment.norm} statistics"

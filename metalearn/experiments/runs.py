@@ -14,6 +14,7 @@ import torch
 from metalearn.algorithms.base import Learner
 from metalearn.evaluation import Evaluation, evaluate_together
 from metalearn.experiments.experiment import Experiment
+from metalearn.experiments.images import PROTOCOLS
 from metalearn.experiments.learners import trained_by
 from metalearn.experiments.networks import OWN
 from metalearn.experiments.presets import preset
@@ -221,9 +222,10 @@ def _experiment(
         values["preset"] = "quick"  # the paper's may have no settings for this data set
         values |= {name: changes.get(name) for name in ("protocol", "test_rotations")}
     trained_protocol = settings.get("protocol", values.get("protocol"))
-    if values.get("dataset") == "omniglot" and values["protocol"] != trained_protocol:
+    has_protocols = same_dataset and values.get("dataset") in PROTOCOLS
+    if has_protocols and values["protocol"] != trained_protocol:
         raise ValueError(
-            f"{path} was trained on the characters of protocol={trained_protocol!r}, some of"
+            f"{path} was trained on the classes of protocol={trained_protocol!r}, some of"
             f" which protocol={values['protocol']!r} tests on; leave --protocol out"
         )
     # A folder's classes are divided as in training, unless the call divides them otherwise.

@@ -38,7 +38,11 @@ class Minibatches:
     draws_by_index = True  # a task depends on the seed and its index alone
 
     def __init__(
-        self, images: LabelledImages, size: int, batches: int = ENDLESS, seed: int = 0
+        self,
+        images: LabelledImages,
+        size: int,
+        batches: int = ENDLESS,
+        seed: int = 0,
     ) -> None:
         self.images = images
         self.size, self.batches = positive(size=size, batches=batches)
@@ -55,7 +59,7 @@ class Minibatches:
     def __getitem__(self, index: int) -> Episode:
         generator = philox(self.seed, position(index, self.batches))
         rows = torch.from_numpy(generator.choice(len(self.images), self.size, replace=False))
-        inputs = self.images.images[rows] / 255  # (size, channels, height, width)
+        inputs = self.images.take(rows) / 255  # (size, channels, height, width)
         labels = self.images.labels[rows]
         return Episode(Examples(inputs[:0], labels[:0]), Examples(inputs, labels))
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from metalearn.data.decoding import as_tensor
+from metalearn.data.image_files import ImageFiles
 from metalearn.data.images import first_image, in_memory
 from metalearn.data.items import KEYS
 from metalearn.data.normalization import Normalization
@@ -79,7 +80,8 @@ class FewShot(Dataset[Episode]):
         keys: of the image and the label, if the items are dictionaries.
         in_memory: False reads the images of a task when it is drawn, for data sets that do not fit
             in memory. The data set's own random transforms are then drawn anew, too, from
-            `(seed, i)` alone.
+            `(seed, i)` alone. By default only `ImageFiles` are read so, which
+            `image_folder(in_memory=False)` and its like return.
 
     Raises:
         ValueError: if there are fewer classes than `ways`, or a class has fewer images than
@@ -120,7 +122,7 @@ class FewShot(Dataset[Episode]):
         augment: Any = None,
         normalize: Any = None,
         keys: tuple[str, str] = KEYS,
-        in_memory: bool = True,
+        in_memory: bool | None = None,
     ) -> None:
         self.dataset = dataset
         self.sizes = self._sizes_of({"ways": ways, "shots": shots, "queries": queries}, sizes)
@@ -129,6 +131,8 @@ class FewShot(Dataset[Episode]):
         self.transform = transform
         self.augment = None if augment is None else Augmentation(augment)
         self.normalize = Normalization.of(normalize)
+        if in_memory is None:
+            in_memory = not isinstance(dataset, ImageFiles)
         labels, names = self._read(keys, stored=in_memory)
         classes, counts = np.unique(labels.numpy(), return_counts=True)
         present = set(classes.tolist())

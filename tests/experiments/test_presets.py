@@ -111,7 +111,7 @@ def test_a_split_decides_the_run_and_is_kept_with_it(root, tmp_path):
 @pytest.mark.parametrize("asked", [{"protocol": "finn"}, {"test_rotations": True}])
 @pytest.mark.parametrize("dataset", ["glyphs", "mini-imagenet"])
 def test_other_data_sets_have_no_protocol(asked, dataset):
-    with pytest.raises(ValueError, match="divide the characters of Omniglot"):
+    with pytest.raises(ValueError, match="divides the classes of Omniglot or CUB"):
         Experiment(dataset=dataset, **asked)
 
 

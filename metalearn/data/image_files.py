@@ -1,0 +1,159 @@
+"""The image files of some classes: decoded once into memory, or each time they are drawn."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalearn.runtime.files import Record
+
+from .decoding import decode, decode_all, decode_classes
+from .images import LabelledImages
+
+Classes = dict[str, list[Path]]
+"""The image files of each class, by its name."""
+
+
+class ImageFiles(LabelledImages):
+    """Labelled image files that are decoded each time they are drawn, if memory cannot hold them.
+
+    Tasks that `FewShot` draws are the same as those of the images in memory. Only `images`, which
+    other calls may use, decodes all of them at once.
+
+    Args:
+        files: the image files of each class, by its name; labels number the classes in this order.
+        channels: 1 for grey, 3 for RGB.
+        size: the height and width in pixels; None keeps those of the files.
+        description: as in `LabelledImages`.
+        change: from decoded images (images, channels, height, width) to those that are drawn.
+
+    Example:
+        >>> images = ImageFiles({"cat": [Path("cat.png")], "dog": [Path("dog.png")]}, size=28)
+        >>> len(images), images.names, images.labels.tolist()
+        (2, ('cat', 'dog'), [0, 1])
+    """
+
+    def __init__(
+        self,
+        files: Mapping[str, Sequence[Path]],
+        *,
+        channels: int = 3,
+        size: int | None = None,
+        description: Record | None = None,
+        change: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.files = files
+        self.paths = list(chain.from_iterable(files.values()))
+        counts = torch.tensor([len(paths) for paths in files.values()])
+        self.labels = torch.arange(len(counts)).repeat_interleave(counts)
+        self.names = tuple(files)
+        self.channels = channels
+        self.size = size
+        self.description: Record = dict(description or {})
+        self.change = change
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.take(torch.tensor([index]))[0].float() / 255, int(self.labels[index])
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape of an image: (channels, height, width)."""
+        return tuple(self.take(torch.tensor([0])).shape[1:])
+
+    @property
+    def images(self) -> Tensor:  # type: ignore[override]
+        """All images, decoded into memory: (images, channels, height, width), uint8.
+
+        Raises:
+            ValueError: if this machine has too little memory.
+        """
+        title = f"decoding {len(self)} images into memory"
+        return self._changed(decode_all(self.paths, self.channels, self.size, title))
+
+    def take(self, rows: Tensor) -> Tensor:
+        """The images of these rows: (rows, channels, height, width), uint8.
+
+        Raises:
+            ValueError: naming the file that cannot be read.
+        """
+        paths = [self.paths[row] for row in rows.tolist()]
+        return self._changed(torch.stack([decode(p, self.channels, self.size) for p in paths]))
+
+    def classes(self, indices: Iterable[int], **description: Any) -> ImageFiles:
+        """The images of some classes; see `LabelledImages.classes`."""
+        files = {self.names[i]: self.files[self.names[i]] for i in self._checked(indices)}
+        return self._of(files, {**self.description, **description}, self.change)
+
+    def changed(self, change: Callable[[Tensor], Tensor], description: Record) -> ImageFiles:
+        """The same files with a change of the decoded images.
+
+        Args:
+            change: from decoded images (images, channels, height, width) to those that are drawn.
+            description: of the images after it.
+        """
+        return self._of(self.files, description, change)
+
+    def _of(
+        self,
+        files: Mapping[str, Sequence[Path]],
+        description: Record,
+        change: Callable[[Tensor], Tensor] | None,
+    ) -> ImageFiles:
+        return ImageFiles(
+            files, channels=self.channels, size=self.size, description=description, change=change
+        )
+
+    def _changed(self, images: Tensor) -> Tensor:
+        return images if self.change is None else self.change(images)
+
+
+def read_images(
+    classes: Mapping[str, Sequence[Path]],
+    top: Path,
+    cache_name: str,
+    description: Record,
+    *,
+    channels: int,
+    size: int | None,
+    title: str,
+    in_memory: bool,
+    cache: bool | str | os.PathLike[str],
+    progress: bool,
+) -> LabelledImages:
+    """The images of some classes, in memory or decoded as they are drawn.
+
+    Args:
+        classes: the image files of each class.
+        top: the folder that holds them, and the cache.
+        cache_name: the start of the name of the cache's file.
+        description: as in `LabelledImages`.
+        channels: 1 for grey, 3 for RGB.
+        size: the height and width in pixels; None keeps those of the files.
+        title: what they are called in messages.
+        in_memory: False decodes images as they are drawn, and keeps nothing.
+        cache: as in `decoding.cached`.
+        progress: whether to show progress while decoding into memory.
+
+    Raises:
+        ValueError: naming the file that cannot be read or has another size, or if the images exceed
+            this machine's memory.
+    """
+    if not in_memory:
+        return ImageFiles(classes, channels=channels, size=size, description=description)
+    images, labels = decode_classes(
+        classes,
+        top,
+        cache_name,
+        channels=channels,
+        size=size,
+        title=title,
+        cache=cache,
+        progress=progress,
+    )
+    return LabelledImages(images, labels, classes, description)
