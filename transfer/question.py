@@ -46,8 +46,8 @@ class Transfer:
     """One question of transfer: images, a network, its pretraining, and its fine-tuning.
 
     Args:
-        dataset: glyphs (embedded), eurosat, a MedMNIST file (path.npz), a folder of class folders,
-            or a set of torchvision's or MedMNIST's by name.
+        dataset: glyphs (embedded), eurosat, crop-disease, isic, chestx, a MedMNIST file (path.npz),
+            a folder of class folders, or a set of torchvision's or MedMNIST's by name.
         root: the folder that holds named sets; by default METALEARN_DATA, or else ./data.
         download: let torchvision, timm or the medmnist package download data or weights that are
             not there.

@@ -22,6 +22,7 @@ from metalearn.runtime import files
 from metalearn.runtime.progress import progress as shown_progress
 
 log = logging.getLogger("metalearn")
+Path_ = str | os.PathLike[str]
 # The formats of Pillow that images of data sets come in.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 # Part of the cache keys of users' own images: change it when decoding yields other pixels.
@@ -320,11 +321,7 @@ def decode_all(
 
     def fill(i: int) -> None:
         image = decode(paths[i], channels, size, notes)
-        if image.shape != first.shape:
-            raise ValueError(
-                f"{paths[i]} is {image.shape[2]}x{image.shape[1]} pixels but {paths[0]} is"
-                f" {first.shape[2]}x{first.shape[1]}; give size= to bring all images to one size"
-            )
+        check_same_size(image, paths[i], first, paths[0])
         images[i] = image
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -338,6 +335,15 @@ def decode_all(
     for note, count in Counter(notes).items():
         log.warning("%d of %d images %s", count, len(paths), note)
     return images
+
+
+def check_same_size(image: Tensor, path: Path, first: Tensor, first_path: Path) -> None:
+    """Raise ValueError if two decoded images (channels, height, width) have different sizes."""
+    if image.shape != first.shape:
+        raise ValueError(
+            f"{path} is {image.shape[2]}x{image.shape[1]} pixels but {first_path} is"
+            f" {first.shape[2]}x{first.shape[1]}; give size= to bring all images to one size"
+        )
 
 
 def decode_classes(

@@ -119,8 +119,8 @@ def cub(
     published = Published(
         name="cub",
         title="CUB-200-2011",
-        places=("CUB_200_2011/images", "CUB_200_2011", "cub/images", "cub", "images", ""),
-        layout=ClassFolders(),
+        places=("CUB_200_2011", "cub", ""),
+        layout=ClassFolders(("images", "")),
         splits=class_table("cub.csv", protocol),
         put="the folder images",
         source=CUB_SOURCE,

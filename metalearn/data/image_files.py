@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from metalearn.runtime.files import Record
 
-from .decoding import decode, decode_all, decode_classes
+from .decoding import check_same_size, decode, decode_all, decode_classes
 from .images import LabelledImages
 
 Classes = dict[str, list[Path]]
@@ -31,7 +32,6 @@ class ImageFiles(LabelledImages):
         channels: 1 for grey, 3 for RGB.
         size: the height and width in pixels; None keeps those of the files.
         description: as in `LabelledImages`.
-        change: from decoded images (images, channels, height, width) to those that are drawn.
 
     Example:
         >>> images = ImageFiles({"cat": [Path("cat.png")], "dog": [Path("dog.png")]}, size=28)
@@ -46,9 +46,7 @@ class ImageFiles(LabelledImages):
         channels: int = 3,
         size: int | None = None,
         description: Record | None = None,
-        change: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self.files = files
         self.paths = list(chain.from_iterable(files.values()))
         counts = torch.tensor([len(paths) for paths in files.values()])
         self.labels = torch.arange(len(counts)).repeat_interleave(counts)
@@ -56,7 +54,7 @@ class ImageFiles(LabelledImages):
         self.channels = channels
         self.size = size
         self.description: Record = dict(description or {})
-        self.change = change
+        self.change: Callable[[Tensor], Tensor] | None = None
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.take(torch.tensor([index]))[0].float() / 255, int(self.labels[index])
@@ -83,12 +81,21 @@ class ImageFiles(LabelledImages):
             ValueError: naming the file that cannot be read.
         """
         paths = [self.paths[row] for row in rows.tolist()]
-        return self._changed(torch.stack([decode(p, self.channels, self.size) for p in paths]))
+        images = [decode(path, self.channels, self.size) for path in paths]
+        for path, image in zip(paths, images, strict=True):
+            check_same_size(image, path, images[0], paths[0])
+        return self._changed(torch.stack(images))
 
     def classes(self, indices: Iterable[int], **description: Any) -> ImageFiles:
         """The images of some classes; see `LabelledImages.classes`."""
-        files = {self.names[i]: self.files[self.names[i]] for i in self._checked(indices)}
-        return self._of(files, {**self.description, **description}, self.change)
+        chosen = self._checked(indices)
+        rows, labels = self._relabelled(chosen)
+        part = copy.copy(self)
+        part.paths = [self.paths[row] for row in rows.tolist()]
+        part.labels = labels
+        part.names = tuple(self.names[i] for i in chosen)
+        part.description = {**self.description, **description}
+        return part
 
     def changed(self, change: Callable[[Tensor], Tensor], description: Record) -> ImageFiles:
         """The same files with a change of the decoded images.
@@ -97,17 +104,10 @@ class ImageFiles(LabelledImages):
             change: from decoded images (images, channels, height, width) to those that are drawn.
             description: of the images after it.
         """
-        return self._of(self.files, description, change)
-
-    def _of(
-        self,
-        files: Mapping[str, Sequence[Path]],
-        description: Record,
-        change: Callable[[Tensor], Tensor] | None,
-    ) -> ImageFiles:
-        return ImageFiles(
-            files, channels=self.channels, size=self.size, description=description, change=change
-        )
+        whole = copy.copy(self)
+        whole.change = change
+        whole.description = description
+        return whole
 
     def _changed(self, images: Tensor) -> Tensor:
         return images if self.change is None else self.change(images)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -109,14 +110,10 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
             ValueError: if a class does not exist or is named twice.
         """
         chosen = self._checked(indices)
-        # Old label -> new label, and -1 for the classes that are left out.
-        relabel = torch.full((len(self.names),), -1, dtype=torch.int64)
-        relabel[chosen] = torch.arange(len(chosen))
-        labels = relabel[self.labels]
-        keep = labels >= 0
+        rows, labels = self._relabelled(chosen)
         return LabelledImages(
-            self.images[keep],
-            labels[keep],
+            self.images[rows],
+            labels,
             [self.names[i] for i in chosen],
             {**self.description, **description},
         )
@@ -131,6 +128,15 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
                 f" classes, 0 to {len(self.names) - 1}"
             )
         return chosen
+
+    def _relabelled(self, chosen: list[int]) -> tuple[Tensor, Tensor]:
+        """The rows of the images of some classes, and their new labels."""
+        # Old label -> new label, and -1 for the classes that are left out.
+        relabel = torch.full((len(self.names),), -1, dtype=torch.int64)
+        relabel[chosen] = torch.arange(len(chosen))
+        labels = relabel[self.labels]
+        rows = torch.nonzero(labels >= 0).flatten()
+        return rows, labels[rows]
 
 
 def _kind(value: object) -> str:
@@ -309,6 +315,16 @@ def _in_one_shape(inputs: list[Tensor], name: str) -> list[Tensor]:
 
 def _has_channels(image: Tensor, channels: int) -> bool:
     return image.dim() == 3 and len(image) == channels
+
+
+def channels_first(images: np.ndarray | Tensor) -> Tensor:
+    """Images, grey or with colours last, as (n, channels, height, width)."""
+    pixels = torch.as_tensor(images)
+    if pixels.ndim == 3:
+        return pixels[:, None]  # (n, height, width) -> (n, 1, height, width)
+    if pixels.ndim == 4 and pixels.shape[-1] == 3:
+        return pixels.permute(0, 3, 1, 2).contiguous()
+    return pixels
 
 
 def as_float(image: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ def load(
     size: int | None = None,
     in_memory: bool = True,
     download: bool = False,
-    protocol: str = "vinyals",
+    protocol: str | None = None,
     rotations: bool = True,
     splits: str | None = None,
     split_ratio: Listed | None = None,
@@ -76,7 +76,7 @@ def load(
         size: of the images, if their files can be decoded in any size; None for the usual.
         in_memory: False decodes image files as they are drawn.
         download: whether they may be downloaded.
-        protocol: the split of the classes of Omniglot or CUB.
+        protocol: the split of the classes of Omniglot or CUB; None for their usual one.
         rotations: whether turned characters of Omniglot are classes.
         splits: for a folder, a CSV file or a folder of them.
         split_ratio: for a folder, the shares of its classes.

@@ -17,13 +17,19 @@ from metalearn.tasks import (
     FewShot,
     LabelledImages,
     Sinusoid,
+    chestx,
     cifar_fs,
+    crop_disease,
+    cub,
     eurosat,
     fc100,
     glyphs,
     image_folder,
+    isic,
+    meta_album,
     mini_imagenet,
     omniglot,
+    tiered_imagenet,
 )
 from tests.helpers import Listed
 
@@ -231,7 +237,21 @@ def test_odd_sinusoids_are_named(changed: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", [cifar_fs, eurosat, fc100, image_folder, mini_imagenet, omniglot]
+    "source",
+    [
+        chestx,
+        cifar_fs,
+        crop_disease,
+        cub,
+        eurosat,
+        fc100,
+        image_folder,
+        isic,
+        meta_album,
+        mini_imagenet,
+        omniglot,
+        tiered_imagenet,
+    ],
 )
 @pytest.mark.parametrize(
     ("root", "split"),
