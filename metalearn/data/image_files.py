@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -81,7 +83,9 @@ class ImageFiles(LabelledImages):
             ValueError: naming the file that cannot be read.
         """
         paths = [self.paths[row] for row in rows.tolist()]
-        images = [decode(path, self.channels, self.size) for path in paths]
+        read = partial(decode, channels=self.channels, size=self.size)
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            images = list(pool.map(read, paths))
         for path, image in zip(paths, images, strict=True):
             check_same_size(image, path, images[0], paths[0])
         return self._changed(torch.stack(images))

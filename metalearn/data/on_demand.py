@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -55,7 +55,7 @@ class OnDemand:
         labels = self._labels(count)
         self.labels, classes, self.record = number_labels(labels, self.name)
         self.names = tuple(listed.get(label, label) for label in classes)
-        self.shape = self._read(0).shape
+        self.shape = next(self._read([0])).shape
 
     def _labels(self, count: int) -> list[Any]:
         """One label an item."""
@@ -72,17 +72,26 @@ class OnDemand:
         return labels
 
     def _label(self, index: int) -> int | str:
-        _, label = item_pair(self.dataset[index], f"item {index} of {self.name}", self.keys)
+        _, label = item_pair(self.dataset[index], self._item(index), self.keys)
         return one_label(label, index, self.name)
 
-    def _read(self, index: int) -> Tensor:
-        """One image, as it would be kept in memory."""
-        name = f"item {index} of {self.name}"
+    def _read(self, rows: list[int]) -> Iterator[Tensor]:
+        """Images as they would be kept in memory."""
+        for row, image in zip(rows, self._raw(rows), strict=True):
+            yield compact(self.convert(image, self._item(row)))
+
+    def _raw(self, rows: list[int]) -> Iterator[Any]:
+        """Images as the data set has them, one after another."""
         if isinstance(self.dataset, LabelledImages):  # as they are stored, not as `[i]` scales them
-            image = self.dataset.take(torch.tensor([index]))[0]
-        else:
-            image, _ = item_pair(self.dataset[index], name, self.keys)
-        return compact(self.convert(image, name))
+            yield from self.dataset.take(torch.tensor(rows))
+            return
+        for row in rows:
+            image, _ = item_pair(self.dataset[row], self._item(row), self.keys)
+            yield image
+
+    def _item(self, row: int) -> str:
+        """An item's name in messages."""
+        return f"item {row} of {self.name}"
 
     def take(self, rows: Sequence[int]) -> Tensor:
         """The images of these items, (items, ...), as uint8, float32 or, for token ids, int64.
@@ -90,7 +99,9 @@ class OnDemand:
         Raises:
             ValueError: an image has another shape than the first of the data set.
         """
-        images = [self._in_shape(self._read(row), row) for row in map(int, rows)]
+        numbers = [int(row) for row in rows]
+        read = zip(numbers, self._read(numbers), strict=True)
+        images = [self._in_shape(image, row) for row, image in read]
         if any(image.dtype != torch.uint8 for image in images):
             images = [as_float(image) for image in images]
         return torch.stack(images)
@@ -102,7 +113,7 @@ class OnDemand:
             return image.expand(self.shape)
         if image.shape != self.shape:
             raise ValueError(
-                f"item {row} of {self.name} has shape {tuple(image.shape)} but item 0 has"
+                f"{self._item(row)} has shape {tuple(image.shape)} but item 0 has"
                 f" {tuple(self.shape)}; bring all to one size and kind, for example with"
                 " transform=v2.Compose([v2.RGB(), v2.Resize((84, 84))])"
             )

@@ -75,9 +75,9 @@ def test_only_the_images_of_a_task_are_decoded(
     tasks = FewShot(read(folder, in_memory=False), 2, 1, 3, tasks=4)
     decoded = []
 
-    def counted(path: Path, *options: object) -> torch.Tensor:
+    def counted(path: Path, channels: int, size: int) -> torch.Tensor:
         decoded.append(path)
-        return decoding.decode(path, *options)
+        return decoding.decode(path, channels, size)
 
     monkeypatch.setattr(image_files, "decode", counted)
     support, query = tasks[1]
