@@ -30,6 +30,8 @@ class OnDemand:
         labels: (items,) int64, numbered from 0.
         names: of the classes.
         record: of the number of each label (see `number_labels`).
+        may_draw: whether reading an item may draw random numbers, as a data set's own transforms
+            do.
 
     Raises:
         TypeError: an item is no pair, or a label does not name a class.
@@ -50,6 +52,7 @@ class OnDemand:
         self.keys = keys
         self.convert = convert
         self.name = type(dataset).__name__
+        self.may_draw = not isinstance(dataset, LabelledImages)
         count = length(dataset)
         listed = class_names(dataset, keys[1])
         labels = self._labels(count)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -192,7 +193,7 @@ class FewShot(Dataset[Episode]):
     @property
     def draws_globally(self) -> bool:
         """Whether drawing a task uses the process's global random generators for a while."""
-        return self.augment is not None or self._files is not None
+        return self.augment is not None or (self._files is not None and self._files.may_draw)
 
     def __repr__(self) -> str:
         numbers = ", ".join(f"{name}={value}" for name, value in self._numbers().items())
@@ -265,15 +266,19 @@ class FewShot(Dataset[Episode]):
             images = self._inputs.index_select(0, torch.from_numpy(rows))
         else:
             assert self._files is not None
-            # The data set's own transforms draw from the global generators. `rng` stays where it
-            # is, so `augment` draws what it draws of images in memory.
-            key = zlib.crc32(np.array((self.seed, number), dtype=np.uint64).tobytes())
-            with seeded_globally(key), naming_transform(self.transform, f"task {number}: "):
+            # `rng` stays where it is, so `augment` draws what it draws of images in memory.
+            with self._seeded(number), naming_transform(self.transform, f"task {number}: "):
                 images = self._files.take(rows.tolist())
         if self.augment is None:
             return images
         source = type(self.dataset).__name__
         return self.augment(images, rng, lambda i: f"item {rows[i]} of {source} in task {number}")
+
+    def _seeded(self, number: int) -> AbstractContextManager[None]:
+        """Seed the global generators, from which the data set's own transforms draw, for a task."""
+        if self._files is None or not self._files.may_draw:
+            return nullcontext()
+        return seeded_globally(zlib.crc32(np.array((self.seed, number), np.uint64).tobytes()))
 
     def _finished(self, images: Tensor) -> Tensor:
         """Images (..., channels, height, width) as floating-point values, normalised."""
@@ -292,13 +297,13 @@ class FewShot(Dataset[Episode]):
         """
         if not len(indices):
             raise ValueError("stack([]) has no task; give the number of at least one task")
-        if self.draws_globally or self.sizes_vary:  # each task has draws of its own
+        # Each task has draws of its own, or files to read.
+        if self.draws_globally or self.sizes_vary or self._inputs is None:
             tasks = [self[index] for index in indices]
             return stack(tasks, pad=self.sizes_vary, indices=indices).to(device)
         rows = np.stack(
             [self._draw(philox(self.seed, position(index, self.tasks))) for index in indices]
         )
-        assert self._inputs is not None
         images = self._inputs.index_select(0, torch.from_numpy(rows.ravel()))
         if torch.device(device).type == "cuda":
             # Pinned memory lets the copy overlap with computing.

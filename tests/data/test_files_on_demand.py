@@ -61,7 +61,8 @@ def test_tasks_are_those_of_the_images_in_memory(folder: Path, options: dict[str
     drawn = []
     for stored in (True, False):
         tasks = FewShot(read(folder, in_memory=stored), 2, 1, 3, tasks=4, seed=3, **options)
-        assert tasks.draws_globally == ("augment" in options or not stored)
+        # Files have no random transforms of their own, so tasks may be drawn ahead in a thread.
+        assert tasks.draws_globally == ("augment" in options)
         drawn.append([tasks[2], tasks.stack([0, 3])])
     for ours, theirs in zip(*drawn, strict=True):
         assert torch.equal(ours.support.inputs, theirs.support.inputs)
