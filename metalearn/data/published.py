@@ -24,6 +24,10 @@ SPLITS = ("train", "validation", "test")
 class Layout(Protocol):
     """How the files of a data set lie in its folder."""
 
+    @property
+    def mark(self) -> str:
+        """What a folder of the data set must have, for messages."""
+
     def present(self, folder: Path, names: list[str]) -> bool:
         """Whether a folder holds at least a part of the data set."""
 
@@ -81,16 +85,16 @@ class Published:
         for place in self.places:
             if self.layout.present(top / place, names):
                 return top / place
+        missing = f"there is no {self.title} in {root}"
+        for place in filter(None, self.places):
+            if (top / place).is_dir():
+                missing += f" ({top / place} has no {self.layout.mark})"
+                break
         cure = f"put {self.put} of {self.source}, into {top / self.places[0]}"
         if self.download is None:
-            raise FileNotFoundError(
-                f"there is no {self.title} in {root}: {cure}; no library here downloads it."
-                f" {NO_FILES}"
-            )
+            raise FileNotFoundError(f"{missing}: {cure}; no library here downloads it. {NO_FILES}")
         if not download:
-            raise FileNotFoundError(
-                f"there is no {self.title} in {root}: {cure}, or pass download=True; {NO_FILES}"
-            )
+            raise FileNotFoundError(f"{missing}: {cure}, or pass download=True; {NO_FILES}")
         try:
             self.download(top)
         except (OSError, RuntimeError) as error:
@@ -179,6 +183,7 @@ class ClassFolders:
     """
 
     inside: tuple[str, ...] = ("",)
+    mark = "class folder of it"
 
     def present(self, folder: Path, names: list[str]) -> bool:
         """Whether there is a folder of any of the classes."""
@@ -220,6 +225,11 @@ class LabelTable:
     columns: tuple[str, ...]
     images: tuple[str, ...]
     labels: Callable[[Row], tuple[str, str] | None]
+
+    @property
+    def mark(self) -> str:
+        """The file that lists the classes."""
+        return self.tables[0]
 
     def present(self, folder: Path, names: list[str]) -> bool:
         """Whether there is the file."""

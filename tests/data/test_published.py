@@ -198,6 +198,14 @@ def test_a_ground_truth_that_does_not_fit_is_named(
         isic(tmp_path)
 
 
+def test_images_without_their_ground_truth_are_named(tmp_path: Path) -> None:
+    write_isic(tmp_path / "isic").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=rf"no ISIC 2018 in .*isic has no {TRUTH}/{TRUTH}\.csv\): put the"
+    ):
+        isic(tmp_path)
+
+
 def test_a_ground_truth_with_another_class_is_named(tmp_path: Path) -> None:
     table = write_isic(tmp_path / "isic")
     lines = table.read_text().splitlines()
