@@ -250,7 +250,11 @@ def _in_folders(top: Path, split: str, folders: dict[str, Path]) -> Classes:
 
 
 def deal(
-    classes: Sequence[T], shares: tuple[float, ...], seed: int, source: object
+    classes: Sequence[T],
+    shares: tuple[float, ...],
+    seed: int,
+    source: object,
+    kind: str = "class folders",
 ) -> dict[str, list[T]]:
     """Deal classes to the splits by seed.
 
@@ -259,6 +263,7 @@ def deal(
         shares: fractions that sum to 1, or numbers of classes.
         seed: of the deal.
         source: what has them, for messages.
+        kind: what they are there, for messages.
 
     Raises:
         ValueError: if the shares are not three positive numbers, or there are too few classes.
@@ -279,8 +284,8 @@ def deal(
         needed = sum(map(int, shares))
     if len(classes) < needed:
         raise ValueError(
-            f"{source} has {len(classes)} class folders but a split by seed needs {needed}; add"
-            " classes, or name the splits in a CSV file"
+            f"{source} has {len(classes)} {kind} but a split by seed needs {needed}; add classes,"
+            " or name the splits in a CSV file"
         )
     if counted:
         train, validation, test = map(int, shares)

@@ -56,7 +56,7 @@ class ImageFiles(LabelledImages):
         self.channels = channels
         self.size = size
         self.description: Record = dict(description or {})
-        self.change: Callable[[Tensor], Tensor] | None = None
+        self.changes: tuple[Callable[[Tensor], Tensor], ...] = ()
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.take(torch.tensor([index]))[0].float() / 255, int(self.labels[index])
@@ -109,12 +109,14 @@ class ImageFiles(LabelledImages):
             description: of the images after it.
         """
         whole = copy.copy(self)
-        whole.change = change
+        whole.changes = (*self.changes, change)
         whole.description = description
         return whole
 
     def _changed(self, images: Tensor) -> Tensor:
-        return images if self.change is None else self.change(images)
+        for change in self.changes:
+            images = change(images)
+        return images
 
 
 def read_images(

@@ -71,7 +71,7 @@ def meta_album(
     names = sorted(classes)
     description: Record = {"source": "meta_album", "folder": top.resolve().name, "split": split}
     if splits is not None:
-        dealt = deal(names, tuple(splits), seed, top)
+        dealt = deal(names, tuple(splits), seed, top, "categories")
         names = dealt[split]
         description |= {"classes_split_by": "seed", "seed": seed, "shares": tuple(splits)}
         description["classes_per_split"] = {part: len(dealt[part]) for part in dealt}

@@ -91,6 +91,7 @@ def test_classes_conversions_and_minibatches_are_the_same(folder: Path) -> None:
         lambda images: images.classes([2, 0], note="two"),
         lambda images: converted(images, channels=1, size=6),
         lambda images: converted(images, channels=1, size=6).classes([1]),
+        lambda images: converted(converted(images, channels=1, size=8), channels=1, size=6),
     ):
         expected, found = change(stored), change(files)
         assert isinstance(found, ImageFiles) and found.description == expected.description

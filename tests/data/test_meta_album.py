@@ -61,7 +61,7 @@ def test_a_split_by_seed_divides_them(album: Path) -> None:
     for part in parts:
         reds = [20 * int(part.names[label][-1]) for label in part.labels.tolist()]
         assert part.images[:, 0, 0, 0].tolist() == reds
-    with pytest.raises(ValueError, match=r"has 6 class.* but a split by seed needs 9"):
+    with pytest.raises(ValueError, match=r"has 6 categories but a split by seed needs 9"):
         meta_album(album, splits=(5, 2, 2))
 
 
