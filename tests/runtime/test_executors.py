@@ -137,6 +137,7 @@ def test_loky() -> None:
         assert results(executor, divmod, [(7, 2), (9, 4)]) == {(7, 2): (3, 1), (9, 4): (2, 1)}
 
 
+@pytest.mark.slow  # a cluster takes long to start
 @pytest.mark.filterwarnings("ignore")
 def test_dask() -> None:
     pytest.importorskip("dask.distributed")

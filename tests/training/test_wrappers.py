@@ -133,6 +133,7 @@ def check_ranks(folder: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_two_ranks_train_as_one_process(
     start_ranks: Callable[..., list[Any]], tmp_path: Path
 ) -> None:
