@@ -12,7 +12,7 @@ derivatives through batch, layer and instance norm with task-adapted weights are
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -28,7 +28,7 @@ from .labels import class_count, labels_on_cpu
 from .randomness import TaskRandomness, random_part, refuse_draws
 from .solver import OuterGradient, Solver, device_of, is_on, query_logits
 from .threads import in_order, in_threads, thread_count, tied_part
-from .unequal_tasks import by_size, groups, joined, takes_padding, trimmed
+from .unequal_tasks import Ordered, by_size, groups, joined, takes_padding, trimmed
 
 WAYS = ("auto", "loop", "threads", "vectorized", "graphs", "compiled")
 # Vectorized tasks whose operations are recorded, and on what kind of device.
@@ -249,25 +249,6 @@ def _predictions(learner: Solver, network: Functional, episode: Episode) -> Tens
     if network.tasks is None:
         return logits.unsqueeze(0)  # (1, queries, ways)
     return logits
-
-
-@dataclass(frozen=True)
-class Ordered:
-    """A stack in the order in which its tasks run.
-
-    Attributes:
-        episodes: the stack in that order.
-        order: the number of each of its tasks in the caller's stack; None if it is the same.
-    """
-
-    episodes: Episode
-    order: Tensor | None = None
-
-    def restored(self, results: Tensor) -> Tensor:
-        """Results of the tasks (tasks, ...) in the order of the caller's stack."""
-        if self.order is None:
-            return results
-        return results[self.order.argsort().to(results.device)]
 
 
 def in_order_of_size(learner: Solver, episodes: Episode) -> Ordered:

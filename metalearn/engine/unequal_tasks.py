@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,25 @@ from .solver import Solver
 # What Python and the dispatch of operations cost a group of tasks, in multiplications. It was
 # measured for ANIL and ProtoNet on features, is rough, and decides the time alone.
 OVERHEAD = 10**8
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """A stack in the order in which its tasks run.
+
+    Attributes:
+        episodes: the stack in that order.
+        order: the number of each of its tasks in the caller's stack; None if it is the same.
+    """
+
+    episodes: Episode
+    order: Tensor | None = None
+
+    def restored(self, results: Tensor) -> Tensor:
+        """Results of the tasks (tasks, ...) in the order of the caller's stack."""
+        if self.order is None:
+            return results
+        return results[self.order.argsort().to(results.device)]
 
 
 def takes_padding(learner: Solver) -> bool:
