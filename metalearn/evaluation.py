@@ -76,10 +76,11 @@ class Evaluation(Tabular):
     def at_chance(self) -> bool:
         """Whether each of several tasks scores exactly 1 / ways.
 
-        A learner that predicts one class for every query does.
+        A learner that predicts one class for every query does. Tasks whose ways are drawn have no
+        common chance level.
         """
         ways = self.settings.get("episodes", {}).get("ways")
-        if self.measure != "accuracy" or len(self.per_episode) < 2 or not ways:
+        if self.measure != "accuracy" or len(self.per_episode) < 2 or not isinstance(ways, int):
             return False
         return bool((self.per_episode == 1 / ways).all())
 

@@ -64,7 +64,8 @@ def takes_padding(learner: Solver) -> bool:
 def _leaves_padding_out(loss: object) -> bool:
     """Whether a loss is the mean cross-entropy over examples without the label of padding."""
     if isinstance(loss, nn.CrossEntropyLoss):
-        return loss.ignore_index == PADDING and loss.reduction == "mean" and loss.weight is None
+        plain = loss.weight is None and not loss.label_smoothing
+        return plain and loss.ignore_index == PADDING and loss.reduction == "mean"
     return loss is F.cross_entropy
 
 
