@@ -99,6 +99,7 @@ def protocols() -> Table:
     columns = (
         "ways, shots",
         "learner",
+        "preset",
         "test characters",
         "queries a class",
         "seeds",
@@ -117,11 +118,12 @@ def protocols() -> Table:
             (
                 f"{first['ways']}-way {first['shots']}-shot",
                 first["algorithm"],
+                first["preset"],
                 characters(first),
                 str(first["queries"]),
                 str(len(group)),
                 accuracy_over_seeds(group),
-                " or ".join(steps),
+                f"{' or '.join(steps)} x {first['meta_batch']} tasks",
                 f"{duration(seconds)}, {device(first)}",
                 beside("omniglot", first["ways"], first["shots"], first["algorithm"]),
                 runs.of(*group),
@@ -131,13 +133,18 @@ def protocols() -> Table:
 
 
 def by_protocol() -> list[list[Row]]:
-    """The seeds of each protocol on Omniglot under the preset `finn2017`, newest row of each."""
+    """The seeds on Omniglot under the preset `finn2017` or on Finn et al.'s characters.
+
+    Each has its newest row.
+    """
     groups: dict[tuple[Any, ...], dict[int, Row]] = {}
     for row in load(RESULTS):
-        if row["dataset"] == "omniglot" and row["preset"] == "finn2017":
+        of_omniglot = row["dataset"] == "omniglot"
+        on_their_characters = row["data"].get("protocol") == "finn"
+        if of_omniglot and (row["preset"] == "finn2017" or on_their_characters):
             # Seeds that were stopped a few steps apart are one line.
             length = round(row["trained_steps"], -2)
-            names = ("ways", "shots", "algorithm")
+            names = ("ways", "shots", "algorithm", "preset")
             key = (*(row[name] for name in names), characters(row), row["queries"], length)
             groups.setdefault(key, {})[row["seed"]] = row
     return [list(seeds.values()) for _, seeds in sorted(groups.items())]
