@@ -30,6 +30,7 @@ from .pages import (
     forgetting,
     frozen_transformers,
     init_strategies,
+    omniglot_splits,
     one_shot,
     pointer_values,
     reinforcement,
@@ -544,6 +545,36 @@ def maml_plus_plus() -> list[str]:
         f"{row['meta_batch']}",
         published("omniglot", "maml", FINN),
     ]
+
+
+@claim
+def finn_split() -> list[str]:
+    """The split drawn at random, minus that of Vinyals et al."""
+    gains = [omniglot_splits.difference("finn", steps) for steps in omniglot_splits.points()]
+    assert gains[0].low > 0 and gains[1].low > 0 > gains[2].low
+    seeds = str(len(omniglot_splits.rows_at("finn", omniglot_splits.points()[-1])))
+    figures = [in_points({"mean": gain.mean, "interval": gain.interval}) for gain in gains]
+    steps = [f"{steps:,}" for steps in omniglot_splits.points()]
+    return [*figures[0], steps[0], *figures[1], steps[1], seeds, steps[2], *figures[2]]
+
+
+@claim
+def lake_split() -> list[str]:
+    """The split of Lake et al., minus that of Vinyals et al."""
+    last = omniglot_splits.points()[-1]
+    loss = omniglot_splits.difference("lake", last)
+    seeds = str(len(omniglot_splits.rows_at("lake", last)))
+    return [*in_points({"mean": loss.mean, "interval": loss.interval}), f"{last:,}", seeds]
+
+
+@claim
+def finn_tests() -> list[str]:
+    """The same networks on Finn et al.'s test tasks and on ours."""
+    last = omniglot_splits.points()[-1]
+    theirs = omniglot_splits.rows_at("finn", last, "turned characters, one query a class")
+    ours = omniglot_splits.rows_at("vinyals", last)
+    means = [sum(row["accuracy"] for row in rows) / len(rows) for rows in (theirs, ours)]
+    return [points(means[0]), points(means[1]), str(ours[0]["queries"])]
 
 
 @claim

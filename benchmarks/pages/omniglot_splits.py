@@ -43,19 +43,21 @@ def difference(split: str, steps: int, test: str = TEST) -> Estimate:
 
 
 def curve() -> Table:
-    """The accuracy on each split after each number of steps."""
-    columns = ["split", "characters to train on"]
-    columns += [f"accuracy after {steps:,} steps, %" for steps in points()]
-    columns.append(f"minus Vinyals et al. after {points()[-1]:,}, points")
+    """The accuracy on each split after each number of steps, then the differences."""
+    columns = ["split", "characters to train on", "seeds"]
+    columns += [f"after {steps:,} steps, %" for steps in points()]
     lines = []
     for split, name in NAMES.items():
-        cells = []
+        rows = rows_at(split, points()[0])
+        cells = [str(rows[0]["characters"]), str(len(rows))]
         for steps in points():
             cells.append(over_seeds([row["accuracy"] for row in rows_at(split, steps)], 100, 1))
-        minus = ""
-        if split != "vinyals":
-            minus = difference(split, points()[-1]).shown("+.1f", 100)
-        lines.append((name, str(rows_at(split, points()[0])[0]["characters"]), *cells, minus))
+        lines.append((name, *cells))
+    for split in ("finn", "lake"):
+        # The shorter split of two decides how many seeds have a pair.
+        pairs = [str(len(rows_at(split, points()[0])))]
+        cells = [difference(split, steps).shown("+.1f", 100) for steps in points()]
+        lines.append((f"{split} minus vinyals, points, paired", "", *pairs, *cells))
     return table(columns, lines)
 
 

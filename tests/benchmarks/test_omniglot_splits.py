@@ -87,3 +87,4 @@ def test_the_page_pairs_splits_by_seed(tmp_path: Path, monkeypatch: pytest.Monke
     assert "91.0 ± 1.4" in text
     assert "+3.5 ± 6.4" in text
     assert "91.0 (one seed)" in text
+    assert "| finn minus vinyals, points, paired |  | 2 |" in text
