@@ -475,7 +475,7 @@ def overview_race() -> list[str]:
     ends = {}
     for row in costs.races()[0]:
         ends[row["algorithm"], row["side"]] = row["points"][-1]["steps"]
-    names = dict.fromkeys(name for name, _ in ends)
+    names = [name for name, side in ends if side == "learn2learn"]
     more = [ends[name, "metalearn"] / ends[name, "learn2learn"] - 1 for name in names]
     return between([100 * share for share in more], 0)
 
@@ -719,13 +719,43 @@ def small_networks() -> list[str]:
     return [*random, points(gain["paired"]["difference"]["mean"], 2)]
 
 
+def race_seconds() -> str:
+    """How long each side trained in the newest races."""
+    return f"{min(row['points'][-1]['seconds'] for row in costs.races()[0]):.0f}"
+
+
+def race_end(algorithm: str) -> Row:
+    """Where the newest race of ours ended."""
+    (row,) = matching(costs.races()[0], algorithm=algorithm, side="metalearn")
+    end: Row = row["points"][-1]
+    return end
+
+
+@claim
+def race_of_learners() -> list[str]:
+    """The accuracy of our learners after the same seconds."""
+    order = ("maml++", "r2d2", "protonet", "protomaml", "anil", "maml", "fomaml")
+    return [race_seconds(), *(points(race_end(name)["accuracy"]) for name in order)]
+
+
+@claim
+def minutes_to_the_aim() -> list[str]:
+    """ProtoNet and R2-D2 under the preset `quick`, and how long they trained."""
+    numbers = []
+    for name in ("protonet", "r2d2"):
+        row = few_shot_run("omniglot", name, "quick")
+        numbers += in_points({"mean": row["accuracy"], "interval": row["interval"]}, 2)
+        numbers.append(f"{row['training_seconds'] / 60:.1f}")
+    return numbers
+
+
 @claim
 def same_seconds() -> list[str]:
-    """Outer steps in 24 seconds, of the newest turns."""
+    """Outer steps in the same seconds, of the newest turns."""
     made = {}
     for row in costs.races()[0]:
         made[row["side"], row["algorithm"]] = row["points"][-1]["steps"]
-    numbers = ["24"]
+    numbers = [race_seconds()]
     for side in ("metalearn", "learn2learn"):
         numbers += [str(made[side, name]) for name in ("maml", "fomaml", "anil")]
     return numbers

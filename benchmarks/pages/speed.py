@@ -186,24 +186,33 @@ def rest() -> Table:
     return table(columns, [*sampling_lines(), *start_lines()])
 
 
+# Figure -> side -> what is drawn.
+SAMPLED = {
+    "sampling": {
+        "learn2learn": "the same images in memory",
+        FILES: "learn2learn's own Omniglot, from its files",
+    },
+    "transforms": {
+        "learn2learn": "random crop, colours and flip of each image of 32 x 32 pixels, normalised",
+    },
+}
+
+
 def sampling_lines() -> list[Line]:
     """Episodes per second of ours and of learn2learn's sampler."""
     runs = Runs(RESULTS)
     figure = "episodes per second, 5-way 1-shot, 15 queries a class"
-    sources = {
-        "learn2learn": "the same images in memory",
-        FILES: "learn2learn's own Omniglot, from its files",
-    }
     lines: list[Line] = []
-    for row in newest("sampling"):
-        rates = {name: statistics.median(values) for name, values in row["rates"].items()}
-        for name, source in sources.items():
-            cells = (row["missing"].get("learn2learn", NONE), NONE)
-            if name in rates:
-                cells = (f"{rates[name]:,.0f}", f"{rates[OURS] / rates[name]:.0f}")
-            where = f"{row['device']}, 1 thread"
-            ours = f"{rates[OURS]:,.0f}"
-            lines.append((where, f"{figure}; {source}", ours, *cells, runs.of(row)))
+    for kind, sources in SAMPLED.items():
+        for row in newest(kind):
+            rates = {name: statistics.median(values) for name, values in row["rates"].items()}
+            for name, source in sources.items():
+                cells = (row["missing"].get("learn2learn", NONE), NONE)
+                if name in rates:
+                    cells = (f"{rates[name]:,.0f}", f"{rates[OURS] / rates[name]:.0f}")
+                where = f"{row['device']}, 1 thread"
+                ours = f"{rates[OURS]:,.0f}"
+                lines.append((where, f"{figure}; {source}", ours, *cells, runs.of(row)))
     return lines
 
 

@@ -93,7 +93,7 @@ class Normalization(NamedTuple):
             )
         # (channels, 1, 1), to broadcast over height and width
         mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in self)
-        return (images - mean) / std
+        return (images - mean).div_(std)
 
 
 def _numbers(text: str) -> list[float]:

@@ -25,7 +25,7 @@ from .solver import Solver
 
 # What Python and the dispatch of operations cost a group of tasks, in multiplications. It was
 # measured for ANIL and ProtoNet on features, is rough, and decides the time alone.
-OVERHEAD = 10**8
+OVERHEAD = 3 * 10**7
 
 
 @dataclass(frozen=True)

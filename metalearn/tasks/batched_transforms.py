@@ -79,8 +79,8 @@ def batched(transform: Any) -> Batched | None:
 
 def flipped(images: Tensor, side: int, chosen: np.ndarray) -> Tensor:
     """The images with those that are chosen (images,) mirrored along one dimension."""
-    mirrored = torch.from_numpy(chosen).view(-1, *[1] * (images.ndim - 1))
-    return torch.where(mirrored, images.flip(side), images)
+    rows = torch.from_numpy(np.flatnonzero(chosen))
+    return images.index_copy(0, rows, images[rows].flip(side))
 
 
 # Crops
