@@ -255,6 +255,7 @@ def picture(rows: list[Row], path: Path) -> None:
                 _draw_race(axis, row)
         axis.set(title=name.upper(), xlabel="seconds of training")
         axis.legend(loc="lower right", fontsize="small")
+        axis.tick_params(labelbottom=True)  # the panel below it may be missing
         axis.grid(alpha=0.3)
     first = rows[0]
     problem = f"{first['dataset']} {first['ways']}-way {first['shots']}-shot"

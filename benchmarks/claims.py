@@ -492,7 +492,9 @@ def overview_growth() -> list[str]:
 @claim
 def overview_engine() -> list[str]:
     """The plain loop's time as a multiple of ours."""
-    rows = [row for row in load(RESULTS / "engine.jsonl") if row["figure"].startswith("time")]
+    rows = [
+        row for row in load(RESULTS / "engine.jsonl") if row["figure"].startswith("time of one")
+    ]
     return [f"{rows[-1]['median_ratio']:.2f}"]
 
 
@@ -729,6 +731,18 @@ def race_end(algorithm: str) -> Row:
     (row,) = matching(costs.races()[0], algorithm=algorithm, side="metalearn")
     end: Row = row["points"][-1]
     return end
+
+
+@claim
+def unequal_tasks() -> list[str]:
+    """The time of an image in padded stacks: the slowest with convolutions, and on features."""
+    newest = {}
+    for row in costs.load(costs.FOLDER / "engine.jsonl"):
+        if "ratio_per_example" in row:
+            newest[row["figure"]] = row["ratio_per_example"]
+    on_features = [ratio for figure, ratio in newest.items() if "on features" in figure]
+    images = [ratio for figure, ratio in newest.items() if "Conv4" in figure]
+    return [f"{max(images):.2f}", *between(on_features, 1)]
 
 
 @claim
