@@ -283,13 +283,15 @@ def run_tasks(learner: Solver, episodes: Episode, work: Work[Result]) -> Iterato
     way = choose_execution(learner)
     if way in RECORDED and work is _predictions and torch.is_grad_enabled():
         way = "vectorized"  # a recording has no graph to differentiate
+    chunks = _chunks
     if way in VECTORIZED and is_padded(episodes):
         # A recording is of one size, and padded stacks are of many.
         way = "vectorized" if takes_padding(learner) else "loop"
+        chunks = _chunks_of_like_size
     if way in RECORDED:
-        yield from _in_chunks(learner, episodes, work, _recorded)
+        yield from _in_chunks(learner, chunks(learner, episodes), work, _recorded)
     elif way == "vectorized":
-        yield from _in_chunks(learner, episodes, work, _at_once)
+        yield from _in_chunks(learner, chunks(learner, episodes), work, _at_once)
     elif way == "threads":
         yield from in_threads(learner, unstack(episodes), partial(work, learner))
     else:
@@ -297,9 +299,9 @@ def run_tasks(learner: Solver, episodes: Episode, work: Work[Result]) -> Iterato
 
 
 def _in_chunks(
-    learner: Solver, episodes: Episode, work: Work[Result], run: Callable[..., Any]
+    learner: Solver, chunks: Iterator[Episode], work: Work[Result], run: Callable[..., Any]
 ) -> Iterator[Result]:
-    for chunk in _chunks(learner, episodes):
+    for chunk in chunks:
         randomness = TaskRandomness(device_of(learner))
         network = learner.network.stacked(len(chunk.query.targets))
         try:
@@ -314,12 +316,14 @@ def _in_chunks(
 
 def _chunks(learner: Solver, episodes: Episode) -> Iterator[Episode]:
     """The parts of a stack that are vectorized at once: memory grows with them."""
-    if is_padded(episodes):
-        for group in groups(learner, episodes, CHUNK):
-            yield trimmed(part_of(episodes, group))
-        return
     for start in range(0, len(episodes.query.targets), CHUNK):
         yield part_of(episodes, slice(start, start + CHUNK))
+
+
+def _chunks_of_like_size(learner: Solver, episodes: Episode) -> Iterator[Episode]:
+    """The parts of a padded stack, sorted by size, that are vectorized at once."""
+    for group in groups(learner, episodes, CHUNK):
+        yield trimmed(part_of(episodes, group))
 
 
 def _at_once(learner: Solver, network: Functional, chunk: Episode, work: Work[Result]) -> Result:
